@@ -1,0 +1,1 @@
+"""SVDiff: Compact Parameter Space for Diffusion Fine-Tuning (Han et al., ICCV 2023)."""
