@@ -1,0 +1,305 @@
+"""The networks that look at pictures for the metrics: CLIP, DINO, LPIPS, Inception, and the picturebook's own.
+
+Every loader takes a name: "picturebook" (the miniature that the project carries), a local folder or file, or the name
+of published weights, which are looked for in the local cache first and then, unless HF_HUB_OFFLINE is set, fetched.
+Pictures are float32 [B, 3, H, W] in [0, 1] everywhere; what a network wants instead is done here, in one place.
+"""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.error import URLError
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from common.runs import InputError
+
+PICTUREBOOK = "picturebook"
+PICTUREBOOK_MODELS = Path(__file__).parent / "picturebook" / "models"
+
+# The encoders of the published PIE-Bench tables, under the names by which the loaders know them.
+PIE_ENCODERS = {"clip": "openai/clip-vit-large-patch14", "dino": "facebook/dino-vitb8", "lpips": "squeeze"}
+
+TRUNK_FILES = {
+    "alex": "alexnet-owt-7be5be79.pth",
+    "squeeze": "squeezenet1_1-b8a52dc0.pth",
+    "vgg": "vgg16-397923af.pth",
+}
+TRUNK_URL = "https://download.pytorch.org/models/"
+INCEPTION_FILE = "inception-2015-12-05.pt"
+INCEPTION_URL = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/"
+
+IMAGENET_MEAN = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
+IMAGENET_STD = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """CLIP's two towers; `label` names the weights in every score."""
+
+    label: str
+    model: nn.Module  # transformers.CLIPModel
+    processor: Callable  # transformers.CLIPImageProcessorPil: the classic resize, which the torchvision one only nears
+    tokenizer: Callable
+
+    @torch.no_grad()
+    def embed(self, pictures: Tensor) -> Tensor:
+        """Pictures [B, 3, H, W] in [0, 1] -> unit vectors [B, D]. CLIP's own resize works on 8-bit pictures."""
+        images = list(to_uint8(pictures).permute(0, 2, 3, 1).cpu().numpy())
+        pixels = self.processor(images=images, input_data_format="channels_last", return_tensors="pt")["pixel_values"]
+        pooled = self.model.vision_model(pixels.to(self.model.device)).pooler_output
+        return F.normalize(self.model.visual_projection(pooled), dim=-1).to(pictures.device)
+
+    @torch.no_grad()
+    def embed_text(self, prompts: list[str]) -> Tensor:
+        """Prompts -> unit vectors [B, D], on the CPU. Prompts over the tokenizer's limit are cut."""
+        tokens = self.tokenizer(prompts, padding=True, truncation=True, return_tensors="pt").to(self.model.device)
+        pooled = self.model.text_model(tokens["input_ids"], attention_mask=tokens["attention_mask"]).pooler_output
+        return F.normalize(self.model.text_projection(pooled), dim=-1).cpu()
+
+
+@dataclass(frozen=True)
+class Dino:
+    """A DINO vision transformer (transformers.ViTModel)."""
+
+    label: str
+    model: nn.Module
+
+    def _run(self, pictures: Tensor, pixel_range: float, antialias: bool) -> Tensor:
+        size = self.model.config.image_size
+        pixels = pictures * pixel_range
+        pixels = F.interpolate(pixels, (size, size), mode="bilinear", antialias=antialias, align_corners=False)
+        pixels = (pixels - IMAGENET_MEAN.to(pixels)) / IMAGENET_STD.to(pixels)
+        return self.model(pixels.to(self.model.device)).last_hidden_state
+
+    @torch.no_grad()
+    def embed(self, pictures: Tensor) -> Tensor:
+        """Pictures [B, 3, H, W] in [0, 1] -> class tokens [B, D] of the last layer (not the pooler: DINO has none)."""
+        return self._run(pictures, pixel_range=1.0, antialias=True)[:, 0].to(pictures.device)
+
+    @torch.no_grad()
+    def keys(self, pictures: Tensor, pixel_range: float = 1.0, antialias: bool = True) -> Tensor:
+        """Keys [B, 1 + patches, D] of the last block, heads side by side, class token first.
+
+        `pixel_range` multiplies the pictures before ImageNet's mean and deviation are applied: 1 is right,
+        255 is what the published PIE-Bench scorer does. It also resizes without antialiasing.
+        """
+        # The projection is called attention.k_proj or, before transformers renamed it, attention.key.
+        names = ("attention.k_proj", "attention.key")
+        key_layers = [module for name, module in self.model.named_modules() if name.endswith(names)]
+        caught = []
+        hook = key_layers[-1].register_forward_hook(lambda module, inputs, output: caught.append(output))
+        try:
+            self._run(pictures, pixel_range, antialias)
+        finally:
+            hook.remove()
+        return caught[0].to(pictures.device)
+
+
+@dataclass(frozen=True)
+class Lpips:
+    """A perceptual distance (Zhang et al., CVPR 2018): feature maps, and a head that weighs their channels."""
+
+    label: str
+    features: Callable[[Tensor], list[Tensor]]  # pictures [B, 3, H, W] in [0, 1] -> maps [B, C, h, w]
+    head: Callable[[int, Tensor], Tensor]  # number of the layer, squared differences [B, C, h, w] -> [B, 1, h, w]
+
+    @torch.no_grad()
+    def layer_maps(self, a: Tensor, b: Tensor) -> list[Tensor]:
+        """Two batches [B, 3, H, W] in [0, 1] -> one distance map [B, 1, h, w] per layer (their Eq. 1, unaveraged)."""
+        pairs = zip(self.features(a), self.features(b), strict=True)
+        squared = [(unit_channels(x) - unit_channels(y)) ** 2 for x, y in pairs]
+        return [self.head(layer, difference).to(a.device) for layer, difference in enumerate(squared)]
+
+
+@dataclass(frozen=True)
+class Embedder:
+    """Any further network for the Frechet distance: `embed` maps pictures [B, 3, H, W] in [0, 1] to [B, D]."""
+
+    label: str
+    embed: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Encoders:
+    """What one PIE-Bench table needs."""
+
+    clip: Clip
+    dino: Dino
+    lpips: Lpips
+
+
+def load_encoders(name: str | Path = PICTUREBOOK, device: str | None = None) -> Encoders:
+    """The three encoders of a PIE-Bench table.
+
+    name: "picturebook"; "pie", the encoders of the published tables (PIE_ENCODERS); or a local folder that holds copies
+    of those: clip-vit-large-patch14/, dino-vitb8/ and squeezenet1_1-b8a52dc0.pth.
+    """
+    if name == PICTUREBOOK:
+        return Encoders(load_clip(name, device), load_dino(name, device), load_lpips(name, device))
+    clip, dino, lpips = PIE_ENCODERS["clip"], PIE_ENCODERS["dino"], PIE_ENCODERS["lpips"]
+    if name == "pie":
+        return Encoders(load_clip(clip, device), load_dino(dino, device), load_lpips(lpips, device))
+    folder = Path(name)
+    return Encoders(
+        load_clip(folder / label(clip), device),
+        load_dino(folder / label(dino), device),
+        load_lpips(lpips, device, trunk_file=folder / TRUNK_FILES[lpips]),
+    )
+
+
+def load_clip(name: str | Path = PIE_ENCODERS["clip"], device: str | None = None) -> Clip:
+    """name: "picturebook", a folder, or a hub id such as openai/clip-vit-large-patch14, openai/clip-vit-base-patch32.
+
+    Raises InputError when the weights are not there or are those of another model.
+    """
+    from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
+
+    folder = PICTUREBOOK_MODELS / "clip" if name == PICTUREBOOK else name
+    # As in any Stable Diffusion folder, the picturebook's tokenizer lies beside the models.
+    words = PICTUREBOOK_MODELS / "tokenizer" if name == PICTUREBOOK else name
+    model = _pretrained_model(CLIPModel, folder, device)
+    return Clip(label(name), model, _pretrained(CLIPImageProcessorPil, folder), _pretrained(CLIPTokenizer, words))
+
+
+def load_dino(name: str | Path = "facebook/dino-vits16", device: str | None = None) -> Dino:
+    """name: "picturebook", a folder, or a hub id such as facebook/dino-vits16, facebook/dino-vitb8.
+
+    Raises InputError when the weights are not there or are those of another model.
+    """
+    from transformers import ViTModel
+
+    folder = PICTUREBOOK_MODELS / "dino" if name == PICTUREBOOK else name
+    return Dino(label(name), _pretrained_model(ViTModel, folder, device, add_pooling_layer=False))
+
+
+def load_lpips(net: str = "squeeze", device: str | None = None, trunk_file: str | Path | None = None) -> Lpips:
+    """net: "picturebook", or "alex", "squeeze", "vgg" of the lpips package, version 0.1.
+
+    The package carries the heads; the trunk is torchvision's, in `trunk_file` or in TORCH_HOME/hub/checkpoints.
+    Raises InputError when it is not there.
+    """
+    if net == PICTUREBOOK:
+        features = _classifier(device).features
+        return Lpips(net, lambda x: features(x.to(_device(device))), lambda layer, x: x.sum(1, keepdim=True))
+    if net not in TRUNK_FILES:
+        raise InputError(f"there is no LPIPS network '{net}'; it is one of {', '.join([PICTUREBOOK, *TRUNK_FILES])}")
+    import lpips
+
+    path = _weight_file(trunk_file, TRUNK_FILES[net], TRUNK_URL)
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):  # random trunk first: leave the seed alone
+        warnings.simplefilter("ignore")
+        network = lpips.LPIPS(net=net, pnet_rand=True, verbose=False).requires_grad_(False)
+    weights = torch.load(path, map_location="cpu", weights_only=True)
+    # lpips cuts the trunk in slices but keeps torchvision's layer numbers: slice2.3.weight is features.3.weight.
+    names = {name: "features." + name.split(".", 1)[1] for name in network.net.state_dict()}
+    if not set(names.values()) <= weights.keys():
+        raise InputError(f"{path} is not torchvision's {TRUNK_FILES[net]}")
+    network.net.load_state_dict({name: weights[source] for name, source in names.items()})
+    return wrap_lpips(network.to(_device(device)), net)
+
+
+def wrap_lpips(network: nn.Module, name: str) -> Lpips:
+    """An lpips.LPIPS module as an `Lpips`. It wants [-1, 1] and then shifts and scales by itself."""
+    device = network.scaling_layer.shift.device
+    features = lambda x: network.net(network.scaling_layer(x.to(device) * 2 - 1))  # noqa: E731
+    return Lpips(name, features, lambda layer, x: network.lins[layer](x))
+
+
+def load_inception(file: str | Path | None = None, device: str | None = None) -> Embedder:
+    """The Inception of the FID, as clean-fid runs it: bicubic resize of every channel to 299 in floating point.
+
+    file: inception-2015-12-05.pt, by default in TORCH_HOME/hub/checkpoints. Raises InputError when it is not there.
+    """
+    from cleanfid.inception_torchscript import InceptionV3W
+
+    path = _weight_file(file, INCEPTION_FILE, INCEPTION_URL)
+    return clean_fid_embedder(InceptionV3W(str(path.parent), download=False).to(_device(device)), "inception", device)
+
+
+def clean_fid_embedder(network: Callable, name: str, device: str | None = None) -> Embedder:
+    """`network` maps [B, 3, 299, 299] in [0, 255] to [B, D], like clean-fid's custom_feat_extractor."""
+    from cleanfid.resize import build_resizer
+
+    resize = build_resizer("clean")
+
+    @torch.no_grad()
+    def embed(pictures: Tensor) -> Tensor:
+        images = to_uint8(pictures).permute(0, 2, 3, 1).cpu().numpy()
+        pixels = torch.stack([torch.from_numpy(resize(image)).permute(2, 0, 1) for image in images])
+        return network(pixels.to(_device(device))).to(pictures.device)
+
+    return Embedder(name, embed)
+
+
+def load_picturebook_embedder(device: str | None = None) -> Embedder:
+    """The attribute classifier's penultimate features, for a Frechet distance on picturebook pictures."""
+    classifier = _classifier(device)
+    return Embedder(PICTUREBOOK, torch.no_grad()(lambda x: classifier.embedding(x.to(_device(device))).to(x.device)))
+
+
+def label(name: str | Path) -> str:
+    """What a score calls these weights: the last part of a hub id or path, so that a copy keeps its name."""
+    return Path(name).name
+
+
+def to_uint8(pictures: Tensor) -> Tensor:
+    """[0, 1] -> 8 bits by rounding: exact for pictures that came from 8 bits."""
+    return (pictures * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def unit_channels(features: Tensor) -> Tensor:
+    """Each pixel's channel vector at unit length; the 1e-10 is LPIPS's own."""
+    return features / (features.norm(dim=1, keepdim=True) + 1e-10)
+
+
+def _device(device: str | None) -> str:
+    return device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _classifier(device: str | None) -> nn.Module:
+    from common.picturebook.classifier import load_classifier
+
+    return load_classifier(_device(device))
+
+
+def _pretrained(cls: type, name: str | Path, **options):
+    """cls.from_pretrained from a folder or the local cache, then from the hub unless that is forbidden."""
+    from huggingface_hub import is_offline_mode
+
+    local_first = [True] if Path(name).is_dir() or is_offline_mode() else [True, False]
+    for local in local_first:
+        try:
+            return cls.from_pretrained(str(name), local_files_only=local, **options)
+        except (OSError, ValueError) as reason:
+            problem = str(reason).strip().splitlines()[0]
+    raise InputError(
+        f"no {cls.__name__} at '{name}': give the folder that holds it, or a hub id that is in the local cache "
+        f"(`hf download {name}` puts it there) or can be fetched (HF_HUB_OFFLINE unset). It said: {problem}"
+    )
+
+
+def _pretrained_model(cls: type, name: str | Path, device: str | None, **options) -> nn.Module:
+    model, report = _pretrained(cls, name, dtype=torch.float32, output_loading_info=True, **options)
+    if report["missing_keys"]:  # transformers would fill them with random numbers and only warn
+        raise InputError(f"'{name}' holds no complete {cls.__name__}: it lacks {sorted(report['missing_keys'])[0]}")
+    return model.to(_device(device)).eval().requires_grad_(False)
+
+
+def _weight_file(given: str | Path | None, name: str, url: str) -> Path:
+    """The given file, or `name` in TORCH_HOME/hub/checkpoints, fetched there once if the network may be used."""
+    from huggingface_hub import is_offline_mode
+
+    path = Path(given) if given else Path(torch.hub.get_dir()) / "checkpoints" / name
+    if not path.is_file() and not given and not is_offline_mode():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(url + name, str(path))  # atomic, unlike clean-fid's own
+        except (URLError, OSError):
+            pass
+    if not path.is_file():
+        raise InputError(f"no weights at {path}: download {url}{name} and put it there")
+    return path
