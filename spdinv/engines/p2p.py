@@ -1,0 +1,147 @@
+"""Prompt-to-Prompt (arXiv 2208.01626): the target picture is drawn with the source picture's attention maps.
+
+Semantics are those of the released null-text code, which SPDInv and PIE-Bench use; it differs from the first release
+in replacing self-attention up to 32x32 tokens (not 16x16) and in starting LocalBlend after a fifth of the steps.
+"""
+
+import torch
+from diffusers import DiffusionPipeline
+from tqdm import tqdm
+
+from common.ddim import Schedule
+from common.runs import InputError
+from spdinv.engines.alignment import (
+    cross_replace_schedule,
+    equalizer_weights,
+    refine_mapper,
+    replace_matrix,
+    word_mask,
+)
+from spdinv.engines.attention import hooked, level_size
+from spdinv.engines.local_blend import LocalBlend
+from spdinv.engines.sampling import encode, guided_step, start_latents
+from spdinv.inversions.result import Inversion
+
+
+class PromptToPrompt:
+    """Attention control over a UNet batch [uncond_src, uncond_tgt, cond_src, cond_tgt]; only the last half is touched.
+
+    Self-attention: for the first int(T * self_replace_steps) steps, layers of at most 32x32 tokens give the target the
+    source's map. Cross-attention: layers of every size, for the steps and words of cross_replace_schedule.
+    (Sizes are those at 64x64 latents; attention.level_size says what they are elsewhere.)
+
+    pipe: for its tokenizer and the layout of its UNet. prompts: [source, target]. steps: T. latent_size: (h, w).
+    controller: "refine" (tokens aligned, new ones free) or "replace" (word for word, equally many words).
+    cross_replace_steps, self_replace_steps: fraction of the steps, from the noisy end, under control; the first may
+    be a dict from words to fractions, see alignment.cross_replace_schedule.
+    blended_words: (source word, target word), edit only where they are; substruct_words: (source word, target word)
+    to spare. equalizer: {word of the target prompt: factor on its attention}.
+    Raises InputError for words missing in their prompt and for prompts that the controller cannot match.
+    """
+
+    def __init__(
+        self,
+        pipe: DiffusionPipeline,
+        prompts: list[str],
+        steps: int,
+        latent_size: tuple[int, int],
+        controller: str = "refine",
+        cross_replace_steps: float | dict[str, float] = 0.4,
+        self_replace_steps: float = 0.6,
+        blended_words: tuple[str, str] | None = None,
+        substruct_words: tuple[str, str] | None = None,
+        equalizer: dict[str, float] | None = None,
+    ):
+        tokenizer, (source, target) = pipe.tokenizer, prompts
+        self.replace = replace_matrix(tokenizer, source, target) if controller == "replace" else None
+        self.refine = refine_mapper(tokenizer, source, target) if controller == "refine" else None
+        self.equalizer = equalizer_weights(tokenizer, target, equalizer or {})
+        self.cross_alpha = cross_replace_schedule(tokenizer, target, steps, cross_replace_steps)
+        self.self_replace_until = int(steps * self_replace_steps)
+        self.self_size = level_size(pipe.unet, latent_size, 1)
+        self.blend_size = level_size(pipe.unet, latent_size, 2)
+        self.local_blend = None
+        if blended_words:
+            words = word_mask(tokenizer, prompts, blended_words)
+            spared = word_mask(tokenizer, prompts, substruct_words) if substruct_words else None
+            self.local_blend = LocalBlend(words, self.blend_size, steps, spared)
+        self.step = 0
+        self.seen = set()  # kinds of layers that came by in this step
+
+    def wants_self(self, tokens: int) -> bool:
+        small = tokens <= self.self_size[0] * self.self_size[1]
+        return small and self.step < self.self_replace_until
+
+    def edit_self(self, query, key, value):
+        """The target attends with the source's queries and keys: its map is the source's, its values are its own."""
+        self.seen.add("self-attention")
+        src, tgt = len(query) // 2, len(query) // 2 + 1
+        query[tgt], key[tgt] = query[src], key[src]
+        return query, key, value
+
+    def blends(self, tokens: int) -> bool:
+        return self.local_blend is not None and tokens == self.blend_size[0] * self.blend_size[1]
+
+    def wants_cross(self, tokens: int) -> bool:
+        return bool(self.cross_alpha[self.step].any()) or self.blends(tokens)
+
+    def edit_cross(self, maps):
+        self.seen.add("cross-attention")
+        source, target = maps[len(maps) // 2 :]  # [H, tokens, L] each
+        alpha = self.cross_alpha[self.step].to(maps)
+        maps[-1] = alpha * self.edited(source, target) + (1 - alpha) * target
+        if self.blends(maps.shape[2]):
+            self.seen.add("LocalBlend")
+            self.local_blend.add(maps[len(maps) // 2 :])  # the edited maps, as released
+        return maps
+
+    def edited(self, source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """AttentionReplace or AttentionRefine, then AttentionReweight; maps [H, tokens, L]."""
+        if self.replace is not None:
+            target = source @ self.replace.to(source)
+        else:
+            mapper, aligned = self.refine[0].to(source.device), self.refine[1].to(source)
+            target = source[..., mapper] * aligned + target * (1 - aligned)
+        return target * self.equalizer.to(target)  # rows no longer sum to 1, as released
+
+    def end_step(self, z: torch.Tensor) -> torch.Tensor:
+        """After the scheduler: LocalBlend. Raises InputError if the UNet has none of the layers to be controlled."""
+        due = {
+            "self-attention": self.step < self.self_replace_until,
+            "cross-attention": bool(self.cross_alpha[self.step].any()),
+            "LocalBlend": self.local_blend is not None,
+        }
+        missed = [kind for kind, is_due in due.items() if is_due and kind not in self.seen]
+        if missed:
+            raise InputError(
+                f"Prompt-to-Prompt found no {' and no '.join(missed)} layers in this UNet: it looked for "
+                f"self-attention up to {self.self_size} tokens, LocalBlend maps of {self.blend_size}."
+            )
+        self.seen.clear()
+        self.step += 1
+        return self.local_blend(z) if self.local_blend else z
+
+
+@torch.no_grad()
+def edit(
+    pipe: DiffusionPipeline,
+    schedule: Schedule,
+    inversion: Inversion,
+    prompts: list[str],
+    guidance_scale: float = 7.5,
+    **control_options,
+) -> torch.Tensor:
+    """Edit one inverted picture; prompts are [source_prompt, target_prompt], control_options those of PromptToPrompt.
+
+    Returns latents [2,4,h,w], source branch (the reconstruction) first.
+    Raises InputError as PromptToPrompt does, and for UNets without the layers it needs.
+    """
+    z = start_latents(inversion, prompts)
+    uncond, cond = encode(pipe, prompts)
+    steps = len(schedule.timesteps)
+    control = PromptToPrompt(pipe, prompts, steps, z.shape[-2:], **control_options)
+    with hooked(pipe.unet, control):
+        for step in tqdm(range(steps), "Prompt-to-Prompt", leave=False, disable=None):
+            z = guided_step(pipe, schedule, inversion, z, step, uncond, cond, guidance_scale)
+            z = control.end_step(z)
+    return z

@@ -1,0 +1,174 @@
+"""Invert one picture with a source prompt and edit it with a target prompt.
+
+    python -m spdinv.infer --image_path cat.jpg --source_prompt "a cat" --target_prompt "a blue cat"
+
+Without arguments: an item of the picturebook's benchmark.
+"""
+
+import argparse
+import json
+import logging
+from pathlib import Path
+
+from common.runs import InputError, atomic_path, make_parser, measure, script, write_config, write_json
+from spdinv import options
+
+log = logging.getLogger(__name__)
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = make_parser(__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--image_path", help="the picture; any size and mode, its central square is used")
+    add("--source_prompt", help="what the picture shows")
+    add("--target_prompt", help="what it should show")
+    add("--inversion", choices=options.INVERSION_NAMES, default="spd", help="way from the picture to its noise")
+    add("--engine", choices=options.ENGINE_NAMES, default="p2p", help="way back; none: invert and reconstruct only")
+    options.add_method_flags(parser)
+    add(
+        "--blended_words",
+        nargs=2,
+        metavar=("SRC", "TGT"),
+        help="LocalBlend: edit only where these words of the source and target prompt attend",
+    )
+    add(
+        "--equalizer",
+        nargs="+",
+        type=options.word_factor,
+        metavar="WORD=FACTOR",
+        help="reweight the attention of words of the target prompt (PIE-Bench: 2 on the blended one)",
+    )
+    options.add_model_flags(parser, output_dir="outputs/spdinv")
+    add("--save_trajectory", action="store_true", help="write trajectory.safetensors: latents of all levels, rounds")
+    add("--clip_model", help="CLIP for text scores: picturebook, a folder or hub id; default: the picturebook's for "
+        "the picturebook, none for other models")  # fmt: skip
+    args = options.parse(parser, argv)
+    if args.image_path is None:
+        if args.source_prompt:
+            raise InputError("--source_prompt describes a picture: give --image_path too")
+        if not options.is_picturebook_folder(args.pretrained_model_name_or_path):
+            raise InputError(
+                "give --image_path, --source_prompt and --target_prompt; only the picturebook brings its own"
+            )
+    else:
+        if not Path(args.image_path).is_file():
+            raise InputError(f"--image_path {args.image_path} is no file; give a picture")
+        if args.source_prompt is None or (args.target_prompt is None and args.engine != "none"):
+            raise InputError(
+                "--image_path needs --source_prompt and --target_prompt (or --engine none without a target)"
+            )
+    if Path(args.output_dir).exists() and not Path(args.output_dir).is_dir():
+        raise InputError(f"--output_dir {args.output_dir} is a file; give a folder")
+    return args
+
+
+def use_benchmark_item(args: argparse.Namespace) -> None:
+    """Fill in picture, prompts and words from the picturebook's benchmark (the first change of colour)."""
+    from common.data import read_pie_bench
+    from common.picturebook.benchmarks import ensure_pie_bench
+
+    item = read_pie_bench(ensure_pie_bench(), edit_types=["6"], limit=1)[0]
+    args.image_path, args.source_prompt = str(item.image_path), item.source_prompt
+    if args.target_prompt is None:
+        args.target_prompt = item.target_prompt
+        if item.blended_words and args.blended_words is None and args.equalizer is None:
+            args.blended_words, args.equalizer = list(item.blended_words), [(item.blended_words[1], 2.0)]
+
+
+def compare(source, picture) -> dict[str, float]:
+    """PSNR (dB), MSE (of [0,1] pixels) and SSIM of two pictures [1,3,H,W]."""
+    from common.metrics import mse, psnr, ssim
+
+    return {
+        "psnr": psnr(source, picture).item(),
+        "mse": mse(source, picture).item(),
+        "ssim": ssim(source, picture).item(),
+    }
+
+
+def clip_scores(clip, pictures: dict, prompts: dict[str, str | None]) -> dict[str, float]:
+    """Cosine of each picture with each prompt, by a name that says with which CLIP."""
+    from common.metrics import Score, clip_text_similarity
+
+    return {
+        Score(f"CLIP-T of {shown} with {told}", 0.0, clip.label).key: clip_text_similarity(picture, [text], clip).item()
+        for shown, picture in pictures.items()
+        for told, text in prompts.items()
+        if text
+    }
+
+
+@script
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    if args.print_config:
+        print(json.dumps(vars(args), indent=2))
+        return
+    from common.encoders import load_clip
+    from common.images import center_crop_resize, grid, load_image, to_pil, to_tensor
+    from common.pipelines import is_picturebook
+    from spdinv.editing import Method, edit_picture
+
+    if args.image_path is None:
+        use_benchmark_item(args)
+    image = load_image(args.image_path)
+    pipe, resolution = options.load(args)
+    image = center_crop_resize(image, resolution)
+    clip_model = args.clip_model or ("picturebook" if is_picturebook(pipe) else None)
+    clip = load_clip(clip_model, args.device) if clip_model else None
+    prompts = {"source_prompt": args.source_prompt, "target_prompt": args.target_prompt}
+    engine_options = options.engine_options(args, args.engine)
+    if args.engine == "p2p":
+        engine_options |= {"blended_words": args.blended_words, "equalizer": dict(args.equalizer or [])}
+    method = Method(
+        args.inversion,
+        args.engine,
+        args.num_inference_steps,
+        args.guidance_scale,
+        options.inversion_options(args, args.inversion),
+        engine_options,
+    )
+    print(f"{args.image_path}: {args.source_prompt!r} -> {args.target_prompt!r}, {method.name}")
+    with measure() as cost:
+        edit = edit_picture(pipe, to_tensor(image).to(pipe.device), args.source_prompt, args.target_prompt, method)
+
+    pictures = {"source": image, "reconstruction": to_pil(edit.reconstruction)}
+    if edit.edited is not None:
+        pictures["edited"] = to_pil(edit.edited)
+    seen = {name: to_tensor(picture) for name, picture in pictures.items()}  # scores see what the files hold
+    metrics = {
+        **{name: compare(seen["source"], seen[name]) for name in list(seen)[1:]},
+        "latent_mse": edit.latent_mse,
+        "clip": clip_scores(clip, seen, prompts) if clip else {},
+        "rounds": edit.inversion.rounds[:, 0].tolist(),
+        "inversion_cost": edit.inversion.cost,
+        "seconds": cost.seconds,
+        "peak_memory_mb": cost.peak_memory_mb,
+    }
+    write(Path(args.output_dir), args, pictures, grid([list(pictures.values())], column_labels=list(pictures)), edit)
+    write_json(Path(args.output_dir) / "metrics.json", metrics)
+    for name in list(pictures)[1:]:
+        print(f"{name} against source: {metrics[name]['psnr']:.2f} dB")
+    print(f"{cost.seconds:.1f} s; pictures in {args.output_dir}")
+
+
+def write(folder: Path, args: argparse.Namespace, pictures: dict, sheet, edit) -> None:
+    """The run's files, but for metrics.json; files of an earlier run that this one does not make are removed."""
+    from safetensors.torch import save_file
+
+    from common.images import save_png
+
+    for name, picture in {**pictures, "grid": sheet}.items():
+        save_png(folder / f"{name}.png", picture)
+    if args.engine == "none":
+        (folder / "edited.png").unlink(missing_ok=True)
+    (folder / "trajectory.safetensors").unlink(missing_ok=True)
+    if args.save_trajectory:
+        latents = edit.inversion.trajectory[:, 0].float().cpu().contiguous()
+        with atomic_path(folder / "trajectory.safetensors") as path:
+            save_file({"latents": latents, "rounds": edit.inversion.rounds[:, 0].contiguous()}, path)
+    write_config(folder, args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,30 @@
+"""What every inversion returns."""
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, eq=False)
+class Inversion:
+    """A picture's way from the clean latent to the noise, and what an engine needs to walk it back.
+
+    trajectory: float32 [T + 1, B, 4, h, w], clean latent z_0 first, noise z_T last.
+    rounds: int64 [T, B], optimisation rounds spent to reach level 1 ... T, per image.
+    cost: {"forward": network evaluations, "backward": gradients through it, both summed over images, "seconds"}.
+    uncond_embeds: [T, B, L, D] in sampling order (noise first), an unconditional embedding for each sampling step,
+        where the method finds one (null-text inversion and its kin); None means the embedding of "".
+    corrections: [T, B, 4, h, w] in sampling order, what to add to the source latent after each sampling step, where
+        the method records it (Direct Inversion); None means nothing.
+    """
+
+    trajectory: torch.Tensor
+    rounds: torch.Tensor
+    cost: dict[str, float]
+    uncond_embeds: torch.Tensor | None = None
+    corrections: torch.Tensor | None = None
+
+    @property
+    def noise(self) -> torch.Tensor:
+        """The inverted noise code z_T [B, 4, h, w]."""
+        return self.trajectory[-1]
