@@ -111,10 +111,11 @@ def _plain(value: Any) -> Any:
     return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
-def write_json(path: str | Path, obj: Any) -> None:
+def write_json(path: str | Path, obj: Any, indent: int | None = 2) -> None:
     """Write `obj` atomically. NaN and infinity stay as Python's json writes them: NaN, Infinity."""
+    text = json.dumps(obj, indent=indent, ensure_ascii=False, default=_plain)
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(obj, indent=2, ensure_ascii=False, default=_plain) + "\n", encoding="utf-8")
+        temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def read_json(path: str | Path) -> Any:

@@ -1,0 +1,339 @@
+"""The three kinds of data folders, read and written: PIE-Bench edits, DreamBooth-dataset subjects, exemplar triples."""
+
+import ast
+import re
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from common.images import list_pictures
+from common.runs import InputError, atomic_path, read_json, write_json
+
+# PIE-Bench's editing_type_id (Ju et al., PnP Inversion, ICLR 2024)
+EDIT_TYPES = {
+    "0": "random",
+    "1": "change object",
+    "2": "add object",
+    "3": "delete object",
+    "4": "change attribute content",
+    "5": "change attribute pose",
+    "6": "change attribute color",
+    "7": "change attribute material",
+    "8": "change background",
+    "9": "change style",
+}
+PIE_SIZE = (512, 512)  # of every published picture and mask
+LIVE_CLASSES = {"cat", "dog"}  # the classes of the DreamBooth dataset that use its live prompts
+
+
+def _inside(folder: Path, relative: Any, what: str) -> Path:
+    """folder / relative; InputError if that would lie outside of the folder."""
+    if not isinstance(relative, str) or not relative or Path(relative).is_absolute() or ".." in Path(relative).parts:
+        raise InputError(f"{what} is {relative!r}; a relative path inside {folder} is needed")
+    return folder / relative
+
+
+def _plain_name(name: str, what: str) -> str:
+    """`name`, which will name output files; InputError unless it can."""
+    if not name or name in (".", "..") or set(name) & set("/\\\0"):
+        raise InputError(f"{what} is {name!r}; a plain file name is needed")
+    return name
+
+
+def _existing(folder: Path, relative: Any, what: str) -> Path:
+    path = _inside(folder, relative, what)
+    if not path.is_file():
+        raise InputError(f"{what} names {path}, which is missing")
+    return path
+
+
+def _place(path: Path, folder: Path, name: str) -> str:
+    """Path relative to `folder`; a file from elsewhere is first copied in as `name` plus its suffix."""
+    if path.resolve().is_relative_to(folder.resolve()):
+        return path.resolve().relative_to(folder.resolve()).as_posix()
+    copy = _inside(folder, name + path.suffix, "the place of a picture")
+    with atomic_path(copy) as temporary:
+        shutil.copyfile(path, temporary)
+    return name + path.suffix
+
+
+# -------------------------------------------------------------------------------------------------- PIE-Bench edits
+
+
+@dataclass(frozen=True)
+class EditItem:
+    """One entry of a PIE-Bench mapping file. `mask` is decoded when asked for: 700 of them would fill 700 MB."""
+
+    id: str
+    image_path: Path
+    source_prompt: str  # original_prompt without brackets
+    target_prompt: str  # editing_prompt without brackets
+    instruction: str
+    edit_type: str  # a key of EDIT_TYPES
+    blended_words: tuple[str, str] | None  # (word of the source prompt, word of the target prompt)
+    mask_runs: tuple[int, ...]  # as encode_mask gives them
+    mask_size: tuple[int, int] = PIE_SIZE  # height, width
+    border: int = 0  # pixels along all four sides that count as changeable
+    extras: dict[str, Any] = field(default_factory=dict)  # every further key; paths relative to the folder
+
+    @property
+    def mask(self) -> torch.Tensor:
+        """float32 [H,W], 1 where the picture may change, border included."""
+        mask = decode_mask(self.mask_runs, self.mask_size)
+        if b := self.border:
+            mask[:b] = mask[-b:] = mask[:, :b] = mask[:, -b:] = 1
+        return mask
+
+
+def encode_mask(mask: torch.Tensor | np.ndarray) -> list[int]:
+    """Mask [H,W] to PIE-Bench's flat list: start, length, start, length, … over the row-major pixels (not COCO RLE)."""
+    flat = np.asarray(mask).reshape(-1) > 0.5
+    edges = np.flatnonzero(np.diff(flat, prepend=False, append=False))
+    starts, ends = edges[::2], edges[1::2]
+    return np.stack([starts, ends - starts], axis=1).reshape(-1).tolist()
+
+
+def decode_mask(runs: Sequence[int], size: tuple[int, int] = PIE_SIZE) -> torch.Tensor:
+    """PIE-Bench's start, length, … list to a float32 [H,W] mask, clipped at the end as the published reader does."""
+    flat = torch.zeros(size[0] * size[1])
+    for start, length in zip(runs[::2], runs[1::2], strict=True):
+        flat[min(start, len(flat)) : min(start + length, len(flat))] = 1
+    return flat.reshape(size)
+
+
+def read_pie_bench(
+    folder: str | Path, edit_types: Iterable[str] | None = None, limit: int | None = None, border: int = 1
+) -> list[EditItem]:
+    """Read folder/mapping_file.json and folder/annotation_images, in the order of the mapping file.
+
+    `edit_types` keeps these ids ("0" to "9"), and `limit` the first so many of them. `border`: 1 is the published rule,
+    made for hand-drawn masks of 512 pixels (of a 64-pixel picture it is 6 %); 0 gives the mask as stored. Masks of
+    another size than 512x512 need the further key "picture_size": [H, W]. InputError names the entry that is wrong.
+    """
+    folder = Path(folder)
+    mapping = read_json(folder / "mapping_file.json")
+    wanted = set(EDIT_TYPES) if edit_types is None else {str(kind) for kind in edit_types}
+    if unknown := wanted - set(EDIT_TYPES):
+        raise InputError(f"edit types {sorted(unknown)} do not exist; the known ones are 0 to 9")
+    if not isinstance(mapping, dict):
+        raise InputError(f"{folder / 'mapping_file.json'} is a list; an object from id to entry is needed")
+    items = []
+    for key, entry in mapping.items():
+        if len(items) == limit:
+            break
+        try:
+            if (item := _edit_item(folder, key, entry, border)).edit_type in wanted:
+                items.append(item)
+        except InputError as problem:
+            raise InputError(f"{folder / 'mapping_file.json'}, entry {key!r}: {problem}") from None
+    if not items:
+        raise InputError(f"{folder} holds no item of the edit types {sorted(wanted)}")
+    return items
+
+
+def _edit_item(folder: Path, key: str, entry: Any, border: int) -> EditItem:
+    _plain_name(key, "the id")
+    if not isinstance(entry, dict):
+        raise InputError("an object with the keys of PIE-Bench is needed")
+    extras = dict(entry)
+    try:
+        image_path, runs = extras.pop("image_path"), extras.pop("mask")
+        source, target, edit_type = (extras.pop(k) for k in ("original_prompt", "editing_prompt", "editing_type_id"))
+    except KeyError as missing:
+        raise InputError(f"the key {missing} is missing") from None
+    instruction, blended = extras.pop("editing_instruction", ""), extras.pop("blended_word", "")
+    size = extras.pop("picture_size", PIE_SIZE)
+    if not all(isinstance(text, str) for text in (source, target, instruction, blended)):
+        raise InputError("prompts, instruction and blended_word have to be text")
+    if str(edit_type) not in EDIT_TYPES:
+        raise InputError(f"editing_type_id is {edit_type!r}; 0 to 9 are known")
+    words = blended.split()[:2]  # "source target"; further words are ignored, as in the published runs
+    if len(words) == 1:
+        raise InputError(f"blended_word is {blended!r}; one word of the source and one of the target are needed")
+    if not _whole_numbers(runs) or len(runs) % 2:
+        raise InputError("the mask is not a flat list of start, length pairs of whole numbers from 0 up")
+    if not _whole_numbers(size) or len(size) != 2 or not 0 < min(size) <= max(size) < 2**14:
+        raise InputError(f"picture_size is {size!r}; [height, width] in pixels is needed")
+    for name, value in extras.items():
+        if name.endswith("_path"):
+            _inside(folder, value, name)
+    return EditItem(
+        id=key,
+        image_path=_existing(folder / "annotation_images", image_path, "image_path"),
+        source_prompt=source.replace("[", "").replace("]", ""),  # brackets mark the changed words; nothing else goes
+        target_prompt=target.replace("[", "").replace("]", ""),
+        instruction=instruction,
+        edit_type=str(edit_type),
+        blended_words=tuple(words) or None,
+        mask_runs=tuple(runs),
+        mask_size=tuple(size),
+        border=border,
+        extras=extras,
+    )
+
+
+def _whole_numbers(values: Any) -> bool:
+    return isinstance(values, list | tuple) and all(type(n) is int and n >= 0 for n in values)
+
+
+def write_pie_bench(folder: str | Path, items: Iterable[EditItem]) -> None:
+    """Write a PIE-Bench folder, from which read_pie_bench gives the same items back (their border is not stored).
+
+    Pictures that already lie under folder/annotation_images are referred to, others are copied there as <id>.<suffix>.
+    """
+    folder = Path(folder)
+    mapping = {}
+    for item in items:
+        entry = {
+            "image_path": _place(item.image_path, folder / "annotation_images", item.id),
+            "original_prompt": item.source_prompt,
+            "editing_prompt": item.target_prompt,
+            "editing_instruction": item.instruction,
+            "editing_type_id": item.edit_type,
+            "blended_word": " ".join(item.blended_words or ()),
+            "mask": item.mask_runs,
+        }
+        size = {} if item.mask_size == PIE_SIZE else {"picture_size": item.mask_size}
+        mapping[item.id] = {**item.extras, **entry, **size}
+    write_json(folder / "mapping_file.json", mapping, indent=None)
+
+
+# ------------------------------------------------------------------------------------- DreamBooth-dataset subjects
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A subject of the DreamBooth dataset; a live one takes the live prompts, any other the object prompts."""
+
+    name: str
+    class_name: str
+    live: bool
+    paths: tuple[Path, ...]
+
+
+def read_subjects(folder: str | Path, names: Iterable[str] | None = None) -> list[Subject]:
+    """Read the subjects that folder/prompts_and_classes.txt lists, each with the pictures of folder/<name>/.
+
+    The published list has the columns "subject_name,class" and nothing on who is alive: cats and dogs are. A third
+    column "live" of 0 or 1 says so for other classes. `names` picks some, so that the rest need not be there.
+    """
+    folder = Path(folder)
+    listed, _ = _read_subject_file(folder)
+    wanted = list(listed) if names is None else list(names)
+    if unknown := set(wanted) - set(listed):
+        raise InputError(f"subjects {sorted(unknown)} are not in {folder}; there are {', '.join(listed)}")
+    return [Subject(name, *listed[name], tuple(list_pictures(folder / name))) for name in wanted]
+
+
+def read_subject_prompts(folder: str | Path) -> dict[str, list[str]]:
+    """The prompt templates of folder/prompts_and_classes.txt, "a {0} {1} in the jungle", under "object" and "live"."""
+    return _read_subject_file(Path(folder))[1]
+
+
+def fill_prompt(template: str, token: str, class_name: str) -> str:
+    """Put the unique token and the class into a template; with token "" it is the prompt that CLIP-T is scored on."""
+    return " ".join(template.replace("{0}", token).replace("{1}", class_name).split())
+
+
+def _read_subject_file(folder: Path) -> tuple[dict[str, tuple[str, bool]], dict[str, list[str]]]:
+    path = folder / "prompts_and_classes.txt"
+    try:
+        text = "\n".join(line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines())
+    except (OSError, ValueError) as problem:
+        raise InputError(f"cannot read {path}, which lists subjects and prompts: {problem}") from None
+    table, _, prompts = text.partition("subject_name,class")[2].partition("\n\n")
+    subjects = {}
+    for row in table.splitlines()[1:]:  # the first is what is left of the heading
+        name, class_name, live = ([part.strip() for part in row.split(",")] + ["", ""])[:3]
+        if not class_name or live not in ("", "0", "1"):
+            raise InputError(f"{path} has the row {row!r}; a subject's name, a comma and its class are needed")
+        alive = live == "1" if live else class_name in LIVE_CLASSES
+        subjects[_plain_name(name, f"a subject of {path}")] = (class_name, alive)
+    if not subjects:
+        raise InputError(f"{path} lists no subjects; after a line subject_name,class one line per subject is needed")
+    objects, _, live_ones = prompts.partition("Live Subject Prompts")
+    return subjects, {"object": _literals(objects), "live": _literals(live_ones)}
+
+
+def _literals(text: str) -> list[str]:
+    """The quoted text in front of each .format( of a Python list; nothing is evaluated."""
+    try:
+        return [ast.literal_eval(quoted) for quoted in re.findall(r"""^(["'].*["'])\.format\(""", text, re.MULTILINE)]
+    except (ValueError, SyntaxError):
+        raise InputError("prompts_and_classes.txt holds a prompt with a stray quotation mark or backslash") from None
+
+
+def write_subjects(folder: str | Path, subjects: Iterable[Subject], prompts: dict[str, list[str]]) -> None:
+    """Write a DreamBooth-dataset folder; `prompts` as read_subject_prompts gives them. Pictures are copied in."""
+    folder, subjects = Path(folder), list(subjects)
+    usual = all(subject.live == (subject.class_name in LIVE_CLASSES) for subject in subjects)
+    lines = ["Classes", "", "subject_name,class" + ("" if usual else ",live")]
+    for subject in subjects:
+        for number, path in enumerate(subject.paths):
+            _place(path, folder / subject.name, f"{number:02d}")
+        lines.append(f"{subject.name},{subject.class_name}" + ("" if usual else f",{int(subject.live)}"))
+    lines += ["", "Prompts"]
+    for title, kind in (("Object Prompts", "object"), ("Live Subject Prompts", "live")):
+        calls = [f"{template!r}.format(unique_token, class_token)" for template in prompts[kind]]
+        lines += ["", title, "", "prompt_list = [", ",\n".join(calls), "]"]
+    with atomic_path(folder / "prompts_and_classes.txt") as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+# ---------------------------------------------------------------------------------- source, exemplar, edit map
+
+
+@dataclass(frozen=True)
+class Triple:
+    """A source picture, an exemplar and the grey edit map between them (its polarity is the reader's business)."""
+
+    name: str
+    source: Path
+    exemplar: Path
+    edit_map: Path
+
+
+def read_triples(folder: str | Path) -> list[Triple]:
+    """Read folder/triples.json, a list of {"name", "source", "exemplar", "edit_map"} with paths relative to the folder;
+    without that file, pair source_<name>.*, exemplar_<name>.* and map_<name>.*."""
+    folder = Path(folder)
+    file = folder / "triples.json"
+    if file.exists():
+        entries = read_json(file)
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            raise InputError(f"{file} has to be a list of objects")
+    else:
+        found: dict[str, dict[str, str]] = {}
+        for path in list_pictures(folder):
+            kind, _, name = path.stem.partition("_")
+            if name and kind in ("source", "exemplar", "map"):
+                found.setdefault(name, {"name": name})["edit_map" if kind == "map" else kind] = path.name
+        entries = list(found.values())
+    if not entries:
+        raise InputError(f"{folder} holds no triple; triples.json or source_1.*, exemplar_1.*, map_1.* are needed")
+    triples = []
+    for number, entry in enumerate(entries):
+        name = _plain_name(str(entry.get("name", number)), "the name of a triple")
+        parts = [_existing(folder, entry.get(k), f"{k} of triple {name}") for k in ("source", "exemplar", "edit_map")]
+        triples.append(Triple(name, *parts))
+    return triples
+
+
+def write_triples(folder: str | Path, triples: Iterable[Triple]) -> None:
+    """Write folder/triples.json; pictures from outside are copied in as source_<name>, exemplar_<name>, map_<name>."""
+    folder = Path(folder)
+    entries = [
+        {
+            "name": triple.name,
+            "source": _place(triple.source, folder, f"source_{triple.name}"),
+            "exemplar": _place(triple.exemplar, folder, f"exemplar_{triple.name}"),
+            "edit_map": _place(triple.edit_map, folder, f"map_{triple.name}"),
+        }
+        for triple in triples
+    ]
+    write_json(folder / "triples.json", entries)
