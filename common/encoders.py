@@ -193,11 +193,14 @@ def load_lpips(net: str = "squeeze", device: str | None = None, trunk_file: str 
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):  # random trunk first: leave the seed alone
         warnings.simplefilter("ignore")
         network = lpips.LPIPS(net=net, pnet_rand=True, verbose=False).requires_grad_(False)
-    weights = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # torch raises half a dozen kinds for a file that is cut off or something else
+        weights = {}
     # lpips cuts the trunk in slices but keeps torchvision's layer numbers: slice2.3.weight is features.3.weight.
     names = {name: "features." + name.split(".", 1)[1] for name in network.net.state_dict()}
     if not set(names.values()) <= weights.keys():
-        raise InputError(f"{path} is not torchvision's {TRUNK_FILES[net]}")
+        raise InputError(f"{path} is damaged or is not torchvision's {TRUNK_FILES[net]}: download it again")
     network.net.load_state_dict({name: weights[source] for name, source in names.items()})
     return wrap_lpips(network.to(_device(device)), net)
 
@@ -209,14 +212,14 @@ def wrap_lpips(network: nn.Module, name: str) -> Lpips:
     return Lpips(name, features, lambda layer, x: network.lins[layer](x))
 
 
-def load_inception(file: str | Path | None = None, device: str | None = None) -> Embedder:
+def load_inception(folder: str | Path | None = None, device: str | None = None) -> Embedder:
     """The Inception of the FID, as clean-fid runs it: bicubic resize of every channel to 299 in floating point.
 
-    file: inception-2015-12-05.pt, by default in TORCH_HOME/hub/checkpoints. Raises InputError when it is not there.
+    folder: where inception-2015-12-05.pt lies, by default TORCH_HOME/hub/checkpoints; InputError when it does not.
     """
     from cleanfid.inception_torchscript import InceptionV3W
 
-    path = _weight_file(file, INCEPTION_FILE, INCEPTION_URL)
+    path = _weight_file(folder and Path(folder) / INCEPTION_FILE, INCEPTION_FILE, INCEPTION_URL)
     return clean_fid_embedder(InceptionV3W(str(path.parent), download=False).to(_device(device)), "inception", device)
 
 
@@ -269,12 +272,13 @@ def _classifier(device: str | None) -> nn.Module:
 def _pretrained(cls: type, name: str | Path, **options):
     """cls.from_pretrained from a folder or the local cache, then from the hub unless that is forbidden."""
     from huggingface_hub import is_offline_mode
+    from safetensors import SafetensorError
 
     local_first = [True] if Path(name).is_dir() or is_offline_mode() else [True, False]
     for local in local_first:
         try:
             return cls.from_pretrained(str(name), local_files_only=local, **options)
-        except (OSError, ValueError) as reason:
+        except (OSError, ValueError, SafetensorError) as reason:
             problem = str(reason).strip().splitlines()[0]
     raise InputError(
         f"no {cls.__name__} at '{name}': give the folder that holds it, or a hub id that is in the local cache "

@@ -1,84 +1,25 @@
-"""Scores against the packages that others use, and against naive float64 readings; all networks are random."""
+"""Scores against torchmetrics and clean-fid, and against naive float64 readings of their definitions."""
 
 import json
 import math
-import sys
-import types
-import warnings
 
-import lpips
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-import torchvision
 from cleanfid import fid as cleanfid
 from PIL import Image
-from safetensors.torch import load_file, save_file
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
-from torchmetrics.functional.multimodal import clip_score
-from transformers import (
-    CLIPConfig,
-    CLIPImageProcessorPil,
-    CLIPModel,
-    CLIPTextModelWithProjection,
-    CLIPTokenizer,
-    CLIPVisionModelWithProjection,
-    ViTConfig,
-    ViTModel,
-)
+from transformers import CLIPVisionModelWithProjection
 
 from common import encoders, metrics
 from common.runs import InputError
-from tests.tiny import write_tokenizer
-
-
-def pictures(count: int = 2, size: int = 40, seed: int = 0) -> torch.Tensor:
-    """8-bit pictures with some structure: blurred noise."""
-    noise = torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
-    return (F.interpolate(noise[..., ::4, ::4], size=(size, size), mode="bicubic").clamp(0, 1) * 255).round() / 255
-
-
-def random_lpips(net: str) -> lpips.LPIPS:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
+from tests.tiny_encoders import naive_structure_distance, pictures, random_lpips, write_encoders, write_trunk
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Tiny CLIP and DINO folders with the files and key names of the published ones, weights in half precision."""
-    root = tmp_path_factory.mktemp("models")
-    torch.manual_seed(0)
-    tokenizer = CLIPTokenizer.from_pretrained(write_tokenizer(root / "tokenizer", max_length=16))
-    layers = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
-    words = dict(vocab_size=len(tokenizer), max_position_embeddings=16, eos_token_id=tokenizer.eos_token_id)
-    layers["projection_dim"] = 8
-    words["bos_token_id"] = tokenizer.bos_token_id
-    looks = dict(image_size=32, patch_size=8)
-    clip = CLIPModel(CLIPConfig(text_config=layers | words, vision_config=layers | looks, projection_dim=8))
-    clip.text_projection.weight.data.neg_()  # with this seed, cosines are then well above 0
-    dino = ViTModel(ViTConfig(**layers, **looks, initializer_range=0.3), add_pooling_layer=False)
-    for name, model in {"clip": clip, "dino": dino}.items():
-        model.half().save_pretrained(root / name)
-    processor = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
-    processor.save_pretrained(root / "clip")
-    write_tokenizer(root / "clip", max_length=16)
-    # Files of OpenAI's time also carry this buffer.
-    weights = load_file(root / "clip" / "model.safetensors")
-    weights["text_model.embeddings.position_ids"] = torch.arange(16)[None]
-    save_file(weights, root / "clip" / "model.safetensors", metadata={"format": "pt"})
-    return root
-
-
-@pytest.fixture(scope="module")
-def clip(folder):
-    return encoders.load_clip(folder / "clip", "cpu")
-
-
-@pytest.fixture(scope="module")
-def dino(folder):
-    return encoders.load_dino(folder / "dino", "cpu")
+    return write_encoders(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +28,8 @@ def squeeze():
 
 
 @pytest.fixture(scope="module")
-def pie(clip, dino, squeeze):
+def pie(folder, squeeze):
+    clip, dino = encoders.load_clip(folder / "clip", "cpu"), encoders.load_dino(folder / "dino", "cpu")
     return encoders.Encoders(clip, dino, encoders.wrap_lpips(squeeze, "squeeze"))
 
 
@@ -131,140 +73,6 @@ def test_weight_restricts_the_mean_to_a_region():
     torch.testing.assert_close(metrics.mse(a, b, left), metrics.mse(a[..., :12], b[..., :12]))
     torch.testing.assert_close(metrics.psnr(a, b, left), metrics.psnr(a[..., :12], b[..., :12]))
     assert metrics.mse(a, b, 0 * left).isnan().all()
-
-
-# ------------------------------------------------------------------------------------------------------------ LPIPS
-
-
-@pytest.mark.parametrize("net", ["alex", "squeeze", "vgg"])
-def test_lpips_equals_the_package(net, tmp_path):
-    constructor = {"alex": "alexnet", "squeeze": "squeezenet1_1", "vgg": "vgg16"}[net]
-    with torch.device("meta"):  # the classifier is never run: give numbers to the convolutions alone
-        trunk = getattr(torchvision.models, constructor)(weights=None).features
-    trunk = trunk.to_empty(device="cpu")
-    for i, parameter in enumerate(trunk.parameters()):
-        noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i))
-        parameter.data = noise * (2 / max(parameter[0].numel(), 1)) ** 0.5
-    path = tmp_path / encoders.TRUNK_FILES[net]
-    torch.save({f"features.{key}": value for key, value in trunk.state_dict().items()}, path)
-    torch.manual_seed(3)
-    ours = encoders.load_lpips(net, "cpu", trunk_file=path)
-    after = torch.rand(1)
-    torch.manual_seed(3)
-    assert torch.equal(after, torch.rand(1)), "loading an encoder must not move the random stream of a run"
-
-    # The package's own network, its trunk overwritten layer by layer with what the file holds.
-    network = random_lpips(net)
-    for piece in network.net.children():
-        for index, layer in piece.named_children():
-            layer.load_state_dict(trunk[int(index)].state_dict())
-    a, b = pictures(size=64, seed=1), pictures(size=64, seed=2)
-    expected = network(a * 2 - 1, b * 2 - 1).flatten()
-    assert expected.min() > 1e-3
-    torch.testing.assert_close(metrics.lpips_distance(a, b, ours), expected, rtol=1e-5, atol=1e-7)
-    network.spatial = True
-    weight = (torch.arange(64) < 20).float().expand(1, 1, 64, 64)
-    expected = (network(a * 2 - 1, b * 2 - 1) * weight).sum((1, 2, 3)) / weight.sum()
-    torch.testing.assert_close(metrics.lpips_distance(a, b, ours, weight), expected, rtol=1e-5, atol=1e-7)
-
-
-def test_lpips_refuses_missing_or_wrong_weights(tmp_path):
-    with pytest.raises(InputError, match="squeezenet1_1-b8a52dc0.pth and put it there"):
-        encoders.load_lpips("squeeze", "cpu", trunk_file=tmp_path / "none.pth")
-    torch.save({"features.0.weight": torch.zeros(1)}, tmp_path / "other.pth")
-    with pytest.raises(InputError, match="is not torchvision's"):
-        encoders.load_lpips("squeeze", "cpu", trunk_file=tmp_path / "other.pth")
-    with pytest.raises(InputError, match="one of picturebook, alex"):
-        encoders.load_lpips("resnet", "cpu")
-
-
-# ------------------------------------------------------------------------------------------------------------- CLIP
-
-
-def test_clip_text_similarity_equals_torchmetrics_clip_score(clip, folder):
-    """torchmetrics runs on the two towers loaded one by one, with the processor that reads the pictures as PIL."""
-    vision = CLIPVisionModelWithProjection.from_pretrained(folder / "clip", dtype=torch.float32)
-    text = CLIPTextModelWithProjection.from_pretrained(folder / "clip", dtype=torch.float32)
-    model = types.SimpleNamespace(
-        config=types.SimpleNamespace(),
-        get_image_features=lambda pixels: vision(pixels).image_embeds,
-        get_text_features=lambda ids, attention: text(ids, attention_mask=attention).text_embeds,
-    )
-    model.to = lambda device: model
-
-    def processor(images=None, text=None, **kw):
-        if text is not None:
-            return clip.tokenizer(text, **kw)
-        return clip.processor([Image.fromarray(i.permute(1, 2, 0).numpy()) for i in images], return_tensors="pt")
-
-    a, prompts = pictures(3, 50, seed=1), ["a red cat", "a blue house on the snow", "dog"]
-    for i in range(3):
-        expected = clip_score((a[i] * 255).round().byte(), prompts[i], lambda: (model, processor)).item()
-        cosine = metrics.clip_text_similarity(a, prompts, clip)[i, i].item()
-        assert 100 * cosine == pytest.approx(expected, rel=1e-5) and expected > 10
-    assert clip.label == "clip" and clip.model.dtype == torch.float32
-
-
-def test_image_similarity_is_a_cosine_matrix(clip, dino):
-    a, b = pictures(2, seed=1), pictures(3, seed=2)
-    for similarity, encoder in [(metrics.clip_image_similarity, clip), (metrics.dino_similarity, dino)]:
-        matrix = similarity(a, b, encoder)
-        expected = F.cosine_similarity(encoder.embed(a)[:, None], encoder.embed(b)[None], dim=-1)
-        torch.testing.assert_close(matrix, expected)
-        torch.testing.assert_close(similarity(a, a, encoder).diagonal(), torch.ones(2))
-        assert matrix.std() > 1e-4
-
-
-def test_missing_or_foreign_weights_are_refused(folder, tmp_path):
-    with pytest.raises(InputError, match="no CLIPModel at 'openai/clip-vit-none'"):
-        encoders.load_clip("openai/clip-vit-none", "cpu")
-    weights = load_file(folder / "dino" / "model.safetensors")
-    del weights["encoder.layer.1.attention.attention.key.weight"]
-    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    (tmp_path / "config.json").write_text((folder / "dino" / "config.json").read_text())
-    with pytest.raises(InputError, match="no complete ViTModel"):
-        encoders.load_dino(tmp_path, "cpu")
-
-
-# ------------------------------------------------------------------------------------------------------------- DINO
-
-
-def naive_structure_distance(folder, a, b, pixel_range, antialias):
-    """float64, the last block's keys computed from the file's own weights, one cosine at a time."""
-    model = ViTModel.from_pretrained(folder / "dino", dtype=torch.float64, add_pooling_layer=False)
-    weights = {key: value.double() for key, value in load_file(folder / "dino" / "model.safetensors").items()}
-    block = "encoder.layer.1."
-    similarities = []
-    for picture in (a, b):
-        pixels = torchvision.transforms.functional.resize(picture.double() * pixel_range, 32, antialias=antialias)
-        pixels = torchvision.transforms.functional.normalize(pixels, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-        hidden = model(pixels, output_hidden_states=True).hidden_states[-2]
-        scale, shift = (weights[f"{block}layernorm_before.{part}"] for part in ("weight", "bias"))
-        hidden = F.layer_norm(hidden, (16,), scale, shift, model.config.layer_norm_eps)
-        key = block + "attention.attention.key."
-        keys = (hidden @ weights[key + "weight"].T + weights[key + "bias"])[0].detach().numpy()
-        norms = [math.sqrt((k**2).sum()) for k in keys]
-        cosines = [[(p * q).sum() / max(m * n, 1e-8) for q, n in zip(keys, norms, strict=True)]
-                   for p, m in zip(keys, norms, strict=True)]  # fmt: skip
-        similarities.append(np.array(cosines))
-    assert similarities[0].shape == (17, 17)
-    return ((similarities[0] - similarities[1]) ** 2).mean()
-
-
-@pytest.mark.parametrize(("pixel_range", "antialias"), [(1.0, True), (255.0, False)])
-def test_structure_distance_equals_a_naive_computation(folder, dino, pixel_range, antialias):
-    a, b = pictures(1, 48, seed=1), pictures(1, 48, seed=2)
-    expected = naive_structure_distance(folder, a, b, pixel_range, antialias)
-    assert metrics.structure_distance(a, b, dino, pixel_range, antialias).item() == pytest.approx(expected, rel=1e-4)
-    assert expected > 1e-4
-    assert metrics.structure_distance(a, a, dino).item() == 0
-
-
-def test_dino_embeds_with_the_class_token(folder, dino):
-    a = pictures(2, 32)
-    model = ViTModel.from_pretrained(folder / "dino", dtype=torch.float32, add_pooling_layer=False)
-    pixels = torchvision.transforms.functional.normalize(a, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    torch.testing.assert_close(dino.embed(a), model(pixels).last_hidden_state[:, 0].detach())
 
 
 # -------------------------------------------------------------------------------------------------- Frechet distance
@@ -315,39 +123,6 @@ def test_frechet_distance_refuses_what_it_cannot_compare():
         metrics.frechet_distance(a[:1], a)
     with pytest.raises(InputError, match="finite"):
         metrics.frechet_distance(a, a * math.nan)
-
-
-def test_inception_features_equal_clean_fid(tmp_path):
-    class Base(torch.nn.Module):  # the parts of NVIDIA's TorchScript file that clean-fid calls
-        def __init__(self):
-            super().__init__()
-            pool = torch.nn.AdaptiveAvgPool2d(32)
-            self.layers = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3), pool, torch.nn.Flatten())
-
-        def forward(self, x):
-            return self.layers(x)
-
-    torch.manual_seed(0)
-    base = Base().requires_grad_(False)
-    weights = tmp_path / encoders.INCEPTION_FILE
-    torch.jit.script(base).save(weights)
-    images = pictures(3, 40)
-    for i, picture in enumerate(images):
-        array = (picture * 255).byte().permute(1, 2, 0).numpy()
-        Image.fromarray(array).save(tmp_path / f"{i}.png")
-    extractor = lambda x: base.layers((x - 128) / 128)  # noqa: E731
-    expected = cleanfid.get_folder_features(
-        str(tmp_path), extractor, num_workers=0, device=torch.device("cpu"), verbose=False
-    )
-    ours = encoders.load_inception(weights, "cpu")
-    np.testing.assert_allclose(ours.embed((images * 255).byte() / 255), expected, rtol=1e-5, atol=1e-6)
-    with pytest.raises(InputError, match="no weights at .*none.pt: download https"):
-        encoders.load_inception(tmp_path / "none.pt", "cpu")
-    with pytest.warns(UserWarning, match="n = 3"):
-        score = metrics.fid([images[:2], images[2:]], (pictures(4, 40, seed=9),), ours)
-    both = [ours.embed(x).double() for x in (images, pictures(4, 40, seed=9))]
-    with pytest.warns(UserWarning, match="n = 3"):
-        assert score == metrics.frechet_distance(*both, "inception")
 
 
 # --------------------------------------------------------------------------------------------------------- PIE-Bench
@@ -446,15 +221,15 @@ def test_keys_name_encoder_and_protocol():
     assert score.scale == "100 max(cosine, 0)" and score.key == "clip_whole/pie_official (picturebook)"
 
 
-def test_prescribed_encoders_are_not_repeated_in_the_key(pie):
-    renamed = encoders.Encoders(
-        encoders.Clip("clip-vit-large-patch14", pie.clip.model, pie.clip.processor, pie.clip.tokenizer),
-        encoders.Dino("dino-vitb8", pie.dino.model),
-        pie.lpips,
+def test_a_folder_of_the_prescribed_encoders_needs_no_label_in_the_key(folder, tmp_path):
+    (tmp_path / "clip-vit-large-patch14").symlink_to(folder / "clip")
+    (tmp_path / "dino-vitb8").symlink_to(folder / "dino")
+    write_trunk("squeeze", tmp_path / "squeezenet1_1-b8a52dc0.pth")
+    scores = metrics.pie_scores(
+        pictures(1, seed=1), pictures(1, seed=2), box(), "", "", encoders.load_encoders(tmp_path, "cpu")
     )
-    a = pictures(1)
-    scores = metrics.pie_scores(a, a, box(), "", "", renamed)
     assert list(scores) == [f"{name}/pie_official" for name in metrics.PIE_SCORES]
+    assert all(math.isfinite(value) for value in scores.values())
 
 
 def test_aggregate_skips_nan_and_counts():
@@ -465,30 +240,3 @@ def test_aggregate_skips_nan_and_counts():
     assert table["extra"].value == 1 and table["extra"].n == 1
     empty = table["CLIP-T (picturebook)"]
     assert math.isnan(empty.value) and empty.n == 0 and empty.encoder == "picturebook"
-
-
-def test_picturebook_encoders(folder, monkeypatch):
-    torch.manual_seed(0)
-    first, second = torch.nn.Conv2d(3, 4, 3), torch.nn.Conv2d(4, 6, 3, stride=2)
-    classifier = types.SimpleNamespace(
-        features=lambda x: [first(x), second(first(x))], embedding=lambda x: second(first(x)).mean((2, 3))
-    )
-    module = types.SimpleNamespace(load_classifier=lambda device: classifier)
-    monkeypatch.setitem(sys.modules, "common.picturebook.classifier", module)
-    monkeypatch.setattr(encoders, "PICTUREBOOK_MODELS", folder)
-    found = encoders.load_encoders(device="cpu")
-
-    a, b = pictures(1, 64, seed=1), pictures(1, 64, seed=2)
-    expected = 0.0  # unit length per pixel, squared difference, mean over pixels, sum over layers
-    for x, y in zip(classifier.features(a), classifier.features(b), strict=True):
-        x, y = (t[0].flatten(1).detach().numpy().astype(np.float64) for t in (x, y))
-        pixels = [(p / np.linalg.norm(p) - q / np.linalg.norm(q)) for p, q in zip(x.T, y.T, strict=True)]
-        expected += np.mean([(p**2).sum() for p in pixels])
-    assert metrics.lpips_distance(a, b, found.lpips).item() == pytest.approx(expected, rel=1e-5)
-
-    scores = metrics.pie_scores(a, b, box(64), "a red cat", "a dog", found)
-    pixels = {"psnr/pie_official", "mse/pie_official", "ssim/pie_official"}
-    assert {key for key in scores if not key.endswith("/pie_official (picturebook)")} == pixels
-    with pytest.warns(UserWarning, match="n = 2 pictures in d = 6"):
-        score = metrics.fid([pictures(2, 64)], [pictures(3, 64)], encoders.load_picturebook_embedder("cpu"))
-    assert score.key == "FID (picturebook)"

@@ -1,0 +1,209 @@
+"""Every encoder against the package that others use, or the same network read another way."""
+
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from cleanfid import fid as cleanfid
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torchmetrics.functional.multimodal import clip_score
+from transformers import CLIPTextModelWithProjection, CLIPVisionModelWithProjection, ViTModel
+
+from common import encoders, metrics
+from common.runs import InputError
+from tests.tiny_encoders import naive_structure_distance, pictures, random_lpips, write_encoders, write_trunk
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_encoders(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def clip(folder):
+    return encoders.load_clip(folder / "clip", "cpu")
+
+
+@pytest.fixture(scope="module")
+def dino(folder):
+    return encoders.load_dino(folder / "dino", "cpu")
+
+
+# ------------------------------------------------------------------------------------------------------------ LPIPS
+
+
+@pytest.mark.parametrize("net", ["alex", "squeeze", "vgg"])
+def test_lpips_equals_the_package(net, tmp_path):
+    path = tmp_path / encoders.TRUNK_FILES[net]
+    trunk = write_trunk(net, path)
+    torch.manual_seed(3)
+    ours = encoders.load_lpips(net, "cpu", trunk_file=path)
+    after = torch.rand(1)
+    torch.manual_seed(3)
+    assert torch.equal(after, torch.rand(1)), "loading an encoder must not move the random stream of a run"
+
+    # The package's own network, its trunk overwritten layer by layer with what the file holds.
+    network = random_lpips(net)
+    for piece in network.net.children():
+        for index, layer in piece.named_children():
+            layer.load_state_dict(trunk[int(index)].state_dict())
+    a, b = pictures(size=64, seed=1), pictures(size=64, seed=2)
+    expected = network(a * 2 - 1, b * 2 - 1).flatten()
+    assert expected.min() > 1e-3
+    torch.testing.assert_close(metrics.lpips_distance(a, b, ours), expected, rtol=1e-5, atol=1e-7)
+    network.spatial = True
+    weight = (torch.arange(64) < 20).float().expand(1, 1, 64, 64)
+    expected = (network(a * 2 - 1, b * 2 - 1) * weight).sum((1, 2, 3)) / weight.sum()
+    torch.testing.assert_close(metrics.lpips_distance(a, b, ours, weight), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_lpips_refuses_missing_or_wrong_weights(tmp_path):
+    with pytest.raises(InputError, match="squeezenet1_1-b8a52dc0.pth and put it there"):
+        encoders.load_lpips("squeeze", "cpu", trunk_file=tmp_path / "none.pth")
+    torch.save({"features.0.weight": torch.zeros(1)}, tmp_path / "other.pth")
+    (tmp_path / "cut.pth").write_bytes((tmp_path / "other.pth").read_bytes()[:500])
+    for name in ("other.pth", "cut.pth"):
+        with pytest.raises(InputError, match="is damaged or is not torchvision's squeezenet"):
+            encoders.load_lpips("squeeze", "cpu", trunk_file=tmp_path / name)
+    with pytest.raises(InputError, match="one of picturebook, alex"):
+        encoders.load_lpips("resnet", "cpu")
+
+
+# ------------------------------------------------------------------------------------------------------------- CLIP
+
+
+def test_clip_text_similarity_equals_torchmetrics_clip_score(clip, folder):
+    """torchmetrics runs on the two towers loaded one by one, with the processor that reads the pictures as PIL."""
+    vision = CLIPVisionModelWithProjection.from_pretrained(folder / "clip", dtype=torch.float32)
+    text = CLIPTextModelWithProjection.from_pretrained(folder / "clip", dtype=torch.float32)
+    model = types.SimpleNamespace(
+        config=types.SimpleNamespace(),
+        get_image_features=lambda pixels: vision(pixels).image_embeds,
+        get_text_features=lambda ids, attention: text(ids, attention_mask=attention).text_embeds,
+    )
+    model.to = lambda device: model
+
+    def processor(images=None, text=None, **kw):
+        if text is not None:
+            return clip.tokenizer(text, **kw)
+        return clip.processor([Image.fromarray(i.permute(1, 2, 0).numpy()) for i in images], return_tensors="pt")
+
+    a, prompts = pictures(3, 50, seed=1), ["a red cat", "a blue house on the snow", "dog"]
+    for i in range(3):
+        expected = clip_score((a[i] * 255).round().byte(), prompts[i], lambda: (model, processor)).item()
+        cosine = metrics.clip_text_similarity(a, prompts, clip)[i, i].item()
+        assert 100 * cosine == pytest.approx(expected, rel=1e-5) and expected > 10
+    assert clip.label == "clip" and clip.model.dtype == torch.float32
+
+
+def test_image_similarity_is_a_cosine_matrix(clip, dino):
+    a, b = pictures(2, seed=1), pictures(3, seed=2)
+    for similarity, encoder in [(metrics.clip_image_similarity, clip), (metrics.dino_similarity, dino)]:
+        matrix = similarity(a, b, encoder)
+        expected = F.cosine_similarity(encoder.embed(a)[:, None], encoder.embed(b)[None], dim=-1)
+        torch.testing.assert_close(matrix, expected)
+        torch.testing.assert_close(similarity(a, a, encoder).diagonal(), torch.ones(2))
+        assert matrix.std() > 1e-4
+
+
+def test_missing_or_foreign_weights_are_refused(folder, tmp_path):
+    with pytest.raises(InputError, match="no CLIPModel at 'openai/clip-vit-none'"):
+        encoders.load_clip("openai/clip-vit-none", "cpu")
+    weights = load_file(folder / "dino" / "model.safetensors")
+    del weights["encoder.layer.1.attention.attention.key.weight"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "config.json").write_text((folder / "dino" / "config.json").read_text())
+    with pytest.raises(InputError, match="no complete ViTModel"):
+        encoders.load_dino(tmp_path, "cpu")
+    cut = (tmp_path / "model.safetensors").read_bytes()[:-100]
+    (tmp_path / "model.safetensors").write_bytes(cut)
+    with pytest.raises(InputError, match="no ViTModel at"):
+        encoders.load_dino(tmp_path, "cpu")
+
+
+# ------------------------------------------------------------------------------------------------------------- DINO
+
+
+@pytest.mark.parametrize(("pixel_range", "antialias"), [(1.0, True), (255.0, False)])
+def test_structure_distance_equals_a_naive_computation(folder, dino, pixel_range, antialias):
+    a, b = pictures(1, 48, seed=1), pictures(1, 48, seed=2)
+    expected = naive_structure_distance(folder, a, b, pixel_range, antialias)
+    assert metrics.structure_distance(a, b, dino, pixel_range, antialias).item() == pytest.approx(expected, rel=1e-4)
+    assert expected > 1e-4
+    assert metrics.structure_distance(a, a, dino).item() == 0
+
+
+def test_dino_embeds_with_the_class_token(folder, dino):
+    a = pictures(2, 32)
+    model = ViTModel.from_pretrained(folder / "dino", dtype=torch.float32, add_pooling_layer=False)
+    pixels = torchvision.transforms.functional.normalize(a, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    torch.testing.assert_close(dino.embed(a), model(pixels).last_hidden_state[:, 0].detach())
+
+
+# --------------------------------------------------------------------------------------- Inception, picturebook
+
+
+def test_inception_features_equal_clean_fid(tmp_path):
+    class Base(torch.nn.Module):  # the parts of NVIDIA's TorchScript file that clean-fid calls
+        def __init__(self):
+            super().__init__()
+            pool = torch.nn.AdaptiveAvgPool2d(32)
+            self.layers = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3), pool, torch.nn.Flatten())
+
+        def forward(self, x):
+            return self.layers(x)
+
+    torch.manual_seed(0)
+    base = Base().requires_grad_(False)
+    weights = tmp_path / encoders.INCEPTION_FILE
+    torch.jit.script(base).save(weights)
+    images = pictures(3, 40)
+    for i, picture in enumerate(images):
+        array = (picture * 255).byte().permute(1, 2, 0).numpy()
+        Image.fromarray(array).save(tmp_path / f"{i}.png")
+    extractor = lambda x: base.layers((x - 128) / 128)  # noqa: E731
+    expected = cleanfid.get_folder_features(
+        str(tmp_path), extractor, num_workers=0, device=torch.device("cpu"), verbose=False
+    )
+    ours = encoders.load_inception(tmp_path, "cpu")
+    np.testing.assert_allclose(ours.embed((images * 255).byte() / 255), expected, rtol=1e-5, atol=1e-6)
+    with pytest.raises(InputError, match="no weights at .*inception-2015-12-05.pt: download https"):
+        encoders.load_inception(tmp_path / "none", "cpu")
+    with pytest.warns(UserWarning, match="n = 3"):
+        score = metrics.fid([images[:2], images[2:]], (pictures(4, 40, seed=9),), ours)
+    both = [ours.embed(x).double() for x in (images, pictures(4, 40, seed=9))]
+    with pytest.warns(UserWarning, match="n = 3"):
+        assert score == metrics.frechet_distance(*both, "inception")
+
+
+def test_picturebook_encoders(folder, monkeypatch):
+    torch.manual_seed(0)
+    first, second = torch.nn.Conv2d(3, 4, 3), torch.nn.Conv2d(4, 6, 3, stride=2)
+    classifier = types.SimpleNamespace(
+        features=lambda x: [first(x), second(first(x))], embedding=lambda x: second(first(x)).mean((2, 3))
+    )
+    module = types.SimpleNamespace(load_classifier=lambda device: classifier)
+    monkeypatch.setitem(sys.modules, "common.picturebook.classifier", module)
+    monkeypatch.setattr(encoders, "PICTUREBOOK_MODELS", folder)
+    found = encoders.load_encoders(device="cpu")
+
+    a, b = pictures(1, 64, seed=1), pictures(1, 64, seed=2)
+    expected = 0.0  # unit length per pixel, squared difference, mean over pixels, sum over layers
+    for x, y in zip(classifier.features(a), classifier.features(b), strict=True):
+        x, y = (t[0].flatten(1).detach().numpy().astype(np.float64) for t in (x, y))
+        pixels = [(p / np.linalg.norm(p) - q / np.linalg.norm(q)) for p, q in zip(x.T, y.T, strict=True)]
+        expected += np.mean([(p**2).sum() for p in pixels])
+    assert metrics.lpips_distance(a, b, found.lpips).item() == pytest.approx(expected, rel=1e-5)
+
+    mask = (torch.arange(64) < 20).float().expand(64, 64)
+    scores = metrics.pie_scores(a, b, mask, "a red cat", "a dog", found)
+    pixels = {"psnr/pie_official", "mse/pie_official", "ssim/pie_official"}
+    assert {key for key in scores if not key.endswith("/pie_official (picturebook)")} == pixels
+    with pytest.warns(UserWarning, match="n = 2 pictures in d = 6"):
+        score = metrics.fid([pictures(2, 64)], [pictures(3, 64)], encoders.load_picturebook_embedder("cpu"))
+    assert score.key == "FID (picturebook)"
