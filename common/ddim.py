@@ -149,6 +149,9 @@ def inversion_timestep(schedule: Schedule, t: int, convention: str = "target") -
     "target": t itself, as in all released code (null-text inversion, SPDInv, diffusers' DDIMInverseScheduler).
     "source": the level the latent really has, eps(z_{t-1}, t-1), as the papers write it (SPDInv, Eq. 2 and Alg. 1,
     line 2); the clean latent is shown as timestep 0, the cleanest that the network knows.
+
+    Only a v-prediction model feels a second choice: predict_noise turns v into eps at the timestep shown, diffusers'
+    inverse scheduler at the level that the latent has.
     """
     return {"target": t, "source": max(schedule.previous(t), 0)}[convention]
 
