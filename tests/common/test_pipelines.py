@@ -112,6 +112,8 @@ def test_long_prompts_lose_words_by_name(sd, caplog):
     caplog.clear()
     encode_prompt(sd, ["a cat " * 37 + "hat"])  # exactly 75
     assert not caplog.records
+    encode_prompt(sd, ["a cat " * 37 + "hat dog bird"])
+    assert "lost: 'dog bird'" in caplog.text
 
 
 @pytest.mark.parametrize("prompts", ["a cat", [], [None], None, [b"cat"]])
