@@ -1,0 +1,156 @@
+"""The brush that paints one thing: its own coordinates, its material, outlines, and the mask of what it painted."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from common.picturebook.scenes import COLORS, FACING_KINDS, Thing
+
+SIZE = 64  # pixels of a picture
+SCALE = 4  # it is painted this much larger, and reduced
+CANVAS = SIZE * SCALE
+
+PAINT = {
+    "red": (214, 48, 42), "orange": (242, 138, 32), "yellow": (247, 208, 52), "green": (62, 160, 66),
+    "blue": (50, 100, 214), "purple": (136, 66, 178), "pink": (244, 134, 178), "brown": (132, 84, 48),
+    "white": (242, 242, 238), "black": (48, 46, 54),
+}  # fmt: skip
+INK = (38, 32, 40)
+INK = (38, 32, 40)
+STRAW = (226, 186, 98)
+BAND = (184, 40, 48)
+NIGHT_TINT = np.array([0.70, 0.72, 0.88], np.float32)
+
+
+def mix(a, b, weight: float) -> tuple[int, int, int]:
+    return tuple(round(x + (y - x) * weight) for x, y in zip(a, b, strict=True))
+
+
+def contrast(color) -> tuple[int, int, int]:
+    """A colour that shows on `color` and still belongs to it: lighter on dark paint, darker on light paint."""
+    light = 0.3 * color[0] + 0.59 * color[1] + 0.11 * color[2]
+    return mix(color, (255, 255, 250), 0.72) if light < 135 else mix(color, INK, 0.58)
+
+
+class Brush:
+    """Paints one thing in its own coordinates: x to the front and y down, both in [-1, 1], the ground at 1."""
+
+    def __init__(self, canvas: Image.Image, thing: Thing, sketch: bool, night: bool):
+        self.canvas, self.thing, self.sketch = canvas, thing, sketch
+        self.half = thing.size * CANVAS
+        self.center = (thing.x * CANVAS, (thing.ground - thing.size) * CANVAS)
+        self.flip = -1 if thing.kind in FACING_KINDS and thing.facing == "left" else 1
+        self.tint = NIGHT_TINT if night else np.ones(3, np.float32)
+        self.mask = Image.new("L", canvas.size, 0)
+        self.body = self.body_layer()
+
+    def at(self, x: float, y: float) -> tuple[float, float]:
+        return (self.center[0] + self.flip * x * self.half, self.center[1] + y * self.half)
+
+    def body_layer(self) -> Image.Image:
+        """The paint of the body over the canvas: colour, material or marking, shaded from the upper left."""
+        thing, n = self.thing, CANVAS
+        reach = 1.2 * self.half  # beyond it nothing is painted
+        x0, x1 = (int(np.clip(self.center[0] + side * reach, 0, n)) for side in (-1, 1))
+        y0, y1 = (int(np.clip(self.center[1] + side * reach, 0, n)) for side in (-1, 1))
+        v, u = np.mgrid[y0:y1, x0:x1].astype(np.float32)
+        u = (u - self.center[0]) / self.half * self.flip
+        v = (v - self.center[1]) / self.half
+        color = np.array(PAINT[thing.color], np.float32)
+        pattern = np.zeros(u.shape, bool)
+        second = np.array(contrast(PAINT[thing.color]), np.float32)
+        if thing.material == "striped":
+            pattern = np.mod(u + 0.25 * v, 0.44) < 0.2
+        elif thing.material == "spotted":
+            row = np.floor(v / 0.38)
+            pattern = np.hypot(np.mod(u + 0.22 * np.mod(row, 2), 0.44) - 0.22, np.mod(v, 0.38) - 0.19) < 0.135
+        if thing.marking:
+            rng = random.Random(f"marking {thing.marking}")
+            second = np.array(PAINT[rng.choice([c for c in COLORS if c != thing.color])], np.float32)
+            pattern = marking_pattern(rng, u, v)
+        layer = np.where(pattern[..., None], second, color)
+        shade = 1.1 - 0.17 * (v + 0.35 * u * self.flip + 1)
+        painted = np.clip(layer * shade[..., None] * self.tint, 0, 255).astype(np.uint8)
+        body = Image.new("RGB", (n, n))
+        body.paste(Image.fromarray(painted), (x0, y0))
+        return body
+
+    def fill(self, part: Image.Image, paint) -> None:
+        """paint: "body" for the thing's own paint, or an RGB colour."""
+        if paint == "body":
+            self.canvas.paste(self.body, (0, 0), part)
+        else:
+            color = tuple(int(c * t) for c, t in zip(paint, self.tint, strict=True))
+            self.canvas.paste(color, (0, 0), part)
+        self.mask.paste(255, (0, 0), part)
+
+    def polygon(self, points, paint="body", outline: bool = True) -> None:
+        corners = [self.at(x, y) for x, y in points]
+        part = Image.new("L", self.canvas.size, 0)
+        ImageDraw.Draw(part).polygon(corners, fill=255)
+        self.fill(part, paint)
+        if outline:
+            self.stroke(corners + corners[:2])
+
+    def ellipse(self, x: float, y: float, rx: float, ry: float, paint="body", outline: bool = True, tilt=0.0) -> None:
+        angles = np.linspace(0, 2 * math.pi, 33)[:-1]
+        cos, sin = math.cos(tilt), math.sin(tilt)
+        points = [(rx * math.cos(a), ry * math.sin(a)) for a in angles]
+        self.polygon([(x + cos * a - sin * b, y + sin * a + cos * b) for a, b in points], paint, outline)
+
+    def line(self, points, width: float, paint="body") -> None:
+        """A thick line with round ends, outlined like everything else."""
+        corners = [self.at(x, y) for x, y in points]
+        for extra, color in ((self.pen, INK), (0, paint)):
+            part = Image.new("L", self.canvas.size, 0)
+            pen = ImageDraw.Draw(part)
+            thickness = max(2, round(width * self.half)) + 2 * extra
+            pen.line(corners, fill=255, width=thickness, joint="curve")
+            for x, y in corners:
+                r = thickness / 2
+                pen.ellipse((x - r, y - r, x + r, y + r), fill=255)
+            self.fill(part, color)
+
+    @property
+    def pen(self) -> int:
+        return 3 if self.sketch else 2
+
+    def stroke(self, corners) -> None:
+        color = tuple(int(c * t) for c, t in zip(INK, self.tint, strict=True))
+        ImageDraw.Draw(self.canvas).line(corners, fill=color, width=self.pen, joint="curve")
+        ImageDraw.Draw(self.mask).line(corners, fill=255, width=self.pen, joint="curve")
+
+    def eye(self, x: float, y: float, r: float = 0.1) -> None:
+        self.ellipse(x, y, r, r * 1.15, (250, 250, 250), outline=False)
+        self.ellipse(x + 0.3 * r, y, r * 0.62, r * 0.75, (20, 18, 24), outline=False)
+
+    def hat(self, x: float, y: float, width: float) -> None:
+        """A straw hat with a red band, its brim centred at (x, y)."""
+        w = width
+        self.polygon(
+            [(x - 0.55 * w, y), (x - 0.42 * w, y - 0.75 * w), (x + 0.42 * w, y - 0.75 * w), (x + 0.55 * w, y)], STRAW
+        )
+        self.polygon(
+            [(x - 0.55 * w, y), (x - 0.51 * w, y - 0.24 * w), (x + 0.51 * w, y - 0.24 * w), (x + 0.55 * w, y)], BAND
+        )
+        self.ellipse(x, y, w, 0.16 * w, STRAW)
+
+
+def marking_pattern(rng: random.Random, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """Where an individual wears its second colour; u, v in the thing's own coordinates."""
+    shift, period = rng.uniform(-0.3, 0.3), rng.uniform(0.5, 0.8)
+    choice = rng.randrange(5)
+    if choice == 0:  # patches
+        spots = [(rng.uniform(-0.9, 0.9), rng.uniform(-0.7, 0.9), rng.uniform(0.2, 0.36)) for _ in range(6)]
+        return np.any([np.hypot(u - x, v - y) < r for x, y, r in spots], axis=0)
+    if choice == 1:  # one half
+        return u + rng.choice((-0.6, 0.0, 0.6)) * v > shift
+    if choice == 2:  # belts
+        return np.mod(v + shift, period) < period / 2
+    if choice == 3:  # checks
+        return (np.floor((u + shift) / (period / 2)) + np.floor((v + shift) / (period / 2))) % 2 == 0
+    return np.mod(np.hypot(u - shift, v - shift) + shift, period) < period / 2  # rings

@@ -1,0 +1,86 @@
+"""Trains the picturebook's models from scratch, stage by stage, and ships them to common/picturebook/models.
+
+    python -m common.picturebook.build              all stages; continues where a killed run stopped
+    python -m common.picturebook.build unet         one stage (its predecessors must be shipped)
+    python -m common.picturebook.build --check      measures the shipped weights against the bars
+
+Order: vae and clip first (latents and words), then unet; dino and classifier stand alone. `vae_decoder` and
+`clip_vision` improve the half that the UNet does not depend on, and leave the other half as it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+# Optimiser steps per stage; batches stand in the stages. `--steps` overrides them.
+STEPS = {
+    "vae": 4500, "clip": 3500, "unet": 12000, "classifier": 5000, "dino": 2500, "vae_decoder": 3000,
+    "clip_vision": 2000,
+}  # fmt: skip
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", nargs="?", choices=STEPS, help="train one stage only (default: all, in order)")
+    parser.add_argument("--steps", type=int, help="optimiser steps of that stage")
+    parser.add_argument("--scenes", type=int, default=40_000, help="how many training scenes to draw")
+    parser.add_argument("--work", type=Path, default=ROOT / "outputs" / "picturebook" / "build", help="checkpoints")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads")
+    parser.add_argument("--check", action="store_true", help="print the quality table of the shipped weights and stop")
+    args = parser.parse_args(argv)
+    if args.steps and not args.stage:
+        parser.error("--steps needs a stage: give one, or leave --steps out")
+    return args
+
+
+def build(stage: str, steps: int, work: Path, scenes: int) -> None:
+    """Trains one stage and ships its weights."""
+    from common.picturebook import shipping
+    from common.picturebook.stages import classifier, clip, dino, unet, vae
+    from common.picturebook.stages.corpus import Corpus
+
+    work.mkdir(parents=True, exist_ok=True)
+    tokenizer = shipping.ship_tokenizer_and_scheduler()
+    corpus = Corpus(work, scenes)
+    if stage == "vae":
+        trained = vae.train(corpus, work, steps)
+        shipping.ship_vae(trained, vae.scaling_factor(trained, corpus))
+    elif stage == "vae_decoder":
+        factor = shipping.shipped_vae().config.scaling_factor
+        shipping.ship_vae(vae.train(corpus, work, steps, start=shipping.shipped_vae()), factor)
+    elif stage == "clip":
+        shipping.ship_clip(clip.train(corpus, tokenizer, work, steps), tokenizer)
+    elif stage == "clip_vision":
+        shipping.ship_clip(clip.train(corpus, tokenizer, work, steps, start=shipping.shipped_clip()), tokenizer)
+    elif stage == "unet":
+        parts = shipping.shipped_vae(), shipping.shipped_text_encoder()
+        shipping.ship_unet(unet.train(corpus, *parts, tokenizer, work, steps))
+    elif stage == "classifier":
+        shipping.ship_classifier(classifier.train(corpus, work, steps))
+    elif stage == "dino":
+        shipping.ship_dino(dino.train(work, steps))
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse(argv)
+    import torch
+
+    torch.set_num_threads(args.threads)
+    torch.set_flush_denormal(True)
+    if args.check:
+        from common.picturebook.quality import check
+
+        return check()
+    for stage in [args.stage] if args.stage else STEPS:
+        build(stage, args.steps or STEPS[stage], args.work, args.scenes)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The trainings of the picturebook's models, one file per stage, each with its loop written out."""

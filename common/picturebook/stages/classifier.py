@@ -1,0 +1,64 @@
+"""Stage classifier: the attributes of scenes, on pictures made softer and noisier than drawn ones."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from common.picturebook.classifier import SCENE_HEADS, THING_HEADS, AttributeClassifier
+from common.picturebook.scenes import ANIMALS, COLORS, FACING_KINDS, KINDS, Scene
+from common.picturebook.stages.corpus import Corpus, order
+from common.picturebook.stages.training import Run
+
+BATCH, PEAK = 64, 2e-3
+UNKNOWN = -100  # cross_entropy's ignore_index
+
+
+def targets(scenes: list[Scene]) -> dict[str, torch.Tensor]:
+    """Per head the right answer; UNKNOWN where the question makes no sense for the kind, or the kind is absent."""
+    truth = {"pairs": torch.zeros(len(scenes), len(KINDS), len(COLORS))}
+    for name, values in SCENE_HEADS.items():
+        truth[name] = torch.tensor([values.index(getattr(scene, name)) for scene in scenes])
+    for name in THING_HEADS:
+        truth[name] = torch.full((len(scenes), len(KINDS)), UNKNOWN)
+    for row, scene in enumerate(scenes):
+        for thing in scene.things:
+            k = KINDS.index(thing.kind)
+            truth["pairs"][row, k, COLORS.index(thing.color)] = 1
+            for name, values in THING_HEADS.items():
+                sensible = {"facing": thing.kind in FACING_KINDS, "pose": thing.kind in ANIMALS}.get(name, True)
+                if sensible and not (thing.marking and name in ("material", "hat")):
+                    truth[name][row, k] = values.index(getattr(thing, name))
+    return truth
+
+
+def worsen(pictures: torch.Tensor, rng: random.Random, generator: torch.Generator) -> torch.Tensor:
+    """Blur, noise, brightness and tint, so that a soft generated picture is read as well as a drawn one."""
+    for _ in range(rng.choice((0, 0, 1, 1, 2))):
+        kernel = torch.tensor([[1, 2, 1], [2, 4, 2], [1, 2, 1]]).float().div(16).expand(3, 1, 3, 3)
+        pictures = F.conv2d(F.pad(pictures, (1, 1, 1, 1), mode="replicate"), kernel, groups=3)
+    noise = torch.randn(pictures.shape, generator=generator) * rng.choice((0, 0.02, 0.05))
+    tint = 1 + 0.05 * torch.randn((len(pictures), 3, 1, 1), generator=generator)
+    return (pictures * tint + noise).clamp(0, 1)
+
+
+def loss_of(out: dict[str, torch.Tensor], truth: dict[str, torch.Tensor]) -> torch.Tensor:
+    pairs = F.binary_cross_entropy_with_logits(out["pairs"], truth["pairs"], reduction="none").sum((1, 2)).mean()
+    scene = sum(F.cross_entropy(out[name], truth[name]) for name in SCENE_HEADS)
+    things = sum(F.cross_entropy(out[n].flatten(0, 1), truth[n].flatten(), ignore_index=UNKNOWN) for n in THING_HEADS)
+    return pairs + scene + things
+
+
+def train(corpus: Corpus, work: Path, steps: int) -> AttributeClassifier:
+    torch.manual_seed(0)
+    model = AttributeClassifier()
+    run = Run("classifier", work, model, steps, PEAK)
+    for step in run.todo():
+        indices = order(len(corpus), BATCH, step)
+        pictures = worsen(corpus.batch(indices), random.Random(step), torch.Generator().manual_seed(step))
+        loss = loss_of(model(pictures), targets([corpus.scenes[index] for index in indices]))
+        run.descend(step, loss)
+    return run.finish()
