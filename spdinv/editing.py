@@ -1,7 +1,6 @@
 """From a picture and two prompts to the edited picture: encode, invert, edit, decode."""
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from diffusers import DiffusionPipeline
@@ -10,26 +9,7 @@ from common.ddim import make_schedule
 from common.pipelines import decode_latents, encode_image, encode_prompt
 from spdinv.engines import ENGINES, p2p
 from spdinv.inversions import INVERSIONS, Inversion
-
-
-@dataclass(frozen=True)
-class Method:
-    """An inversion, an engine and their settings; the defaults are those of the paper (Sec. 4.1 and 4.4).
-
-    inversion: a key of INVERSIONS, with the keyword arguments of its `invert` in inversion_options.
-    engine: a key of ENGINES, with the keyword arguments of its function in engine_options.
-    """
-
-    inversion: str = "spd"
-    engine: str = "p2p"
-    num_inference_steps: int = 50
-    guidance_scale: float = 7.5
-    inversion_options: dict[str, Any] = field(default_factory=dict)
-    engine_options: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        return f"{self.inversion}+{self.engine}"
+from spdinv.options import Method
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,13 +7,11 @@ Without arguments: an item of the picturebook's benchmark.
 
 import argparse
 import json
-import logging
+from dataclasses import asdict
 from pathlib import Path
 
 from common.runs import InputError, atomic_path, make_parser, measure, script, write_config, write_json
 from spdinv import options
-
-log = logging.getLogger(__name__)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -102,12 +100,13 @@ def clip_scores(clip, pictures: dict, prompts: dict[str, str | None]) -> dict[st
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     if args.print_config:
-        print(json.dumps(vars(args), indent=2))
+        method = options.method_of(args, args.inversion, args.engine)
+        print(json.dumps({**vars(args), "method": asdict(method)}, indent=2))
         return
     from common.encoders import load_clip
     from common.images import center_crop_resize, grid, load_image, to_pil, to_tensor
     from common.pipelines import is_picturebook
-    from spdinv.editing import Method, edit_picture
+    from spdinv.editing import edit_picture
 
     if args.image_path is None:
         use_benchmark_item(args)
@@ -117,17 +116,8 @@ def main(argv: list[str] | None = None) -> None:
     clip_model = args.clip_model or ("picturebook" if is_picturebook(pipe) else None)
     clip = load_clip(clip_model, args.device) if clip_model else None
     prompts = {"source_prompt": args.source_prompt, "target_prompt": args.target_prompt}
-    engine_options = options.engine_options(args, args.engine)
-    if args.engine == "p2p":
-        engine_options |= {"blended_words": args.blended_words, "equalizer": dict(args.equalizer or [])}
-    method = Method(
-        args.inversion,
-        args.engine,
-        args.num_inference_steps,
-        args.guidance_scale,
-        options.inversion_options(args, args.inversion),
-        engine_options,
-    )
+    method = options.method_of(args, args.inversion, args.engine)
+    method = options.with_words(method, args.blended_words, dict(args.equalizer or []))
     print(f"{args.image_path}: {args.source_prompt!r} -> {args.target_prompt!r}, {method.name}")
     with measure() as cost:
         edit = edit_picture(pipe, to_tensor(image).to(pipe.device), args.source_prompt, args.target_prompt, method)

@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,26 @@ PICTUREBOOK_PRESET: dict[str, Any] = {}
 
 INVERSION_NAMES = ("ddim", "spd")  # keys of inversions.INVERSIONS and engines.ENGINES, which are heavy to import
 ENGINE_NAMES = ("none", "p2p")
+
+
+@dataclass(frozen=True)
+class Method:
+    """An inversion, an engine and their settings; the defaults are those of the paper (Sec. 4.1 and 4.4).
+
+    inversion: a key of inversions.INVERSIONS; inversion_options: keyword arguments of its `invert`.
+    engine: a key of engines.ENGINES; engine_options: keyword arguments of its function.
+    """
+
+    inversion: str = "spd"
+    engine: str = "p2p"
+    num_inference_steps: int = 50
+    guidance_scale: float = 7.5
+    inversion_options: dict[str, Any] = field(default_factory=dict)
+    engine_options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return f"{self.inversion}+{self.engine}"
 
 
 def number(kind: type, low: float, high: float = float("inf")) -> Callable[[str], Any]:
@@ -48,7 +69,7 @@ def add_model_flags(parser: argparse.ArgumentParser, output_dir: str) -> None:
         help="picturebook, a local folder in diffusers layout, or a hub id (the paper: CompVis/stable-diffusion-v1-4)",
     )
     add("--output_dir", default=output_dir, help="folder for results")
-    add("--resolution", type=number(int, 8), help="side of the square picture in pixels; the model's own by default")
+    add("--resolution", type=number(int, 16), help="side of the square picture in pixels; the model's own by default")
     add("--device", help="cpu, cuda, cuda:1, ...; a GPU if there is one by default")
     add(
         "--mixed_precision",
@@ -110,27 +131,27 @@ def is_picturebook_folder(name: str) -> bool:
     return name == "picturebook" or (Path(name).expanduser() / "picturebook.json").is_file()
 
 
-def inversion_options(args: argparse.Namespace, inversion: str) -> dict[str, Any]:
-    """The keyword arguments of this inversion's `invert`."""
-    if inversion != "spd":
-        return {}
-    return {
+def method_of(args: argparse.Namespace, inversion: str, engine: str) -> Method:
+    """The method that the flags describe; the words of a picture (to blend, to reweight) come on top."""
+    spd = {
         "rounds": args.spd_rounds,
         "learning_rate": args.spd_learning_rate,
         "threshold": args.spd_threshold,
         "solver": args.solver,
     }
-
-
-def engine_options(args: argparse.Namespace, engine: str) -> dict[str, Any]:
-    """The keyword arguments of this engine that hold for every picture; words to blend and reweight come on top."""
-    if engine != "p2p":
-        return {}
-    return {
+    p2p = {
         "controller": args.controller,
         "cross_replace_steps": args.cross_replace_steps,
         "self_replace_steps": args.self_replace_steps,
     }
+    inversion_options, engine_options = {"spd": spd}.get(inversion, {}), {"p2p": p2p}.get(engine, {})
+    return Method(inversion, engine, args.num_inference_steps, args.guidance_scale, inversion_options, engine_options)
+
+
+def with_words(method: Method, blended_words: tuple[str, str] | None, equalizer: dict[str, float] | None) -> Method:
+    """The method with a picture's words for LocalBlend and reweighting (engine p2p only)."""
+    words = {"blended_words": blended_words, "equalizer": equalizer}
+    return replace(method, engine_options={**method.engine_options, **words}) if method.engine == "p2p" else method
 
 
 def load(args: argparse.Namespace):

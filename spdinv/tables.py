@@ -1,0 +1,126 @@
+"""Result rows to tables: published beside measured, per edit type and overall."""
+
+import csv
+import io
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from common.data import EDIT_TYPES
+from common.metrics import PIE_SCORES, aggregate, parse_key
+from common.runs import atomic_path, bootstrap_interval
+
+COSTS = ("inversion_seconds", "seconds", "peak_memory_mb")  # of a row, not of its metrics: they vary from run to run
+PUBLISHED = Path(__file__).parent / "published.toml"
+
+
+def published_table(name: str) -> dict[str, Any]:
+    """One table of published.toml: title, place, label_columns, columns, doubts, rows."""
+    return tomllib.loads(PUBLISHED.read_text(encoding="utf-8"))[name]
+
+
+def intervals(rows: list[dict]) -> dict[str, dict[str, float]]:
+    """Per metric and cost {"mean", "low", "high", "n"}: mean over items with 95 % bootstrap interval; NaN drops."""
+    summary = {}
+    rows = [{"metrics": {**row["metrics"], **{cost: row[cost] for cost in COSTS}}} for row in rows]
+    for key, score in aggregate(rows).items():
+        mean, low, high = bootstrap_interval(row["metrics"].get(key, float("nan")) for row in rows)
+        summary[key] = {"mean": mean, "low": low, "high": high, "n": score.n}
+    return summary
+
+
+def by(rows: Iterable[dict], field: str) -> dict[str, list[dict]]:
+    """Rows grouped by one of their fields, in order of appearance."""
+    groups: dict[str, list[dict]] = {}
+    for row in rows:
+        groups.setdefault(row[field], []).append(row)
+    return groups
+
+
+def summarise(rows: list[dict]) -> dict[str, Any]:
+    """{"overall": {method: intervals}, "by_edit_type": {edit type: {method: intervals}}}."""
+    return {
+        "overall": {method: intervals(group) for method, group in by(rows, "method").items()},
+        "by_edit_type": {
+            kind: {method: intervals(group) for method, group in by(of_kind, "method").items()}
+            for kind, of_kind in sorted(by(rows, "edit_type").items())
+        },
+    }
+
+
+def write_csv(path: str | Path, rows: list[dict]) -> None:
+    """One line per picture; a column per method and metric, headed method|metric as PIE-Bench's scorer does."""
+    columns = list(dict.fromkeys((row["method"], key) for row in rows for key in row["metrics"]))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["item", "edit_type", *(f"{method}|{key}" for method, key in columns)])
+    for item, group in by(rows, "item").items():
+        metrics = {row["method"]: row["metrics"] for row in group}
+        values = [metrics.get(method, {}).get(key, "") for method, key in columns]
+        writer.writerow([item, group[0]["edit_type"], *values])
+    with atomic_path(path) as temporary:
+        temporary.write_text(text.getvalue(), encoding="utf-8")
+
+
+def text_table(rows: list[list[str]]) -> str:
+    """Aligned columns; the first row is the header."""
+    widths = [max(len(row[i]) for row in rows if i < len(row)) for i in range(max(map(len, rows)))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)).rstrip() for row in rows]
+    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+
+
+def cell(value: dict[str, float] | None, factor: float = 1.0) -> str:
+    """mean [low, high] of one metric; "-" where nothing was measured."""
+    if not value or not value["n"]:
+        return "-"
+    mean, low, high = (f"{value[name] * factor:.4g}" for name in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]"
+
+
+def overall_table(summary: dict[str, dict]) -> str:
+    """Metrics down, methods across."""
+    keys = list(dict.fromkeys(key for values in summary.values() for key in values))
+    lines = [[key, *(cell(values.get(key)) for values in summary.values())] for key in keys]
+    counts = ["items", *(str(max(v["n"] for v in values.values())) for values in summary.values())]
+    return text_table([["mean [95 % interval]", *summary], counts, *lines])
+
+
+def edit_type_table(summary: dict[str, dict[str, dict]], wanted: tuple[str, ...]) -> str:
+    """Edit types and methods down, the metrics named in `wanted` across."""
+    keys = list(dict.fromkeys(k for kind in summary.values() for v in kind.values() for k in v))
+    keys = [key for name in wanted for key in keys if key == name or key.startswith(name + " (")]
+    lines = [
+        [f"{kind} {EDIT_TYPES[kind]}", method, *(cell(values.get(key)) for key in keys)]
+        for kind, methods in summary.items()
+        for method, values in methods.items()
+    ]
+    return text_table([["edit type", "method", *keys], *lines])
+
+
+def beside_published(name: str, summary: dict[str, dict], measured_on: str) -> str:
+    """A whole published table, and under each row that was measured here our value of the same score.
+
+    Scores are those of protocol pie_official, multiplied as the paper multiplies them. measured_on: what the measured
+    lines are called; it says which pictures and encoders are behind them.
+    """
+    table = published_table(name)
+    lines = [[*table["label_columns"], "", *table["columns"]]]
+    for row in table["rows"]:
+        lines.append([*row["label"], "published", *(f"{value:g}" for value in row["values"])])
+        if values := summary.get(row.get("method")):
+            ours = [cell(find(values, column), PIE_SCORES.get(column, ("", 1.0))[1]) for column in table["columns"]]
+            lines.append([*row["label"], measured_on, *ours])
+    doubts = "\n".join(f"- {doubt}" for doubt in table["doubts"])
+    return (
+        f"{table['title']}\n({table['place']})\n\n{text_table(lines)}\n\nDoubts about the published numbers:\n{doubts}"
+    )
+
+
+def find(values: dict[str, dict], name: str) -> dict[str, float] | None:
+    """The measured score of this name: under protocol pie_official, or under none."""
+    for key, value in values.items():
+        parsed = parse_key(key)
+        if parsed["name"] == name and parsed["protocol"] in ("pie_official", ""):
+            return value
+    return None

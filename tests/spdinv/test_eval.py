@@ -1,0 +1,177 @@
+"""spdinv.eval on a small PIE-Bench folder and a small random model: rows, tables, resuming, wrong input."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from common.data import EditItem, encode_mask, write_pie_bench
+from common.runs import read_rows
+from spdinv import eval as spdinv_eval
+from spdinv import tables
+from spdinv.options import Method
+from tests.tiny_encoders import write_encoders, write_trunk
+
+CAPTIONS = [
+    ("a red cat on grass", "a blue cat on grass", "6", ("red", "blue")),
+    ("a dog in the snow", "a dog in the night sky", "8", None),
+    ("a small car", "a big car", "0", ("zebra", "big")),  # a word that its prompt lacks
+]
+
+
+@pytest.fixture(scope="module")
+def benchmark(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bench")
+    items, generator = [], np.random.default_rng(0)
+    for number, (source, target, kind, words) in enumerate(CAPTIONS):
+        path = folder / f"{number}.png"
+        Image.fromarray(generator.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
+        mask = torch.zeros(64, 64)
+        mask[10:30, 20:50] = 1
+        if kind == "8":
+            mask[:] = 1  # nothing outside: its background scores are NaN
+        runs = tuple(encode_mask(mask))
+        items.append(EditItem(f"{number:012d}", path, source, target, "", kind, words, runs, (64, 64)))
+    write_pie_bench(folder, items)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def encoders(tmp_path_factory):
+    folder = write_encoders(tmp_path_factory.mktemp("encoders"))
+    (folder / "clip").rename(folder / "clip-vit-large-patch14")
+    (folder / "dino").rename(folder / "dino-vitb8")
+    write_trunk("squeeze", folder / "squeezenet1_1-b8a52dc0.pth")
+    return folder
+
+
+@pytest.fixture
+def run(tiny_folder, benchmark, encoders, capsys):
+    def run(output, *flags):
+        spdinv_eval.main(["--pretrained_model_name_or_path", str(tiny_folder), "--dataset", str(benchmark),
+                          "--metric_encoders", str(encoders), "--output_dir", str(output), "--device", "cpu",
+                          "--num_inference_steps", "2", "--spd_rounds", "2", *flags])  # fmt: skip
+        return capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return tmp_path_factory.mktemp("results") / "whole"
+
+
+def test_rows_pictures_and_tables(run, finished):
+    shown = run(finished, "--table", "1").out
+    rows = read_rows(finished / "rows.jsonl")
+    order = [(item, method) for item in "012" for method in ("ddim+p2p", "spd+p2p")]
+    assert [(row["item"][-1], row["method"]) for row in rows] == order
+    assert [row["blended_words"] for row in rows[::2]] == [["red", "blue"], None, None]
+    for row in rows:
+        folder = finished / "pictures" / row["item"]
+        assert {path.name for path in folder.iterdir()} >= {"source.png", f"{row['method']}.png",
+                                                            f"{row['method']}_reconstruction.png"}  # fmt: skip
+        assert np.isnan(row["metrics"]["psnr/pie_official"]) == (row["edit_type"] == "8")
+        assert row["metrics"]["psnr/pie_official"] != row["metrics"]["psnr/pie_corrected"]
+
+    with open(finished / "results.csv") as file:
+        lines = list(csv.DictReader(file))
+    assert [line["item"] for line in lines] == ["000000000000", "000000000001", "000000000002"]
+    assert float(lines[0]["spd+p2p|psnr/pie_official"]) == rows[1]["metrics"]["psnr/pie_official"]
+
+    summary = json.loads((finished / "results.json").read_text())
+    measured = summary["overall"]["spd+p2p"]["psnr/pie_official"]
+    values = [row["metrics"]["psnr/pie_official"] for row in rows[1::2]]
+    assert measured["n"] == 2 and measured["mean"] == pytest.approx(np.nanmean(values))
+    assert measured["low"] <= measured["mean"] <= measured["high"]
+    assert summary["by_edit_type"]["6"]["ddim+p2p"]["psnr/pie_official"]["n"] == 1
+
+    lines = [line.split() for line in shown.splitlines()]
+    published = [line for line in lines if "published" in line and line[0] in ("DDIM", "SPDInv", "NTI")]
+    assert ["SPDInv", "P2P", "published", "8.81", "28.6", "36.01", "24.54", "86.23", "25.26", "27.04"] in published
+    mse = summary["overall"]["ddim+p2p"]["mse/pie_official"]["mean"] * 1e4
+    assert any(line[:3] == ["DDIM", "P2P", "measured:"] and f"{mse:.4g}" in line for line in lines)
+    assert sum("measured:" in line for line in lines) == 2
+
+
+def test_an_interrupted_run_goes_on_and_ends_in_the_same_bytes(run, finished, tmp_path, monkeypatch):
+    if not finished.exists():
+        run(finished)
+    original, calls = spdinv_eval.run_item, []
+
+    def interrupted(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(spdinv_eval, "run_item", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        run(tmp_path / "out")
+    assert stop.value.code == 130 and len(read_rows(tmp_path / "out" / "rows.jsonl")) == 3
+    with open(tmp_path / "out" / "rows.jsonl", "a") as file:
+        file.write('{"paper": "spdinv", "met')  # killed while writing
+    run(tmp_path / "out")
+    assert len(calls) == 4 + 3
+    for name in ("results.csv", "grid.png"):
+        assert (tmp_path / "out" / name).read_bytes() == (finished / name).read_bytes()
+    run(tmp_path / "out")
+    assert len(calls) == 7  # nothing left to do
+
+
+def test_limit_types_and_other_settings(run, tmp_path, capsys):
+    run(tmp_path / "out", "--edit_types", "6", "8", "--limit", "1", "--inversions", "ddim")
+    assert [row["edit_type"] for row in read_rows(tmp_path / "out" / "rows.jsonl")] == ["6"]
+    with pytest.raises(SystemExit) as stop:
+        run(tmp_path / "out", "--guidance_scale", "3", "--limit", "1")
+    assert stop.value.code == 2 and "--guidance_scale" in capsys.readouterr().err
+    assert len(read_rows(tmp_path / "out" / "rows.jsonl")) == 1
+
+
+def test_run_item_alone(tiny_folder, benchmark, encoders):
+    from common.data import read_pie_bench
+    from common.encoders import load_encoders
+    from common.pipelines import load_pipeline
+
+    pipe, item = load_pipeline(tiny_folder, "cpu"), read_pie_bench(benchmark, limit=1)[0]
+    row, pictures = spdinv_eval.run_item(pipe, item, Method("ddim", num_inference_steps=2), load_encoders(encoders))
+    assert row["method"] == "ddim+p2p" and row["metrics"]["rounds"] == 0
+    assert pictures["edited"].size == (64, 64)
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--dataset", "/no/such/place"], "mapping_file.json"),
+        (["--inversions", "magic"], "invalid choice"),
+        (["--edit_types", "11"], "invalid choice"),
+        (["--limit", "0"], "from 1"),
+        (["--edit_types", "3"], "no item of the edit types"),
+        (["--table", "99"], "invalid choice"),
+        (["--metric_encoders", "/no/such/place"], "/no/such/place"),
+        (["--pretrained_model_name_or_path", "/no/such/place"], "/no/such/place"),
+    ],
+)
+def test_wrong_input_is_one_sentence_and_leaves_nothing(run, tmp_path, capsys, flags, message):
+    with pytest.raises(SystemExit) as stop:
+        run(tmp_path / "out", *flags)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and message in error and error.startswith("error: ") and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_print_config_shows_every_method_at_paper_scale(capsys):
+    spdinv_eval.main(["--print_config"])
+    methods = json.loads(capsys.readouterr().out)["methods"]
+    assert methods["spd+p2p"]["inversion_options"]["rounds"] == 25 and methods["ddim+p2p"]["inversion_options"] == {}
+
+
+@pytest.mark.parametrize("name, rows", [("1", 17), ("2", 7), ("3", 14), ("s1", 3), ("s2", 17), ("noise_gap", 2)])
+def test_published_tables_are_whole(name, rows):
+    table = tables.published_table(name)
+    assert len(table["rows"]) == rows and table["place"] and table["doubts"]
+    for row in table["rows"]:
+        assert len(row["values"]) == len(table["columns"]) and len(row["label"]) == len(table["label_columns"])

@@ -1,0 +1,171 @@
+"""spdinv.infer from end to end on a small random model: files, odd photographs, wrong input."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from common.images import center_crop_resize, load_image
+from common.metrics import psnr
+from spdinv import infer
+from tests.tiny import tiny_sdxl
+
+FAST = ["--num_inference_steps", "3", "--spd_rounds", "2"]
+PROMPTS = ["--source_prompt", "a red cat on grass", "--target_prompt", "a blue cat on grass"]
+TURNED = Image.Exif()
+TURNED[274] = 6  # orientation: the camera was held upright
+
+
+def photograph(path, mode="RGB", size=(64, 64), **save):
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 4), dtype=np.uint8)
+    if mode == "I;16":
+        image = Image.fromarray(pixels[..., 0].astype(np.uint16) * 257)
+    else:
+        image = Image.fromarray(pixels, "RGBA").convert(mode)
+    image.save(path, **save)
+    return path
+
+
+def run(folder, picture, output, *more):
+    infer.main(["--pretrained_model_name_or_path", str(folder), "--image_path", str(picture), "--output_dir",
+                str(output), *FAST, *PROMPTS, *more])  # fmt: skip
+    return json.loads((output / "metrics.json").read_text()), json.loads((output / "config.json").read_text())
+
+
+def test_every_file_is_there_and_says_what_happened(tiny_folder, tmp_path):
+    picture, output = photograph(tmp_path / "in.png"), tmp_path / "out"
+    words = ["--blended_words", "red", "blue", "--equalizer", "blue=2", "cat=0.5"]
+    metrics, config = run(tiny_folder, picture, output, *words, "--save_trajectory")
+    names = {"source.png", "reconstruction.png", "edited.png", "grid.png", "config.json", "metrics.json"}
+    assert {path.name for path in output.iterdir()} == names | {"trajectory.safetensors"}
+    source, edited = (torch.from_numpy(np.array(Image.open(output / f"{name}.png"))).permute(2, 0, 1)[None] / 255
+                      for name in ("source", "edited"))  # fmt: skip
+    assert metrics["edited"]["psnr"] == pytest.approx(psnr(source, edited).item(), rel=1e-6)
+    assert config["equalizer"] == [["blue", 2.0], ["cat", 0.5]] and config["spd_threshold"] == 5e-6
+    saved = load_file(output / "trajectory.safetensors")
+    assert saved["latents"].shape == (4, 4, 16, 16) and saved["latents"].dtype == torch.float32
+    assert saved["rounds"].tolist() == metrics["rounds"] and len(metrics["rounds"]) == 3
+    assert metrics["inversion_cost"]["forward"] == 3 + sum(metrics["rounds"])
+
+
+def test_the_trajectory_starts_at_the_picture_and_the_same_call_gives_the_same_bytes(tiny_folder, tmp_path):
+    picture = photograph(tmp_path / "in.png")
+    for name in ("one", "two"):
+        run(tiny_folder, picture, tmp_path / name, "--save_trajectory")
+    for name in ("edited.png", "trajectory.safetensors"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    from common.images import to_tensor
+    from common.pipelines import encode_image, load_pipeline
+
+    latents = encode_image(load_pipeline(tiny_folder), to_tensor(load_image(picture)))
+    assert torch.equal(load_file(tmp_path / "one" / "trajectory.safetensors")["latents"][:1], latents)
+
+
+def test_engine_none_only_reconstructs_and_clears_what_is_stale(tiny_folder, tmp_path):
+    picture, output = photograph(tmp_path / "in.png"), tmp_path / "out"
+    run(tiny_folder, picture, output, "--save_trajectory", "--inversion", "ddim")
+    metrics, _ = run(tiny_folder, picture, output, "--engine", "none", "--guidance_scale", "1")
+    assert not (output / "edited.png").exists() and not (output / "trajectory.safetensors").exists()
+    assert "edited" not in metrics and metrics["reconstruction"]["psnr"] > 0
+
+
+@pytest.mark.parametrize(
+    "name, mode, size, save",
+    [
+        ("a.png", "RGBA", (70, 50), {}),
+        ("a.png", "L", (64, 64), {}),
+        ("a.gif", "P", (90, 64), {}),
+        ("a.jpg", "RGB", (50, 80), {"exif": TURNED}),
+        ("a.png", "I;16", (64, 64), {}),
+        ("a.png", "RGB", (1000, 333), {}),
+        ("a.png", "RGB", (7, 9), {}),
+    ],
+)
+def test_photographs_of_any_size_and_mode(tiny_folder, tmp_path, name, mode, size, save):
+    picture = photograph(tmp_path / name, mode, size, **save)
+    run(tiny_folder, picture, tmp_path / "out", "--engine", "none", "--inversion", "ddim")
+    source = Image.open(tmp_path / "out" / "source.png")
+    expected = center_crop_resize(load_image(picture), 64)
+    assert source.size == (64, 64) and np.array_equal(np.array(source), np.array(expected))
+    if save:
+        assert load_image(picture).size == size[::-1]
+
+
+def test_sdxl_and_another_resolution(tmp_path):
+    tiny_sdxl(tmp_path / "xl")
+    run(tmp_path / "xl", photograph(tmp_path / "in.png"), tmp_path / "out", "--resolution", "128", "--blended_words",
+        "red", "blue", "--num_inference_steps", "2")  # fmt: skip
+    assert Image.open(tmp_path / "out" / "edited.png").size == (128, 128)
+
+
+def test_print_config_runs_nothing(tmp_path, capsys):
+    infer.main(["--print_config", "--output_dir", str(tmp_path / "out")])
+    config = json.loads(capsys.readouterr().out)
+    assert config["method"]["inversion_options"] == {
+        "rounds": 25, "learning_rate": 1e-3, "threshold": 5e-6, "solver": "adamw"}  # fmt: skip
+    assert config["method"]["engine_options"]["cross_replace_steps"] == 0.4
+    assert (config["num_inference_steps"], config["guidance_scale"]) == (50, 7.5)
+    assert not (tmp_path / "out").exists()
+
+
+MISSING = "/no/such/place"
+WRONG = [
+    (["--image_path", MISSING], "is no file"),
+    (["--image_path", "TEXT"], "cannot be read as a picture"),
+    (["--image_path", "CUT"], "cannot be read as a picture"),
+    (["--imagepath", "PICTURE"], "did you mean --image_path"),
+    (["--inversion", "magic"], "invalid choice: 'magic'"),
+    (["--engine", "magic"], "invalid choice"),
+    (["--num_inference_steps", "0"], "from 1 to 1000"),
+    (["--num_inference_steps", "1000"], "num_inference_steps"),
+    (["--guidance_scale", "nan"], "not a number from 0"),
+    (["--cross_replace_steps", "1.5"], "from 0 to 1"),
+    (["--spd_rounds", "-1"], "not an integer from 0"),
+    (["--spd_learning_rate", "fast"], "not a number"),
+    (["--spd_learning_rate", "1e30"], "NaN"),
+    (["--blended_words", "red"], "expected 2 arguments"),
+    (["--blended_words", "red", "green"], "'green' is not in the prompt"),
+    (["--equalizer", "blue"], "WORD=FACTOR"),
+    (["--equalizer", "green=2"], "'green' is not in the prompt"),
+    (["--controller", "replace", "--target_prompt", "a cat"], "equally many words"),
+    (["--resolution", "65"], "multiple"),
+    (["--device", "abacus"], "there is no device 'abacus'"),
+    (["--pretrained_model_name_or_path", MISSING], MISSING),
+    (["--clip_model", MISSING], MISSING),
+    (["--output_dir", "TEXT"], "is a file"),
+]
+
+
+@pytest.mark.parametrize("flags, message", WRONG, ids=[" ".join(flags) for flags, _ in WRONG])
+def test_wrong_input_is_one_sentence_and_leaves_nothing(tiny_folder, tmp_path, capsys, flags, message):
+    picture = photograph(tmp_path / "in.png")
+    (tmp_path / "text.png").write_text("hello")
+    (tmp_path / "cut.png").write_bytes(picture.read_bytes()[:3000])
+    places = {"TEXT": tmp_path / "text.png", "CUT": tmp_path / "cut.png", "PICTURE": picture}
+    base = ["--pretrained_model_name_or_path", str(tiny_folder), "--image_path", str(picture), *PROMPTS, *FAST]
+    with pytest.raises(SystemExit) as stop:
+        infer.main([*base, "--output_dir", str(tmp_path / "out"), *(str(places.get(flag, flag)) for flag in flags)])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and message in error
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--image_path", "PICTURE"], "--source_prompt"),
+        (["--image_path", "PICTURE", "--source_prompt", "a cat"], "--target_prompt"),
+        (["--source_prompt", "a cat"], "--image_path"),
+        ([], "--image_path"),
+    ],
+)
+def test_what_belongs_together_is_asked_for(tiny_folder, tmp_path, capsys, flags, message):
+    picture = str(photograph(tmp_path / "in.png"))
+    with pytest.raises(SystemExit) as stop:
+        infer.main(["--pretrained_model_name_or_path", str(tiny_folder),
+                    *(picture if flag == "PICTURE" else flag for flag in flags)])  # fmt: skip
+    assert stop.value.code == 2 and message in capsys.readouterr().err

@@ -1,0 +1,146 @@
+"""DDIM and SPDInv against independent float64 readings of the paper's equations and of the facts about its code."""
+
+import numpy as np
+import pytest
+import torch
+
+from common.ddim import make_schedule
+from common.pipelines import encode_prompt
+from spdinv.inversions import INVERSIONS
+from tests.spdinv.toy import toy_cond, toy_pipe, toy_schedule
+from tests.tiny import tiny_sd
+
+WEIGHT = np.random.default_rng(0).normal(size=(4, 4)) * 0.5
+LATENTS = torch.from_numpy(np.random.default_rng(1).normal(size=(3, 4, 5, 6)))
+MEANS = [0.1, -0.4, 0.8]
+
+
+def coefficients(schedule, t):
+    """C1 and C2 of Eq. 1."""
+    a_t = float(schedule.alpha_bar[t])
+    a_s = float(schedule.alpha_bar[t - schedule.stride]) if t >= schedule.stride else schedule.final_alpha_bar
+    return (a_t / a_s) ** 0.5, a_t**0.5 * ((1 / a_t - 1) ** 0.5 - (1 / a_s - 1) ** 0.5)
+
+
+def naive_spd(z, mean, schedule, solver, rounds, eta, delta):
+    """One image [4,5,6], numpy, gradients and AdamW worked out by hand."""
+    trajectory, spent = [z], []
+    for t in sorted(schedule.timesteps):
+        c1, c2 = coefficients(schedule, t)
+        eps = lambda x: np.tanh(np.einsum("oc,chw->ohw", WEIGHT, x) + t / 1000 + mean)  # noqa: E731, B023
+        x = c1 * z + c2 * eps(z)
+        m = v = np.zeros_like(x)
+        for k in range(1, rounds + 1):
+            e = eps(x)
+            residual = x - (c1 * z + c2 * e)
+            if solver == "adamw":
+                loss, outer = (residual**2).mean(), 2 * residual / residual.size
+            else:
+                loss = np.sqrt((residual**2).sum())
+                outer = residual / loss
+            gradient = outer - c2 * np.einsum("oc,ohw->chw", WEIGHT, outer * (1 - e**2))  # (I - C2 J)^T outer
+            if solver == "adamw":
+                x = x * (1 - eta * 0.01)
+                m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
+                x = x - eta * (m / (1 - 0.9**k)) / (np.sqrt(v / (1 - 0.999**k)) + 1e-8)
+            else:
+                x = x - eta * gradient
+            if loss < delta:
+                break
+        spent.append(k)
+        z = x
+        trajectory.append(z)
+    return np.stack(trajectory), spent
+
+
+@pytest.mark.parametrize(
+    "solver, eta, delta", [("adamw", 1e-3, 5e-6), ("adamw", 1e-2, 3e-4), ("sgd", 1e-3, 5e-6), ("sgd", 0.05, 0.2)]
+)
+def test_spd_follows_the_equations_for_every_image_of_a_batch(solver, eta, delta):
+    schedule, pipe = toy_schedule(6), toy_pipe(WEIGHT)
+    options = dict(rounds=7, learning_rate=eta, threshold=delta, solver=solver)
+    inversion = INVERSIONS["spd"](pipe, schedule, LATENTS, toy_cond(MEANS), **options)
+    for i, mean in enumerate(MEANS):
+        trajectory, spent = naive_spd(LATENTS[i].numpy(), mean, schedule, solver, 7, eta, delta)
+        assert inversion.rounds[:, i].tolist() == spent
+        np.testing.assert_allclose(inversion.trajectory[:, i].numpy(), trajectory, rtol=0, atol=2e-6)
+
+
+def test_the_cases_above_stop_at_different_rounds():
+    pipe, schedule = toy_pipe(WEIGHT), toy_schedule(6)
+    options = dict(rounds=7, learning_rate=1e-2, threshold=3e-4)
+    inversion = INVERSIONS["spd"](pipe, schedule, LATENTS, toy_cond(MEANS), **options)
+    assert len({tuple(column) for column in inversion.rounds.T.tolist()}) > 1
+    assert 1 < inversion.rounds.float().mean() < 7
+
+
+def test_an_image_in_a_batch_behaves_as_if_alone():
+    schedule, pipe, cond = toy_schedule(6), toy_pipe(WEIGHT), toy_cond(MEANS)
+    options = dict(rounds=7, learning_rate=1e-2, threshold=3e-4)
+    together = INVERSIONS["spd"](pipe, schedule, LATENTS, cond, **options)
+    for i in range(3):
+        alone = INVERSIONS["spd"](pipe, schedule, LATENTS[i : i + 1], cond[i], **options)
+        assert torch.equal(alone.rounds[:, 0], together.rounds[:, i])
+        torch.testing.assert_close(alone.trajectory[:, 0], together.trajectory[:, i], rtol=0, atol=1e-12)
+
+
+def test_ddim_is_a_product_of_factors_for_a_linear_network():
+    schedule = toy_schedule(20)
+    pipe = toy_pipe(0.3 * np.eye(4), squash=lambda x: x)
+    inversion = INVERSIONS["ddim"](pipe, schedule, LATENTS, toy_cond([0.0] * 3))
+    z = LATENTS
+    for level, t in enumerate(sorted(schedule.timesteps), start=1):
+        c1, c2 = coefficients(schedule, t)
+        z = (c1 + 0.3 * c2) * z + c2 * t / 1000
+        torch.testing.assert_close(inversion.trajectory[level], z, rtol=1e-5, atol=1e-6)
+    assert inversion.trajectory.shape == (21, 3, 4, 5, 6)
+    assert torch.equal(inversion.trajectory[0], LATENTS) and inversion.noise is not None
+
+
+def test_the_network_sees_the_timestep_it_goes_to():
+    pipe, schedule = toy_pipe(WEIGHT), toy_schedule(50)
+    INVERSIONS["ddim"](pipe, schedule, LATENTS, toy_cond(MEANS))
+    assert [t for _, t, _ in pipe.unet.calls] == list(range(1, 1000, 20))
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_no_rounds_is_ddim_inversion_bit_for_bit(prediction_type):
+    pipe = tiny_sd(prediction_type=prediction_type)
+    schedule, cond = make_schedule(pipe.scheduler, 5), encode_prompt(pipe, ["a cat on grass", "a red car"])
+    latents = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    ddim = INVERSIONS["ddim"](pipe, schedule, latents, cond)
+    spd = INVERSIONS["spd"](pipe, schedule, latents, cond, rounds=0)
+    assert torch.equal(ddim.trajectory, spd.trajectory) and spd.rounds.sum() == 0
+    searched = INVERSIONS["spd"](pipe, schedule, latents, cond, rounds=1)
+    assert not torch.equal(ddim.trajectory, searched.trajectory)
+
+
+def test_a_perfect_guess_still_takes_one_step():
+    """The test comes after the step, so a residual of zero is worsened by it: as released."""
+    schedule = toy_schedule(3)
+    pipe = toy_pipe(np.zeros((4, 4)))  # eps does not depend on x: the guess solves the equation
+    inversion = INVERSIONS["spd"](pipe, schedule, LATENTS, toy_cond(MEANS))
+    assert inversion.rounds.unique().tolist() == [1]
+    plain = INVERSIONS["ddim"](pipe, schedule, LATENTS, toy_cond(MEANS))
+    assert not torch.equal(inversion.trajectory[1], plain.trajectory[1])
+
+
+def test_threshold_zero_never_stops_early():
+    inversion = INVERSIONS["spd"](toy_pipe(WEIGHT), toy_schedule(3), LATENTS, toy_cond(MEANS), rounds=4, threshold=0)
+    assert inversion.rounds.unique().tolist() == [4]
+
+
+def test_cost_counts_what_the_network_really_did():
+    pipe = toy_pipe(WEIGHT)
+    inversion = INVERSIONS["spd"](
+        pipe, toy_schedule(6), LATENTS, toy_cond(MEANS), rounds=7, learning_rate=1e-2, threshold=3e-4
+    )
+    assert inversion.cost["forward"] == sum(images for images, _, _ in pipe.unet.calls)
+    assert inversion.cost["backward"] == sum(images for images, _, needs_grad in pipe.unet.calls if needs_grad)
+    assert inversion.cost["backward"] == inversion.rounds.sum()
+
+
+def test_the_weights_gather_no_gradient():
+    pipe = toy_pipe(WEIGHT)
+    INVERSIONS["spd"](pipe, toy_schedule(3), LATENTS, toy_cond(MEANS), rounds=2)
+    assert pipe.unet.weight.requires_grad and pipe.unet.weight.grad is None

@@ -1,0 +1,329 @@
+"""Prompt-to-Prompt against naive readings: what is done to a map, when, at which layers; and that hooks come off."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+
+from common.ddim import ddim_step, make_schedule
+from common.pipelines import encode_prompt, predict_noise
+from common.runs import InputError
+from spdinv.engines import ENGINES, p2p
+from spdinv.engines.attention import hooked, level_size
+from spdinv.engines.local_blend import LocalBlend
+from spdinv.inversions import Inversion
+from tests.tiny import tiny_sd, tiny_sdxl
+
+PROMPTS = ["a red cat on grass", "a blue cat on the grass"]
+BLEND = {"blended_words": ("red", "blue"), "equalizer": {"blue": 2.0}}
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return tiny_sd()
+
+
+def random(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def inverted(steps, latent=16, **extras):
+    """An inversion whose noise is random; engines start from there."""
+    trajectory = random(steps + 1, 1, 4, latent, latent)
+    return Inversion(trajectory, torch.zeros(steps, 1), {}, **extras)
+
+
+def control_of(pipe, steps=50, latent_size=(16, 16), prompts=PROMPTS, **options):
+    return p2p.PromptToPrompt(pipe, prompts, steps, latent_size, **options)
+
+
+# ------------------------------------------------------------------------------------------- what is done to a map
+
+
+def naive_cross(maps, mapper, aligned, factors, alpha):
+    """[4, H, Q, L], element by element, float64."""
+    out = maps.clone()
+    for h, q, n in np.ndindex(*maps.shape[1:]):
+        target = maps[3, h, q, n]
+        edited = maps[2, h, q, mapper[n]] if aligned[n] else target
+        out[3, h, q, n] = alpha[n] * edited * factors[n] + (1 - alpha[n]) * target
+    return out
+
+
+def test_refine_and_reweight_during_the_cross_replace_steps_only(pipe):
+    control = control_of(pipe, **BLEND)
+    maps = torch.rand(4, 2, 16, 77, dtype=torch.float64)
+    # start a red cat on grass end -> start a blue cat on the grass end
+    mapper = [0, 1, -1, 3, 4, -1, 5, 6, *range(8, 77)]
+    aligned = [index >= 0 for index in mapper]
+    factors = [2.0 if n == 2 else 1.0 for n in range(77)]
+    for step, alpha in [(0, 1), (19, 1), (20, 0), (49, 0)]:
+        control.step = step
+        expected = naive_cross(maps, mapper, aligned, factors, [alpha] * 77)
+        torch.testing.assert_close(control.edit_cross(maps.clone()), expected)
+
+
+def test_replace_takes_the_source_maps(pipe):
+    control = control_of(pipe, prompts=["a red cat", "a xyz cat"], controller="replace")
+    maps = torch.rand(4, 2, 16, 77, dtype=torch.float64)
+    out = control.edit_cross(maps.clone())
+    torch.testing.assert_close(out[3, ..., 2:5], maps[2, ..., 2:3].expand(-1, -1, 3) / 3)
+    torch.testing.assert_close(out[3, ..., 5:], maps[2, ..., 5:])
+    assert torch.equal(out[:3], maps[:3])
+
+
+def test_a_word_may_keep_its_source_map_longer(pipe):
+    control = control_of(pipe, cross_replace_steps={"default_": 0.0, "cat": 1.0})
+    maps = torch.rand(4, 2, 16, 77)
+    out = control.edit_cross(maps.clone())
+    changed = (out[3] != maps[3]).any(0).any(0).nonzero().flatten().tolist()
+    assert changed == [3] and torch.equal(out[3, ..., 3], maps[2, ..., 3])
+
+
+def test_self_replacement_is_the_source_map_on_the_target_values(pipe):
+    control = control_of(pipe)
+    query, key, value = (random(4, 2, 9, 5, seed=s) for s in range(3))
+    maps = torch.softmax(query @ key.mT / 5**0.5, -1)
+    maps[3] = maps[2]
+    out = torch.nn.functional.scaled_dot_product_attention(*control.edit_self(query.clone(), key.clone(), value))
+    torch.testing.assert_close(out, maps @ value)
+
+
+def test_self_replacement_window_and_sizes():
+    paths = [f"down_blocks.{i}.attentions.0.transformer_blocks.0.attn2.processor" for i in range(3)]
+    stable = SimpleNamespace(attn_processors=dict.fromkeys(paths))
+    pipe64 = SimpleNamespace(unet=stable, tokenizer=tiny_sd().tokenizer)
+    control = control_of(pipe64, latent_size=(64, 64))
+    for step in range(50):
+        control.step = step
+        assert [control.wants_self(n * n) for n in (64, 32, 16, 8)] == [False, *[step < 30] * 3]
+        assert all(control.wants_cross(n * n) == (step < 20) for n in (64, 32, 16, 8))
+
+
+def fake_unet(*levels):
+    return SimpleNamespace(attn_processors={f"down_blocks.{i}.attentions.0.attn2.processor": None for i in levels})
+
+
+@pytest.mark.parametrize(
+    "levels, latent_size, half, quarter",
+    [
+        ((0, 1, 2), (64, 64), (32, 32), (16, 16)),  # SD 1.x at 512
+        ((0, 1, 2), (96, 96), (48, 48), (24, 24)),  # SD 2.x at 768
+        ((1, 2), (128, 128), (64, 64), (32, 32)),  # SDXL at 1024
+        ((0, 1), (16, 16), (16, 16), (16, 16)),  # picturebook
+        ((0, 1, 2), (64, 96), (32, 48), (16, 24)),
+        ((0, 1, 2), (40, 40), (20, 20), (20, 20)),
+        ((1, 2), (16, 16), (8, 8), (8, 8)),  # a small SDXL: the finest it has
+    ],
+)
+def test_official_sizes_at_64_and_sensible_ones_elsewhere(levels, latent_size, half, quarter):
+    unet = fake_unet(*levels)
+    assert level_size(unet, latent_size, 1) == half
+    assert level_size(unet, latent_size, 2) == quarter
+
+
+# ------------------------------------------------------------------------------------------------------ LocalBlend
+
+
+def naive_blend(z, maps, tokens, size, spared=None):
+    """z [2,4,h,w]; maps: one [2, heads, mh*mw, L] per layer and step; tokens per prompt; numpy, pixel by pixel."""
+
+    def mask_of(words, pool):
+        masks = []
+        for item in range(2):
+            total = sum(m[item][..., words[item]].sum(-1).mean(0) for m in maps).reshape(size)
+            if pool:
+                padded = np.pad(total, 1, constant_values=-np.inf)
+                total = np.array([[padded[i : i + 3, j : j + 3].max() for j in range(size[1])] for i in range(size[0])])
+            factor = z.shape[2] // size[0]
+            total = total.repeat(factor, 0).repeat(factor, 1)
+            masks.append(total / total.max() > 0.3)
+        return masks[0] | masks[1]
+
+    mask = mask_of(tokens, True)
+    if spared:
+        mask &= ~mask_of(spared, False)
+    out = z.copy()
+    out[1] = np.where(mask, z[1], z[0])
+    return out, mask
+
+
+@pytest.mark.parametrize("spared", [None, [[5], [6, 7]]])
+def test_local_blend_pastes_the_source_outside_the_words(spared):
+    tokens, generator = [[2], [2, 3]], np.random.default_rng(0)
+    words, other = torch.zeros(2, 77), torch.zeros(2, 77)
+    for item in range(2):
+        words[item, tokens[item]] = 1
+        if spared:
+            other[item, spared[item]] = 1
+    blend = LocalBlend(words, (8, 8), steps=10, substruct_words=other if spared else None)
+    hot = generator.random((2, 1, 64, 77)) > 0.97
+    maps = []
+    for step in range(1, 5):
+        z = generator.normal(size=(2, 4, 16, 16))
+        for _ in range(3):  # layers
+            layer = hot + 0.3 * generator.random((2, 2, 64, 77))
+            maps.append(layer)
+            blend.add(torch.from_numpy(layer))
+        out = blend(torch.from_numpy(z)).numpy()
+        expected, mask = naive_blend(z, maps, tokens, (8, 8), spared)
+        assert 0 < mask.mean() < 1
+        if step <= 2:  # int(0.2 * 10): untouched up to and including the second call
+            assert np.array_equal(out, z)
+        else:
+            np.testing.assert_allclose(out, expected)
+
+
+def test_local_blend_sees_the_edited_maps(pipe):
+    """As released, the stored target maps are those after replacing and reweighting."""
+    control = control_of(pipe, **BLEND)
+    maps = torch.rand(4, 2, 256, 77)
+    out = control.edit_cross(maps.clone())
+    source, target = control.local_blend.total[0]
+    torch.testing.assert_close(source, maps[2, ..., 2].sum(0))
+    torch.testing.assert_close(target, out[3, ..., 2].sum(0))
+    assert not torch.allclose(target, maps[3, ..., 2].sum(0))
+
+
+# ----------------------------------------------------------------------------------------------- inside the network
+
+
+class Onlooker:
+    """Wants to see everything, changes nothing."""
+
+    def __init__(self):
+        self.seen = set()
+
+    def wants_self(self, tokens):
+        return True
+
+    def wants_cross(self, tokens):
+        return True
+
+    def edit_self(self, query, key, value):
+        self.seen.add(("self", query.shape[2]))
+        return query, key, value
+
+    def edit_cross(self, maps):
+        self.seen.add(("cross", maps.shape[2]))
+        torch.testing.assert_close(maps.sum(-1), torch.ones_like(maps[..., 0]))
+        return maps
+
+
+@pytest.mark.parametrize("make, cross", [(tiny_sd, {256, 64}), (tiny_sdxl, {64, 16})])
+def test_looking_changes_nothing_and_hooks_come_off(make, cross):
+    pipe = make()
+    schedule, cond, z = make_schedule(pipe.scheduler, 2), encode_prompt(pipe, PROMPTS), random(2, 4, 16, 16)
+    before, onlooker = pipe.unet.attn_processors, Onlooker()
+    plain = predict_noise(pipe, schedule, z, 501, cond)
+    with hooked(pipe.unet, onlooker):
+        watched = predict_noise(pipe, schedule, z, 501, cond)
+    torch.testing.assert_close(watched, plain, rtol=1e-4, atol=1e-5)
+    assert {tokens for kind, tokens in onlooker.seen if kind == "cross"} >= cross
+    after = pipe.unet.attn_processors
+    assert before.keys() == after.keys() and all(after[path] is before[path] for path in before)
+
+
+def test_hooks_come_off_after_an_error(pipe, monkeypatch):
+    before = pipe.unet.attn_processors
+    monkeypatch.setattr(p2p, "guided_step", lambda *a: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        ENGINES["p2p"](pipe, make_schedule(pipe.scheduler, 2), inverted(2), PROMPTS)
+    after = pipe.unet.attn_processors
+    assert all(after[path] is before[path] for path in before)
+
+
+def test_a_hook_that_catches_nothing_raises(pipe, monkeypatch):
+    blind = UNet2DConditionModel(
+        block_out_channels=(8, 8), down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2,
+        mid_block_type=None, layers_per_block=1, norm_num_groups=4, cross_attention_dim=8,
+    )  # fmt: skip
+    with pytest.raises(InputError, match="attn1"), hooked(blind, Onlooker()):
+        pass
+    schedule = make_schedule(pipe.scheduler, 2)
+    monkeypatch.setattr(p2p, "level_size", lambda unet, latent_size, level: (5, 7) if level == 2 else (16, 16))
+    with pytest.raises(InputError, match="LocalBlend"):
+        ENGINES["p2p"](pipe, schedule, inverted(2), PROMPTS, **BLEND)
+    monkeypatch.setattr(p2p, "level_size", lambda unet, latent_size, level: (1, 1))
+    with pytest.raises(InputError, match="self-attention"):
+        ENGINES["p2p"](pipe, schedule, inverted(2), PROMPTS)
+
+
+@pytest.mark.parametrize("make", [tiny_sd, tiny_sdxl])
+def test_the_same_prompt_twice_gives_the_same_picture_twice(make):
+    pipe = make()
+    schedule = make_schedule(pipe.scheduler, 4)
+    same = [PROMPTS[0]] * 2
+    for controller in ("refine", "replace"):
+        options = dict(controller=controller, blended_words=("cat", "cat"))
+        source, target = ENGINES["p2p"](pipe, schedule, inverted(4), same, 3.0, **options)
+        torch.testing.assert_close(target, source, rtol=1e-4, atol=1e-4)
+    source, target = ENGINES["p2p"](pipe, schedule, inverted(4), PROMPTS, 3.0)
+    assert (source - target).abs().max() > 0.05
+
+
+def test_the_source_branch_is_plain_sampling(pipe):
+    schedule = make_schedule(pipe.scheduler, 4)
+    alone = ENGINES["none"](pipe, schedule, inverted(4), PROMPTS[:1], 3.0)
+    together = ENGINES["p2p"](pipe, schedule, inverted(4), PROMPTS, 3.0, **BLEND)
+    torch.testing.assert_close(together[:1], alone, rtol=1e-4, atol=1e-4)
+
+
+def test_without_control_the_target_branch_is_plain_sampling(pipe):
+    schedule = make_schedule(pipe.scheduler, 4)
+    free = ENGINES["p2p"](pipe, schedule, inverted(4), PROMPTS, 3.0, cross_replace_steps=0.0, self_replace_steps=0.0)
+    plain = ENGINES["none"](pipe, schedule, inverted(4), PROMPTS, 3.0)
+    torch.testing.assert_close(free, plain, rtol=1e-4, atol=1e-4)
+
+
+def test_guided_sampling_written_out(pipe):
+    schedule, inversion = make_schedule(pipe.scheduler, 3), inverted(3)
+    uncond, cond = encode_prompt(pipe, [""]), encode_prompt(pipe, PROMPTS[:1])
+    z = inversion.noise
+    for t in (667, 334, 1):
+        u, c = (predict_noise(pipe, schedule, z, t, condition) for condition in (uncond, cond))
+        z = ddim_step(schedule, z, u + 7.5 * (c - u), t)
+    torch.testing.assert_close(ENGINES["none"](pipe, schedule, inversion, PROMPTS[:1]), z, rtol=1e-3, atol=1e-3)
+
+
+def test_embeddings_and_corrections_of_an_inversion_are_used(pipe):
+    schedule = make_schedule(pipe.scheduler, 3)
+    source = encode_prompt(pipe, PROMPTS[:1]).embeds
+    negative = inverted(3, uncond_embeds=source.expand(3, 1, -1, -1, -1).reshape(3, *source.shape))
+    one, seven = (ENGINES["none"](pipe, schedule, negative, PROMPTS[:1], scale) for scale in (1.0, 7.5))
+    torch.testing.assert_close(one, seven, rtol=1e-3, atol=1e-4)  # uncond = cond: guidance has nothing to amplify
+    plain = ENGINES["p2p"](pipe, schedule, inverted(3), PROMPTS, 1.0)
+    corrected = inverted(3, corrections=torch.zeros(3, 1, 4, 16, 16).index_fill_(0, torch.tensor([2]), 1.0))
+    moved = ENGINES["p2p"](pipe, schedule, corrected, PROMPTS, 1.0)
+    torch.testing.assert_close(moved[0], plain[0] + 1.0)  # after the last step, to the source branch alone
+    torch.testing.assert_close(moved[1], plain[1])
+
+
+def test_two_inverted_pictures_are_refused(pipe):
+    inversion = Inversion(random(3, 2, 4, 16, 16), torch.zeros(2, 2), {})
+    with pytest.raises(ValueError, match="one picture at a time"):
+        ENGINES["p2p"](pipe, make_schedule(pipe.scheduler, 2), inversion, PROMPTS)
+
+
+def test_layers_of_a_stable_diffusion_sized_unet(monkeypatch):
+    """64x64 latents, four levels: self-attention is controlled at 32x32 and below, cross-attention everywhere,
+    LocalBlend looks at 16x16."""
+    pipe = tiny_sd(latent=64, channels=(8, 8, 8, 8))
+    seen = {"edit_self": set(), "edit_cross": set()}
+    for name, index in (("edit_self", 2), ("edit_cross", 2)):
+        original = getattr(p2p.PromptToPrompt, name)
+
+        def spy(self, *tensors, name=name, index=index, original=original):
+            seen[name].add(tensors[0].shape[index])
+            return original(self, *tensors)
+
+        monkeypatch.setattr(p2p.PromptToPrompt, name, spy)
+    blended = set()
+    add = LocalBlend.add
+    monkeypatch.setattr(LocalBlend, "add", lambda self, maps: (blended.add(maps.shape[2]), add(self, maps)))
+    z = ENGINES["p2p"](pipe, make_schedule(pipe.scheduler, 2), inverted(2, 64), PROMPTS, **BLEND)
+    assert z.shape == (2, 4, 64, 64) and z.isfinite().all()
+    assert seen["edit_self"] == {1024, 256, 64} and seen["edit_cross"] == {4096, 1024, 256, 64}
+    assert blended == {256}
