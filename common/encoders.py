@@ -161,8 +161,11 @@ def load_clip(name: str | Path = PIE_ENCODERS["clip"], device: str | None = None
     folder = PICTUREBOOK_MODELS / "clip" if name == PICTUREBOOK else name
     # As in any Stable Diffusion folder, the picturebook's tokenizer lies beside the models.
     words = PICTUREBOOK_MODELS / "tokenizer" if name == PICTUREBOOK else name
-    model = _pretrained_model(CLIPModel, folder, device)
-    return Clip(label(name), model, _pretrained(CLIPImageProcessorPil, folder), _pretrained(CLIPTokenizer, words))
+    model, tokenizer = _pretrained_model(CLIPModel, folder, device), _pretrained(CLIPTokenizer, words)
+    if len(tokenizer) != model.config.text_config.vocab_size:  # without files, transformers makes an empty tokenizer
+        known, wanted = len(tokenizer), model.config.text_config.vocab_size
+        raise InputError(f"the tokenizer at '{words}' has {known} tokens and the CLIP at '{folder}' wants {wanted}")
+    return Clip(label(name), model, _pretrained(CLIPImageProcessorPil, folder), tokenizer)
 
 
 def load_dino(name: str | Path = "facebook/dino-vits16", device: str | None = None) -> Dino:

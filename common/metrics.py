@@ -60,14 +60,11 @@ SCALES = {
 
 @dataclass(frozen=True)
 class Score:
-    """One number and how it was measured. `n` counts the items behind `value` (for FID: pictures of the smaller set).
-
-    `encoder` is "" where no network looks, and where the protocol itself prescribes the network that was used.
-    """
+    """One number and how it was measured; `n` counts the items behind it (for FID: pictures of the smaller set)."""
 
     name: str
     value: float
-    encoder: str = ""
+    encoder: str = ""  # label of the network that looked; "" for arithmetic on pixels
     protocol: str = ""
     n: int = 1
 
@@ -77,10 +74,16 @@ class Score:
 
     @property
     def key(self) -> str:
-        """The name in result rows and tables: name[/protocol][ (encoder)]."""
+        """The name in result rows and tables: name[/protocol][ (encoder)], without the encoder that is prescribed."""
         protocol = f"/{self.protocol}" if self.protocol else ""
-        encoder = f" ({self.encoder})" if self.encoder else ""
-        return self.name + protocol + encoder
+        shown = self.encoder != prescribed_encoder(self.name, self.protocol)
+        return self.name + protocol + (f" ({self.encoder})" if shown else "")
+
+
+def prescribed_encoder(name: str, protocol: str) -> str:
+    """The label of the encoder with which the protocol was published; "" where there is none."""
+    kind = PIE_SCORES[name][0] if protocol in PIE_PROTOCOLS else None
+    return label(PIE_ENCODERS[kind]) if kind else ""
 
 
 def mean_score(name: str, values: Iterable[float], encoder: str = "", protocol: str = "") -> Score:
@@ -100,7 +103,8 @@ def aggregate(rows: Iterable[dict]) -> dict[str, Score]:
 
 def parse_key(key: str) -> dict[str, str]:
     """The inverse of Score.key: "lpips/pie_official (picturebook)" -> its name, protocol and encoder."""
-    return re.fullmatch(r"(?P<name>.+?)(/(?P<protocol>\w+))?( \((?P<encoder>.+)\))?", key).groupdict(default="")
+    parts = re.fullmatch(r"(?P<name>.+?)(/(?P<protocol>\w+))?( \((?P<encoder>.+)\))?", key).groupdict(default="")
+    return parts | {"encoder": parts["encoder"] or prescribed_encoder(parts["name"], parts["protocol"])}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -279,18 +283,10 @@ def pie_scores(
     values["clip_source"] = _clip_score(source, source_prompt, encoders.clip)
     values["clip_whole"] = _clip_score(edited, target_prompt, encoders.clip)
     values["clip_edited"] = _clip_score(edited * mask, target_prompt, encoders.clip) if mask.any() else math.nan
-    return {Score(name, 0.0, _encoder_label(name, encoders), protocol).key: values[name] for name in PIE_SCORES}
+    labels = {name: getattr(encoders, kind).label if kind else "" for name, (kind, _) in PIE_SCORES.items()}
+    return {Score(name, values[name], labels[name], protocol).key: values[name] for name in PIE_SCORES}
 
 
 def _clip_score(picture: Tensor, prompt: str, clip: Clip) -> float:
     """As torchmetrics' CLIPScore: 100 max(cosine, 0)."""
     return 100 * clip_text_similarity(picture, [prompt], clip).clamp(min=0).item()
-
-
-def _encoder_label(name: str, encoders: Encoders) -> str:
-    """The label of the encoder behind a PIE-Bench score; empty if there is none or it is the prescribed one."""
-    kind = PIE_SCORES[name][0]
-    if kind is None:
-        return ""
-    used = getattr(encoders, kind).label
-    return "" if used == label(PIE_ENCODERS[kind]) else used

@@ -101,6 +101,19 @@ def test_clip_text_similarity_equals_torchmetrics_clip_score(clip, folder):
     assert clip.label == "clip" and clip.model.dtype == torch.float32
 
 
+def test_clip_needs_its_own_tokenizer(folder, tmp_path):
+    for name in ("config.json", "model.safetensors", "preprocessor_config.json"):
+        (tmp_path / name).symlink_to(folder / "clip" / name)
+    with pytest.raises(InputError, match=r"has 2 tokens and the CLIP at .* wants \d+"):
+        encoders.load_clip(tmp_path, "cpu")
+
+
+def test_eight_bits_by_rounding():
+    exact = torch.arange(256) / 255
+    assert torch.equal(encoders.to_uint8(exact), torch.arange(256, dtype=torch.uint8))
+    assert encoders.to_uint8(torch.tensor([-0.1, 0.0017, 0.0022, 0.999, 1.1])).tolist() == [0, 0, 1, 255, 255]
+
+
 def test_image_similarity_is_a_cosine_matrix(clip, dino):
     a, b = pictures(2, seed=1), pictures(3, seed=2)
     for similarity, encoder in [(metrics.clip_image_similarity, clip), (metrics.dino_similarity, dino)]:

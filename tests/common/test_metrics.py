@@ -217,6 +217,9 @@ def test_pie_scores_refuses_bad_input(pie):
 def test_keys_name_encoder_and_protocol():
     for key in ("psnr/pie_official", "lpips/pie_official (picturebook)", "CLIP-T (picturebook)", "edit_success"):
         assert metrics.Score(value=0.0, **metrics.parse_key(key)).key == key
+    assert metrics.parse_key("lpips/pie_official")["encoder"] == "squeeze"
+    assert metrics.parse_key("clip_whole/pie_corrected")["encoder"] == "clip-vit-large-patch14"
+    assert metrics.parse_key("psnr/pie_official")["encoder"] == ""
     score = metrics.Score("clip_whole", 20.0, "picturebook", "pie_official")
     assert score.scale == "100 max(cosine, 0)" and score.key == "clip_whole/pie_official (picturebook)"
 
