@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from common.images import center_crop_resize, load_image
 from common.metrics import psnr
 from spdinv import infer
-from tests.tiny import tiny_sdxl
+from tests.published import write_sd, write_sdxl
 
 FAST = ["--num_inference_steps", "3", "--spd_rounds", "2"]
 PROMPTS = ["--source_prompt", "a red cat on grass", "--target_prompt", "a blue cat on grass"]
@@ -94,11 +94,17 @@ def test_photographs_of_any_size_and_mode(tiny_folder, tmp_path, name, mode, siz
         assert load_image(picture).size == size[::-1]
 
 
-def test_sdxl_and_another_resolution(tmp_path):
-    tiny_sdxl(tmp_path / "xl")
-    run(tmp_path / "xl", photograph(tmp_path / "in.png"), tmp_path / "out", "--resolution", "128", "--blended_words",
-        "red", "blue", "--num_inference_steps", "2")  # fmt: skip
-    assert Image.open(tmp_path / "out" / "edited.png").size == (128, 128)
+@pytest.mark.parametrize("write, resolution", [(write_sd, "512"), (write_sdxl, "256")])
+def test_folders_as_published(tmp_path, write, resolution):
+    """Stable Diffusion 1.4 with its 64x64 latents and SDXL, file layout and key names as published, random weights."""
+    write(tmp_path / "model")
+    run(tmp_path / "model", photograph(tmp_path / "in.png"), tmp_path / "out", "--resolution", resolution,
+        "--spd_rounds", "1", "--num_inference_steps", "2", "--source_prompt", "a cat", "--target_prompt", "a dog",
+        "--blended_words", "cat", "dog", "--save_trajectory")  # fmt: skip
+    size = int(resolution)
+    assert Image.open(tmp_path / "out" / "edited.png").size == (size, size)
+    saved = load_file(tmp_path / "out" / "trajectory.safetensors")
+    assert saved["latents"].shape == (3, 4, size // 8, size // 8) and saved["rounds"].tolist() == [1, 1]
 
 
 def test_print_config_runs_nothing(tmp_path, capsys):
