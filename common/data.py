@@ -102,7 +102,7 @@ def decode_mask(runs: Sequence[int], size: tuple[int, int] = PIE_SIZE) -> torch.
     """PIE-Bench's start, length, … list to a float32 [H,W] mask, clipped at the end as the published reader does."""
     flat = torch.zeros(size[0] * size[1])
     for start, length in zip(runs[::2], runs[1::2], strict=True):
-        flat[min(start, len(flat)) : min(start + length, len(flat))] = 1
+        flat[start : start + length] = 1
     return flat.reshape(size)
 
 
@@ -243,7 +243,7 @@ def fill_prompt(template: str, token: str, class_name: str) -> str:
 def _read_subject_file(folder: Path) -> tuple[dict[str, tuple[str, bool]], dict[str, list[str]]]:
     path = folder / "prompts_and_classes.txt"
     try:
-        text = "\n".join(line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines())
+        text = "\n".join(line.strip() for line in path.read_text(encoding="utf-8").splitlines())
     except (OSError, ValueError) as problem:
         raise InputError(f"cannot read {path}, which lists subjects and prompts: {problem}") from None
     table, _, prompts = text.partition("subject_name,class")[2].partition("\n\n")

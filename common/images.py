@@ -24,7 +24,6 @@ def load_image(path: str | Path) -> Image.Image:
         raise InputError(f"{path} is {'a folder' if path.is_dir() else 'missing'}; a picture file is needed here")
     try:
         with Image.open(path) as file:
-            file.load()
             return _to_rgb(ImageOps.exif_transpose(file))
     except Exception as problem:  # Pillow's decoders raise a dozen kinds for a damaged file
         reason = " ".join(str(problem).split()) or type(problem).__name__
