@@ -46,4 +46,4 @@ def draw(scene: Scene) -> Drawing:
         canvas = as_sketch(canvas, together)
     picture = canvas.resize((SIZE, SIZE), Image.Resampling.BOX)
     covered = [mask.reshape(SIZE, SCALE, SIZE, SCALE).mean((1, 3)) for mask in masks]
-    return Drawing(picture, [(share > 127).astype(np.float32) for share in covered])
+    return Drawing(picture, [(share > 128).astype(np.float32) for share in covered])

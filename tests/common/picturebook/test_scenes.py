@@ -1,0 +1,141 @@
+"""Scenes, captions and drawings: deterministic, exact masks, words that mean what is drawn."""
+
+import random
+
+import numpy as np
+import pytest
+
+from common.picturebook.drawing import draw
+from common.picturebook.scenes import (
+    BACKGROUND_WORDS,
+    BACKGROUNDS,
+    COLORS,
+    FACING_KINDS,
+    HELD_OUT,
+    KINDS,
+    STYLES,
+    Scene,
+    Thing,
+    caption,
+    sample_scene,
+)
+
+
+def pixels(scene: Scene) -> np.ndarray:
+    return np.asarray(draw(scene).picture).astype(int)
+
+
+def test_a_scene_draws_the_same_bytes_from_its_description_alone():
+    for seed in range(8):
+        scene = sample_scene(seed)
+        again = Scene.from_dict(scene.to_dict())
+        assert again == scene
+        assert (pixels(scene) == pixels(again)).all()
+
+
+def test_training_never_draws_a_held_out_pair_and_sees_every_color_and_kind():
+    pairs = {(thing.color, thing.kind) for seed in range(3000) for thing in sample_scene(seed).things}
+    assert not pairs & HELD_OUT
+    assert len(pairs) == len(COLORS) * len(KINDS) - len(HELD_OUT)
+    unseen = {(thing.color, thing.kind) for seed in range(300) for thing in sample_scene(seed, held_out=True).things}
+    assert unseen == HELD_OUT
+
+
+def test_masks_cover_exactly_what_a_thing_changes_of_its_background():
+    """Remove the thing from the scene: outside its mask and shadow nothing changes, inside nearly everything does."""
+    for kind in KINDS:
+        thing = Thing(kind, "purple", x=0.5, ground=0.8, size=0.25)
+        scene = Scene((thing,), background="snow", seed=3)
+        drawing, empty = draw(scene), Scene((), background="snow", seed=3)
+        changed = np.abs(pixels(scene) - pixels(empty)).sum(2) > 12
+        mask = drawing.masks[0] > 0
+        rows = np.arange(64)[:, None] * np.ones(64)
+        shadow = np.abs(rows / 64 - thing.ground) < 0.06
+        assert changed[mask].mean() > 0.9, kind
+        edge = np.zeros_like(mask)
+        for dy in (-1, 0, 1):
+            for dx in (-1, 0, 1):
+                edge |= np.roll(mask, (dy, dx), (0, 1))
+        assert not (changed & ~edge & ~shadow).any(), kind
+
+
+def test_a_thing_in_front_takes_the_mask_of_the_one_behind():
+    behind, front = Thing("ball", "red", x=0.4), Thing("star", "blue", x=0.55)
+    masks = draw(Scene((behind, front))).masks
+    assert (masks[0] * masks[1]).sum() == 0
+    assert masks[0].sum() < draw(Scene((behind,))).masks[0].sum()
+    assert (masks[1] == draw(Scene((front,))).masks[0]).all()
+
+
+@pytest.mark.parametrize(
+    "change", [{"light": "night"}, {"style": "sketch"}] + [{"background": b} for b in BACKGROUNDS[1:]]
+)
+def test_every_scene_attribute_shows(change):
+    base = dict(things=(Thing("house", "green"),), background="meadow", seed=5)
+    assert np.abs(pixels(Scene(**base)) - pixels(Scene(**(base | change)))).mean() > 8
+
+
+@pytest.mark.parametrize(
+    "change", [{"color": "blue"}, {"material": "striped"}, {"material": "spotted"}, {"hat": True}, {"facing": "left"},
+               {"pose": "lying"}, {"marking": 7}, {"kind": "dog"}]
+)  # fmt: skip
+def test_every_thing_attribute_shows_inside_its_mask(change):
+    scene = Scene((Thing("cat", "red", size=0.3),), seed=5)
+    other = scene.with_thing(0, **change)
+    union = np.maximum(draw(scene).masks[0], draw(other).masks[0]) > 0
+    assert np.abs(pixels(scene) - pixels(other))[union].mean() > 4
+
+
+def test_lying_is_no_mirror_image_of_standing():
+    for kind in ("cat", "dog", "bird"):
+        lying = draw(Scene((Thing(kind, "red", pose="lying"),))).masks[0]
+        standing = draw(Scene((Thing(kind, "red"),))).masks[0]
+        assert np.abs(lying - standing).sum() > 60 and np.abs(lying[:, ::-1] - standing).sum() > 60
+        assert np.nonzero(lying)[0].min() > np.nonzero(standing)[0].min() + 2  # lower
+
+
+def test_an_individual_looks_the_same_wherever_it_stands_and_unlike_another():
+    one = Scene((Thing("cat", "red", marking=11),), seed=1)
+    moved = Scene((Thing("cat", "red", marking=11),), background="room", seed=2)
+    other = Scene((Thing("cat", "red", marking=12),), seed=1)
+    mask = (draw(one).masks[0] * draw(moved).masks[0] * draw(other).masks[0]) > 0
+    inner = mask & np.roll(mask, 1, 0) & np.roll(mask, -1, 0) & np.roll(mask, 1, 1) & np.roll(mask, -1, 1)
+    assert np.abs(pixels(one) - pixels(moved))[inner].mean() < 2
+    assert np.abs(pixels(one) - pixels(other))[inner].mean() > 20
+
+
+def test_a_full_caption_names_every_attribute_but_the_facing():
+    scene = Scene(
+        (Thing("cat", "orange", material="striped", hat=True, pose="lying"), Thing("cup", "black", facing="left")),
+        background="sea", light="night", style="sketch",
+    )  # fmt: skip
+    words = "a pencil sketch of a lying orange striped cat with a hat and a black cup by the sea at night"
+    assert caption(scene) == words
+    assert caption(scene, facing=True).count("facing") == 2
+
+
+def test_random_captions_say_only_what_is_true_and_sometimes_leave_things_out():
+    lengths = set()
+    for seed in range(200):
+        scene = sample_scene(seed)
+        text = caption(scene, random.Random(seed))
+        words = text.replace(",", "").split()
+        lengths.add(len(words))
+        assert all(word in {t.color for t in scene.things} for word in words if word in COLORS)
+        assert all(word in {t.kind for t in scene.things} for word in words if word in KINDS)
+        assert all(phrase not in text for place, phrase in BACKGROUND_WORDS.items() if place != scene.background)
+        assert ("pencil sketch" in text) <= (scene.style == STYLES[1])
+        assert ("at night" in text) <= (scene.light == "night")
+        for thing in scene.things:
+            if f"{thing.kind} facing" in text:
+                assert thing.kind in FACING_KINDS and f"{thing.kind} facing {thing.facing}" in text
+        if " on the left" in text:
+            left = text.split(" on the left")[0].split(" and ")[-1]
+            assert any(name in left for name in (scene.things[0].kind, "thing"))
+    assert len(lengths) > 8
+
+
+def test_two_things_never_share_a_kind():
+    for seed in range(300):
+        kinds = [thing.kind for thing in sample_scene(seed).things]
+        assert len(kinds) == len(set(kinds))

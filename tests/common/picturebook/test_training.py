@@ -1,0 +1,119 @@
+"""The stages' shared loop resumes exactly; their losses and targets against independent readings."""
+
+import math
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from common.picturebook.classifier import AttributeClassifier
+from common.picturebook.scenes import BACKGROUNDS, COLORS, KINDS, Scene, Thing, sample_scene
+from common.picturebook.stages.classifier import UNKNOWN, targets
+from common.picturebook.stages.clip import altered, attributes, contrastive_loss
+from common.picturebook.stages.corpus import FIRST_SEED, Corpus, order
+from common.picturebook.stages.training import Run, learning_rate
+
+
+def descend(work, until: int, steps: int = 600) -> torch.nn.Module:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.Linear(8, 1))
+    run = Run("toy", work, model, steps, 1e-2)
+    for step in run.todo():
+        if step == until:
+            return model
+        x = torch.randn(16, 4, generator=torch.Generator().manual_seed(step))
+        run.descend(step, (model(x) - x.sum(1, keepdim=True)).square().mean())
+    return run.finish()
+
+
+def test_a_killed_training_ends_in_the_same_bytes(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    whole = descend(tmp_path / "a", until=-1)
+    descend(tmp_path / "b", until=317)  # killed between two checkpoints
+    resumed = descend(tmp_path / "b", until=-1)
+    assert all(
+        torch.equal(a, b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True)
+    )
+
+
+def test_the_learning_rate_rises_stays_and_falls_and_its_plateau_ignores_the_total():
+    assert learning_rate(99, 1000, 2.0) == pytest.approx(1.0)
+    assert learning_rate(500, 1000, 2.0) == learning_rate(500, 5000, 2.0) == 2.0
+    assert learning_rate(850, 1000, 2.0) == pytest.approx(1.0)
+    assert learning_rate(1000, 1000, 2.0) == 0
+
+
+def test_every_scene_is_seen_once_per_epoch_in_another_order():
+    epochs = [np.concatenate([order(100, 10, step) for step in range(10 * e, 10 * e + 10)]) for e in range(2)]
+    assert all(sorted(epoch) == list(range(100)) for epoch in epochs)
+    assert (epochs[0] != epochs[1]).any()
+
+
+def test_the_corpus_returns_the_pictures_asked_for(tmp_path):
+    corpus = Corpus(tmp_path, 12)
+    from common.picturebook.drawing import draw
+
+    asked = np.array([7, 2, 11])
+    for picture, index in zip(corpus.batch(asked), asked, strict=True):
+        expected = np.asarray(draw(sample_scene(FIRST_SEED["train"] + int(index))).picture)
+        assert (picture.permute(1, 2, 0).mul(255).round().numpy() == expected).all()
+
+
+def test_splits_are_apart():
+    firsts = sorted(FIRST_SEED.values())
+    assert min(b - a for a, b in zip(firsts, firsts[1:], strict=False)) > 1_000_000
+
+
+def test_contrastive_loss_against_a_naive_one_that_skips_equal_captions():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.nn.functional.normalize(torch.randn(3, 5, generator=generator, dtype=torch.float64), dim=1)
+    texts = torch.nn.functional.normalize(torch.randn(5, 5, generator=generator, dtype=torch.float64), dim=1)
+    captions = ["a", "b", "a", "c", "b"]  # items 0 and 2 share a caption; the last is a negative equal to item 1's
+    scale, total = torch.tensor(7.0, dtype=torch.float64), 0.0
+    for i in range(3):
+        row = [float(scale * images[i] @ texts[j]) for j in range(5) if j == i or captions[j] != captions[i]]
+        total += math.log(sum(map(math.exp, row))) - float(scale * images[i] @ texts[i])
+        column = [float(scale * images[j] @ texts[i]) for j in range(3) if j == i or captions[j] != captions[i]]
+        total += math.log(sum(map(math.exp, column))) - float(scale * images[i] @ texts[i])
+    assert float(contrastive_loss(images, texts, scale, captions)) == pytest.approx(total / 6, rel=1e-9)
+
+
+def test_an_altered_scene_differs_in_what_it_shows():
+    for seed in range(100):
+        scene = sample_scene(seed)
+        other = altered(scene, random.Random(seed))
+        same_colors = len({thing.color for thing in scene.things[:2]}) < 2
+        assert other != scene or same_colors  # swapping equal colours changes nothing
+
+
+def test_attributes_and_targets_say_what_the_scene_holds():
+    scene = Scene((Thing("dog", "pink", material="striped", pose="lying"), Thing("ball", "red")), background="room")
+    truth = attributes([scene])
+    pairs = truth["pairs"].view(len(KINDS), len(COLORS))
+    expected = torch.zeros_like(pairs)
+    expected[KINDS.index("dog"), COLORS.index("pink")] = expected[KINDS.index("ball"), COLORS.index("red")] = 1
+    assert torch.equal(pairs, expected)
+    answers = targets([scene])
+    assert torch.equal(answers["pairs"][0], expected)
+    assert answers["background"].item() == truth["background"].item() == BACKGROUNDS.index("room")
+    dog, ball, cat = (KINDS.index(kind) for kind in ("dog", "ball", "cat"))
+    assert answers["material"][0, dog] == 1 and answers["pose"][0, dog] == 1
+    assert answers["facing"][0, ball] == answers["pose"][0, ball] == UNKNOWN  # a ball faces nowhere
+    assert answers["material"][0, cat] == UNKNOWN  # there is no cat
+
+
+def test_a_reading_orders_kinds_by_presence():
+    torch.manual_seed(0)
+    model = AttributeClassifier((8, 8, 8, 8)).eval()
+    pictures = torch.rand(2, 3, 64, 64)
+    logits = model(pictures)["pairs"]
+    for row, reading in enumerate(model.read(pictures)):
+        best = logits[row].flatten().argmax().item()
+        top = reading.things[0]
+        assert (top["kind"], top["color"]) == (KINDS[best // len(COLORS)], COLORS[best % len(COLORS)])
+        assert top["presence"] == pytest.approx(torch.sigmoid(logits[row].max()).item())
+        presences = [thing["presence"] for thing in reading.things]
+        assert presences == sorted(presences, reverse=True) and len(presences) == len(KINDS)
+        assert reading.pairs(1) == {(top["color"], top["kind"])}
