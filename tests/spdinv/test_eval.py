@@ -9,9 +9,12 @@ import torch
 from PIL import Image
 
 from common.data import EditItem, encode_mask, write_pie_bench
-from common.runs import read_rows
+from common.runs import make_parser, read_rows, write_json
 from spdinv import eval as spdinv_eval
-from spdinv import tables
+from spdinv import options, tables
+from spdinv.engines import ENGINES
+from spdinv.inversions import INVERSIONS
+from spdinv.inversions.spd import SOLVERS
 from spdinv.options import Method
 from tests.tiny_encoders import write_encoders, write_trunk
 
@@ -140,6 +143,33 @@ def test_run_item_alone(tiny_folder, benchmark, encoders):
     row, pictures = spdinv_eval.run_item(pipe, item, Method("ddim", num_inference_steps=2), load_encoders(encoders))
     assert row["method"] == "ddim+p2p" and row["metrics"]["rounds"] == 0
     assert pictures["edited"].size == (64, 64)
+
+
+def test_picturebook_items_are_scored_against_the_true_edit(tiny_folder, encoders, tmp_path, monkeypatch):
+    from common.data import read_pie_bench
+    from common.encoders import load_encoders
+    from common.picturebook import benchmarks, classifier
+    from common.pipelines import load_pipeline
+
+    key, entry = benchmarks.write_edit_item(tmp_path, "validation", "6", 0)
+    write_json(tmp_path / "mapping_file.json", {key: entry})
+    judge = classifier.AttributeClassifier().eval()
+    monkeypatch.setattr(benchmarks, "load_classifier", lambda *device: judge)
+    pipe, (item,) = load_pipeline(tiny_folder, "cpu"), read_pie_bench(tmp_path)
+    method = Method("ddim", num_inference_steps=2)
+    row, pictures = spdinv_eval.run_item(pipe, item, method, load_encoders(encoders), tmp_path)
+    assert row["metrics"]["edit_success (picturebook)"] in (0.0, 1.0) and row["metrics"]["lpips_truth (squeeze)"] > 0
+    truth = np.array(Image.open(tmp_path / item.extras["truth_path"]).convert("RGB")) / 255
+    error = ((truth - np.array(pictures["edited"]) / 255) ** 2).mean()
+    assert row["metrics"]["psnr_truth"] == pytest.approx(-10 * np.log10(error), rel=1e-4)
+
+
+def test_flags_offer_what_there_is():
+    assert options.INVERSION_NAMES == tuple(INVERSIONS) and options.ENGINE_NAMES == tuple(ENGINES)
+    parser = make_parser("")
+    options.add_method_flags(parser)
+    solver = next(action for action in parser._actions if action.dest == "solver")
+    assert tuple(solver.choices) == tuple(SOLVERS)
 
 
 @pytest.mark.parametrize(
