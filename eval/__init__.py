@@ -1,0 +1,1 @@
+"""All methods on the same pictures: the report, claims, speed and memory."""

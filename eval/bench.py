@@ -1,0 +1,176 @@
+"""Speed and memory: inversions side by side, and our DDIM sampling against diffusers' own pipeline.
+
+    python -m eval.bench --items 3
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+from common.runs import InputError, make_parser, paired_bootstrap, script, write_config, write_json
+from eval.compare import positive
+
+# name -> (inversion of spdinv.inversions, its options); "spd_paper" is Alg. 1 to the letter
+SOLVERS = {
+    "ddim": ("ddim", {}),
+    "spd": ("spd", {}),
+    "spd_paper": ("spd", {"solver": "sgd"}),
+}
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = make_parser(__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--pretrained_model_name_or_path", default="picturebook", help="picturebook, a local folder or a hub id")
+    add("--dataset", default="picturebook", help="picturebook, or a PIE-Bench folder; its first pictures are used")
+    add("--items", type=positive, default=3, help="pictures to invert")
+    add("--solvers", nargs="+", choices=SOLVERS, default=list(SOLVERS), help="inversions to run")
+    add("--num_inference_steps", type=positive, default=50, help="DDIM steps")
+    add("--guidance_scale", type=float, default=7.5, help="of sampling; inversion and its way back have none")
+    add("--repeats", type=positive, default=5, help="pairs of samplings, ours and diffusers' in turn")
+    add("--output_dir", default="outputs/bench", help="folder for bench.json")
+    add("--device", help="cpu, cuda, cuda:1, ...; a GPU if there is one by default")
+    args = parser.parse_args(argv)
+    if args.dataset != "picturebook" and not (Path(args.dataset) / "mapping_file.json").is_file():
+        raise InputError(f"--dataset {args.dataset} holds no mapping_file.json; give a PIE-Bench folder")
+    return args
+
+
+def residual(pipe, schedule, inversion, cond) -> float:
+    """How far a trajectory is from fixed points: mean over steps of the loss of Eq. 4 as released (SPDInv)."""
+    import torch
+
+    from spdinv.inversions.spd import f_theta, mean_square
+
+    found = []
+    with torch.no_grad():
+        for level, t in enumerate(schedule.timesteps[::-1]):
+            z, x = inversion.trajectory[level], inversion.trajectory[level + 1]
+            found.append(mean_square(x - f_theta(pipe, schedule, z, t, cond, x, [0])).item())
+    return sum(found) / len(found)
+
+
+def bench_inversions(pipe, args: argparse.Namespace) -> list[dict]:
+    """One row per solver and picture. A short inversion first, so that no solver pays for the first touch of memory."""
+    from common.data import read_pie_bench
+    from common.ddim import make_schedule
+    from common.images import center_crop_resize, load_image, to_tensor
+    from common.metrics import psnr
+    from common.picturebook.benchmarks import ensure_pie_bench
+    from common.pipelines import decode_latents, encode_image, encode_prompt, native_resolution
+    from common.runs import measure
+    from spdinv.engines import ENGINES
+    from spdinv.inversions import INVERSIONS
+
+    folder = ensure_pie_bench() if args.dataset == "picturebook" else args.dataset
+    schedule = make_schedule(pipe.scheduler, args.num_inference_steps)
+    rows = []
+    for item in read_pie_bench(folder, limit=args.items):
+        picture = to_tensor(center_crop_resize(load_image(item.image_path), native_resolution(pipe))).to(pipe.device)
+        latents, cond = encode_image(pipe, picture).float(), encode_prompt(pipe, [item.source_prompt])
+        for solver in args.solvers:
+            name, options = SOLVERS[solver]
+            if not any(row["solver"] == solver for row in rows):
+                INVERSIONS[name](pipe, make_schedule(pipe.scheduler, 2), latents, cond, **options)
+            with measure() as cost:
+                inversion = INVERSIONS[name](pipe, schedule, latents, cond, **options)
+            back = ENGINES["none"](pipe, schedule, inversion, [item.source_prompt], 1.0)
+            rows.append({
+                "solver": solver,
+                "item": item.id,
+                "residual": residual(pipe, schedule, inversion, cond),
+                "latent_mse": (back - latents).square().mean().item(),
+                "psnr": psnr(decode_latents(pipe, latents), decode_latents(pipe, back)).item(),  # against the VAE's own
+                "forward": inversion.cost["forward"],
+                "backward": inversion.cost["backward"],
+                "seconds": cost.seconds,
+                "peak_memory_mb": cost.peak_memory_mb,
+            })  # fmt: skip
+    return rows
+
+
+def bench_sampling(pipe, args: argparse.Namespace) -> list[dict]:
+    """The same noise and prompt through spdinv's sampling loop and through pipe(...), in turn; one row per pair."""
+    import torch
+
+    from common.ddim import make_schedule
+    from common.pipelines import native_resolution
+    from spdinv.engines.sampling import sample
+    from spdinv.inversions import Inversion
+
+    schedule = make_schedule(pipe.scheduler, args.num_inference_steps)
+    side = native_resolution(pipe) // pipe.vae_scale_factor
+    prompt = "a red cat in a meadow"
+    pipe.set_progress_bar_config(disable=True)
+
+    def ours(noise):
+        start = Inversion(noise[None], torch.zeros(0, 1, dtype=torch.int64), {})
+        return sample(pipe, schedule, start, [prompt], args.guidance_scale)
+
+    def theirs(noise):
+        return pipe(
+            prompt, latents=noise, num_inference_steps=args.num_inference_steps, guidance_scale=args.guidance_scale,
+            output_type="latent",
+        ).images  # fmt: skip
+
+    def seconds(draw, noise):
+        start = time.perf_counter()
+        latents = draw(noise)
+        latents.sum().item()  # waits for a GPU
+        return time.perf_counter() - start, latents
+
+    rows = []
+    for repeat in range(args.repeats + 1):  # the first pair warms up
+        noise = torch.randn(1, 4, side, side, generator=torch.Generator().manual_seed(repeat)).to(pipe.device)
+        order = (ours, theirs) if repeat % 2 else (theirs, ours)
+        took = {draw.__name__: seconds(draw, noise) for draw in order}
+        gap = (took["ours"][1] - took["theirs"][1]).abs().max().item()
+        rows.append({"ours": took["ours"][0], "diffusers": took["theirs"][0], "largest_difference": gap})
+    return rows[1:]
+
+
+def summary(rows: list[dict], solvers: list[str]) -> str:
+    """Means per solver; seconds with the paired difference to the first solver."""
+    from spdinv.tables import by, text_table
+
+    columns = [name for name in rows[0] if name not in ("solver", "item")]
+    lines = [["solver", *columns, f"seconds - {solvers[0]} [95 % interval]"]]
+    seconds = {solver: [row["seconds"] for row in group] for solver, group in by(rows, "solver").items()}
+    for solver, group in by(rows, "solver").items():
+        means = [f"{sum(row[name] for row in group) / len(group):.4g}" for name in columns]
+        mean, low, high = paired_bootstrap(seconds[solver], seconds[solvers[0]])
+        lines.append([solver, *means, "" if solver == solvers[0] else f"{mean:+.3g} [{low:+.3g}, {high:+.3g}]"])
+    return text_table(lines)
+
+
+@script
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+
+    from diffusers import StableDiffusionPipeline
+
+    from common.pipelines import load_pipeline
+
+    pipe = load_pipeline(args.pretrained_model_name_or_path, args.device)
+    print(f"Inverting {args.items} pictures under their own prompts, {args.num_inference_steps} steps")
+    inversions = bench_inversions(pipe, args)
+    print(summary(inversions, args.solvers), end="\n\n")
+
+    sampling = bench_sampling(pipe, args) if isinstance(pipe, StableDiffusionPipeline) else []
+    if sampling:
+        relative = [row["ours"] / row["diffusers"] - 1 for row in sampling]
+        mean, low, high = (100 * value for value in paired_bootstrap(relative, [0.0] * len(relative)))
+        ours, theirs = (sum(row[name] for row in sampling) / len(sampling) for name in ("ours", "diffusers"))
+        print(
+            f"Sampling, {args.num_inference_steps} steps, guidance {args.guidance_scale:g}, {len(sampling)} pairs: "
+            f"ours {ours:.3f} s, diffusers {theirs:.3f} s; ours {mean:+.1f} % [{low:+.1f}, {high:+.1f}]; "
+            f"largest difference of latents {max(row['largest_difference'] for row in sampling):.1e}"
+        )
+    output = Path(args.output_dir)
+    write_json(output / "bench.json", {"inversions": inversions, "sampling": sampling})
+    write_config(output, args)
+    print(f"written to {output / 'bench.json'}")
+
+
+if __name__ == "__main__":
+    main()

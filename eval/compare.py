@@ -1,0 +1,87 @@
+"""Every method side by side on the same pictures, and one page that shows it all.
+
+    python -m eval.compare                      runs what is missing, writes outputs/compare/index.html
+    python -m eval.compare --table spdinv:1     prints a whole published table with the measured rows in it
+"""
+
+import argparse
+import importlib
+from pathlib import Path
+
+from common.runs import InputError, make_parser, script
+
+# name -> module with run(args) -> Track and METHODS; imported when it is run
+TRACKS = {"text_editing": "eval.text_editing"}
+TABLES = {"spdinv": ("spdinv.tables", "text_editing")}  # paper -> module with its tables, track with its rows
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = make_parser(__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--tracks", nargs="+", choices=TRACKS, default=list(TRACKS), help="what to run and show")
+    add("--items", type=positive, default=12, help="how many items to run; results of longer runs are shown beside")
+    add("--pretrained_model_name_or_path", default="picturebook", help="picturebook, a local folder or a hub id")
+    add("--dataset", default="picturebook", help="picturebook, or a PIE-Bench folder")
+    add("--num_inference_steps", type=positive, help="DDIM steps of every track; the papers' by default")
+    add("--metric_encoders", help="picturebook, pie, or a folder; by default those that suit the model")
+    add("--output_dir", default="outputs/compare", help="folder for rows, pictures and index.html")
+    add("--seed", type=int, default=0, help="seed of every track")
+    add("--device", help="cpu, cuda, cuda:1, ...; a GPU if there is one by default")
+    add("--save_results", action="store_true", help="keep the rows in eval/results, to be shown beside later runs")
+    add("--table", metavar="PAPER:TABLE", help="print this published table with what was measured here, and stop")
+    args = parser.parse_args(argv)
+    if args.table and args.table.partition(":")[0] not in TABLES:
+        raise InputError(f"--table {args.table}: there is no such paper; give {', '.join(f'{p}:1' for p in TABLES)}")
+    return args
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return int(text)
+
+
+def print_table(name: str, output: Path) -> None:
+    """A published table joined with the rows at hand: those in `output`, and otherwise the committed ones."""
+    from common.runs import read_json, read_rows
+    from eval.track import RESULTS
+
+    paper, _, number = name.partition(":")
+    module, track = TABLES[paper]
+    tables = importlib.import_module(module)
+    try:
+        tables.published_table(number)
+    except KeyError:
+        raise InputError(f"--table {name}: {paper}/published.toml has no table {number!r}") from None
+    places = [(output / track / "rows.jsonl", output / track / "config.json"),
+              (RESULTS / f"{track}.jsonl", RESULTS / f"{track}.json")]  # fmt: skip
+    rows, config = next(((read_rows(r), read_json(c)) for r, c in places if read_rows(r)), ([], {}))
+    measured_on = f"measured: {Path(config.get('dataset', '')).name}, {config.get('metric_encoders')} encoders"
+    print(tables.beside_published(number, tables.summarise(rows)["overall"], measured_on))
+    if not rows:
+        print("\nNothing was measured yet: python -m eval.compare runs it.")
+
+
+@script
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    output = Path(args.output_dir)
+    if output.exists() and not output.is_dir():
+        raise InputError(f"--output_dir {output} is a file; give a folder")
+    if args.table:
+        print_table(args.table, output)
+        return
+
+    from eval.report import write_page
+    from eval.track import save_results
+
+    tracks = [importlib.import_module(TRACKS[name]).run(args) for name in args.tracks]
+    if args.save_results:
+        for track in tracks:
+            print(f"kept {save_results(track.name, track.runs[0])}")
+    page = write_page(output / "index.html", tracks)
+    print(f"open {page}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""Track "text-driven editing": every inversion under Prompt-to-Prompt, on items in PIE-Bench's format."""
+
+import argparse
+import shlex
+from pathlib import Path
+
+from common.data import EDIT_TYPES
+from common.runs import read_json, read_rows
+from eval.measures import find
+from eval.track import Item, Picture, Run, Track, date_of, earlier_results
+from spdinv import eval as spdinv_eval
+
+NAME = "text_editing"
+METHODS = {"ddim+p2p": "DDIM + P2P", "spd+p2p": "SPDInv + P2P"}
+COLUMNS = [
+    "edit_success", "psnr_truth", "lpips_truth", "clip_whole/pie_official",
+    "structure/pie_official", "psnr/pie_official", "lpips/pie_official", "mse/pie_official", "ssim/pie_official",
+    "psnr_reconstruction", "seconds", "peak_memory_mb",
+]  # fmt: skip
+NOTES = [
+    "Both rows share everything but the inversion: no negative-prompt embedding, proximal threshold or inversion "
+    "guidance, which the released SPDInv adds to its own runs and the paper does not name.",
+    "Scores of the background follow PIE-Bench's published protocol (pie_official) with its quirks; the same scores "
+    "averaged over the unedited region alone (pie_corrected) are under All scores.",
+]
+
+
+def command(args: argparse.Namespace, inversions: list[str]) -> list[str]:
+    """The arguments of spdinv.eval for these inversions; flags left at None stay at its defaults."""
+    given = {
+        "pretrained_model_name_or_path": args.pretrained_model_name_or_path,
+        "dataset": args.dataset,
+        "limit": args.items,
+        "num_inference_steps": args.num_inference_steps,
+        "metric_encoders": args.metric_encoders,
+        "seed": args.seed,
+        "device": args.device,
+        "output_dir": str(Path(args.output_dir) / NAME),
+    }
+    flags = [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
+    return ["--inversions", *inversions, "--engines", "p2p", *flags]
+
+
+def run(args: argparse.Namespace) -> Track:
+    """Run what is missing (spdinv.eval skips what is done) and gather rows and pictures.
+
+    args: the flags of eval.compare. InputError or SystemExit(2), with a sentence, for input that spdinv.eval refuses.
+    """
+    methods, inversions = METHODS, [name.removesuffix("+p2p") for name in METHODS]
+    spdinv_eval.main(command(args, inversions))
+
+    output = Path(args.output_dir) / NAME
+    config = read_json(output / "config.json")
+    settings = argparse.Namespace(**config)
+    folder = spdinv_eval.find_dataset(settings)
+    items = spdinv_eval.read_items(folder, settings)
+    wanted = {item.id for item in items}
+    rows = [row for row in read_rows(output / "rows.jsonl") if row["item"] in wanted and row["method"] in methods]
+    config["date"] = date_of(output / "rows.jsonl")
+    return Track(
+        name=NAME,
+        title="Text-driven editing",
+        about="A picture is inverted to the noise that would have made it, and drawn again with a changed prompt. "
+        "Both methods edit with Prompt-to-Prompt and differ in the inversion alone: DDIM inversion reads the sampler "
+        "backwards; SPDInv searches at every step for the fixed point that makes the reading exact.",
+        methods=methods,
+        columns=COLUMNS,
+        runs=[Run("this run", rows, config), *earlier_results(NAME, config)],
+        items=[shown(item, folder, output, rows, methods) for item in items],
+        commands={
+            name: "python -m spdinv.eval " + shlex.join(command(args, [inversion]))
+            for name, inversion in zip(methods, inversions, strict=True)
+        },
+        papers={
+            "Source Prompt Disentangled Inversion for Boosting Image Editability with Diffusion Models (ECCV 2024)":
+                "https://arxiv.org/abs/2403.11105",
+            "Prompt-to-Prompt Image Editing with Cross Attention Control (ICLR 2023)":
+                "https://arxiv.org/abs/2208.01626",
+        },
+        published="spdinv:1",
+        breakdown=["edit_success", "psnr_truth", "psnr/pie_official", "structure/pie_official"],
+        notes=NOTES,
+    )  # fmt: skip
+
+
+def shown(item, folder: Path, output: Path, rows: list[dict], methods: dict[str, str]) -> Item:
+    """One EditItem for the picture grid: source, true edit where there is one, reconstruction and edit per method."""
+    key = find(rows, "edit_success")
+    success = {row["method"]: row["metrics"].get(key) for row in rows if row["item"] == item.id}
+    place = output / "pictures" / item.id
+    pictures = [Picture("source", place / "source.png")]
+    if "truth_path" in item.extras:
+        pictures.append(Picture("true edit", folder / item.extras["truth_path"]))
+    for method in methods:
+        value = success.get(method)
+        judged = None if value is None or value != value else value > 0.5
+        pictures.append(Picture("reconstruction", place / f"{method}_reconstruction.png", method))
+        pictures.append(Picture("edit", place / f"{method}.png", method, judged))
+    kind = EDIT_TYPES[item.edit_type]
+    if item.edit_type == "0" and "edit" in item.extras:
+        kind += f": {item.extras['edit']['kind']}"
+    return Item(item.id, kind, item.source_prompt, item.target_prompt, pictures)
