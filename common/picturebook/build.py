@@ -32,6 +32,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--scenes", type=int, default=40_000, help="how many training scenes to draw")
     parser.add_argument("--work", type=Path, default=ROOT / "outputs" / "picturebook" / "build", help="checkpoints")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads")
+    parser.add_argument(
+        "--from_shipped", action="store_true", help="unet: go on from the shipped weights, not from scratch"
+    )
     parser.add_argument("--check", action="store_true", help="print the quality table of the shipped weights and stop")
     args = parser.parse_args(argv)
     if args.steps and not args.stage:
@@ -39,7 +42,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def build(stage: str, steps: int, work: Path, scenes: int) -> None:
+def build(stage: str, steps: int, work: Path, scenes: int, from_shipped: bool) -> None:
     """Trains one stage and ships its weights."""
     from common.picturebook import shipping
     from common.picturebook.stages import classifier, clip, dino, unet, vae
@@ -59,8 +62,9 @@ def build(stage: str, steps: int, work: Path, scenes: int) -> None:
     elif stage == "clip_vision":
         shipping.ship_clip(clip.train(corpus, tokenizer, work, steps, start=shipping.shipped_clip()), tokenizer)
     elif stage == "unet":
-        parts = shipping.shipped_vae(), shipping.shipped_text_encoder()
-        shipping.ship_unet(unet.train(corpus, *parts, tokenizer, work, steps))
+        parts = shipping.shipped_vae(), shipping.shipped_text_encoder(), tokenizer
+        start = shipping.shipped_unet() if from_shipped else None
+        shipping.ship_unet(unet.train(corpus, *parts, work, steps, start))
     elif stage == "classifier":
         shipping.ship_classifier(classifier.train(corpus, work, steps))
     elif stage == "dino":
@@ -78,7 +82,7 @@ def main(argv: list[str] | None = None) -> int:
 
         return check()
     for stage in [args.stage] if args.stage else STEPS:
-        build(stage, args.steps or STEPS[stage], args.work, args.scenes)
+        build(stage, args.steps or STEPS[stage], args.work, args.scenes, args.from_shipped)
     return 0
 
 

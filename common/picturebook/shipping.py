@@ -107,6 +107,10 @@ def shipped_vae(models: Path = MODELS) -> AutoencoderKL:
     return AutoencoderKL.from_pretrained(models / "vae", torch_dtype=torch.float32).eval().requires_grad_(False)
 
 
+def shipped_unet(models: Path = MODELS) -> UNet2DConditionModel:
+    return UNet2DConditionModel.from_pretrained(models / "unet", torch_dtype=torch.float32)
+
+
 def shipped_clip(models: Path = MODELS) -> CLIPModel:
     return CLIPModel.from_pretrained(models / "clip", dtype=torch.float32).eval().requires_grad_(False)
 

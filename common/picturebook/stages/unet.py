@@ -54,13 +54,20 @@ def latent_statistics(corpus: Corpus, vae: AutoencoderKL, path: Path) -> torch.T
 
 
 def train(
-    corpus: Corpus, vae: AutoencoderKL, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, work: Path, steps: int
+    corpus: Corpus,
+    vae: AutoencoderKL,
+    text_encoder: CLIPTextModel,
+    tokenizer: CLIPTokenizer,
+    work: Path,
+    steps: int,
+    start: UNet2DConditionModel | None = None,
 ) -> UNet2DConditionModel:
+    """start: weights to go on from where no checkpoint is left."""
     torch.manual_seed(0)
     statistics = latent_statistics(corpus, vae, work / "latents.pt")
     scale = vae.config.scaling_factor
     alpha_bar = new_scheduler().alphas_cumprod
-    unet = new_unet().to(memory_format=torch.channels_last)
+    unet = (start or new_unet()).requires_grad_(True).to(memory_format=torch.channels_last)
     unet.set_attn_processor(AttnProcessor())  # faster than SDPA backwards for heads this small
     run = Run("unet", work, unet, steps, PEAK, ema=0.9995, betas=(0.9, 0.99), weight_decay=0.01)
     for step in run.todo():

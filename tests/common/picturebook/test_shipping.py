@@ -1,0 +1,75 @@
+"""Shipped folders load as any Stable Diffusion pipeline does, with the weights that were trained."""
+
+import pytest
+import torch
+
+from common.encoders import load_clip, load_dino
+from common.picturebook import shipping
+from common.picturebook.classifier import AttributeClassifier, load_classifier
+from common.picturebook.stages.clip import new_clip
+from common.picturebook.stages.dino import embed, new_dino
+from common.picturebook.stages.unet import new_unet
+from common.picturebook.stages.vae import new_vae
+from common.pipelines import encode_prompt, is_picturebook, load_pipeline, native_resolution
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A whole models folder of random weights, and the networks it was made from."""
+    torch.manual_seed(0)
+    models = tmp_path_factory.mktemp("models")
+    tokenizer = shipping.ship_tokenizer_and_scheduler(models)
+    parts = {"vae": new_vae(), "unet": new_unet(), "clip": new_clip(tokenizer), "dino": new_dino()}
+    parts["classifier"] = AttributeClassifier()
+    shipping.ship_vae(parts["vae"], 0.4321, models)
+    shipping.ship_unet(parts["unet"], models)
+    shipping.ship_clip(parts["clip"], tokenizer, models)
+    shipping.ship_dino(parts["dino"], models)
+    shipping.ship_classifier(parts["classifier"], models)
+    return models, {name: part.eval() for name, part in parts.items()}
+
+
+def close(a: torch.Tensor, b: torch.Tensor) -> None:
+    """Equal up to the float16 in which weights are shipped."""
+    assert (a - b).abs().max() < 0.02 * b.abs().max()
+
+
+@torch.no_grad()
+def test_the_pipeline_has_the_trained_networks(made):
+    models, parts = made
+    pipe = load_pipeline(str(models))
+    assert is_picturebook(pipe) and native_resolution(pipe) == 64
+    assert pipe.vae.config.scaling_factor == 0.4321
+    z, context = torch.randn(1, 4, 16, 16), torch.randn(1, 77, 128)
+    close(pipe.unet(z, 500, context).sample, parts["unet"](z, 500, context).sample)
+    close(pipe.vae.decode(z).sample, parts["vae"].decode(z).sample)
+    ids = pipe.tokenizer("a red cat", padding="max_length", return_tensors="pt").input_ids
+    close(encode_prompt(pipe, ["a red cat"]).embeds, parts["clip"].text_model(ids).last_hidden_state)
+
+
+@torch.no_grad()
+def test_the_encoders_have_the_trained_networks(made, monkeypatch):
+    models, parts = made
+    monkeypatch.setattr("common.encoders.PICTUREBOOK_MODELS", models)
+    pictures = torch.rand(2, 3, 64, 64).mul(255).round() / 255
+    expected = parts["clip"].get_image_features(pictures * 2 - 1).pooler_output
+    close(load_clip("picturebook").embed(pictures), torch.nn.functional.normalize(expected, dim=1))
+    seen = load_dino("picturebook").embed(pictures)
+    close(torch.nn.functional.normalize(seen, dim=1), embed(parts["dino"], pictures))
+    classifier = load_classifier(folder=models / "classifier")
+    close(classifier(pictures)["pairs"], parts["classifier"](pictures)["pairs"])
+
+
+def test_files_are_small_enough_to_be_committed(made):
+    models, _ = made
+    sizes = {path: path.stat().st_size for path in models.rglob("*") if path.is_file()}
+    assert max(sizes.values()) <= 15_000_000 and sum(sizes.values()) <= 40_000_000
+
+
+def test_the_text_encoder_has_the_published_key_names(made):
+    from safetensors import safe_open
+
+    with safe_open(made[0] / "text_encoder" / "model.safetensors", "pt") as file:
+        names = set(file.keys())
+    assert "text_model.embeddings.token_embedding.weight" in names
+    assert "text_model.encoder.layers.0.self_attn.q_proj.weight" in names
