@@ -114,6 +114,8 @@ class Interval:
 def mean_interval(rows: list[dict], key: str, method: str) -> Interval:
     """Over the items of one method that have a number."""
     kept = [value for value in values(rows, key, method).values() if not math.isnan(value)]
+    if math.inf in kept:  # a PSNR of equal pictures: the mean is infinite, and there is no spread
+        return Interval(math.inf, math.nan, math.nan, len(kept))
     return Interval(*bootstrap_interval(kept), len(kept))
 
 

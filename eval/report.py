@@ -87,7 +87,7 @@ def run_head(run: Run) -> dict[str, Any]:
 
 def cell(rows: list[dict], column: Measure, method: str, best: bool = False) -> dict[str, Any]:
     found = mean_interval(rows, column.key, method)
-    spread = column.span(found.low, found.high) if found.n > 1 else ""
+    spread = column.span(found.low, found.high) if found.n > 1 and math.isfinite(found.mean) else ""
     return {"text": column.text(found.mean), "spread": spread, "n": found.n, "best": best}
 
 

@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 
 from common.data import EDIT_TYPES
-from common.runs import read_json, read_rows
+from common.runs import done_items, read_json, read_rows
 from eval.measures import find
 from eval.track import Item, Picture, Run, Track, date_of, earlier_results
 from spdinv import eval as spdinv_eval
@@ -47,14 +47,15 @@ def run(args: argparse.Namespace) -> Track:
     args: the flags of eval.compare. InputError or SystemExit(2), with a sentence, for input that spdinv.eval refuses.
     """
     methods, inversions = METHODS, [name.removesuffix("+p2p") for name in METHODS]
-    spdinv_eval.main(command(args, inversions))
-
     output = Path(args.output_dir) / NAME
-    config = read_json(output / "config.json")
-    settings = argparse.Namespace(**config)
+    settings = spdinv_eval.parse(command(args, inversions))
+    spdinv_eval.check_same_settings(output, settings)
     folder = spdinv_eval.find_dataset(settings)
     items = spdinv_eval.read_items(folder, settings)
     wanted = {item.id for item in items}
+    if not all(wanted <= done_items(output / "rows.jsonl", method) for method in methods):  # else no model is loaded
+        spdinv_eval.main(command(args, inversions))
+    config = read_json(output / "config.json")
     rows = [row for row in read_rows(output / "rows.jsonl") if row["item"] in wanted and row["method"] in methods]
     config["date"] = date_of(output / "rows.jsonl")
     return Track(

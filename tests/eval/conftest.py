@@ -1,0 +1,90 @@
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from common.images import save_png
+from eval.track import Item, Picture, Run, Track
+from tests.tiny import tiny_sd
+from tests.tiny_encoders import write_encoders, write_trunk
+
+METHODS = {"ddim+p2p": "DDIM + P2P", "spd+p2p": "SPDInv + P2P"}
+
+
+def make_row(method, item, metrics, **extra):
+    row = {"paper": "spdinv", "method": method, "item": item, "seed": 0, "metrics": metrics, "edit_type": "6",
+           "seconds": 2.0, "inversion_seconds": 1.0, "peak_memory_mb": 10.0}  # fmt: skip
+    return row | extra
+
+
+def pairs(key, baseline, method):
+    """Rows of two methods whose scores on item 0, 1, … are the given ones."""
+    return [
+        make_row(name, str(number), {key: value})
+        for name, values in zip(METHODS, (baseline, method), strict=True)
+        for number, value in enumerate(values)
+    ]
+
+
+@pytest.fixture
+def track(tmp_path):
+    """A track of ten synthetic items with pictures, ready for the report."""
+    rng = np.random.default_rng(0)
+    rows, items = [], []
+    for number in range(10):
+        place, item = tmp_path / "pictures" / str(number), f"item{number}"
+        for name in ("source", *METHODS):
+            save_png(place / f"{name}.png", Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)))
+        pictures = [Picture("source", place / "source.png")]
+        for shift, method in enumerate(METHODS):
+            score = 20 + 5 * shift + rng.random()
+            metrics = {"edit_success (picturebook)": float(number % 2), "psnr_reconstruction": score}
+            metrics |= {"psnr/pie_official": score, "lpips/pie_official (picturebook)": 0.1 - 0.05 * shift}
+            rows.append(make_row(method, item, metrics))
+            pictures.append(Picture("edit", place / f"{method}.png", method, bool(number % 2)))
+        items.append(Item(item, "change color", f"a red cat number {number}", f"a blue cat number {number}", pictures))
+    config = {"dataset": "picturebook", "metric_encoders": "picturebook", "date": "2026-01-02", "limit": 10,
+              "provenance": {"git_revision": "0123456789abcdef", "dirty": False, "torch": "2.x"}}  # fmt: skip
+    return Track(
+        name="text_editing", title="Text-driven editing", about="Two methods.", methods=METHODS,
+        columns=["edit_success", "psnr/pie_official", "lpips/pie_official", "psnr_reconstruction", "seconds"],
+        runs=[Run("this run", rows, config)], items=items,
+        commands={name: f"python -m spdinv.eval --inversions {name}" for name in METHODS},
+        papers={"A paper": "https://arxiv.org/abs/2403.11105"}, published="spdinv:1", breakdown=["psnr/pie_official"],
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny")
+    tiny_sd(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def encoders(tmp_path_factory):
+    """Copies of the encoders of PIE-Bench, small and random."""
+    folder = write_encoders(tmp_path_factory.mktemp("encoders"))
+    (folder / "clip").rename(folder / "clip-vit-large-patch14")
+    (folder / "dino").rename(folder / "dino-vitb8")
+    write_trunk("squeeze", folder / "squeezenet1_1-b8a52dc0.pth")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def benchmark(tmp_path_factory):
+    """A PIE-Bench folder of three noise pictures of 64 pixels, with true edits."""
+    folder, rng, mapping = tmp_path_factory.mktemp("bench"), np.random.default_rng(0), {}
+    for number, color in enumerate(("blue", "green", "white")):
+        for name in ("annotation_images", "truth"):
+            (folder / name).mkdir(exist_ok=True)
+            picture = Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8))
+            picture.save(folder / name / f"{number}.png")
+        mapping[f"{number:012d}"] = {
+            "image_path": f"{number}.png", "truth_path": f"truth/{number}.png", "mask": [0, 1000],
+            "picture_size": [64, 64], "original_prompt": "a [red] cat on grass", "blended_word": "",
+            "editing_prompt": f"a [{color}] cat on grass", "editing_instruction": "", "editing_type_id": "6",
+        }  # fmt: skip
+    (folder / "mapping_file.json").write_text(json.dumps(mapping))
+    return folder
