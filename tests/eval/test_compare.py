@@ -16,7 +16,7 @@ def run(tiny_folder, benchmark, encoders, tmp_path, monkeypatch):
     def run(*flags):
         compare.main(["--pretrained_model_name_or_path", str(tiny_folder), "--dataset", str(benchmark),
                       "--metric_encoders", str(encoders), "--output_dir", str(tmp_path / "out"), "--device", "cpu",
-                      "--num_inference_steps", "2", *flags])  # fmt: skip
+                      "--num_inference_steps", "1", *flags])  # fmt: skip
         return tmp_path / "out"
 
     return run
@@ -43,19 +43,16 @@ def test_run_skip_keep_and_table(run, tmp_path, monkeypatch, capsys):
     html = (run("--items", "1") / "index.html").read_text()
     assert len(calls) == 4 and "this run: 1 item," in html and "earlier run: 2 items" in html
     command = spdinv_eval.parse(html.split("python -m spdinv.eval ")[1].split("</code>")[0].split())
-    assert command.limit == 1 and command.num_inference_steps == 2 and command.inversions == ["ddim"]
+    assert command.limit == 1 and command.num_inference_steps == 1 and command.inversions == ["ddim"]
 
     capsys.readouterr()
     compare.main(["--table", "spdinv:1", "--output_dir", str(tmp_path / "nothing")])
     shown = capsys.readouterr().out  # from the kept results
     assert shown.count("measured: ") == 2 and "137.54" in shown
 
-
-def test_earlier_results_of_another_model_stay_out(run, tmp_path):
-    run("--items", "1", "--save_results")
     config = tmp_path / "results" / "text_editing.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"metric_encoders": "others"}))
-    assert "earlier run" not in (run("--items", "1") / "index.html").read_text()
+    assert "earlier run" not in (run("--items", "1") / "index.html").read_text()  # not to be compared with this one
 
 
 def test_table_without_rows(tmp_path, monkeypatch, capsys):
