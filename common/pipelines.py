@@ -70,6 +70,11 @@ def load_pipeline(
     old .bin weights are read as plain tensors only. HF_HUB_OFFLINE or local_files_only keep it off the network.
     Raises InputError, in one sentence, for anything that cannot be loaded whole.
     """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):  # torch was built without it, or there is no such thing
+        raise InputError(f"There is no device {str(device)!r} here; leave it out, or take cpu.") from None
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()
     folder = find_folder(str(name), offline=bool(local_files_only or constants.HF_HUB_OFFLINE))
@@ -92,7 +97,9 @@ def load_pipeline(
     if pipe.unet.config.in_channels != pipe.vae.config.latent_channels:
         raise InputError(f"{folder} is no text-to-image model: its UNet takes more than latents (inpainting? depth?).")
     logging.getLogger(type(pipe).__module__).setLevel(logging.ERROR)  # encode_prompt itself names the lost words
-    return pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    for network in (pipe.unet, pipe.vae):
+        network.to(memory_format=torch.channels_last)  # the layout in which convolutions are fastest
+    return pipe.to(device)
 
 
 # ---------------------------------------------------------------------------------------------------------- calls

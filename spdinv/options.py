@@ -161,11 +161,6 @@ def load(args: argparse.Namespace):
     from common.pipelines import load_pipeline, native_resolution
 
     dtype = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[args.mixed_precision]
-    if args.device:
-        try:
-            torch.empty(0, device=args.device)
-        except (RuntimeError, AssertionError):  # torch was built without it, or there is no such thing
-            raise InputError(f"there is no device {args.device!r} here; leave --device out, or give cpu") from None
     torch.manual_seed(args.seed)
     pipe = load_pipeline(args.pretrained_model_name_or_path, args.device, dtype)
     resolution = args.resolution or native_resolution(pipe)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -109,8 +110,9 @@ class AttributeClassifier(nn.Module):
         return readings
 
 
+@cache
 def load_classifier(device: str = "cpu", folder: Path = FOLDER) -> AttributeClassifier:
-    """The shipped classifier, float32, in eval mode."""
+    """The shipped classifier, float32, frozen; loaded once per process."""
     model = AttributeClassifier(tuple(json.loads((folder / "config.json").read_text())["channels"]))
     weights = load_file(folder / "model.safetensors")
     model.load_state_dict(

@@ -138,7 +138,7 @@ WRONG = [
     (["--equalizer", "green=2"], "'green' is not in the prompt"),
     (["--controller", "replace", "--target_prompt", "a cat"], "equally many words"),
     (["--resolution", "65"], "multiple"),
-    (["--device", "abacus"], "there is no device 'abacus'"),
+    (["--device", "abacus"], "There is no device 'abacus'"),
     (["--pretrained_model_name_or_path", MISSING], MISSING),
     (["--clip_model", MISSING], MISSING),
     (["--output_dir", "TEXT"], "is a file"),

@@ -54,11 +54,12 @@ def loss_of(out: dict[str, torch.Tensor], truth: dict[str, torch.Tensor]) -> tor
 
 def train(corpus: Corpus, work: Path, steps: int) -> AttributeClassifier:
     torch.manual_seed(0)
-    model = AttributeClassifier()
+    model = AttributeClassifier().to(memory_format=torch.channels_last)
     run = Run("classifier", work, model, steps, PEAK)
     for step in run.todo():
         indices = order(len(corpus), BATCH, step)
         pictures = worsen(corpus.batch(indices), random.Random(step), torch.Generator().manual_seed(step))
+        pictures = pictures.contiguous(memory_format=torch.channels_last)
         loss = loss_of(model(pictures), targets([corpus.scenes[index] for index in indices]))
         run.descend(step, loss)
     return run.finish()
