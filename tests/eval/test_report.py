@@ -115,7 +115,7 @@ def test_missing_parts(page, track):
 
 
 def test_hostile_text_stays_text(page, track):
-    evil = '"><script>alert(1)</script><img src=x onerror=y> {{ 7 * 7 }} & \'it\''
+    evil = "\"><script>alert(1)</script><img src=x onerror=y> {{ 7 * 7 }} & 'it'"
     item = replace(track.items[0], source_prompt=evil, target_prompt=evil + " b", kind=evil)
     rows = [row | {"item": evil} for row in track.runs[0].rows]
     html, seen = page(replace(track, items=[item], title=evil, about=evil, commands={"ddim+p2p": evil},
