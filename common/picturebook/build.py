@@ -66,7 +66,7 @@ def build(stage: str, steps: int, work: Path, scenes: int, from_shipped: bool) -
         start = shipping.shipped_unet() if from_shipped else None
         shipping.ship_unet(unet.train(corpus, *parts, work, steps, start))
     elif stage == "classifier":
-        shipping.ship_classifier(classifier.train(corpus, work, steps))
+        shipping.ship_classifier(classifier.train(corpus, Corpus(work, scenes // 8, "held_out"), work, steps))
     elif stage == "dino":
         shipping.ship_dino(dino.train(work, steps))
 

@@ -1,4 +1,7 @@
-"""Stage classifier: the attributes of scenes, on pictures made softer and noisier than drawn ones."""
+"""Stage classifier: the attributes of scenes, on pictures made softer and noisier than drawn ones.
+
+Being the judge of the generator, it alone also learns the pairs of colour and kind that are held out of the others.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from common.picturebook.scenes import ANIMALS, COLORS, FACING_KINDS, KINDS, Scen
 from common.picturebook.stages.corpus import Corpus, order
 from common.picturebook.stages.training import Run
 
-BATCH, PEAK = 64, 2e-3
+BATCH, HELD_OUT_BATCH, PEAK = 52, 12, 2e-3
 UNKNOWN = -100  # cross_entropy's ignore_index
 
 
@@ -52,14 +55,15 @@ def loss_of(out: dict[str, torch.Tensor], truth: dict[str, torch.Tensor]) -> tor
     return pairs + scene + things
 
 
-def train(corpus: Corpus, work: Path, steps: int) -> AttributeClassifier:
+def train(corpus: Corpus, held_out: Corpus, work: Path, steps: int) -> AttributeClassifier:
     torch.manual_seed(0)
     model = AttributeClassifier().to(memory_format=torch.channels_last)
     run = Run("classifier", work, model, steps, PEAK)
     for step in run.todo():
-        indices = order(len(corpus), BATCH, step)
-        pictures = worsen(corpus.batch(indices), random.Random(step), torch.Generator().manual_seed(step))
+        parts = [(c, order(len(c), n, step)) for c, n in ((corpus, BATCH), (held_out, HELD_OUT_BATCH))]
+        pictures = torch.cat([c.batch(indices) for c, indices in parts])
+        pictures = worsen(pictures, random.Random(step), torch.Generator().manual_seed(step))
         pictures = pictures.contiguous(memory_format=torch.channels_last)
-        loss = loss_of(model(pictures), targets([corpus.scenes[index] for index in indices]))
+        loss = loss_of(model(pictures), targets([c.scenes[index] for c, indices in parts for index in indices]))
         run.descend(step, loss)
     return run.finish()

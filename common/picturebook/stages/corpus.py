@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,28 +14,34 @@ from tqdm import tqdm
 from common.picturebook.drawing import draw
 from common.picturebook.scenes import Scene, caption, sample_scene
 
-FIRST_SEED = {"train": 0, "validation": 10_000_000, "test": 20_000_000}
+FIRST_SEED = {"train": 0, "validation": 10_000_000, "test": 20_000_000, "held_out": 30_000_000}
 
 
-def draw_block(seeds: range) -> np.ndarray:
-    return np.stack([np.asarray(draw(sample_scene(seed)).picture) for seed in seeds])
+def scene_of(split: str, index: int) -> Scene:
+    """Scene `index` of a split; "held_out" are scenes of the colours and kinds that no other training sees together."""
+    return sample_scene(FIRST_SEED[split] + index, held_out=split == "held_out")
+
+
+def draw_block(split: str, indices: range) -> np.ndarray:
+    return np.stack([np.asarray(draw(scene_of(split, index)).picture) for index in indices])
 
 
 class Corpus:
-    """`count` training scenes: `pictures` uint8 [count, 64, 64, 3] (memory-mapped) and `scenes`.
+    """`count` scenes of a split: `pictures` uint8 [count, 64, 64, 3] (memory-mapped) and `scenes`.
 
     The array is drawn by all cores at the first use and found again afterwards.
     """
 
     def __init__(self, folder: Path, count: int, split: str = "train"):
-        first = FIRST_SEED[split]
-        self.scenes: list[Scene] = [sample_scene(first + index) for index in range(count)]
+        self.scenes: list[Scene] = [scene_of(split, index) for index in range(count)]
         path = folder / f"pictures_{split}_{count}.npy"
         if not path.exists():
             folder.mkdir(parents=True, exist_ok=True)
-            blocks = [range(start, min(start + 200, first + count)) for start in range(first, first + count, 200)]
+            blocks = [range(start, min(start + 200, count)) for start in range(0, count, 200)]
             with ProcessPoolExecutor() as pool:
-                drawn = list(tqdm(pool.map(draw_block, blocks), total=len(blocks), desc="drawing", mininterval=5))
+                drawn = list(
+                    tqdm(pool.map(partial(draw_block, split), blocks), total=len(blocks), desc="drawing", mininterval=5)
+                )
             temporary = path.with_suffix(".part.npy")
             np.save(temporary, np.concatenate(drawn))
             temporary.replace(path)
