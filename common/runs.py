@@ -201,9 +201,7 @@ def done_items(path: str | Path, method: str) -> set[str]:
 # ------------------------------------------------------------------------------------------------------ checkpoints
 
 
-def save_checkpoint(
-    output_dir: str | Path, step: int, state: dict[str, Any], total_limit: int | None = None
-) -> Path:
+def save_checkpoint(output_dir: str | Path, step: int, state: dict[str, Any], total_limit: int | None = None) -> Path:
     """Write `checkpoint-<step>` atomically, and keep the newest `total_limit` of them.
 
     `state` holds tensors, numbers, text and containers of these (state_dicts of models, optimisers, schedules; the
@@ -229,8 +227,11 @@ def save_checkpoint(
 
 
 def _checkpoints(output_dir: str | Path) -> list[Path]:
-    found = {int(match[1]): path for path in Path(output_dir).glob("checkpoint-*")
-             if (match := re.fullmatch(r"checkpoint-(\d+)", path.name))}
+    found = {
+        int(match[1]): path
+        for path in Path(output_dir).glob("checkpoint-*")
+        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name))
+    }
     return [found[step] for step in sorted(found)]
 
 

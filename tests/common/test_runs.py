@@ -159,7 +159,7 @@ def test_rows_round_trip(tmp_path):
     assert math.isnan(runs.read_rows(path)[-1]["metrics"]["psnr"])
 
 
-@pytest.mark.parametrize("torn", [b"{", b'{"paper": "spdinv"}', "{\"é".encode()[:-1], b"\x00" * 9])
+@pytest.mark.parametrize("torn", [b"{", b'{"paper": "spdinv"}', '{"é'.encode()[:-1], b"\x00" * 9])
 @pytest.mark.parametrize("before", [0, 2])
 def test_torn_last_line_is_dropped_then_cut_off(tmp_path, torn, before):
     path = tmp_path / "rows.jsonl"
