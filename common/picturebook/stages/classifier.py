@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from common.picturebook.classifier import SCENE_HEADS, THING_HEADS, AttributeClassifier
 from common.picturebook.scenes import ANIMALS, COLORS, FACING_KINDS, KINDS, Scene
 from common.picturebook.stages.corpus import Corpus, order
-from common.picturebook.stages.training import Run
+from common.picturebook.stages.training import DEVICE, Run
 
 BATCH, HELD_OUT_BATCH, PEAK = 52, 12, 2e-3
 UNKNOWN = -100  # cross_entropy's ignore_index
@@ -63,7 +63,8 @@ def train(corpus: Corpus, held_out: Corpus, work: Path, steps: int) -> Attribute
         parts = [(c, order(len(c), n, step)) for c, n in ((corpus, BATCH), (held_out, HELD_OUT_BATCH))]
         pictures = torch.cat([c.batch(indices) for c, indices in parts])
         pictures = worsen(pictures, random.Random(step), torch.Generator().manual_seed(step))
-        pictures = pictures.contiguous(memory_format=torch.channels_last)
-        loss = loss_of(model(pictures), targets([c.scenes[index] for c, indices in parts for index in indices]))
+        pictures = pictures.to(DEVICE, memory_format=torch.channels_last)
+        truth = targets([c.scenes[index] for c, indices in parts for index in indices])
+        loss = loss_of(model(pictures), {name: answers.to(DEVICE) for name, answers in truth.items()})
         run.descend(step, loss)
     return run.finish()

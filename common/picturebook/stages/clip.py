@@ -12,7 +12,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from common.picturebook.scenes import BACKGROUNDS, COLORS, KINDS, LIGHTS, MATERIALS, STYLES, Scene, caption
 from common.picturebook.stages.corpus import Corpus, order
-from common.picturebook.stages.training import Run
+from common.picturebook.stages.training import DEVICE, Run
 from common.picturebook.tokenizer import MAX_LENGTH
 
 BATCH, PEAK, NEGATIVES, WIDTH = 128, 1e-3, 1, 128
@@ -96,8 +96,8 @@ def contrastive_loss(
     logits = scale * images @ texts.T
     same = torch.tensor([[a == b for b in captions] for a in captions[: len(images)]])
     same[:, : len(images)].fill_diagonal_(False)
-    logits = logits.masked_fill(same, -1e4)
-    target = torch.arange(len(images))
+    logits = logits.masked_fill(same.to(logits.device), -1e4)
+    target = torch.arange(len(images), device=logits.device)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits[:, : len(images)].T, target)) / 2
 
 
@@ -122,11 +122,11 @@ def train(
             for _ in range(NEGATIVES)
             for row, scene in enumerate(scenes)
         ]
-        images = clip.get_image_features(corpus.batch(indices) * 2 - 1).pooler_output
-        texts = clip.get_text_features(tokens(tokenizer, captions)).pooler_output
+        images = clip.get_image_features(corpus.batch(indices).to(DEVICE) * 2 - 1).pooler_output
+        texts = clip.get_text_features(tokens(tokenizer, captions).to(DEVICE)).pooler_output
         match = contrastive_loss(
             F.normalize(images, dim=1), F.normalize(texts, dim=1), clip.logit_scale.exp().clamp(max=100), captions
         )
-        seen = tutor.loss(images, attributes(scenes))
+        seen = tutor.loss(images, {name: truth.to(DEVICE) for name, truth in attributes(scenes).items()})
         run.descend(step, match + 0.3 * seen, match=match, seen=seen)
     return run.finish()

@@ -19,7 +19,7 @@ from transformers import ViTConfig, ViTModel
 
 from common.picturebook.drawing import draw
 from common.picturebook.scenes import ANIMALS, BACKGROUNDS, FACINGS, KINDS, POSES, Scene, Thing, layout, sample_thing
-from common.picturebook.stages.training import Run
+from common.picturebook.stages.training import DEVICE, Run
 
 INDIVIDUALS, VIEWS, BATCH, PEAK, TEMPERATURE = 3000, 5, 64, 1e-3, 0.1
 
@@ -69,7 +69,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # wh
 
 def embed(model: ViTModel, pictures: torch.Tensor) -> torch.Tensor:
     """Unit class tokens [B, 128] of pictures [B, 3, 64, 64] in [0, 1]."""
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    mean, std = (pictures.new_tensor(values).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
     return F.normalize(model((pictures - mean) / std).last_hidden_state[:, 0], dim=1)
 
 
@@ -88,9 +88,9 @@ def train(work: Path, steps: int) -> ViTModel:
         which = np.stack([rng.choice(VIEWS, 2, replace=False) for _ in who])
         views = torch.from_numpy(np.concatenate([pictures[who, which[:, 0]], pictures[who, which[:, 1]]]))
         noise = 0.02 * torch.randn((len(views), 3, 64, 64), generator=torch.Generator().manual_seed(step))
-        embedded = embed(model, (views.permute(0, 3, 1, 2) / 255 + noise).clamp(0, 1))
+        embedded = embed(model, (views.permute(0, 3, 1, 2) / 255 + noise).clamp(0, 1).to(DEVICE))
         logits = embedded @ embedded.T / TEMPERATURE
         logits.fill_diagonal_(-1e4)
-        loss = F.cross_entropy(logits, torch.arange(2 * BATCH).roll(BATCH))
+        loss = F.cross_entropy(logits, torch.arange(2 * BATCH, device=DEVICE).roll(BATCH))
         run.descend(step, loss)
     return run.finish()

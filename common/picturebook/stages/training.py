@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
 
 def learning_rate(step: int, steps: int, peak: float, warmup: int = 200, decay: float = 0.3) -> float:
     """Linear warm-up, a plateau, and a linear descent to zero over the last `decay` share of the steps.
@@ -26,14 +28,15 @@ def save(path: Path, **state) -> None:
 
 
 def load(path: Path) -> dict:
-    return torch.load(path, weights_only=True)
+    return torch.load(path, weights_only=True, map_location=DEVICE)
 
 
 class Run:
     """A training of `model`: its optimiser, the moving average of `averaged` (the part that is shipped) and its step.
 
-    Continues from work/<name>.pt if that is there, and keeps it up to date. Everything random in a stage is drawn from
-    the step's number, so a killed training goes on exactly as it would have.
+    Continues from work/<name>.pt if that is there, and keeps it up to date. Everything random in a stage is drawn on
+    the CPU from the step's number, so a killed training goes on exactly as it would have. Models are moved to DEVICE;
+    the stages move their batches there.
     """
 
     def __init__(
@@ -41,7 +44,7 @@ class Run:
         ema: float = 0.998, betas=(0.9, 0.98), weight_decay: float = 0.05,
     ):  # fmt: skip
         self.name, self.path, self.steps, self.peak, self.decay = name, work / f"{name}.pt", steps, peak, ema
-        self.model, self.averaged = model, averaged or model
+        self.model, self.averaged = model.to(DEVICE), averaged or model
         self.trained = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.trained, peak, betas=betas, weight_decay=weight_decay)
         self.ema = {key: value.detach().clone() for key, value in self.averaged.state_dict().items()}
@@ -90,6 +93,6 @@ class Run:
         self.shown = {}
 
     def finish(self) -> nn.Module:
-        """The averaged model, frozen."""
+        """The averaged model, frozen, on the CPU."""
         self.averaged.load_state_dict(self.ema)
-        return self.averaged.eval().requires_grad_(False)
+        return self.averaged.cpu().eval().requires_grad_(False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from tqdm import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from common.picturebook.stages.corpus import Corpus, order
-from common.picturebook.stages.training import Run, load, save
+from common.picturebook.stages.training import DEVICE, Run, load, save
 from common.picturebook.tokenizer import MAX_LENGTH
 
 BATCH, PEAK, CAPTION_DROPOUT, SNR_CAP = 32, 1e-3, 0.1, 5.0
@@ -41,16 +42,22 @@ def new_unet() -> UNet2DConditionModel:
 
 
 @torch.no_grad()
-def latent_statistics(corpus: Corpus, vae: AutoencoderKL, path: Path) -> torch.Tensor:
-    """Mean and standard deviation of the posterior of every training picture: float16 [count, 2, 4, 16, 16]."""
+def latent_statistics(corpus: Corpus, vae: AutoencoderKL, work: Path) -> torch.Tensor:
+    """Mean and standard deviation of the posterior of every training picture: float16 [count, 2, 4, 16, 16].
+
+    Computed once per encoder, whose weights name the file.
+    """
+    weights = b"".join(weight.numpy().tobytes() for weight in vae.encoder.state_dict().values())
+    path = work / f"latents_{len(corpus)}_{hashlib.sha256(weights).hexdigest()[:12]}.pt"
+    vae.to(DEVICE)
     if not path.exists():
         blocks = []
         for start in tqdm(range(0, len(corpus), 100), desc="latents", mininterval=10):
             pictures = corpus.batch(range(start, min(start + 100, len(corpus)))) * 2 - 1
-            posterior = vae.encode(pictures.contiguous(memory_format=torch.channels_last)).latent_dist
-            blocks.append(torch.stack([posterior.mean, posterior.std], dim=1).half())
+            posterior = vae.encode(pictures.to(DEVICE, memory_format=torch.channels_last)).latent_dist
+            blocks.append(torch.stack([posterior.mean, posterior.std], dim=1).half().cpu())
         save(path, latents=torch.cat(blocks))
-    return load(path)["latents"]
+    return load(path)["latents"].cpu()
 
 
 def train(
@@ -64,9 +71,10 @@ def train(
 ) -> UNet2DConditionModel:
     """start: weights to go on from where no checkpoint is left."""
     torch.manual_seed(0)
-    statistics = latent_statistics(corpus, vae, work / "latents.pt")
+    statistics = latent_statistics(corpus, vae, work)
     scale = vae.config.scaling_factor
     alpha_bar = new_scheduler().alphas_cumprod
+    text_encoder = text_encoder.to(DEVICE)
     unet = (start or new_unet()).requires_grad_(True).to(memory_format=torch.channels_last)
     unet.set_attn_processor(AttnProcessor())  # faster than SDPA backwards for heads this small
     run = Run("unet", work, unet, steps, PEAK, ema=0.9995, betas=(0.9, 0.99), weight_decay=0.01)
@@ -78,16 +86,16 @@ def train(
             captions, padding="max_length", truncation=True, max_length=MAX_LENGTH, return_tensors="pt"
         ).input_ids
         with torch.no_grad():
-            context = text_encoder(ids).last_hidden_state
+            context = text_encoder(ids.to(DEVICE)).last_hidden_state
         mean, std = statistics[indices].float().unbind(1)
         latents = scale * (mean + std * torch.randn(mean.shape, generator=generator))
         noise = torch.randn(latents.shape, generator=generator)
         t = torch.randint(0, 1000, (BATCH,), generator=generator)
         a = alpha_bar[t][:, None, None, None]
-        noisy = (a.sqrt() * latents + (1 - a).sqrt() * noise).contiguous(memory_format=torch.channels_last)
-        error = (unet(noisy, t, context).sample - noise).square().mean((1, 2, 3))
+        noisy = (a.sqrt() * latents + (1 - a).sqrt() * noise).to(DEVICE, memory_format=torch.channels_last)
+        error = (unet(noisy, t.to(DEVICE), context).sample - noise.to(DEVICE)).square().mean((1, 2, 3))
         # min-SNR weighting (Hang et al. 2023): evens out the levels, and learns about three times as fast
-        snr = alpha_bar[t] / (1 - alpha_bar[t])
+        snr = (alpha_bar[t] / (1 - alpha_bar[t])).to(DEVICE)
         loss = (error * snr.clamp(max=SNR_CAP) / snr).mean()
         run.descend(step, loss, error=error.mean())
     unet.set_default_attn_processor()

@@ -8,7 +8,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from common.picturebook.stages.corpus import Corpus, order
-from common.picturebook.stages.training import Run
+from common.picturebook.stages.training import DEVICE, Run
 
 BATCH, CROP, PEAK, KL_WEIGHT = 32, 32, 1.5e-3, 2e-4
 
@@ -63,11 +63,12 @@ def train(corpus: Corpus, work: Path, steps: int, start: AutoencoderKL | None = 
         whole = decoder_only or step > 0.7 * steps
         pictures = corpus.batch(order(len(corpus), BATCH, step)) * 2 - 1
         pictures = pictures[: BATCH // 4] if whole else cut(pictures, generator)
-        pictures = pictures.contiguous(memory_format=torch.channels_last)
+        pictures = pictures.to(DEVICE, memory_format=torch.channels_last)
         with torch.set_grad_enabled(not decoder_only):
             posterior = vae.encode(pictures).latent_dist
         mean, logvar = posterior.mean, posterior.logvar
-        latents = mean if decoder_only else mean + (0.5 * logvar).exp() * torch.randn(mean.shape, generator=generator)
+        noise = torch.randn(mean.shape, generator=generator).to(DEVICE)
+        latents = mean if decoder_only else mean + (0.5 * logvar).exp() * noise
         made = vae.decode(latents).sample
         reconstruction = reconstruction_loss(made, pictures)
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
