@@ -97,8 +97,6 @@ def load_pipeline(
     if pipe.unet.config.in_channels != pipe.vae.config.latent_channels:
         raise InputError(f"{folder} is no text-to-image model: its UNet takes more than latents (inpainting? depth?).")
     logging.getLogger(type(pipe).__module__).setLevel(logging.ERROR)  # encode_prompt itself names the lost words
-    for network in (pipe.unet, pipe.vae):
-        network.to(memory_format=torch.channels_last)  # the layout in which convolutions are fastest
     return pipe.to(device)
 
 
@@ -182,7 +180,7 @@ def encode_image(
 def decode_latents(pipe: DiffusionPipeline, latents: torch.Tensor) -> torch.Tensor:
     """Scaled latents [B,4,h,w] to pictures [B,3,H,W] float32, clamped to [0,1]."""
     vae, config = _vae(pipe), pipe.vae.config
-    z = latents / config.scaling_factor + (config.shift_factor or 0)
+    z = 1 / config.scaling_factor * latents + (config.shift_factor or 0)  # rounded as the released code rounds
     return (vae.decode(z.to(vae.dtype)).sample.float() / 2 + 0.5).clamp(0, 1)
 
 

@@ -131,6 +131,8 @@ def test_pictures_to_latents_and_back(sd):
     decoded = decode_latents(sd, latents)
     assert decoded.shape == picture.shape and decoded.min() >= 0 and decoded.max() <= 1
     torch.testing.assert_close(decoded, (sd.vae.decode(mean).sample / 2 + 0.5).clamp(0, 1), atol=1e-5, rtol=1e-5)
+    released = (sd.vae.decode(1 / 0.18215 * latents).sample / 2 + 0.5).clamp(0, 1)
+    assert torch.equal(decoded, released)  # to the last bit: pixels are truncated to 8 bits
     drawn = [encode_image(sd, picture, sample=True, generator=torch.Generator().manual_seed(1)) for _ in range(2)]
     assert torch.equal(*drawn) and not torch.equal(drawn[0], latents)
 

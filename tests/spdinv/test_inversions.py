@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 
 from common.ddim import make_schedule
-from common.pipelines import encode_prompt
+from common.pipelines import encode_prompt, load_pipeline
 from spdinv.inversions import INVERSIONS
 from tests.spdinv.toy import toy_cond, toy_pipe, toy_schedule
 from tests.tiny import tiny_sd
@@ -144,3 +145,32 @@ def test_the_weights_gather_no_gradient():
     pipe = toy_pipe(WEIGHT)
     INVERSIONS["spd"](pipe, toy_schedule(3), LATENTS, toy_cond(MEANS), rounds=2)
     assert pipe.unet.weight.requires_grad and pipe.unet.weight.grad is None
+
+
+def test_float32_rounding_is_that_of_the_released_loop(tiny_folder):
+    """AdamW's first step has length eta whatever the gradient's: a last bit that differs, on an element whose gradient
+    is almost zero, is a difference of 2e-3 there. So the loaded network and the loop must round as the released ones."""
+    pipe = load_pipeline(tiny_folder, "cpu")
+    schedule, cond = make_schedule(pipe.scheduler, 10), encode_prompt(pipe, ["a red cat"])
+    z0 = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(3))
+    levels = [torch.tensor(schedule.final_alpha_bar), *(schedule.alpha_bar[t] for t in sorted(schedule.timesteps))]
+    unet = UNet2DConditionModel.from_pretrained(tiny_folder, subfolder="unet").eval()
+    expected = [z0]
+    for t, a_s, a_t in zip(sorted(schedule.timesteps), levels[:-1], levels[1:], strict=True):
+
+        def f(x, z=expected[-1], t=t, a_s=a_s, a_t=a_t):
+            eps = unet(x, t, encoder_hidden_states=cond.embeds).sample
+            return a_t**0.5 * ((z - (1 - a_s) ** 0.5 * eps) / a_s**0.5) + (1 - a_t) ** 0.5 * eps
+
+        x = f(expected[-1]).detach().requires_grad_()
+        optimizer = torch.optim.AdamW([x], lr=1e-3)
+        for _ in range(6):
+            optimizer.zero_grad()
+            loss = torch.nn.functional.mse_loss(x, f(x))
+            loss.backward()
+            optimizer.step()
+            if loss < 5e-6:
+                break
+        expected.append(x.detach())
+    found = INVERSIONS["spd"](pipe, schedule, z0, cond, rounds=6).trajectory
+    torch.testing.assert_close(found, torch.stack(expected), rtol=0, atol=1e-6)
