@@ -72,7 +72,8 @@ def replace_matrix(tokenizer: PreTrainedTokenizerBase, source: str, target: str)
 
     Word i of the target stands for word i of the source. A changed word of equally many tokens goes token by token;
     otherwise each of its target tokens gets the sum of all its source tokens / number of its target tokens. As
-    released, tokens after the last changed word map to themselves, even where unequal token counts have shifted them.
+    released, tokens after the last changed word map to themselves, even where unequal token counts have shifted them;
+    and where the source has d tokens more up to there, the last d tokens of the padding get no map at all.
     Raises InputError if the prompts differ in their number of words.
     """
     source_words, target_words = source.split(" "), target.split(" ")
@@ -94,7 +95,7 @@ def replace_matrix(tokenizer: PreTrainedTokenizerBase, source: str, target: str)
         else:
             matrix[xs[0] : xs[-1] + 1, ys] = 1 / len(ys)
         i, j = xs[-1] + 1, ys[-1] + 1
-    for token in range(j, length):
+    for token in range(j, length - max(i - j, 0)):
         matrix[token, token] = 1
     return matrix
 

@@ -96,6 +96,7 @@ def test_replace_gathers_a_word_of_more_tokens_and_keeps_count_up_to_the_last_ch
     assert matrix[:, 2].nonzero().flatten().tolist() == [2, 3, 4] and matrix[2:5, 2].tolist() == [1, 1, 1]
     assert matrix[5, 3] == 1 and matrix[6, 4] == 1  # "on" and the changed last word, two tokens further on
     assert matrix[5, 5] == 1
+    assert matrix[74, 74] == 1 and not matrix[:, 75:].any()  # as released: the walk ends with the longer prompt
 
 
 def test_replace_needs_equally_many_words(tokenizer):
