@@ -149,7 +149,7 @@ def test_the_weights_gather_no_gradient():
 
 def test_float32_rounding_is_that_of_the_released_loop(tiny_folder):
     """AdamW's first step has length eta whatever the gradient's: a last bit that differs, on an element whose gradient
-    is almost zero, is a difference of 2e-3 there. So the loaded network and the loop must round as the released ones."""
+    is almost zero, is a difference of 2e-3 there. So loaded networks and the loop must round as the released ones."""
     pipe = load_pipeline(tiny_folder, "cpu")
     schedule, cond = make_schedule(pipe.scheduler, 10), encode_prompt(pipe, ["a red cat"])
     z0 = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(3))
