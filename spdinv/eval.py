@@ -29,7 +29,8 @@ log = logging.getLogger(__name__)
 
 EQUALIZER = 2.0  # PIE-Bench's factor on the blended word of the target prompt
 TABLES = ("1",)  # the published tables that the inversions and engines of this folder can fill
-FREE = {"inversions", "engines", "edit_types", "limit", "table", "device", "output_dir", "print_config"}  # may change
+# What may change from run to run in one folder; --full has the quick subset's items among its own.
+FREE = {"full", "inversions", "engines", "edit_types", "limit", "table", "device", "output_dir", "print_config"}
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -130,7 +131,10 @@ def scores(item, pictures: dict, encoders, folder: Path | None) -> dict[str, flo
             result["psnr_truth"] = psnr(truth, edited).item()
             lpips = lpips_distance(truth, edited, encoders.lpips).item()
             result[Score("lpips_truth", lpips, encoders.lpips.label).key] = lpips
-    mask = F.interpolate(item.mask[None, None], source.shape[-2:])  # nearest; as it is where sizes agree
+    side = min(item.mask_size)
+    top, left = ((length - side) // 2 for length in item.mask_size)  # its central square, as of the picture
+    mask = item.mask[None, None, top : top + side, left : left + side]
+    mask = F.interpolate(mask, source.shape[-2:])  # nearest; as it is where sizes agree
     for protocol in PIE_PROTOCOLS:
         result |= pie_scores(source, edited, mask, item.source_prompt, item.target_prompt, encoders, protocol)
     result["psnr_reconstruction"] = psnr(source, reconstruction).item()
@@ -171,7 +175,8 @@ def check_same_settings(output_dir: Path, args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     output = Path(args.output_dir)
-    methods = [options.method_of(args, inversion, engine) for engine in args.engines for inversion in args.inversions]
+    pairs = dict.fromkeys((inversion, engine) for engine in args.engines for inversion in args.inversions)  # each once
+    methods = [options.method_of(args, *pair) for pair in pairs]
     settings = {method.name: asdict(method) for method in methods}
     if args.print_config:
         print(json.dumps({**vars(args), "methods": settings}, indent=2))

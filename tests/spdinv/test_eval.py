@@ -126,12 +126,30 @@ def test_an_interrupted_run_goes_on_and_ends_in_the_same_bytes(run, finished, tm
 
 
 def test_limit_types_and_other_settings(run, tmp_path, capsys):
-    run(tmp_path / "out", "--edit_types", "6", "8", "--limit", "1", "--inversions", "ddim")
+    run(tmp_path / "out", "--edit_types", "6", "8", "--limit", "1", "--inversions", "ddim", "ddim")
     assert [row["edit_type"] for row in read_rows(tmp_path / "out" / "rows.jsonl")] == ["6"]
     with pytest.raises(SystemExit) as stop:
         run(tmp_path / "out", "--guidance_scale", "3", "--limit", "1")
     assert stop.value.code == 2 and "--guidance_scale" in capsys.readouterr().err
     assert len(read_rows(tmp_path / "out" / "rows.jsonl")) == 1
+
+
+def test_the_quick_subset_may_grow_into_all_items(tmp_path):
+    write_json(tmp_path / "config.json", vars(spdinv_eval.parse([])))
+    (tmp_path / "rows.jsonl").touch()
+    spdinv_eval.check_same_settings(tmp_path, spdinv_eval.parse(["--full"]))
+
+
+def test_a_mask_is_cropped_as_its_picture(monkeypatch):
+    """A wide item: of mask and picture the central square remains, 16 columns go on either side."""
+    seen = []
+    monkeypatch.setattr("common.metrics.pie_scores", lambda source, edited, mask, *rest: seen.append(mask) or {})
+    mask = torch.zeros(64, 96)
+    mask[10:30, 70:90] = 1
+    item = EditItem("wide", None, "a cat", "a dog", "", "1", None, tuple(encode_mask(mask)), (64, 96))
+    pictures = dict.fromkeys(("source", "reconstruction", "edited"), Image.new("RGB", (64, 64)))
+    spdinv_eval.scores(item, pictures, None, None)
+    assert len(seen) == 2 and all(torch.equal(found[0, 0], mask[:, 16:80]) for found in seen)
 
 
 def test_run_item_alone(tiny_folder, benchmark, encoders):
