@@ -41,6 +41,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--clip_model", help="CLIP for text scores: picturebook, a folder or hub id; default: the picturebook's for "
         "the picturebook, none for other models")  # fmt: skip
     args = options.parse(parser, argv)
+    if args.engine != "p2p" and (args.blended_words or args.equalizer):
+        raise InputError("--blended_words and --equalizer steer --engine p2p: leave them out, or take that engine")
     if args.image_path is None:
         if args.source_prompt:
             raise InputError("--source_prompt describes a picture: give --image_path too")

@@ -77,7 +77,7 @@ def add_model_flags(parser: argparse.ArgumentParser, output_dir: str) -> None:
         default="no",
         help="number format of the networks; latents stay float32 (the released P2P code: no)",
     )
-    add("--seed", type=number(int, 0), default=0, help="seed of torch; ddim, spd and p2p draw no random number")
+    add("--seed", type=number(int, 0, 2**63 - 1), default=0, help="of torch; ddim, spd and p2p draw no random number")
     add("--print_config", action="store_true", help="print what all flags resolve to, and stop")  # fmt: skip
 
 

@@ -138,6 +138,8 @@ WRONG = [
     (["--equalizer", "green=2"], "'green' is not in the prompt"),
     (["--controller", "replace", "--target_prompt", "a cat"], "equally many words"),
     (["--resolution", "65"], "multiple"),
+    (["--seed", str(2**70)], "from 0 to"),
+    (["--engine", "none", "--blended_words", "red", "blue"], "--engine p2p"),
     (["--device", "abacus"], "There is no device 'abacus'"),
     (["--pretrained_model_name_or_path", MISSING], MISSING),
     (["--clip_model", MISSING], MISSING),
