@@ -8,7 +8,7 @@ from common.runs import append_row, atomic_path, read_json, read_rows, write_jso
 
 RESULTS = Path(__file__).parent / "results"  # committed: rows of longer runs, shown beside a live one
 # A committed run is shown beside a live one only if these agree.
-SAME = ("pretrained_model_name_or_path", "dataset", "split", "metric_encoders", "resolution")
+SAME = ("pretrained_model_name_or_path", "dataset", "split", "metric_encoders", "resolution", "mixed_precision")
 
 
 @dataclass(frozen=True)
@@ -77,10 +77,12 @@ def save_results(name: str, run: Run) -> Path:
 
 
 def earlier_results(name: str, config: dict) -> list[Run]:
-    """The committed run of this track, if it is of the same model, pictures and encoders as `config`."""
+    """The committed run of this track, if it is of the same model, pictures, encoders and settings as `config`."""
     rows = read_rows(RESULTS / f"{name}.jsonl")
     if not rows:
         return []
     before = read_json(RESULTS / f"{name}.json")
+    then, now = before.get("methods", {}), config.get("methods", {})  # what the flags resolved to
     same = all(before.get(key) == config.get(key) for key in SAME)
+    same = same and all(then[method] == now[method] for method in then.keys() & now.keys())
     return [Run("earlier run", rows, before)] if same else []

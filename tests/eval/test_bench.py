@@ -27,8 +27,9 @@ def test_bench(tiny_folder, benchmark, tmp_path, capsys, monkeypatch):
 
 @pytest.mark.parametrize("flags, words", [
     (["--dataset", "/nowhere"], "mapping_file.json"), (["--items", "-1"], "from 1"), (["--solver", "x"], "--solvers"),
+    (["--output_dir", __file__], "is a file"),
 ])  # fmt: skip
 def test_wrong_input(flags, words, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
-        bench.main([*flags, "--output_dir", str(tmp_path / "out")])
+        bench.main(["--output_dir", str(tmp_path / "out"), *flags])
     assert stop.value.code == 2 and words in capsys.readouterr().err and not (tmp_path / "out").exists()
