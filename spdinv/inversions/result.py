@@ -1,5 +1,6 @@
 """What every inversion returns."""
 
+import time
 from dataclasses import dataclass
 
 import torch
@@ -28,3 +29,10 @@ class Inversion:
     def noise(self) -> torch.Tensor:
         """The inverted noise code z_T [B, 4, h, w]."""
         return self.trajectory[-1]
+
+
+def clock(z: torch.Tensor) -> float:
+    """time.perf_counter(), once the device of `z` has done what it was given: a GPU works on behind its caller."""
+    if z.is_cuda:
+        torch.cuda.synchronize(z.device)
+    return time.perf_counter()

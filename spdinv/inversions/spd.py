@@ -5,7 +5,6 @@
 by gradient descent on its residual, the gradient going through the network.
 """
 
-import time
 from functools import partial
 
 import torch
@@ -14,7 +13,7 @@ from tqdm import tqdm
 
 from common.ddim import Schedule, ddim_inverse_step
 from common.pipelines import Conditioning, predict_noise
-from spdinv.inversions.result import Inversion
+from spdinv.inversions.result import Inversion, clock
 
 
 def mean_square(residual: torch.Tensor) -> torch.Tensor:
@@ -66,7 +65,7 @@ def invert(
     Images share network calls and nothing else: each has its own loss, its own optimiser state and its own stop.
     """
     loss_of, optimizer_class = SOLVERS[solver]
-    start = time.perf_counter()
+    start = clock(latents)
     everyone = list(range(len(latents)))
     trajectory, spent = [latents], torch.zeros(len(schedule.timesteps), len(latents), dtype=torch.int64)
     for step, t in enumerate(tqdm(schedule.timesteps[::-1], "SPDInv", leave=False, disable=None)):  # Alg. 1, l. 1
@@ -90,5 +89,5 @@ def invert(
                 break
         trajectory.append(torch.cat(x).detach())
     backward = int(spent.sum())
-    cost = {"forward": spent.numel() + backward, "backward": backward, "seconds": time.perf_counter() - start}
+    cost = {"forward": spent.numel() + backward, "backward": backward, "seconds": clock(latents) - start}
     return Inversion(torch.stack(trajectory), spent, cost)

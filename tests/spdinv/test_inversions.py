@@ -8,6 +8,7 @@ from diffusers import UNet2DConditionModel
 from common.ddim import make_schedule
 from common.pipelines import encode_prompt, load_pipeline
 from spdinv.inversions import INVERSIONS
+from spdinv.inversions.result import clock
 from tests.spdinv.toy import toy_cond, toy_pipe, toy_schedule
 from tests.tiny import tiny_sd
 
@@ -174,3 +175,13 @@ def test_float32_rounding_is_that_of_the_released_loop(tiny_folder):
         expected.append(x.detach())
     found = INVERSIONS["spd"](pipe, schedule, z0, cond, rounds=6).trajectory
     torch.testing.assert_close(found, torch.stack(expected), rtol=0, atol=1e-6)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="only a GPU works on behind its caller")
+def test_seconds_wait_for_the_gpu():
+    matrix = torch.randn(8192, 8192, device="cuda")
+    start = clock(matrix)
+    for _ in range(50):
+        matrix = (matrix @ matrix).tanh()
+    unfinished = not torch.cuda.current_stream().query()
+    assert unfinished and clock(matrix) > start and torch.cuda.current_stream().query()
