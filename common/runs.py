@@ -90,10 +90,14 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as problem:
         raise InputError(f"cannot write to {path.parent}: {problem.strerror}; name a folder that can be made") from None
+    if not os.access(path.parent, os.W_OK):
+        raise InputError(f"cannot write to {path.parent}: no permission; name another folder")
     try:
         yield temporary
-        if temporary.is_dir() and path.is_dir():  # a folder is only ever replaced whole
-            shutil.rmtree(path)
+        if path.is_dir():
+            if not temporary.is_dir():
+                raise InputError(f"{path} is a folder, and a file is to be written there; name another place")
+            shutil.rmtree(path)  # a folder is only ever replaced whole
         os.replace(temporary, path)
     finally:
         _remove(temporary)

@@ -100,6 +100,16 @@ def test_atomic_path_keeps_the_old_file_when_the_block_fails(tmp_path):
     assert target.read_text() == "old" and list(target.parent.iterdir()) == [target]
 
 
+def test_atomic_path_says_where_it_cannot_write(tmp_path, monkeypatch):
+    (tmp_path / "a.json").mkdir()
+    with pytest.raises(InputError, match="is a folder"):
+        runs.write_json(tmp_path / "a.json", {})
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+    monkeypatch.setattr(runs.os, "access", lambda place, mode: mode != runs.os.W_OK)
+    with pytest.raises(InputError, match="no permission"):
+        runs.write_json(tmp_path / "b.json", {})
+
+
 def test_atomic_path_replaces_a_folder_whole(tmp_path):
     target = tmp_path / "folder"
     for name in ("one", "two"):
