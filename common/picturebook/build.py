@@ -36,6 +36,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--from_shipped", action="store_true", help="unet: go on from the shipped weights, not from scratch"
     )
     parser.add_argument("--check", action="store_true", help="print the quality table of the shipped weights and stop")
+    parser.add_argument("--samples", type=int, default=300, help="--check: how many one-thing pictures to generate")
     args = parser.parse_args(argv)
     if args.steps and not args.stage:
         parser.error("--steps needs a stage: give one, or leave --steps out")
@@ -80,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.check:
         from common.picturebook.quality import check
 
-        return check()
+        return check(args.samples)
     for stage in [args.stage] if args.stage else STEPS:
         build(stage, args.steps or STEPS[stage], args.work, args.scenes, args.from_shipped)
     return 0
