@@ -127,6 +127,7 @@ def grid(
     above = [_wrap(label, width, font) for label in column_labels or []]
     margin = width + gap if left else 0
     header = max((_text_height(label, font) + gap for label in above), default=0)
+    height = max([height, *(_text_height(label, font) for label in left)])  # a long label makes its room
     columns = max(len(row) for row in rows)
     sheet = Image.new("RGB", (margin + columns * (width + gap), header + len(rows) * (height + gap)), "white")
     pen = ImageDraw.Draw(sheet)

@@ -259,3 +259,13 @@ def test_grid_enlarges_places_and_labels():
     assert large.size == (304, 204)
     with pytest.raises(ValueError):
         images.grid([[None]])
+
+
+def test_long_row_labels_do_not_run_into_the_next_row():
+    cell = Image.new("RGB", (128, 128), "red")
+    long = images.grid([[cell]] * 2, row_labels=["a word " * 40] * 2)
+    pixels = np.asarray(long).astype(int)
+    margin = pixels[:, :128].sum(2) < 300  # the labels' ink
+    gaps = np.flatnonzero(~margin.any(1))
+    second = long.height // 2
+    assert len(gaps) and abs(gaps - second).min() < 8 and long.height > 2 * 200
