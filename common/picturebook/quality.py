@@ -201,12 +201,13 @@ def check_attention() -> Iterator[Result]:
     context = text_states(pipe, texts)
     pictures = to_tensor([drawing.picture for drawing in drawings])
     latents = pipe.vae.encode(pictures * 2 - 1).latent_dist.mean * pipe.vae.config.scaling_factor
+    before = dict(pipe.unet.attn_processors)
     pipe.unet.set_attn_processor(Watch(maps))
     for t in (301, 501, 701):
         noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(t))
         a = pipe.scheduler.alphas_cumprod[t]
         pipe.unet(a.sqrt() * latents + (1 - a).sqrt() * noise, t, context)
-    pipe.unet.set_default_attn_processor()
+    pipe.unet.set_attn_processor(before)
     together, overlaps = torch.stack(maps).mean(0), []
     for row, (scene, text) in enumerate(zip(scenes, texts, strict=True)):
         position = pipe.tokenizer(text).input_ids.index(pipe.tokenizer(scene.things[0].kind).input_ids[1])

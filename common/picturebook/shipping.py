@@ -94,7 +94,7 @@ def ship_classifier(classifier: AttributeClassifier, models: Path = MODELS) -> N
 
 def shipped_pipeline(models: Path = MODELS) -> StableDiffusionPipeline:
     """The shipped text-to-image pipeline, float32."""
-    pipe = StableDiffusionPipeline.from_pretrained(models, torch_dtype=torch.float32, safety_checker=None)
+    pipe = StableDiffusionPipeline.from_pretrained(models, dtype=torch.float32, safety_checker=None)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -104,11 +104,11 @@ def shipped_text_encoder(models: Path = MODELS) -> CLIPTextModel:
 
 
 def shipped_vae(models: Path = MODELS) -> AutoencoderKL:
-    return AutoencoderKL.from_pretrained(models / "vae", torch_dtype=torch.float32).eval().requires_grad_(False)
+    return AutoencoderKL.from_pretrained(models / "vae", dtype=torch.float32).eval().requires_grad_(False)
 
 
 def shipped_unet(models: Path = MODELS) -> UNet2DConditionModel:
-    return UNet2DConditionModel.from_pretrained(models / "unet", torch_dtype=torch.float32)
+    return UNet2DConditionModel.from_pretrained(models / "unet", dtype=torch.float32)
 
 
 def shipped_clip(models: Path = MODELS) -> CLIPModel:
