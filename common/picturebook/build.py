@@ -38,8 +38,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--check", action="store_true", help="print the quality table of the shipped weights and stop")
     parser.add_argument("--samples", type=int, default=300, help="--check: how many one-thing pictures to generate")
     args = parser.parse_args(argv)
-    if args.steps and not args.stage:
-        parser.error("--steps needs a stage: give one, or leave --steps out")
+    if args.steps is not None and (not args.stage or args.steps < 1):
+        parser.error("--steps needs a stage and a number from 1")
+    if args.from_shipped and args.stage != "unet":
+        parser.error(
+            "--from_shipped is for the stage unet; vae_decoder and clip_vision always go on from shipped weights"
+        )
+    if args.scenes < 1000 or args.samples < 2 or args.threads < 1:
+        parser.error("at least 1000 --scenes, 2 --samples and 1 of --threads are needed")
     return args
 
 

@@ -70,7 +70,7 @@ def attributes(scenes: list[Scene]) -> dict[str, torch.Tensor]:
 
 
 class Tutor(torch.nn.Module):
-    """Reads attributes off the picture embedding, in training only: a small tower learns to see much faster."""
+    """Reads attributes off the picture embedding, in training only: captions alone are a weak teacher of seeing."""
 
     def __init__(self):
         super().__init__()

@@ -2,7 +2,7 @@
 
 Two views of a training pair are two drawings of one individual, in other places, sizes, facings and poses, on other
 backgrounds; the loss is contrastive (InfoNCE) among individuals, many of the same kind. DINO itself distils crops
-without negatives: on two cores redrawing teaches identity in a tenth of the steps.
+without negatives, which wants far more steps than two cores can take.
 """
 
 from __future__ import annotations

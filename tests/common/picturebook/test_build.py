@@ -1,0 +1,22 @@
+"""The command line of the trainings: wrong input is refused before anything is drawn or loaded."""
+
+import pytest
+
+from common.picturebook.build import STEPS, parse
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [["--steps", "5"], ["vae", "--steps", "0"], ["clip", "--from_shipped"], ["--scenes", "10"], ["sculpture"],
+     ["--check", "--samples", "1"], ["--threads", "0"]],
+)  # fmt: skip
+def test_wrong_input_exits_with_2(argv, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse(argv)
+    assert stop.value.code == 2 and "error:" in capsys.readouterr().err
+
+
+def test_every_stage_is_accepted():
+    for stage in STEPS:
+        assert parse([stage, "--steps", "7"]).steps == 7
+    assert parse(["unet", "--from_shipped"]).from_shipped
