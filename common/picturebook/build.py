@@ -35,6 +35,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--from_shipped", action="store_true", help="unet: go on from the shipped weights, not from scratch"
     )
+    parser.add_argument("--compile", action="store_true", help="unet: torch.compile (needs a C++ compiler)")
     parser.add_argument("--check", action="store_true", help="print the quality table of the shipped weights and stop")
     parser.add_argument("--samples", type=int, default=300, help="--check: how many one-thing pictures to generate")
     args = parser.parse_args(argv)
@@ -49,7 +50,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def build(stage: str, steps: int, work: Path, scenes: int, from_shipped: bool) -> None:
+def build(stage: str, steps: int, work: Path, scenes: int, from_shipped: bool, compiled: bool) -> None:
     """Trains one stage and ships its weights."""
     from common.picturebook import shipping
     from common.picturebook.stages import classifier, clip, dino, unet, vae
@@ -71,7 +72,7 @@ def build(stage: str, steps: int, work: Path, scenes: int, from_shipped: bool) -
     elif stage == "unet":
         parts = shipping.shipped_vae(), shipping.shipped_text_encoder(), tokenizer
         start = shipping.shipped_unet() if from_shipped else None
-        shipping.ship_unet(unet.train(corpus, *parts, work, steps, start))
+        shipping.ship_unet(unet.train(corpus, *parts, work, steps, start, compiled))
     elif stage == "classifier":
         shipping.ship_classifier(classifier.train(corpus, Corpus(work, scenes // 8, "held_out"), work, steps))
     elif stage == "dino":
@@ -89,7 +90,7 @@ def main(argv: list[str] | None = None) -> int:
 
         return check(args.samples)
     for stage in [args.stage] if args.stage else STEPS:
-        build(stage, args.steps or STEPS[stage], args.work, args.scenes, args.from_shipped)
+        build(stage, args.steps or STEPS[stage], args.work, args.scenes, args.from_shipped, args.compile)
     return 0
 
 

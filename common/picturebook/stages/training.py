@@ -46,7 +46,7 @@ class Run:
         self.name, self.path, self.steps, self.peak, self.decay = name, work / f"{name}.pt", steps, peak, ema
         self.model, self.averaged = model.to(DEVICE), averaged or model
         self.trained = [p for p in model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.trained, peak, betas=betas, weight_decay=weight_decay)
+        self.optimizer = torch.optim.AdamW(self.trained, peak, betas=betas, weight_decay=weight_decay, fused=True)
         self.ema = {key: value.detach().clone() for key, value in self.averaged.state_dict().items()}
         self.first = 0
         if self.path.exists():
@@ -79,11 +79,11 @@ class Run:
     @torch.no_grad()
     def average(self, step: int) -> None:
         decay = min(self.decay, (step + 1) / (step + 10))
-        for key, value in self.averaged.state_dict().items():
-            if value.is_floating_point():
-                self.ema[key].lerp_(value, 1 - decay)
-            else:
-                self.ema[key].copy_(value)
+        state = self.averaged.state_dict()
+        moving = [key for key, value in state.items() if value.is_floating_point()]
+        torch._foreach_lerp_([self.ema[key] for key in moving], [state[key] for key in moving], 1 - decay)
+        for key in state.keys() - set(moving):
+            self.ema[key].copy_(state[key])
 
     def print_progress(self, step: int) -> None:
         pace = (time.time() - self.start) / (step + 1 - self.first)
