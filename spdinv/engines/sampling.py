@@ -1,12 +1,13 @@
-"""From the inverted noise back to pictures: the guided step that every engine takes, and plain sampling."""
+"""From the inverted noise back to pictures: the step that every engine takes, and plain sampling."""
 
 import torch
 from diffusers import DiffusionPipeline
 from tqdm import tqdm
 
-from common.ddim import Schedule, ddim_step, guide
-from common.pipelines import Conditioning, encode_prompt, predict_noise
+from common.ddim import Schedule
+from common.pipelines import Conditioning, encode_prompt
 from spdinv.inversions.result import Inversion
+from spdinv.inversions.steps import guided_step
 
 
 def start_latents(inversion: Inversion, prompts: list[str]) -> torch.Tensor:
@@ -21,7 +22,7 @@ def encode(pipe: DiffusionPipeline, prompts: list[str]) -> tuple[Conditioning, C
     return encode_prompt(pipe, [""] * len(prompts)), encode_prompt(pipe, prompts)
 
 
-def guided_step(
+def take_step(
     pipe: DiffusionPipeline,
     schedule: Schedule,
     inversion: Inversion,
@@ -29,21 +30,11 @@ def guided_step(
     step: int,
     uncond: Conditioning,
     cond: Conditioning,
-    guidance_scale: float,
+    guidance_scale: float | torch.Tensor,
 ) -> torch.Tensor:
-    """UNet, classifier-free guidance, scheduler, in this order, for sampling step 0 ... T-1; z [P,4,h,w], source first.
-
-    The UNet's batch is [uncond_src, uncond_tgt, cond_src, cond_tgt], as in all Prompt-to-Prompt code.
-    """
-    t = schedule.timesteps[step]
-    if inversion.uncond_embeds is not None:
-        uncond = uncond.with_embeds(inversion.uncond_embeds[step].expand_as(uncond.embeds))
-    both = Conditioning.cat(uncond, cond)
-    eps_uncond, eps_cond = predict_noise(pipe, schedule, torch.cat([z, z]), t, both).chunk(2)
-    z = ddim_step(schedule, z, guide(eps_uncond, eps_cond, guidance_scale), t)
-    if inversion.corrections is not None:
-        z = torch.cat([z[:1] + inversion.corrections[step], z[1:]])
-    return z
+    """Sampling step 0 ... T-1 as the inversion takes it: its own step, or else plain guidance; z [P,4,h,w], source
+    first. guidance_scale: one for all branches, or [P,1,1,1]."""
+    return (inversion.step or guided_step)(pipe, schedule, inversion, z, step, uncond, cond, guidance_scale)
 
 
 @torch.no_grad()
@@ -57,5 +48,5 @@ def sample(
     z = start_latents(inversion, prompts)
     uncond, cond = encode(pipe, prompts)
     for step in tqdm(range(len(schedule.timesteps)), "sampling", leave=False, disable=None):
-        z = guided_step(pipe, schedule, inversion, z, step, uncond, cond, guidance_scale)
+        z = take_step(pipe, schedule, inversion, z, step, uncond, cond, guidance_scale)
     return z
