@@ -28,6 +28,7 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 ROW_KEYS = {"paper", "method", "item", "seed", "metrics", "seconds", "peak_memory_mb"}
+COSTS = ("inversion_seconds", "seconds", "peak_memory_mb")  # of a row, not of its metrics: they vary from run to run
 
 
 class InputError(ValueError):

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.metrics import PIE_SCORES, parse_key
-from common.runs import bootstrap_interval, paired_bootstrap
+from common.runs import COSTS, bootstrap_interval, paired_bootstrap
 
 DEFINITIONS = Path(__file__).parent / "measures.toml"
 GROUPS = {
     "edit": "The edit", "kept": "The rest of the picture", "inversion": "The way back", "cost": "Cost", "": "More",
 }  # fmt: skip
-COSTS = ("inversion_seconds", "seconds", "peak_memory_mb")  # of a row, not of its metrics
 
 
 @dataclass(frozen=True)

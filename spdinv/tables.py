@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,9 +10,8 @@ from typing import Any
 
 from common.data import EDIT_TYPES
 from common.metrics import PIE_SCORES, aggregate, parse_key
-from common.runs import atomic_path, bootstrap_interval
+from common.runs import COSTS, atomic_path, bootstrap_interval
 
-COSTS = ("inversion_seconds", "seconds", "peak_memory_mb")  # of a row, not of its metrics: they vary from run to run
 PUBLISHED = Path(__file__).parent / "published.toml"
 
 
@@ -21,11 +21,16 @@ def published_table(name: str) -> dict[str, Any]:
 
 
 def intervals(rows: list[dict]) -> dict[str, dict[str, float]]:
-    """Per metric and cost {"mean", "low", "high", "n"}: mean over items with 95 % bootstrap interval; NaN drops."""
+    """Per metric and cost {"mean", "low", "high", "n"}: mean over items with 95 % bootstrap interval; NaN drops.
+
+    An infinite value, the PSNR of equal pictures, makes the mean infinite and leaves it without an interval.
+    """
     summary = {}
-    rows = [{"metrics": {**row["metrics"], **{cost: row[cost] for cost in COSTS}}} for row in rows]
+    rows = [{"metrics": {**row["metrics"], **{cost: row[cost] for cost in COSTS if cost in row}}} for row in rows]
     for key, score in aggregate(rows).items():
-        mean, low, high = bootstrap_interval(row["metrics"].get(key, float("nan")) for row in rows)
+        mean = low = high = score.value
+        if not math.isinf(mean):
+            mean, low, high = bootstrap_interval(row["metrics"].get(key, math.nan) for row in rows)
         summary[key] = {"mean": mean, "low": low, "high": high, "n": score.n}
     return summary
 
@@ -71,11 +76,11 @@ def text_table(rows: list[list[str]]) -> str:
 
 
 def cell(value: dict[str, float] | None, factor: float = 1.0) -> str:
-    """mean [low, high] of one metric; "-" where nothing was measured."""
+    """mean [low, high] of one metric, the mean alone where it is infinite; "-" where nothing was measured."""
     if not value or not value["n"]:
         return "-"
     mean, low, high = (f"{value[name] * factor:.4g}" for name in ("mean", "low", "high"))
-    return f"{mean} [{low}, {high}]"
+    return mean if math.isinf(value["mean"]) else f"{mean} [{low}, {high}]"
 
 
 def overall_table(summary: dict[str, dict]) -> str:

@@ -1,13 +1,9 @@
-import json
-
 import numpy as np
 import pytest
 from PIL import Image
 
 from common.images import save_png
 from eval.track import Item, Picture, Run, Track
-from tests.tiny import tiny_sd
-from tests.tiny_encoders import write_encoders, write_trunk
 
 METHODS = {"ddim+p2p": "DDIM + P2P", "spd+p2p": "SPDInv + P2P"}
 
@@ -53,38 +49,3 @@ def track(tmp_path):
         commands={name: f"python -m spdinv.eval --inversions {name}" for name in METHODS},
         papers={"A paper": "https://arxiv.org/abs/2403.11105"}, published="spdinv:1", breakdown=["psnr/pie_official"],
     )  # fmt: skip
-
-
-@pytest.fixture(scope="session")
-def tiny_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tiny")
-    tiny_sd(folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def encoders(tmp_path_factory):
-    """Copies of the encoders of PIE-Bench, small and random."""
-    folder = write_encoders(tmp_path_factory.mktemp("encoders"))
-    (folder / "clip").rename(folder / "clip-vit-large-patch14")
-    (folder / "dino").rename(folder / "dino-vitb8")
-    write_trunk("squeeze", folder / "squeezenet1_1-b8a52dc0.pth")
-    return folder
-
-
-@pytest.fixture(scope="session")
-def benchmark(tmp_path_factory):
-    """A PIE-Bench folder of three noise pictures of 64 pixels, with true edits."""
-    folder, rng, mapping = tmp_path_factory.mktemp("bench"), np.random.default_rng(0), {}
-    for number, color in enumerate(("blue", "green", "white")):
-        for name in ("annotation_images", "truth"):
-            (folder / name).mkdir(exist_ok=True)
-            picture = Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8))
-            picture.save(folder / name / f"{number}.png")
-        mapping[f"{number:012d}"] = {
-            "image_path": f"{number}.png", "truth_path": f"truth/{number}.png", "mask": [0, 1000],
-            "picture_size": [64, 64], "original_prompt": "a [red] cat on grass", "blended_word": "",
-            "editing_prompt": f"a [{color}] cat on grass", "editing_instruction": "", "editing_type_id": "6",
-        }  # fmt: skip
-    (folder / "mapping_file.json").write_text(json.dumps(mapping))
-    return folder

@@ -2,13 +2,14 @@
 
 import csv
 import json
+import math
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from common.data import EditItem, encode_mask, write_pie_bench
+from common.data import EditItem, encode_mask
 from common.runs import make_parser, read_rows, write_json
 from spdinv import eval as spdinv_eval
 from spdinv import options, tables
@@ -16,39 +17,6 @@ from spdinv.engines import ENGINES
 from spdinv.inversions import INVERSIONS
 from spdinv.inversions.spd import SOLVERS
 from spdinv.options import Method
-from tests.tiny_encoders import write_encoders, write_trunk
-
-CAPTIONS = [
-    ("a red cat on grass", "a blue cat on grass", "6", ("red", "blue")),
-    ("a dog in the snow", "a dog in the night sky", "8", None),
-    ("a small car", "a big car", "0", ("zebra", "big")),  # a word that its prompt lacks
-]
-
-
-@pytest.fixture(scope="module")
-def benchmark(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("bench")
-    items, generator = [], np.random.default_rng(0)
-    for number, (source, target, kind, words) in enumerate(CAPTIONS):
-        path = folder / f"{number}.png"
-        Image.fromarray(generator.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
-        mask = torch.zeros(64, 64)
-        mask[10:30, 20:50] = 1
-        if kind == "8":
-            mask[:] = 1  # nothing outside: its background scores are NaN
-        runs = tuple(encode_mask(mask))
-        items.append(EditItem(f"{number:012d}", path, source, target, "", kind, words, runs, (64, 64)))
-    write_pie_bench(folder, items)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def encoders(tmp_path_factory):
-    folder = write_encoders(tmp_path_factory.mktemp("encoders"))
-    (folder / "clip").rename(folder / "clip-vit-large-patch14")
-    (folder / "dino").rename(folder / "dino-vitb8")
-    write_trunk("squeeze", folder / "squeezenet1_1-b8a52dc0.pth")
-    return folder
 
 
 @pytest.fixture
@@ -215,6 +183,14 @@ def test_print_config_shows_every_method_at_paper_scale(capsys):
     spdinv_eval.main(["--print_config"])
     methods = json.loads(capsys.readouterr().out)["methods"]
     assert methods["spd+p2p"]["inversion_options"]["rounds"] == 25 and methods["ddim+p2p"]["inversion_options"] == {}
+
+
+def test_an_infinite_mean_has_no_interval():
+    row = {"seconds": 1.0, "peak_memory_mb": 2.0}
+    rows = [row | {"metrics": {"psnr": value, "mse": 0.5}} for value in (30.0, math.inf, math.nan)]
+    summary = tables.intervals(rows)
+    assert summary["psnr"]["n"] == 2 and tables.cell(summary["psnr"]) == "inf"
+    assert tables.cell(summary["mse"], 10) == "5 [5, 5]" and tables.cell(summary.get("ssim")) == "-"
 
 
 @pytest.mark.parametrize("name, rows", [("1", 17), ("2", 7), ("3", 14), ("s1", 3), ("s2", 17), ("noise_gap", 2)])
