@@ -5,7 +5,7 @@ they attend over at the moment of the call; never by class name or by position i
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -24,10 +24,9 @@ class Control(Protocol):
 
     def wants_self(self, tokens: int) -> bool: ...
 
-    def edit_self(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """query, key, value [B, H, tokens, d] of a self-attention layer, to be attended with instead."""
+    def edit_self(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """query, key, value [B, H, tokens, d] of a self-attention layer; returns those to attend with instead, keys and
+        values of any number, and, where wanted, a bool mask [B, 1, queries, keys] of who may see whom."""
         ...
 
     def wants_cross(self, tokens: int) -> bool: ...
@@ -38,17 +37,19 @@ class Control(Protocol):
 
 
 class HookedAttention:
-    """An attention processor that lets `control` change one layer's attention. It knows the projections of plain
-    diffusers transformer blocks, without an attention mask; anything else is left to the layer's own processor."""
+    """An attention processor that lets `controls`, one after the other, change one layer's attention. It knows the
+    projections of plain diffusers transformer blocks, without an attention mask; anything else is left to the layer's
+    own processor."""
 
-    def __init__(self, is_cross: bool, original, control: Control):
-        self.is_cross, self.original, self.control = is_cross, original, control
+    def __init__(self, is_cross: bool, original, controls: list[Control]):
+        self.is_cross, self.original, self.controls = is_cross, original, controls
 
     def __call__(
         self, attn: Attention, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None, **kwargs
     ) -> torch.Tensor:
-        wants = self.control.wants_cross if self.is_cross else self.control.wants_self
-        if attention_mask is not None or not wants(hidden_states.shape[1]):
+        tokens = hidden_states.shape[1]
+        acting = [c for c in self.controls if (c.wants_cross(tokens) if self.is_cross else c.wants_self(tokens))]
+        if attention_mask is not None or not acting:
             return self.original(attn, hidden_states, encoder_hidden_states, attention_mask, temb, **kwargs)
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         if attn.norm_cross and encoder_hidden_states is not None:
@@ -58,23 +59,41 @@ class HookedAttention:
             for projected in (attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context))
         )
         if self.is_cross:
-            maps = attn.get_attention_scores(query.flatten(0, 1), key.flatten(0, 1))
-            out = self.control.edit_cross(maps.unflatten(0, query.shape[:2])) @ value
+            maps = attn.get_attention_scores(query.flatten(0, 1), key.flatten(0, 1)).unflatten(0, query.shape[:2])
+            for control in acting:
+                maps = control.edit_cross(maps)
+            out = maps @ value
         else:
-            out = F.scaled_dot_product_attention(*self.control.edit_self(query, key, value))
+            mask = []
+            for control in acting:
+                query, key, value, *mask = control.edit_self(query, key, value)
+            out = F.scaled_dot_product_attention(query, key, value, *mask)
         return attn.to_out[1](attn.to_out[0](out.transpose(1, 2).flatten(2)))
 
 
+def layers(unet: UNet2DConditionModel, kind: str) -> list[str]:
+    """Paths of the processors of all layers of `kind`, "attn1" (self) or "attn2" (cross), in the order of the calls:
+    down the encoder, through the middle, up the decoder."""
+    stages = ("down_blocks", "mid_block", "up_blocks")
+
+    def place(path: str) -> tuple[int, list[int]]:
+        parts = path.split(".")
+        return stages.index(parts[0]), [int(part) for part in parts if part.isdigit()]
+
+    return sorted((path for path in unet.attn_processors if path.endswith(f".{kind}.processor")), key=place)
+
+
 @contextmanager
-def hooked(unet: UNet2DConditionModel, control: Control) -> Iterator[None]:
-    """Within this context `control` sees every attn1 and attn2 layer of `unet`; afterwards the processors that were
-    there before are back, also after an error. Raises InputError if the UNet has no such layers."""
+def hooked(unet: UNet2DConditionModel, control: Control, only: Iterable[str] | None = None) -> Iterator[None]:
+    """Within this context `control` sees every attn1 and attn2 layer of `unet`, or `only` those with these paths (see
+    `layers`); afterwards the processors that were there before are back, also after an error. Where contexts are
+    nested the inner control acts first. Raises InputError if the UNet has no such layers."""
     before = unet.attn_processors
-    hooks = {
-        path: HookedAttention(path.endswith("attn2.processor"), processor, control)
-        for path, processor in before.items()
-        if path.endswith(("attn1.processor", "attn2.processor"))
-    }
+    hooks = {}
+    for path in layers(unet, "attn1") + layers(unet, "attn2") if only is None else only:
+        own = before[path]
+        original, outer = (own.original, own.controls) if isinstance(own, HookedAttention) else (own, [])
+        hooks[path] = HookedAttention(path.endswith("attn2.processor"), original, [control, *outer])
     if not hooks:
         raise InputError("this UNet has no attn1 / attn2 layers to hook into; a text-conditioned UNet is needed.")
     unet.set_attn_processor({**before, **hooks})
@@ -82,6 +101,14 @@ def hooked(unet: UNet2DConditionModel, control: Control) -> Iterator[None]:
         yield
     finally:
         unet.set_attn_processor(dict(before))
+
+
+def token_grid(tokens: int, latent_size: tuple[int, int]) -> tuple[int, int]:
+    """Height and width of a layer of that many picture tokens, for latents of (h, w): so many halvings below."""
+    height, width = latent_size
+    while height * width > tokens:
+        height, width = math.ceil(height / 2), math.ceil(width / 2)
+    return height, width
 
 
 def level_size(unet: UNet2DConditionModel, latent_size: tuple[int, int], level: int) -> tuple[int, int]:

@@ -19,7 +19,7 @@ from spdinv.engines.alignment import (
 )
 from spdinv.engines.attention import hooked, level_size
 from spdinv.engines.local_blend import LocalBlend
-from spdinv.engines.sampling import encode, guided_step, start_latents
+from spdinv.engines.sampling import encode, start_latents, take_step
 from spdinv.inversions.result import Inversion
 
 
@@ -142,6 +142,6 @@ def edit(
     control = PromptToPrompt(pipe, prompts, steps, z.shape[-2:], **control_options)
     with hooked(pipe.unet, control):
         for step in tqdm(range(steps), "Prompt-to-Prompt", leave=False, disable=None):
-            z = guided_step(pipe, schedule, inversion, z, step, uncond, cond, guidance_scale)
+            z = take_step(pipe, schedule, inversion, z, step, uncond, cond, guidance_scale)
             z = control.end_step(z)
     return z

@@ -228,7 +228,7 @@ def test_looking_changes_nothing_and_hooks_come_off(make, cross):
 
 def test_hooks_come_off_after_an_error(pipe, monkeypatch):
     before = pipe.unet.attn_processors
-    monkeypatch.setattr(p2p, "guided_step", lambda *a: 1 / 0)
+    monkeypatch.setattr(p2p, "take_step", lambda *a: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         ENGINES["p2p"](pipe, make_schedule(pipe.scheduler, 2), inverted(2), PROMPTS)
     after = pipe.unet.attn_processors

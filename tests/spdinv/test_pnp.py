@@ -1,0 +1,181 @@
+"""Plug-and-Play against naive readings: which layers, what is injected, how long, and that hooks come off."""
+
+from functools import partial
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+
+from common.ddim import ddim_step, make_schedule
+from common.pipelines import encode_prompt, predict_noise
+from common.runs import InputError
+from spdinv.engines import ENGINES, pnp
+from spdinv.inversions import Inversion, nmg
+from tests.tiny import tiny_sd, tiny_sdxl
+
+PROMPTS = ["a red cat on grass", "a blue cat on the grass"]
+FULL, OFF = {"feature_steps": 1.0, "attention_steps": 1.0}, {"feature_steps": 0.0, "attention_steps": 0.0}
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return tiny_sd()
+
+
+def random(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def inverted(steps, latent=16, **extras):
+    return Inversion(random(steps + 1, 1, 4, latent, latent), torch.zeros(steps, 1), {}, **extras)
+
+
+def meta(**config):
+    with torch.device("meta"):
+        return UNet2DConditionModel(sample_size=64, **config)
+
+
+def decoder(*places):
+    return [f"up_blocks.{block}.attentions.{i}.transformer_blocks.{depth}.attn1.processor"
+            for block, attentions, depths in places for i in attentions for depth in range(depths)]  # fmt: skip
+
+
+def test_layers_of_published_layouts():
+    stable = meta(cross_attention_dim=768, attention_head_dim=8)
+    assert pnp.feature_layer(stable) == (
+        "up_blocks.1.resnets.1", decoder((1, (1, 2), 1), (2, range(3), 1), (3, range(3), 1)))  # fmt: skip
+    xl = meta(
+        cross_attention_dim=2048, block_out_channels=(320, 640, 1280), attention_head_dim=(5, 10, 20),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        transformer_layers_per_block=(1, 2, 10), use_linear_projection=True,
+    )  # fmt: skip
+    assert pnp.feature_layer(xl) == ("up_blocks.0.resnets.1", decoder((0, (1, 2), 10), (1, range(3), 2)))
+    picturebook = decoder((1, (1,), 1), (2, (0, 1), 1))
+    assert pnp.feature_layer(tiny_sd().unet) == ("up_blocks.1.resnets.1", picturebook)
+
+
+def test_a_decoder_without_attention_is_refused():
+    blind = meta(
+        block_out_channels=(8, 8), down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2,
+        layers_per_block=1, norm_num_groups=4, cross_attention_dim=8, attention_head_dim=2,
+    )  # fmt: skip
+    with pytest.raises(InputError, match="decoder"):
+        pnp.feature_layer(blind)
+
+
+def test_queries_and_keys_are_injected_and_values_are_not():
+    injection = pnp.Injection(None, 10, 0.8, 0.5)
+    query, key, value = (random(3, 2, 6, 4, seed=s).double() for s in range(3))
+    out = torch.nn.functional.scaled_dot_product_attention(*injection.edit_self(query, key, value))
+    source_map = torch.softmax(query[0] @ key[0].mT / 4**0.5, -1)
+    for item in range(3):
+        torch.testing.assert_close(out[item], source_map @ value[item])
+
+
+def test_injection_lasts_as_long_as_published():
+    injection = pnp.Injection(None, 50, 0.8, 0.5)
+    features, attention = 0, 0
+    for step in range(50):
+        injection.step = step
+        marked = torch.arange(3.0).reshape(3, 1, 1, 1)
+        features += injection.inject_features(None, (), marked).tolist() == torch.zeros(3, 1, 1, 1).tolist()
+        attention += injection.wants_self(64)
+        assert step < 40 or injection.inject_features(None, (), marked) is marked
+    assert (features, attention) == (40, 25)
+
+
+def test_features_are_what_the_block_adds_to_its_own_input(pipe):
+    """The source's branch of the residual block, and each item's own shortcut."""
+    block = pipe.unet.get_submodule(pnp.feature_layer(pipe.unet)[0])
+    x, time = random(3, block.in_channels, 8, 8), random(3, block.time_emb_proj.in_features)
+    plain = block(x, time)
+    with pnp.injected(pipe.unet, pnp.Injection(None, 10, 0.8, 0.5)):
+        out = block(x, time)
+    shortcut = block.conv_shortcut(x)
+    torch.testing.assert_close(out, shortcut + (plain - shortcut)[:1])
+    assert torch.equal(block(x, time), plain)
+
+
+@pytest.mark.parametrize("make", [tiny_sd, tiny_sdxl])
+@pytest.mark.parametrize("layout", ["trajectory", "reconstruction"])
+def test_sampling_written_out(make, layout):
+    """Without injection: plain guidance with a negative prompt; with it, another picture."""
+    pipe = make()
+    schedule, inversion, options = make_schedule(pipe.scheduler, 3), inverted(3), {"negative_prompt": "a small dog"}
+    negative, source, cond = (encode_prompt(pipe, [text]) for text in ("a small dog", *PROMPTS))
+    z, x = inversion.noise, inversion.noise
+    for t in (667, 334, 1):
+        u, c = (predict_noise(pipe, schedule, z, t, condition) for condition in (negative, cond))
+        z = ddim_step(schedule, z, u + 3.0 * (c - u), t)
+        x = ddim_step(schedule, x, predict_noise(pipe, schedule, x, t, source), t)
+    options["source_latents"] = layout
+    free = ENGINES["pnp"](pipe, schedule, inversion, PROMPTS, 3.0, **options, **OFF)
+    expected = {"trajectory": inversion.trajectory[0], "reconstruction": x}[layout]
+    torch.testing.assert_close(free, torch.cat([expected, z]), rtol=1e-3, atol=1e-3)
+    held = ENGINES["pnp"](pipe, schedule, inversion, PROMPTS, 3.0, **options, **FULL)
+    assert (held[1] - free[1]).abs().max() > 1e-2 and torch.equal(held[:1], free[:1])
+
+
+@pytest.mark.parametrize("make", [tiny_sd, tiny_sdxl])
+def test_with_the_sources_own_text_and_latents_the_target_is_the_source(make):
+    """A trajectory that is DDIM sampling with "", and "" as the target prompt: every item is the source."""
+    pipe = make()
+    schedule, z = make_schedule(pipe.scheduler, 3), [random(1, 4, 16, 16)]
+    cond = encode_prompt(pipe, [""])
+    for t in schedule.timesteps:
+        z.append(ddim_step(schedule, z[-1], predict_noise(pipe, schedule, z[-1], t, cond), t))
+    inversion = Inversion(torch.stack(z[::-1]), torch.zeros(3, 1), {})
+    source, target = ENGINES["pnp"](pipe, schedule, inversion, [PROMPTS[0], ""], 7.5, **FULL)
+    torch.testing.assert_close(target, source, rtol=1e-4, atol=1e-4)
+
+
+def test_embeddings_of_an_inversion_take_the_place_of_the_negative_prompt(pipe):
+    schedule = make_schedule(pipe.scheduler, 3)
+    embeds = encode_prompt(pipe, ["a small dog"]).embeds
+    found = inverted(3, uncond_embeds=embeds.expand(3, 1, *embeds.shape[1:]))
+    told = ENGINES["pnp"](pipe, schedule, inverted(3), PROMPTS, negative_prompt="a small dog")
+    assert torch.equal(ENGINES["pnp"](pipe, schedule, found, PROMPTS, negative_prompt="a bird"), told)
+    assert not torch.equal(ENGINES["pnp"](pipe, schedule, inverted(3), PROMPTS), told)
+
+
+def test_hooks_come_off_after_an_error(pipe, monkeypatch):
+    before, block = pipe.unet.attn_processors, pipe.unet.get_submodule(pnp.feature_layer(pipe.unet)[0])
+    schedule = make_schedule(pipe.scheduler, 2)
+    monkeypatch.setattr(pnp, "take_step", lambda *a: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        ENGINES["pnp"](pipe, schedule, inverted(2), PROMPTS)
+    after = pipe.unet.attn_processors
+    assert all(after[path] is before[path] for path in before) and not block.conv2._forward_hooks
+    assert not pipe.unet._forward_hooks and not pipe.unet._forward_pre_hooks
+    monkeypatch.setattr(pnp, "take_step", lambda pipe, schedule, inversion, z, *a: z)
+    with pytest.raises(InputError, match="no feature and no self-attention"):
+        ENGINES["pnp"](pipe, schedule, inverted(2), PROMPTS)
+
+
+def test_source_branches_are_nothing_to_it(pipe):
+    """There is none: corrections of one are left out, guidance of one is refused."""
+    schedule = make_schedule(pipe.scheduler, 2)
+    plain = ENGINES["pnp"](pipe, schedule, inverted(2), PROMPTS)
+    corrected = inverted(2, corrections=torch.ones(2, 1, 4, 16, 16))
+    assert torch.equal(ENGINES["pnp"](pipe, schedule, corrected, PROMPTS), plain)
+    with pytest.raises(InputError, match="take inversion ddim"):
+        ENGINES["pnp"](pipe, schedule, inverted(2, step=partial(nmg.step)), PROMPTS)
+
+
+def test_the_network_is_asked_for_three_items_and_sees_the_trajectory(pipe):
+    """Batch [source, unconditional, conditional], the source at the level of the step."""
+    schedule, inversion, calls = make_schedule(pipe.scheduler, 3), inverted(3), []
+    told = encode_prompt(pipe, ["", "a bird", PROMPTS[1]]).embeds
+    handle = pipe.unet.conv_in.register_forward_pre_hook(lambda module, args: calls.append(args[0]))
+    deep = pipe.unet.down_blocks[0].register_forward_pre_hook(
+        lambda module, args, kwargs: torch.testing.assert_close(kwargs["encoder_hidden_states"], told), with_kwargs=True
+    )
+    ENGINES["pnp"](pipe, schedule, inversion, PROMPTS, negative_prompt="a bird")
+    handle.remove()
+    deep.remove()
+    assert [len(z) for z in calls] == [3] * 3
+    for z, level in zip(calls, (3, 2, 1), strict=True):
+        torch.testing.assert_close(z[:1], inversion.trajectory[level])
+        assert torch.equal(z[1], z[2])
+    torch.testing.assert_close(calls[0][1:2], inversion.noise)
