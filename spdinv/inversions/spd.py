@@ -11,38 +11,15 @@ import torch
 from diffusers import DiffusionPipeline
 from tqdm import tqdm
 
-from common.ddim import Schedule, ddim_inverse_step
-from common.pipelines import Conditioning, predict_noise
+from common.ddim import Schedule
+from common.pipelines import Conditioning
+from spdinv.inversions.residual import f_theta, gradients, mean_square, norm
 from spdinv.inversions.result import Inversion, clock
-
-
-def mean_square(residual: torch.Tensor) -> torch.Tensor:
-    """Per image: the mean over all elements of residual [B,4,h,w] squared; the loss of the released code."""
-    return residual.square().mean(dim=(1, 2, 3))
-
-
-def norm(residual: torch.Tensor) -> torch.Tensor:
-    """Per image: the unsquared L2 norm of residual [B,4,h,w]; the loss that the paper prints (Eq. 4)."""
-    return torch.linalg.vector_norm(residual, dim=(1, 2, 3))
-
 
 SOLVERS = {
     "adamw": (mean_square, torch.optim.AdamW),  # as released, with torch's default weight decay of 0.01
     "sgd": (norm, torch.optim.SGD),  # Alg. 1, l. 4-5 to the letter: z <- z - eta grad ||f(z) - z||_2
 }
-
-
-def f_theta(
-    pipe: DiffusionPipeline,
-    schedule: Schedule,
-    z: torch.Tensor,
-    t: int,
-    cond: Conditioning,
-    x: torch.Tensor,
-    images: list[int],
-) -> torch.Tensor:
-    """Eq. 3 for the n listed `images` of the batch: z [B,4,h,w] is z_{t-1} of all, x [n,4,h,w] stands for their z_t."""
-    return ddim_inverse_step(schedule, z[images], predict_noise(pipe, schedule, x, t, cond[images]), t)
 
 
 @torch.no_grad()
@@ -79,8 +56,8 @@ def invert(
             with torch.enable_grad():
                 candidate = torch.cat([x[i] for i in searching])
                 loss = loss_of(candidate - f(candidate, searching))  # Eq. 4; Alg. 1, l. 4
-                gradients = torch.autograd.grad(loss.sum(), [x[i] for i in searching])  # the weights need none
-            for i, gradient in zip(searching, gradients, strict=True):
+                found = gradients(loss, [x[i] for i in searching], pipe.unet.dtype)
+            for i, gradient in zip(searching, found, strict=True):
                 x[i].grad = gradient
             optimizer.step()  # Alg. 1, l. 5
             spent[step, searching] += 1

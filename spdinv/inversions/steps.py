@@ -22,6 +22,22 @@ def unconditional(inversion: Inversion, step: int, uncond: Conditioning) -> Cond
     return uncond
 
 
+def guided_noise(
+    pipe: DiffusionPipeline,
+    schedule: Schedule,
+    z: torch.Tensor,
+    t: int,
+    uncond: Conditioning,
+    cond: Conditioning,
+    guidance_scale: float,
+) -> torch.Tensor:
+    """eps [B,4,h,w] with classifier-free guidance, for B pictures at timestep t; at scale 1 only `cond` is asked."""
+    if guidance_scale == 1:
+        return predict_noise(pipe, schedule, z, t, cond)
+    both = predict_noise(pipe, schedule, torch.cat([z, z]), t, Conditioning.cat(uncond, cond))
+    return guide(*both.chunk(2), guidance_scale)
+
+
 def predict_both(
     pipe: DiffusionPipeline,
     schedule: Schedule,

@@ -11,8 +11,13 @@ SCHEDULER = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_
              "set_alpha_to_one": False, "clip_sample": False, "prediction_type": "epsilon"}  # fmt: skip
 
 
+MEANS = {"": -0.3, "a cat": 0.1, "a dog": 0.7}  # of the embeddings of the prompts that the toy knows
+
+
 class ToyUnet(torch.nn.Module):
     """eps = squash(weight z + t / 1000 + mean of the prompt's embedding), mixing channels pixel by pixel."""
+
+    attn_processors: dict = {}  # it has no attention to control
 
     def __init__(self, weight, squash=torch.tanh):
         super().__init__()
@@ -24,9 +29,24 @@ class ToyUnet(torch.nn.Module):
         shift = t / 1000 + encoder_hidden_states.mean((1, 2))[:, None, None, None]
         return (self.squash(torch.einsum("oc,bchw->bohw", self.weight, z) + shift),)
 
+    def set_attn_processor(self, processors):
+        assert processors == {}
+
+
+def toy_tokenizer(text, **options):
+    return {"offset_mapping": []}
+
+
+toy_tokenizer.model_max_length = 77
+
 
 def toy_pipe(weight, squash=torch.tanh):
-    return SimpleNamespace(unet=ToyUnet(weight, squash))
+    unet = ToyUnet(weight, squash)
+
+    def encode_prompt(prompts, **options):
+        return toy_cond([MEANS[text] for text in prompts]).embeds.to(unet.dtype), None
+
+    return SimpleNamespace(unet=unet, tokenizer=toy_tokenizer, encode_prompt=encode_prompt, device="cpu")
 
 
 def toy_schedule(steps):

@@ -1,0 +1,44 @@
+"""Direct Inversion (arXiv 2310.01506): DDIM inversion, and what the guided way back misses, written down.
+
+Added to the source branch after each step, it holds that branch on the inversion's trajectory exactly, and leaves the
+target branch alone. (Equal to putting the trajectory in the place of the source branch, up to rounding.)
+"""
+
+from dataclasses import replace
+
+import torch
+from diffusers import DiffusionPipeline
+from tqdm import tqdm
+
+from common.ddim import Schedule, ddim_step
+from common.pipelines import Conditioning, encode_prompt
+from spdinv.inversions import ddim
+from spdinv.inversions.result import Inversion, clock
+from spdinv.inversions.steps import guided_noise
+
+
+@torch.no_grad()
+def invert(
+    pipe: DiffusionPipeline,
+    schedule: Schedule,
+    latents: torch.Tensor,
+    cond: Conditioning,
+    guidance_scale: float = 7.5,
+) -> Inversion:
+    """Invert clean `latents` [B,4,h,w] under the source prompt `cond`, and find the corrections of the source branch.
+
+    guidance_scale: of the source branch while editing, against the null text.
+    As released, but for the corrections of the target branch, which the released code computes and does not use.
+    """
+    start, steps = clock(latents), len(schedule.timesteps)
+    inversion = ddim.invert(pipe, schedule, latents, cond)
+    null = encode_prompt(pipe, [""])[[0] * len(latents)]
+    corrections = []
+    for step, t in enumerate(tqdm(schedule.timesteps, "Direct Inversion", leave=False, disable=None)):
+        z, aim = inversion.trajectory[steps - step], inversion.trajectory[steps - 1 - step]
+        eps = guided_noise(pipe, schedule, z, t, null, cond, guidance_scale)
+        corrections.append(aim - ddim_step(schedule, z, eps, t))
+    asked = 1 if guidance_scale == 1 else 2  # evaluations per guided prediction
+    forward = inversion.cost["forward"] + asked * steps * len(latents)
+    cost = {"forward": forward, "backward": 0, "seconds": clock(latents) - start}
+    return replace(inversion, corrections=torch.stack(corrections), cost=cost)

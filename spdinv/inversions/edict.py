@@ -1,0 +1,91 @@
+"""EDICT (arXiv 2211.12446): two coupled latents, each stepped with the noise that the network sees in the other, so
+that every step can be undone exactly. A reference for exactness, in float64.
+"""
+
+from collections.abc import Callable
+
+import torch
+from diffusers import DiffusionPipeline
+from tqdm import tqdm
+
+from common.ddim import Schedule, ddim_inverse_step, ddim_step, guide
+from common.pipelines import Conditioning, encode_prompt
+from spdinv.inversions.result import Inversion, clock
+from spdinv.inversions.steps import guided_noise, predict_both
+
+
+def order(step: int) -> tuple[int, int]:
+    """Which of the two latents is stepped first at sampling step 0 ... T-1: they take turns ("leapfrog")."""
+    return (0, 1) if step % 2 == 0 else (1, 0)
+
+
+def mix(x: torch.Tensor, y: torch.Tensor, p: float) -> list[torch.Tensor]:
+    """Draws the two together, one after the other (EDICT, Eq. 14)."""
+    x = p * x + (1 - p) * y
+    return [x, p * y + (1 - p) * x]
+
+
+def unmix(x: torch.Tensor, y: torch.Tensor, p: float) -> list[torch.Tensor]:
+    """mix, undone (EDICT, Eq. 15)."""
+    y = (y - (1 - p) * x) / p
+    return [(x - (1 - p) * y) / p, y]
+
+
+@torch.no_grad()
+def invert(
+    pipe: DiffusionPipeline,
+    schedule: Schedule,
+    latents: torch.Tensor,
+    cond: Conditioning,
+    mixing: float = 0.93,
+    guidance_scale: float = 3.0,
+) -> Inversion:
+    """Invert clean `latents` [B,4,h,w] under the source prompt `cond`, in float64; both latents start there.
+
+    mixing: p. guidance_scale: of classifier-free guidance (EDICT: 3); the way back is exact for the same one only.
+    The trajectory is that of the first latent; the second is remembered by the inversion's step. EDICT itself walks 0.8
+    of the way, from a posterior sample; here it is the whole way, from the latent that all inversions start from.
+    Which latent begins the alternation is not known; here it is the first, at the noisiest step.
+    """
+    start, steps, images = clock(latents), len(schedule.timesteps), len(latents)
+    null = encode_prompt(pipe, [""])[[0] * images]
+    pair = [latents.double(), latents.double()]
+    trajectory = [pair[0]]
+    for step in tqdm(range(steps)[::-1], "EDICT", leave=False, disable=None):
+        t = schedule.timesteps[step]
+        pair = unmix(*pair, mixing)
+        for one in reversed(order(step)):
+            eps = guided_noise(pipe, schedule, pair[1 - one], t, null, cond, guidance_scale)
+            pair[one] = ddim_inverse_step(schedule, pair[one], eps, t)
+        trajectory.append(pair[0])
+    asked = 1 if guidance_scale == 1 else 2  # evaluations per guided prediction
+    cost = {"forward": 2 * asked * steps * images, "backward": 0, "seconds": clock(latents) - start}
+    rounds = torch.zeros(steps, images, dtype=torch.int64)
+    return Inversion(torch.stack(trajectory), rounds, cost, step=coupled_step(pair[1], mixing))
+
+
+def coupled_step(second_noise: torch.Tensor, mixing: float) -> Callable[..., torch.Tensor]:
+    """A sampling step for the pair whose first latent is the engine's z; the second, which starts as `second_noise`
+    [B,4,h,w] at sampling step 0, is kept here from step to step. What an engine does to z between two steps
+    (LocalBlend) reaches the second only through the mixing."""
+    second = second_noise
+
+    def step(
+        pipe: DiffusionPipeline,
+        schedule: Schedule,
+        inversion: Inversion,
+        z: torch.Tensor,
+        step: int,
+        uncond: Conditioning,
+        cond: Conditioning,
+        guidance_scale: float | torch.Tensor,
+    ) -> torch.Tensor:
+        nonlocal second
+        pair = [z, second_noise.expand_as(z) if step == 0 else second]
+        for one in order(step):
+            eps = guide(*predict_both(pipe, schedule, inversion, pair[1 - one], step, uncond, cond), guidance_scale)
+            pair[one] = ddim_step(schedule, pair[one], eps, schedule.timesteps[step])
+        z, second = mix(*pair, mixing)
+        return z
+
+    return step

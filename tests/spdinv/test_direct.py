@@ -1,0 +1,59 @@
+"""Direct Inversion: with its corrections the source branch walks the inversion's trajectory backwards."""
+
+import numpy as np
+import pytest
+import torch
+
+from common.ddim import make_schedule
+from common.pipelines import encode_prompt
+from spdinv.engines import ENGINES
+from spdinv.engines.sampling import encode, start_latents, take_step
+from spdinv.inversions import INVERSIONS
+from tests.spdinv.test_inversions import coefficients
+from tests.spdinv.toy import MEANS, toy_cond, toy_pipe, toy_schedule
+from tests.tiny import tiny_sd, tiny_sdxl
+
+PROMPTS = ["a red cat on grass", "a blue dog on grass"]
+
+
+@pytest.mark.parametrize("make", [tiny_sd, tiny_sdxl])
+def test_the_source_branch_returns_the_trajectory_at_every_level(make):
+    pipe = make()
+    pipe.to(dtype=torch.float64)  # guidance and the steps back enlarge whatever is rounded
+    schedule = make_schedule(pipe.scheduler, 5)
+    latents = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0)).double()
+    inversion = INVERSIONS["direct"](pipe, schedule, latents, encode_prompt(pipe, PROMPTS[:1]), guidance_scale=7.5)
+    z, (uncond, cond) = start_latents(inversion, PROMPTS), encode(pipe, PROMPTS)
+    for step in range(5):
+        with torch.no_grad():
+            z = take_step(pipe, schedule, inversion, z, step, uncond, cond, 7.5)
+        torch.testing.assert_close(z[:1], inversion.trajectory[4 - step], rtol=0, atol=1e-9)
+    ddim = INVERSIONS["ddim"](pipe, schedule, latents, encode_prompt(pipe, PROMPTS[:1]))
+    plain = ENGINES["none"](pipe, schedule, ddim, PROMPTS)
+    torch.testing.assert_close(z[1:], plain[1:], rtol=0, atol=1e-9)  # the target is left alone
+    assert (plain[:1] - latents).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("engine", ["p2p", "masactrl"])
+def test_attention_control_does_not_reach_the_source_branch(engine):
+    pipe = tiny_sd()
+    pipe.to(dtype=torch.float64)
+    schedule = make_schedule(pipe.scheduler, 6)
+    latents = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0)).double()
+    inversion = INVERSIONS["direct"](pipe, schedule, latents, encode_prompt(pipe, PROMPTS[:1]))
+    edited = ENGINES[engine](pipe, schedule, inversion, PROMPTS)
+    torch.testing.assert_close(edited[:1], latents, rtol=0, atol=1e-9)
+
+
+def test_corrections_are_what_guided_sampling_misses():
+    weight = np.random.default_rng(0).normal(size=(4, 4)) * 0.5
+    latents = torch.from_numpy(np.random.default_rng(1).normal(size=(1, 4, 5, 6)))
+    schedule, pipe = toy_schedule(4), toy_pipe(weight)
+    inversion = INVERSIONS["direct"](pipe, schedule, latents, toy_cond([MEANS["a cat"]]), guidance_scale=5.0)
+    levels = inversion.trajectory.numpy()
+    for step, t in enumerate(schedule.timesteps):
+        c1, c2 = coefficients(schedule, t)
+        z, aim = levels[4 - step], levels[3 - step]
+        null, cat = (np.tanh(np.einsum("oc,bchw->bohw", weight, z) + t / 1000 + MEANS[text]) for text in ("", "a cat"))
+        expected = aim - (z - c2 * (null + 5 * (cat - null))) / c1
+        np.testing.assert_allclose(inversion.corrections[step].numpy(), expected, rtol=0, atol=1e-5)

@@ -1,0 +1,69 @@
+"""EDICT: every step can be undone, so what was inverted comes back, to rounding."""
+
+import numpy as np
+import pytest
+import torch
+
+from common.ddim import make_schedule
+from common.pipelines import encode_prompt
+from spdinv.engines import ENGINES
+from spdinv.inversions import INVERSIONS
+from tests.spdinv.test_inversions import coefficients
+from tests.spdinv.toy import MEANS, toy_cond, toy_pipe, toy_schedule
+from tests.tiny import tiny_sd
+
+WEIGHT = np.random.default_rng(0).normal(size=(4, 4)) * 0.5
+LATENTS = torch.from_numpy(np.random.default_rng(1).normal(size=(1, 4, 5, 6)))
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+@pytest.mark.parametrize("steps", [5, 50])
+def test_the_round_trip_is_exact(scale, steps):
+    schedule, pipe = toy_schedule(steps), toy_pipe(WEIGHT)
+    inversion = INVERSIONS["edict"](pipe, schedule, LATENTS, toy_cond([MEANS["a cat"]]), guidance_scale=scale)
+    for prompts in (["a cat"], ["a cat", "a dog"], ["a cat"]):  # and a second run starts afresh
+        drawn = ENGINES["none"](pipe, schedule, inversion, prompts, guidance_scale=scale)
+        torch.testing.assert_close(drawn[:1], LATENTS, rtol=0, atol=1e-9)
+    other = ENGINES["none"](pipe, schedule, inversion, ["a cat"], guidance_scale=scale + 1)
+    assert (other - LATENTS).abs().max() > 1e-2
+
+
+def test_a_real_network_in_float64():
+    pipe = tiny_sd()
+    pipe.to(dtype=torch.float64)
+    schedule, prompts = make_schedule(pipe.scheduler, 5), ["a red cat", "a blue cat"]
+    latents = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    inversion = INVERSIONS["edict"](pipe, schedule, latents, encode_prompt(pipe, prompts[:1]))
+    for engine in ("none", "p2p"):
+        drawn = ENGINES[engine](pipe, schedule, inversion, prompts, guidance_scale=3.0)
+        torch.testing.assert_close(drawn[:1], latents.double(), rtol=0, atol=1e-8)
+
+
+def naive_invert(z, mean, schedule, p, scale):
+    """One image, numpy, the equations of the paper undone in the open; the first latent begins at even steps."""
+    x, y, trajectory = z, z, [z]
+    for step in reversed(range(len(schedule.timesteps))):
+        t = schedule.timesteps[step]
+        c1, c2 = coefficients(schedule, t)
+
+        def eps(z, t=t):
+            e = [np.tanh(np.einsum("oc,chw->ohw", WEIGHT, z) + t / 1000 + m) for m in (MEANS[""], mean)]
+            return e[0] + scale * (e[1] - e[0])
+
+        y = (y - (1 - p) * x) / p
+        x = (x - (1 - p) * y) / p
+        if step % 2 == 0:  # sampling stepped x and then y
+            y = c1 * y + c2 * eps(x)
+            x = c1 * x + c2 * eps(y)
+        else:
+            x = c1 * x + c2 * eps(y)
+            y = c1 * y + c2 * eps(x)
+        trajectory.append(x)
+    return np.stack(trajectory)
+
+
+def test_the_way_there_is_the_published_one():
+    schedule, pipe = toy_schedule(5), toy_pipe(WEIGHT)
+    inversion = INVERSIONS["edict"](pipe, schedule, LATENTS, toy_cond([MEANS["a cat"]]), mixing=0.9)
+    expected = naive_invert(LATENTS[0].numpy(), MEANS["a cat"], schedule, 0.9, 3.0)
+    np.testing.assert_allclose(inversion.trajectory[:, 0].numpy(), expected, rtol=0, atol=2e-5)
