@@ -5,6 +5,7 @@ No code from a model's folder is ever run, and old .bin weights are read as plai
 
 import json
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 
 import diffusers
@@ -40,8 +41,8 @@ MODELS = {
 }
 
 
-def find_folder(name: str, offline: bool) -> Path:
-    """The local folder of a model, downloaded if need be."""
+def find_folder(name: str, offline: bool, accepted: dict[str, type] = PIPELINES) -> Path:
+    """The local folder of a model, downloaded if need be. accepted: class name -> class of the pipelines wanted."""
     folder = PICTUREBOOK_FOLDER if name == PICTUREBOOK else Path(name).expanduser()
     if folder.is_dir():
         return folder
@@ -54,7 +55,7 @@ def find_folder(name: str, offline: bool) -> Path:
     for candidate in dict.fromkeys((name, repo)):
         try:
             folder = Path(DiffusionPipeline.download(candidate, local_files_only=True, safety_checker=None))
-            inspect_folder(folder)
+            inspect_folder(folder, accepted)
             return folder
         except (OSError, ValueError):  # not in the cache, or not all of it
             pass
@@ -63,7 +64,7 @@ def find_folder(name: str, offline: bool) -> Path:
     if hint:
         log.warning("%s has left the hub; loading the same weights from %s.", name, repo)
     try:
-        _pipeline_class(Path(hf_hub_download(repo, "model_index.json")).parent)  # before gigabytes are fetched
+        _pipeline_class(Path(hf_hub_download(repo, "model_index.json")).parent, accepted)  # before gigabytes are fetched
         return Path(DiffusionPipeline.download(repo, safety_checker=None))
     except InputError:
         raise
@@ -71,24 +72,30 @@ def find_folder(name: str, offline: bool) -> Path:
         raise InputError(f"{name} is neither here nor to be downloaded{hint}: {one_line(error)}") from error
 
 
-def _pipeline_class(folder: Path) -> type:
+def _pipeline_class(folder: Path, accepted: dict[str, type]) -> type:
     if not (folder / "model_index.json").is_file():
         raise InputError(f"{folder} has no model_index.json; a folder in diffusers layout is needed.")
     name = _read_json(folder / "model_index.json").get("_class_name")
-    if not isinstance(name, str) or name not in PIPELINES:  # a list names a class in code that came with the model
-        raise InputError(f"{folder} holds a {name}; supported are {' and '.join(PIPELINES)}.")
-    return PIPELINES[name]
+    if not isinstance(name, str) or name not in accepted:  # a list names a class in code that came with the model
+        raise InputError(f"{folder} holds a {name}; supported are {' and '.join(accepted)}.")
+    return accepted[name]
 
 
-def inspect_folder(folder: Path) -> tuple[type, list[str]]:
-    """Pipeline class and model names of a folder, all of whose files are there, readable and not cut short."""
-    pipeline_class, index = _pipeline_class(folder), _read_json(folder / "model_index.json")
+def inspect_folder(
+    folder: Path, accepted: dict[str, type] = PIPELINES, models: Iterable[str] = MODELS
+) -> tuple[type, list[str]]:
+    """Pipeline class and model names of a folder, all of whose files are there, readable and not cut short.
+
+    Parts that the index declares as absent ([null, null]: SDXL's refiner has one text encoder only) are left out.
+    """
+    pipeline_class = _pipeline_class(folder, accepted)
+    index = {name: part for name, part in _read_json(folder / "model_index.json").items() if part != [None, None]}
     for path in folder.glob("*/*.json"):
         _read_json(path)
     for part in [part for part in index if part.startswith("tokenizer")]:  # transformers would make an empty one
         if not any((folder / part / name).is_file() for name in ("vocab.json", "tokenizer.json")):
             raise InputError(f"{folder / part} holds no vocabulary (vocab.json); fetch the model again.")
-    parts = [part for part in MODELS if part in index]
+    parts = [part for part in models if part in index]
     for part in parts:
         if not _weights(folder / part):
             raise InputError(f"{folder / part} holds no weights (*.safetensors); fetch the model again.")

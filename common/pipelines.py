@@ -123,7 +123,7 @@ def encode_prompt(pipe: DiffusionPipeline, prompts: list[str], size: tuple[int, 
     if not isinstance(prompts, list | tuple) or not prompts or not all(isinstance(text, str) for text in prompts):
         raise InputError(f"prompts must be a list of strings, got {prompts!r}.")
     for text in prompts:
-        _warn_of_lost_words(pipe.tokenizer, text)
+        warn_of_lost_words(pipe.tokenizer, text)
     encoded = pipe.encode_prompt(
         list(prompts), device=pipe.device, num_images_per_prompt=1, do_classifier_free_guidance=False
     )
@@ -138,7 +138,8 @@ def encode_prompt(pipe: DiffusionPipeline, prompts: list[str], size: tuple[int, 
     return Conditioning(embeds, {"text_embeds": pooled, "time_ids": time_ids.repeat(len(prompts), 1)})
 
 
-def _warn_of_lost_words(tokenizer, text: str) -> None:
+def warn_of_lost_words(tokenizer, text: str) -> None:
+    """Log the words of a prompt that lie beyond the tokenizer's limit, which every encoder drops."""
     room = tokenizer.model_max_length - 2  # start and end tokens
     spans = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
     if len(spans) > room:

@@ -1,0 +1,85 @@
+"""Kandinsky 2.2: a network told by an image embedding, which a prior draws from text or CLIP takes from a picture."""
+
+import inspect
+
+import torch
+from torch import Tensor
+
+from common.images import to_pil
+from common.pipelines import warn_of_lost_words
+from common.runs import InputError
+from pixels.backbones.backbone import Backbone, Generators, select_timesteps
+from pixels.backbones.loading import Model
+
+
+def bind_kandinsky(
+    model: Model,
+    prompts: list[str],
+    size: tuple[int, int],
+    negative_prompts: list[str] | None = None,
+    guidance_scale: float = 4.0,
+    num_inference_steps: int = 100,
+    strength: float = 0.3,
+    denoising_start: float | None = None,
+    seed: int = 0,
+    image_embedding: Tensor | None = None,
+) -> Backbone:
+    """The decoder told what to do, for a batch of len(prompts) pictures; size does not matter to it.
+
+    image_embedding: the exemplar [B, 3, H, W] in [0, 1], whose own CLIP embedding then takes the place of the prior's
+    drawing from the prompts. seed: of the prior's draws alone (released: both embeddings from the prior, on "").
+    """
+    pipe = model.pipe
+    with torch.no_grad():
+        cond, uncond = embeddings(model, prompts, negative_prompts or [""] * len(prompts), seed, image_embedding)
+    guided = guidance_scale > 1
+    embeds = (torch.cat([uncond, cond]) if guided else cond).to(pipe.device, pipe.unet.dtype)
+    takes = inspect.signature(type(model.scheduler).__init__).parameters  # configs keep what other classes had
+    learned = "variance_type" in takes and model.scheduler.config.variance_type in ("learned", "learned_range")
+
+    def predict(z: Tensor, t: Tensor) -> Tensor:
+        z = model.scheduler.scale_model_input(torch.cat([z, z]) if guided else z, t)
+        output = pipe.unet(z, t, encoder_hidden_states=None, added_cond_kwargs={"image_embeds": embeds},
+                           return_dict=False)[0]  # fmt: skip
+        eps, variance = output.chunk(2, dim=1)
+        if guided:  # of the noise alone; the variance is the conditional one
+            eps_uncond, eps_cond = eps.chunk(2)
+            eps, variance = eps_uncond + guidance_scale * (eps_cond - eps_uncond), variance.chunk(2)[1]
+        return torch.cat([eps, variance], dim=1) if learned else eps
+
+    def encode(picture: Tensor, sample: bool, generator: Generators) -> Tensor:
+        """Continuous latents, before quantisation and without a scaling factor; there is nothing to sample."""
+        return pipe.movq.encode((picture * 2 - 1).to(pipe.device, pipe.movq.dtype)).latents
+
+    def decode(latents: Tensor) -> Tensor:
+        picture = pipe.movq.decode(latents.to(pipe.movq.dtype), force_not_quantize=True).sample
+        return (picture.float() / 2 + 0.5).clamp(0, 1)
+
+    return Backbone(
+        scheduler=model.scheduler,
+        start=lambda: select_timesteps(model.scheduler, pipe.device, num_inference_steps, strength, denoising_start),
+        encode=encode,
+        predict=predict,
+        decode=decode,
+        factor=pipe.movq_scale_factor,
+        device=pipe.device,
+    )
+
+
+def embeddings(
+    model: Model, prompts: list[str], negative_prompts: list[str], seed: int, exemplar: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """(conditional, unconditional) image embeddings [B, D]."""
+    prior = model.prior
+    if prior is None:
+        raise InputError("Kandinsky 2.2 needs its prior: give --prior_model_name_or_path")
+    for text in [*prompts, *negative_prompts]:
+        warn_of_lost_words(prior.tokenizer, text)
+    prior.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(seed)
+    drawn = prior(prompts, negative_prompt=negative_prompts, generator=generator)
+    if exemplar is None:
+        return drawn.image_embeds, drawn.negative_image_embeds
+    pixels = prior.image_processor([to_pil(picture) for picture in exemplar], return_tensors="pt").pixel_values
+    encoder = prior.image_encoder
+    return encoder(pixels.to(encoder.device, encoder.dtype)).image_embeds, drawn.negative_image_embeds

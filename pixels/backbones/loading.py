@@ -1,0 +1,123 @@
+"""From a name to a loaded model with the scheduler of its own folder."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import diffusers
+import torch
+import transformers
+from diffusers import DiffusionPipeline, SchedulerMixin
+from huggingface_hub import constants
+
+from common.model_files import MODELS, PIPELINES, find_folder, inspect_folder, load_model as load_part, one_line
+from common.pipelines import load_pipeline
+from common.runs import InputError
+from pixels.backbones.schedulers import make_scheduler
+
+REFINER = {"StableDiffusionXLImg2ImgPipeline": diffusers.StableDiffusionXLImg2ImgPipeline}
+KANDINSKY = {
+    name: diffusers.KandinskyV22Pipeline  # the decoder; what its folders call it differs
+    for name in ("KandinskyV22Pipeline", "KandinskyV22Img2ImgPipeline")
+}
+PRIOR = {"KandinskyV22PriorPipeline": diffusers.KandinskyV22PriorPipeline}
+DECODER_MODELS = {"unet": diffusers.UNet2DConditionModel, "movq": diffusers.VQModel}
+PRIOR_MODELS = {
+    "prior": diffusers.PriorTransformer,
+    "image_encoder": transformers.CLIPVisionModelWithProjection,
+    "text_encoder": transformers.CLIPTextModelWithProjection,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A loaded model. kind: "sd", "sdxl", "refiner" (alone) or "kandinsky". refiner: SDXL's second stage, or None.
+    prior: Kandinsky's. scheduler: the one that edits run."""
+
+    kind: str
+    pipe: DiffusionPipeline
+    scheduler: SchedulerMixin
+    refiner: DiffusionPipeline | None = None
+    prior: DiffusionPipeline | None = None
+
+    @property
+    def stages(self) -> list[DiffusionPipeline]:
+        return [self.pipe, self.refiner] if self.refiner else [self.pipe]
+
+    @property
+    def factor(self) -> int:
+        """Pixels per latent cell."""
+        return self.pipe.movq_scale_factor if self.kind == "kandinsky" else self.pipe.vae_scale_factor
+
+    @property
+    def native_resolution(self) -> int:
+        return self.pipe.unet.config.sample_size * self.factor
+
+
+def load_model(
+    name: str,
+    scheduler: str = "own",
+    refiner: str | None = None,
+    prior: str | None = None,
+    device: str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Model:
+    """Load a model by name (picturebook, folder, hub id), frozen, with its own or another scheduler.
+
+    refiner: SDXL's second stage after a base. prior: Kandinsky's. Raises InputError, in one sentence, for what cannot
+    be loaded whole or does not belong together.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    folder = find_folder(str(name), bool(constants.HF_HUB_OFFLINE), PIPELINES | REFINER | KANDINSKY)
+    pipeline_class, _ = inspect_folder(folder, PIPELINES | REFINER | KANDINSKY, ())
+    if pipeline_class in PIPELINES.values():
+        kind = "sd" if pipeline_class is diffusers.StableDiffusionPipeline else "sdxl"
+        pipe = load_pipeline(folder, device, dtype)
+        pipe.scheduler = own_scheduler(folder)
+    else:
+        kind, accepted, models = (
+            ("refiner", REFINER, MODELS) if pipeline_class in REFINER.values() else ("kandinsky", KANDINSKY, DECODER_MODELS)
+        )
+        pipe = load_parts(folder, accepted, models, device, dtype)
+    if refiner and kind != "sdxl":
+        raise InputError(f"a refiner follows an SDXL base, and {name} is of the kind {kind}")
+    return Model(
+        kind,
+        pipe,
+        make_scheduler(scheduler, pipe.scheduler),
+        load_named(refiner, REFINER, MODELS, device, dtype) if refiner else None,
+        load_named(prior, PRIOR, PRIOR_MODELS, device, dtype) if prior and kind == "kandinsky" else None,
+    )
+
+
+def own_scheduler(folder: Path) -> SchedulerMixin:
+    """The scheduler that the model's folder names (common.pipelines puts DDIM in its place)."""
+    config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
+    name = config.get("_class_name")
+    cls = getattr(diffusers, name, None) if isinstance(name, str) else None
+    if not (isinstance(cls, type) and issubclass(cls, SchedulerMixin)):
+        raise InputError(f"{folder} names the scheduler {name!r}, which diffusers {diffusers.__version__} does not have")
+    return cls.from_config(config)
+
+
+def load_named(
+    name: str, accepted: dict[str, type], models: dict[str, type], device: str, dtype: torch.dtype
+) -> DiffusionPipeline:
+    """load_parts, by a name."""
+    folder = find_folder(str(name), bool(constants.HF_HUB_OFFLINE), accepted)
+    return load_parts(folder, accepted, models, device, dtype)
+
+
+def load_parts(
+    folder: Path, accepted: dict[str, type], models: dict[str, type], device: str, dtype: torch.dtype
+) -> DiffusionPipeline:
+    """A pipeline of a class that common.pipelines does not know, with the same care: whole files, no code, frozen."""
+    pipeline_class, names = inspect_folder(folder, accepted, models)
+    try:
+        parts = {name: load_part(models[name], folder / name, dtype) for name in names}
+        pipe = pipeline_class.from_pretrained(folder, **parts, local_files_only=True)
+    except InputError:
+        raise
+    except Exception as error:  # whatever the libraries make of a file that is not what its name says
+        raise InputError(f"Cannot load the model in {folder}: {one_line(error)}") from error
+    return pipe.to(device)

@@ -1,0 +1,201 @@
+"""Edit a photograph after one or several exemplars, each under a grey map of its own.
+
+    python -m pixels.infer --image_path room.jpg --exemplar_path lake.jpg --edit_map_path map.png
+
+White in a map keeps the photograph, black takes the exemplar, grey is in between. Several exemplars: repeat
+--exemplar_path and --edit_map_path. Without arguments: an item of the picturebook's benchmark.
+"""
+
+import argparse
+import json
+import logging
+from dataclasses import asdict
+from pathlib import Path
+
+from common.runs import InputError, make_parser, measure, script, write_config, write_json
+from pixels import options
+
+SIDES = ("left", "right", "top", "bottom")
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = make_parser(__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--image_path", help="the source picture, of any size")
+    add("--exemplar_path", action="append", help="a picture to take from; repeat for several")
+    add(
+        "--edit_map_path",
+        action="append",
+        help="a grey picture, drawn on the source, or an array (.npy); or gradient:left, :right, :top or :bottom, black "
+        "on that side; one per exemplar, in the same order",
+    )
+    add("--map_white", choices=("keep", "edit"), help="what white means in the maps (released: keep, the default)")
+    add("--map_kind", choices=("grey", "mask", "depth"), default="grey", help="grey: as it is; mask: black and white, "
+        "to be grown, ramped and blurred; depth: the far part is black (near with --map_white edit)")  # fmt: skip
+    add("--map_grow", type=options.number(float, 0), default=0, help="of a mask: pixels")
+    add("--map_ramp", type=options.number(float, 0), default=0, help="of a mask: pixels from black to white")
+    add("--map_blur", type=options.number(float, 0), default=0, help="of a mask: deviation in pixels, last")
+    add("--map_gamma", type=options.number(float, 0.01), default=1, help="power on all greys; above 1 darkens")
+    add("--map_equalize", action="store_true", help="make all greys equally frequent first")
+    add("--exemplar_box", action="append", nargs=4, type=options.number(float, 0, 1), metavar=("L", "T", "R", "B"),
+        help="place the exemplar in this part of the frame, black around it; one per exemplar (paper, Appendix 3)")  # fmt: skip
+    add("--fit", choices=("squash", "crop"), default="squash", help="how source, exemplars and maps come into the frame "
+        "(released: pictures squashed)")  # fmt: skip
+    add("--iterative", action="store_true", help="one exemplar after the other, not all in one pass (Appendix 2)")
+    options.add_method_flags(parser)
+    options.add_model_flags(parser, output_dir="outputs/pixels")
+    args = options.parse(parser, argv)
+    check_inputs(args)
+    return args
+
+
+def check_inputs(args: argparse.Namespace) -> None:
+    """What belongs together is there; on the picturebook alone, everything may be missing."""
+    named = [args.image_path, *(args.exemplar_path or []), *(args.edit_map_path or [])]
+    if args.image_path is None:
+        if len(named) > 1:
+            raise InputError("--exemplar_path and --edit_map_path change a picture: give --image_path too")
+        if not options.is_picturebook_folder(args.pretrained_model_name_or_path):
+            raise InputError(
+                "give --image_path, --exemplar_path and --edit_map_path; only the picturebook brings its own"
+            )
+        return
+    exemplars, maps = args.exemplar_path or [], args.edit_map_path or []
+    if not exemplars or len(exemplars) != len(maps):
+        raise InputError(
+            f"{len(exemplars)} --exemplar_path and {len(maps)} --edit_map_path: give each exemplar a map of its own"
+        )
+    if args.exemplar_box and len(args.exemplar_box) != len(exemplars):
+        raise InputError(f"{len(args.exemplar_box)} --exemplar_box for {len(exemplars)} exemplars: give one for each")
+    for flag, paths in (("image_path", [args.image_path]), ("exemplar_path", exemplars), ("edit_map_path", maps)):
+        for path in paths:
+            side = path.removeprefix("gradient:")
+            if flag == "edit_map_path" and side != path:
+                if side not in SIDES:
+                    raise InputError(f"--edit_map_path {path}: a gradient goes to one of {', '.join(SIDES)}")
+            elif not Path(path).is_file():
+                raise InputError(f"--{flag} {path} is no file; give a picture")
+    if args.map_kind != "mask" and (args.map_grow or args.map_ramp or args.map_blur):
+        raise InputError("--map_grow, --map_ramp and --map_blur shape a --map_kind mask")
+
+
+def use_benchmark_item(args: argparse.Namespace) -> None:
+    """Fill in source, exemplar and map from the picturebook's benchmark (the first change of an object)."""
+    from common.data import read_pie_bench
+    from common.picturebook.benchmarks import ensure_pie_bench
+
+    folder = ensure_pie_bench()
+    item = read_pie_bench(folder, edit_types=["1"], limit=1)[0]
+    args.image_path = str(item.image_path)
+    args.exemplar_path = [str(folder / item.extras["exemplar_path"])]
+    args.edit_map_path = [str(folder / item.extras["edit_map_path"])]
+    args.map_white = args.map_white or "edit"  # as the benchmark draws them
+
+
+def read_map(path: str, args: argparse.Namespace, size: tuple[int, int], source_size: tuple[int, int]):
+    """One --edit_map_path as a map over the frame, float32 [1, 1, H, W], white = keep."""
+    from pixels import edit_map, frames
+
+    white = args.map_white or "keep"
+    if path.startswith("gradient:"):
+        grey = edit_map.gradient(size, path.removeprefix("gradient:"))
+        return edit_map.histogram(edit_map.polarity(grey, white), gamma=args.map_gamma)
+    if args.map_kind == "mask":
+        mask = edit_map.binarize(edit_map.read(path, white))[0, 0]
+        grey = edit_map.from_mask(mask, args.map_grow, args.map_ramp, args.map_blur)
+    elif args.map_kind == "depth":
+        grey = edit_map.from_depth(edit_map.read(path)[0, 0], "far" if white == "keep" else "near")
+    else:
+        grey = edit_map.read(path, white)
+    frames.check_alignment(source_size, grey.shape[-2:], path)
+    grey = edit_map.histogram(grey, gamma=args.map_gamma, equalize=args.map_equalize)
+    return frames.fit_map(grey, size, args.fit)
+
+
+@script
+def main(argv: list[str] | None = None) -> None:
+    logging.basicConfig(format="%(levelname)s: %(message)s".lower())
+    args = parse(argv)
+    kind = options.kind_of(args.pretrained_model_name_or_path)
+    if args.print_config:
+        sampling = asdict(options.sampling_of(args, kind))
+        resolved = {"kind": kind, "sampling": sampling, "surgery": options.surgery_of(args)}
+        print(json.dumps({**vars(args), **resolved}, indent=2))
+        return
+    import torch
+
+    from common.images import grid, load_image, to_pil, to_tensor
+    from common.metrics import psnr
+    from pixels import frames
+    from pixels.edit_map import injections
+    from pixels.preview import preview
+    from pixels.surgery import Surgery, edit, edit_iteratively
+
+    if args.image_path is None:
+        use_benchmark_item(args)
+    image = load_image(args.image_path)
+    photographs = [load_image(path) for path in args.exemplar_path]
+    model, kind, size = options.load(args)
+    sampling, surgery = options.sampling_of(args, kind), Surgery(**options.surgery_of(args))
+    options.announce(kind, sampling)
+    source = frames.frame_tensor(image, size, args.fit)
+    boxes = args.exemplar_box or [None] * len(photographs)
+    exemplars = [
+        to_tensor(frames.place(photo, box, size)) if box else frames.frame_tensor(photo, size, args.fit)
+        for photo, box in zip(photographs, boxes, strict=True)
+    ]
+    maps = [read_map(path, args, size, image.size[::-1]) for path in args.edit_map_path]
+    backbone = options.bind(model, sampling, size, args.seed, exemplars[-1])
+    generator = torch.Generator().manual_seed(args.seed)
+    print(f"{args.image_path} <- {', '.join(args.exemplar_path)}")
+    with measure() as cost:
+        if args.iterative:
+            edits = edit_iteratively(backbone, source, exemplars, maps, surgery, generator)
+        else:
+            edits = [edit(backbone, source, exemplars, maps, surgery, generator)]
+
+    last = edits[-1]
+    pictures = {"source": to_pil(source)}
+    pictures |= {f"exemplar_{number}": to_pil(exemplar) for number, exemplar in enumerate(exemplars, start=1)}
+    pictures["edited"] = to_pil(last.edited)
+    mus = [mu for one in edits for mu in one.mus]
+    explained = preview(source, exemplars, mus, last.tau)
+    seen = to_tensor(pictures["edited"])  # scores see what the file holds
+    always = frames_of_cells(injections(last.mu.cpu(), last.tau) == len(last.tau), size)
+    metrics = {
+        "cells": [asdict(one.coverage) for one in edits],
+        "thresholds": last.tau.tolist(),
+        "latent_distance": [distance for one in edits for distance in one.distances[0].tolist()],
+        "psnr_kept": psnr(source, seen, always).item() if always.any() else None,
+        "seconds": cost.seconds,
+        "peak_memory_mb": cost.peak_memory_mb,
+    }
+    write(Path(args.output_dir), args, pictures, explained, grid, sampling, surgery)
+    write_json(Path(args.output_dir) / "metrics.json", metrics)
+    for one in edits:
+        print(one.coverage)
+    print(f"{cost.seconds:.1f} s, {len(last.tau)} steps; pictures in {args.output_dir}, preview.png explains the map")
+
+
+def frames_of_cells(cells, size: tuple[int, int]):
+    """bool cells [1, 1, h, w] as a weight [1, 1, *size]."""
+    import torch.nn.functional as F
+
+    return F.interpolate(cells.float(), size, mode="nearest")
+
+
+def write(folder: Path, args: argparse.Namespace, pictures: dict, explained, grid, sampling, surgery) -> None:
+    """The run's files, but for metrics.json; exemplars of an earlier run that this one does not have are removed."""
+    from common.images import save_png
+
+    for stale in folder.glob("exemplar_*.png"):
+        if stale.stem not in pictures:
+            stale.unlink()
+    for name, picture in {**pictures, "preview": explained}.items():
+        save_png(folder / f"{name}.png", picture)
+    save_png(folder / "grid.png", grid([list(pictures.values())], column_labels=list(pictures)))
+    write_config(folder, args, sampling=asdict(sampling), surgery=asdict(surgery))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,194 @@
+"""Maps, thresholds and what they do to cells, against known values, closed forms and naive readings."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from common.runs import InputError
+from pixels import edit_map as em
+
+TEN = {  # values of the released code for N = 10
+    "linear": [i / 10 for i in range(10)],
+    "log": [0, 0.2891, 0.4582, 0.5781, 0.6712, 0.7472, 0.8115, 0.8672, 0.9163, 0.9603],
+    "sigmoid": [0.0474, 0.0832, 0.1419, 0.2315, 0.3543, 0.5, 0.6457, 0.7685, 0.8581, 0.9168],
+}
+MEANS = {  # area under the threshold curve for N = 10, 40, 100
+    "linear": (0.450, 0.4875, 0.495),
+    "quadratic": (0.285, 0.3209, 0.3283),
+    "cubic": (0.2025, 0.2377, 0.245),
+    "log": (0.630, 0.743, 0.788),
+    "sigmoid": (0.455, 0.4887, 0.4955),
+}
+
+
+@pytest.mark.parametrize("name", TEN)
+def test_thresholds_of_ten_steps(name):
+    assert em.thresholds(name, 10).tolist() == pytest.approx(TEN[name], abs=5e-5)
+
+
+@pytest.mark.parametrize("name", MEANS)
+def test_area_under_the_curve(name):
+    means = [em.thresholds(name, n).mean().item() for n in (10, 40, 100)]
+    assert means == pytest.approx(MEANS[name], abs=6e-4)
+
+
+CLOSED = {
+    "linear": lambda v, n: math.ceil(v * n),
+    "quadratic": lambda v, n: math.ceil(n * v ** (1 / 2)),
+    "cubic": lambda v, n: math.ceil(n * v ** (1 / 3)),
+    "log": lambda v, n: math.ceil((n + 1) ** v - 1),
+    "sigmoid": lambda v, n: min(max(math.ceil(n * (math.log(v / (1 - v)) + 3) / 6), 0), n),
+}
+
+
+@pytest.mark.parametrize("name", CLOSED)
+def test_number_of_injections(name):
+    greys = torch.rand(200, generator=torch.Generator().manual_seed(0)).clamp(0.001, 0.999)
+    for n in (3, 10, 40):
+        found = em.injections(greys, em.thresholds(name, n)).tolist()
+        assert found == [CLOSED[name](grey, n) for grey in greys.tolist()]
+
+
+def test_the_papers_schedule_counts_to_one_and_lets_white_go():
+    assert em.thresholds("linear", 5, "paper").tolist() == [0, 0.25, 0.5, 0.75, 1]
+    assert em.thresholds("linear", 1, "paper").tolist() == [0]
+    assert em.thresholds("sigmoid", 5, "paper")[0] == 0 and em.thresholds("sigmoid", 5)[0] > 0
+    white = torch.ones(1)
+    assert em.injections(white, em.thresholds("linear", 5)) == 5
+    assert em.injections(white, em.thresholds("linear", 5, "paper")) == 4
+
+
+def test_a_threshold_function_of_ones_own():
+    assert em.thresholds(lambda i, n: i * 0 + 0.3, 4).tolist() == pytest.approx([0.3] * 4)
+    for wrong in (lambda i, n: i[:2], lambda i, n: i / 0, lambda i, n: i * torch.nan):
+        with pytest.raises(InputError, match="4 finite numbers"):
+            em.thresholds(wrong, 4)
+
+
+def test_coverage_counts_every_cell_once():
+    mu = torch.tensor([[0.0, 0.0, 1 / 255, 0.5, 0.95, 1.0]])
+    counted = em.coverage(mu, em.thresholds("linear", 10))
+    assert (counted.exemplar, counted.released, counted.kept, counted.total) == (2, 2, 2, 6)
+    assert em.coverage(mu, em.thresholds("sigmoid", 10)).exemplar == 3  # its first threshold is 0.0474
+
+
+def test_the_latent_grid_takes_the_middle_of_each_block():
+    edit_map = torch.rand(1, 1, 64, 128, generator=torch.Generator().manual_seed(0))
+    found = em.to_latent_grid(edit_map, (8, 16))
+    naive = [[edit_map[0, 0, 8 * y + 3 : 8 * y + 5, 8 * x + 3 : 8 * x + 5].mean() for x in range(16)] for y in range(8)]
+    assert torch.allclose(found[0, 0], torch.tensor(naive), atol=1e-6)
+    smooth = em.to_latent_grid(edit_map, (8, 16), antialias=True)
+    assert (smooth - found).abs().max() > 0.1
+
+
+# ------------------------------------------------------------------------------------------------------------ reading
+
+
+def test_reading_pictures_and_arrays_in_both_polarities(tmp_path):
+    grey = np.random.default_rng(0).integers(0, 256, (5, 7), dtype=np.uint8)
+    Image.fromarray(grey).save(tmp_path / "a.png")
+    Image.fromarray(grey).convert("RGB").save(tmp_path / "rgb.png")
+    np.save(tmp_path / "a.npy", grey)
+    np.save(tmp_path / "f.npy", grey / 255)
+    expected = torch.from_numpy(grey.astype(np.float32) / 255)
+    for name in ("a.png", "rgb.png", "a.npy", "f.npy"):
+        found = em.read(tmp_path / name)
+        assert found.shape == (1, 1, 5, 7) and found.dtype == torch.float32
+        assert torch.allclose(found[0, 0], expected, atol=1e-7)
+        assert torch.allclose(em.read(tmp_path / name, white="edit"), 1 - found)
+    assert (em.read(tmp_path / "a.png") == 0).sum() == (grey == 0).sum()  # black stays exactly black
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (np.zeros((2, 3, 3)), "array \\[H, W\\]"),
+        (np.array([["a"]]), "array \\[H, W\\]"),
+        (np.full((3, 3), 2.0), "outside"),
+        (np.full((3, 3), np.nan), "NaN"),
+        (np.array([{"a": 1}], dtype=object), "cannot be read"),
+        (None, "cannot be read"),
+    ],
+)
+def test_arrays_that_are_no_maps(tmp_path, content, message):
+    if content is None:
+        (tmp_path / "x.npy").write_bytes(b"hello")
+    else:
+        np.save(tmp_path / "x.npy", content, allow_pickle=True)
+    with pytest.raises(InputError, match=message):
+        em.read(tmp_path / "x.npy")
+
+
+def test_an_unknown_polarity_is_refused():
+    with pytest.raises(InputError, match="'keep' or 'edit'"):
+        em.polarity(torch.zeros(1, 1, 2, 2), "change")
+
+
+# ----------------------------------------------------------------------------------------------------- making of maps
+
+
+def test_a_mask_grows_ramps_and_blurs():
+    mask = torch.zeros(40, 50)
+    mask[10:20, 12:30] = 1
+    naive = np.empty((40, 50))
+    for y in range(40):
+        for x in range(50):
+            distance = min(math.hypot(y - v, x - u) for v in range(10, 20) for u in range(12, 30))
+            naive[y, x] = min(max((distance - 3) / 8, 0), 1)
+    found = em.from_mask(mask, grow=3, ramp=8)
+    assert np.abs(found[0, 0].numpy() - naive).max() < 1e-6
+    hard = em.from_mask(mask)
+    assert torch.equal(hard[0, 0], 1 - mask)
+    blurred = em.from_mask(mask, blur=2)
+    assert 0 < blurred[0, 0, 10, 20] < 0.6 < blurred[0, 0, 6, 20] and blurred[0, 0, 15, 20] < 0.02
+    assert (em.from_mask(mask, grow=8, blur=2)[0, 0][mask > 0] < 2e-4).all()
+    with pytest.raises(InputError, match="the mask is empty"):
+        em.from_mask(torch.zeros(4, 4))
+
+
+def test_gradients_run_to_the_named_side():
+    right = em.gradient((4, 10), "right")
+    assert torch.allclose(right[0, 0, 2], 1 - (torch.arange(10) + 0.5) / 10)
+    assert torch.equal(em.gradient((4, 10), "left"), right.flip(-1))
+    assert torch.equal(em.gradient((10, 4), "bottom"), right.mT)
+    assert torch.equal(em.gradient((10, 4), "top"), right.mT.flip(-2))
+    part = em.gradient((1, 10), "right", 0.3, 0.7)[0, 0, 0]
+    assert part[:3].tolist() == [1, 1, 1] and part[7:].tolist() == [0, 0, 0] and part[5] == pytest.approx(0.375)
+    for wrong in ({"exemplar": "up"}, {"start": 0.5, "end": 0.5}):
+        with pytest.raises(InputError):
+            em.gradient((4, 4), **wrong)
+
+
+def test_depth_makes_one_end_black():
+    depth = torch.linspace(2, 7, 101)[None].repeat(3, 1)
+    far = em.from_depth(depth)[0, 0, 0]
+    assert (far == 0).sum() == 11 and (far == 1).sum() == 11 and far[50] == pytest.approx(0.5, abs=1e-5)
+    assert torch.allclose(em.from_depth(depth, "near")[0, 0, 0], 1 - far)
+    with pytest.raises(InputError, match="flat"):
+        em.from_depth(torch.ones(3, 3))
+    with pytest.raises(InputError, match="'far' or the 'near'"):
+        em.from_depth(depth, "middle")
+
+
+def test_histogram():
+    values = torch.tensor([0.0, 0.1, 0.2, 0.5, 0.8, 1.0]).reshape(1, 1, 2, 3)
+    found = em.histogram(values, 0.1, 0.8, 2.0).flatten().tolist()
+    assert found == pytest.approx([0, 0, (0.1 / 0.7) ** 2, (0.4 / 0.7) ** 2, 1, 1], abs=1e-6)
+    assert torch.equal(em.histogram(values), values)
+    skewed = torch.rand(1, 1, 50, 40, generator=torch.Generator().manual_seed(1)) ** 4
+    flat = em.histogram(skewed, equalize=True)
+    assert flat.min() == 0 and flat.max() == 1 and flat.mean() == pytest.approx(0.5, abs=0.01)
+    assert torch.equal(flat.flatten().argsort(), skewed.flatten().argsort())
+    tied = em.histogram(torch.tensor([0.2, 0.2, 0.9, 0.9]).reshape(1, 1, 2, 2), equalize=True)
+    assert tied.flatten().tolist() == [0, 0, 1, 1]
+    assert em.histogram(torch.full((1, 1, 2, 2), 0.4), equalize=True).eq(0).all()
+    for wrong in ({"black_point": 0.5, "white_point": 0.5}, {"gamma": 0}, {"black_point": -0.1}):
+        with pytest.raises(InputError, match="are needed"):
+            em.histogram(values, **wrong)
+
+
+def test_binarize_gives_the_mask_of_what_changes():
+    assert em.binarize(torch.tensor([[0.0, 0.49, 0.5, 1.0]])).tolist() == [[1, 1, 0, 0]]

@@ -1,0 +1,267 @@
+"""pixels.infer from end to end on small random models: files, any picture and map, wrong input."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from common.images import load_image
+from common.metrics import psnr
+from pixels import infer, options
+from pixels.edit_map import THRESHOLDS
+from tests.pixels.tiny_models import write_kandinsky, write_refiner, write_sdxl
+
+FAST = ["--num_inference_steps", "4", "--strength", "1", "--guidance_scale", "1"]
+
+
+def photograph(path, size=(64, 64), seed=0, mode="RGB"):
+    noise = np.random.default_rng(seed).integers(0, 256, (8, 8, 4), dtype=np.uint8)
+    Image.fromarray(noise, "RGBA").convert(mode).resize(size, Image.Resampling.NEAREST).save(path)
+    return path
+
+
+def draw_map(path, size=(64, 64)):
+    """Black on the left half, a ramp, white on the right quarter."""
+    line = np.clip((np.arange(size[0]) / size[0] - 0.5) * 4, 0, 1)
+    Image.fromarray((255 * line[None].repeat(size[1], 0)).astype(np.uint8)).save(path)
+    return path
+
+
+@pytest.fixture
+def files(tmp_path):
+    names = {"source": photograph(tmp_path / "s.png"), "exemplar": photograph(tmp_path / "e.jpg", seed=1),
+             "second": photograph(tmp_path / "e2.png", (90, 50), seed=2), "map": draw_map(tmp_path / "m.png"),
+             "flipped": tmp_path / "f.png", "inverse": tmp_path / "i.png"}  # fmt: skip
+    Image.open(names["map"]).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(names["flipped"])
+    Image.fromarray(255 - np.asarray(Image.open(names["map"]))).save(names["inverse"])
+    return names
+
+
+def run(folder, files, output, *more, maps=("map",), exemplars=("exemplar",)):
+    flags = [word for name in exemplars for word in ("--exemplar_path", str(files[name]))]
+    flags += [word for name in maps for word in ("--edit_map_path", str(files.get(name, name)))]
+    infer.main(["--pretrained_model_name_or_path", str(folder), "--image_path", str(files["source"]), "--output_dir",
+                str(output), "--device", "cpu", *flags, *FAST, *more])  # fmt: skip
+    return json.loads((output / "metrics.json").read_text()), json.loads((output / "config.json").read_text())
+
+
+def pixels_of(path):
+    return np.asarray(Image.open(path)).astype(int)
+
+
+def test_every_file_is_there_and_says_what_happened(tiny_folder, files, tmp_path, capsys):
+    output = tmp_path / "out"
+    metrics, config = run(tiny_folder, files, output)
+    assert {path.name for path in output.iterdir()} == {
+        "source.png", "exemplar_1.png", "edited.png", "preview.png", "grid.png", "config.json", "metrics.json"}  # fmt: skip
+    cells = metrics["cells"][0]
+    assert cells["exemplar"] == 8 * 16 and sum(cells.values()) == 256 and cells["kept"] == 4 * 16 + 16
+    assert metrics["thresholds"] == [0, 0.25, 0.5, 0.75]
+    assert config["sampling"]["guidance_scale"] == 1 and config["surgery"]["schedule"] == "released"
+    source, edited = (torch.from_numpy(pixels_of(output / f"{name}.png")).permute(2, 0, 1)[None] / 255
+                      for name in ("source", "edited"))  # fmt: skip
+    assert metrics["psnr_kept"] == pytest.approx(psnr(source[..., 44:], edited[..., 44:]).item(), rel=1e-5)
+    printed = capsys.readouterr().out
+    assert "128 of 256 latent cells (50.0 %) take the exemplar" in printed and str(output) in printed
+
+
+def test_the_same_call_gives_the_same_bytes_and_another_seed_others(tiny_folder, files, tmp_path):
+    for name, seed in (("one", "3"), ("two", "3"), ("three", "4")):
+        run(tiny_folder, files, tmp_path / name, "--seed", seed)
+    one, two, three = ((tmp_path / name / "edited.png").read_bytes() for name in ("one", "two", "three"))
+    assert one == two != three
+
+
+def test_the_picture_is_the_one_of_the_method(tiny_folder, files, tmp_path):
+    """The script adds nothing of its own: the same picture from the functions it calls."""
+    from common.images import to_pil, to_tensor
+    from pixels import edit_map
+    from pixels.backbones import bind, load_model
+    from pixels.surgery import Surgery, edit
+
+    run(tiny_folder, files, tmp_path / "out", "--seed", "7", "--threshold", "cubic")
+    backbone = bind(load_model(tiny_folder, device="cpu"), prompts=[""], negative_prompts=[""], size=(64, 64),
+                    guidance_scale=1, num_inference_steps=4)  # fmt: skip
+    source, exemplar = (to_tensor(load_image(files[name])) for name in ("source", "exemplar"))
+    result = edit(backbone, source, [exemplar], [edit_map.read(files["map"])], Surgery("cubic"),
+                  torch.Generator().manual_seed(7))  # fmt: skip
+    assert np.array_equal(np.asarray(to_pil(result.edited)), pixels_of(tmp_path / "out" / "edited.png"))
+
+
+def test_white_may_mean_edit(tiny_folder, files, tmp_path):
+    run(tiny_folder, files, tmp_path / "keep")
+    run(tiny_folder, files, tmp_path / "edit", "--map_white", "edit", maps=["inverse"])
+    for name in ("edited.png", "preview.png"):
+        assert np.abs(pixels_of(tmp_path / "keep" / name) - pixels_of(tmp_path / "edit" / name)).max() <= 1
+
+
+def test_several_exemplars_in_one_pass_or_one_after_the_other(tiny_folder, files, tmp_path):
+    both = dict(exemplars=["exemplar", "second"], maps=["map", "flipped"])
+    metrics, _ = run(tiny_folder, files, tmp_path / "once", **both)
+    assert len(metrics["cells"]) == 1 and len(metrics["latent_distance"]) == 2
+    assert (tmp_path / "once" / "exemplar_2.png").exists()
+    metrics, _ = run(tiny_folder, files, tmp_path / "turns", "--iterative", **both)
+    assert [cells["exemplar"] for cells in metrics["cells"]] == [128, 128]
+    run(tiny_folder, files, tmp_path / "once")
+    assert not (tmp_path / "once" / "exemplar_2.png").exists()  # of the run before
+
+
+@pytest.mark.parametrize(
+    "flags, black",
+    [
+        (["--map_kind", "mask", "--map_white", "edit"], 88),
+        (["--map_kind", "mask", "--map_white", "edit", "--map_grow", "8", "--map_ramp", "8"], 104),
+        (["--map_kind", "depth"], 128),
+        (["--map_gamma", "3"], 128),
+        (["--map_equalize"], 128),
+        (["--black_point", "0.3"], 144),
+    ],
+    ids=lambda flags: " ".join(flags) if isinstance(flags, list) else "",
+)
+def test_kinds_of_maps(tiny_folder, files, tmp_path, flags, black):
+    metrics, _ = run(tiny_folder, files, tmp_path / "out", *flags)
+    expected = 256 - black if "edit" in flags else black
+    assert abs(metrics["cells"][0]["exemplar"] - expected) <= 16 * ("edit" in flags or "0.3" in flags)
+
+
+def test_a_gradient_needs_no_file(tiny_folder, files, tmp_path):
+    metrics, _ = run(tiny_folder, files, tmp_path / "out", "--black_point", "0.25", maps=["gradient:right"])
+    assert metrics["cells"][0]["exemplar"] == 4 * 16
+    explained = pixels_of(tmp_path / "out" / "preview.png")
+    assert explained.shape[1] > 512
+
+
+@pytest.mark.parametrize("mode", ["squash", "crop"])
+def test_pictures_and_maps_of_other_sizes_stay_aligned(tiny_folder, files, tmp_path, mode, caplog):
+    """Source and map at twice the size and half as high: the same cells, whichever way they come into the frame."""
+    files = files | {"source": photograph(tmp_path / "wide.png", (256, 128)), "map": draw_map(tmp_path / "w.png", (256, 128))}
+    metrics, _ = run(tiny_folder, files, tmp_path / "out", "--fit", mode)
+    line = np.clip((np.arange(256) / 256 - 0.5) * 4, 0, 1)[64:192] if mode == "crop" else None
+    expected = 8 * 16 if line is None else 16 * round((line < 1 / 255).sum() / 8)
+    assert metrics["cells"][0]["exemplar"] == expected and "brought to one frame" not in caplog.text
+    run(tiny_folder, files | {"map": draw_map(tmp_path / "q.png", (60, 60))}, tmp_path / "other")
+    assert "q.png is 60 x 60 and the source 256 x 128" in caplog.text
+
+
+def test_frames_that_are_not_square(tiny_folder, files, tmp_path):
+    run(tiny_folder, files, tmp_path / "out", "--height", "32", "--width", "96")
+    assert Image.open(tmp_path / "out" / "edited.png").size == (96, 32)
+
+
+def test_an_exemplar_may_be_placed(tiny_folder, files, tmp_path):
+    run(tiny_folder, files, tmp_path / "out", "--exemplar_box", "0.25", "0", "0.75", "0.5")
+    placed = pixels_of(tmp_path / "out" / "exemplar_1.png")
+    assert not placed[32:].any() and not placed[:, :16].any() and placed[:32, 16:48].any(-1).mean() > 0.9
+
+
+def test_other_backbones(files, tmp_path):
+    """SDXL then refiner, refiner alone, Kandinsky, each through the script."""
+    (tmp_path / "models").mkdir()
+    sdxl, refiner = write_sdxl(tmp_path / "models" / "xl"), write_refiner(tmp_path / "models" / "ref")
+    decoder, prior = write_kandinsky(tmp_path / "models")
+    for folder, flags in (
+        (sdxl, ["--refiner_model_name_or_path", str(refiner), "--height", "64", "--width", "64"]),
+        (refiner, ["--negative_prompt", "blurry", "--guidance_scale", "5"]),
+        (decoder, ["--prior_model_name_or_path", str(prior), "--image_embedding", "exemplar"]),
+    ):
+        metrics, _ = run(folder, files, tmp_path / folder.name, *flags)
+        assert len(metrics["thresholds"]) == 4 and Image.open(tmp_path / folder.name / "edited.png").width in (32, 64)
+
+
+@pytest.mark.parametrize(
+    "name, expected",
+    [
+        ("stabilityai/stable-diffusion-xl-refiner-1.0", {"num_inference_steps": 100, "denoising_start": 0.6,
+         "strength": None, "guidance_scale": 17.5, "negative_prompt": options.RELEASED_NEGATIVE}),
+        ("stabilityai/stable-diffusion-2-1-base", {"num_inference_steps": 3, "strength": 1.0, "guidance_scale": 0.0}),
+        ("kandinsky-community/kandinsky-2-2-decoder", {"num_inference_steps": 100, "strength": 0.05}),
+        ("someone/unheard-of", {"num_inference_steps": None}),
+    ],
+)  # fmt: skip
+def test_print_config_runs_nothing(tmp_path, capsys, name, expected):
+    flags = ["--print_config", "--pretrained_model_name_or_path", name, "--output_dir", str(tmp_path / "out")]
+    infer.main([*flags, "--image_path", __file__, "--exemplar_path", __file__, "--edit_map_path", "gradient:left"])
+    config = json.loads(capsys.readouterr().out)
+    assert expected.items() <= config["sampling"].items() and not (tmp_path / "out").exists()
+    assert config["surgery"] == {"schedule": "released", "noise": "fixed", "posterior": "sample", "threshold": "linear",
+                                 "compare": "gt", "composite": "none", "black_point": 0.0, "antialias": False}  # fmt: skip
+
+
+def test_flags_override_a_preset_and_an_algorithm():
+    args = infer.parse(["--algorithm", "paper", "--noise", "fixed", "--strength", "0.25"])
+    surgery = options.surgery_of(args)
+    assert (surgery["schedule"], surgery["noise"], surgery["posterior"]) == ("paper", "fixed", "mean")
+    sampling = options.sampling_of(args, "refiner")
+    assert sampling.strength == 0.25 and sampling.denoising_start is None and sampling.num_inference_steps == 100
+    assert options.THRESHOLD_NAMES == tuple(THRESHOLDS)
+
+
+MISSING = "/no/such/place"
+WRONG = [
+    (["--image_path", MISSING], "is no file"),
+    (["--image_path", "TEXT"], "cannot be read as a picture"),
+    (["--exemplar_path", "MAP"], "2 --exemplar_path and 1 --edit_map_path"),
+    (["--exemplar_path", "TEXT", "--edit_map_path", "MAP"], "cannot be read as a picture"),
+    (["--exemplar_path", "CUT", "--edit_map_path", "MAP"], "cannot be read as a picture"),
+    (["--edit_map_path", "gradient:up", "--exemplar_path", "MAP"], "one of left, right, top, bottom"),
+    (["--edit_map_path", MISSING, "--exemplar_path", "MAP"], "is no file"),
+    (["--edit_map_path", "ARRAY", "--exemplar_path", "MAP"], "array [H, W]"),
+    (["--exemplar_box", "0", "0", "1"], "expected 4 arguments"),
+    (["--exemplar_box", "0.5", "0", "0.5", "1"], "left < right"),
+    (["--map_grow", "3"], "--map_kind mask"),
+    (["--map_kind", "mask", "--map_white", "edit", "--edit_map_path", "BLACK", "--exemplar_path", "MAP"], "mask is empty"),
+    (["--map_kind", "depth", "--edit_map_path", "BLACK", "--exemplar_path", "MAP"], "flat"),
+    (["--editmap_path", "MAP"], "did you mean --edit_map_path"),
+    (["--threshold", "magic"], "invalid choice: 'magic'"),
+    (["--strength", "0"], "leaves no step"),
+    (["--strength", "0.1"], "leaves none of 4 steps"),
+    (["--strength", "1.5"], "from 0 to 1"),
+    (["--denoising_start", "0.5"], "two ways to say the same"),
+    (["--num_inference_steps", "0"], "from 1 to 1000"),
+    (["--guidance_scale", "nan"], "not a number from 0"),
+    (["--black_point", "1"], "every map black"),
+    (["--seed", str(2**70)], "from 0 to"),
+    (["--height", "63"], "no multiple of 4"),
+    (["--scheduler", "magic"], "invalid choice"),
+    (["--device", "abacus"], "There is no device 'abacus'"),
+    (["--pretrained_model_name_or_path", MISSING], MISSING),
+    (["--refiner_model_name_or_path", MISSING], "a refiner follows an SDXL base"),
+    (["--output_dir", "TEXT"], "is a file"),
+]
+
+
+@pytest.mark.parametrize("flags, message", WRONG, ids=[" ".join(flags) for flags, _ in WRONG])
+def test_wrong_input_is_one_sentence_and_leaves_nothing(tiny_folder, files, tmp_path, capsys, flags, message):
+    (tmp_path / "text.png").write_text("hello")
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "whole.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:3000])
+    Image.new("L", (8, 8)).save(tmp_path / "black.png")
+    np.save(tmp_path / "a.npy", np.zeros((2, 2, 2)))
+    places = {"TEXT": tmp_path / "text.png", "CUT": tmp_path / "cut.png", "MAP": files["map"],
+              "BLACK": tmp_path / "black.png", "ARRAY": tmp_path / "a.npy"}  # fmt: skip
+    base = ["--pretrained_model_name_or_path", str(tiny_folder), "--image_path", str(files["source"]), "--device",
+            "cpu", "--exemplar_path", str(files["exemplar"]), "--edit_map_path", str(files["map"]), *FAST]  # fmt: skip
+    with pytest.raises(SystemExit) as stop:
+        infer.main([*base, "--output_dir", str(tmp_path / "out"), *(str(places.get(flag, flag)) for flag in flags)])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and message in error
+    assert error.count("error: ") == 1 and error.splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in error and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ([], "give --image_path"),
+        (["--exemplar_path", "x.png"], "give --image_path too"),
+        (["--image_path", "PICTURE"], "0 --exemplar_path and 0 --edit_map_path"),
+    ],
+)
+def test_what_belongs_together_is_asked_for(tiny_folder, files, capsys, flags, message):
+    with pytest.raises(SystemExit) as stop:
+        infer.main(["--pretrained_model_name_or_path", str(tiny_folder),
+                    *(str(files["source"]) if flag == "PICTURE" else flag for flag in flags)])  # fmt: skip
+    assert stop.value.code == 2 and message in capsys.readouterr().err
