@@ -1,0 +1,31 @@
+"""Personalised models under SPDInv (paper, Sec. 3.3): files of other trainings become part of a pipeline's weights."""
+
+import argparse
+
+from diffusers import DiffusionPipeline
+
+from common.encoders import load_clip
+from common.images import load_image
+from spdinv.customised.elite import Elite, add_subject, load_elite, use_key_values
+from spdinv.customised.loading import load_adapter
+
+
+def customise(pipe: DiffusionPipeline, args: argparse.Namespace) -> Elite | None:
+    """Do to `pipe` what --adapter and --elite ask for, and say what was found. Where --elite has no picture of the
+    subject yet, what comes back is for `add_subject`, once there is one."""
+    for path in args.adapter or []:
+        print(f"{path}: {load_adapter(pipe, path)}")
+    if args.elite is None:
+        return None
+    elite = load_elite(args.elite, load_clip(args.elite_clip, args.device))
+    if args.elite_key_values:
+        use_key_values(pipe, elite, args.elite)
+    pipe.scheduler.register_to_config(steps_offset=0)  # 980 ... 20, 0 for T = 50, as in the released ELITE run
+    if reference := args.reference_image_path or getattr(args, "image_path", None):
+        add_subject(pipe, elite, load_image(reference), words_of(args))
+    return elite
+
+
+def words_of(args: argparse.Namespace) -> slice:
+    """--elite_token_index as a slice of the five words."""
+    return slice(None) if args.elite_token_index == "full" else slice(first := int(args.elite_token_index), first + 1)

@@ -1,0 +1,167 @@
+"""A personalised model: the base model changed by what a LoRA, Custom Diffusion or Textual Inversion file holds.
+
+Everything ends up in the model's own weights: LoRA's products are added to them, Custom Diffusion's projections take
+the place of the base's, learned words join the token table. So inversions, engines and their hooks (engines/attention)
+work on the customised model without knowing, and pay nothing for it. (A full fine-tune is a model of its own.)
+"""
+
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import load_file
+
+from common.model_files import one_line
+from common.runs import InputError
+from spdinv.customised.words import add_word
+
+SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")  # a file is taken in the first of these that is there
+# What a training leaves in its folder, beside optimiser states, checkpoints and earlier steps.
+NAMES = ("pytorch_lora_weights", "pytorch_custom_diffusion_weights", "delta*", "learned_embeds", "<*>")
+
+
+def load_adapter(pipe: DiffusionPipeline, path: str | Path) -> str:
+    """Change `pipe` by a file, or by the files in the folder of a training, and say what was found.
+
+    LoRA: all that diffusers loads (its own keys of all times, peft's, kohya's), at scale 1, on UNet and text encoder.
+    Custom Diffusion: pytorch_custom_diffusion_weights with the words <new1>.bin ... beside it, and the deltas of the
+    original code, of its diffusers (delta.bin) or its CompVis branch (delta.ckpt; SD 1.x).
+    Textual Inversion: of diffusers ({word: vectors}) and of A1111's webui (.pt, .safetensors), any number of vectors.
+    Raises InputError for files that are none of these, are damaged, hold code, or were made for another model.
+    """
+    return ", ".join(apply(pipe, file, read(file)) for file in find_files(Path(path).expanduser()))
+
+
+def find_files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise InputError(f"{path} is neither a file nor a folder; give an adapter's weights")
+    if (path / "model_index.json").is_file():
+        raise InputError(f"{path} is a whole model and no adapter; give it to --pretrained_model_name_or_path")
+    known = [file for name in NAMES for suffix in SUFFIXES for file in sorted(path.glob(name + suffix))]
+    found = {file.stem: file for file in reversed(known)}  # of two formats the first in SUFFIXES
+    others = [file for file in path.iterdir() if file.suffix in SUFFIXES]
+    if not found and len(others) != 1:
+        raise InputError(
+            f"{path} holds no adapter under a known name ({', '.join(NAMES)}, each with {', '.join(SUFFIXES)}) and not "
+            f"just one file of weights either; name the file itself"
+        )
+    return [*reversed(found.values())] or others
+
+
+def read(file: Path) -> dict:
+    """Names to tensors (some formats nest them). Never runs code: pickles are read as plain tensors or refused."""
+    try:
+        content = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
+    except Exception as error:  # the libraries raise a dozen kinds
+        raise InputError(
+            f"{file} cannot be read as weights, it is damaged or is a pickle of more than tensors: {one_line(error)}"
+        ) from None
+    return content if isinstance(content, dict) else {}
+
+
+def apply(pipe: DiffusionPipeline, file: Path, content: dict) -> str:
+    """Change the pipeline by one file's content, told by its keys."""
+    keys = [str(key) for key in content]
+    if any("lora" in key for key in keys):
+        return f"LoRA of {load_lora(pipe, file, content)} layers"
+    if any("_custom_diffusion" in key for key in keys):
+        named = {key.replace(".processor", "").replace("_custom_diffusion", ""): content[key] for key in keys}
+        layers = {key: value for key, value in named.items() if len(value)}  # self-attention is listed, and empty
+        return custom_diffusion(pipe, file, layers, {})
+    if isinstance(content.get("unet"), dict):
+        if extra := sorted(content.keys() - {"unet", "modifier_token"}):
+            raise InputError(f"{file} also holds {extra[0]}, which no engine here would use; load it as a whole model")
+        return custom_diffusion(pipe, file, content["unet"], content.get("modifier_token", {}))
+    if isinstance(content.get("state_dict"), dict):
+        layers = dict(content["state_dict"])
+        words = {f"<new{i + 1}>": vector for i, vector in enumerate(layers.pop("embed", []))}
+        return custom_diffusion(pipe, file, {from_compvis(name): layers[name] for name in layers}, words)
+    word, vectors = learned_word(file, content)
+    add_word(pipe, word, vectors)
+    return f"the word {word} of {len(torch.atleast_2d(vectors))} tokens"
+
+
+def learned_word(file: Path, content: dict) -> tuple[str, torch.Tensor]:
+    """The one word of a Textual Inversion file and its vectors."""
+    word, vectors = next(iter(content.items()), (None, None)) if len(content) == 1 else (None, None)
+    if isinstance(content.get("string_to_param"), dict):  # A1111
+        word, vectors = content.get("name") or file.stem, content["string_to_param"].get("*")
+    elif word == "emb_params":  # A1111 as safetensors: the word is the file's name
+        word = file.stem
+    if not isinstance(word, str) or not isinstance(vectors, torch.Tensor):
+        raise InputError(
+            f"{file} holds none of LoRA, Custom Diffusion and Textual Inversion; a fine-tuned model is given as a "
+            f"folder to --pretrained_model_name_or_path"
+        )
+    return word, vectors
+
+
+def load_lora(pipe: DiffusionPipeline, file: Path, content: dict) -> int:
+    """Add B A (times alpha / rank) to the weights, through diffusers; returns the number of layers changed."""
+    pairs = sum(key.endswith(("lora_A.weight", "down.weight")) for key in content)
+    first_form = all(".processor." in key and not key.startswith(("unet.", "text_encoder")) for key in content)
+    source = {f"unet.{key}": value for key, value in content.items()} if first_form else str(file.parent)
+    try:
+        with silence():  # diffusers warns of every model that a file says nothing about
+            pipe.load_lora_weights(source, weight_name=file.name, local_files_only=True)
+            nets = [pipe.unet, pipe.text_encoder, getattr(pipe, "text_encoder_2", None)]
+            layers = [layer for net in nets if net for layer in net.modules() if isinstance(layer, BaseTunerLayer)]
+            if not pairs or len(layers) != pairs:  # diffusers drops what it cannot place
+                raise InputError(f"only {len(layers)} of its {pairs} layers are in this model")
+            pipe.fuse_lora(safe_fusing=True)  # refuses NaN
+            pipe.unload_lora_weights()
+    except Exception as error:  # peft and diffusers raise all kinds where names or shapes do not fit
+        raise InputError(f"the LoRA {file} does not fit this model: {one_line(error)}") from None
+    return len(layers)
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def custom_diffusion(pipe: DiffusionPipeline, file: Path, layers: dict, words: dict) -> str:
+    """Put in the attention projections that Custom Diffusion trained (whole matrices, not differences) and its words.
+
+    diffusers' CustomDiffusionAttnProcessor does the same sums with them, but hides them from other processors.
+    """
+    replace_weights(pipe.unet, layers, file)
+    for word, vectors in words.items():
+        add_word(pipe, word, vectors)
+    return " and ".join(["Custom Diffusion", *words])
+
+
+@torch.no_grad()
+def replace_weights(net: torch.nn.Module, weights: dict[str, torch.Tensor], file: Path) -> None:
+    """Copy tensors over the parameters of the same name. Raises InputError, before any is changed, if one differs in
+    shape, is not there, or holds NaN."""
+    own = dict(net.named_parameters())
+    for name, value in weights.items():
+        if not isinstance(value, torch.Tensor) or name not in own or own[name].shape != value.shape:
+            raise InputError(f"{file} was made for another model: {name} is not in this one, or of another shape")
+        if not value.isfinite().all():
+            raise InputError(f"{file} holds NaN or infinity in {name}; train it again, or take another file")
+    for name, value in weights.items():
+        own[name].copy_(value)
+
+
+def from_compvis(name: str) -> str:
+    """diffusers' name of a cross-attention weight in CompVis' layout of SD 1.x, three parts to a level."""
+    name = name.removeprefix("model.diffusion_model.").replace("middle_block.1.", "mid_block.attentions.0.")
+
+    def renamed(side: str, place: int) -> str:
+        return f"{side}_blocks.{place // 3}.attentions.{place % 3}."
+
+    name = re.sub(r"^input_blocks\.(\d+)\.1\.", lambda found: renamed("down", int(found[1]) - 1), name)
+    return re.sub(r"^output_blocks\.(\d+)\.1\.", lambda found: renamed("up", int(found[1])), name)

@@ -1,0 +1,389 @@
+"""Adapters of other trainings in a pipeline: the weights and words that come out, in files with the published keys."""
+
+import copy
+import json
+import os
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from common.pipelines import encode_prompt
+from common.runs import InputError
+from spdinv import infer
+from spdinv.customised.loading import from_compvis, load_adapter
+from spdinv.customised.words import add_word
+from spdinv.engines.alignment import find_word, refine_mapper, token_ids
+from spdinv.engines.attention import hooked
+from tests.spdinv.test_infer import FAST, photograph
+from tests.tiny import tiny_sd, tiny_sdxl
+
+RANK = 2
+UNET_LAYERS, TEXT_LAYERS = ("to_q", "to_k", "to_v", "to_out.0"), ("q_proj", "k_proj", "v_proj", "out_proj")
+
+
+def random(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="module")
+def base():
+    return tiny_sd()
+
+
+@pytest.fixture
+def pipe(base):
+    return copy.deepcopy(base)
+
+
+def weights_of(pipe):
+    return {
+        f"{part}.{name}": value.clone()
+        for part in ("unet", "text_encoder")
+        for name, value in getattr(pipe, part).named_parameters()
+    }
+
+
+# ----------------------------------------------------------------------------------------------------------- words
+
+
+def test_a_word_is_its_vectors_and_later_tokens_move(base, pipe):
+    vectors = random(3, 32)
+    by_hand, prompt = copy.deepcopy(base), "a photo of a <dog-3> cat"
+    ids = by_hand.tokenizer("a photo of a ! # $ cat", padding="max_length", max_length=77).input_ids
+    by_hand.text_encoder.get_input_embeddings().weight[ids[5:8]] = vectors
+    add_word(pipe, "<dog-3>", vectors)
+    expected = by_hand.text_encoder(torch.tensor([ids]))[0]
+    assert torch.equal(encode_prompt(pipe, [prompt]).embeds, expected)
+    other = ["a red cat, on grass!"]
+    assert torch.equal(encode_prompt(pipe, other).embeds, encode_prompt(base, other).embeds)
+
+
+def test_alignment_sees_one_word_of_many_tokens(pipe):
+    add_word(pipe, "<dog>", random(3, 32))
+    source, target = "a photo of a cat on grass", "a photo of a <dog> on grass"
+    assert find_word(pipe.tokenizer, target, "<dog>") == [5, 6, 7]
+    mapper, _ = refine_mapper(pipe.tokenizer, source, target)
+    assert mapper[:11].tolist() == [0, 1, 2, 3, 4, -1, -1, -1, 6, 7, 8]
+
+
+def test_which_text_is_the_word(pipe):
+    plain = {text: token_ids(pipe.tokenizer, text) for text in ("a asks skss", "a cat")}
+    for word in ("sks", "<cat>", "<cat>-like"):
+        add_word(pipe, word, random(1, 32))
+    sks, cat, like = (
+        pipe.tokenizer(word, add_special_tokens=False).input_ids for word in ("sks", "<cat>", "<cat>-like")
+    )
+    assert [len(sks), len(cat), len(like)] == [1, 1, 1] and len({*sks, *cat, *like}) == 3
+    start, a, end = token_ids(pipe.tokenizer, "a")
+    comma = pipe.tokenizer(",", add_special_tokens=False).input_ids
+    assert token_ids(pipe.tokenizer, "A SKS, <Cat>  <cat>-like") == [start, a, *sks, *comma, *cat, *like, end]
+    assert plain == {text: token_ids(pipe.tokenizer, text) for text in plain}
+
+
+def test_a_word_can_be_taught_anew(pipe):
+    for count in (1, 1, 2, 1):
+        vectors = random(count, 32, seed=count)
+        add_word(pipe, "*", vectors)
+        ids = token_ids(pipe.tokenizer, "a white *")[3:-1]
+        assert torch.equal(pipe.text_encoder.get_input_embeddings().weight[ids], vectors)
+
+
+def test_words_that_do_not_fit(pipe):
+    with pytest.raises(InputError, match=r"shape \[1, 48\].*\[n, 32\]"):
+        add_word(pipe, "<cat>", random(48))
+    with pytest.raises(InputError, match="NaN"):
+        add_word(pipe, "<cat>", random(2, 32) * float("nan"))
+    with pytest.raises(InputError, match="SDXL"):
+        add_word(tiny_sdxl(), "<cat>", random(32))
+
+
+def published_words(folder):
+    """Textual Inversion of two vectors as diffusers and as A1111's webui write it, and where to find it."""
+    vectors, a1111 = random(2, 32), {"string_to_token": {"*": 265}, "name": "<cat-toy>", "step": 499}
+    torch.save({"<cat-toy>": vectors}, folder / "a.bin")
+    torch.save({**a1111, "string_to_param": {"*": vectors.clone().requires_grad_()}}, folder / "b.pt")
+    save_file({"emb_params": vectors}, folder / "<cat-toy>.safetensors")
+    (folder / "training").mkdir()
+    save_file({"<cat-toy>": vectors}, folder / "training" / "learned_embeds.safetensors")
+    for stale in ("learned_embeds.bin", "learned_embeds-steps-500.bin"):
+        torch.save({"<cat-toy>": vectors * 0}, folder / "training" / stale)
+    return vectors
+
+
+@pytest.mark.parametrize("name", ["a.bin", "b.pt", "<cat-toy>.safetensors", "training"])
+def test_textual_inversion_files(pipe, tmp_path, name):
+    vectors = published_words(tmp_path)
+    assert load_adapter(pipe, tmp_path / name) == "the word <cat-toy> of 2 tokens"
+    ids = token_ids(pipe.tokenizer, "a <cat-toy>")[2:-1]
+    assert torch.equal(pipe.text_encoder.get_input_embeddings().weight[ids], vectors)
+
+
+# ------------------------------------------------------------------------------------------------------------ LoRA
+
+
+def attention_layers(pipe):
+    """(part, path, layer) of the attention projections that our files change: on both sides of the UNet and in the
+    first layer of the text encoder."""
+    for path, module in pipe.unet.named_modules():
+        if path.startswith(("down_blocks.0", "up_blocks.1.attentions.0")) and path.endswith(UNET_LAYERS):
+            yield "unet", path, module
+    for path, module in pipe.text_encoder.named_modules():
+        if "layers.0." in path and path.endswith(TEXT_LAYERS):
+            yield "text_encoder", path, module
+
+
+def lora_file(pipe, form):
+    """Published keys of a rank-2 LoRA, and the weights that the model should end up with (in float64)."""
+    keys, expected = {}, {name: value.double() for name, value in weights_of(pipe).items()}
+    for number, (part, path, module) in enumerate(attention_layers(pipe)):
+        if form == "first diffusers" and part == "text_encoder":
+            continue
+        down, up = random(RANK, module.in_features, seed=number), random(module.out_features, RANK, seed=-number)
+        down, up = down / 8, up / 8
+        scale = 3 / RANK if form == "kohya" else 2.0 if form == "peft with a header" else 1.0
+        expected[f"{part}.{path}.weight"] += scale * up.double() @ down.double()
+        text = path if part == "unet" else f"text_model.{path}"  # of transformers before version 5.6
+        if form == "first diffusers":  # unet.save_attn_procs of the first example scripts
+            block, _, layer = path.removesuffix(".0").rpartition(".")
+            name, ends = f"{block}.processor.{layer}_lora", ("down.weight", "up.weight")
+        elif form == "diffusers":
+            name, ends = (
+                f"{part}.{text}." + ("lora" if part == "unet" else "lora_linear_layer"),
+                ("down.weight", "up.weight"),
+            )
+        elif form == "kohya":
+            name = ("lora_unet_" if part == "unet" else "lora_te_") + text.replace(".", "_")
+            ends = ("lora_down.weight", "lora_up.weight")
+            keys[f"{name}.alpha"] = torch.tensor(3.0)
+        else:
+            name, ends = f"{part}.{text}", ("lora_A.weight", "lora_B.weight")
+        keys |= {f"{name}.{ends[0]}": down, f"{name}.{ends[1]}": up}
+    header = None
+    if form == "peft with a header":
+        layers = list(attention_layers(pipe))
+        config = {
+            f"{part}.{key}": value
+            for part in ("unet", "text_encoder")
+            for key, value in (("r", RANK), ("lora_alpha", 2 * RANK),
+                               ("target_modules", [path for of, path, _ in layers if of == part]))
+        }  # fmt: skip
+        header = {"format": "pt", "lora_adapter_metadata": json.dumps(config)}
+    return keys, header, expected
+
+
+@pytest.mark.parametrize("form", ["diffusers", "first diffusers", "peft", "peft with a header", "kohya"])
+def test_lora_is_added_to_the_weights(pipe, tmp_path, form):
+    keys, header, expected = lora_file(pipe, form)
+    save_file(keys, tmp_path / "pytorch_lora_weights.safetensors", header)
+    (tmp_path / "optimizer.bin").write_bytes(b"of no interest")
+    said = load_adapter(pipe, tmp_path)
+    after = weights_of(pipe)
+    assert said == f"LoRA of {sum(key.endswith(('down.weight', 'lora_A.weight')) for key in keys)} layers"
+    assert after.keys() == expected.keys()
+    for name, value in after.items():
+        torch.testing.assert_close(value.double(), expected[name], rtol=1e-5, atol=1e-5)
+    assert not any(value.requires_grad for value in pipe.unet.parameters())
+
+
+# ------------------------------------------------------------------------------------------- Custom Diffusion, hooks
+
+
+def custom_layers(unet):
+    """Trained keys and values by the path of their attn2, as random matrices."""
+    paths = [path for path, _ in unet.named_modules() if path.endswith(".attn2")]
+    shapes = {f"{path}.to_{x}": unet.get_submodule(f"{path}.to_{x}").weight.shape for path in paths for x in "kv"}
+    return {name: random(*shape, seed=number) / 8 for number, (name, shape) in enumerate(shapes.items())}
+
+
+def diffusers_form(unet, layers):
+    """What diffusers' example saves: empty entries for self-attention, trained matrices for cross-attention."""
+    keys = {path: {} for path in unet.attn_processors if ".attn1." in path}
+    for name, value in layers.items():
+        path, _, projection = name.rpartition(".")
+        keys[f"{path}.processor.{projection}_custom_diffusion.weight"] = value
+    return keys
+
+
+def write_custom(folder, form, unet):
+    layers, word = custom_layers(unet), random(32, seed=99)
+    keys = diffusers_form(unet, layers)
+    if form == "bin":
+        torch.save(keys, folder / "pytorch_custom_diffusion_weights.bin")
+        torch.save({"<new1>": word}, folder / "<new1>.bin")
+    elif form == "safetensors":  # which cannot hold empty entries; diffusers' own loader fails on this one
+        keys = {key: value for key, value in keys.items() if len(value)}
+        save_file(keys, folder / "pytorch_custom_diffusion_weights.safetensors")
+        save_file({"<new1>": word}, folder / "<new1>.safetensors")
+    else:
+        unet_keys = {f"{name}.weight": value for name, value in layers.items()}
+        torch.save({"unet": unet_keys, "modifier_token": {"<new1>": word}}, folder / "delta.bin")
+    return layers, word
+
+
+@pytest.mark.parametrize("form", ["bin", "safetensors", "delta"])
+def test_custom_diffusion_takes_the_place_of_keys_and_values(pipe, tmp_path, form):
+    before = weights_of(pipe)
+    layers, word = write_custom(tmp_path, form, pipe.unet)
+    load_adapter(pipe, tmp_path)
+    after = weights_of(pipe)
+    table = "text_encoder.embeddings.token_embedding.weight"
+    for name, value in after.items():
+        own = layers.get(name.removeprefix("unet.").removesuffix(".weight"))
+        if name != table:
+            assert torch.equal(value, before[name] if own is None else own)
+    assert torch.equal(after[table][: len(before[table])], before[table])
+    assert torch.equal(after[table][token_ids(pipe.tokenizer, "<new1>")[1]], word)
+
+
+def test_custom_diffusion_of_the_compvis_code(pipe, tmp_path):
+    """The names of SD 1.x' 16 cross-attention layers in CompVis' layout and in diffusers', side by side."""
+    theirs = [*(f"input_blocks.{i}.1" for i in (1, 2, 4, 5, 7, 8)), "middle_block.1"]
+    theirs += [f"output_blocks.{i}.1" for i in range(3, 12)]
+    ours = [f"down_blocks.{level}.attentions.{i}" for level in range(3) for i in range(2)] + ["mid_block.attentions.0"]
+    ours += [f"up_blocks.{level}.attentions.{i}" for level in (1, 2, 3) for i in range(3)]
+    end = ".transformer_blocks.0.attn2.to_k.weight"
+    assert [from_compvis(f"model.diffusion_model.{name}{end}") for name in theirs] == [name + end for name in ours]
+
+    value = random(16, 32)
+    end = "transformer_blocks.0.attn2.to_k.weight"
+    layers = {f"model.diffusion_model.input_blocks.1.1.{end}": value, "embed": random(2, 32)}
+    torch.save({"state_dict": layers}, tmp_path / "delta.ckpt")
+    assert load_adapter(pipe, tmp_path / "delta.ckpt") == "Custom Diffusion and <new1> and <new2>"
+    assert torch.equal(pipe.unet.get_parameter(f"down_blocks.0.attentions.0.{end}"), value)
+
+
+class WantsAll:
+    """A control that looks at every layer and changes nothing: all attention goes through the hooks' own sums."""
+
+    calls = 0
+
+    def wants_self(self, tokens):
+        return True
+
+    wants_cross = wants_self
+
+    def edit_self(self, query, key, value):
+        return query, key, value
+
+    def edit_cross(self, maps):
+        self.calls += 1
+        return maps
+
+
+@pytest.mark.parametrize("kind", ["lora", "custom diffusion"])
+def test_under_the_hooks_the_customised_keys_and_values_act(base, pipe, tmp_path, kind):
+    """Against diffusers' own layers, not merged: peft's for LoRA, CustomDiffusionAttnProcessor for Custom Diffusion."""
+    theirs, ours = copy.deepcopy(base), pipe
+    if kind == "lora":
+        keys, _, _ = lora_file(ours, "peft")
+        save_file(keys, tmp_path / "pytorch_lora_weights.safetensors")
+        theirs.load_lora_weights(tmp_path, local_files_only=True)
+    else:
+        write_custom(tmp_path, "bin", ours.unet)
+        theirs.unet.load_attn_procs(tmp_path, weight_name="pytorch_custom_diffusion_weights.bin",
+                                   local_files_only=True, _pipeline=theirs)  # fmt: skip
+        assert "CustomDiffusion" in type(next(iter(theirs.unet.attn_processors.values()))).__name__
+    load_adapter(ours, tmp_path)
+    control = WantsAll()
+    z, text = random(4, 4, 16, 16), random(4, 77, 32)
+    with hooked(ours.unet, control), torch.no_grad():
+        hooked_output = ours.unet(z, 500, text).sample
+    with torch.no_grad():
+        expected, plain = theirs.unet(z, 500, text).sample, base.unet(z, 500, text).sample
+    assert control.calls == len([path for path in ours.unet.attn_processors if ".attn2." in path])
+    torch.testing.assert_close(hooked_output, expected, rtol=1e-4, atol=1e-4)
+    assert (plain - expected).abs().max() > 0.01
+
+
+# -------------------------------------------------------------------------------------------------------- bad files
+
+
+class Bomb:
+    def __reduce__(self):
+        return os.mkdir, ("exploded",)
+
+
+def other_model(pipe):
+    return {key.replace("down_blocks.0", "down_blocks.7"): value for key, value in lora_file(pipe, "peft")[0].items()}
+
+
+def wrong_shape(pipe):
+    return {key: value[:, :1] if "lora_A" in key else value for key, value in lora_file(pipe, "peft")[0].items()}
+
+
+def nan_lora(pipe):
+    return {key: value * float("nan") for key, value in lora_file(pipe, "peft")[0].items()}
+
+
+WRONG = {
+    "no file": (None, "neither a file nor a folder"),
+    "text": (b"hello", "cannot be read as weights"),
+    "code": (lambda pipe: {"<cat>": Bomb()}, "cannot be read as weights"),
+    "list": (lambda pipe: [1, 2], "none of LoRA, Custom Diffusion and Textual Inversion"),
+    "model": (lambda pipe: dict(pipe.unet.state_dict()), "none of LoRA, Custom Diffusion and Textual Inversion"),
+    "empty": (lambda pipe: {}, "none of LoRA"),
+    "wide word": (lambda pipe: {"<cat>": torch.zeros(768)}, "shape [1, 768]"),
+    "no vectors": (lambda pipe: {"string_to_param": {}, "name": "x"}, "none of LoRA"),
+    "other lora": (other_model, "does not fit this model"),
+    "wide lora": (wrong_shape, "does not fit this model"),
+    "nan lora": (nan_lora, "does not fit this model"),
+    "other custom": (lambda pipe: {"unet": {"mid_block.attn2.to_k.weight": torch.zeros(1)}}, "made for another model"),
+    "custom and text": (lambda pipe: {"unet": {}, "text_encoder": {}}, "also holds text_encoder"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_files_that_fit_nothing(pipe, tmp_path, monkeypatch, name):
+    content, message = WRONG[name]
+    monkeypatch.chdir(tmp_path)
+    before = weights_of(pipe)
+    if isinstance(content, bytes):
+        (tmp_path / "x.bin").write_bytes(content)
+    elif content:
+        torch.save(content(pipe), tmp_path / "x.bin")
+    with pytest.raises(InputError) as stop:
+        load_adapter(pipe, tmp_path / "x.bin")
+    assert message in str(stop.value) and not (tmp_path / "exploded").exists()
+    if "lora" not in name:
+        assert all(torch.equal(value, before[key]) for key, value in weights_of(pipe).items())
+
+
+def test_folders_that_fit_nothing(pipe, tiny_folder, tmp_path):
+    with pytest.raises(InputError, match="give it to --pretrained_model_name_or_path"):
+        load_adapter(pipe, tiny_folder)
+    with pytest.raises(InputError, match="no adapter under a known name"):
+        load_adapter(pipe, tmp_path)
+
+
+# ---------------------------------------------------------------------------------------------------------- script
+
+
+def test_infer_edits_with_a_learned_word(tiny_folder, tmp_path, capsys):
+    published_words(tmp_path)
+    base = ["--pretrained_model_name_or_path", str(tiny_folder), "--image_path", str(photograph(tmp_path / "in.png")),
+            *FAST, "--source_prompt", "a red cat", "--target_prompt", "a red <cat-toy>",
+            "--blended_words", "cat", "<cat-toy>"]  # fmt: skip
+    infer.main([*base, "--output_dir", str(tmp_path / "plain")])
+    infer.main([*base, "--output_dir", str(tmp_path / "toy"), "--adapter", str(tmp_path / "a.bin")])
+    assert "the word <cat-toy> of 2 tokens" in capsys.readouterr().out
+    same = {name: (tmp_path / "plain" / name).read_bytes() == (tmp_path / "toy" / name).read_bytes()
+            for name in ("reconstruction.png", "edited.png")}  # fmt: skip
+    assert same == {"reconstruction.png": True, "edited.png": False}
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--adapter", "/no/such/place"], "--adapter /no/such/place does not exist"),
+        (["--elite", "/no/such/place"], "--elite /no/such/place does not exist"),
+        (["--reference_image_path", "PICTURE"], "give --elite too"),
+        (["--elite", "PICTURE"], "use that word in --target_prompt"),
+    ],
+)
+def test_wrong_flags(tmp_path, capsys, flags, message):
+    picture = str(photograph(tmp_path / "in.png"))
+    with pytest.raises(SystemExit) as stop:
+        infer.main(["--image_path", picture, "--source_prompt", "a cat", "--target_prompt", "a dog",
+                    *(flag.replace("PICTURE", picture) for flag in flags)])  # fmt: skip
+    assert stop.value.code == 2 and message in capsys.readouterr().err
