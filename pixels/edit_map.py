@@ -40,7 +40,9 @@ def read(path: str | Path, white: str = "keep") -> Tensor:
     except (OSError, ValueError, EOFError) as problem:
         raise InputError(f"{path} cannot be read as an array: {problem}") from None
     if values.ndim != 2 or values.dtype.kind not in "uf" or not values.size:
-        raise InputError(f"{path} holds {values.dtype} {values.shape}; an array [H, W] of floats or of 8 bits is needed")
+        raise InputError(
+            f"{path} holds {values.dtype} {values.shape}; an array [H, W] of floats or of 8 bits is needed"
+        )
     scale = 255.0 if values.dtype == np.uint8 else 1.0
     return polarity(check(torch.from_numpy(values.astype(np.float32))[None, None] / scale, str(path)), white)
 
@@ -127,7 +129,7 @@ def histogram(
 
 
 def binarize(edit_map: Tensor, level: float = 0.5) -> Tensor:
-    """The mask, 1 = edit, that methods without grey maps are given: darker than `level` (the paper does not state it)."""
+    """The mask, 1 = edit, for methods that take no grey maps: darker than `level`, which the paper leaves open."""
     return (edit_map < level).float()
 
 

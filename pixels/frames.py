@@ -22,9 +22,9 @@ def fit(image: Image.Image, size: Size, mode: str = "squash") -> Image.Image:
 
 
 def fit_map(edit_map: Tensor, size: Size, mode: str = "squash") -> Tensor:
-    """The part of a map [1, 1, H, W] that lies over the frame, at its own resolution: the step to the latent grid, which
-    takes any size, does the rest. (The released demo cuts maps, not pictures, to multiples of 64; equal where they are.)
-    """
+    """The part of a map [1, 1, H, W] that lies over the frame, at its own resolution: the step to the latent grid,
+    which takes any size, does the rest. (The released demo cuts maps, not pictures, to multiples of 64: no difference
+    where they are such already.)"""
     if mode == "squash":
         return edit_map
     left, top, right, bottom = central_box(*edit_map.shape[-2:], size)

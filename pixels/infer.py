@@ -26,8 +26,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add(
         "--edit_map_path",
         action="append",
-        help="a grey picture, drawn on the source, or an array (.npy); or gradient:left, :right, :top or :bottom, black "
-        "on that side; one per exemplar, in the same order",
+        help="a grey picture, drawn on the source, or an array (.npy); or gradient:left, :right, :top or :bottom, "
+        "black on that side; one per exemplar, in the same order",
     )
     add("--map_white", choices=("keep", "edit"), help="what white means in the maps (released: keep, the default)")
     add("--map_kind", choices=("grey", "mask", "depth"), default="grey", help="grey: as it is; mask: black and white, "
@@ -37,10 +37,16 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--map_blur", type=options.number(float, 0), default=0, help="of a mask: deviation in pixels, last")
     add("--map_gamma", type=options.number(float, 0.01), default=1, help="power on all greys; above 1 darkens")
     add("--map_equalize", action="store_true", help="make all greys equally frequent first")
-    add("--exemplar_box", action="append", nargs=4, type=options.number(float, 0, 1), metavar=("L", "T", "R", "B"),
-        help="place the exemplar in this part of the frame, black around it; one per exemplar (paper, Appendix 3)")  # fmt: skip
-    add("--fit", choices=("squash", "crop"), default="squash", help="how source, exemplars and maps come into the frame "
-        "(released: pictures squashed)")  # fmt: skip
+    add(
+        "--exemplar_box",
+        action="append",
+        nargs=4,
+        type=options.number(float, 0, 1),
+        metavar=("L", "T", "R", "B"),
+        help="place the exemplar in this part of the frame, black around it; one per exemplar (paper, Appendix 3)",
+    )
+    add("--fit", choices=("squash", "crop"), default="squash", help="how source, exemplars and maps come into the "
+        "frame (released: pictures squashed)")  # fmt: skip
     add("--iterative", action="store_true", help="one exemplar after the other, not all in one pass (Appendix 2)")
     options.add_method_flags(parser)
     options.add_model_flags(parser, output_dir="outputs/pixels")

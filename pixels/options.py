@@ -32,9 +32,9 @@ class Sampling:
     image_embedding: str = "prior"
 
 
-# What each kind of model runs with unless flags say otherwise. sd, refiner and kandinsky: the released demos, which made
-# the paper's pictures as far as one can tell. sdxl: the released pipeline's own defaults (no demo runs the base alone).
-# picturebook: tuned on its validation split.
+# What each kind of model runs with unless flags say otherwise. sd, refiner and kandinsky: the released demos, which
+# made the paper's pictures as far as one can tell. sdxl: the released pipeline's own defaults (no demo runs the base
+# alone). picturebook: tuned on its validation split.
 PRESETS: dict[str, dict[str, Any]] = {
     "sd": {"num_inference_steps": 3, "strength": 1.0, "guidance_scale": 0.0, "negative_prompt": ""},
     "sdxl": {"num_inference_steps": 50, "strength": 0.3, "guidance_scale": 5.0},

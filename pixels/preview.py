@@ -39,7 +39,7 @@ def cells(values: Tensor, like: Tensor) -> Tensor:
 
 
 def preview(source: Tensor, exemplars: list[Tensor], mus: list[Tensor], tau: Tensor) -> Image.Image:
-    """Both pictures, labelled. source, exemplars [1, 3, H, W] in [0, 1]; mus [1, 1, h, w] on the latent grid; tau [N]."""
+    """Both pictures, labelled. source, exemplars [1, 3, H, W] in [0, 1]; mus [1, 1, h, w], latent grid; tau [N]."""
     source, exemplars, mus, tau = source.cpu(), [e.cpu() for e in exemplars], [m.cpu() for m in mus], tau.cpu()
     mu = torch.stack(mus).amin(0)
     counted = coverage(mu, tau)

@@ -26,9 +26,9 @@ class Surgery:
     """What a user may choose besides prompt, strength and guidance, which belong to the backbone.
 
     threshold: a key of edit_map.THRESHOLDS or a function. schedule: "released" or "paper" (edit_map.thresholds).
-    compare: "gt", mu > tau (both), or "ge" from the second step on; the first stays strict, since mu >= 0 would leave no
-    cell to the exemplar. noise: "fixed", one per picture (released); "fresh", the source gets a new one at every step (as l. 13
-    may be read); "shared", the exemplars use the source's. posterior: "sample" (released) or "mean" of the VAE.
+    compare: "gt", mu > tau (both), or "ge" from the second step on; the first stays strict, since mu >= 0 would leave
+    no cell to the exemplar. noise: "fixed", one per picture (released); "fresh", the source gets a new one at every
+    step (as l. 13 may be read); "shared", the exemplars use the source's. posterior: "sample" (released) or "mean".
     composite: "none" (both), "latent" or "pixel": put the source back once more where white keeps it to the end.
     black_point: grey levels up to it count as black. antialias: average the map over each cell.
     """
@@ -66,11 +66,12 @@ class Edit:
 
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """One step of the loop, for Figure 3: the two terms of line 15, [B, 4, h, w] each."""
+    """One step of the loop, for Figure 3: what line 15 mixes. noised, residue [B, 4, h, w]; keep [B or 1, 1, h, w]."""
 
     timestep: float
-    injected: Tensor  # z_1^t * mask_t
-    residue: Tensor  # z_mix^(t+1) * (1 - mask_t)
+    noised: Tensor  # z_1^t
+    residue: Tensor  # z_mix^(t+1)
+    keep: Tensor  # mask_t
 
 
 @torch.no_grad()
@@ -86,7 +87,7 @@ def edit(
     """Edit source [B, 3, H, W] in [0, 1] after K exemplars of the same shape, under K maps [1 or B, 1, any size].
 
     All K enter in one pass. Where several maps are black, the last exemplar wins; each cell keeps the source while
-    the least of its maps is above the threshold. So K exemplars are one composite exemplar under the minimum of the maps.
+    the least of its maps is above the threshold: K exemplars are one composite under the minimum of the maps.
 
     generator: on the CPU; a list of B makes each picture of the batch independent of the others. Draws in the released
     order: per exemplar its VAE sample and its noise, then the source's, then whatever the scheduler draws.
@@ -144,7 +145,7 @@ def edit(
         else:
             keep = mu > levels[i] if surgery.compare == "gt" else mu >= levels[i]  # l. 14; 2: l. 18-19
             if trace is not None:
-                trace.append(Trace(float(t), z_source_t * keep, z * ~keep))
+                trace.append(Trace(float(t), z_source_t, z, keep))
             z = torch.where(keep, z_source_t, z)  # l. 15; 2: l. 20
         output = backbone.predict(z, t)  # l. 11, l. 16: the network under guidance, then the scheduler
         z = scheduler.step(output, t, z, return_dict=False, **draws)[0]
@@ -184,7 +185,7 @@ def edit_iteratively(
     surgery: Surgery = Surgery(),  # noqa: B008  (frozen)
     generator: Generators = None,
 ) -> list[Edit]:
-    """One exemplar at a time, each edit being the next one's source (Appendix 2); the last of the list is the result."""
+    """One exemplar at a time, each edit being the next one's source (Appendix 2); the last one is the result."""
     edits: list[Edit] = []
     for exemplar, edit_map in zip(exemplars, edit_maps, strict=True):
         edits.append(edit(backbone, source, [exemplar], [edit_map], surgery, generator))

@@ -10,7 +10,8 @@ import transformers
 from diffusers import DiffusionPipeline, SchedulerMixin
 from huggingface_hub import constants
 
-from common.model_files import MODELS, PIPELINES, find_folder, inspect_folder, load_model as load_part, one_line
+from common.model_files import MODELS, PIPELINES, find_folder, inspect_folder, one_line
+from common.model_files import load_model as load_part
 from common.pipelines import load_pipeline
 from common.runs import InputError
 from pixels.backbones.schedulers import make_scheduler
@@ -76,7 +77,9 @@ def load_model(
         pipe.scheduler = own_scheduler(folder)
     else:
         kind, accepted, models = (
-            ("refiner", REFINER, MODELS) if pipeline_class in REFINER.values() else ("kandinsky", KANDINSKY, DECODER_MODELS)
+            ("refiner", REFINER, MODELS)
+            if pipeline_class in REFINER.values()
+            else ("kandinsky", KANDINSKY, DECODER_MODELS)
         )
         pipe = load_parts(folder, accepted, models, device, dtype)
     if refiner and kind != "sdxl":
@@ -96,7 +99,9 @@ def own_scheduler(folder: Path) -> SchedulerMixin:
     name = config.get("_class_name")
     cls = getattr(diffusers, name, None) if isinstance(name, str) else None
     if not (isinstance(cls, type) and issubclass(cls, SchedulerMixin)):
-        raise InputError(f"{folder} names the scheduler {name!r}, which diffusers {diffusers.__version__} does not have")
+        raise InputError(
+            f"{folder} names the scheduler {name!r}, which diffusers {diffusers.__version__} does not have"
+        )
     return cls.from_config(config)
 
 

@@ -51,9 +51,9 @@ def make_scheduler(name: str, own: SchedulerMixin) -> SchedulerMixin:
     remembers = any(hasattr(scheduler, memory) for memory in MEMORIES)
     if (remembers or scheduler.order > 1) and not isinstance(scheduler, PNDMScheduler):
         logger.warning(
-            "%s combines the network's outputs of several steps, but latent surgery replaces part of the latent between "
-            "steps, so where the source was put back the earlier outputs belong to another latent; ddim, euler and "
-            "ddpm have no such memory",
+            "%s combines the network's outputs of several steps, but latent surgery replaces part of the latent "
+            "between steps, so where the source was put back the earlier outputs belong to another latent; ddim, euler "
+            "and ddpm have no such memory",
             type(scheduler).__name__,
         )
     return scheduler

@@ -70,7 +70,9 @@ def conditionings(
     that was not given becomes SDXL's zeros.
     """
     if negative_prompts is not None and len(negative_prompts) != len(prompts):
-        raise InputError(f"{len(prompts)} prompts and {len(negative_prompts)} negative prompts: equally many are needed")
+        raise InputError(
+            f"{len(prompts)} prompts and {len(negative_prompts)} negative prompts: equally many are needed"
+        )
     for text in [*prompts, *(negative_prompts or [])]:
         warn_of_lost_words(getattr(pipe, "tokenizer", None) or pipe.tokenizer_2, text)
     cond, uncond, *pooled = pipe.encode_prompt(

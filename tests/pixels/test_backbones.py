@@ -77,7 +77,9 @@ def test_sdxl_and_its_refiner_alone(folders, name, prompt, negative):
                     num_inference_steps=10, denoising_start=0.6)  # fmt: skip
     assert backbone.start().tolist() == [301, 201, 101, 1] and backbone.discarded_draws == (torch.float32,)
     ours = edit(backbone, SOURCE, [EXEMPLAR], [BLACK], generator=seeded()).edited
-    parts = {key: part for key, part in model.pipe.components.items() if key not in ("image_encoder", "feature_extractor")}
+    parts = {
+        key: part for key, part in model.pipe.components.items() if key not in ("image_encoder", "feature_extractor")
+    }
     pipe = diffusers.StableDiffusionXLImg2ImgPipeline(
         **parts, requires_aesthetics_score=name == "refiner", force_zeros_for_empty_prompt=name == "sdxl",
         add_watermarker=False,

@@ -164,15 +164,21 @@ def test_a_threshold_may_be_any_function_and_start_at_any_strength():
     backbone, trace = toy_backbone(strength=0.5), []
     result = edit(backbone, SOURCE, [FIRST], [MAP], Surgery(threshold=never), seeded(), trace)
     assert len(trace) == 4 and [step.timestep for step in trace] == [301, 201, 101, 1]
-    assert all(not step.injected.any() for step in trace) and result.tau.tolist() == [0, 1, 1, 1, 1]
+    assert all(not step.keep.any() for step in trace) and result.tau.tolist() == [0, 1, 1, 1, 1]
 
 
-def test_the_trace_holds_the_two_terms_of_line_15():
-    trace = []
-    result = edit(toy_backbone(), SOURCE, [FIRST], [MAP], Surgery(), seeded(), trace)
+def test_the_trace_holds_what_line_15_mixes():
+    trace, backbone = [], toy_backbone()
+    result = edit(backbone, SOURCE, [FIRST], [MAP], Surgery(), seeded(), trace)
     for i, step in enumerate(trace, start=1):
-        kept = (result.mu > i / 10).expand(SIZE)
-        assert torch.equal(step.injected != 0, kept) and torch.equal(step.residue != 0, ~kept)
+        assert torch.equal(step.keep, result.mu > i / 10)
+        if i < len(trace):  # the next residue is this mixture, denoised
+            t = step.timestep
+            mixed = torch.where(step.keep, step.noised, step.residue)
+            a, b = (alpha_bars()[int(level)] for level in (t, t - 100))
+            e = torch.from_numpy(network(mixed.numpy(), t))
+            expected = b**0.5 * (mixed - (1 - a) ** 0.5 * e) / a**0.5 + (1 - b) ** 0.5 * e
+            assert (trace[i].residue - expected).abs().max() < 1e-5
 
 
 def test_a_batch_gives_what_its_pictures_give_alone():
@@ -259,4 +265,4 @@ def test_strict_comparison_at_a_level_of_the_map():
     for compare, count in (("gt", 4), ("ge", 5)):  # of the steps after the first
         trace = []
         edit(toy_backbone(), SOURCE, [FIRST], [grey], Surgery(compare=compare), seeded(), trace)
-        assert sum(bool(step.injected.any()) for step in trace) == count
+        assert sum(bool(step.keep.any()) for step in trace) == count

@@ -1,0 +1,250 @@
+"""Run PIXELS and its controls over pairs of pictures, and print what they score beside the paper's tables and figures.
+
+    python -m pixels.eval --table 1a
+    python -m pixels.eval --figure 7
+
+An interrupted run goes on where it stopped: start it again with the same flags. Large runs are shared among processes:
+--shard 0 8 to --shard 7 8, each with the same flags, then once without --shard for the tables.
+"""
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from common.runs import (
+    InputError,
+    append_row,
+    make_parser,
+    read_json,
+    read_rows,
+    script,
+    write_config,
+    write_json,
+)
+from pixels import options
+
+METHOD_NAMES = ("paste", "latent_paste", "perturbed", "noise_scaling", "pixels", "pixels_quadratic", "pixels_cubic",
+                "pixels_log", "pixels_sigmoid")  # keys of baselines.METHODS, which is heavy to import  # fmt: skip
+TABLES = ("1a", "1b", "overhead")
+FIGURES = ("2", "3", "4", "5", "6", "7", "8", "10")
+# What may change from run to run in one folder; --full has the quick subset's items among its own.
+FREE = set(
+    "full methods limit table figure shard device output_dir print_config user_study study_answers overhead lemma "
+    "repeats pairs maps pair_count prompts".split()
+)
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = make_parser(__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--table", choices=TABLES, help="print the measured rows inside this table of the paper")
+    add("--figure", choices=FIGURES, help="draw this figure of the paper anew, and print its numbers")
+    add("--overhead", action="store_true", help="time and memory on top of diffusers' img2img (Appendix 6)")
+    add("--lemma", action="store_true", help="try Lemma 1's bound and the corrected one")
+    add("--pairs", metavar="FOLDER", help="write the paper's protocol from a folder of pictures (ImageNet's validation "
+        "set) to --dataset, and stop")  # fmt: skip
+    add("--maps", metavar="FOLDER", help="of --pairs: the database of maps, white = keep; drawn by default")
+    add("--pair_count", type=options.number(int, 1), default=3000, help="of --pairs (paper: 3000)")
+    add("--user_study", action="store_true", help="write the blinded page for Table 1b from the pictures at hand")
+    add("--study_answers", nargs="+", metavar="JSON", help="average the ranks of these answer files, and stop")
+    add(
+        "--dataset", default="picturebook", help="a folder with pairs.json or triples, or picturebook: the quick subset"
+    )
+    add("--split", choices=("test", "validation"), default="test", help="of the picturebook; tune on validation only")
+    add("--full", action="store_true", help="all items of the picturebook's benchmark, not the quick subset")
+    add("--map_white", choices=("keep", "edit"), default="keep", help="what white means in a folder's maps")
+    add(
+        "--methods",
+        nargs="+",
+        choices=METHOD_NAMES,
+        help="each is run; by default those that the table or figure needs",
+    )
+    add("--limit", type=options.number(int, 1), help="take only so many items")
+    add("--shard", nargs=2, type=int, metavar=("I", "N"), help="run every N-th item from the I-th, and print no table")
+    add("--metric_encoders", help="picturebook; paper: CLIP ViT-B/32, LPIPS, and for FID also Inception; or a folder "
+        "with copies of these; default: by the model")  # fmt: skip
+    add("--prompts", nargs="+", help="of --figure 5")
+    add("--repeats", type=options.number(int, 1), default=20, help="of --overhead (paper: 100) and --lemma")
+    options.add_method_flags(parser)
+    options.add_model_flags(parser, output_dir="outputs/pixels_eval")
+    args = options.parse(parser, argv)
+    if args.metric_encoders is None:
+        on_picturebook = options.is_picturebook_folder(args.pretrained_model_name_or_path)
+        args.metric_encoders = "picturebook" if on_picturebook else "paper"
+    if args.shard and not 0 <= args.shard[0] < args.shard[1]:
+        raise InputError(f"--shard {args.shard[0]} {args.shard[1]}: I from 0 to N - 1 is needed")
+    if args.pairs and args.dataset == "picturebook":
+        raise InputError("--pairs writes to --dataset: name a folder there")
+    if not args.pairs and args.dataset != "picturebook" and not Path(args.dataset).is_dir():
+        raise InputError(f"--dataset {args.dataset} is no folder; give one with pairs.json, or see --pairs")
+    args.methods = list(dict.fromkeys(args.methods or default_methods(args)))
+    return args
+
+
+def default_methods(args: argparse.Namespace) -> list[str]:
+    if args.figure in ("7", "10"):
+        return ["pixels", "pixels_quadratic", "pixels_cubic", "pixels_log", "pixels_sigmoid"]
+    return ["paste", "latent_paste", "perturbed", "noise_scaling", "pixels"]
+
+
+def find_pairs(args: argparse.Namespace) -> list:
+    from pixels.pairs import picturebook_pairs, read_pairs
+
+    if args.dataset == "picturebook":
+        return picturebook_pairs(args.split, args.full, args.limit)
+    return read_pairs(args.dataset, args.map_white, args.limit)
+
+
+def settings_of(args: argparse.Namespace) -> dict[str, Any]:
+    """What the flags resolve to, as far as it is known before the model is loaded."""
+    kind = options.kind_of(args.pretrained_model_name_or_path)
+    sampling = asdict(options.sampling_of(args, kind))
+    return {"kind": kind, "sampling": sampling, "surgery": options.surgery_of(args)}
+
+
+def check_same_settings(output: Path, args: argparse.Namespace) -> None:
+    """Raises InputError if the folder holds rows that were made with other settings."""
+    if not any(output.glob("rows*.jsonl")):
+        return
+    before = read_json(output / "config.json")
+    changed = [name for name, value in vars(args).items() if name not in FREE and before.get(name) != value]
+    if changed:
+        raise InputError(
+            f"{output} holds results with another --{changed[0]} ({before.get(changed[0])}); "
+            f"take the same one, or another --output_dir"
+        )
+
+
+def gather_rows(output: Path) -> list[dict]:
+    """Rows of all shards."""
+    return [row for path in sorted(output.glob("rows*.jsonl")) for row in read_rows(path)]
+
+
+@script
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    output = Path(args.output_dir)
+    if args.print_config:
+        print(json.dumps({**vars(args), **settings_of(args)}, indent=2))
+        return
+    if args.pairs:
+        from pixels.pairs import build_pairs
+
+        written = build_pairs(args.pairs, args.dataset, args.pair_count, args.seed, args.maps)
+        print(f"{written} pairs in {Path(args.dataset) / 'pairs.json'}")
+        return
+    if args.study_answers:
+        from pixels.study import print_ranks
+
+        print_ranks(args.study_answers, output)
+        return
+    if args.table in ("1b", "overhead") and not args.overhead:
+        from pixels.tables import beside_published
+
+        print(beside_published(args.table, {}, ""))
+        return
+    check_same_settings(output, args)
+    pairs = find_pairs(args)
+    from pixels.scoring import Bench, load_eyes
+    from pixels.surgery import Surgery
+
+    model, kind, size = options.load(args)
+    sampling = options.sampling_of(args, kind)
+    options.announce(kind, sampling)
+    eyes = load_eyes(args.metric_encoders, args.device)
+    bench = Bench(args, model, size, sampling, Surgery(**options.surgery_of(args)), eyes, output)
+    write_config(output, args, sampling=asdict(sampling), surgery=asdict(bench.surgery))
+    if args.overhead or args.lemma or (args.figure and args.figure not in ("4", "7", "10")):
+        from pixels import experiments
+
+        name = "overhead" if args.overhead else "lemma" if args.lemma else f"figure_{args.figure}"
+        experiments.EXPERIMENTS[name](bench, pairs)
+        return
+    run_all(bench, pairs)
+    if not args.shard:
+        report(bench, pairs)
+
+
+def run_all(bench, pairs: list) -> None:
+    """Every method on every pair that has no row yet."""
+    from tqdm import tqdm
+
+    from common.images import save_png
+    from pixels.scoring import run_item
+
+    args, output = bench.args, bench.output
+    mine = pairs[args.shard[0] :: args.shard[1]] if args.shard else pairs
+    rows = output / ("rows-{}of{}.jsonl".format(*args.shard) if args.shard else "rows.jsonl")
+    done = {(row["item"], row["method"]) for row in gather_rows(output)}
+    for pair in tqdm(mine, "items", disable=None):
+        for method in args.methods:
+            if (pair.id, method) in done:
+                continue
+            row, pictures = run_item(bench, pair, method)
+            place = output / "pictures" / pair.id
+            for name, picture in pictures.items():
+                save_png(place / f"{method if name == 'edited' else name}.png", picture)
+            append_row(rows, row)
+
+
+def report(bench, pairs: list) -> None:
+    """results.csv, results.json and grid.png of the items and methods at hand, and the tables on the screen."""
+    from common.images import grid, load_image, save_png
+    from pixels import tables
+
+    args, output = bench.args, bench.output
+    found = {(row["item"], row["method"]): row for row in gather_rows(output)}
+    rows = [found[pair.id, method] for pair in pairs for method in args.methods]
+    summary = tables.summarise(rows)["overall"]
+    for method, scores in frechet(bench, pairs).items():
+        summary[method] |= scores
+    tables.write_csv(output / "results.csv", rows)
+    write_json(output / "results.json", summary)
+    columns = ["source", "exemplar_1", "map", *args.methods]
+    sheet = [[load_image(output / "pictures" / pair.id / f"{name}.png") for name in columns] for pair in pairs[:12]]
+    save_png(output / "grid.png", grid(sheet, [pair.kind or pair.id for pair in pairs[:12]], columns))
+    print(tables.overall_table(summary), end="\n\n")
+    if args.figure in ("7", "10"):
+        from pixels.experiments import threshold_areas
+
+        print(threshold_areas(bench), end="\n\n")
+    if args.table:
+        dataset = "picturebook" if args.dataset == "picturebook" else Path(args.dataset).name
+        measured_on = f"measured: {dataset}, {Path(args.metric_encoders).name} encoders"
+        print(tables.beside_published(args.table, summary, measured_on), end="\n\n")
+    if args.user_study:
+        from pixels.study import write_study
+
+        print(f"open {write_study(output, pairs, args.methods, args.seed)}")
+    print(f"{len(rows)} rows; everything in {output}, pictures in {output / 'grid.png'}")
+
+
+def frechet(bench, pairs: list) -> dict[str, dict]:
+    """{method: {"FID (encoder)": …}} of the edited pictures against the sources themselves, in every embedder of eyes.
+
+    A single value of a set has no interval over items; n is the number of pictures."""
+    from common.images import load_image, to_tensor
+    from common.metrics import frechet_distance
+
+    if len(pairs) < 2:
+        return {}
+
+    def features(embedder, name: str):
+        import torch
+
+        places = (bench.output / "pictures" / pair.id / f"{name}.png" for pair in pairs)
+        return torch.cat([embedder.embed(to_tensor(load_image(place))) for place in places])
+
+    result: dict[str, dict] = {method: {} for method in bench.args.methods}
+    for embedder in bench.eyes.fid:
+        reference = features(embedder, "source")
+        for method in bench.args.methods:
+            score = frechet_distance(reference, features(embedder, method), embedder.label)
+            result[method][score.key] = {"mean": score.value, "low": score.value, "high": score.value, "n": score.n}
+    return result
+
+
+if __name__ == "__main__":
+    main()

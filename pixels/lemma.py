@@ -1,0 +1,97 @@
+"""Lemma 1: how far a noised surgical latent can be from where the reverse process takes it.
+
+In VE coordinates x = z / sqrt(alpha_bar), sigma = sqrt((1 - alpha_bar) / alpha_bar), score s = -eps_theta / sigma, with
+|s|^2 <= B everywhere and k numbers in a latent, the paper (Eq. 1) bounds |x(0) - x(t)|^2, with probability 1 - p, by
+
+    sigma^4 B + sigma^2 (k + 2 sqrt(-k ln p) - 2 ln p).
+
+Its proof takes |a + b|^2 <= |a|^2 + |b|^2 for drift a and noise b, which is false (and puts an expectation inside the
+probability). The triangle inequality gives, under the same assumptions, the square of
+
+    sigma^2 sqrt(B) + sigma sqrt(k + 2 sqrt(-k ln p) - 2 ln p),
+
+at most twice the paper's value. `corrected_bound` is that; `experiment` tries both.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pixels.backbones.backbone import Backbone
+from pixels.surgery import noise_levels
+
+
+def chi_square_tail(k: int, p: float) -> float:
+    """A value that a chi-square variable of k degrees of freedom exceeds with probability at most p (Laurent and
+    Massart 2000, Lemma 1; Eq. 9)."""
+    return k + 2 * math.sqrt(-k * math.log(p)) - 2 * math.log(p)
+
+
+def paper_bound(sigma: float, score_bound: float, k: int, p: float) -> float:
+    """Eq. 1. score_bound: B, the supremum of |s|^2."""
+    return sigma**4 * score_bound + sigma**2 * chi_square_tail(k, p)
+
+
+def corrected_bound(sigma: float, score_bound: float, k: int, p: float) -> float:
+    """The same with a valid inequality for the square of a sum."""
+    return (sigma**2 * math.sqrt(score_bound) + sigma * math.sqrt(chi_square_tail(k, p))) ** 2
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One reverse run. distance: |x(0) - x(t)|^2. score_bound: largest |s|^2 met on the way; at_start: at t alone."""
+
+    sigma: float
+    k: int
+    distance: float
+    score_bound: float
+    at_start: float
+
+    def holds(self, bound, p: float) -> bool:
+        return self.distance <= bound(self.sigma, self.score_bound, self.k, p)
+
+
+@torch.no_grad()
+def experiment(backbone: Backbone, latents: Tensor, generator: torch.Generator) -> list[Trial]:
+    """Noise the surgical latents [B, 4, h, w] to the backbone's first timestep, and run the reverse VE-SDE to 0.
+
+    No source is put back and no solver is used but the ancestral Euler step, for that is what the lemma speaks of:
+    x_next = x + (sigma^2 - sigma_next^2) s + sqrt(sigma^2 - sigma_next^2) n. One Trial per latent.
+    """
+    timesteps = backbone.start()
+    signal, noise_level = noise_levels(backbone.scheduler, timesteps, latents)
+    ratio = (noise_level / signal).double()  # sigma in VE coordinates, whatever the scheduler's own are
+    sigmas = torch.cat([ratio, ratio.new_zeros(1)])
+
+    def noise() -> Tensor:
+        return torch.randn(latents.shape, generator=generator, dtype=torch.float64).to(latents.device)
+
+    x = start = latents.double() + sigmas[0] * noise()
+    squares = []
+    for i, t in enumerate(timesteps):
+        z = (signal[i] * x).to(latents.dtype)
+        eps = epsilon(backbone, backbone.predict(z, t), z, signal[i], noise_level[i]).double()
+        score = -eps / sigmas[i]
+        squares.append(score.square().sum((1, 2, 3)))
+        variance = sigmas[i] ** 2 - sigmas[i + 1] ** 2
+        x = x + variance * score + variance.sqrt() * noise()
+    distances, squares = (x - start).square().sum((1, 2, 3)), torch.stack(squares)
+    return [
+        Trial(float(sigmas[0]), latents[0].numel(), distances[row].item(), squares[:, row].max().item(),
+              squares[0, row].item())
+        for row in range(len(latents))
+    ]  # fmt: skip
+
+
+def epsilon(backbone: Backbone, output: Tensor, z: Tensor, signal: Tensor, noise_level: Tensor) -> Tensor:
+    """The noise that the network's output stands for; signal and noise_level as of add_noise at its timestep."""
+    output = output[:, : z.shape[1]]  # without a learned variance
+    kind = backbone.scheduler.config.prediction_type
+    if kind == "sample":
+        return (z - signal * output) / noise_level
+    if kind == "v_prediction":
+        total = (signal**2 + noise_level**2).sqrt()  # 1, or for Euler's sigma what its network's input is divided by
+        return (signal * output + noise_level * z / total) / total
+    return output

@@ -1,0 +1,187 @@
+"""Scores of exemplar edits: likeness to the exemplar, fidelity to the source, seams, realism.
+
+The paper names CLIP-I and FID and leaves crop rule, networks and reference set open. Pasting the exemplar's pixels wins
+CLIP-I by construction, so likeness and seam are to be read together, with paste as the control.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy import ndimage
+from torch import Tensor
+
+from common.encoders import Clip
+from common.metrics import Score, lpips_distance, mse, psnr
+from pixels.edit_map import binarize
+
+SQUARE = 224  # crops are squashed to this before CLIP, whose own processor would cut a long crop's ends off
+
+
+def edit_scores(
+    source: Tensor, exemplars: list[Tensor], edited: Tensor, edit_map: Tensor, encoders, truth: Tensor | None = None
+) -> dict[str, float]:
+    """All scores of one edit, by Score.key; NaN where the region they speak of is empty.
+
+    Pictures [1, 3, H, W] in [0, 1], as read back from 8-bit files; edit_map [1, 1, H', W'], white = keep, the least of
+    all maps. Likeness is to the nearest exemplar. truth: the true composite, where there is one.
+    """
+    full = F.interpolate(edit_map, source.shape[-2:], mode="bilinear", align_corners=False)
+    white = (full >= 1).float()
+    kept = bool(white.any())
+    scores = clip_likeness(exemplars, edited, full, encoders.clip)
+    scores["psnr_kept"] = psnr(source, edited, white).item() if kept else math.nan
+    scores["mse_kept"] = mse(source, edited, white).item() if kept else math.nan
+    key = Score("lpips_kept", 0.0, encoders.lpips.label).key
+    scores[key] = lpips_distance(source, edited, encoders.lpips, white).item() if kept else math.nan
+    grey = ((full > 0) & (full < 1)).float()
+    scores["mse_grey"] = mse(source, edited, grey).item()  # how much the released zone left the source; NaN without one
+    scores["seam"] = seam(edited, [source, *exemplars], full)
+    if truth is not None:
+        scores["psnr_truth"] = psnr(truth, edited).item()
+        scores[Score("lpips_truth", 0.0, encoders.lpips.label).key] = lpips_distance(
+            truth, edited, encoders.lpips
+        ).item()
+        scores["seam_truth"] = seam(edited, [truth], full)
+    return scores
+
+
+# --------------------------------------------------------------------------------------------------------- likeness
+
+
+def region_box(edit_map: Tensor) -> tuple[int, int, int, int] | None:
+    """top, bottom, left, right of the binarised map's region (darker than 0.5), or None where there is none."""
+    rows, columns = binarize(edit_map)[0, 0].nonzero(as_tuple=True)
+    if not len(rows):
+        return None
+    return rows.min().item(), rows.max().item() + 1, columns.min().item(), columns.max().item() + 1
+
+
+def clip_likeness(exemplars: list[Tensor], edited: Tensor, edit_map: Tensor, clip: Clip) -> dict[str, float]:
+    """CLIP-I of the edited region, two readings of the paper's words: against the same box of the exemplar, and against
+    the whole exemplar (as Paint-by-Example's tool does). Cosines; the best over the exemplars."""
+    box = region_box(edit_map)
+    same = whole = math.nan
+    if box is not None:
+        region = clip.embed(crop(edited, box))
+        same = max((region @ clip.embed(crop(exemplar, box)).T).item() for exemplar in exemplars)
+        whole = max((region @ clip.embed(squash(exemplar)).T).item() for exemplar in exemplars)
+    return {
+        Score("CLIP-I", same, clip.label, "same_box").key: same,
+        Score("CLIP-I", whole, clip.label, "whole_exemplar").key: whole,
+    }
+
+
+def crop(picture: Tensor, box: tuple[int, int, int, int]) -> Tensor:
+    top, bottom, left, right = box
+    return squash(picture[..., top:bottom, left:right])
+
+
+def squash(picture: Tensor) -> Tensor:
+    return F.interpolate(picture, (SQUARE, SQUARE), mode="bilinear", align_corners=False, antialias=True)
+
+
+# ------------------------------------------------------------------------------------------------------------ seams
+
+
+def seam(picture: Tensor, real: list[Tensor], edit_map: Tensor, least_pairs: int = 16) -> float:
+    """How much steeper the picture is along the map's border than real pictures are there; grey levels of 255.
+
+    `border_profile` says how much the picture changes across each line along the border. The seam is the most that it
+    changes within two of them, wherever they lie in the map's grey zone, less the mean of the same for `real` pictures
+    [1, 3, H, W] along the same lines. NaN where the map has no border.
+    """
+    profiles = [border_profile(image, edit_map, least_pairs) for image in (picture, *real)]
+    if not len(profiles[0]):
+        return math.nan
+    highest = [np.convolve(profile, np.ones(min(2, len(profile))), "valid").max() for profile in profiles]
+    return float(255 * (highest[0] - np.mean(highest[1:])))
+
+
+def border_profile(picture: Tensor, edit_map: Tensor, least_pairs: int = 16, margin: float = 4.0) -> np.ndarray:
+    """Mean |difference| of neighbouring pixels across each contour of the signed distance to the border of the
+    binarised map, as far as the grey zone reaches and `margin` pixels beyond, from inside to outside.
+
+    A pair counts by how squarely it crosses: the difference of its two distances, which is 1 across and 0 along.
+    Contours of few pairs are left out.
+    """
+    grey = edit_map[0, 0].cpu().numpy()
+    inside = grey < 0.5
+    if inside.all() or not inside.any():
+        return np.empty(0)
+    distance = ndimage.distance_transform_edt(~inside) - ndimage.distance_transform_edt(inside)
+    zone = np.abs(distance[(grey > 0) & (grey < 1)])
+    reach = (zone.max() if zone.size else 0) + margin
+    pixels = picture[0].cpu().double().numpy()
+    weights, steps, places = [], [], []
+    for axis in (0, 1):
+        weights.append(np.abs(np.diff(distance, axis=axis)).clip(0, 1).ravel())
+        steps.append(np.abs(np.diff(pixels, axis=axis + 1)).mean(0).ravel())
+        lines = distance.swapaxes(0, axis)
+        places.append(((lines[1:] + lines[:-1]) / 2).swapaxes(0, axis).ravel())
+    weight, step, place = (np.concatenate(parts) for parts in (weights, steps, places))
+    near = np.abs(place) <= reach
+    contour = np.floor(place[near] + reach).astype(int)
+    total, mass = np.bincount(contour, weight[near] * step[near]), np.bincount(contour, weight[near])
+    return total[mass >= least_pairs] / mass[mass >= least_pairs]
+
+
+# ---------------------------------------------------------------------------------------------------------- realism
+
+
+@dataclass(frozen=True, eq=False)
+class Realism:
+    """A Gaussian mixture over features of real pictures, whose log-likelihood says how real a picture looks
+    (GIQA, Gu et al., ECCV 2020, Sec. 3.2: the score is the probability under a mixture; GIQA reports it rescaled).
+
+    mean [D], basis [D, d]: principal components; weights [K], centres [K, d], factors [K, d, d]: Cholesky factors.
+    """
+
+    mean: Tensor
+    basis: Tensor
+    weights: Tensor
+    centres: Tensor
+    factors: Tensor
+
+    def score(self, features: Tensor) -> Tensor:
+        """Log-likelihood per principal component [n] of features [n, D]; higher is more real."""
+        x = (features.double().cpu() - self.mean) @ self.basis
+        return log_densities(x, self.weights, self.centres, self.factors).logsumexp(1) / x.shape[1]
+
+
+def log_densities(x: Tensor, weights: Tensor, centres: Tensor, factors: Tensor) -> Tensor:
+    """log(w_k N(x_n; c_k, L_k L_k^T)) [n, K]."""
+    away = torch.linalg.solve_triangular(factors, (x[:, None] - centres).permute(1, 2, 0), upper=False)  # [K, d, n]
+    volume = factors.diagonal(dim1=1, dim2=2).log().sum(1)
+    quadratic = away.square().sum(1).T  # [n, K]
+    return weights.log() - volume - 0.5 * (quadratic + x.shape[1] * math.log(2 * math.pi))
+
+
+def fit_realism(
+    features: Tensor, components: int = 7, dimensions: int = 16, rounds: int = 50, seed: int = 0
+) -> Realism:
+    """Fit by expectation maximisation to features [n, D] of real pictures, n well above components * dimensions.
+
+    Seven components as in GIQA's released settings for its larger sets; full covariances, of which a thousandth of the
+    mean variance is added to the diagonal.
+    """
+    x = features.double().cpu()
+    mean = x.mean(0)
+    _, _, right = torch.linalg.svd(x - mean, full_matrices=False)
+    basis = right[: min(dimensions, len(right))].T
+    x = (x - mean) @ basis
+    ridge = 1e-3 * x.var(0).mean() * torch.eye(x.shape[1], dtype=torch.float64)
+    random = torch.Generator().manual_seed(seed)
+    centres = x[torch.randperm(len(x), generator=random)[:components]]
+    factors = torch.linalg.cholesky(torch.cov(x.T) + ridge).expand(len(centres), -1, -1)
+    weights = torch.full((len(centres),), 1 / len(centres), dtype=torch.float64)
+    for _ in range(rounds):
+        share = log_densities(x, weights, centres, factors).softmax(1)  # [n, K]
+        mass = share.sum(0) + 1e-9
+        weights, centres = mass / mass.sum(), (share.T @ x) / mass[:, None]
+        apart = x[:, None] - centres
+        covariance = torch.einsum("nk,nki,nkj->kij", share, apart, apart) / mass[:, None, None]
+        factors = torch.linalg.cholesky(covariance + ridge)
+    return Realism(mean, basis, weights, centres, factors)

@@ -1,0 +1,143 @@
+"""What is edited in an evaluation: sources with exemplars and maps, from the picturebook, a folder, or ImageNet.
+
+A folder holds pairs.json, a list of {"name", "source", "exemplars": [...], "edit_maps": [...]} with paths relative to
+it (or absolute, for pictures that are not copied), or the triples of common.data.read_triples.
+"""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from common.data import read_pie_bench, read_triples
+from common.images import SUFFIXES, list_pictures, save_png
+from common.runs import InputError, read_json, write_json
+from pixels.edit_map import from_mask, gradient
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One item. white: what it means in its maps. truth: the true composite, on the picturebook. item: its EditItem."""
+
+    id: str
+    source: Path
+    exemplars: tuple[Path, ...]
+    edit_maps: tuple[Path, ...]
+    white: str = "keep"
+    prompt: str = ""
+    truth: Path | None = None
+    kind: str = ""
+    item: Any = field(default=None, repr=False, compare=False)
+
+
+def picturebook_pairs(split: str = "test", full: bool = False, limit: int | None = None) -> list[Pair]:
+    """The picturebook's edit items but those of style, whose maps are black all over: source, exemplar that shows what
+    is wanted at the same place, soft map around it, and the scene drawn anew as the truth."""
+    from common.picturebook.benchmarks import ensure_pie_bench
+
+    folder = ensure_pie_bench(split=split, quick=not full)
+    pairs = []
+    for item in read_pie_bench(folder, border=0):
+        if item.extras["edit"]["kind"] == "style":
+            continue
+        paths = {name: folder / item.extras[f"{name}_path"] for name in ("exemplar", "edit_map", "truth")}
+        pairs.append(
+            Pair(item.id, item.image_path, (paths["exemplar"],), (paths["edit_map"],), "edit", item.target_prompt,
+                 paths["truth"], item.extras["edit"]["kind"], item)
+        )  # fmt: skip
+    return pairs[:limit]
+
+
+def read_pairs(folder: str | Path, white: str = "keep", limit: int | None = None) -> list[Pair]:
+    """The pairs of a folder; InputError names the entry that is wrong."""
+    folder = Path(folder)
+    file = folder / "pairs.json"
+    if not file.exists():
+        return [Pair(t.name, t.source, (t.exemplar,), (t.edit_map,), white) for t in read_triples(folder)][:limit]
+    entries = read_json(file)
+    if not isinstance(entries, list) or not entries:
+        raise InputError(f"{file} has to be a list of objects, at least one")
+    pairs = []
+    for number, entry in enumerate(entries[:limit]):
+        try:
+            name, source = str(entry["name"]), existing(folder, entry["source"])
+            exemplars, maps = (tuple(existing(folder, path) for path in entry[k]) for k in ("exemplars", "edit_maps"))
+        except (KeyError, TypeError, AttributeError):
+            raise InputError(f"{file}, entry {number}: name, source, exemplars and edit_maps are needed") from None
+        if not exemplars or len(exemplars) != len(maps) or "/" in name:
+            raise InputError(f"{file}, entry {number}: each exemplar needs a map, and the name must be a plain one")
+        pairs.append(Pair(name, source, exemplars, maps, white, str(entry.get("prompt", ""))))
+    if len({pair.id for pair in pairs}) < len(pairs):
+        raise InputError(f"{file} has two entries of one name")
+    return pairs
+
+
+def existing(folder: Path, path: str) -> Path:
+    if not (folder / path).is_file():
+        raise InputError(f"{folder / 'pairs.json'} names {path}, which is missing")
+    return folder / path  # an absolute path stays what it is
+
+
+# ------------------------------------------------------------------------------------------- the paper's protocol
+
+
+def build_pairs(
+    pictures: str | Path, output: str | Path, count: int = 3000, seed: int = 0, maps: str | Path | None = None
+) -> int:
+    """Write output/pairs.json after the paper's protocol: `count` random pairs of the pictures in a folder (all of its
+    subfolders too), each with a random map. maps: a folder of maps, white = keep; without one, `draw_maps` fills
+    output/maps. No picture is used twice while they last. Gives the number of pairs."""
+    found = sorted(path for path in Path(pictures).rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    if len(found) < 2:
+        raise InputError(f"{pictures} holds {len(found)} pictures; at least two make a pair")
+    output = Path(output)
+    database = list_pictures(maps) if maps else draw_maps(output / "maps")
+    rng = random.Random(f"pairs {seed}")
+    drawn: list[Path] = []
+    while len(drawn) < 2 * count:
+        drawn += rng.sample(found, len(found))
+    entries = [
+        {
+            "name": f"{number:05d}",
+            "source": str(drawn[2 * number].resolve()),
+            "exemplars": [str(drawn[2 * number + 1].resolve())],
+            "edit_maps": [str(rng.choice(database).resolve())],
+        }
+        for number in range(count)
+    ]
+    write_json(output / "pairs.json", entries)
+    return count
+
+
+def draw_maps(folder: Path, count: int = 60, side: int = 256, seed: int = 0) -> list[Path]:
+    """A database of maps in the kinds that the paper shows: objects grown and blurred, and gradients. The authors' own
+    was not released."""
+    rng = random.Random(f"maps {seed}")
+    places = []
+    for number in range(count):
+        grey = next(_gradients(rng, side)) if number % 3 == 0 else _blob(rng, side)
+        places.append(folder / f"map_{number:03d}.png")
+        save_png(places[-1], Image.fromarray((255 * grey[0, 0].numpy()).round().astype(np.uint8)))
+    return places
+
+
+def _gradients(rng: random.Random, side: int) -> Iterator[torch.Tensor]:
+    start = rng.uniform(0, 0.5)
+    yield gradient((side, side), rng.choice(("left", "right", "top", "bottom")), start, start + rng.uniform(0.2, 0.5))
+
+
+def _blob(rng: random.Random, side: int) -> torch.Tensor:
+    """A few overlapping ellipses, grown and ramped."""
+    y, x = torch.meshgrid(torch.linspace(0, 1, side), torch.linspace(0, 1, side), indexing="ij")
+    mask = torch.zeros(side, side)
+    centre = rng.uniform(0.3, 0.7), rng.uniform(0.3, 0.7)
+    for _ in range(rng.randint(1, 3)):
+        middle = [c + rng.uniform(-0.12, 0.12) for c in centre]
+        radius = rng.uniform(0.08, 0.28), rng.uniform(0.08, 0.28)
+        mask[((y - middle[0]) / radius[0]) ** 2 + ((x - middle[1]) / radius[1]) ** 2 < 1] = 1
+    return from_mask(mask, grow=rng.uniform(0, 0.05) * side, ramp=rng.uniform(0.02, 0.25) * side)

@@ -1,0 +1,98 @@
+"""One edit of one pair, scored: what every table and figure of pixels.eval is made of."""
+
+import argparse
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from common import encoders
+from common.images import load_image, to_pil, to_tensor
+from common.runs import measure
+from pixels import edit_map, frames, options
+from pixels.baselines import METHODS
+from pixels.measures import edit_scores
+from pixels.pairs import Pair
+from pixels.surgery import Surgery, least
+
+
+@dataclass(frozen=True, eq=False)
+class Bench:
+    """What every table and figure needs. eyes: encoders (see load_eyes). size: of the frame."""
+
+    args: argparse.Namespace
+    model: Any
+    size: tuple[int, int]
+    sampling: options.Sampling
+    surgery: Surgery
+    eyes: "Eyes"
+    output: Path
+
+    def bind(self, loaded: dict[str, Any], **changes: Any):
+        """The model told what to do with a loaded pair. changes: fields of Sampling."""
+        sampling = replace(self.sampling, **changes)
+        return options.bind(self.model, sampling, self.size, self.args.seed, loaded["exemplars"][-1])
+
+    def edit(self, method: str, loaded: dict[str, Any], **changes: Any) -> torch.Tensor:
+        """The picture [1, 3, H, W] that a method makes of a loaded pair. changes: fields of Sampling."""
+        generator = torch.Generator().manual_seed(self.args.seed)
+        return METHODS[method](
+            self.bind(loaded, **changes), loaded["source"], loaded["exemplars"], loaded["maps"], self.surgery, generator
+        )
+
+
+def load_pair(pair: Pair, size: tuple[int, int]) -> dict[str, Any]:
+    """Tensors of a pair in the frame: source [1,3,H,W], exemplars, maps (white = keep), truth or None."""
+    return {
+        "source": frames.frame_tensor(load_image(pair.source), size, "squash"),
+        "exemplars": [frames.frame_tensor(load_image(path), size, "squash") for path in pair.exemplars],
+        "maps": [edit_map.read(path, pair.white) for path in pair.edit_maps],
+        "truth": pair.truth and frames.frame_tensor(load_image(pair.truth), size, "squash"),
+    }
+
+
+@dataclass(frozen=True)
+class Eyes:
+    """clip and lpips for scores of single pictures; fid: embedders for the Frechet distance."""
+
+    clip: Any
+    lpips: Any
+    fid: list[Any]
+
+
+def load_eyes(name: str, device: str | None) -> Eyes:
+    """Encoders by --metric_encoders; all are loaded before the first edit, so that a missing one is reported then."""
+    if name == "picturebook":
+        clip = encoders.load_clip(name, device)
+        return Eyes(clip, encoders.load_lpips(name, device), [encoders.load_picturebook_embedder(device)])
+    folder = None if name == "paper" else Path(name)
+    clip_name, trunk = "clip-vit-base-patch32", encoders.TRUNK_FILES["squeeze"]
+    clip = encoders.load_clip(folder / clip_name if folder else f"openai/{clip_name}", device)
+    lpips = encoders.load_lpips("squeeze", device, folder and folder / trunk)
+    return Eyes(clip, lpips, [encoders.load_inception(folder, device), clip])
+
+
+def run_item(bench: Bench, pair: Pair, method: str) -> tuple[dict, dict]:
+    """Edit one Pair with one method and score it: a result row (common.runs), and {"source", "exemplar_1", ..., "map",
+    "edited"} as pictures."""
+    loaded = load_pair(pair, bench.size)
+    with measure() as cost:
+        edited = bench.edit(method, loaded)
+    pictures = {"source": to_pil(loaded["source"]), "edited": to_pil(edited)}
+    for number, exemplar in enumerate(loaded["exemplars"], start=1):
+        pictures[f"exemplar_{number}"] = to_pil(exemplar)
+    grey = least([F.interpolate(m, bench.size, mode="bilinear") for m in loaded["maps"]])
+    pictures["map"] = to_pil(grey.expand(-1, 3, -1, -1))
+    seen = {name: to_tensor(pictures[name]) for name in ("source", "edited")}  # scores see what the files hold
+    metrics = edit_scores(seen["source"], loaded["exemplars"], seen["edited"], grey, bench.eyes, loaded["truth"])
+    if pair.item is not None and bench.size == pair.item.mask_size:  # a picturebook item at its own size
+        from common.picturebook.benchmarks import edit_success
+
+        metrics = {"edit_success (picturebook)": float(edit_success(pair.item, seen["edited"])), **metrics}
+    row = {
+        "paper": "pixels", "method": method, "item": pair.id, "kind": pair.kind, "seed": bench.args.seed,
+        "metrics": metrics, "seconds": cost.seconds, "peak_memory_mb": cost.peak_memory_mb,
+    }  # fmt: skip
+    return row, pictures

@@ -1,0 +1,135 @@
+"""Scores of an edit against naive readings and pictures whose answer is known."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import multivariate_normal
+
+from common.encoders import load_encoders
+from pixels import measures
+from pixels.edit_map import from_mask
+from tests.tiny_encoders import pictures
+
+
+@pytest.fixture(scope="module")
+def small(encoders):
+    return load_encoders(encoders, "cpu")
+
+
+def disc(size=64, radius=18):
+    y, x = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
+    return ((y - size / 2) ** 2 + (x - size / 2) ** 2 < radius**2).float()
+
+
+FLAT, OTHER = torch.full((1, 3, 64, 64), 0.3), torch.full((1, 3, 64, 64), 0.7)
+RAMP = from_mask(disc(), ramp=12)
+
+
+def test_a_pasted_seam_is_seen_at_full_height_wherever_it_lies():
+    for radius in (18, 22, 28):  # inside, in the middle of and near the end of the ramp
+        pasted = torch.where(disc(radius=radius)[None, None] > 0, OTHER, FLAT)
+        assert 0.4 * 255 * 0.7 < measures.seam(pasted, [FLAT, OTHER], RAMP) <= 0.4 * 255 + 1e-3
+    blended = FLAT * RAMP + OTHER * (1 - RAMP)
+    assert measures.seam(blended, [FLAT, OTHER], RAMP) < 0.4 * 255 / 6
+    assert measures.seam(FLAT, [FLAT, OTHER], RAMP) == 0
+
+
+def test_texture_that_real_pictures_have_is_no_seam():
+    noise = pictures(3, 64)
+    assert measures.seam(noise[:1], [noise[:1]], RAMP) == 0
+    assert abs(measures.seam(noise[:1], [noise[1:2], noise[2:3]], RAMP)) < 30
+    assert math.isnan(measures.seam(noise[:1], [noise[1:2]], torch.ones(1, 1, 64, 64)))
+
+
+def test_the_border_profile_of_a_straight_border():
+    """White left, black right: contour c is the step between columns; each has a difference of its own."""
+    edit_map = torch.ones(1, 1, 20, 32)
+    edit_map[..., 16:] = 0
+    steps = torch.linspace(0, 1, 32) ** 2
+    picture = steps.expand(1, 3, 20, 32).contiguous()
+    profile = measures.border_profile(picture, edit_map)
+    expected = steps.diff()[12:19].flip(0)  # three contours on either side of the border, which lies before column 16
+    assert profile.tolist() == pytest.approx(expected.tolist(), abs=1e-6)
+
+
+def test_region_and_likeness(small):
+    edit_map = torch.ones(1, 1, 40, 60)
+    edit_map[..., 10:25, 20:50] = 0.2
+    assert measures.region_box(edit_map) == (10, 25, 20, 50)
+    assert measures.region_box(torch.ones(1, 1, 4, 4)) is None
+    source, exemplar, third = pictures(3, 64)[:, None].unbind(0)
+    edit_map = from_mask(disc())
+    pasted = torch.where(edit_map < 0.5, exemplar, source)
+    box = torch.where(disc()[None, None] > 0, exemplar, exemplar)
+    keys = {name: next(k for k in measures.clip_likeness([exemplar], pasted, edit_map, small.clip) if name in k)
+            for name in ("same_box", "whole_exemplar")}  # fmt: skip
+    scores = measures.clip_likeness([exemplar], box, edit_map, small.clip)
+    assert scores[keys["same_box"]] == pytest.approx(1, abs=1e-5) and scores[keys["whole_exemplar"]] < 0.99999
+    top, bottom, left, right = measures.region_box(edit_map)
+    resized = torch.nn.functional.interpolate(pasted[..., top:bottom, left:right], (224, 224), mode="bilinear",
+                                              antialias=True)  # fmt: skip
+    whole = torch.nn.functional.interpolate(exemplar, (224, 224), mode="bilinear", antialias=True)
+    expected = (small.clip.embed(resized) @ small.clip.embed(whole).T).item()
+    found = measures.clip_likeness([exemplar], pasted, edit_map, small.clip)
+    assert found[keys["whole_exemplar"]] == pytest.approx(expected, abs=1e-6)
+    best = measures.clip_likeness([third, exemplar], pasted, edit_map, small.clip)
+    assert best[keys["whole_exemplar"]] >= found[keys["whole_exemplar"]]
+
+
+def test_all_scores_of_one_edit(small):
+    source, exemplar = pictures(2, 64)[:, None].unbind(0)
+    pasted = torch.where(RAMP < 0.5, exemplar, source)
+    scores = measures.edit_scores(source, [exemplar], pasted, RAMP, small, truth=pasted)
+    assert scores["psnr_kept"] == math.inf and scores["mse_kept"] == 0 and scores["psnr_truth"] == math.inf
+    assert scores["seam_truth"] == 0 and {"seam", "lpips_kept (squeeze)", "lpips_truth (squeeze)"} <= scores.keys()
+    white = RAMP[0, 0] >= 1
+    noisy = (source + 0.1).clamp(0, 1)
+    expected = ((noisy - source)[0][:, white] ** 2).mean().item()
+    changed = measures.edit_scores(source, [exemplar], noisy, RAMP, small)
+    assert changed["mse_kept"] == pytest.approx(expected, rel=1e-4)
+    zone = (RAMP[0, 0] > 0) & (RAMP[0, 0] < 1)
+    assert changed["mse_grey"] == pytest.approx(((noisy - source)[0][:, zone] ** 2).mean().item(), rel=1e-4)
+    everything = measures.edit_scores(source, [exemplar], pasted, torch.zeros(1, 1, 8, 8), small)
+    assert math.isnan(everything["psnr_kept"]) and math.isnan(everything["seam"])
+
+
+# ---------------------------------------------------------------------------------------------------------- realism
+
+
+def clusters(count=200, seed=0):
+    """Three clusters in five of twelve dimensions."""
+    random = np.random.default_rng(seed)
+    centres = random.normal(size=(3, 12)) * 6
+    return torch.from_numpy(centres[random.integers(0, 3, count)] + random.normal(size=(count, 12)) * 0.5).float()
+
+
+def test_the_mixture_scores_as_a_naive_density_does():
+    x = clusters()
+    realism = measures.fit_realism(x, components=3, dimensions=5)
+    projected = (x.double() - realism.mean) @ realism.basis
+    naive = [
+        np.log(sum(
+            float(w) * multivariate_normal.pdf(row, c, (f @ f.T).numpy())
+            for w, c, f in zip(realism.weights, realism.centres, realism.factors, strict=True)
+        )) / 5
+        for row in projected[:10].numpy()
+    ]  # fmt: skip
+    assert realism.score(x[:10]).tolist() == pytest.approx(naive, abs=1e-6)
+    assert realism.weights.sum() == pytest.approx(1)
+
+
+def test_what_is_between_the_clusters_is_less_real():
+    x = clusters()
+    realism = measures.fit_realism(x, components=3, dimensions=5)
+    between = (x[:100] + x[100:]) / 2
+    apart = (x[:100] - x[100:]).norm(dim=1) > 4
+    assert realism.score(between[apart]).max() < realism.score(x).quantile(0.02)
+    assert realism.score(x).mean() == pytest.approx(realism.score(clusters(seed=0)[:200]).mean().item())
+
+
+def test_fitting_raises_the_likelihood():
+    x = clusters(400)
+    means = [measures.fit_realism(x, 4, 5, rounds=rounds).score(x).mean() for rounds in (0, 1, 5, 50)]
+    assert means[0] < means[1] <= means[2] + 1e-6 and means[2] <= means[3] + 1e-6
