@@ -1,7 +1,7 @@
 """Stage dino: a ViT that knows individuals, in DINO's file format.
 
 Two views of a training pair are two drawings of one individual, in other places, sizes, facings and poses, on other
-backgrounds; the loss is contrastive (InfoNCE) among individuals, many of the same kind. DINO itself distils crops
+backgrounds, towards the end in turned hues; the loss is contrastive (InfoNCE) among individuals, many of the same kind. DINO itself distils crops
 without negatives, which wants far more steps than two cores can take.
 """
 
@@ -73,6 +73,22 @@ def embed(model: ViTModel, pictures: torch.Tensor) -> torch.Tensor:
     return F.normalize(model((pictures - mean) / std).last_hidden_state[:, 0], dim=1)
 
 
+def recoloured(pictures: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Four of five pictures [B, 3, 64, 64] with hues turned by an angle of their own, at 0 to 1.4 of their saturation.
+
+    DINO's views are colour-jittered too; without it structure distance, meant to see shape, would see mostly colour.
+    """
+    angle = 2 * torch.pi * torch.rand(len(pictures), generator=generator)
+    saturation = 1.4 * torch.rand(len(pictures), generator=generator)
+    grey = pictures.new_tensor([0.299, 0.587, 0.114]).expand(3, 3)  # to luma, three times
+    axis = torch.tensor([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]]) / 3**0.5  # generates turns about grey
+    turn = torch.linalg.matrix_exp(angle[:, None, None] * axis)
+    chroma = torch.eye(3) - grey
+    matrix = grey + saturation[:, None, None] * (chroma @ turn @ chroma)
+    matrix[torch.rand(len(pictures), generator=generator) > 0.8] = torch.eye(3)
+    return torch.einsum("bij,bjhw->bihw", matrix, pictures).clamp(0, 1)
+
+
 def train(work: Path, steps: int) -> ViTModel:
     torch.manual_seed(0)
     pictures = album(work)
@@ -87,8 +103,12 @@ def train(work: Path, steps: int) -> ViTModel:
         )
         which = np.stack([rng.choice(VIEWS, 2, replace=False) for _ in who])
         views = torch.from_numpy(np.concatenate([pictures[who, which[:, 0]], pictures[who, which[:, 1]]]))
-        noise = 0.02 * torch.randn((len(views), 3, 64, 64), generator=torch.Generator().manual_seed(step))
-        embedded = embed(model, (views.permute(0, 3, 1, 2) / 255 + noise).clamp(0, 1).to(DEVICE))
+        generator = torch.Generator().manual_seed(step)
+        views = views.permute(0, 3, 1, 2) / 255
+        if step >= 0.6 * steps:  # too hard a task for a beginner
+            views = recoloured(views, generator)
+        noise = 0.02 * torch.randn(views.shape, generator=generator)
+        embedded = embed(model, (views + noise).clamp(0, 1).to(DEVICE))
         logits = embedded @ embedded.T / TEMPERATURE
         logits.fill_diagonal_(-1e4)
         loss = F.cross_entropy(logits, torch.arange(2 * BATCH, device=DEVICE).roll(BATCH))
