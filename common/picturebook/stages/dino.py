@@ -1,8 +1,8 @@
 """Stage dino: a ViT that knows individuals, in DINO's file format.
 
 Two views of a training pair are two drawings of one individual, in other places, sizes, facings and poses, on other
-backgrounds, towards the end in turned hues; the loss is contrastive (InfoNCE) among individuals, many of the same kind. DINO itself distils crops
-without negatives, which wants far more steps than two cores can take.
+backgrounds, towards the end in turned hues; the loss is contrastive (InfoNCE) among individuals, many of the same kind.
+DINO itself distils crops without negatives, which wants far more steps than two cores can take.
 """
 
 from __future__ import annotations
