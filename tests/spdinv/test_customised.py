@@ -15,10 +15,11 @@ from spdinv.customised.loading import from_compvis, load_adapter
 from spdinv.customised.words import add_word
 from spdinv.engines.alignment import find_word, refine_mapper, token_ids
 from spdinv.engines.attention import hooked
-from tests.spdinv.test_infer import FAST, photograph
+from tests.spdinv.test_infer import photograph
 from tests.tiny import tiny_sd, tiny_sdxl
 
 RANK = 2
+FAST = ["--num_inference_steps", "3", "--inversion", "ddim"]
 UNET_LAYERS, TEXT_LAYERS = ("to_q", "to_k", "to_v", "to_out.0"), ("q_proj", "k_proj", "v_proj", "out_proj")
 
 
