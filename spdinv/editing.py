@@ -1,13 +1,19 @@
 """From a picture and two prompts to the edited picture: encode, invert, edit, decode."""
 
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from diffusers import DiffusionPipeline
 
-from common.ddim import make_schedule
+from common.ddim import Schedule, make_schedule
 from common.pipelines import decode_latents, encode_image, encode_prompt
-from spdinv.engines import ENGINES, p2p
+from common.runs import InputError
+from spdinv import extras
+from spdinv.attention_maps import Recorder
+from spdinv.engines import ENGINES, masactrl, p2p, pnp
+from spdinv.engines.attention import hooked, layers
 from spdinv.inversions import INVERSIONS, Inversion
 from spdinv.options import Method
 
@@ -31,20 +37,59 @@ class Edit:
 
 @torch.no_grad()
 def edit_picture(
-    pipe: DiffusionPipeline, picture: torch.Tensor, source_prompt: str, target_prompt: str | None, method: Method
+    pipe: DiffusionPipeline,
+    picture: torch.Tensor,
+    source_prompt: str,
+    target_prompt: str | None,
+    method: Method,
+    recorder: Recorder | None = None,
+    inversion: Inversion | None = None,
 ) -> Edit:
     """Invert `picture` [1,3,H,W] in [0,1] under the source prompt, and draw it anew with the target prompt.
 
-    Raises InputError where the model, the prompts and the method's options do not fit together; prompts are checked
-    before the inversion is paid for.
+    recorder: sees the cross-attention maps of the drawing. inversion: Edit.inversion of a method that differs in engine
+    and extras alone, on the same picture; else one is made. Raises InputError where the model, the prompts and the
+    method's options do not fit together, before the inversion is paid for.
     """
     schedule = make_schedule(pipe.scheduler, method.num_inference_steps)
+    fine = make_schedule(pipe.scheduler, method.inversion_steps or method.num_inference_steps)
+    if not set(schedule.timesteps) <= set(fine.timesteps):
+        raise InputError(f"an inversion of {method.inversion_steps} steps does not pass all timesteps of "
+                         f"{method.num_inference_steps} sampling steps: take a multiple of these, or 999")  # fmt: skip
     latents = encode_image(pipe, picture).float()
     prompts = [source_prompt] if method.engine == "none" else [source_prompt, target_prompt]
-    if method.engine == "p2p":
-        p2p.PromptToPrompt(pipe, prompts, method.num_inference_steps, latents.shape[-2:], **method.engine_options)
+    check_engine(pipe, prompts, method, latents.shape[-2:])
     cond = encode_prompt(pipe, [source_prompt])  # once for the whole inversion
-    inversion = INVERSIONS[method.inversion](pipe, schedule, latents, cond, **method.inversion_options)
-    z = ENGINES[method.engine](pipe, schedule, inversion, prompts, method.guidance_scale, **method.engine_options)
+    if inversion is None:
+        inversion = INVERSIONS[method.inversion](pipe, fine, latents, cond, **method.inversion_options)
+        inversion = thin(inversion, fine, schedule)
+    switches = {name: value for name, value in method.extras.items() if name != "color_fix"}
+    adapted = extras.apply(pipe, inversion, cond, method.engine, **switches)
+    with hooked(pipe.unet, recorder, layers(pipe.unet, "attn2")) if recorder else nullcontext():
+        z = ENGINES[method.engine](pipe, schedule, adapted, prompts, method.guidance_scale, **method.engine_options)
     pictures = decode_latents(pipe, z)
-    return Edit(pictures[:1], pictures[1:] if len(prompts) > 1 else None, inversion, latents, z[:1])
+    edited = pictures[1:] if len(prompts) > 1 else None
+    if method.extras.get("color_fix") and edited is not None:
+        edited = extras.color_fix(edited, picture.to(edited))
+    return Edit(pictures[:1], edited, inversion, latents, z[:1])
+
+
+def check_engine(pipe: DiffusionPipeline, prompts: list[str], method: Method, latent_size: tuple[int, int]) -> None:
+    """Raises InputError where the engine cannot do what it is asked to with this UNet and these prompts."""
+    settings = {name: value for name, value in method.engine_options.items() if name != "source_guidance_scale"}
+    if method.engine == "p2p":
+        p2p.PromptToPrompt(pipe, prompts, method.num_inference_steps, latent_size, **settings)
+    elif method.engine == "masactrl":
+        masactrl.MutualSelfAttention(pipe, prompts, method.num_inference_steps, latent_size, **settings)
+    elif method.engine == "pnp":
+        pnp.feature_layer(pipe.unet)
+
+
+def thin(inversion: Inversion, fine: Schedule, schedule: Schedule) -> Inversion:
+    """Of an inversion over the steps of `fine` the levels that the sampler of `schedule` visits; the rounds in between
+    are added up. (Plug-and-Play inverts in 999 steps and samples in 50.)"""
+    if fine.timesteps == schedule.timesteps:
+        return inversion
+    levels = [0, *(1 + fine.timesteps[::-1].index(t) for t in schedule.timesteps[::-1])]
+    rounds = torch.stack([inversion.rounds[low:high].sum(0) for low, high in pairwise(levels)])
+    return replace(inversion, trajectory=inversion.trajectory[levels], rounds=rounds)

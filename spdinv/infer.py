@@ -7,11 +7,11 @@ Without arguments: an item of the picturebook's benchmark.
 
 import argparse
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from common.runs import InputError, atomic_path, make_parser, measure, script, write_config, write_json
-from spdinv import options
+from spdinv import options, presets
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -23,26 +23,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--inversion", choices=options.INVERSION_NAMES, default="spd", help="way from the picture to its noise")
     add("--engine", choices=options.ENGINE_NAMES, default="p2p", help="way back; none: invert and reconstruct only")
     options.add_method_flags(parser)
-    add(
-        "--blended_words",
-        nargs=2,
-        metavar=("SRC", "TGT"),
-        help="LocalBlend: edit only where these words of the source and target prompt attend",
-    )
-    add(
-        "--equalizer",
-        nargs="+",
-        type=options.word_factor,
-        metavar="WORD=FACTOR",
-        help="reweight the attention of words of the target prompt (PIE-Bench: 2 on the blended one)",
-    )
+    presets.add_picture_flags(parser)
     options.add_model_flags(parser, output_dir="outputs/spdinv")
     add("--save_trajectory", action="store_true", help="write trajectory.safetensors: latents of all levels, rounds")
+    add("--save_attention", action="store_true", help="write attention.png and attention.safetensors: where each word "
+        "of the prompts attends")  # fmt: skip
     add("--clip_model", help="CLIP for text scores: picturebook, a folder or hub id; default: the picturebook's for "
         "the picturebook, none for other models")  # fmt: skip
     args = options.parse(parser, argv)
-    if args.engine != "p2p" and (args.blended_words or args.equalizer):
-        raise InputError("--blended_words and --equalizer steer --engine p2p: leave them out, or take that engine")
     if args.image_path is None:
         if args.source_prompt:
             raise InputError("--source_prompt describes a picture: give --image_path too")
@@ -57,8 +45,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
             raise InputError(
                 "--image_path needs --source_prompt and --target_prompt (or --engine none without a target)"
             )
-    if Path(args.output_dir).exists() and not Path(args.output_dir).is_dir():
-        raise InputError(f"--output_dir {args.output_dir} is a file; give a folder")
     return args
 
 
@@ -108,21 +94,26 @@ def main(argv: list[str] | None = None) -> None:
     from common.encoders import load_clip
     from common.images import center_crop_resize, grid, load_image, to_pil, to_tensor
     from common.pipelines import is_picturebook
+    from spdinv.attention_maps import Recorder
     from spdinv.editing import edit_picture
 
     if args.image_path is None:
         use_benchmark_item(args)
     image = load_image(args.image_path)
+    method = options.method_of(args, args.inversion, args.engine)
+    settings = asdict(method)
+    method = replace(method, engine_options=presets.with_picture(method.engine_options, args, args.engine))
     pipe, resolution = options.load(args)
     image = center_crop_resize(image, resolution)
     clip_model = args.clip_model or ("picturebook" if is_picturebook(pipe) else None)
     clip = load_clip(clip_model, args.device) if clip_model else None
     prompts = {"source_prompt": args.source_prompt, "target_prompt": args.target_prompt}
-    method = options.method_of(args, args.inversion, args.engine)
-    method = options.with_words(method, args.blended_words, dict(args.equalizer or []))
+    recorder = Recorder(args.engine) if args.save_attention else None
     print(f"{args.image_path}: {args.source_prompt!r} -> {args.target_prompt!r}, {method.name}")
     with measure() as cost:
-        edit = edit_picture(pipe, to_tensor(image).to(pipe.device), args.source_prompt, args.target_prompt, method)
+        edit = edit_picture(
+            pipe, to_tensor(image).to(pipe.device), args.source_prompt, args.target_prompt, method, recorder
+        )
 
     pictures = {"source": image, "reconstruction": to_pil(edit.reconstruction)}
     if edit.edited is not None:
@@ -137,15 +128,18 @@ def main(argv: list[str] | None = None) -> None:
         "seconds": cost.seconds,
         "peak_memory_mb": cost.peak_memory_mb,
     }
-    write(Path(args.output_dir), args, pictures, grid([list(pictures.values())], column_labels=list(pictures)), edit)
+    sheet = grid([list(pictures.values())], column_labels=list(pictures))
+    write(Path(args.output_dir), args, settings, pictures, sheet, edit)
+    write_attention(Path(args.output_dir), recorder, pipe.tokenizer, edit, pictures, list(prompts.values()))
     write_json(Path(args.output_dir) / "metrics.json", metrics)
     for name in list(pictures)[1:]:
         print(f"{name} against source: {metrics[name]['psnr']:.2f} dB")
     print(f"{cost.seconds:.1f} s; pictures in {args.output_dir}")
 
 
-def write(folder: Path, args: argparse.Namespace, pictures: dict, sheet, edit) -> None:
-    """The run's files, but for metrics.json; files of an earlier run that this one does not make are removed."""
+def write(folder: Path, args: argparse.Namespace, settings: dict, pictures: dict, sheet, edit) -> None:
+    """The run's files, but for metrics.json and the attention; files of an earlier run that this one does not make are
+    removed. settings: what the flags resolved to."""
     from safetensors.torch import save_file
 
     from common.images import save_png
@@ -159,7 +153,22 @@ def write(folder: Path, args: argparse.Namespace, pictures: dict, sheet, edit) -
         latents = edit.inversion.trajectory[:, 0].float().cpu().contiguous()
         with atomic_path(folder / "trajectory.safetensors") as path:
             save_file({"latents": latents, "rounds": edit.inversion.rounds[:, 0].contiguous()}, path)
-    write_config(folder, args)
+    write_config(folder, args, method=settings)
+
+
+def write_attention(folder: Path, recorder, tokenizer, edit, pictures: dict, prompts: list[str]) -> None:
+    """attention.png and attention.safetensors, where they were recorded; else those of an earlier run are removed."""
+    from common.images import save_png
+    from spdinv.attention_maps import draw, save
+
+    if recorder is None:
+        for name in ("attention.png", "attention.safetensors"):
+            (folder / name).unlink(missing_ok=True)
+        return
+    found = recorder.words(tokenizer, prompts, edit.latents.shape[-2:])
+    save(folder / "attention.safetensors", found)
+    under = {"source": pictures["source"], "target": pictures.get("edited")}
+    save_png(folder / "attention.png", draw(found, under, prompts))
 
 
 if __name__ == "__main__":

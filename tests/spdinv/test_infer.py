@@ -13,7 +13,7 @@ from common.metrics import psnr
 from spdinv import infer
 from tests.published import write_sd, write_sdxl
 
-FAST = ["--num_inference_steps", "3", "--spd_rounds", "2"]
+FAST = ["--num_inference_steps", "3"]
 PROMPTS = ["--source_prompt", "a red cat on grass", "--target_prompt", "a blue cat on grass"]
 TURNED = Image.Exif()
 TURNED[274] = 6  # orientation: the camera was held upright
@@ -30,6 +30,7 @@ def photograph(path, mode="RGB", size=(64, 64), **save):
 
 
 def run(folder, picture, output, *more):
+    more = (*more, *(() if "--inversion" in more else ("--spd_rounds", "2")))
     infer.main(["--pretrained_model_name_or_path", str(folder), "--image_path", str(picture), "--output_dir",
                 str(output), *FAST, *PROMPTS, *more])  # fmt: skip
     return json.loads((output / "metrics.json").read_text()), json.loads((output / "config.json").read_text())
@@ -45,6 +46,7 @@ def test_every_file_is_there_and_says_what_happened(tiny_folder, tmp_path):
                       for name in ("source", "edited"))  # fmt: skip
     assert metrics["edited"]["psnr"] == pytest.approx(psnr(source, edited).item(), rel=1e-6)
     assert config["equalizer"] == [["blue", 2.0], ["cat", 0.5]] and config["spd_threshold"] == 5e-6
+    assert config["method"]["extras"]["proximal"] is False
     saved = load_file(output / "trajectory.safetensors")
     assert saved["latents"].shape == (4, 4, 16, 16) and saved["latents"].dtype == torch.float32
     assert saved["rounds"].tolist() == metrics["rounds"] and len(metrics["rounds"]) == 3
@@ -99,8 +101,8 @@ def test_folders_as_published(tmp_path, write, resolution):
     """Stable Diffusion 1.4 with its 64x64 latents and SDXL, file layout and key names as published, random weights."""
     write(tmp_path / "model")
     run(tmp_path / "model", photograph(tmp_path / "in.png"), tmp_path / "out", "--resolution", resolution,
-        "--spd_rounds", "1", "--num_inference_steps", "2", "--source_prompt", "a cat", "--target_prompt", "a dog",
-        "--blended_words", "cat", "dog", "--save_trajectory")  # fmt: skip
+        "--num_inference_steps", "2", "--source_prompt", "a cat", "--target_prompt", "a dog",
+        "--blended_words", "cat", "dog", "--save_trajectory", "--spd_threshold", "1")  # fmt: skip
     size = int(resolution)
     assert Image.open(tmp_path / "out" / "edited.png").size == (size, size)
     saved = load_file(tmp_path / "out" / "trajectory.safetensors")
@@ -110,11 +112,27 @@ def test_folders_as_published(tmp_path, write, resolution):
 def test_print_config_runs_nothing(tmp_path, capsys):
     infer.main(["--print_config", "--output_dir", str(tmp_path / "out")])
     config = json.loads(capsys.readouterr().out)
+    assert config["preset"] == "inversion_only" and not any(config["method"]["extras"][name] for name in SWITCHES)
     assert config["method"]["inversion_options"] == {
         "rounds": 25, "learning_rate": 1e-3, "threshold": 5e-6, "solver": "adamw"}  # fmt: skip
     assert config["method"]["engine_options"]["cross_replace_steps"] == 0.4
     assert (config["num_inference_steps"], config["guidance_scale"]) == (50, 7.5)
     assert not (tmp_path / "out").exists()
+
+
+SWITCHES = ("negative_prompt_embedding", "proximal", "inversion_guidance", "color_fix")
+
+
+def test_words_may_have_schedules_of_their_own(capsys):
+    """--cross_replace_steps 0.4 WORD=0.2, and the preset's value for the others where none is given."""
+    for flags, expected in [
+        (["0.6"], 0.6),
+        (["0.4", "cat=0.2", "blue=0"], {"default_": 0.4, "cat": 0.2, "blue": 0.0}),
+        (["cat=0.2"], {"default_": 0.8, "cat": 0.2}),
+    ]:
+        infer.main(["--print_config", "--preset", "as_released", "--cross_replace_steps", *flags])
+        options = json.loads(capsys.readouterr().out)["method"]["engine_options"]
+        assert options["cross_replace_steps"] == expected
 
 
 MISSING = "/no/such/place"
@@ -131,19 +149,55 @@ WRONG = [
     (["--cross_replace_steps", "1.5"], "from 0 to 1"),
     (["--spd_rounds", "-1"], "not an integer from 0"),
     (["--spd_learning_rate", "fast"], "not a number"),
-    (["--spd_learning_rate", "1e30"], "NaN"),
+    (["--spd_learning_rate", "1e30", "--spd_rounds", "2"], "NaN"),
     (["--blended_words", "red"], "expected 2 arguments"),
     (["--blended_words", "red", "green"], "'green' is not in the prompt"),
-    (["--equalizer", "blue"], "WORD=FACTOR"),
+    (["--equalizer", "blue"], "WORD=NUMBER"),
+    (["--cross_replace_steps", "blue=2"], "from 0 to 1"),
+    (["--cross_replace_steps", "=0.2"], "WORD=NUMBER"),
+    (["--cross_replace_steps", "0.4", "green=0.2"], "'green' is not in the prompt"),
+    (["--substruct_words", "cat", "cat"], "give these too"),
+    (["--blended_words", "red", "blue", "--substruct_words", "cat", "dog"], "'dog' is not in the prompt"),
     (["--equalizer", "green=2"], "'green' is not in the prompt"),
     (["--controller", "replace", "--target_prompt", "a cat"], "equally many words"),
     (["--resolution", "65"], "multiple"),
     (["--seed", str(2**70)], "from 0 to"),
     (["--engine", "none", "--blended_words", "red", "blue"], "--engine p2p"),
+    (["--engine", "none", "--self_replace_steps", "0.6"], "--self_replace_steps steers --engine p2p"),
+    (["--engine", "pnp", "--controller", "refine"], "--engine p2p"),
+    (["--start_step", "0"], "--engine masactrl"),
+    (["--engine", "masactrl"], "touch no step"),
+    (["--engine", "masactrl", "--start_step", "0", "--start_layer", "7"], "touch no layer"),
+    (["--engine", "masactrl", "--start_step", "0", "--mask_words", "red", "green"], "'green' is not in the prompt"),
+    (["--engine", "masactrl", "--source_mask", "PICTURE"], "go together"),
+    (
+        ["--engine", "masactrl", "--source_mask", "PICTURE", "--target_mask", "PICTURE", "--mask_words", "red", "blue"],
+        "take one way",
+    ),
+    (["--engine", "masactrl", "--source_mask", MISSING, "--target_mask", "PICTURE"], MISSING),
+    (["--engine", "masactrl", "--source_mask", "TEXT", "--target_mask", "PICTURE"], "cannot be read as a picture"),
+    (["--feature_steps", "0.5"], "--engine pnp"),
+    (["--engine", "pnp", "--feature_steps", "1.5"], "from 0 to 1"),
+    (["--engine", "pnp", "--inversion", "nmg"], "take inversion ddim there"),
+    (["--inversion", "ddim", "--spd_rounds", "25"], "--spd_rounds is a setting of inversion spd"),
+    (["--inversion", "ddim", "--solver", "sgd"], "--solver is a setting of inversion spd"),
+    (["--aidi_rounds", "5"], "a setting of inversion aidi"),
+    (["--negative_prompt_interpolation", "0"], "of inversion negative_prompt and proximal"),
+    (["--proximal_mode", "hard"], "--proximal_mode is a setting of --proximal"),
+    (["--proximal_recon_t", "300"], "setting of --inversion_guidance"),
+    (["--proximal", "--no-proximal", "--proximal_mode", "hard"], "setting of --proximal"),
+    (["--preset", "as_released", "--no-inversion_guidance", "--proximal_dilation", "1"], "--inversion_guidance"),
+    (["--engine", "none", "--color_fix"], "leave it out"),
+    (["--preset", "fastest"], "invalid choice"),
+    (["--inversion", "edict", "--preset", "as_released"], "samples in its own way"),
+    (["--inversion", "null_text", "--inversion_steps", "9"], "leave out --inversion_steps"),
+    (["--inversion_steps", "7"], "take a multiple"),
     (["--device", "abacus"], "There is no device 'abacus'"),
     (["--pretrained_model_name_or_path", MISSING], MISSING),
     (["--clip_model", MISSING], MISSING),
     (["--output_dir", "TEXT"], "is a file"),
+    (["--output_dir", "TEXT/under"], "cannot write to --output_dir"),
+    (["--output_dir", "/proc/here"], "cannot write to --output_dir"),
 ]
 
 
@@ -154,8 +208,13 @@ def test_wrong_input_is_one_sentence_and_leaves_nothing(tiny_folder, tmp_path, c
     (tmp_path / "cut.png").write_bytes(picture.read_bytes()[:3000])
     places = {"TEXT": tmp_path / "text.png", "CUT": tmp_path / "cut.png", "PICTURE": picture}
     base = ["--pretrained_model_name_or_path", str(tiny_folder), "--image_path", str(picture), *PROMPTS, *FAST]
+
+    def at(flag):
+        place, _, rest = flag.partition("/")
+        return str(places[place] / rest) if place in places else flag
+
     with pytest.raises(SystemExit) as stop:
-        infer.main([*base, "--output_dir", str(tmp_path / "out"), *(str(places.get(flag, flag)) for flag in flags)])
+        infer.main([*base, "--output_dir", str(tmp_path / "out"), *(at(flag) for flag in flags)])
     error = capsys.readouterr().err
     assert stop.value.code == 2 and message in error
     assert error.startswith("error: ") and error.count("\n") == 1

@@ -1,0 +1,145 @@
+"""Attention maps: what is summed, that looking changes nothing, and what is written."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+
+from common.ddim import make_schedule
+from common.runs import InputError
+from spdinv import attention_maps, infer
+from spdinv.attention_maps import Recorder
+from spdinv.engines import ENGINES, p2p
+from spdinv.engines.attention import hooked, layers
+from spdinv.inversions import Inversion
+from tests.tiny import tiny_sd, tiny_tokenizer
+
+PROMPTS = ["a red cat", "a blue xyz cat"]
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return tiny_sd()
+
+
+def inverted(steps):
+    trajectory = torch.randn(steps + 1, 1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    return Inversion(trajectory, torch.zeros(steps, 1), {})
+
+
+def test_maps_are_means_over_calls_and_heads_and_sums_over_a_words_tokens():
+    recorder = Recorder("p2p")
+    calls = [torch.rand(4, 2, 24, 77) for _ in range(3)]
+    for maps in calls:
+        assert recorder.edit_cross(maps) is maps
+    recorder.edit_cross(torch.rand(4, 2, 6, 77))
+    recorder.edit_cross(torch.rand(1, 2, 24, 77))  # a call for the source alone, as noise map guidance has
+    found = recorder.words(tiny_tokenizer(), PROMPTS, (4, 6))
+    tokens = {"source": {"a": [1], "red": [2], "cat": [3]},
+              "target": {"a": [1], "blue": [2], "xyz": [3, 4, 5], "cat": [6]}}  # fmt: skip
+    for branch, item in (("source", 2), ("target", 3)):
+        words, by_size = found[branch]
+        assert words == list(tokens[branch]) and list(by_size) == [(4, 6), (2, 3)]
+        for word, word_map in zip(words, by_size[4, 6], strict=True):
+            naive = sum(
+                maps[item, head, :, token] for maps in calls for head in (0, 1) for token in tokens[branch][word]
+            )
+            torch.testing.assert_close(word_map, naive.reshape(4, 6) / 6)
+
+
+@pytest.mark.parametrize("engine, options, branches", [
+    ("none", {}, ["source"]), ("p2p", {}, ["source", "target"]),
+    ("masactrl", {"start_step": 0, "mask_words": ("cat", "cat")}, ["source", "target"]), ("pnp", {}, ["target"]),
+])  # fmt: skip
+def test_looking_changes_nothing_and_leaves_no_hook(pipe, engine, options, branches):
+    schedule, prompts = make_schedule(pipe.scheduler, 2), PROMPTS[:1] if engine == "none" else PROMPTS
+    before = pipe.unet.attn_processors
+    plain = ENGINES[engine](pipe, schedule, inverted(2), prompts, 3.0, **options)
+    recorder = Recorder(engine)
+    with hooked(pipe.unet, recorder, layers(pipe.unet, "attn2")):
+        watched = ENGINES[engine](pipe, schedule, inverted(2), prompts, 3.0, **options)
+    torch.testing.assert_close(watched, plain, rtol=1e-3, atol=1e-3)
+    after = pipe.unet.attn_processors
+    assert all(after[path] is before[path] for path in before)
+    found = recorder.words(pipe.tokenizer, prompts, (16, 16))
+    assert list(found) == branches and all(list(sizes) == [(16, 16), (8, 8), (4, 4)] for _, sizes in found.values())
+    # two steps of three (16x16), three (8x8) and one layer (4x4)
+    assert recorder.counts == {256: 6, 64: 6, 16: 2}
+
+
+def test_the_maps_shown_are_those_after_the_engines_control(pipe, monkeypatch):
+    edited = []
+    original = p2p.PromptToPrompt.edit_cross
+
+    def spy(self, maps):
+        out = original(self, maps)
+        edited.append(out[3].mean(0).clone())
+        return out
+
+    monkeypatch.setattr(p2p.PromptToPrompt, "edit_cross", spy)
+    recorder, control = Recorder("p2p"), {"cross_replace_steps": 1.0, "equalizer": {"blue": 5.0}}
+    with hooked(pipe.unet, recorder, layers(pipe.unet, "attn2")):
+        ENGINES["p2p"](pipe, make_schedule(pipe.scheduler, 1), inverted(1), PROMPTS, **control)
+    assert len(edited) == 7
+    fine = torch.stack([maps for maps in edited if len(maps) == 256]).mean(0)
+    torch.testing.assert_close(recorder.sums[256][1] / recorder.counts[256], fine)
+
+
+def test_nothing_seen_is_an_error(pipe):
+    with pytest.raises(InputError, match="no cross-attention map"):
+        Recorder("p2p").words(pipe.tokenizer, PROMPTS, (16, 16))
+
+
+def test_file_and_sheet(tmp_path):
+    words = "a very long prompt with more than eight words in it".split()
+    maps = {(8, 8): torch.rand(len(words), 8, 8), (4, 4): torch.zeros(len(words), 4, 4)}
+    found = {"source": (["a"], {size: x[:1].clone() for size, x in maps.items()}), "target": (words, maps)}
+    attention_maps.save(tmp_path / "maps.safetensors", found)
+    with safe_open(tmp_path / "maps.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["target"]) == words
+        assert torch.equal(file.get_tensor("target_8x8"), maps[8, 8])
+        assert sorted(file.keys()) == ["source_4x4", "source_8x8", "target_4x4", "target_8x8"]
+    pictures = dict.fromkeys(("source", "target"), Image.new("RGB", (64, 64), "white"))
+    sheet = attention_maps.draw(found, pictures, ["a", " ".join(words)])
+    # one block of words for the source, two for the target (eleven words), two resolutions each
+    assert sheet.width > 9 * attention_maps.CELL and sheet.height > 3 * 2 * attention_maps.CELL
+
+
+def test_the_brightest_place_of_a_map_is_where_the_word_looks():
+    word_map = torch.zeros(4, 4)
+    word_map[1, 2] = 0.01
+    picture = attention_maps.heat(word_map, Image.new("RGB", (80, 80), "grey"))
+    at = {(i, j): sum(picture.getpixel((j * 20 + 10, i * 20 + 10))) for i in range(4) for j in range(4)}
+    assert max(at, key=at.get) == (1, 2)
+
+
+@pytest.mark.parametrize("engine, flags, branches", [
+    ("none", [], ["source"]),
+    ("p2p", ["--substruct_words", "cat", "cat", "--blended_words", "red", "blue"], ["source", "target"]),
+    ("masactrl", ["--start_step", "1", "--mask_words", "cat", "cat"], ["source", "target"]),
+    ("masactrl", ["--start_step", "1", "--source_mask", "MASK", "--target_mask", "MASK"], ["source", "target"]),
+    ("pnp", ["--inversion_steps", "9", "--preset", "as_released"], ["target"]),
+])  # fmt: skip
+def test_every_engine_and_its_attention_maps(tiny_folder, tmp_path, engine, flags, branches):
+    output, picture = tmp_path / "out", tmp_path / "in.png"
+    Image.effect_noise((64, 64), 90).save(picture)
+    base = ["--pretrained_model_name_or_path", str(tiny_folder), "--image_path", str(picture), "--output_dir",
+            str(output), "--num_inference_steps", "3", "--spd_rounds", "1", "--engine", engine, "--source_prompt",
+            "a red cat on grass", "--target_prompt", "a blue cat on grass"]  # fmt: skip
+    flags = [str(picture) if flag == "MASK" else flag for flag in flags]
+    infer.main([*base, *flags, "--save_attention"])
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert len(metrics["rounds"]) == 3 and metrics["reconstruction"]["psnr"] > 0
+    with safe_open(output / "attention.safetensors", "pt") as file:
+        words = {branch: json.loads(text) for branch, text in file.metadata().items()}
+        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}
+    assert words == {branch: ["a", {"source": "red", "target": "blue"}[branch], *"cat on grass".split()]
+                     for branch in branches}  # fmt: skip
+    assert shapes == {f"{b}_{n}x{n}": [5, n, n] for b in branches for n in (16, 8, 4)}
+    sheet = Image.open(output / "attention.png")
+    assert sheet.width > 6 * 160 and sheet.height > len(branches) * 3 * 160
+    if engine == "none":  # one engine is enough to see that what is stale goes
+        infer.main(base)
+        assert not list(output.glob("attention*"))
