@@ -1,0 +1,66 @@
+"""InstructPix2Pix (Brooks, Holynski, Efros, CVPR 2023, arXiv 2211.09800): a model trained to follow instructions.
+
+It needs weights of its own, timbrooks/instruct-pix2pix: its UNet sees the picture beside the latents. Table 2's
+InstructP2P.
+"""
+
+import os
+
+import torch
+from diffusers import DiffusionPipeline, EulerAncestralDiscreteScheduler, StableDiffusionInstructPix2PixPipeline
+from huggingface_hub import constants
+
+from common.model_files import MODELS, find_folder, inspect_folder, load_model, one_line
+from common.runs import InputError
+
+MODEL = "timbrooks/instruct-pix2pix"
+
+
+def load_instruct_pix2pix(
+    name: str | os.PathLike = MODEL, device: str = "cpu", dtype: torch.dtype = torch.float32
+) -> StableDiffusionInstructPix2PixPipeline:
+    """A local folder or a hub id, loaded with the care of common.pipelines.load_pipeline; the sampler is the published
+    one. Raises InputError for anything that is not such a model, or not whole."""
+    accepted = {StableDiffusionInstructPix2PixPipeline.__name__: StableDiffusionInstructPix2PixPipeline}
+    folder = find_folder(str(name), constants.HF_HUB_OFFLINE, accepted)
+    pipeline_class, parts = inspect_folder(folder, accepted)
+    try:
+        models = {part: load_model(MODELS[part], folder / part, dtype) for part in parts}
+        pipe = pipeline_class.from_pretrained(
+            folder, **models, safety_checker=None, requires_safety_checker=False, feature_extractor=None,
+            image_encoder=None, local_files_only=True,
+        )  # fmt: skip
+    except InputError:
+        raise
+    except Exception as error:  # whatever the libraries make of a file that is not what its name says
+        raise InputError(f"Cannot load the model in {folder}: {one_line(error)}") from error
+    pipe.scheduler = EulerAncestralDiscreteScheduler.from_config(pipe.scheduler.config)
+    pipe.set_progress_bar_config(leave=False, disable=None)
+    return pipe.to(device)
+
+
+@torch.no_grad()
+def edit(
+    pipe: DiffusionPipeline,
+    picture: torch.Tensor,
+    instruction: str,
+    num_inference_steps: int = 100,
+    guidance_scale: float = 7.5,
+    image_guidance_scale: float = 1.5,
+    seed: int = 0,
+) -> torch.Tensor:
+    """Follow `instruction` ("turn the cat white") on `picture` [1,3,H,W] in [0,1]; returns such a picture.
+
+    The defaults are those of the released script. Three predictions are combined (Eq. 3 there):
+    eps(z, 0, 0) + image_guidance_scale (eps(z, picture, 0) - eps(z, 0, 0)) + guidance_scale (eps(z, picture, text) -
+    eps(z, picture, 0)).
+    """
+    return pipe(
+        prompt=instruction,
+        image=picture,
+        num_inference_steps=num_inference_steps,
+        guidance_scale=guidance_scale,
+        image_guidance_scale=image_guidance_scale,
+        generator=torch.Generator().manual_seed(seed),
+        output_type="pt",
+    ).images.float()

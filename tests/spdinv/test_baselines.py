@@ -1,0 +1,368 @@
+"""Table 2's baselines against naive readings: loops with diffusers' schedulers, sums by published key names."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from diffusers import (
+    DDIMScheduler,
+    EulerAncestralDiscreteScheduler,
+    StableDiffusionInstructPix2PixPipeline,
+    UNet2DConditionModel,
+    UNet2DModel,
+)
+
+from common.encoders import load_clip
+from common.runs import InputError
+from spdinv.baselines import blended_diffusion, guided_diffusion, instruct_pix2pix
+from tests.tiny import tiny_sd
+from tests.tiny_encoders import pictures, write_encoders
+
+PROMPT = "a red cat"
+
+
+def rectangle(size=64):
+    mask = torch.zeros(1, 1, size, size)
+    mask[..., size // 4 : size // 2, size // 8 : -size // 4] = 1
+    return mask
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return tiny_sd()
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    return load_clip(write_encoders(tmp_path_factory.mktemp("encoders")) / "clip", "cpu")
+
+
+# ------------------------------------------------------------------------------------------------ latent blending
+
+
+@torch.no_grad()
+def naive_latents(pipe, picture, mask, steps, scale, start, seed):
+    """The released loop, with diffusers' own scheduler."""
+    scheduler = DDIMScheduler.from_config(pipe.scheduler.config, timestep_spacing="leading")
+    scheduler.set_timesteps(steps)
+    source = pipe.vae.encode(picture * 2 - 1).latent_dist.mean * 0.18215
+    small = mask[..., 2::4, 2::4]  # the middle of every 4 x 4 pixels
+    ids = pipe.tokenizer(["", PROMPT], padding="max_length", max_length=77, return_tensors="pt").input_ids
+    text, generator = pipe.text_encoder(ids)[0], torch.Generator().manual_seed(seed)
+    z = torch.randn(source.shape, generator=generator)
+    for t in scheduler.timesteps[int(steps * start) :]:
+        uncond, cond = pipe.unet(torch.cat([z, z]), t, text).sample.chunk(2)
+        z = scheduler.step(uncond + scale * (cond - uncond), t, z).prev_sample
+        noise = torch.randn(source.shape, generator=generator)
+        z = z * small + scheduler.add_noise(source, noise, t) * (1 - small)
+    return (pipe.vae.decode(z / 0.18215).sample / 2 + 0.5).clamp(0, 1)
+
+
+@pytest.mark.parametrize("mask", [rectangle(), torch.ones(1, 1, 64, 64), torch.zeros(1, 1, 64, 64)])
+def test_latents_are_blended_as_released(pipe, mask):
+    picture = pictures(1, 64)
+    edited = blended_diffusion.edit_latents(pipe, picture, mask, PROMPT, 8, 5.0, 0.25, seed=3)
+    expected = naive_latents(pipe, picture, mask, 8, 5.0, 0.25, 3)
+    assert edited.shape == (1, 3, 64, 64)
+    torch.testing.assert_close(edited, expected, rtol=1e-3, atol=1e-4)
+
+
+# ------------------------------------------------------------------------------------------------- pixel blending
+
+
+def small_unet(out_channels):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        unet = UNet2DModel(
+            sample_size=32,
+            out_channels=out_channels,
+            block_out_channels=(8, 16),
+            layers_per_block=1,
+            norm_num_groups=4,
+            down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+            up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+            attention_head_dim=8,
+        )
+    return unet.double().eval().requires_grad_(False)
+
+
+class Respaced:
+    """A process of few steps with betas of its own, as guided diffusion makes one, element by element."""
+
+    def __init__(self, steps):
+        betas = [1e-4 + (0.02 - 1e-4) * i / 999 for i in range(1000)]
+        bars, product = [], 1.0
+        for beta in betas:
+            product *= 1 - beta
+            bars.append(product)
+        self.t = [round(i * 999 / (steps - 1)) for i in range(steps)]
+        self.a = [bars[t] for t in self.t]
+        self.beta, last = [], 1.0
+        for a in self.a:
+            self.beta.append(1 - a / last)
+            last = a
+
+
+def naive_pixels(unet, clip, picture, mask, steps, skipped, clip_guidance, range_guidance, seed):
+    """Alg. 2 with the released losses and one view of the picture; noise is drawn in the same order."""
+    process, source = Respaced(steps), picture.double() * 2 - 1
+    tower = clip.model.double()
+    text = clip.embed_text([PROMPT])
+    torch.manual_seed(seed)
+
+    def noised(i):
+        a = process.a[i]
+        return math.sqrt(a) * source + math.sqrt(1 - a) * torch.randn_like(source)
+
+    x = noised(steps - skipped - 1)
+    for i in range(steps - skipped - 1, -1, -1):
+        a, beta, before = process.a[i], process.beta[i], process.a[i - 1] if i else 1.0
+        x = x.detach().requires_grad_()
+        out = unet(x, process.t[i]).sample
+        clean = x / math.sqrt(a) - math.sqrt(1 / a - 1) * out[:, :3]
+        if i == 0:
+            break
+        mean = (math.sqrt(before) * beta * clean + math.sqrt(1 - beta) * (1 - before) * x) / (1 - a)
+        log_variance = torch.tensor(math.log(beta * (1 - before) / (1 - a)), dtype=torch.float64)
+        if out.shape[1] == 6:
+            share = (out[:, 3:] + 1) / 2
+            log_variance = share * math.log(beta) + (1 - share) * log_variance
+        seen = (clean * math.sqrt(1 - a) + x * (1 - math.sqrt(1 - a))) * mask
+        pixels = F.adaptive_avg_pool2d(seen, 32) * 0.5 + 0.5
+        pixels = (pixels - torch.tensor(clip.processor.image_mean).view(3, 1, 1)) / torch.tensor(
+            clip.processor.image_std
+        ).view(3, 1, 1)
+        embedding = tower.get_image_features(pixel_values=pixels)
+        embedding = embedding if isinstance(embedding, torch.Tensor) else embedding.pooler_output
+        chord = (embedding / embedding.norm() - text).norm()
+        outside = clean - clean.clamp(-1, 1)
+        loss = clip_guidance * 2 * torch.arcsin(chord / 2) ** 2 + range_guidance * (outside**2).mean()
+        (gradient,) = torch.autograd.grad(loss, x)
+        x = mean - log_variance.exp() * gradient + (0.5 * log_variance).exp() * torch.randn_like(x)
+        x = x * mask + noised(i) * (1 - mask)
+    return ((clean * mask + source * (1 - mask) + 1) / 2).clamp(0, 1).detach()
+
+
+@pytest.mark.parametrize("channels", [3, 6])
+def test_pixels_are_blended_as_released(clip, channels):
+    unet, picture, mask = small_unet(channels), pictures(1, 32).double(), rectangle(32).double()
+    betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+    alpha_bar = (1 - betas).cumprod(0)
+    clip.model.double()
+    settings = dict(steps=9, skipped=2, clip_guidance=1000.0, range_guidance=50.0)
+    before = torch.get_rng_state()
+    edited = blended_diffusion.edit_pixels(
+        unet, alpha_bar, clip, picture, mask, PROMPT, **settings, augmentations=1, seed=5
+    )
+    assert torch.equal(before, torch.get_rng_state())
+    expected = naive_pixels(unet, clip, picture, mask, *settings.values(), 5)
+    torch.testing.assert_close(edited, expected, rtol=1e-5, atol=1e-5)
+    assert torch.allclose(edited * (1 - mask), picture * (1 - mask), atol=1e-12)  # the surroundings are the source
+    assert (edited - picture).abs().max() > 0.1
+    other = blended_diffusion.edit_pixels(unet, alpha_bar, clip, picture, mask, PROMPT, **settings, augmentations=3)
+    assert other.shape == picture.shape and other.isfinite().all()
+
+
+def test_views_are_random_but_the_first(clip):
+    x = pictures(1, 64).requires_grad_()
+    torch.manual_seed(0)
+    views = blended_diffusion.augmented(x, clip, 8)
+    assert views.shape == (8, 3, 32, 32)
+    torch.testing.assert_close(views[0], F.avg_pool2d(x, 2)[0])
+    assert all(not torch.equal(views[0], view) for view in views[1:4])
+    (gradient,) = torch.autograd.grad(views[1:].sum(), x)
+    assert gradient.abs().sum() > 0
+
+
+# ----------------------------------------------------------------------------------- OpenAI's unconditional model
+
+SHAPE = {"widths": (32, 64, 64), "attending": (1, 2), "blocks": 2, "head": 16, "size": 32}
+
+
+def openai_weights():
+    """guided-diffusion's names and shapes for SHAPE, spelled out from its unet.py; random values."""
+    shapes = {}
+
+    def affine(name, *shape):
+        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = shape, shape[:1]
+
+    def res(name, c_in, c_out):
+        affine(f"{name}.in_layers.0", c_in)
+        affine(f"{name}.in_layers.2", c_out, c_in, 3, 3)
+        affine(f"{name}.emb_layers.1", 2 * c_out, 128)
+        affine(f"{name}.out_layers.0", c_out)
+        affine(f"{name}.out_layers.3", c_out, c_out, 3, 3)
+        if c_in != c_out:
+            affine(f"{name}.skip_connection", c_out, c_in, 1, 1)
+
+    def attend(name, c):
+        affine(f"{name}.norm", c)
+        affine(f"{name}.qkv", 3 * c, c, 1)
+        affine(f"{name}.proj_out", c, c, 1)
+
+    affine("time_embed.0", 128, 32)
+    affine("time_embed.2", 128, 128)
+    affine("input_blocks.0.0", 32, 3, 3, 3)
+    n, c, skips = 1, 32, [32]
+    for level, width in enumerate(SHAPE["widths"]):
+        for _ in range(2):
+            res(f"input_blocks.{n}.0", c, width)
+            c = width
+            if level in SHAPE["attending"]:
+                attend(f"input_blocks.{n}.1", c)
+            skips.append(c)
+            n += 1
+        if level < 2:
+            res(f"input_blocks.{n}.0", c, c)
+            skips.append(c)
+            n += 1
+    res("middle_block.0", c, c)
+    attend("middle_block.1", c)
+    res("middle_block.2", c, c)
+    n = 0
+    for level in (2, 1, 0):
+        for j in range(3):
+            width = SHAPE["widths"][level]
+            res(f"output_blocks.{n}.0", c + skips.pop(), width)
+            c = width
+            if level in SHAPE["attending"]:
+                attend(f"output_blocks.{n}.1", c)
+            if j == 2 and level > 0:
+                res(f"output_blocks.{n}.{2 if level in SHAPE['attending'] else 1}", c, c)
+            n += 1
+    affine("out.0", 32)
+    affine("out.2", 6, 32, 3, 3)
+    generator = torch.Generator().manual_seed(0)
+    return {name: torch.randn(shape, generator=generator) / 4 for name, shape in shapes.items()}
+
+
+def openai_forward(w, x, t):
+    """The released UNet's sums by key name, float64: scale-shift norms, resampling residual blocks, per-head qkv."""
+    w = {name: value.double() for name, value in w.items()}
+
+    def norm(name, h):
+        return F.group_norm(h, 32, w[f"{name}.weight"], w[f"{name}.bias"])
+
+    def conv(name, h, padding=1):
+        return F.conv2d(h, w[f"{name}.weight"], w[f"{name}.bias"], padding=padding)
+
+    def res(name, h, resample=lambda h: h):
+        inner = conv(f"{name}.in_layers.2", resample(F.silu(norm(f"{name}.in_layers.0", h))))
+        e = F.linear(F.silu(emb), w[f"{name}.emb_layers.1.weight"], w[f"{name}.emb_layers.1.bias"])[..., None, None]
+        scale, shift = e.chunk(2, dim=1)
+        inner = norm(f"{name}.out_layers.0", inner) * (1 + scale) + shift
+        inner = conv(f"{name}.out_layers.3", F.silu(inner))
+        h = resample(h)
+        return inner + (conv(f"{name}.skip_connection", h, 0) if f"{name}.skip_connection.weight" in w else h)
+
+    def attend(name, h):
+        b, c, height, width = h.shape
+        qkv = F.conv1d(norm(f"{name}.norm", h).flatten(2), w[f"{name}.qkv.weight"], w[f"{name}.qkv.bias"])
+        heads = []
+        for q, k, v in (part.split(SHAPE["head"], dim=1) for part in qkv.split(3 * SHAPE["head"], dim=1)):
+            heads.append(v @ torch.softmax(q.mT @ k / SHAPE["head"] ** 0.5, dim=-1).mT)
+        out = F.conv1d(torch.cat(heads, 1), w[f"{name}.proj_out.weight"], w[f"{name}.proj_out.bias"])
+        return h + out.reshape(h.shape)
+
+    def block(name, h, resample):
+        for part in sorted({int(key.split(".")[2]) for key in w if key.startswith(f"{name}.")}):
+            if f"{name}.{part}.qkv.weight" in w:
+                h = attend(f"{name}.{part}", h)
+            else:
+                h = res(f"{name}.{part}", h, resample if part == resampling.get(name) else lambda h: h)
+        return h
+
+    resampling = {"input_blocks.3": 0, "input_blocks.6": 0, "output_blocks.2": 2, "output_blocks.5": 2}
+    frequencies = torch.exp(-math.log(10000) * torch.arange(16, dtype=torch.float64) / 16)
+    emb = torch.cat([torch.cos(t * frequencies), torch.sin(t * frequencies)])[None]
+    emb = F.silu(F.linear(emb, w["time_embed.0.weight"], w["time_embed.0.bias"]))
+    emb = F.linear(emb, w["time_embed.2.weight"], w["time_embed.2.bias"])
+    h, skips = conv("input_blocks.0.0", x), []
+    skips.append(h)
+    for n in range(1, 9):
+        h = block(f"input_blocks.{n}", h, lambda h: F.avg_pool2d(h, 2))
+        skips.append(h)
+    h = res("middle_block.2", attend("middle_block.1", res("middle_block.0", h)))
+    for n in range(9):
+        h = block(f"output_blocks.{n}", torch.cat([h, skips.pop()], 1), lambda h: F.interpolate(h, scale_factor=2))
+    return conv("out.2", F.silu(norm("out.0", h)))
+
+
+def test_the_released_checkpoint_does_the_same_sums_in_diffusers(tmp_path):
+    weights, x = openai_weights(), torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(1)).double()
+    unet = guided_diffusion.from_openai(weights, tmp_path / "x.pt", SHAPE).double()
+    with torch.no_grad():
+        for t in (0, 517):
+            expected = openai_forward(weights, x, t)
+            torch.testing.assert_close(unet(x, t).sample, expected, rtol=1e-5, atol=1e-5)  # its time is float32
+    assert not any(value.requires_grad for value in unet.parameters())
+
+
+def test_the_released_shape():
+    """256x256_diffusion_uncond.pt holds 552,814,086 numbers, 18 output blocks, attention from input block 10 on."""
+    shape = guided_diffusion.RELEASED
+    assert sum(value.numel() for value in guided_diffusion.empty_unet(shape).parameters()) == 552_814_086
+    places = list(guided_diffusion.places(guided_diffusion.attending(shape), shape["blocks"]))
+    assert len({theirs for theirs, _ in places}) == len(places) == len({ours for _, ours in places})
+    assert places[-1] == ("output_blocks.17.0", "up_blocks.5.resnets.2")
+    assert ("input_blocks.10.1", "down_blocks.3.attentions.0") in places
+
+
+def test_models_of_pixels_from_folders_and_what_is_none(tmp_path, tiny_folder):
+    small_unet(3).float().save_pretrained(tmp_path / "unet")
+    unet, alpha_bar = guided_diffusion.load_unconditional(tmp_path)
+    assert torch.equal(unet.conv_in.weight, small_unet(3).float().conv_in.weight)
+    betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+    torch.testing.assert_close(alpha_bar, (1 - betas).cumprod(0), rtol=1e-5, atol=1e-6)
+    torch.save({"x": torch.zeros(1)}, tmp_path / "x.pt")
+    for place, message in ((tmp_path / "x.pt", "no 256x256_diffusion_uncond.pt"), (tmp_path / "no", "cannot be read"),
+                           (tiny_folder, "no (whole UNet2DModel|unconditional model)")):  # fmt: skip
+        with pytest.raises(InputError, match=message):
+            guided_diffusion.load_unconditional(place)
+
+
+# ------------------------------------------------------------------------------------------------ InstructPix2Pix
+
+
+@pytest.fixture(scope="module")
+def instruct_folder(pipe, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("instruct")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        unet = UNet2DConditionModel.from_config(pipe.unet.config, in_channels=8)
+    parts = {**pipe.components, "unet": unet, "image_encoder": None, "requires_safety_checker": False}
+    StableDiffusionInstructPix2PixPipeline(**parts).save_pretrained(folder)
+    return folder
+
+
+@torch.no_grad()
+def naive_instruct(pipe, picture, instruction, steps, text_scale, image_scale, seed):
+    """Eq. 3 of InstructPix2Pix, three separate network calls per step."""
+    scheduler, generator = EulerAncestralDiscreteScheduler.from_config(pipe.scheduler.config), torch.manual_seed(seed)
+    scheduler.set_timesteps(steps)
+    ids = pipe.tokenizer(["", instruction], padding="max_length", max_length=77, return_tensors="pt").input_ids
+    null, text = pipe.text_encoder(ids)[0].split(1)
+    seen = pipe.vae.encode(picture * 2 - 1).latent_dist.mode()
+    z = torch.randn(seen.shape, generator=generator) * scheduler.init_noise_sigma
+    for t in scheduler.timesteps:
+        scaled = scheduler.scale_model_input(z, t)
+        nothing = pipe.unet(torch.cat([scaled, seen * 0], 1), t, null).sample
+        image = pipe.unet(torch.cat([scaled, seen], 1), t, null).sample
+        both = pipe.unet(torch.cat([scaled, seen], 1), t, text).sample
+        eps = nothing + image_scale * (image - nothing) + text_scale * (both - image)
+        z = scheduler.step(eps, t, z, generator=generator).prev_sample
+    return (pipe.vae.decode(z / pipe.vae.config.scaling_factor).sample / 2 + 0.5).clamp(0, 1)
+
+
+def test_instruct_pix2pix(instruct_folder):
+    pipe = instruct_pix2pix.load_instruct_pix2pix(instruct_folder)
+    picture = pictures(1, 64)
+    edited = instruct_pix2pix.edit(pipe, picture, "make the cat red", 4, 6.0, 1.2, seed=7)
+    expected = naive_instruct(pipe, picture, "make the cat red", 4, 6.0, 1.2, 7)
+    torch.testing.assert_close(edited, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_other_models_are_not_instruct_pix2pix(tiny_folder):
+    with pytest.raises(InputError, match="supported are StableDiffusionInstructPix2PixPipeline"):
+        instruct_pix2pix.load_instruct_pix2pix(tiny_folder)
