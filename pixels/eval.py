@@ -101,7 +101,7 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     """What the flags resolve to, as far as it is known before the model is loaded."""
     kind = options.kind_of(args.pretrained_model_name_or_path)
     sampling = asdict(options.sampling_of(args, kind))
-    return {"kind": kind, "sampling": sampling, "surgery": options.surgery_of(args)}
+    return {"kind": kind, "sampling": sampling, "surgery": options.surgery_of(args, kind)}
 
 
 def check_same_settings(output: Path, args: argparse.Namespace) -> None:
@@ -143,7 +143,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.table in ("1b", "overhead") and not args.overhead:
         from pixels.tables import beside_published
 
-        print(beside_published(args.table, {}, ""))
+        print(beside_published(args.table, {}))
         return
     check_same_settings(output, args)
     pairs = find_pairs(args)
@@ -153,8 +153,9 @@ def main(argv: list[str] | None = None) -> None:
     model, kind, size = options.load(args)
     sampling = options.sampling_of(args, kind)
     options.announce(kind, sampling)
+    options.check_steps(model, sampling)
     eyes = load_eyes(args.metric_encoders, args.device)
-    bench = Bench(args, model, size, sampling, Surgery(**options.surgery_of(args)), eyes, output)
+    bench = Bench(args, model, size, sampling, Surgery(**options.surgery_of(args, kind)), eyes, output)
     write_config(output, args, sampling=asdict(sampling), surgery=asdict(bench.surgery))
     if args.overhead or args.lemma or (args.figure and args.figure not in ("4", "7", "10")):
         from pixels import experiments
@@ -213,7 +214,7 @@ def report(bench, pairs: list) -> None:
     if args.table:
         dataset = "picturebook" if args.dataset == "picturebook" else Path(args.dataset).name
         measured_on = f"measured: {dataset}, {Path(args.metric_encoders).name} encoders"
-        print(tables.beside_published(args.table, summary, measured_on), end="\n\n")
+        print(tables.beside_published(args.table, {measured_on: summary}), end="\n\n")
     if args.user_study:
         from pixels.study import write_study
 

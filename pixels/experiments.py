@@ -128,6 +128,12 @@ def distances(bench: Bench, pairs: list[Pair], loaded: dict[str, Any]) -> list[t
     return sorted(found, key=lambda entry: entry[0])
 
 
+def with_exemplar(loaded: dict[str, Any], other: Pair, size: tuple[int, int]) -> dict[str, Any]:
+    """A loaded pair with another pair's exemplar under its own first map."""
+    exemplar = frame_tensor(load_image(other.exemplars[0]), size, "squash")
+    return {**loaded, "exemplars": [exemplar], "maps": loaded["maps"][:1]}
+
+
 @torch.no_grad()
 def strength_runs(bench: Bench, pairs: list[Pair], sources: int, exemplars: int) -> tuple[list[dict], list, float]:
     """For each source and each of its exemplars, edits of rising strength until one looks as real as the inputs do on
@@ -146,7 +152,7 @@ def strength_runs(bench: Bench, pairs: list[Pair], sources: int, exemplars: int)
         chosen = [ranked[round(k * (len(ranked) - 1) / (exemplars - 1))] for k in range(exemplars)]
         pictures = []
         for distance, other in chosen:
-            given = {**loaded, "exemplars": [frame_tensor(load_image(other.exemplars[0]), bench.size, "squash")]}
+            given = with_exemplar(loaded, other, bench.size)
             scores, best = [], None
             for strength in strengths:
                 best = bench.edit("pixels", given, strength=strength, denoising_start=None)
@@ -186,9 +192,9 @@ def figure_8(bench: Bench, pairs: list[Pair]) -> None:
         ranked = distances(bench, pairs[:24], loaded)
         row = [to_pil(loaded["source"])]
         for distance, other in (ranked[0], ranked[-1]):
-            exemplar = frame_tensor(load_image(other.exemplars[0]), bench.size, "squash")
-            edited = bench.edit("pixels", {**loaded, "exemplars": [exemplar]}, strength=0.2, denoising_start=None)
-            row += [to_pil(exemplar), to_pil(edited)]
+            given = with_exemplar(loaded, other, bench.size)
+            edited = bench.edit("pixels", given, strength=0.2, denoising_start=None)
+            row += [to_pil(given["exemplars"][0]), to_pil(edited)]
             numbers.append({"source": pair.id, "exemplar": other.id, "distance": distance, "realism": realism(edited)})
         sheet.append(row)
     labels = ["source", "nearest exemplar", "edited, strength 0.2", "farthest exemplar", "edited, strength 0.2"]

@@ -125,7 +125,7 @@ def main(argv: list[str] | None = None) -> None:
     kind = options.kind_of(args.pretrained_model_name_or_path)
     if args.print_config:
         sampling = asdict(options.sampling_of(args, kind))
-        resolved = {"kind": kind, "sampling": sampling, "surgery": options.surgery_of(args)}
+        resolved = {"kind": kind, "sampling": sampling, "surgery": options.surgery_of(args, kind)}
         print(json.dumps({**vars(args), **resolved}, indent=2))
         return
     import torch
@@ -142,7 +142,7 @@ def main(argv: list[str] | None = None) -> None:
     image = load_image(args.image_path)
     photographs = [load_image(path) for path in args.exemplar_path]
     model, kind, size = options.load(args)
-    sampling, surgery = options.sampling_of(args, kind), Surgery(**options.surgery_of(args))
+    sampling, surgery = options.sampling_of(args, kind), Surgery(**options.surgery_of(args, kind))
     options.announce(kind, sampling)
     source = frames.frame_tensor(image, size, args.fit)
     boxes = args.exemplar_box or [None] * len(photographs)

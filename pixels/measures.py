@@ -38,6 +38,7 @@ def edit_scores(
     scores[key] = lpips_distance(source, edited, encoders.lpips, white).item() if kept else math.nan
     grey = ((full > 0) & (full < 1)).float()
     scores["mse_grey"] = mse(source, edited, grey).item()  # how much the released zone left the source; NaN without one
+    scores["contrast"] = contrast(edited, exemplars, full)
     scores["seam"] = seam(edited, [source, *exemplars], full)
     if truth is not None:
         scores["psnr_truth"] = psnr(truth, edited).item()
@@ -81,6 +82,16 @@ def crop(picture: Tensor, box: tuple[int, int, int, int]) -> Tensor:
 
 def squash(picture: Tensor) -> Tensor:
     return F.interpolate(picture, (SQUARE, SQUARE), mode="bilinear", align_corners=False, antialias=True)
+
+
+def contrast(edited: Tensor, exemplars: list[Tensor], edit_map: Tensor) -> float:
+    """Deviation of the pixels of the edited region over that of the exemplars there: near 0 for a region of one colour.
+    NaN where there is no region."""
+    region = binarize(edit_map)[0, 0] > 0
+    if region.sum() < 2:
+        return math.nan
+    deviation = lambda picture: picture[0][:, region].std(dim=1).mean()  # noqa: E731
+    return (deviation(edited) / torch.stack([deviation(exemplar) for exemplar in exemplars]).mean()).item()
 
 
 # ------------------------------------------------------------------------------------------------------------ seams

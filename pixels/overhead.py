@@ -130,7 +130,6 @@ def overhead(bench: Bench, pairs: list[Pair]) -> None:
             average = sum(values) / len(values)
             measured[key] = {"mean": average, "low": average, "high": average, "n": len(values)}
     print(text_table(lines), end="\n\n")
-    print(
-        beside_published("overhead", {"pixels": measured}, f"measured: {bench.model.kind}, {backbone.device}, {dtype}")
-    )
+    called = f"measured: {bench.model.kind}, {backbone.device}, {dtype}"
+    print(beside_published("overhead", {called: {"pixels": measured}}))
     write_json(bench.output / "overhead.json", numbers)

@@ -40,16 +40,22 @@ def picturebook_pairs(split: str = "test", full: bool = False, limit: int | None
     is wanted at the same place, soft map around it, and the scene drawn anew as the truth."""
     from common.picturebook.benchmarks import ensure_pie_bench
 
-    folder = ensure_pie_bench(split=split, quick=not full)
+    return benchmark_pairs(ensure_pie_bench(split=split, quick=not full), limit)
+
+
+def benchmark_pairs(folder: Path, limit: int | None = None) -> list[Pair]:
+    """The items of a PIE-Bench folder that have exemplar and edit map (white = edit), changes of style left out."""
     pairs = []
     for item in read_pie_bench(folder, border=0):
-        if item.extras["edit"]["kind"] == "style":
+        kind = item.extras.get("edit", {}).get("kind", "")
+        if kind == "style" or not {"exemplar_path", "edit_map_path"} <= item.extras.keys():
             continue
-        paths = {name: folder / item.extras[f"{name}_path"] for name in ("exemplar", "edit_map", "truth")}
+        exemplar, edit_map = (folder / item.extras[name] for name in ("exemplar_path", "edit_map_path"))
+        truth = folder / item.extras["truth_path"] if "truth_path" in item.extras else None
+        drawn = item if "edit" in item.extras else None
         pairs.append(
-            Pair(item.id, item.image_path, (paths["exemplar"],), (paths["edit_map"],), "edit", item.target_prompt,
-                 paths["truth"], item.extras["edit"]["kind"], item)
-        )  # fmt: skip
+            Pair(item.id, item.image_path, (exemplar,), (edit_map,), "edit", item.target_prompt, truth, kind, drawn)
+        )
     return pairs[:limit]
 
 

@@ -1,7 +1,8 @@
 """One edit of one pair, scored: what every table and figure of pixels.eval is made of."""
 
 import argparse
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,13 @@ from pixels.measures import edit_scores
 from pixels.pairs import Pair
 from pixels.surgery import Surgery, least
 
+ITEM_PROMPT = "{the item's target prompt}"  # in Bench.own
+
 
 @dataclass(frozen=True, eq=False)
 class Bench:
-    """What every table and figure needs. eyes: encoders (see load_eyes). size: of the frame."""
+    """What every table and figure needs. eyes: encoders (see load_eyes). size: of the frame. methods: by name,
+    functions as in pixels.baselines; own: fields of Sampling and Surgery that a method alone runs with."""
 
     args: argparse.Namespace
     model: Any
@@ -29,6 +33,8 @@ class Bench:
     surgery: Surgery
     eyes: "Eyes"
     output: Path
+    methods: dict[str, Callable] = field(default_factory=lambda: METHODS)
+    own: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def bind(self, loaded: dict[str, Any], **changes: Any):
         """The model told what to do with a loaded pair. changes: fields of Sampling."""
@@ -36,19 +42,23 @@ class Bench:
         return options.bind(self.model, sampling, self.size, self.args.seed, loaded["exemplars"][-1])
 
     def edit(self, method: str, loaded: dict[str, Any], **changes: Any) -> torch.Tensor:
-        """The picture [1, 3, H, W] that a method makes of a loaded pair. changes: fields of Sampling."""
-        generator = torch.Generator().manual_seed(self.args.seed)
-        return METHODS[method](
-            self.bind(loaded, **changes), loaded["source"], loaded["exemplars"], loaded["maps"], self.surgery, generator
-        )
+        """The picture [1, 3, H, W] that a method makes of a loaded pair. changes: fields of Sampling and Surgery."""
+        changes = self.own.get(method, {}) | changes
+        if changes.get("prompt") == ITEM_PROMPT:
+            changes["prompt"] = loaded["prompt"]
+        of_surgery = {name: changes.pop(name) for name in list(changes) if name in Surgery.__dataclass_fields__}
+        surgery, generator = replace(self.surgery, **of_surgery), torch.Generator().manual_seed(self.args.seed)
+        backbone = self.bind(loaded, **changes)
+        return self.methods[method](backbone, loaded["source"], loaded["exemplars"], loaded["maps"], surgery, generator)
 
 
 def load_pair(pair: Pair, size: tuple[int, int]) -> dict[str, Any]:
-    """Tensors of a pair in the frame: source [1,3,H,W], exemplars, maps (white = keep), truth or None."""
+    """A pair in the frame: source [1,3,H,W], exemplars, maps (white = keep), truth or None; and its prompt."""
     return {
         "source": frames.frame_tensor(load_image(pair.source), size, "squash"),
         "exemplars": [frames.frame_tensor(load_image(path), size, "squash") for path in pair.exemplars],
         "maps": [edit_map.read(path, pair.white) for path in pair.edit_maps],
+        "prompt": pair.prompt,
         "truth": pair.truth and frames.frame_tensor(load_image(pair.truth), size, "squash"),
     }
 

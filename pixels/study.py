@@ -146,4 +146,4 @@ def print_ranks(files: list[str], output: Path) -> None:
         for criterion, values in criteria.items():
             mean, low, high = bootstrap_interval(values)
             summary[method][criterion] = {"mean": mean, "low": low, "high": high, "n": len(values)}
-    print(beside_published("1b", summary, f"measured: {len(files)} participants"))
+    print(beside_published("1b", {f"measured: {len(files)} participants": summary}))

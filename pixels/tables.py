@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from common.metrics import aggregate, parse_key
-from common.runs import atomic_path, bootstrap_interval
+from common.runs import COSTS, atomic_path, bootstrap_interval
 
-COSTS = ("seconds", "peak_memory_mb")  # of a row, not of its metrics: they vary from run to run
 PUBLISHED = Path(__file__).parent / "published.toml"
 FACTORS = {"CLIP-I": 100.0}  # printed value over stored value
 PROTOCOLS = {"CLIP-I": "same_box"}  # the reading that stands in the paper's table
@@ -33,7 +32,7 @@ def by_method(rows: Iterable[dict]) -> dict[str, list[dict]]:
 def intervals(rows: list[dict]) -> dict[str, dict[str, float]]:
     """Per metric and cost {"mean", "low", "high", "n"}: mean over items with 95 % bootstrap interval; NaN drops, and
     so do infinite values (a PSNR of equal pictures)."""
-    rows = [{"metrics": {**row["metrics"], **{cost: row[cost] for cost in COSTS}}} for row in rows]
+    rows = [{"metrics": {**row["metrics"], **{cost: row[cost] for cost in COSTS if cost in row}}} for row in rows]
     summary = {}
     for key in aggregate(rows):
         values = [row["metrics"].get(key, math.nan) for row in rows]
@@ -86,22 +85,29 @@ def overall_table(summary: dict[str, dict]) -> str:
     return text_table([["mean [95 % interval]", *summary], counts, *lines])
 
 
-def beside_published(name: str, summary: dict[str, dict], measured_on: str) -> str:
-    """A whole published table, and under each row that was measured here our value of the same score; methods that the
-    paper does not have (the paste control, above all) follow. measured_on: which pictures and encoders are behind."""
+def of_methods(name: str, summary: dict[str, dict]) -> dict[str, dict]:
+    """What beside_published takes of a summary: all of it, for methods that no published row has follow the table."""
+    return summary
+
+
+def beside_published(name: str, measured: dict[str, dict[str, dict]]) -> str:
+    """A whole published table, and under each row that was measured here our values of the same scores; methods that
+    the paper does not have (the paste control, above all) follow.
+
+    measured: what a measured line is called (it says which pictures and encoders are behind it), and its summary.
+    """
     table = published_table(name)
     lines = [[*table["label_columns"], "", *table["columns"]]]
     listed = {row["method"] for row in table["rows"]}
 
-    def measured(label: list[str], values: dict[str, dict]) -> list[str]:
+    def line(label: list[str], called: str, values: dict[str, dict]) -> list[str]:
         cells = [cell(find(values, column), FACTORS.get(column, 1.0)) for column in table["columns"]]
-        return [*label, measured_on, *cells]
+        return [*label, called, *cells]
 
     for row in table["rows"]:
         lines.append([*row["label"], "published", *(f"{value:g}" for value in row["values"])])
-        if values := summary.get(row["method"]):
-            lines.append(measured(row["label"], values))
-    lines += [measured([method], values) for method, values in summary.items() if method not in listed]
+        lines += [line(row["label"], called, s[row["method"]]) for called, s in measured.items() if row["method"] in s]
+    lines += [line([m], called, v) for called, s in measured.items() for m, v in s.items() if m not in listed]
     doubts = "\n".join(f"- {doubt}" for doubt in table["doubts"])
     return (
         f"{table['title']}\n({table['place']})\n\n{text_table(lines)}\n\nDoubts about the published numbers:\n{doubts}"

@@ -1,0 +1,106 @@
+"""Tune every method of the exemplar track on the picturebook's validation split, twelve settings for each.
+
+    python -m eval.tune_exemplar --items 12
+
+Writes eval/exemplar_settings.toml, to be committed before the test split is run. An interrupted run goes on.
+"""
+
+import argparse
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from common.runs import append_row, atomic_path, make_parser, read_rows, script
+from eval import exemplar_editing
+from eval.compare import positive
+
+SCORE = "lpips_truth (picturebook)"  # less is better: nearness to the true edit, inside and outside of the map
+STRENGTHS = [round(0.08 * k, 2) for k in range(1, 13)]
+BLACK_POINTS = (0.0, 0.5, 0.9)  # as drawn; up to the thing's outline; a little beyond it
+GRIDS: dict[str, list[dict[str, Any]]] = {
+    "perturbed": [{"strength": s} for s in STRENGTHS],
+    "noise_scaling": [{"strength": s} for s in STRENGTHS],
+    "sdedit": [{"strength": s} for s in STRENGTHS],
+    "blended_latent": [{"strength": s} for s in STRENGTHS],
+    "differential_diffusion": [
+        {"strength": s, "guidance_scale": g} for s, g in product((0.4, 0.6, 0.8, 1.0), (2.0, 4.0, 7.5))
+    ],
+    "pixels": [{"strength": s, "black_point": b} for s, b in product((0.2, 0.4, 0.6, 0.8), BLACK_POINTS)],
+}  # paste and latent_paste have nothing to tune
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = make_parser(__doc__.splitlines()[0])
+    parser.add_argument("--items", type=positive, default=12, help="validation items")
+    parser.add_argument("--methods", nargs="+", choices=GRIDS, default=list(GRIDS), help="methods to tune")
+    parser.add_argument("--num_inference_steps", type=positive, help="of the whole schedule; the preset's by default")
+    parser.add_argument("--output_dir", default="outputs/tune_exemplar", help="folder for rows")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; a GPU if there is one by default")
+    return parser.parse_args(argv)
+
+
+def label(method: str, setting: dict[str, Any]) -> str:
+    return f"{method} " + " ".join(f"{name}={value}" for name, value in setting.items())
+
+
+def best_settings(rows: list[dict], methods: list[str]) -> dict[str, tuple[dict[str, Any], float]]:
+    """The setting of least mean score per method, and that mean."""
+    means: dict[str, list[float]] = {}
+    for row in rows:
+        means.setdefault(row["method"], []).append(row["metrics"][SCORE])
+    found = {}
+    for method in methods:
+        scored = [(sum(means[label(method, s)]) / len(means[label(method, s)]), i) for i, s in enumerate(GRIDS[method])]
+        least, number = min(scored)
+        found[method] = (GRIDS[method][number], least)
+    return found
+
+
+def write_settings(path: Path, found: dict[str, tuple[dict[str, Any], float]], items: int) -> None:
+    """exemplar_settings.toml."""
+    lines = [
+        "# What each method of the exemplar track runs with on the picturebook, where it differs from pixels' preset.",
+        f"# Written by `python -m eval.tune_exemplar --items {items}` on the validation split: the same number of",
+        "# settings tried for every method, the least LPIPS to the true edit taken.",
+    ]
+    for method, (setting, score) in found.items():
+        values = [f"{name} = {value}" for name, value in setting.items()]
+        lines += ["", f"[{method}]  # {1000 * score:.0f}e-3", *values]
+    with atomic_path(path) as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+@script
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+
+    from tqdm import tqdm
+
+    from pixels import eval as pixels_eval
+    from pixels.pairs import picturebook_pairs
+    from pixels.scoring import run_item
+
+    flags = ["--output_dir", args.output_dir] + (["--device", args.device] if args.device else [])
+    flags += ["--num_inference_steps", str(args.num_inference_steps)] if args.num_inference_steps else []
+    settings = pixels_eval.parse(flags)
+    bench = exemplar_editing.make_bench(settings, exemplar_editing.own_settings(on_picturebook=False))
+    rows = Path(args.output_dir) / "rows.jsonl"
+    done = {(row["item"], row["method"]) for row in read_rows(rows)}
+    runs = [(method, s, p) for p in picturebook_pairs("validation", limit=args.items)
+            for method in args.methods for s in GRIDS[method]]  # fmt: skip
+    for method, setting, pair in tqdm(runs, "settings", disable=None):
+        name = label(method, setting)
+        if (pair.id, name) in done:
+            continue
+        row, _ = run_item(replace(bench, own={method: bench.own.get(method, {}) | setting}), pair, method)
+        append_row(rows, row | {"method": name})
+    found = best_settings(read_rows(rows), args.methods)
+    for method, (setting, score) in found.items():
+        print(f"{label(method, setting)}: {SCORE} {score:.4f}")
+    write_settings(exemplar_editing.SETTINGS, found, args.items)
+    print(f"written to {exemplar_editing.SETTINGS}")
+
+
+if __name__ == "__main__":
+    main()

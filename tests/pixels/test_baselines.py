@@ -1,0 +1,63 @@
+"""The controls: pasting, the naive solution, the noised surgical latent, scaled noise."""
+
+import numpy as np
+import torch
+
+from pixels.baselines import METHODS, latent_paste, noise_scaling, paste, perturbed
+from pixels.surgery import Surgery, edit
+from tests.pixels.test_surgery import FIRST, MAP, OTHER, SECOND, SIZE, SOURCE, reduce, seeded
+from tests.pixels.toy import SPREAD, alpha_bars, mean_latents, network, toy_backbone
+
+
+def cells(edit_map):
+    """1 where the binarised map keeps the source."""
+    return reduce(edit_map) >= 0.5
+
+
+def test_pasting_copies_pixels_and_nothing_else():
+    pasted = paste(None, SOURCE, [FIRST, SECOND], [MAP, OTHER], Surgery(), None)
+    first, second = (MAP < 0.5).expand_as(SOURCE), (OTHER < 0.5).expand_as(SOURCE)
+    assert torch.equal(pasted[second], SECOND[second])
+    assert torch.equal(pasted[first & ~second], FIRST[first & ~second])
+    assert torch.equal(pasted[~first & ~second], SOURCE[~first & ~second])
+
+
+def test_the_naive_solution_replaces_latents():
+    found = latent_paste(toy_backbone(), SOURCE, [FIRST], [MAP], Surgery(), seeded())
+    z = np.where(cells(MAP), mean_latents(SOURCE.numpy()), mean_latents(FIRST.numpy()))
+    expected = torch.nn.functional.interpolate(torch.from_numpy(z[:, :3] / 2 + 0.5), scale_factor=8)
+    assert (found - expected).abs().max() < 1e-6
+
+
+def naive(scaled):
+    """Surgical latent, noised to the start, denoised to the end; nothing put back."""
+    random, ab = seeded(), alpha_bars()
+    draw = lambda: torch.randn(SIZE, generator=random, dtype=torch.float64).numpy()  # noqa: E731
+    if scaled:
+        source, exemplar = (mean_latents(p.numpy()) + SPREAD * draw() for p in (SOURCE, FIRST))
+        eps = draw() * (1 - reduce(MAP))
+        z = np.sqrt(ab[901]) * np.where(cells(MAP), source, exemplar) + np.sqrt(1 - ab[901]) * eps
+    else:
+        exemplar, e_exemplar = mean_latents(FIRST.numpy()) + SPREAD * draw(), draw()
+        source, e_source = mean_latents(SOURCE.numpy()) + SPREAD * draw(), draw()
+        mixed = np.where(cells(MAP), source, exemplar), np.where(cells(MAP), e_source, e_exemplar)
+        z = np.sqrt(ab[901]) * mixed[0] + np.sqrt(1 - ab[901]) * mixed[1]
+    for t in range(901, 0, -100):
+        e, below = network(z, t), ab[max(t - 100, 0)]
+        z = np.sqrt(below) * (z - np.sqrt(1 - ab[t]) * e) / np.sqrt(ab[t]) + np.sqrt(1 - below) * e
+    return torch.nn.functional.interpolate(torch.from_numpy(z[:, :3] / 2 + 0.5), scale_factor=8)
+
+
+def test_perturbed_and_scaled():
+    for method, scaled in ((perturbed, False), (noise_scaling, True)):
+        found = method(toy_backbone(), SOURCE, [FIRST], [MAP], Surgery(black_point=0.3, composite="latent"), seeded())
+        if scaled:
+            found = method(toy_backbone(), SOURCE, [FIRST], [MAP], Surgery(), seeded())
+        assert (found - naive(scaled)).abs().max() < 2e-5
+
+
+def test_the_method_itself_and_its_thresholds():
+    given = SOURCE, [FIRST], [MAP]
+    for name, threshold in (("pixels", "linear"), ("pixels_cubic", "cubic"), ("pixels_log", "log")):
+        found = METHODS[name](toy_backbone(), *given, Surgery(), seeded())
+        assert torch.equal(found, edit(toy_backbone(), *given, Surgery(threshold), seeded()).edited)

@@ -1,0 +1,304 @@
+"""pixels.eval on three pairs and a small random model: rows, tables, figures, shards, resuming, study, wrong input."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from common.encoders import Embedder
+from common.runs import InputError, read_rows, write_json
+from pixels import eval as pixels_eval
+from pixels import experiments, scoring, study, tables
+from pixels.baselines import METHODS
+from pixels.overhead import added_bytes
+from tests.tiny_encoders import pictures
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pairs")
+    for number, picture in enumerate(pictures(6, 64)):
+        pixels = (picture.permute(1, 2, 0) * 255).round().byte().numpy()
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    line = np.clip((np.arange(64) / 64 - 0.25) * 5, 0, 1)  # white from 0.45 on
+    for name, grey in (("a", line), ("b", line[::-1])):
+        Image.fromarray((255 * grey[None].repeat(64, 0)).astype(np.uint8)).save(folder / f"{name}.png")
+    entries = [
+        {"name": "p0", "source": "0.png", "exemplars": ["1.png"], "edit_maps": ["a.png"]},
+        {"name": "p1", "source": "2.png", "exemplars": ["3.png"], "edit_maps": ["b.png"]},
+        {"name": "p2", "source": "4.png", "exemplars": ["5.png", "1.png"], "edit_maps": ["a.png", "b.png"]},
+    ]
+    write_json(folder / "pairs.json", entries)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def eyes(encoders, tmp_path_factory):
+    """The folder that --metric_encoders takes, and an Inception of a few numbers in place of the real one."""
+    folder = tmp_path_factory.mktemp("eyes")
+    shutil.copytree(encoders / "clip-vit-large-patch14", folder / "clip-vit-base-patch32")
+    shutil.copy(encoders / "squeezenet1_1-b8a52dc0.pth", folder)
+    return folder
+
+
+@pytest.fixture
+def run(tiny_folder, dataset, eyes, capsys, monkeypatch):
+    monkeypatch.setattr(scoring.encoders, "load_inception",
+                        lambda *where: Embedder("inception", lambda x: x[..., ::32, ::32].flatten(1)))  # fmt: skip
+
+    def run(output, *flags):
+        pixels_eval.main(["--pretrained_model_name_or_path", str(tiny_folder), "--dataset", str(dataset),
+                          "--metric_encoders", str(eyes), "--output_dir", str(output), "--device", "cpu",
+                          "--num_inference_steps", "4", "--strength", "0.75", *flags])  # fmt: skip
+        return capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return tmp_path_factory.mktemp("results") / "whole"
+
+
+@pytest.fixture
+def whole(run, finished):
+    """A finished run, and what it printed the first time."""
+    if not finished.exists():
+        (finished.parent / "printed.txt").write_text(run(finished, "--table", "1a").out)
+    return finished
+
+
+def test_rows_pictures_and_tables(whole, finished):
+    rows = read_rows(whole / "rows.jsonl")
+    methods = ["paste", "latent_paste", "perturbed", "noise_scaling", "pixels"]
+    assert [(row["item"], row["method"]) for row in rows] == [(f"p{k}", m) for k in range(3) for m in methods]
+    for row in rows:
+        folder = whole / "pictures" / row["item"]
+        assert {p.name for p in folder.iterdir()} >= {"source.png", "exemplar_1.png", "map.png", f"{row['method']}.png"}
+        assert not any(np.isnan(value) for value in row["metrics"].values())
+    assert (whole / "pictures" / "p2" / "exemplar_2.png").exists()
+    pasted = rows[0]["metrics"]
+    assert pasted["psnr_kept"] == float("inf") and pasted["mse_kept"] == 0  # not one pixel outside of the map
+    with open(whole / "results.csv") as file:
+        lines = list(csv.DictReader(file))
+    assert float(lines[4]["seam"]) == rows[4]["metrics"]["seam"]
+    summary = json.loads((whole / "results.json").read_text())
+    seams = [row["metrics"]["seam"] for row in rows if row["method"] == "pixels"]
+    assert summary["pixels"]["seam"]["mean"] == pytest.approx(np.mean(seams)) and summary["pixels"]["seam"]["n"] == 3
+    assert {"FID (inception)", "FID (clip-vit-base-patch32)"} <= summary["pixels"].keys()
+
+    shown = (finished.parent / "printed.txt").read_text()
+    words = [line.split() for line in shown.splitlines()]
+    assert ["PIXELS", "published", "91.71", "5.412"] in words
+    key = next(key for key in summary["pixels"] if key.startswith("CLIP-I/same_box"))
+    mean = 100 * summary["pixels"][key]["mean"]
+    ours = [line for line in words if line[:2] == ["PIXELS", "measured:"]]
+    assert len(ours) == 1 and f"{mean:.4g}" in ours[0]
+    assert any(line[:2] == ["paste", "measured:"] for line in words)  # the control stands in the table too
+
+
+def test_the_distance_to_the_sources_is_that_of_the_pictures_on_disk(whole):
+    from common.metrics import frechet_distance
+
+    def features(name):
+        arrays = [np.asarray(Image.open(whole / "pictures" / f"p{k}" / f"{name}.png")) / 255 for k in range(3)]
+        return torch.tensor(np.stack(arrays)).float().permute(0, 3, 1, 2)[..., ::32, ::32].flatten(1)
+
+    expected = frechet_distance(features("source"), features("pixels")).value
+    summary = json.loads((whole / "results.json").read_text())
+    assert summary["pixels"]["FID (inception)"]["mean"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_an_interrupted_run_goes_on_and_ends_in_the_same_bytes(run, whole, tmp_path, monkeypatch):
+    original, calls = scoring.run_item, []
+
+    def interrupted(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(scoring, "run_item", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        run(tmp_path / "out")
+    assert stop.value.code == 130 and len(read_rows(tmp_path / "out" / "rows.jsonl")) == 3
+    with open(tmp_path / "out" / "rows.jsonl", "a") as file:
+        file.write('{"paper": "pixels", "met')  # killed while writing
+    run(tmp_path / "out")
+    assert len(calls) == 4 + 12
+    for name in ("results.csv", "grid.png"):
+        assert (tmp_path / "out" / name).read_bytes() == (whole / name).read_bytes()
+    run(tmp_path / "out")
+    assert len(calls) == 16  # nothing left to do
+
+
+def test_shards_share_a_run(run, whole, tmp_path):
+    out = tmp_path / "out"
+    for number in ("0", "1"):
+        printed = run(out, "--shard", number, "2").out
+        assert "items" not in printed
+    assert [row["item"] for row in read_rows(out / "rows-0of2.jsonl")][::5] == ["p0", "p2"]
+    assert not (out / "results.csv").exists()
+    run(out)
+    assert (
+        not (out / "rows.jsonl").exists() and (out / "results.csv").read_bytes() == (whole / "results.csv").read_bytes()
+    )
+
+
+def test_other_settings_need_another_folder(run, whole, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run(whole, "--threshold", "log")
+    assert stop.value.code == 2 and "another --threshold (linear)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["2", "3", "5"])
+def test_figures(run, tmp_path, name):
+    printed = run(tmp_path / "out", "--figure", name).out
+    assert Image.open(tmp_path / "out" / f"figure_{name}.png").width > 500 and f"figure_{name}" in printed
+    numbers = json.loads((tmp_path / "out" / f"figure_{name}.json").read_text())
+    if name == "2":
+        assert len(numbers) == 3 and {"paste", "pixels"} <= numbers[0].keys()
+    if name == "3":
+        shares = [step["kept"] for step in numbers]
+        assert len(shares) == 2 and shares == sorted(shares, reverse=True)
+
+
+def test_figure_7_compares_the_thresholds(run, tmp_path):
+    printed = run(tmp_path / "out", "--figure", "7", "--limit", "1").out
+    rows = read_rows(tmp_path / "out" / "rows.jsonl")
+    assert [row["method"] for row in rows] == [
+        "pixels",
+        *(f"pixels_{n}" for n in ("quadratic", "cubic", "log", "sigmoid")),
+    ]
+    areas = {line.split()[0]: line.split()[1] for line in printed.splitlines() if line.startswith(("linear", "log"))}
+    assert areas["linear"] == "0.3333"  # three of four steps
+
+
+@pytest.mark.parametrize("name", ["6", "8"])
+def test_strength_against_distance(run, tmp_path, name, monkeypatch):
+    bright = lambda picture: picture.mean().item()  # noqa: E731
+    monkeypatch.setattr(experiments, "fit_reference", lambda bench, pairs: bright)
+    printed = run(tmp_path / "out", "--figure", name, "--num_inference_steps", "10").out
+    numbers = json.loads((tmp_path / "out" / f"figure_{name}.json").read_text())
+    if name == "6":
+        assert len(numbers["rows"]) == 18 and "rank correlation" in printed
+        for row in numbers["rows"]:
+            reached = [score >= numbers["threshold"] for score in row["scores"]]
+            assert not any(reached[:-1]) and (row["needed"] is None) == (not reached[-1])
+    else:
+        assert len(numbers) == 6 and numbers[0]["distance"] <= numbers[1]["distance"]
+
+
+def test_lemma(run, tmp_path):
+    printed = run(tmp_path / "out", "--lemma", "--repeats", "8", "--num_inference_steps", "10").out
+    numbers = json.loads((tmp_path / "out" / "lemma.json").read_text())
+    assert [(row["strength"], row["runs"]) for row in numbers] == [(0.2, 2), (0.5, 2), (0.8, 2)]
+    assert all(row["bounds"]["corrected"] > row["bounds"]["paper"] for row in numbers) and "corrected bound" in printed
+
+
+def test_overhead(run, tmp_path):
+    printed = run(tmp_path / "out", "--overhead", "--repeats", "2", "--scheduler", "ddim").out
+    numbers = json.loads((tmp_path / "out" / "overhead.json").read_text())
+    assert len(numbers["rows"]) == 2 and "PIXELS  published" in printed and "1x4x128x128" in printed
+    assert numbers["operations"]["1x4x128x128"]["stacks"] == 2 * 3 * 4 * 128 * 128 * 4
+
+
+def test_added_bytes_stay_below_the_mark():
+    """1024 pixels, float16: at most a mebibyte, where the released stacks take 10 at 40 steps."""
+    assert added_bytes((1, 4, 128, 128), torch.float16) < 2**20 / 2
+    assert added_bytes((1, 4, 128, 128), torch.float32) < 2**20
+
+
+def test_the_study_page_is_blind_and_its_answers_are_averaged(run, whole, tmp_path, capsys):
+    run(whole, "--user_study")
+    page, key = (whole / "study.html").read_text(), json.loads((whole / "study_key.json").read_text())
+    assert not any(method in page for method in key["groups"]["1"].values())
+    assert page.count("<section") == 3 and key["study"] in page
+    shown = [sorted(letters.values()) for letters in key["groups"].values()]
+    assert shown == [sorted(["paste", "latent_paste", "perturbed", "noise_scaling", "pixels"])] * 3
+
+    def answer(who, first):
+        answers = {}
+        for group, letters in key["groups"].items():
+            order = sorted(letters, key=lambda letter, names=letters: (names[letter] != first, names[letter]))
+            ranks = {letter: rank for rank, letter in enumerate(order, start=1)}
+            answers[group] = {"adherence": ranks, "realism": dict(ranks)}
+        return {"who": who, "study": key["study"], "answers": answers}
+
+    for who, first in (("a", "pixels"), ("b", "pixels"), ("c", "paste")):
+        write_json(tmp_path / f"{who}.json", answer(who, first))
+    ranks = study.average_ranks([answer("a", "pixels"), answer("c", "paste")], key)
+    assert ranks["pixels"]["realism"] == [1, 5] and ranks["paste"]["adherence"] == [4, 1]
+    printed = run(whole, "--study_answers", *(str(tmp_path / f"{who}.json") for who in "abc")).out
+    line = next(line.split() for line in printed.splitlines() if line.startswith("PIXELS") and "measured" in line)
+    assert "2.333" in line  # of 1, 1 and 5
+    wrong = answer("d", "pixels")
+    wrong["answers"]["1"]["realism"] = {letter: 1 for letter in wrong["answers"]["1"]["realism"]}
+    with pytest.raises(InputError, match="no ranking by realism"):
+        study.average_ranks([wrong], key)
+    with pytest.raises(InputError, match="another study page"):
+        study.average_ranks([answer("e", "pixels") | {"study": "x"}], key)
+
+
+def test_pairs_are_written(run, dataset, tmp_path):
+    out = tmp_path / "protocol"
+    printed = run(tmp_path / "unused", "--pairs", str(dataset), "--dataset", str(out), "--pair_count", "2").out
+    assert "2 pairs" in printed and len(json.loads((out / "pairs.json").read_text())) == 2
+    assert not (tmp_path / "unused").exists()
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--dataset", "/no/such/place"], "is no folder"),
+        (["--dataset", "EMPTY"], "EMPTY"),
+        (["--methods", "magic"], "invalid choice"),
+        (["--limit", "0"], "from 1"),
+        (["--table", "2"], "invalid choice"),
+        (["--figure", "1"], "invalid choice"),
+        (["--shard", "2", "2"], "I from 0 to N - 1"),
+        (["--metric_encoders", "/no/such/place"], "/no/such/place"),
+        (["--pretrained_model_name_or_path", "/no/such/place"], "/no/such/place"),
+        (["--study_answers", "/no/such/place"], "/no/such/place"),
+        (["--pairs", "/no/such/place", "--dataset", "picturebook"], "name a folder"),
+        (["--strength", "0.1"], "leaves none of 4 steps"),
+        (["--height", "63"], "no multiple of 4"),
+    ],
+)
+def test_wrong_input_is_one_sentence(run, tmp_path, capsys, flags, message):
+    (tmp_path / "EMPTY").mkdir()
+    flags = [str(tmp_path / flag) if flag == "EMPTY" else flag for flag in flags]
+    with pytest.raises(SystemExit) as stop:
+        run(tmp_path / "out", *flags)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and message in error and error.splitlines()[-1].startswith("error: ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_print_config_shows_what_flags_resolve_to(capsys):
+    pixels_eval.main(
+        ["--print_config", "--pretrained_model_name_or_path", "stabilityai/stable-diffusion-xl-refiner-1.0"]
+    )
+    config = json.loads(capsys.readouterr().out)
+    assert config["sampling"]["denoising_start"] == 0.6 and config["surgery"]["threshold"] == "linear"
+
+
+def test_names_offered_are_names_known():
+    assert pixels_eval.METHOD_NAMES == tuple(METHODS)
+    drawn = {f"figure_{number}" for number in pixels_eval.FIGURES} - {"figure_4", "figure_7", "figure_10"}
+    assert drawn | {"lemma", "overhead"} == set(experiments.EXPERIMENTS)
+
+
+@pytest.mark.parametrize("name, rows", [("1a", 5), ("1b", 5), ("overhead", 1)])
+def test_published_tables_are_whole(name, rows, capsys):
+    table = tables.published_table(name)
+    assert len(table["rows"]) == rows and table["place"] and table["doubts"]
+    for row in table["rows"]:
+        assert len(row["values"]) == len(table["columns"]) and len(row["label"]) == len(table["label_columns"])
+    if name != "1a":
+        pixels_eval.main(["--table", name])
+        assert "published" in capsys.readouterr().out

@@ -1,0 +1,101 @@
+"""Pairs from a folder, from the picturebook, and the paper's protocol over a folder of pictures."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from common.data import Triple, write_triples
+from common.runs import InputError
+from pixels import edit_map
+from pixels.pairs import build_pairs, draw_maps, picturebook_pairs, read_pairs
+
+
+def save(path, value=100, size=(8, 8)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (value, value, value)).save(path)
+    return path
+
+
+def test_the_protocol_is_seeded_and_uses_each_picture_once_while_they_last(tmp_path):
+    for number in range(10):
+        save(tmp_path / "val" / f"class{number % 3}" / f"{number}.JPEG".lower(), number)
+    for name, seed in (("one", 0), ("two", 0), ("three", 1)):
+        assert build_pairs(tmp_path / "val", tmp_path / name, 5, seed, save(tmp_path / "maps" / "m.png").parent) == 5
+    texts = [(tmp_path / name / "pairs.json").read_text() for name in ("one", "two", "three")]
+    assert texts[0] == texts[1] != texts[2]
+    pairs = read_pairs(tmp_path / "one")
+    used = [path for pair in pairs for path in (pair.source, *pair.exemplars)]
+    assert len(set(used)) == 10 and len({pair.id for pair in pairs}) == 5
+    assert build_pairs(tmp_path / "val", tmp_path / "more", 12, 0) == 12
+    assert len(list((tmp_path / "more" / "maps").glob("*.png"))) == 60
+    assert len(read_pairs(tmp_path / "more", limit=4)) == 4
+    with pytest.raises(InputError, match="at least two make a pair"):
+        build_pairs(save(tmp_path / "lonely" / "a.png").parent, tmp_path / "x")
+
+
+def test_maps_of_the_database_have_black_grey_and_white(tmp_path):
+    places = draw_maps(tmp_path, count=12)
+    assert places == draw_maps(tmp_path / "again", count=12) or len(places) == 12
+    again = draw_maps(tmp_path / "again", count=12)
+    for first, second in zip(places, again, strict=True):
+        assert first.read_bytes() == second.read_bytes()
+    maps = [edit_map.read(path) for path in places]
+    assert all((m == 0).any() and (m == 1).float().mean() < 0.98 for m in maps)
+    assert sum(((m > 0) & (m < 1)).any().item() for m in maps) == 12
+    assert len({m.mean().item() for m in maps}) == 12
+
+
+def test_folders_of_triples_are_pairs(tmp_path):
+    paths = [save(tmp_path / f"{name}.png") for name in ("s", "e", "m")]
+    write_triples(tmp_path / "t", [Triple("a", *paths)])
+    (pair,) = read_pairs(tmp_path / "t", white="edit")
+    assert pair.id == "a" and pair.white == "edit" and len(pair.exemplars) == len(pair.edit_maps) == 1
+
+
+GOOD = {"name": "a", "source": "s.png", "exemplars": ["e.png"], "edit_maps": ["m.png"]}
+
+
+@pytest.mark.parametrize(
+    "entries, message",
+    [
+        ({}, "list of objects"),
+        ([], "list of objects"),
+        ([{"name": "a"}], "are needed"),
+        ([3], "are needed"),
+        ([GOOD | {"source": "missing.png"}], "which is missing"),
+        ([GOOD | {"exemplars": []}], "each exemplar needs a map"),
+        ([GOOD | {"edit_maps": ["m.png", "m.png"]}], "each exemplar needs a map"),
+        ([GOOD | {"name": "../a"}], "plain one"),
+        ([GOOD, GOOD], "two entries of one name"),
+    ],
+)
+def test_damaged_lists_are_refused(tmp_path, entries, message):
+    for name in ("s", "e", "m"):
+        save(tmp_path / f"{name}.png")
+    (tmp_path / "pairs.json").write_text(json.dumps(entries))
+    with pytest.raises(InputError, match=message):
+        read_pairs(tmp_path)
+
+
+def test_picturebook_items_carry_what_an_exemplar_edit_needs(tmp_path, monkeypatch):
+    from common.picturebook import benchmarks
+
+    monkeypatch.setattr(benchmarks, "CACHE", tmp_path)
+    pairs = picturebook_pairs("validation")
+    assert 30 <= len(pairs) < 40 and not any(pair.kind == "style" for pair in pairs)
+    for pair in pairs[:8]:
+        source, truth, exemplar = (
+            np.asarray(Image.open(p)).astype(float) for p in (pair.source, pair.truth, pair.exemplars[0])
+        )
+        mu = edit_map.read(pair.edit_maps[0], pair.white)[0, 0]
+        assert (mu == 1).any() and (mu < 0.5).any()
+        outside = (mu == 1).numpy()
+        assert np.abs(source - truth)[outside].max() < 2  # nothing but the mapped region changes
+    changed = next(pair for pair in pairs if pair.kind == "object")
+    truth, exemplar = (np.asarray(Image.open(p)).astype(float) for p in (changed.truth, changed.exemplars[0]))
+    inside = (edit_map.read(changed.edit_maps[0], "edit")[0, 0] < 0.1).numpy()
+    assert np.median(np.abs(truth - exemplar)[inside]) < 12  # the thing wanted stands at the same place
+    assert torch.is_tensor(torch.from_numpy(exemplar))
