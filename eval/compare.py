@@ -11,8 +11,11 @@ from pathlib import Path
 from common.runs import InputError, make_parser, script
 
 # name -> module with run(args) -> Track and METHODS; imported when it is run
-TRACKS = {"text_editing": "eval.text_editing"}
-TABLES = {"spdinv": ("spdinv.tables", "text_editing")}  # paper -> module with its tables, track with its rows
+TRACKS = {"text_editing": "eval.text_editing", "exemplar_editing": "eval.exemplar_editing"}
+TABLES = {  # paper -> module with its tables, track with its rows
+    "spdinv": ("spdinv.tables", "text_editing"),
+    "pixels": ("pixels.tables", "exemplar_editing"),
+}
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -31,7 +34,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--table", metavar="PAPER:TABLE", help="print this published table with what was measured here, and stop")
     args = parser.parse_args(argv)
     if args.table and args.table.partition(":")[0] not in TABLES:
-        raise InputError(f"--table {args.table}: there is no such paper; give {', '.join(f'{p}:1' for p in TABLES)}")
+        raise InputError(f"--table {args.table}: there is no such paper; give spdinv:1, pixels:1a or the like")
     return args
 
 
@@ -76,6 +79,7 @@ def main(argv: list[str] | None = None) -> None:
     from eval.track import save_results
 
     tracks = [importlib.import_module(TRACKS[name]).run(args) for name in args.tracks]
+    tracks = [track for track in tracks if track]  # None: the dataset has nothing for it
     if args.save_results:
         for track in tracks:
             print(f"kept {save_results(track.name, track.runs[0])}")

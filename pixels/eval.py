@@ -168,8 +168,8 @@ def main(argv: list[str] | None = None) -> None:
         report(bench, pairs)
 
 
-def run_all(bench, pairs: list) -> None:
-    """Every method on every pair that has no row yet."""
+def run_all(bench, pairs: list, name: str = "rows.jsonl") -> None:
+    """Every method on every pair that has no row yet; rows go to output/<name>, or to a file of the shard's own."""
     from tqdm import tqdm
 
     from common.images import save_png
@@ -177,7 +177,7 @@ def run_all(bench, pairs: list) -> None:
 
     args, output = bench.args, bench.output
     mine = pairs[args.shard[0] :: args.shard[1]] if args.shard else pairs
-    rows = output / ("rows-{}of{}.jsonl".format(*args.shard) if args.shard else "rows.jsonl")
+    rows = output / ("rows-{}of{}.jsonl".format(*args.shard) if args.shard else name)
     done = {(row["item"], row["method"]) for row in gather_rows(output)}
     for pair in tqdm(mine, "items", disable=None):
         for method in args.methods:
@@ -197,13 +197,15 @@ def report(bench, pairs: list) -> None:
 
     args, output = bench.args, bench.output
     found = {(row["item"], row["method"]): row for row in gather_rows(output)}
-    rows = [found[pair.id, method] for pair in pairs for method in args.methods]
+    others = dict.fromkeys(method for _, method in found if method not in METHOD_NAMES)  # of eval.pretrained_exemplar
+    methods = [*args.methods, *(m for m in others if all((pair.id, m) in found for pair in pairs))]
+    rows = [found[pair.id, method] for pair in pairs for method in methods]
     summary = tables.summarise(rows)["overall"]
-    for method, scores in frechet(bench, pairs).items():
+    for method, scores in frechet(bench, pairs, methods).items():
         summary[method] |= scores
     tables.write_csv(output / "results.csv", rows)
     write_json(output / "results.json", summary)
-    columns = ["source", "exemplar_1", "map", *args.methods]
+    columns = ["source", "exemplar_1", "map", *methods]
     sheet = [[load_image(output / "pictures" / pair.id / f"{name}.png") for name in columns] for pair in pairs[:12]]
     save_png(output / "grid.png", grid(sheet, [pair.kind or pair.id for pair in pairs[:12]], columns))
     print(tables.overall_table(summary), end="\n\n")
@@ -218,11 +220,11 @@ def report(bench, pairs: list) -> None:
     if args.user_study:
         from pixels.study import write_study
 
-        print(f"open {write_study(output, pairs, args.methods, args.seed)}")
+        print(f"open {write_study(output, pairs, methods, args.seed)}")
     print(f"{len(rows)} rows; everything in {output}, pictures in {output / 'grid.png'}")
 
 
-def frechet(bench, pairs: list) -> dict[str, dict]:
+def frechet(bench, pairs: list, methods: list[str]) -> dict[str, dict]:
     """{method: {"FID (encoder)": …}} of the edited pictures against the sources themselves, in every embedder of eyes.
 
     A single value of a set has no interval over items; n is the number of pictures."""
@@ -238,10 +240,10 @@ def frechet(bench, pairs: list) -> dict[str, dict]:
         places = (bench.output / "pictures" / pair.id / f"{name}.png" for pair in pairs)
         return torch.cat([embedder.embed(to_tensor(load_image(place))) for place in places])
 
-    result: dict[str, dict] = {method: {} for method in bench.args.methods}
+    result: dict[str, dict] = {method: {} for method in methods}
     for embedder in bench.eyes.fid:
         reference = features(embedder, "source")
-        for method in bench.args.methods:
+        for method in methods:
             score = frechet_distance(reference, features(embedder, method), embedder.label)
             result[method][score.key] = {"mean": score.value, "low": score.value, "high": score.value, "n": score.n}
     return result

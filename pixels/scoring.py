@@ -48,7 +48,7 @@ class Bench:
             changes["prompt"] = loaded["prompt"]
         of_surgery = {name: changes.pop(name) for name in list(changes) if name in Surgery.__dataclass_fields__}
         surgery, generator = replace(self.surgery, **of_surgery), torch.Generator().manual_seed(self.args.seed)
-        backbone = self.bind(loaded, **changes)
+        backbone = self.bind(loaded, **changes) if self.model else None  # a method may bring a model of its own
         return self.methods[method](backbone, loaded["source"], loaded["exemplars"], loaded["maps"], surgery, generator)
 
 

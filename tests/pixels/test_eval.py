@@ -2,19 +2,18 @@
 
 import csv
 import json
-import shutil
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from common.encoders import Embedder
 from common.runs import InputError, read_rows, write_json
 from pixels import eval as pixels_eval
 from pixels import experiments, scoring, study, tables
 from pixels.baselines import METHODS
 from pixels.overhead import added_bytes
+from tests.pixels.tiny_models import few_numbers, write_eyes
 from tests.tiny_encoders import pictures
 
 
@@ -38,17 +37,13 @@ def dataset(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def eyes(encoders, tmp_path_factory):
-    """The folder that --metric_encoders takes, and an Inception of a few numbers in place of the real one."""
-    folder = tmp_path_factory.mktemp("eyes")
-    shutil.copytree(encoders / "clip-vit-large-patch14", folder / "clip-vit-base-patch32")
-    shutil.copy(encoders / "squeezenet1_1-b8a52dc0.pth", folder)
-    return folder
+    """The folder that --metric_encoders takes."""
+    return write_eyes(encoders, tmp_path_factory.mktemp("eyes"))
 
 
 @pytest.fixture
 def run(tiny_folder, dataset, eyes, capsys, monkeypatch):
-    monkeypatch.setattr(scoring.encoders, "load_inception",
-                        lambda *where: Embedder("inception", lambda x: x[..., ::32, ::32].flatten(1)))  # fmt: skip
+    monkeypatch.setattr(scoring.encoders, "load_inception", lambda *where: few_numbers())
 
     def run(output, *flags):
         pixels_eval.main(["--pretrained_model_name_or_path", str(tiny_folder), "--dataset", str(dataset),

@@ -4,6 +4,7 @@ Classes, file names, configuration and schedulers are those of the published fol
 """
 
 import json
+import shutil
 from pathlib import Path
 
 import torch
@@ -27,6 +28,7 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
+from common.encoders import Embedder
 from tests.tiny import tiny_sd, tiny_sdxl, tiny_tokenizer
 
 LATENT = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
@@ -129,3 +131,15 @@ def write_kandinsky(folder: Path) -> tuple[Path, Path]:
     decoder.save_pretrained(folder / "decoder")
     pipe_prior.save_pretrained(folder / "prior")
     return folder / "decoder", folder / "prior"
+
+
+def write_eyes(encoders: Path, folder: Path) -> Path:
+    """What pixels.eval --metric_encoders takes, from the folder of small PIE-Bench encoders."""
+    shutil.copytree(encoders / "clip-vit-large-patch14", folder / "clip-vit-base-patch32")
+    shutil.copy(encoders / "squeezenet1_1-b8a52dc0.pth", folder)
+    return folder
+
+
+def few_numbers() -> Embedder:
+    """In place of Inception: every 32nd pixel."""
+    return Embedder("inception", lambda pictures: pictures[..., ::32, ::32].flatten(1))
