@@ -1,6 +1,6 @@
-"""Speed and memory: inversions side by side, and our DDIM sampling against diffusers' own pipeline.
+"""Speed and memory: inversions side by side, our DDIM sampling and latent surgery against diffusers' own pipelines.
 
-    python -m eval.bench --items 3
+python -m eval.bench --items 3
 """
 
 import argparse
@@ -42,7 +42,7 @@ def residual(pipe, schedule, inversion, cond) -> float:
     """How far a trajectory is from fixed points: mean over steps of the loss of Eq. 4 as released (SPDInv)."""
     import torch
 
-    from spdinv.inversions.spd import f_theta, mean_square
+    from spdinv.inversions.residual import f_theta, mean_square
 
     found = []
     with torch.no_grad():
@@ -131,6 +131,28 @@ def bench_sampling(pipe, args: argparse.Namespace) -> list[dict]:
     return rows[1:]
 
 
+def bench_surgery(pipe, args: argparse.Namespace) -> list[dict]:
+    """Latent surgery (PIXELS) and diffusers' img2img of the same strength, loops alone, in turn; one row per pair."""
+    import torch
+    from diffusers import StableDiffusionPipeline
+
+    from common.pipelines import native_resolution
+    from pixels.backbones import Model
+    from pixels.edit_map import gradient
+    from pixels.options import Sampling
+    from pixels.overhead import paired_runs
+    from pixels.scoring import Bench
+    from pixels.surgery import Surgery
+
+    side = native_resolution(pipe)
+    source, exemplar = torch.rand(2, 1, 3, side, side, generator=torch.Generator().manual_seed(0))
+    loaded = {"source": source, "exemplars": [exemplar], "maps": [gradient((side, side))]}
+    model = Model("sd" if isinstance(pipe, StableDiffusionPipeline) else "sdxl", pipe, pipe.scheduler)
+    told = Sampling("", "", args.guidance_scale, args.num_inference_steps, strength=0.5)
+    bench = Bench(argparse.Namespace(seed=0), model, (side, side), told, Surgery(), None, Path(args.output_dir))
+    return paired_runs(bench, loaded, args.repeats)
+
+
 def summary(rows: list[dict], solvers: list[str]) -> str:
     """Means per solver; seconds with the paired difference to the first solver."""
     from spdinv.tables import by, text_table
@@ -168,8 +190,15 @@ def main(argv: list[str] | None = None) -> None:
             f"ours {ours:.3f} s, diffusers {theirs:.3f} s; ours {mean:+.1f} % [{low:+.1f}, {high:+.1f}]; "
             f"largest difference of latents {max(row['largest_difference'] for row in sampling):.1e}"
         )
+    surgery = bench_surgery(pipe, args)
+    relative = [row["ours_seconds"] / row["theirs_seconds"] - 1 for row in surgery]
+    mean, low, high = (100 * value for value in paired_bootstrap(relative, [0.0] * len(relative)))
+    print(
+        f"Latent surgery, half of {args.num_inference_steps} steps, {len(surgery)} pairs: {mean:+.1f} % "
+        f"[{low:+.1f}, {high:+.1f}] against diffusers' img2img"
+    )
     output = Path(args.output_dir)
-    write_json(output / "bench.json", {"inversions": inversions, "sampling": sampling})
+    write_json(output / "bench.json", {"inversions": inversions, "sampling": sampling, "surgery": surgery})
     write_config(output, args)
     print(f"written to {output / 'bench.json'}")
 

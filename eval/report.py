@@ -16,6 +16,7 @@ import jinja2
 from PIL import Image
 
 from common.images import load_image
+from common.metrics import PIE_SCORES
 from common.runs import atomic_path
 from eval import plots
 from eval.claims import FAILS, HOLDS, UNDECIDED, Finding, findings
@@ -128,7 +129,7 @@ def published_view(track: Track) -> dict[str, Any] | None:
     if not track.published:
         return None
     table = published_table(track.published)
-    columns = [measure(f"{name}/pie_official" if "seconds" not in name else name) for name in table["columns"]]
+    columns = [measure(f"{name}/pie_official" if name in PIE_SCORES else name) for name in table["columns"]]
     by_column = zip(*(row["values"] for row in table["rows"]), strict=True)
     printed = zip(*map(as_printed, by_column), strict=True)
     lines = [

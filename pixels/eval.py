@@ -210,9 +210,9 @@ def report(bench, pairs: list) -> None:
     save_png(output / "grid.png", grid(sheet, [pair.kind or pair.id for pair in pairs[:12]], columns))
     print(tables.overall_table(summary), end="\n\n")
     if args.figure in ("7", "10"):
-        from pixels.experiments import threshold_areas
+        from pixels.experiments import threshold_areas, threshold_changes
 
-        print(threshold_areas(bench), end="\n\n")
+        print(threshold_areas(bench), threshold_changes(rows), sep="\n\n", end="\n\n")
     if args.table:
         dataset = "picturebook" if args.dataset == "picturebook" else Path(args.dataset).name
         measured_on = f"measured: {dataset}, {Path(args.metric_encoders).name} encoders"

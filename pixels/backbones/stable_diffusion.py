@@ -37,7 +37,7 @@ def bind_stable_diffusion(
     hand_over = round(training_steps - refiner_start * training_steps) if len(model.stages) > 1 else 0
 
     def predict(z: Tensor, t: Tensor) -> Tensor:
-        stage = 1 if t < hand_over else 0
+        stage = 1 if hand_over and t < hand_over else 0  # asked only with two stages: a GPU waits for the answer
         unet, batch = model.stages[stage].unet, batches[stage]
         z = model.scheduler.scale_model_input(torch.cat([z, z]) if guided else z, t)
         output = unet(z, t, encoder_hidden_states=batch.embeds, added_cond_kwargs=batch.added, return_dict=False)[0]

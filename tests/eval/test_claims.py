@@ -11,7 +11,7 @@ from eval.claims import FAILS, HOLDS, UNDECIDED, findings, verdict
 from eval.compare import TRACKS
 from eval.measures import Interval, measure
 from spdinv.tables import published_table
-from tests.eval.conftest import METHODS, pairs
+from tests.eval.conftest import pairs
 
 CLAIMS = tomllib.loads(claims.CLAIMS.read_text())
 UP, DOWN, ROUND_ZERO = Interval(2, 1, 3, 40), Interval(-2, -3, -1, 40), Interval(0.1, -1, 1.2, 40)

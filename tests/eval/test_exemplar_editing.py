@@ -157,7 +157,7 @@ def test_paint_by_example_loads_from_a_folder_as_published(tmp_path):
     torch.manual_seed(0)
     unet = UNet2DConditionModel.from_config(dict(tiny.unet.config) | {"in_channels": 9})
     vision = CLIPVisionConfig(hidden_size=32, intermediate_size=32, num_hidden_layers=5, num_attention_heads=2,
-                              image_size=32, patch_size=16)  # fmt: skip
+                              image_size=32, patch_size=16, projection_dim=32)  # fmt: skip
     pipe = PaintByExamplePipeline(
         vae=tiny.vae, image_encoder=PaintByExampleImageEncoder(vision, proj_size=32), unet=unet,
         scheduler=PNDMScheduler(skip_prk_steps=True), safety_checker=None,

@@ -169,6 +169,9 @@ def test_figure_7_compares_the_thresholds(run, tmp_path):
         "pixels",
         *(f"pixels_{n}" for n in ("quadratic", "cubic", "log", "sigmoid")),
     ]
+    row = next(line.split() for line in printed.splitlines() if line.startswith("log ") and "[" in line)
+    gaps = [r["metrics"]["mse_grey"] for r in rows if r["method"] in ("pixels", "pixels_log")]
+    assert float(row[1]) == pytest.approx(1e4 * (gaps[1] - gaps[0]), abs=0.01) and row[-1] == "more"
     areas = {line.split()[0]: line.split()[1] for line in printed.splitlines() if line.startswith(("linear", "log"))}
     assert areas["linear"] == "0.3333"  # three of four steps
 
