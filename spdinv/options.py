@@ -86,8 +86,8 @@ def add_model_flags(parser: argparse.ArgumentParser, output_dir: str) -> None:
     add("--print_config", action="store_true", help="print what all flags resolve to, and stop")  # fmt: skip
     custom = parser.add_argument_group("customised models (paper, Sec. 3.3)")
     add = custom.add_argument
-    add("--adapter", nargs="+", metavar="PATH", help="LoRA, Custom Diffusion or Textual Inversion: files, or the folder "
-        "of a training; several act together")  # fmt: skip
+    add("--adapter", nargs="+", metavar="PATH",
+        help="LoRA, Custom Diffusion or Textual Inversion: files, or folders of trainings, all together")  # fmt: skip
     add("--elite", metavar="PATH", help=f"ELITE's global_mapper.pt: {PLACEHOLDER} in a prompt is then the subject of a "
         "picture")  # fmt: skip
     add("--reference_image_path", help="the subject's picture; the edited one by default (as released)")
@@ -95,7 +95,7 @@ def add_model_flags(parser: argparse.ArgumentParser, output_dir: str) -> None:
         "--elite_token_index", choices=(*"01234", "full"), default="0", help="which of ELITE's five words (released: 0)"
     )
     add("--elite_key_values", action=argparse.BooleanOptionalAction, default=False,
-        help="use ELITE's trained keys and values too; the released SPDInv loads them and leaves them unused")  # fmt: skip
+        help="use ELITE's trained keys and values too; the released SPDInv loads and bypasses them")  # fmt: skip
     add("--elite_clip", default="openai/clip-vit-large-patch14", help="CLIP whose vision tower ELITE's mapper reads")
 
 
@@ -120,8 +120,9 @@ def add_method_flags(parser: argparse.ArgumentParser) -> None:
 def add_inversion_flags(parser: argparse.ArgumentParser) -> None:
     """A group for each inversion that has settings; defaults are the published ones (README.md says where from)."""
     add = parser.add_argument_group("inversion spd (paper, Alg. 1)").add_argument
-    add("--solver", choices=("adamw", "sgd"), default="adamw",
-        help="adamw: the released code; sgd: the paper's formula")  # fmt: skip
+    add("--solver", choices=("adamw", "sgd", "descent", "anderson"), default="adamw",
+        help="adamw: the released code; sgd: the paper's formula; descent: fewer evaluations, step lengths of its own; "
+        "anderson: no gradient")  # fmt: skip
     add("--spd_rounds", type=number(int, 0), default=25, help="K (paper, Sec. 4.4); 0 is DDIM inversion")
     add("--spd_learning_rate", type=number(float, 0), default=1e-3, help="eta (paper, Sec. 4.4)")
     add("--spd_threshold", type=number(float, 0), default=5e-6, help="delta (paper, Sec. 4.4); 0 never stops early")

@@ -7,6 +7,8 @@ never uses them: its Prompt-to-Prompt attends with the base model's. Both ways a
 use_key_values.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,3 +101,14 @@ def use_key_values(pipe: DiffusionPipeline, elite: Elite, path: str | Path) -> N
     if missing := sorted(set(places.values()) - elite.weights.keys()):
         raise InputError(f"{path} was made for another UNet: it lacks {missing[0]}")
     replace_weights(pipe.unet, {own: elite.weights[theirs] for own, theirs in places.items()}, Path(path))
+
+
+@contextmanager
+def trained_key_values(pipe: DiffusionPipeline, elite: Elite, path: str | Path) -> Iterator[None]:
+    """use_key_values within this context only."""
+    before = {name: value.clone() for name, value in pipe.unet.named_parameters() if ".attn2.to_" in name}
+    use_key_values(pipe, elite, path)
+    try:
+        yield
+    finally:
+        replace_weights(pipe.unet, before, Path(path))

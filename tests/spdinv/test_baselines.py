@@ -1,21 +1,27 @@
 """Table 2's baselines against naive readings: loops with diffusers' schedulers, sums by published key names."""
 
+import json
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import (
     DDIMScheduler,
     EulerAncestralDiscreteScheduler,
+    LMSDiscreteScheduler,
     StableDiffusionInstructPix2PixPipeline,
     UNet2DConditionModel,
     UNet2DModel,
 )
 
 from common.encoders import load_clip
-from common.runs import InputError
-from spdinv.baselines import blended_diffusion, guided_diffusion, instruct_pix2pix
+from common.images import load_image, to_pil, to_tensor
+from common.pipelines import load_pipeline
+from common.runs import InputError, read_rows
+from spdinv import eval as spdinv_eval
+from spdinv.baselines import blended_diffusion, from_noise, guided_diffusion, instruct_pix2pix
 from tests.tiny import tiny_sd
 from tests.tiny_encoders import pictures, write_encoders
 
@@ -366,3 +372,68 @@ def test_instruct_pix2pix(instruct_folder):
 def test_other_models_are_not_instruct_pix2pix(tiny_folder):
     with pytest.raises(InputError, match="supported are StableDiffusionInstructPix2PixPipeline"):
         instruct_pix2pix.load_instruct_pix2pix(tiny_folder)
+
+
+# ------------------------------------------------------------------------------------------ from noise, and in eval
+
+
+@torch.no_grad()
+def test_from_noise_is_the_pipeline_with_the_published_sampler(pipe):
+    scheduler = LMSDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    parts = {**pipe.components, "scheduler": scheduler, "requires_safety_checker": False}
+    theirs = type(pipe)(**parts)
+    theirs.set_progress_bar_config(disable=True)
+    noise = torch.randn(1, 4, 16, 16, generator=torch.manual_seed(3))
+    expected = theirs(PROMPT, num_inference_steps=5, guidance_scale=5.0, latents=noise, output_type="pt").images
+    drawn = from_noise.draw(pipe, PROMPT, 5, 5.0, seed=3)
+    torch.testing.assert_close(drawn, torch.as_tensor(expected), rtol=1e-3, atol=1e-3)
+
+
+def test_eval_runs_a_baseline_beside_the_methods(benchmark, tiny_folder, encoders, tmp_path, capsys):
+    flags = ["--dataset", str(benchmark), "--pretrained_model_name_or_path", str(tiny_folder), "--metric_encoders",
+             str(encoders), "--output_dir", str(tmp_path), "--limit", "1", "--inversions", "ddim", "--engines", "p2p",
+             "--num_inference_steps", "2", "--baselines", "blended_latents"]  # fmt: skip
+    spdinv_eval.main(flags)
+    rows = {row["method"]: row for row in read_rows(tmp_path / "rows.jsonl")}
+    assert set(rows) == {"ddim+p2p", "blended_latents"}
+    metrics = rows["blended_latents"]["metrics"]
+    assert metrics["psnr/pie_official"] > 0 and "psnr_reconstruction" not in metrics
+    assert "blended_latents" in capsys.readouterr().out
+
+    item = rows["blended_latents"]["item"]
+    source = to_tensor(load_image(tmp_path / "pictures" / item / "source.png"))
+    mask = torch.zeros(1, 1, 64, 64).flatten(2)
+    mask[..., 10 * 64 : 30 * 64] = 1  # as the benchmark marks its first item
+    pipe, prompt = load_pipeline(tiny_folder), "a blue cat on grass"
+    expected = to_pil(blended_diffusion.edit_latents(pipe, source, mask.reshape(1, 1, 64, 64), prompt))
+    assert np.array_equal(load_image(tmp_path / "pictures" / item / "blended_latents.png"), expected)
+    spdinv_eval.main(flags)  # skips what is done
+    assert len(read_rows(tmp_path / "rows.jsonl")) == 2
+
+
+def test_table_2_runs_the_baselines_that_have_their_models(tmp_path, capsys):
+    (tmp_path / "x.pt").touch()
+    flags = ["--table", "2", "--print_config", "--baselines", "blended_diffusion", "--unconditional_model"]
+    spdinv_eval.main([*flags, str(tmp_path / "x.pt")])
+    (rows,) = json.loads(capsys.readouterr().out)["rows"].values()
+    assert [(row["row"], row["name"], "needs" in row) for row in rows[:3]] == [
+        ("BlendDM", "blended_diffusion", False),
+        ("InstructP2P", "instruct_pix2pix", True),
+        ("ELITE", "elite", True),
+    ]
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--baselines", "blended_diffusion"], "give --unconditional_model"),
+        (["--baselines", "blended_diffusion", "--unconditional_model", "/no/such/place"], "does not exist"),
+        (["--baselines", "elite"], "give --elite"),
+        (["--baselines", "blended_latents", "--experiment", "noise_gap"], "leave out --baselines"),
+        (["--baselines", "magic"], "invalid choice"),
+    ],
+)
+def test_wrong_flags(capsys, flags, message):
+    with pytest.raises(SystemExit) as stop:
+        spdinv_eval.main(flags)
+    assert stop.value.code == 2 and message in capsys.readouterr().err
