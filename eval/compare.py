@@ -1,7 +1,7 @@
 """Every method side by side on the same pictures, and one page that shows it all.
 
-    python -m eval.compare                      runs what is missing, writes outputs/compare/index.html
-    python -m eval.compare --table spdinv:1     prints a whole published table with the measured rows in it
+python -m eval.compare                      runs what is missing, writes outputs/compare/index.html
+python -m eval.compare --table spdinv:1     prints a whole published table with the measured rows in it
 """
 
 import argparse
@@ -60,7 +60,8 @@ def print_table(name: str, output: Path) -> None:
               (RESULTS / f"{track}.jsonl", RESULTS / f"{track}.json")]  # fmt: skip
     rows, config = next(((read_rows(r), read_json(c)) for r, c in places if read_rows(r)), ([], {}))
     measured_on = f"measured: {Path(config.get('dataset', '')).name}, {config.get('metric_encoders')} encoders"
-    print(tables.beside_published(number, tables.summarise(rows)["overall"], measured_on))
+    summary = tables.summarise(rows)["overall"]
+    print(tables.beside_published(number, {measured_on: tables.of_methods(number, summary)}))
     if not rows:
         print("\nNothing was measured yet: python -m eval.compare runs it.")
 

@@ -1,4 +1,4 @@
-"""Track "text-driven editing": every inversion under Prompt-to-Prompt, on items in PIE-Bench's format."""
+"""Track "text-driven editing": inversions and engines, on items in PIE-Bench's format."""
 
 import argparse
 import shlex
@@ -11,23 +11,40 @@ from eval.track import Item, Picture, Run, Track, date_of, earlier_results
 from spdinv import eval as spdinv_eval
 
 NAME = "text_editing"
-METHODS = {"ddim+p2p": "DDIM + P2P", "spd+p2p": "SPDInv + P2P"}
+RUN = ("ddim+p2p", "spd+p2p")  # what this track runs by itself
+# What it shows: these two, and whatever spdinv.eval has already run in the same folder (--table 1). In the order of the
+# paper's Table 1, but for the baseline first and the paper's own last.
+METHODS = {
+    "ddim+p2p": "DDIM + P2P", "null_text+p2p": "NTI + P2P", "negative_prompt+p2p": "NPI + P2P",
+    "aidi+p2p": "AIDI + P2P", "nmg+p2p": "NMG + P2P", "direct+p2p": "DirectINV + P2P",
+    "proximal+p2p": "ProxEdit + P2P", "spd+p2p@as_released": "SPDInv + P2P, as released",
+    "ddim+masactrl": "DDIM + MasaCtrl", "nmg+masactrl": "NMG + MasaCtrl", "direct+masactrl": "DirectINV + MasaCtrl",
+    "aidi+masactrl": "AIDI + MasaCtrl", "spd+masactrl": "SPDInv + MasaCtrl",
+    "spd+masactrl@as_released": "SPDInv + MasaCtrl, as released",
+    "ddim+pnp": "DDIM + PnP", "direct+pnp": "DirectINV + PnP", "aidi+pnp": "AIDI + PnP", "spd+pnp": "SPDInv + PnP",
+    "spd+pnp@as_released": "SPDInv + PnP, as released",
+    "spd+p2p": "SPDInv + P2P",
+}  # fmt: skip
 COLUMNS = [
     "edit_success", "psnr_truth", "lpips_truth", "clip_whole/pie_official",
     "structure/pie_official", "psnr/pie_official", "lpips/pie_official", "mse/pie_official", "ssim/pie_official",
     "psnr_reconstruction", "seconds", "peak_memory_mb",
 ]  # fmt: skip
 NOTES = [
-    "Both rows share everything but the inversion: no negative-prompt embedding, proximal threshold or inversion "
-    "guidance, which the released SPDInv adds to its own runs and the paper does not name.",
+    "Rows of one engine share everything but the inversion: no negative-prompt embedding, proximal threshold, "
+    "inversion guidance or colour fix, which the released SPDInv adds to its own runs and the paper does not name; "
+    "rows called as released have them.",
     "Scores of the background follow PIE-Bench's published protocol (pie_official) with its quirks; the same scores "
     "averaged over the unedited region alone (pie_corrected) are under All scores.",
 ]
 
 
-def command(args: argparse.Namespace, inversions: list[str]) -> list[str]:
-    """The arguments of spdinv.eval for these inversions; flags left at None stay at its defaults."""
+def command(args: argparse.Namespace, *methods: str) -> list[str]:
+    """The arguments of spdinv.eval for methods of one engine and preset; flags left at None stay at its defaults."""
+    pairs, presets = zip(*(name.partition("@")[::2] for name in methods), strict=True)
+    inversions, engines = zip(*(pair.split("+") for pair in pairs), strict=True)
     given = {
+        "preset": presets[0] or None,
         "pretrained_model_name_or_path": args.pretrained_model_name_or_path,
         "dataset": args.dataset,
         "limit": args.items,
@@ -38,7 +55,7 @@ def command(args: argparse.Namespace, inversions: list[str]) -> list[str]:
         "output_dir": str(Path(args.output_dir) / NAME),
     }
     flags = [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
-    return ["--inversions", *inversions, "--engines", "p2p", *flags]
+    return ["--inversions", *inversions, "--engines", engines[0], *flags]
 
 
 def run(args: argparse.Namespace) -> Track:
@@ -46,15 +63,16 @@ def run(args: argparse.Namespace) -> Track:
 
     args: the flags of eval.compare. InputError or SystemExit(2), with a sentence, for input that spdinv.eval refuses.
     """
-    methods, inversions = METHODS, [name.removesuffix("+p2p") for name in METHODS]
     output = Path(args.output_dir) / NAME
-    settings = spdinv_eval.parse(command(args, inversions))
-    spdinv_eval.check_same_settings(output, settings)
+    settings = spdinv_eval.parse(command(args, *RUN))
+    spdinv_eval.check_same_settings(output, settings, spdinv_eval.methods_of(settings))
     folder = spdinv_eval.find_dataset(settings)
     items = spdinv_eval.read_items(folder, settings)
     wanted = {item.id for item in items}
-    if not all(wanted <= done_items(output / "rows.jsonl", method) for method in methods):  # else no model is loaded
-        spdinv_eval.main(command(args, inversions))
+    done = {name for name in METHODS if wanted <= done_items(output / "rows.jsonl", name)}
+    if not done.issuperset(RUN):  # else no model is loaded
+        spdinv_eval.main(command(args, *RUN))
+    methods = {name: shown for name, shown in METHODS.items() if name in done.union(RUN)}
     config = read_json(output / "config.json")
     rows = [row for row in read_rows(output / "rows.jsonl") if row["item"] in wanted and row["method"] in methods]
     config["date"] = date_of(output / "rows.jsonl")
@@ -62,16 +80,13 @@ def run(args: argparse.Namespace) -> Track:
         name=NAME,
         title="Text-driven editing",
         about="A picture is inverted to the noise that would have made it, and drawn again with a changed prompt. "
-        "Both methods edit with Prompt-to-Prompt and differ in the inversion alone: DDIM inversion reads the sampler "
+        "Methods of one engine differ in the inversion alone: DDIM inversion reads the sampler "
         "backwards; SPDInv searches at every step for the fixed point that makes the reading exact.",
         methods=methods,
         columns=COLUMNS,
         runs=[Run("this run", rows, config), *earlier_results(NAME, config)],
         items=[shown(item, folder, output, rows, methods) for item in items],
-        commands={
-            name: "python -m spdinv.eval " + shlex.join(command(args, [inversion]))
-            for name, inversion in zip(methods, inversions, strict=True)
-        },
+        commands={name: "python -m spdinv.eval " + shlex.join(command(args, name)) for name in methods},
         papers={
             "Source Prompt Disentangled Inversion for Boosting Image Editability with Diffusion Models (ECCV 2024)":
                 "https://arxiv.org/abs/2403.11105",

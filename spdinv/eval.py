@@ -1,14 +1,17 @@
 """Run inversions and engines over a PIE-Bench folder, and print what they score beside the paper's tables.
 
-    python -m spdinv.eval --inversions ddim spd --engines p2p --table 1
+    python -m spdinv.eval --inversions ddim spd --engines p2p
+    python -m spdinv.eval --table 1                           all rows of Table 1
+    python -m spdinv.eval --experiment noise_gap              what the paper argues beside its tables
 
 An interrupted run goes on where it stopped: start it again with the same flags.
 """
 
 import argparse
+import importlib
 import json
-import logging
-from dataclasses import asdict, replace
+import sys
+from dataclasses import asdict
 from pathlib import Path
 
 from common.runs import (
@@ -16,21 +19,24 @@ from common.runs import (
     append_row,
     done_items,
     make_parser,
-    measure,
     read_json,
     read_rows,
     script,
     write_config,
     write_json,
 )
-from spdinv import options
+from spdinv import options, presets, rows
+from spdinv.baselines import run as baselines
+from spdinv.experiments import EXPERIMENTS
+from spdinv.flags import number
+from spdinv.items import find_dataset, read_items, run_item
+from spdinv.published import published_table
 
-log = logging.getLogger(__name__)
-
-EQUALIZER = 2.0  # PIE-Bench's factor on the blended word of the target prompt
-TABLES = ("1",)  # the published tables that the inversions and engines of this folder can fill
-# What may change from run to run in one folder; --full has the quick subset's items among its own.
-FREE = {"full", "inversions", "engines", "edit_types", "limit", "table", "device", "output_dir", "print_config"}
+TABLES = ("1", "2", "3", "s1", "s2")
+# What all rows of one folder have in common, beside the settings of each method; --full has the quick subset's items
+# among its own.
+SAME = ("pretrained_model_name_or_path", "dataset", "split", "metric_encoders", "resolution", "mixed_precision", "seed",
+        "elite_token_index", "elite_key_values", "reference_image_path")  # fmt: skip
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -44,181 +50,175 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     add("--split", choices=("test", "validation"), default="test", help="of the picturebook; tune on validation only")
     add("--full", action="store_true", help="all items of the picturebook's benchmark, not the quick subset")
-    add("--inversions", nargs="+", choices=options.INVERSION_NAMES, default=["ddim", "spd"], help="each is run")
-    add("--engines", nargs="+", choices=options.ENGINE_NAMES[1:], default=["p2p"], help="each is run")
-    add("--edit_types", nargs="+", choices=list("0123456789"), help="PIE-Bench edit types; all by default")
-    add("--limit", type=options.number(int, 1), help="take only so many items")
-    add("--table", choices=TABLES, help="print the measured rows inside this table of the paper")
+    add("--inversions", nargs="+", choices=options.INVERSION_NAMES, help="each is run; ddim and spd by default, and of "
+        "a table all that it has")  # fmt: skip
+    add("--engines", nargs="+", choices=options.ENGINE_NAMES[1:], help="each is run; p2p by default, and of a table "
+        "all that it has")  # fmt: skip
+    add("--edit_types", nargs="+", choices=list("0123456789"), help="PIE-Bench edit types; all by default, and 0 for "
+        "table 3, as published")  # fmt: skip
+    add("--limit", type=number(int, 1), help="take only so many items")
+    add("--table", choices=TABLES, help="run the rows of this table of the paper, and print them inside it")
+    add("--presets", nargs="+", choices=presets.PRESETS, help="run under each of these in place of --preset; of a "
+        "table, only rows with the paper's own inversion: no other was published with extras")  # fmt: skip
+    add("--factorial", action="store_true", help="run ddim and spd under p2p with every combination of extras (2 "
+        "inversions and 32 edits per item), and print how much each explains")  # fmt: skip
+    add("--experiment", choices=EXPERIMENTS, help="run this instead, in a folder of its own inside --output_dir; table "
+        "s1 is part of noise_gap")  # fmt: skip
+    add("--batch_size", type=number(int, 1), default=8, help="pictures inverted together by an experiment")
     add("--metric_encoders", help="picturebook, pie (those of the published tables), or a folder with copies of these; "
         "default: picturebook for the picturebook, pie for other models")  # fmt: skip
     options.add_method_flags(parser)
     options.add_model_flags(parser, output_dir="outputs/spdinv_eval")
+    baselines.add_flags(parser)
     args = options.parse(parser, argv)
     if args.dataset != "picturebook" and not (Path(args.dataset) / "mapping_file.json").is_file():
         raise InputError(f"--dataset {args.dataset} holds no mapping_file.json; give a PIE-Bench folder")
+    if args.table == "s1":
+        args.experiment = args.experiment or "noise_gap"
+    if args.experiment and (args.factorial or args.presets or args.table not in (None, "s1")):
+        raise InputError(f"--experiment {args.experiment} runs by itself: leave out --table, --presets and --factorial")
+    if args.experiment and baselines.chosen(args):
+        raise InputError("--baselines edit, and an experiment inverts: leave out --baselines or --experiment")
+    if args.experiment and args.inversion_steps:
+        raise InputError("--inversion_steps is for edits: an experiment compares level with level, so leave it out")
+    if args.table == "3" and not args.edit_types:
+        args.edit_types = ["0"]
+    args.presets = args.presets or [args.preset]
     if args.metric_encoders is None:
         on_picturebook = options.is_picturebook_folder(args.pretrained_model_name_or_path)
         args.metric_encoders = "picturebook" if on_picturebook else "pie"
+    methods = methods_of(args).values()
+    inversions, engines = (
+        [*dict.fromkeys(getattr(method, kind) for method in methods)] for kind in ("inversion", "engine")
+    )
+    options.check_inversion_flags(parser, argv, args, inversions)
+    presets.check(args, engines, inversions)
     return args
 
 
-def run_item(pipe, item, method, encoders, folder: Path | None = None, resolution: int | None = None, seed: int = 0):
-    """Edit one EditItem and score it.
-
-    Returns (row, pictures): a result row (common.runs), and {"source", "reconstruction", "edited"} as PIL pictures.
-    method: an editing.Method; PIE-Bench's words for LocalBlend and reweighting are put in here. encoders: see
-    common.metrics.load_encoders. folder: where the paths in item.extras start, for the true edit if there is one.
-    """
-    from common.images import center_crop_resize, load_image, to_pil, to_tensor
-    from common.pipelines import native_resolution
-    from spdinv.editing import edit_picture
-
-    image = center_crop_resize(load_image(item.image_path), resolution or native_resolution(pipe))
-    words = blended_words(pipe, item)
-    method = options.with_words(method, words, {words[1]: EQUALIZER} if words else None)
-    with measure() as cost:
-        edit = edit_picture(pipe, to_tensor(image).to(pipe.device), item.source_prompt, item.target_prompt, method)
-    pictures = {"source": image, "reconstruction": to_pil(edit.reconstruction), "edited": to_pil(edit.edited)}
-    row = {
-        "paper": "spdinv",
-        "method": method.name,
-        "item": item.id,
-        "edit_type": item.edit_type,
-        "seed": seed,
-        "metrics": {
-            **scores(item, pictures, encoders, folder),
-            "latent_mse": edit.latent_mse,
-            "rounds": edit.inversion.rounds.float().mean().item(),
-            "inversion_forward": edit.inversion.cost["forward"],
-            "inversion_backward": edit.inversion.cost["backward"],
-        },
-        "seconds": cost.seconds,
-        "inversion_seconds": edit.inversion.cost["seconds"],
-        "peak_memory_mb": cost.peak_memory_mb,
-        "blended_words": words,
-    }
-    return row, pictures
+def methods_of(args: argparse.Namespace) -> dict[str, options.Method]:
+    """Everything that is to be run, by name."""
+    if not args.experiment:
+        methods = rows.plan(args)
+        if not methods:
+            raise InputError(f"table {args.table} has no row with these --inversions and --engines; leave them out")
+        return methods
+    engines = args.engines or ["p2p"] if args.experiment == "premise" else ["none"]
+    return dict(
+        rows.named(args, inversion, engine)
+        for engine in engines
+        for inversion in args.inversions or ["ddim", rows.OWN]
+    )  # fmt: skip
 
 
-def blended_words(pipe, item) -> tuple[str, str] | None:
-    """The item's words for LocalBlend, or None, with a warning, where one of them is not in its prompt."""
-    from spdinv.engines.alignment import word_mask
-
-    if item.blended_words:
-        try:
-            word_mask(pipe.tokenizer, [item.source_prompt, item.target_prompt], item.blended_words)
-        except InputError as problem:
-            log.warning("item %s runs without LocalBlend and reweighting: %s", item.id, problem)
-            return None
-    return item.blended_words
-
-
-def scores(item, pictures: dict, encoders, folder: Path | None) -> dict[str, float]:
-    """All scores of one edit: on the picturebook edit success and nearness to the true edit first, then PIE-Bench's."""
-    import torch.nn.functional as F
-
-    from common.images import load_image, to_tensor
-    from common.metrics import PIE_PROTOCOLS, Score, lpips_distance, pie_scores, psnr
-
-    source, reconstruction, edited = (to_tensor(pictures[name]) for name in ("source", "reconstruction", "edited"))
-    result = {}
-    if "edit" in item.extras and source.shape[-2:] == item.mask_size:  # a picturebook item at its own size
-        from common.picturebook.benchmarks import edit_success
-
-        result["edit_success (picturebook)"] = float(edit_success(item, edited))
-        if folder:
-            truth = to_tensor(load_image(folder / item.extras["truth_path"]))
-            result["psnr_truth"] = psnr(truth, edited).item()
-            lpips = lpips_distance(truth, edited, encoders.lpips).item()
-            result[Score("lpips_truth", lpips, encoders.lpips.label).key] = lpips
-    side = min(item.mask_size)
-    top, left = ((length - side) // 2 for length in item.mask_size)  # its central square, as of the picture
-    mask = item.mask[None, None, top : top + side, left : left + side]
-    mask = F.interpolate(mask, source.shape[-2:])  # nearest; as it is where sizes agree
-    for protocol in PIE_PROTOCOLS:
-        result |= pie_scores(source, edited, mask, item.source_prompt, item.target_prompt, encoders, protocol)
-    result["psnr_reconstruction"] = psnr(source, reconstruction).item()
-    return result
+def config_at_paper_scale(args: argparse.Namespace, argv: list[str]) -> dict:
+    """What all flags resolve to. Of a table, every row with the paper's model and data, unless others were named."""
+    scale = published_table(args.table)["scale"] if args.table else {}
+    given = {word.split("=")[0].removeprefix("--") for word in argv}
+    scale = {name: value for name, value in scale.items() if name not in given}
+    flags = [word for name in ("pretrained_model_name_or_path", "metric_encoders") if name in scale
+             for word in (f"--{name}", scale[name])]  # fmt: skip
+    args = parse([*flags, *argv])
+    if args.table and not args.experiment:
+        found = {"rows": {preset: [row.config() for row in rows.table_rows(args, preset)] for preset in args.presets}}
+    else:
+        found = {"methods": {name: asdict(method) for name, method in methods_of(args).items()}}
+    return {**vars(args), **scale, **found}
 
 
-def find_dataset(args: argparse.Namespace) -> Path:
-    if args.dataset != "picturebook":
-        return Path(args.dataset)
-    from common.picturebook.benchmarks import ensure_pie_bench
-
-    return ensure_pie_bench(split=args.split, quick=not args.full)
-
-
-def read_items(folder: Path, args: argparse.Namespace) -> list:
-    """The items to run; the published one-pixel border of the masks is kept for 512-pixel masks only (on a picture of
-    64 pixels it would be 6 % of it)."""
-    from common.data import PIE_SIZE, read_pie_bench
-
-    items = read_pie_bench(folder, args.edit_types, args.limit)
-    return [item if item.mask_size == PIE_SIZE else replace(item, border=0) for item in items]
-
-
-def check_same_settings(output_dir: Path, args: argparse.Namespace) -> None:
-    """Raises InputError if the folder holds rows that were made with other settings."""
+def check_same_settings(output_dir: Path, args: argparse.Namespace, methods: dict[str, options.Method]) -> None:
+    """Raises InputError if the folder holds rows of other pictures, another model, or other settings of a method."""
     if not (output_dir / "rows.jsonl").exists():
         return
-    before = read_json(output_dir / "config.json")
-    changed = [name for name, value in vars(args).items() if name not in FREE and before.get(name) != value]
+    before, now = read_json(output_dir / "config.json"), vars(args)
+    changed = [(f"--{name}", before.get(name)) for name in SAME if before.get(name) != now[name]]
+    settings = json.loads(json.dumps({name: asdict(method) for name, method in methods.items()}))
+    for name in settings.keys() & before.get("methods", {}).keys():
+        then = before["methods"][name]
+        changed += [
+            (f"{key} of {name}", then.get(key)) for key in settings[name] if then.get(key) != settings[name][key]
+        ]
     if changed:
         raise InputError(
-            f"{output_dir} holds results with another --{changed[0]} ({before.get(changed[0])}); "
+            f"{output_dir} holds results with another {changed[0][0]} ({changed[0][1]}); "
             f"take the same one, or another --output_dir"
         )
 
 
+def keep_config(output_dir: Path, args: argparse.Namespace, methods: dict[str, options.Method]) -> None:
+    """config.json: the flags, and the settings of every method that the folder has rows of."""
+    path = output_dir / "config.json"
+    before = read_json(path).get("methods", {}) if path.exists() else {}
+    write_config(output_dir, args, methods={**before, **{name: asdict(method) for name, method in methods.items()}})
+
+
 @script
 def main(argv: list[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else argv
     args = parse(argv)
-    output = Path(args.output_dir)
-    pairs = dict.fromkeys((inversion, engine) for engine in args.engines for inversion in args.inversions)  # each once
-    methods = [options.method_of(args, *pair) for pair in pairs]
-    settings = {method.name: asdict(method) for method in methods}
     if args.print_config:
-        print(json.dumps({**vars(args), "methods": settings}, indent=2))
+        print(json.dumps(config_at_paper_scale(args, argv), indent=2))
         return
-    check_same_settings(output, args)
+    methods, others = methods_of(args), baselines.chosen(args)
+    output = Path(args.output_dir) / (args.experiment or "")
+    check_same_settings(output, args, methods | others)
 
     from tqdm import tqdm
 
     from common.encoders import load_encoders
-    from common.images import save_png
+    from common.images import load_image, save_png
 
     folder = find_dataset(args)
     items = read_items(folder, args)
-    pipe, resolution = options.load(args)
+    if args.elite and not any(options.PLACEHOLDER in item.target_prompt.split(" ") for item in items):
+        raise InputError(f"no target prompt of {folder} has the word {options.PLACEHOLDER}, ELITE's subject; put it in")
+    pipe, resolution = options.load(rows.changed(args, adapter=None, elite=None))
+    elite = None
+    if args.adapter or args.elite:
+        from spdinv.customised import customise, words_of
+        from spdinv.customised.elite import add_subject
+
+        elite = customise(pipe, args)
     encoders = load_encoders(args.metric_encoders, args.device)
-    write_config(output, args, methods=settings)
-    done = {name: done_items(output / "rows.jsonl", name) for name in settings}
+    keep_config(output, args, methods | others)
+    if args.experiment:
+        experiment = importlib.import_module(EXPERIMENTS[args.experiment])
+        experiment.run(args, methods, pipe, resolution, items, encoders, output)
+        return
+    draws = baselines.load(args, pipe, elite) if others else {}
+    done = {name: done_items(output / "rows.jsonl", name) for name in methods | others}
     for item in tqdm(items, "items", disable=None):
-        for method in methods:
-            if item.id in done[method.name]:
+        if elite and not args.reference_image_path:
+            add_subject(pipe, elite, load_image(item.image_path), words_of(args))
+        inverted: dict = {}
+        for name in methods | others:
+            if item.id in done[name]:
                 continue
-            row, pictures = run_item(pipe, item, method, encoders, folder, resolution, args.seed)
-            place = output / "pictures" / item.id
-            save_png(place / "source.png", pictures["source"])
-            save_png(place / f"{method.name}_reconstruction.png", pictures["reconstruction"])
-            save_png(place / f"{method.name}.png", pictures["edited"])
+            if name in methods:
+                row, pictures = run_item(
+                    pipe, item, methods[name], encoders, folder, resolution, args.seed, name, inverted
+                )
+            else:
+                draw = draws[name]
+                row, pictures = baselines.run_item(draw, name, pipe, item, encoders, folder, resolution, args.seed)
+            files = {"source": "source", "reconstruction": f"{name}_reconstruction", "edited": name}
+            for shown, picture in pictures.items():
+                save_png(output / "pictures" / item.id / f"{files[shown]}.png", picture)
             append_row(output / "rows.jsonl", row)
-    report(args, items, list(settings), "picturebook" if args.dataset == "picturebook" else folder.name)
+    report(args, items, list(methods | others), "picturebook" if args.dataset == "picturebook" else folder.name)
 
 
 def report(args: argparse.Namespace, items: list, methods: list[str], dataset: str) -> None:
     """results.csv, results.json and grid.png of the items and methods at hand, and the tables on the screen."""
     from common.images import grid, load_image, save_png
-    from spdinv import tables
+    from spdinv import claims, factorial, tables
 
     output = Path(args.output_dir)
     found = {(row["item"], row["method"]): row for row in read_rows(output / "rows.jsonl")}
-    rows = [found[item.id, method] for item in items for method in methods]
-    summary = tables.summarise(rows)
-    tables.write_csv(output / "results.csv", rows)
-    write_json(output / "results.json", summary)
-    columns = ["source", *methods]
+    measured = [found[item.id, method] for item in items for method in methods]
+    summary = tables.summarise(measured)
+    tables.write_csv(output / "results.csv", measured)
+    columns = ["source", *methods[:16]]
     sheet = [[load_image(output / "pictures" / item.id / f"{name}.png") for name in columns] for item in items[:12]]
     labels = [f"{item.source_prompt} -> {item.target_prompt}" for item in items[:12]]
     save_png(output / "grid.png", grid(sheet, labels, columns))
@@ -227,9 +227,21 @@ def report(args: argparse.Namespace, items: list, methods: list[str], dataset: s
     print(tables.edit_type_table(summary["by_edit_type"], wanted), end="\n\n")
     print(tables.overall_table(summary["overall"]), end="\n\n")
     if args.table:
-        measured_on = f"measured: {dataset}, {args.metric_encoders} encoders"
-        print(tables.beside_published(args.table, summary["overall"], measured_on), end="\n\n")
-    print(f"{len(rows)} rows; everything in {output}, pictures in {output / 'grid.png'}")
+        called = {preset: f"measured, {preset}: {dataset}, {args.metric_encoders} encoders" for preset in args.presets}
+        lines = rows.measured_lines(args, summary["overall"])
+        print(tables.beside_published(args.table, {called[preset]: lines[preset] for preset in called}), end="\n\n")
+        for row in rows.table_rows(args, args.preset):
+            if row.needs:
+                print(f"not run: {' '.join(row.label)} ({row.needs})")
+    summary["claims"] = claims.judge(measured, methods)
+    if summary["claims"]:
+        print(claims.claims_table(summary["claims"]), end="\n\n")
+    if args.factorial:
+        cells = {cell: name for cell, (name, _) in rows.factorial(args).items()}
+        summary["factorial"] = factorial.effects(measured, cells)
+        print(factorial.table(summary["factorial"]), end="\n\n")
+    write_json(output / "results.json", summary)
+    print(f"{len(measured)} rows; everything in {output}, pictures in {output / 'grid.png'}")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 import csv
 import io
 import math
-import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,7 @@ from typing import Any
 from common.data import EDIT_TYPES
 from common.metrics import PIE_SCORES, aggregate, parse_key
 from common.runs import COSTS, atomic_path, bootstrap_interval
-
-PUBLISHED = Path(__file__).parent / "published.toml"
-
-
-def published_table(name: str) -> dict[str, Any]:
-    """One table of published.toml: title, place, label_columns, columns, doubts, rows."""
-    return tomllib.loads(PUBLISHED.read_text(encoding="utf-8"))[name]
+from spdinv.published import published_table
 
 
 def intervals(rows: list[dict]) -> dict[str, dict[str, float]]:
@@ -93,8 +86,7 @@ def overall_table(summary: dict[str, dict]) -> str:
 
 def edit_type_table(summary: dict[str, dict[str, dict]], wanted: tuple[str, ...]) -> str:
     """Edit types and methods down, the metrics named in `wanted` across."""
-    keys = list(dict.fromkeys(k for kind in summary.values() for v in kind.values() for k in v))
-    keys = [key for name in wanted for key in keys if key == name or key.startswith(name + " (")]
+    keys = wanted_keys(list(dict.fromkeys(k for kind in summary.values() for v in kind.values() for k in v)), wanted)
     lines = [
         [f"{kind} {EDIT_TYPES[kind]}", method, *(cell(values.get(key)) for key in keys)]
         for kind, methods in summary.items()
@@ -103,19 +95,30 @@ def edit_type_table(summary: dict[str, dict[str, dict]], wanted: tuple[str, ...]
     return text_table([["edit type", "method", *keys], *lines])
 
 
-def beside_published(name: str, summary: dict[str, dict], measured_on: str) -> str:
-    """A whole published table, and under each row that was measured here our value of the same score.
+def wanted_keys(keys: list[str], wanted: tuple[str, ...]) -> list[str]:
+    """The keys of the wanted scores, whatever encoder they name: "lpips/pie_official (picturebook)"."""
+    return [key for name in wanted for key in keys if key == name or key.startswith(name + " (")]
 
-    Scores are those of protocol pie_official, multiplied as the paper multiplies them. measured_on: what the measured
-    lines are called; it says which pictures and encoders are behind them.
+
+def of_methods(name: str, summary: dict[str, dict]) -> list[dict | None]:
+    """For each row of a published table what was measured of the same method in its plain form, if anything."""
+    return [None if row.get("settings") else summary.get(row.get("method")) for row in published_table(name)["rows"]]
+
+
+def beside_published(name: str, measured: dict[str, list[dict | None]]) -> str:
+    """A whole published table, and under each row that was measured here our values of the same scores.
+
+    measured: what a measured line is called (it says which pictures and encoders are behind it), and for each row of
+    the table its intervals, or None. Scores are those of protocol pie_official, multiplied as the paper does.
     """
     table = published_table(name)
     lines = [[*table["label_columns"], "", *table["columns"]]]
-    for row in table["rows"]:
+    for number, row in enumerate(table["rows"]):
         lines.append([*row["label"], "published", *(f"{value:g}" for value in row["values"])])
-        if values := summary.get(row.get("method")):
-            ours = [cell(find(values, column), PIE_SCORES.get(column, ("", 1.0))[1]) for column in table["columns"]]
-            lines.append([*row["label"], measured_on, *ours])
+        for called, found in measured.items():
+            if values := found[number]:
+                ours = [cell(find(values, column), PIE_SCORES.get(column, ("", 1.0))[1]) for column in table["columns"]]
+                lines.append([*row["label"], called, *ours])
     doubts = "\n".join(f"- {doubt}" for doubt in table["doubts"])
     return (
         f"{table['title']}\n({table['place']})\n\n{text_table(lines)}\n\nDoubts about the published numbers:\n{doubts}"

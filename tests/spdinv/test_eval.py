@@ -12,7 +12,7 @@ from PIL import Image
 from common.data import EditItem, encode_mask
 from common.runs import make_parser, read_rows, write_json
 from spdinv import eval as spdinv_eval
-from spdinv import options, tables
+from spdinv import items, options, tables
 from spdinv.engines import ENGINES
 from spdinv.inversions import INVERSIONS
 from spdinv.inversions.spd import SOLVERS
@@ -24,10 +24,13 @@ def run(tiny_folder, benchmark, encoders, capsys):
     def run(output, *flags):
         spdinv_eval.main(["--pretrained_model_name_or_path", str(tiny_folder), "--dataset", str(benchmark),
                           "--metric_encoders", str(encoders), "--output_dir", str(output), "--device", "cpu",
-                          "--num_inference_steps", "2", "--spd_rounds", "2", *flags])  # fmt: skip
+                          "--num_inference_steps", "2", *flags])  # fmt: skip
         return capsys.readouterr()
 
     return run
+
+
+PAIR = ("--inversions", "ddim", "spd", "--engines", "p2p", "--spd_rounds", "2")
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +39,7 @@ def finished(tmp_path_factory):
 
 
 def test_rows_pictures_and_tables(run, finished):
-    shown = run(finished, "--table", "1").out
+    shown = run(finished, "--table", "1", *PAIR).out
     rows = read_rows(finished / "rows.jsonl")
     order = [(item, method) for item in "012" for method in ("ddim+p2p", "spd+p2p")]
     assert [(row["item"][-1], row["method"]) for row in rows] == order
@@ -64,13 +67,13 @@ def test_rows_pictures_and_tables(run, finished):
     published = [line for line in lines if "published" in line and line[0] in ("DDIM", "SPDInv", "NTI")]
     assert ["SPDInv", "P2P", "published", "8.81", "28.6", "36.01", "24.54", "86.23", "25.26", "27.04"] in published
     mse = summary["overall"]["ddim+p2p"]["mse/pie_official"]["mean"] * 1e4
-    assert any(line[:3] == ["DDIM", "P2P", "measured:"] and f"{mse:.4g}" in line for line in lines)
-    assert sum("measured:" in line for line in lines) == 2
+    assert any(line[:4] == ["DDIM", "P2P", "measured,", "inversion_only:"] and f"{mse:.4g}" in line for line in lines)
+    assert sum("measured," in line for line in lines) == 2
 
 
 def test_an_interrupted_run_goes_on_and_ends_in_the_same_bytes(run, finished, tmp_path, monkeypatch):
     if not finished.exists():
-        run(finished)
+        run(finished, *PAIR)
     original, calls = spdinv_eval.run_item, []
 
     def interrupted(*args, **kwargs):
@@ -81,31 +84,57 @@ def test_an_interrupted_run_goes_on_and_ends_in_the_same_bytes(run, finished, tm
 
     monkeypatch.setattr(spdinv_eval, "run_item", interrupted)
     with pytest.raises(SystemExit) as stop:
-        run(tmp_path / "out")
+        run(tmp_path / "out", *PAIR)
     assert stop.value.code == 130 and len(read_rows(tmp_path / "out" / "rows.jsonl")) == 3
     with open(tmp_path / "out" / "rows.jsonl", "a") as file:
         file.write('{"paper": "spdinv", "met')  # killed while writing
-    run(tmp_path / "out")
+    run(tmp_path / "out", *PAIR)
     assert len(calls) == 4 + 3
     for name in ("results.csv", "grid.png"):
         assert (tmp_path / "out" / name).read_bytes() == (finished / name).read_bytes()
-    run(tmp_path / "out")
+    run(tmp_path / "out", *PAIR)
     assert len(calls) == 7  # nothing left to do
 
 
 def test_limit_types_and_other_settings(run, tmp_path, capsys):
+    only_ddim = ("--inversions", "ddim", "--limit", "1")
     run(tmp_path / "out", "--edit_types", "6", "8", "--limit", "1", "--inversions", "ddim", "ddim")
     assert [row["edit_type"] for row in read_rows(tmp_path / "out" / "rows.jsonl")] == ["6"]
-    with pytest.raises(SystemExit) as stop:
-        run(tmp_path / "out", "--guidance_scale", "3", "--limit", "1")
-    assert stop.value.code == 2 and "--guidance_scale" in capsys.readouterr().err
+    for flags, word in ((["--guidance_scale", "3"], "guidance_scale of ddim+p2p (7.5)"), (["--seed", "1"], "--seed")):
+        with pytest.raises(SystemExit) as stop:
+            run(tmp_path / "out", *only_ddim, *flags)
+        assert stop.value.code == 2 and word in capsys.readouterr().err
     assert len(read_rows(tmp_path / "out" / "rows.jsonl")) == 1
+    run(tmp_path / "out", *only_ddim, "--preset", "as_released")  # a name of its own
+    assert [row["method"] for row in read_rows(tmp_path / "out" / "rows.jsonl")] == ["ddim+p2p", "ddim+p2p@as_released"]
+    assert len(json.loads((tmp_path / "out" / "config.json").read_text())["methods"]) == 2
 
 
 def test_the_quick_subset_may_grow_into_all_items(tmp_path):
-    write_json(tmp_path / "config.json", vars(spdinv_eval.parse([])))
+    args = spdinv_eval.parse([])
+    spdinv_eval.keep_config(tmp_path, args, spdinv_eval.methods_of(args))
     (tmp_path / "rows.jsonl").touch()
-    spdinv_eval.check_same_settings(tmp_path, spdinv_eval.parse(["--full"]))
+    args = spdinv_eval.parse(["--full"])
+    spdinv_eval.check_same_settings(tmp_path, args, spdinv_eval.methods_of(args))
+
+
+def test_every_row_of_table_1_runs_and_inversions_are_shared(run, tmp_path, monkeypatch):
+    calls = []
+    for name, invert in INVERSIONS.items():
+        monkeypatch.setitem(
+            INVERSIONS, name, lambda *a, name=name, invert=invert, **k: calls.append(name) or invert(*a, **k)
+        )
+    shown = run(tmp_path / "out", "--table", "1", "--limit", "1", "--start_step", "0", "--null_text_inner_steps", "1",
+                "--spd_rounds", "1", "--presets", "inversion_only", "as_released").out  # fmt: skip
+    rows = {row["method"]: row for row in read_rows(tmp_path / "out" / "rows.jsonl")}
+    table = tables.published_table("1")
+    assert set(rows) == {row["method"] for row in table["rows"]} | {
+        f"spd+{e}@as_released" for e in ("p2p", "masactrl", "pnp")
+    }
+    assert sorted(calls) == sorted(set(calls)) and set(calls) == {name.split("+")[0] for name in rows}  # each once
+    assert all(row["seconds"] >= row["inversion_seconds"] > 0 for row in rows.values())
+    assert rows["spd+pnp"]["inversion_seconds"] == rows["spd+p2p"]["inversion_seconds"]
+    assert shown.count("measured, inversion_only") == 17 and shown.count("measured, as_released") == 3
 
 
 def test_a_mask_is_cropped_as_its_picture(monkeypatch):
@@ -116,7 +145,7 @@ def test_a_mask_is_cropped_as_its_picture(monkeypatch):
     mask[10:30, 70:90] = 1
     item = EditItem("wide", None, "a cat", "a dog", "", "1", None, tuple(encode_mask(mask)), (64, 96))
     pictures = dict.fromkeys(("source", "reconstruction", "edited"), Image.new("RGB", (64, 64)))
-    spdinv_eval.scores(item, pictures, None, None)
+    items.scores(item, pictures, None, None)
     assert len(seen) == 2 and all(torch.equal(found[0, 0], mask[:, 16:80]) for found in seen)
 
 
@@ -126,7 +155,7 @@ def test_run_item_alone(tiny_folder, benchmark, encoders):
     from common.pipelines import load_pipeline
 
     pipe, item = load_pipeline(tiny_folder, "cpu"), read_pie_bench(benchmark, limit=1)[0]
-    row, pictures = spdinv_eval.run_item(pipe, item, Method("ddim", num_inference_steps=2), load_encoders(encoders))
+    row, pictures = items.run_item(pipe, item, Method("ddim", num_inference_steps=2), load_encoders(encoders))
     assert row["method"] == "ddim+p2p" and row["metrics"]["rounds"] == 0
     assert pictures["edited"].size == (64, 64)
 
@@ -143,7 +172,7 @@ def test_picturebook_items_are_scored_against_the_true_edit(tiny_folder, encoder
     monkeypatch.setattr(benchmarks, "load_classifier", lambda *device: judge)
     pipe, (item,) = load_pipeline(tiny_folder, "cpu"), read_pie_bench(tmp_path)
     method = Method("ddim", num_inference_steps=2)
-    row, pictures = spdinv_eval.run_item(pipe, item, method, load_encoders(encoders), tmp_path)
+    row, pictures = items.run_item(pipe, item, method, load_encoders(encoders), tmp_path)
     assert row["metrics"]["edit_success (picturebook)"] in (0.0, 1.0) and row["metrics"]["lpips_truth (squeeze)"] > 0
     truth = np.array(Image.open(tmp_path / item.extras["truth_path"]).convert("RGB")) / 255
     error = ((truth - np.array(pictures["edited"]) / 255) ** 2).mean()
@@ -158,19 +187,23 @@ def test_flags_offer_what_there_is():
     assert tuple(solver.choices) == tuple(SOLVERS)
 
 
-@pytest.mark.parametrize(
-    "flags, message",
-    [
-        (["--dataset", "/no/such/place"], "mapping_file.json"),
-        (["--inversions", "magic"], "invalid choice"),
-        (["--edit_types", "11"], "invalid choice"),
-        (["--limit", "0"], "from 1"),
-        (["--edit_types", "3"], "no item of the edit types"),
-        (["--table", "99"], "invalid choice"),
-        (["--metric_encoders", "/no/such/place"], "/no/such/place"),
-        (["--pretrained_model_name_or_path", "/no/such/place"], "/no/such/place"),
-    ],
-)
+@pytest.mark.parametrize("flags, message", [
+    (["--dataset", "/no/such/place"], "mapping_file.json"),
+    (["--inversions", "magic"], "invalid choice"),
+    (["--edit_types", "11"], "invalid choice"),
+    (["--limit", "0"], "from 1"),
+    (["--edit_types", "3"], "no item of the edit types"),
+    (["--table", "99"], "invalid choice"),
+    (["--table", "1", "--inversions", "edict"], "table 1 has no row"),
+    (["--table", "3", "--spd_round", "3"], "--spd_rounds"),
+    (["--inversions", "ddim", "--spd_rounds", "3"], "inversion spd"),
+    (["--engines", "p2p", "--start_step", "3"], "--engine masactrl"),
+    (["--experiment", "noise_gap", "--table", "1"], "by itself"),
+    (["--experiment", "premise", "--inversion_steps", "10"], "--inversion_steps"),
+    (["--experiment", "convergence", "--self_replace_steps", "0.5"], "--engine p2p"),
+    (["--metric_encoders", "/no/such/place"], "/no/such/place"),
+    (["--pretrained_model_name_or_path", "/no/such/place"], "/no/such/place"),
+])  # fmt: skip
 def test_wrong_input_is_one_sentence_and_leaves_nothing(run, tmp_path, capsys, flags, message):
     with pytest.raises(SystemExit) as stop:
         run(tmp_path / "out", *flags)
@@ -179,10 +212,40 @@ def test_wrong_input_is_one_sentence_and_leaves_nothing(run, tmp_path, capsys, f
     assert not (tmp_path / "out").exists()
 
 
+def config(capsys, *flags):
+    spdinv_eval.main(["--print_config", *flags])
+    return json.loads(capsys.readouterr().out)
+
+
 def test_print_config_shows_every_method_at_paper_scale(capsys):
-    spdinv_eval.main(["--print_config"])
-    methods = json.loads(capsys.readouterr().out)["methods"]
+    methods = config(capsys)["methods"]
     assert methods["spd+p2p"]["inversion_options"]["rounds"] == 25 and methods["ddim+p2p"]["inversion_options"] == {}
+
+
+@pytest.mark.parametrize("table, rows, dataset", [
+    ("1", 17, "PIE-Bench, 700"), ("2", 7, "ELITE"), ("3", 14, "0_random_140"), ("s2", 17, "TDE-Bench"),
+])  # fmt: skip
+def test_print_config_resolves_every_row_of_a_table(capsys, table, rows, dataset):
+    shown = config(capsys, "--table", table)
+    assert shown["pretrained_model_name_or_path"] == "CompVis/stable-diffusion-v1-4" and shown["resolution"] == 512
+    assert dataset in shown["dataset"] and shown["metric_encoders"] == "pie"
+    lines = shown["rows"]["inversion_only"]
+    assert len(lines) == rows and all("needs" in line or line["num_inference_steps"] for line in lines)
+    if table == "3":
+        assert [line["inversion_options"]["rounds"] for line in lines[:3]] == [5, 25, 50] and shown["edit_types"] == [
+            "0"
+        ]
+        assert lines[5]["inversion_options"]["threshold"] == 5e-7 and lines[12]["num_inference_steps"] == 75
+        assert lines[9]["inversion_options"]["learning_rate"] == 0.1 and len({line["name"] for line in lines}) == 10
+    if table == "2":
+        assert [line["row"] for line in lines if "needs" in line] == ["BlendDM", "InstructP2P", "ELITE", "SPDInv-ELITE"]
+        assert lines[6]["extras"]["negative_prompt_embedding"] and "elite" in lines[6]["name"]
+
+
+def test_flags_go_before_the_scale_of_a_table(capsys):
+    shown = config(capsys, "--table", "1", "--pretrained_model_name_or_path", "picturebook", "--resolution", "64")
+    assert (shown["pretrained_model_name_or_path"], shown["resolution"]) == ("picturebook", 64)
+    assert "noise_gap" == config(capsys, "--table", "s1")["experiment"]
 
 
 def test_an_infinite_mean_has_no_interval():

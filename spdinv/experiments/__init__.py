@@ -1,0 +1,11 @@
+"""What the paper argues beside its tables, measured on pictures of which the true noise is known.
+
+Each: run(args, methods, pipe, resolution, items, encoders, output) for spdinv.eval; it skips what is done.
+"""
+
+# name -> module; imported when it is run
+EXPERIMENTS = {
+    "noise_gap": "spdinv.experiments.noise_gap",
+    "premise": "spdinv.experiments.premise",
+    "convergence": "spdinv.experiments.convergence",
+}

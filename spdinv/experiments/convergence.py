@@ -1,0 +1,138 @@
+"""How fast the search for the fixed point converges (paper, Sec. 3.2): residuals per timestep and round.
+
+The paper: early in the inversion more rounds are needed, and for t > T / 2 the loss falls below the threshold within a
+few. And a question that the released code raises: it always takes one optimiser step, also where DDIM's guess is below
+the threshold already; how often is that so, and does the step help or hurt there?
+
+The residual is the released loss, the mean square of f(x) - x (Eq. 3). Every network call of an inversion is watched
+from outside, so any solver can be looked at: what is seen is what it evaluated, and the residual of its result.
+
+Fixed before anything was run: the claim holds if the interval of the rounds per step in the first half of the steps,
+less those in the second, lies above zero. A forced step hurts where the residual after it exceeds that of the guess.
+"""
+
+import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from tqdm import tqdm
+
+from common.ddim import Schedule, ddim_inverse_step, make_schedule, to_eps
+from common.encoders import Encoders
+from common.images import center_crop_resize, load_image, to_tensor
+from common.pipelines import Conditioning, encode_image, encode_prompt
+from common.runs import append_row, bootstrap_interval, measure, read_rows, write_json
+from spdinv import tables
+from spdinv.experiments import draw
+from spdinv.inversions import INVERSIONS, Inversion
+from spdinv.inversions.residual import f_theta, mean_square
+from spdinv.options import Method
+
+
+@contextmanager
+def watched(unet: torch.nn.Module) -> Iterator[list[tuple[torch.Tensor, int, torch.Tensor]]]:
+    """Within this context, (z [B,4,h,w], timestep, output [B,4,h,w]) of every call of `unet`."""
+    calls: list[tuple[torch.Tensor, int, torch.Tensor]] = []
+
+    def note(module, args, output):
+        calls.append((args[0].detach().clone(), int(args[1]), output[0].detach()))  # a solver may work in place
+
+    handle = unet.register_forward_hook(note)
+    try:
+        yield calls
+    finally:
+        handle.remove()
+
+
+def residuals(
+    pipe: DiffusionPipeline, schedule: Schedule, inversion: Inversion, cond: Conditioning, calls: list
+) -> list[list[float]]:
+    """Per timestep, ascending, the loss of every candidate that a watched inversion of one picture evaluated, and last
+    that of the latent it settled for. The guess f(z_{t-1}) is the first candidate; the call that made it is none.
+
+    The last one costs another network call per timestep.
+    """
+    found = []
+    for level, t in enumerate(schedule.timesteps[::-1]):
+        z, x = inversion.trajectory[level], inversion.trajectory[level + 1]
+        losses = []
+        for candidate, at, output in calls:
+            if at == t and not torch.equal(candidate, z.to(candidate)):
+                candidate, output = candidate.to(z), output.to(z)
+                f = ddim_inverse_step(schedule, z, to_eps(schedule, output, candidate, t), t)
+                losses.append(mean_square(candidate - f).item())
+        with torch.no_grad():
+            settled = mean_square(x - f_theta(pipe, schedule, z, t, cond, x, [0])).item()
+        found.append([*losses, settled])
+    return found
+
+
+def run(
+    args: argparse.Namespace,
+    methods: dict[str, Method],
+    pipe: DiffusionPipeline,
+    resolution: int,
+    items: list,
+    encoders: Encoders,
+    output: Path,
+) -> None:
+    """Rows, a figure and a table in `output`, one picture at a time; what has a row is not run again."""
+    schedule = make_schedule(pipe.scheduler, args.num_inference_steps)
+    names = {method.inversion: method.inversion_options for method in methods.values()}
+    done = {(row["method"], row["item"]) for row in read_rows(output / "rows.jsonl")}
+    for item in tqdm(items, "items", disable=None):
+        missing = [name for name in names if (name, item.id) not in done]
+        if missing:
+            picture = to_tensor(center_crop_resize(load_image(item.image_path), resolution)).to(pipe.device)
+            latents, cond = encode_image(pipe, picture).float(), encode_prompt(pipe, [item.source_prompt])
+        for name in missing:
+            with measure() as cost, watched(pipe.unet) as calls:
+                inversion = INVERSIONS[name](pipe, schedule, latents, cond, **names[name])
+            losses, rounds = residuals(pipe, schedule, inversion, cond, calls), inversion.rounds[:, 0].tolist()
+            append_row(output / "rows.jsonl", {
+                "paper": "spdinv", "method": name, "item": item.id, "seed": args.seed,
+                "metrics": summarise(losses, rounds, args.spd_threshold), "seconds": cost.seconds,
+                "inversion_seconds": inversion.cost["seconds"], "peak_memory_mb": cost.peak_memory_mb,
+                "residuals": losses, "rounds_per_step": rounds,
+            })  # fmt: skip
+    report(args, list(names), items, output)
+
+
+def summarise(losses: list[list[float]], rounds: list[int], threshold: float) -> dict[str, float]:
+    """Of one picture's inversion. losses: see `residuals`. Shares are of timesteps; NaN where there are none."""
+    guess, settled = (np.array([step[place] for step in losses]) for place in (0, -1))
+    below, half = guess < threshold, len(rounds) // 2
+    worse = (settled > guess)[below]
+    early, late = rounds[:half], rounds[half:]
+    return {
+        "residual": float(settled.mean()),
+        "residual_guess": float(guess.mean()),
+        "guess_below_threshold": float(below.mean()),
+        "forced_step_hurts": float(worse.mean()) if below.any() and any(rounds) else float("nan"),
+        "settled_below_threshold": float((settled < threshold).mean()),
+        "rounds": float(np.mean(rounds)),
+        "rounds_early": float(np.mean(early)) if early else float("nan"),
+        "rounds_late": float(np.mean(late)),
+        "rounds_early_less_late": float(np.mean(early) - np.mean(late)) if early else float("nan"),
+    }
+
+
+def report(args: argparse.Namespace, names: list[str], items: list, output: Path) -> None:
+    found = {(row["method"], row["item"]): row for row in read_rows(output / "rows.jsonl")}
+    rows: dict[str, list[dict[str, Any]]] = {name: [found[name, item.id] for item in items] for name in names}
+    summary = {name: tables.intervals(of_name) for name, of_name in rows.items()}
+    draw.convergence(output / "convergence.png", rows, args.spd_threshold)
+    print(f"Residual: mean square of f(x) - x; threshold {args.spd_threshold:g}; early: the first half of the steps")
+    print(tables.overall_table(summary), end="\n\n")
+    for name in names:
+        mean, low, high = bootstrap_interval(row["metrics"]["rounds_early_less_late"] for row in rows[name])
+        if summary[name]["rounds"]["mean"] > 0:
+            verdict = "holds" if low > 0 else "does not hold" if high < 0 else "cannot say"
+            print(f"{name}: more rounds in the early half by {mean:.3g} [{low:.3g}, {high:.3g}] per step: {verdict}")
+    write_json(output / "results.json", summary)
+    print(f"{len(items)} pictures; everything in {output}, figure in {output / 'convergence.png'}")

@@ -1,0 +1,202 @@
+"""The noise gap (paper, supplement A): how far an inverted noise code is from the noise the picture was drawn from.
+
+Pictures are drawn from known noise with the source prompts of the items, at guidance scale 1, where the ideal noise can
+be reached (inversions have no guidance), and at the editing's scale. They are inverted from the recorded z_0, and from
+the picture, which adds the error of the VAE. The paper says neither which scale nor which start it took.
+
+Rows are named inversion@cfg<scale>-<start>, such as ddim@cfg1-latents; "gaussian" is the true noise.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from safetensors.torch import load_file, save_file
+from tqdm import tqdm
+
+from common.ddim import make_schedule
+from common.encoders import Encoders
+from common.metrics import Score, clip_text_similarity
+from common.pipelines import decode_latents, encode_prompt
+from common.runs import append_row, atomic_path, bootstrap_interval, measure, paired_bootstrap, read_rows, write_json
+from spdinv import tables
+from spdinv.experiments import draw
+from spdinv.experiments.generated import batches, generate, ideal_noise, through_a_file
+from spdinv.experiments.probe import attributes, probe_all
+from spdinv.inversions import INVERSIONS, Inversion
+from spdinv.options import Method
+
+STARTS = ("latents", "picture")  # the recorded z_0, and VAE(decode(z_0))
+GAUSSIAN = "gaussian"
+SHOWN = ("noise_gap", "latent_mse", "inversion_forward", "inversion_backward", "noise_deviation", "noise_correlation")
+
+
+def noise_gap(true: torch.Tensor, inverted: torch.Tensor) -> torch.Tensor:
+    """D_noi of every level and picture, [T+1,B]: the mean square of inverted minus true latent, both [T+1,B,4,h,w]."""
+    return (inverted - true).square().mean(dim=(2, 3, 4))
+
+
+def settings(args: argparse.Namespace) -> list[tuple[float, str]]:
+    """(guidance scale of the drawing, start of the inversion)."""
+    return [(scale, start) for scale in dict.fromkeys((1.0, args.guidance_scale)) for start in STARTS]
+
+
+def name_of(inversion: str, scale: float, start: str) -> str:
+    return f"{inversion}@cfg{scale:g}-{start}"
+
+
+def run(
+    args: argparse.Namespace,
+    methods: dict[str, Method],
+    pipe: DiffusionPipeline,
+    resolution: int,
+    items: list,
+    encoders: Encoders,
+    output: Path,
+) -> None:
+    """Rows, noise codes, figures and tables in `output`; what has a row is not run again. methods: one per inversion.
+
+    latent_mse is of the way back without guidance, as the inversion went.
+    """
+    schedule = make_schedule(pipe.scheduler, args.num_inference_steps)
+    inversions = {method.inversion: method.inversion_options for method in methods.values()}
+    jobs = [(inversion, *setting) for setting in settings(args) for inversion in inversions]
+    done = {(row["method"], row["item"]) for row in read_rows(output / "rows.jsonl")}
+
+    def is_done(name: str, batch: list) -> bool:
+        return all((name, item.id) in done for item in batch)
+
+    for batch in tqdm(batches(items, args.batch_size), "batches", disable=None):
+        missing = [job for job in jobs if not is_done(name_of(*job), batch)]
+        prompts, cond = [item.source_prompt for item in batch], None
+        noise = ideal_noise(pipe, [item.id for item in batch], args.seed, resolution)
+        rows = {}  # name -> noise codes [B,4,h,w] and, per picture, what is known of them
+        if not is_done(GAUSSIAN, batch):
+            rows[GAUSSIAN] = noise, [{"metrics": {}, "seconds": 0.0, "peak_memory_mb": 0.0}] * len(batch)
+        true = {scale: generate(pipe, schedule, noise, prompts, scale)
+                for scale in dict.fromkeys(scale for _, scale, _ in missing)}  # fmt: skip
+        for inversion, scale, start in missing:
+            cond = cond or encode_prompt(pipe, prompts)
+            latents = true[scale][0] if start == "latents" else through_a_file(pipe, true[scale][0])
+            with measure() as cost:
+                found = INVERSIONS[inversion](pipe, schedule, latents, cond, **inversions[inversion])
+            known = describe(true[scale], latents, found, generate(pipe, schedule, found.noise, prompts, 1.0)[0])
+            shared = {"seconds": cost.seconds / len(batch), "peak_memory_mb": cost.peak_memory_mb,
+                      "inversion_seconds": found.cost["seconds"] / len(batch)}  # fmt: skip
+            rows[name_of(inversion, scale, start)] = found.noise, [row | shared for row in known]
+        for name, (codes, known) in rows.items():
+            for item, code, row in zip(batch, codes.float(), known, strict=True):
+                if (name, item.id) in done:
+                    continue
+                with atomic_path(code_path(output, name, item.id)) as path:  # what has a row has a code
+                    save_file({"noise": code.cpu().contiguous()}, path)
+                metrics = {**row["metrics"], **statistics(code), **clip_score(pipe, code[None], item, encoders)}
+                row = {**row, "paper": "spdinv", "method": name, "item": item.id, "seed": args.seed}
+                append_row(output / "rows.jsonl", {**row, "metrics": metrics})
+    report(args, list(inversions), items, output)
+
+
+def describe(true: torch.Tensor, latents: torch.Tensor, found: Inversion, back: torch.Tensor) -> list[dict[str, Any]]:
+    """Per picture the metrics of an inversion of `latents` [B,4,h,w], and its gap at every level.
+
+    back: what sampling without guidance makes of the inverted noise, [B,4,h,w].
+    """
+    gap, rounds = noise_gap(true, found.trajectory).T.tolist(), found.rounds.float().mean(0).tolist()
+    errors = (back - latents).square().mean(dim=(1, 2, 3)).tolist()
+    calls = {f"inversion_{kind}": found.cost[kind] / len(latents) for kind in ("forward", "backward")}
+    return [
+        {"metrics": {"noise_gap": gap[i][-1], "latent_mse": errors[i], "rounds": rounds[i], **calls}, "gap": gap[i]}
+        for i in range(len(latents))
+    ]
+
+
+def code_path(output: Path, name: str, item: str) -> Path:
+    return output / "codes" / name / f"{item}.safetensors"
+
+
+def statistics(code: torch.Tensor) -> dict[str, float]:
+    """What is standard normal in ideal noise: mean, deviation, and the mean absolute correlation of two channels."""
+    correlation = torch.corrcoef(code.flatten(1)).abs()
+    pairs = correlation[torch.triu(torch.ones_like(correlation), 1) == 1]
+    return {"noise_mean": code.mean().item(), "noise_deviation": code.std().item(),
+            "noise_correlation": pairs.mean().item()}  # fmt: skip
+
+
+@torch.no_grad()
+def clip_score(pipe: DiffusionPipeline, code: torch.Tensor, item, encoders: Encoders) -> dict[str, float]:
+    """100 max(cosine, 0) of the decoded noise [1,4,h,w] and the source prompt. How the paper shows noise to CLIP is not
+    stated; decoding it is the only way that needs no further choice."""
+    cosine = clip_text_similarity(decode_latents(pipe, code), [item.source_prompt], encoders.clip)
+    value = 100 * cosine.clamp(min=0).item()
+    return {Score("clip_source", value, encoders.clip.label).key: value}
+
+
+# ------------------------------------------------------------------------------------------------------------ report
+
+
+def report(args: argparse.Namespace, inversions: list[str], items: list, output: Path) -> None:
+    """Three figures, results.json, and the tables on the screen, of the items and inversions at hand."""
+    rows = {(row["method"], row["item"]): row for row in read_rows(output / "rows.jsonl")}
+    ids = [item.id for item in items]
+    panels = {  # title -> inversion -> name of its rows
+        f"drawn at CFG {scale:g}, inverted from {start}": {one: name_of(one, scale, start) for one in inversions}
+        for scale, start in settings(args)
+    }
+    names = [GAUSSIAN, *(name for panel in panels.values() for name in panel.values())]
+    summary = {name: tables.intervals([rows[name, item] for item in ids]) for name in names}
+    curves = {name: np.array([rows[name, item]["gap"] for item in ids]) for name in names[1:]}
+    codes = {name: np.stack([load_file(code_path(output, name, item))["noise"].numpy() for item in ids])
+             for name in names}  # fmt: skip
+    means = {name: {key: value["mean"] for key, value in summary[name].items()} for name in names}
+
+    def drawn(content: dict, *also: str) -> dict:
+        return {title: {**{name: content[name] for name in also}, **{one: content[name] for one, name in panel.items()}}
+                for title, panel in panels.items()}  # fmt: skip
+
+    draw.gap_curves(output / "curves.png", drawn(curves))
+    draw.code_maps(output / "codes.png", drawn(codes, GAUSSIAN))
+    draw.two_goals(output / "two_goals.png", drawn(means))
+    for table in ("noise_gap", "s1"):
+        measured = {f"measured: {title}": tables.of_methods(table, found)
+                    for title, found in drawn(summary, GAUSSIAN).items()}  # fmt: skip
+        print(tables.beside_published(table, measured), end="\n\n")
+
+    first, *others = inversions
+    differences = {}
+    for panel in panels.values():
+        for other in others:
+            a, b = ([rows[panel[one], item]["metrics"]["noise_gap"] for item in ids] for one in (other, first))
+            interval = dict(zip(("mean", "low", "high"), paired_bootstrap(a, b), strict=True), n=len(ids))
+            differences[panel[other]] = {f"noise gap less {first}'s": interval}
+    if differences:
+        print("Paired differences")
+        print(tables.overall_table(differences), end="\n\n")
+    shown = {name: {key: value for key, value in values.items() if key in SHOWN or "clip" in key}
+             for name, values in summary.items()}  # fmt: skip
+    print(tables.overall_table(shown), end="\n\n")
+    probes = probe_all(codes, [attributes(item) for item in items])
+    print(probe_table(probes), end="\n\n")
+    write_json(output / "results.json", {
+        "summary": summary, "noise_gap_differences": differences,
+        "mean_curves": {name: curve.mean(0) for name, curve in curves.items()},
+        "probes": {name: {**one, "right": {code: values.mean() for code, values in one["right"].items()}}
+                   for name, one in probes.items()},
+    })  # fmt: skip
+    print(f"{len(items)} pictures; everything in {output}, curves in {output / 'curves.png'}")
+
+
+def probe_table(probes: dict[str, dict[str, Any]]) -> str:
+    """Attributes across; down, chance and the share that is read off each kind of code."""
+    if not probes:
+        return "No linear probe: it needs the picturebook's captions, and at least two values of ten pictures each."
+    lines = [["read off z_T by a linear probe, % right [95 % interval]", *(f"{a} (n = {p['n']})" for a, p in
+                                                                        probes.items())]]  # fmt: skip
+    lines.append(["chance", *(f"{100 * one['chance']:.1f}" for one in probes.values())])
+    for name in next(iter(probes.values()))["right"]:
+        cells = [tables.cell(dict(zip(("mean", "low", "high"), bootstrap_interval(one["right"][name]), strict=True)) |
+                             {"n": one["n"]}, 100) for one in probes.values()]  # fmt: skip
+        lines.append([name, *cells])
+    return tables.text_table(lines)

@@ -1,0 +1,74 @@
+"""How much of the source prompt can be read off a noise code: a linear probe for what the prompt says.
+
+The paper asks CLIP how well noise fits the prompt (supplement A, Table 1); a CLIP has never seen noise. A linear probe
+is trained on the codes themselves: where the noise is independent of the prompt, as the ideal noise is, it can only
+guess.
+"""
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+FOLDS = 5
+STRENGTHS = np.logspace(0, 6, 13)  # of the ridge penalty, chosen within each training fold
+LEAST = 10  # members that a class must have
+
+
+def attributes(item) -> dict[str, str]:
+    """What a picturebook item's source prompt says of its scene; {} for other items. The first thing is meant."""
+    if "edit" not in item.extras:
+        return {}
+    scene = item.extras["edit"]["source"]
+    thing = scene["things"][0]
+    return {
+        "number of things": str(len(scene["things"])),
+        "kind": thing["kind"],
+        "color": thing["color"],
+        "material": thing["material"],
+        "background": scene["background"],
+        "style": scene["style"],
+    }
+
+
+def usable(labels: list[str]) -> np.ndarray:
+    """Which items belong to a class of at least LEAST, if there are two such classes; bool [N]."""
+    counts = Counter(labels)
+    kept = np.array([counts[label] >= LEAST for label in labels], dtype=bool)
+    return kept if len({label for label in labels if counts[label] >= LEAST}) > 1 else np.zeros_like(kept)
+
+
+def read_off(codes: np.ndarray, labels: list[str]) -> np.ndarray:
+    """Whether a ridge classifier reads each label off its code, trained on the other folds; bool [N].
+
+    codes: float [N, D], standardised per dimension within the training folds. Folds are stratified and always the same.
+    """
+    from sklearn.linear_model import RidgeClassifierCV
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    probe = make_pipeline(StandardScaler(), RidgeClassifierCV(STRENGTHS))
+    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
+    return cross_val_predict(probe, codes.astype(np.float64), labels, cv=folds) == np.array(labels)
+
+
+def chance(labels: list[str]) -> float:
+    """What always naming the commonest label gets right."""
+    return max(Counter(labels).values()) / len(labels)
+
+
+def probe_all(codes: dict[str, np.ndarray], said: list[dict[str, str]]) -> dict[str, dict[str, Any]]:
+    """Per attribute {"n", "chance", "right": {name of the codes: bool [n]}}; attributes too rare to probe are left out.
+
+    codes: by name [N, ...] for the same N items; said: the items' attributes.
+    """
+    found = {}
+    for attribute in dict.fromkeys(name for one in said for name in one):
+        labels = [one.get(attribute, "") for one in said]
+        kept = usable(labels)
+        if kept.any():
+            labels = [label for label, keep in zip(labels, kept, strict=True) if keep]
+            right = {name: read_off(all_.reshape(len(all_), -1)[kept], labels) for name, all_ in codes.items()}
+            found[attribute] = {"n": len(labels), "chance": chance(labels), "right": right}
+    return found

@@ -1,0 +1,130 @@
+"""From the rows of the paper's tables to methods with every setting, each under a name of its own.
+
+A name is the inversion and the engine, and after @ what departs from preset inversion_only and from the flags' values:
+spd+p2p, spd+p2p@as_released, spd+p2p@proximal, spd+p2p@spd_rounds=5.
+"""
+
+import argparse
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from spdinv import options, presets
+from spdinv.published import published_table
+
+OWN = "spd"  # the paper's inversion: the only one that its released code runs with extras
+SWITCHES = tuple(name for name, value in presets.EXTRAS.items() if value is False)  # extras that are on or off
+FACTORS = ("negative_prompt_embedding", "proximal", "inversion_guidance", "color_fix")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a published table. name: of its method in result rows. method: None for a baseline. needs: what is
+    lacking to run it, if anything is."""
+
+    label: list[str]
+    name: str
+    method: options.Method | None
+    needs: str = ""
+
+    def config(self) -> dict[str, Any]:
+        """For --print_config: everything that is settled about the row."""
+        settled = asdict(self.method) if self.method else {}
+        return {
+            "row": " ".join(self.label),
+            "name": self.name,
+            **settled,
+            **({"needs": self.needs} if self.needs else {}),
+        }
+
+
+def changed(args: argparse.Namespace, **settings: Any) -> argparse.Namespace:
+    """The flags with some of them set otherwise."""
+    return argparse.Namespace(**{**vars(args), **settings})
+
+
+def name_of(args: argparse.Namespace, inversion: str, engine: str, **settings: Any) -> str:
+    """The name under which the flags' method, with these settings in their place, goes into result rows."""
+    own = changed(args, **settings)
+    preset = presets.PRESETS[own.preset][engine]
+    tags = [own.preset] if own.preset != "inversion_only" else []
+    for switch in SWITCHES:
+        value = getattr(own, switch)
+        if value is not None and value != preset.get(switch, False):
+            tags.append(switch if value else f"no_{switch}")
+    tags += ["elite"] if own.elite else []
+    tags += [Path(path).stem for path in own.adapter or []]
+    others = settings.keys() - {"preset", "elite", "adapter", *SWITCHES}
+    tags += [f"{name}={settings[name]:g}" for name in sorted(others) if settings[name] != getattr(args, name)]
+    return f"{inversion}+{engine}" + ("@" + ",".join(tags) if tags else "")
+
+
+def named(args: argparse.Namespace, inversion: str, engine: str, **settings: Any) -> tuple[str, options.Method]:
+    """One inversion and engine: its name in result rows, and the method with all settings."""
+    method = options.method_of(changed(args, **settings), inversion, engine)
+    return name_of(args, inversion, engine, **settings), method
+
+
+def table_rows(args: argparse.Namespace, preset: str) -> list[Row]:
+    """The rows of table `args.table`, in its order. preset: of the rows with the paper's own inversion; the others have
+    no extras, as in the published runs."""
+    table, rows = published_table(args.table), []
+    for line in table["rows"]:
+        pair = line.get("method") or table.get("method")
+        if pair is None:
+            asked = line["baseline"] in args.baselines
+            rows.append(Row(line["label"], line["baseline"], None, "" if asked else line["needs"]))
+            continue
+        inversion, engine = pair.split("+")
+        settings = {"preset": preset if inversion == OWN else "inversion_only", **line.get("settings", {})}
+        wants_elite = "elite" in settings  # and then it is the only row to be run, on ELITE's words
+        if args.elite and wants_elite:
+            settings["elite"] = args.elite
+        needs = "" if wants_elite == bool(args.elite) else line.get("needs", "a model without --elite")
+        name, method = named(args, inversion, engine, **settings)
+        rows.append(Row(line["label"], name, method, needs))
+    return rows
+
+
+def chosen(args: argparse.Namespace, row: Row) -> bool:
+    """Whether a row is to be run: it can be, and --inversions and --engines, where given, have it."""
+    if row.needs or row.method is None:
+        return not row.needs  # a baseline is run where --baselines asks for it
+    inversions, engines = args.inversions or [row.method.inversion], args.engines or [row.method.engine]
+    return row.method.inversion in inversions and row.method.engine in engines
+
+
+def measured_lines(args: argparse.Namespace, summary: dict[str, dict]) -> dict[str, list[dict | None]]:
+    """Per preset what was measured of each row of the table; a row that no preset changes stands under the first."""
+    lines: dict[str, list[dict | None]] = {}
+    for preset in args.presets:
+        names = [row.name if chosen(args, row) else None for row in table_rows(args, preset)]
+        others = [[row.name for row in table_rows(args, other)] for other in lines]
+        lines[preset] = [None if any(other[i] == name for other in others) else summary.get(name)
+                         for i, name in enumerate(names)]  # fmt: skip
+    return lines
+
+
+def factorial(args: argparse.Namespace) -> dict[tuple[bool, ...], tuple[str, options.Method]]:
+    """Every combination of inversion and extras under p2p: (spd, not ddim, and each of FACTORS on) -> name, method."""
+    cells = {}
+    for own, *on in product((False, True), repeat=1 + len(FACTORS)):
+        extras = dict(zip(FACTORS, on, strict=True))
+        cells[own, *on] = named(args, OWN if own else "ddim", "p2p", preset="inversion_only", **extras)
+    return cells
+
+
+def plan(args: argparse.Namespace) -> dict[str, options.Method]:
+    """All methods that the flags ask for, each once, under their names."""
+    wanted: list[tuple[str, options.Method]] = []
+    for preset in args.presets:
+        if args.table:
+            wanted += [(row.name, row.method) for row in table_rows(args, preset) if row.method and chosen(args, row)]
+        elif args.inversions or args.engines or not args.factorial:
+            wanted += [
+                named(args, inversion, engine, preset=preset)
+                for engine in args.engines or ["p2p"]
+                for inversion in args.inversions or ["ddim", OWN]
+            ]
+    return dict(wanted) | dict(factorial(args).values() if args.factorial else ())
