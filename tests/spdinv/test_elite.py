@@ -13,7 +13,7 @@ from common.encoders import load_clip
 from common.pipelines import encode_prompt
 from common.runs import InputError
 from spdinv import infer, options
-from spdinv.customised.elite import add_subject, load_elite, use_key_values
+from spdinv.customised.elite import add_subject, load_elite, trained_key_values, use_key_values
 from tests.spdinv.test_infer import photograph
 from tests.tiny import tiny_sd, write_tokenizer
 
@@ -142,6 +142,14 @@ def test_trained_keys_and_values_act_where_they_are_asked_for(base, mapper, mapp
         trained = name.endswith(("attn2.to_k.weight", "attn2.to_v.weight"))
         own = mapper.get_submodule(name.removesuffix(".weight").replace(".", "_")).weight if trained else None
         assert torch.equal(value, own if trained else base.unet.get_parameter(name))
+
+
+def test_in_a_context_they_act_and_leave(base, mapper, mapper_file, elite):
+    pipe, path = copy.deepcopy(base), "mid_block.attentions.0.transformer_blocks.0.attn2.to_v"
+    with trained_key_values(pipe, elite, mapper_file):
+        own = mapper.get_submodule(path.replace(".", "_")).weight
+        assert torch.equal(pipe.unet.get_submodule(path).weight, own)
+    assert all(map(torch.equal, pipe.unet.parameters(), base.unet.parameters()))
 
 
 def test_files_that_are_no_mapper(base, mapper, clip_folder, tmp_path):
