@@ -109,14 +109,14 @@ def run(args: argparse.Namespace) -> Track | None:
         return None
     output = Path(args.output_dir) / NAME
     settings = pixels_eval.parse(command(args))
-    settings.methods = list(METHODS)
+    settings.methods, settings.dataset = list(METHODS), args.dataset
     pixels_eval.check_same_settings(output, settings)
     wanted = {pair.id for pair in pairs}
     if not all(wanted <= done_items(output / "rows.jsonl", method) for method in METHODS):  # else no model is loaded
         own = own_settings(options.is_picturebook_folder(settings.pretrained_model_name_or_path))
         bench = make_bench(settings, own)
         resolved = {name: {**asdict(bench.sampling), **asdict(bench.surgery), **own.get(name, {})} for name in METHODS}
-        write_config(output, settings, dataset=args.dataset, split="test", methods=resolved)
+        write_config(output, settings, methods=resolved)
         pixels_eval.run_all(bench, pairs)
     config = read_json(output / "config.json")
     rows = [row for row in read_rows(output / "rows.jsonl") if row["item"] in wanted and row["method"] in METHODS]

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from common.runs import append_row, atomic_path, make_parser, read_rows, script
-from eval import exemplar_editing
 from eval.compare import positive
 
 SCORE = "lpips_truth (picturebook)"  # less is better: nearness to the true edit, inside and outside of the map
@@ -77,6 +76,7 @@ def main(argv: list[str] | None = None) -> None:
 
     from tqdm import tqdm
 
+    from eval import exemplar_editing
     from pixels import eval as pixels_eval
     from pixels.pairs import picturebook_pairs
     from pixels.scoring import run_item

@@ -8,7 +8,6 @@ White in a map keeps the photograph, black takes the exemplar, grey is in betwee
 
 import argparse
 import json
-import logging
 from dataclasses import asdict
 from pathlib import Path
 
@@ -120,7 +119,6 @@ def read_map(path: str, args: argparse.Namespace, size: tuple[int, int], source_
 
 @script
 def main(argv: list[str] | None = None) -> None:
-    logging.basicConfig(format="%(levelname)s: %(message)s".lower())
     args = parse(argv)
     kind = options.kind_of(args.pretrained_model_name_or_path)
     if args.print_config:

@@ -116,13 +116,18 @@ def average_ranks(answers: list[dict], key: dict) -> dict[str, dict[str, list[fl
     rankings that are not a permutation."""
     ranks: dict[str, dict[str, list[float]]] = {}
     for answer in answers:
-        if answer.get("study") != key["study"] or answer.get("answers", {}).keys() != key["groups"].keys():
+        if not isinstance(answer, dict) or not isinstance(answer.get("answers"), dict):
+            raise InputError("this is no answer file of a study page: who, study and answers are needed")
+        if answer.get("study") != key["study"] or answer["answers"].keys() != key["groups"].keys():
             raise InputError(f"the answers of {answer.get('who')!r} belong to another study page")
         person: dict[str, dict[str, list[int]]] = {}
         for group, letters in key["groups"].items():
             for criterion in CRITERIA:
-                given = answer["answers"][group].get(criterion, {})
-                if given.keys() != letters.keys() or sorted(given.values()) != list(range(1, len(letters) + 1)):
+                ranking = answer["answers"][group]
+                given = ranking.get(criterion) if isinstance(ranking, dict) else None
+                wanted = sorted(map(repr, range(1, len(letters) + 1)))
+                whole = isinstance(given, dict) and given.keys() == letters.keys()
+                if not whole or sorted(map(repr, given.values())) != wanted:
                     raise InputError(
                         f"the answers of {answer.get('who')!r}, group {group}, are no ranking by {criterion}"
                     )

@@ -155,7 +155,8 @@ def test_paint_by_example_loads_from_a_folder_as_published(tmp_path):
 
     tiny = tiny_sd(latent=8)
     torch.manual_seed(0)
-    unet = UNet2DConditionModel.from_config(dict(tiny.unet.config) | {"in_channels": 9})
+    known = {name: value for name, value in tiny.unet.config.items() if name != "_use_default_values"}
+    unet = UNet2DConditionModel.from_config(known | {"in_channels": 9})
     vision = CLIPVisionConfig(hidden_size=32, intermediate_size=32, num_hidden_layers=5, num_attention_heads=2,
                               image_size=32, patch_size=16, projection_dim=32)  # fmt: skip
     pipe = PaintByExamplePipeline(

@@ -238,6 +238,9 @@ def test_the_study_page_is_blind_and_its_answers_are_averaged(run, whole, tmp_pa
     wrong["answers"]["1"]["realism"] = {letter: 1 for letter in wrong["answers"]["1"]["realism"]}
     with pytest.raises(InputError, match="no ranking by realism"):
         study.average_ranks([wrong], key)
+    for damaged in ([], {"who": "f"}, {"who": "g", "study": key["study"], "answers": []}):
+        with pytest.raises(InputError, match="no answer file"):
+            study.average_ranks([damaged], key)
     with pytest.raises(InputError, match="another study page"):
         study.average_ranks([answer("e", "pixels") | {"study": "x"}], key)
 
