@@ -81,6 +81,8 @@ def main(argv: list[str] | None = None) -> None:
 
     tracks = [importlib.import_module(TRACKS[name]).run(args) for name in args.tracks]
     tracks = [track for track in tracks if track]  # None: the dataset has nothing for it
+    if not tracks:
+        raise InputError(f"--dataset {args.dataset} holds nothing for {' and '.join(args.tracks)}; take picturebook")
     if args.save_results:
         for track in tracks:
             print(f"kept {save_results(track.name, track.runs[0])}")

@@ -73,9 +73,12 @@ def test_differential_diffusion_is_told_the_target_prompt_and_nobody_else_is(fla
     assert told.count(target) == 1 and told.count(None) == len(exemplar_editing.METHODS) - 1
 
 
-def test_a_dataset_without_exemplars_has_no_such_track(flags, benchmark):
+def test_a_dataset_without_exemplars_has_no_such_track(flags, benchmark, capsys):
     flags.dataset = str(benchmark)
     assert exemplar_editing.run(flags) is None
+    with pytest.raises(SystemExit):
+        compare.main(["--tracks", "exemplar_editing", "--dataset", str(benchmark), "--output_dir", flags.output_dir])
+    assert "holds nothing for exemplar_editing" in capsys.readouterr().err
 
 
 def test_the_table_is_joined_with_the_tracks_rows(flags, drawn, tmp_path, capsys):
