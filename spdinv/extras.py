@@ -13,7 +13,7 @@ from diffusers import DiffusionPipeline
 
 from common.pipelines import Conditioning, encode_prompt
 from common.runs import InputError
-from spdinv.inversions import negative_prompt, proximal
+from spdinv.inversions import direct, negative_prompt, proximal
 from spdinv.inversions.result import Inversion
 
 
@@ -37,15 +37,14 @@ def apply(
     cond: the source prompt, one item. engine: for masactrl, as released, only the source branch gets the source prompt
     (the target keeps the null text), and only the target branch is thresholded. Settings: see proximal.step.
     An inversion's own unconditional embeddings give way to the source prompt; the settings of ProxEdit's step to these.
+    Direct Inversion's corrections are for a plain guided step; on another the source branch is held without them.
     Raises InputError where the inversion's sampling step is not a guided step.
     """
+    corrected = inversion.corrections is not None and engine != "pnp"  # pnp has no source branch to correct
     if negative_prompt_embedding:
         inversion = with_source_prompt(pipe, inversion, cond, source_only=engine == "masactrl")
-    if not (proximal or inversion_guidance):
-        return inversion
-    return replace(
-        inversion,
-        step=proximal_step(
+    if proximal or inversion_guidance:
+        step = proximal_step(
             inversion,
             mode=proximal_mode if proximal else "none",
             quantile=proximal_quantile,
@@ -54,8 +53,9 @@ def apply(
             recon_lr=proximal_recon_lr,
             recon_t=proximal_recon_t,
             dilation=proximal_dilation,
-        ),
-    )
+        )
+        inversion = replace(inversion, step=step)
+    return direct.hold(inversion) if corrected and (negative_prompt_embedding or proximal) else inversion
 
 
 def with_source_prompt(

@@ -157,8 +157,11 @@ def add_inversion_flags(parser: argparse.ArgumentParser) -> None:
         help="while inverting; reconstructs exactly with the same --guidance_scale")  # fmt: skip
 
 
-def inversion_options(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """By inversion: the keyword arguments of its `invert` that the flags stand for."""
+def inversion_options(args: argparse.Namespace, source_guidance_scale: float) -> dict[str, dict[str, Any]]:
+    """By inversion: the keyword arguments of its `invert` that the flags stand for.
+
+    source_guidance_scale: of the source branch on the way back; what null_text and direct find belongs to it.
+    """
     own = {
         "spd": ("rounds", "learning_rate", "threshold"),
         "null_text": ("inner_steps", "learning_rate", "threshold"),
@@ -173,8 +176,8 @@ def inversion_options(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     options["spd"]["solver"] = args.solver
     options["proximal"] |= presets.proximal_settings(args)  # the extras of the same name share their flags
     options["proximal"]["interpolation"] = args.negative_prompt_interpolation
-    for name in ("null_text", "direct"):  # what they find belongs to the guidance of the way back
-        options.setdefault(name, {})["guidance_scale"] = args.guidance_scale
+    options["null_text"]["guidance_scale"] = source_guidance_scale
+    options["direct"] = {"guidance_scale": source_guidance_scale}
     return options
 
 
@@ -260,9 +263,12 @@ def is_picturebook_folder(name: str) -> bool:
 
 def method_of(args: argparse.Namespace, inversion: str, engine: str) -> Method:
     """The method that the flags describe; the words of a picture (to blend, to reweight) come on top."""
-    settings = inversion_options(args).get(inversion, {})
     tuned = PICTUREBOOK_PRESET if is_picturebook_folder(args.pretrained_model_name_or_path) else {}
     engine_options, extras = presets.resolve(args, engine, tuned)
+    source_guidance_scale = engine_options.get("source_guidance_scale")
+    if source_guidance_scale is None:
+        source_guidance_scale = args.guidance_scale
+    settings = inversion_options(args, source_guidance_scale).get(inversion, {})
     return Method(inversion, engine, args.num_inference_steps, args.guidance_scale, settings, engine_options,
                   extras, args.inversion_steps)  # fmt: skip
 

@@ -37,8 +37,10 @@ def invert(
     start, images = clock(latents), len(latents)
     trajectory, spent = [latents], []
     for t in tqdm(schedule.timesteps[::-1], "AIDI", leave=False, disable=None):
-        f = partial(f_theta, pipe, schedule, trajectory[-1], t, cond)
-        x, rounds_spent = forward.iterate(f, trajectory[-1], rounds, threshold, MODES[mode])
+        z = trajectory[-1]
+        f = partial(f_theta, pipe, schedule, z, t, cond)
+        guess = f(z, list(range(images)))
+        x, rounds_spent = forward.iterate(f, guess, rounds, threshold, MODES[mode], ([z], [guess]))
         trajectory.append(x)
         spent.append(rounds_spent)
     evaluations = len(spent) * images + sum(map(sum, spent))

@@ -5,6 +5,7 @@ target branch alone. (Equal to putting the trajectory in the place of the source
 """
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 from diffusers import DiffusionPipeline
@@ -14,7 +15,7 @@ from common.ddim import Schedule, ddim_step
 from common.pipelines import Conditioning, encode_prompt
 from spdinv.inversions import ddim
 from spdinv.inversions.result import Inversion, clock
-from spdinv.inversions.steps import guided_noise
+from spdinv.inversions.steps import guided_noise, guided_step
 
 
 @torch.no_grad()
@@ -42,3 +43,15 @@ def invert(
     forward = inversion.cost["forward"] + asked * steps * len(latents)
     cost = {"forward": forward, "backward": 0, "seconds": clock(latents) - start}
     return replace(inversion, corrections=torch.stack(corrections), cost=cost)
+
+
+def hold(inversion: Inversion) -> Inversion:
+    """The same with the trajectory itself in the place of the source branch after each step, for a way back that
+    differs from the one the corrections were made for (another unconditional text, thresholded guidance)."""
+    return replace(inversion, corrections=None, step=partial(held_step, inversion.step or guided_step))
+
+
+def held_step(take, pipe, schedule, inversion, z, step, uncond, cond, guidance_scale) -> torch.Tensor:
+    """The step that `take` takes, the source branch put on the trajectory after it; see steps.guided_step."""
+    z = take(pipe, schedule, inversion, z, step, uncond, cond, guidance_scale)
+    return torch.cat([inversion.trajectory[len(schedule.timesteps) - 1 - step], z[1:]])

@@ -40,7 +40,7 @@ def invert(
             eps = guided_noise(pipe, schedule, x, t, null[some], cond[some], guidance_scale)
             return ddim_inverse_step(schedule, z[some], eps, t)
 
-        x, rounds_spent = forward.iterate(f, z, rounds, threshold)
+        x, rounds_spent = forward.iterate(f, f(z, list(range(images))), rounds, threshold)
         trajectory.append(x)
         spent.append(rounds_spent)
     evaluations = (len(spent) * images + sum(map(sum, spent))) * (1 if guidance_scale == 1 else 2)

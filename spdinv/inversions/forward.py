@@ -47,26 +47,26 @@ def anderson(points: Latents, values: Latents) -> tuple[torch.Tensor, torch.Tens
 
 def iterate(
     f: Callable[[torch.Tensor, list[int]], torch.Tensor],
-    z: torch.Tensor,
+    x: torch.Tensor,
     rounds: int,
     threshold: float = 0.0,
     propose: Propose = plain,
+    before: tuple[Latents, Latents] = ((), ()),
 ) -> tuple[torch.Tensor, list[int]]:
-    """Search the fixed point of f from z [B,4,h,w] on: f(z), the DDIM guess, then at most `rounds` evaluations more.
+    """Search the fixed point of f, at first in x [B,4,h,w], with at most `rounds` evaluations; 0 returns x.
 
     f(x [n,4,h,w], images): f of the n listed images. propose: from the points of an image and the values of f there
     (the newest WINDOW + 1) to the next point, and the answer in case there is no next round. Once an image's
-    mean((f(x) - x)^2) is below `threshold` it is left alone; 0 never stops early.
+    mean((f(x) - x)^2) is below `threshold` it is left alone; 0 never stops early. before: points and values, [B,4,h,w]
+    each, that are known already.
     Returns the answers [B,4,h,w] and the rounds spent on each image.
     """
-    searching, spent = list(range(len(z))), [0] * len(z)
-    points, values = [z], [f(z, searching)]
-    x = values[0]
-    found = x.clone()
+    searching, spent, found = list(range(len(x))), [0] * len(x), x.clone()
+    points, values = before
     for _ in range(rounds):
         points, values = [*points[-WINDOW:], x], [*values[-WINDOW:], f(x, searching)]
         loss = mean_square(values[-1] - x)
-        x, answer = (latents.to(z.dtype) for latents in propose(points, values))
+        x, answer = (latents.to(x.dtype) for latents in propose(points, values))
         found[searching] = answer
         for i in searching:
             spent[i] += 1

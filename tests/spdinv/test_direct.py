@@ -6,6 +6,7 @@ import torch
 
 from common.ddim import make_schedule
 from common.pipelines import encode_prompt
+from spdinv import extras
 from spdinv.engines import ENGINES
 from spdinv.engines.sampling import encode, start_latents, take_step
 from spdinv.inversions import INVERSIONS
@@ -57,3 +58,16 @@ def test_corrections_are_what_guided_sampling_misses():
         null, cat = (np.tanh(np.einsum("oc,bchw->bohw", weight, z) + t / 1000 + MEANS[text]) for text in ("", "a cat"))
         expected = aim - (z - c2 * (null + 5 * (cat - null))) / c1
         np.testing.assert_allclose(inversion.corrections[step].numpy(), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("engine", ["none", "masactrl"])
+def test_the_source_branch_is_held_under_other_guidance_too(engine):
+    """Corrections are made for plain guidance; the extras of the released code change what they would have to be."""
+    pipe = tiny_sd()
+    schedule, cond = make_schedule(pipe.scheduler, 3), encode_prompt(pipe, PROMPTS[:1])
+    latents = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    inversion = INVERSIONS["direct"](pipe, schedule, latents, cond)
+    for switches in ({"negative_prompt_embedding": True}, {"proximal": True, "inversion_guidance": True}):
+        changed = extras.apply(pipe, inversion, cond, engine, **switches)
+        drawn = ENGINES[engine](pipe, schedule, changed, PROMPTS, **({"start_step": 0} if engine == "masactrl" else {}))
+        assert torch.equal(drawn[:1], latents) and not torch.equal(drawn[1:], latents)

@@ -17,6 +17,7 @@ SOLVERS = [
     ("fixed_point", dict(rounds=60)),
     ("fixed_point", dict(rounds=60, guidance_scale=1.0)),
     ("spd", dict(rounds=40, threshold=0.0, solver="anderson")),
+    ("spd", dict(rounds=60, threshold=0.0, solver="descent")),
 ]
 
 
@@ -99,7 +100,7 @@ def test_published_numbers_of_evaluations():
     for name, count in (("aidi", 6), ("fixed_point", 40)):
         pipe = toy_pipe(WEIGHT)
         INVERSIONS[name](pipe, toy_schedule(4), LATENTS[:1], toy_cond(PROMPTS[:1]))
-        assert sum(images for images, _, _ in pipe.unet.calls) == 4 * count
+        assert sum(images for images, _ in pipe.unet.calls) == 4 * count
 
 
 def test_a_stop_is_at_the_first_residual_below_the_threshold():
@@ -110,6 +111,6 @@ def test_a_stop_is_at_the_first_residual_below_the_threshold():
         return x / torch.tensor([2.0, 10.0])[images].reshape(-1, 1, 1, 1)
 
     x, spent = forward.iterate(f, torch.ones(2, 1, 1, 1), 10, threshold=1e-3)
-    # image 0: points 1/2, 1/4, ... with residuals of half that; image 1: points 1/10, 1/100 with 0.9 of that
-    assert spent == [4, 2] and calls == [[0, 1], [0, 1], [0, 1], [0], [0]]
+    # image 0: points 1, 1/2, 1/4, ... with residuals of half that; image 1: points 1, 1/10, ... with 0.9 of that
+    assert spent == [5, 3] and calls == [[0, 1], [0, 1], [0, 1], [0], [0]]
     torch.testing.assert_close(x.flatten(), torch.tensor([2.0**-5, 1e-3]))

@@ -21,13 +21,17 @@ class ToyUnet(torch.nn.Module):
 
     def __init__(self, weight, squash=torch.tanh):
         super().__init__()
-        self.weight, self.squash, self.calls = torch.nn.Parameter(torch.as_tensor(weight)), squash, []
+        self.weight, self.squash = torch.nn.Parameter(torch.as_tensor(weight)), squash
+        self.calls, self.gradients = [], []  # images of each call, timesteps; images of each backward pass
         self.dtype = self.weight.dtype
 
     def forward(self, z, t, encoder_hidden_states, added_cond_kwargs=None, return_dict=False):
-        self.calls.append((len(z), int(t), z.requires_grad))
+        self.calls.append((len(z), int(t)))
         shift = t / 1000 + encoder_hidden_states.mean((1, 2))[:, None, None, None]
-        return (self.squash(torch.einsum("oc,bchw->bohw", self.weight, z) + shift),)
+        output = self.squash(torch.einsum("oc,bchw->bohw", self.weight, z) + shift)
+        if torch.is_grad_enabled():
+            output.register_hook(lambda gradient: self.gradients.append(len(gradient)))
+        return (output,)
 
     def set_attn_processor(self, processors):
         assert processors == {}

@@ -1,0 +1,109 @@
+"""What holds for every inversion on real (small, random) networks: identities, sizes, number formats, engines."""
+
+import pytest
+import torch
+
+from common.ddim import make_schedule
+from common.pipelines import encode_prompt
+from spdinv.engines import ENGINES
+from spdinv.inversions import INVERSIONS
+from tests.tiny import tiny_sd, tiny_sdxl
+
+SOURCE, TARGET = "a red cat on grass", "a blue dog on grass"
+STEPS = 3
+# Few rounds: these tests look at what surrounds them.
+QUICK = {"spd": {"rounds": 2}, "aidi": {"rounds": 2}, "fixed_point": {"rounds": 2}, "null_text": {"inner_steps": 2}}
+NO_ROUNDS = [
+    ("spd", {"rounds": 0}),
+    ("spd", {"rounds": 0, "solver": "anderson"}),
+    ("spd", {"rounds": 0, "solver": "descent"}),
+    ("aidi", {"rounds": 0}),
+    ("fixed_point", {"rounds": 0, "guidance_scale": 1.0}),
+    ("null_text", {"inner_steps": 0}),
+]
+
+
+@pytest.fixture(scope="module")
+def pipes():
+    return {"sd": tiny_sd(), "v": tiny_sd(prediction_type="v_prediction"), "sdxl": tiny_sdxl()}
+
+
+def random(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def inverted(pipe, name, latents, **settings):
+    schedule = make_schedule(pipe.scheduler, STEPS)
+    settings = QUICK.get(name, {}) | settings
+    return schedule, INVERSIONS[name](pipe, schedule, latents, encode_prompt(pipe, [SOURCE]), **settings)
+
+
+@pytest.mark.parametrize("name, settings", NO_ROUNDS)
+@pytest.mark.parametrize("kind", ["sd", "v"])
+def test_no_rounds_is_ddim_inversion_bit_for_bit(pipes, name, settings, kind):
+    latents = random(1, 4, 8, 8)
+    _, ddim = inverted(pipes[kind], "ddim", latents)
+    _, none = inverted(pipes[kind], name, latents, **settings)
+    _, some = inverted(pipes[kind], name, latents)
+    assert torch.equal(ddim.trajectory, none.trajectory) and none.rounds.sum() == 0 and some.rounds.sum() > 0
+
+
+@pytest.mark.parametrize("name", INVERSIONS)
+def test_sizes_and_prediction_types(pipes, name):
+    """Latents that are no square, a v-prediction model, and the way back with two prompts."""
+    latents = random(1, 4, 8, 12)
+    schedule, inversion = inverted(pipes["v"], name, latents)
+    assert inversion.trajectory.shape == (STEPS + 1, 1, 4, 8, 12) and inversion.rounds.shape == (STEPS, 1)
+    assert torch.equal(inversion.trajectory[0], latents.to(inversion.trajectory))
+    drawn = ENGINES["none"](pipes["v"], schedule, inversion, [SOURCE, TARGET])
+    assert drawn.shape == (2, 4, 8, 12) and drawn.isfinite().all()
+
+
+@pytest.fixture(scope="module", params=[torch.bfloat16, torch.float16])
+def half(request):
+    return tiny_sd().to(dtype=request.param)
+
+
+@pytest.mark.parametrize("name", INVERSIONS)
+def test_half_precision_networks(pipes, half, name):
+    """The networks may be half as precise; latents and what is optimised stay whole, and end where they would have."""
+    latents = random(1, 4, 8, 8)
+    _, whole = inverted(pipes["sd"], name, latents)
+    schedule, inversion = inverted(half, name, latents)
+    assert inversion.trajectory.dtype == (torch.float64 if name == "edict" else torch.float32)
+    assert inversion.uncond_embeds is None or inversion.uncond_embeds.isfinite().all()
+    assert ENGINES["none"](half, schedule, inversion, [SOURCE, TARGET]).isfinite().all()
+    torch.testing.assert_close(inversion.trajectory, whole.trajectory, rtol=0, atol=0.1)
+    assert not torch.equal(inversion.trajectory, whole.trajectory)
+
+
+@pytest.mark.parametrize("name", INVERSIONS)
+@pytest.mark.parametrize("kind", ["sd", "sdxl"])
+def test_with_the_source_prompt_the_target_is_drawn_as_the_reconstruction(pipes, name, kind):
+    """Direct Inversion and noise map guidance act on the source branch alone: there the target is DDIM inversion's.
+    (ProxEdit without its guidance: where nothing is edited at all, rounding decides what counts as edited.)"""
+    pipe, latents = pipes[kind], random(1, 4, 16, 16)
+    schedule, inversion = inverted(pipe, name, latents, **({"guidance": "none"} if name == "proximal" else {}))
+    both = ENGINES["none"](pipe, schedule, inversion, [SOURCE, SOURCE])
+    alone = ENGINES["none"](pipe, schedule, inversion, [SOURCE])
+    expected = alone
+    if name in ("direct", "nmg"):
+        expected = ENGINES["none"](pipe, *inverted(pipe, "ddim", latents), [SOURCE])
+        assert (alone - expected).abs().max() > 1e-3
+    torch.testing.assert_close(both[1:], expected, rtol=0, atol=1e-3)
+    torch.testing.assert_close(both[:1], alone, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("engine, settings", [("p2p", {}), ("masactrl", {"start_step": 0, "start_layer": 0})])
+@pytest.mark.parametrize("name", INVERSIONS)
+def test_every_inversion_under_the_engines(pipes, name, engine, settings):
+    """Attention control sees the guided steps only; the source branch is drawn as without it."""
+    pipe = pipes["sd"]
+    schedule, inversion = inverted(pipe, name, random(1, 4, 16, 16))
+    before = pipe.unet.attn_processors
+    edited = ENGINES[engine](pipe, schedule, inversion, [SOURCE, TARGET], **settings)
+    plain = ENGINES["none"](pipe, schedule, inversion, [SOURCE, TARGET])
+    if name != "proximal":  # its threshold looks at both branches together
+        torch.testing.assert_close(edited[0], plain[0], rtol=0, atol=1e-3)
+    assert not torch.allclose(edited[1], plain[1], atol=1e-2)
+    assert list(pipe.unet.attn_processors.values()) == list(before.values())
