@@ -157,11 +157,12 @@ def test_of_ddim_the_guess_is_what_it_settles_for():
 
 
 def test_what_is_said_of_the_residuals():
-    losses = [[2e-6, 3e-6], [4e-6, 1e-6], [1e-4, 5e-5, 4e-6], [1e-4, 6e-5, 7e-5]]
-    said = convergence.summarise(losses, [1, 1, 2, 2], 5e-6)
-    assert said["guess_below_threshold"] == 0.5 and said["forced_step_hurts"] == 0.5
-    assert said["settled_below_threshold"] == 0.75 and said["rounds_early_less_late"] == -1
-    assert said["residual"] == pytest.approx((3e-6 + 1e-6 + 4e-6 + 7e-5) / 4)
+    losses = [[2e-6, 3e-6], [4e-6, 1e-6], [3e-6, 9e-6], [1e-4, 5e-5, 4e-6], [1e-4, 6e-5, 7e-5], [2e-5, 1e-6]]
+    said = convergence.summarise(losses, [1, 1, 1, 2, 2, 1], 5e-6)
+    assert said["guess_below_threshold"] == 0.5 and said["forced_step_hurts"] == pytest.approx(2 / 3)
+    assert said["settled_below_threshold"] == pytest.approx(4 / 6)
+    assert said["rounds_early_less_late"] == pytest.approx(1 - 5 / 3)
+    assert said["residual"] == pytest.approx((3e-6 + 1e-6 + 9e-6 + 4e-6 + 7e-5 + 1e-6) / 6)
     plain = convergence.summarise([[2e-6], [1e-4]], [0, 0], 5e-6)  # DDIM forces nothing
     assert np.isnan(plain["forced_step_hurts"]) and plain["residual"] == plain["residual_guess"]
 
