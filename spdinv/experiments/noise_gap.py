@@ -69,33 +69,33 @@ def run(
     def is_done(name: str, batch: list) -> bool:
         return all((name, item.id) in done for item in batch)
 
+    def keep(name: str, batch: list, codes: torch.Tensor, known: list[dict]) -> None:
+        for item, code, row in zip(batch, codes.float(), known, strict=True):
+            if (name, item.id) in done:
+                continue
+            with atomic_path(code_path(output, name, item.id)) as path:  # what has a row has a code
+                save_file({"noise": code.cpu().contiguous()}, path)
+            metrics = {**row["metrics"], **statistics(code), **clip_score(pipe, code[None], item, encoders)}
+            row = {**row, "paper": "spdinv", "method": name, "item": item.id, "seed": args.seed}
+            append_row(output / "rows.jsonl", {**row, "metrics": metrics})
+
     for batch in tqdm(batches(items, args.batch_size), "batches", disable=None):
-        missing = [job for job in jobs if not is_done(name_of(*job), batch)]
-        prompts, cond = [item.source_prompt for item in batch], None
+        prompts = [item.source_prompt for item in batch]
         noise = ideal_noise(pipe, [item.id for item in batch], args.seed, resolution)
-        rows = {}  # name -> noise codes [B,4,h,w] and, per picture, what is known of them
         if not is_done(GAUSSIAN, batch):
-            rows[GAUSSIAN] = noise, [{"metrics": {}, "seconds": 0.0, "peak_memory_mb": 0.0}] * len(batch)
-        true = {scale: generate(pipe, schedule, noise, prompts, scale)
-                for scale in dict.fromkeys(scale for _, scale, _ in missing)}  # fmt: skip
+            keep(GAUSSIAN, batch, noise, [{"metrics": {}, "seconds": 0.0, "peak_memory_mb": 0.0}] * len(batch))
+        missing = [job for job in jobs if not is_done(name_of(*job), batch)]
+        scales = dict.fromkeys(scale for _, scale, _ in missing)
+        true = {scale: generate(pipe, schedule, noise, prompts, scale) for scale in scales}
         for inversion, scale, start in missing:
-            cond = cond or encode_prompt(pipe, prompts)
             latents = true[scale][0] if start == "latents" else through_a_file(pipe, true[scale][0])
             with measure() as cost:
+                cond = encode_prompt(pipe, prompts)
                 found = INVERSIONS[inversion](pipe, schedule, latents, cond, **inversions[inversion])
             known = describe(true[scale], latents, found, generate(pipe, schedule, found.noise, prompts, 1.0)[0])
             shared = {"seconds": cost.seconds / len(batch), "peak_memory_mb": cost.peak_memory_mb,
                       "inversion_seconds": found.cost["seconds"] / len(batch)}  # fmt: skip
-            rows[name_of(inversion, scale, start)] = found.noise, [row | shared for row in known]
-        for name, (codes, known) in rows.items():
-            for item, code, row in zip(batch, codes.float(), known, strict=True):
-                if (name, item.id) in done:
-                    continue
-                with atomic_path(code_path(output, name, item.id)) as path:  # what has a row has a code
-                    save_file({"noise": code.cpu().contiguous()}, path)
-                metrics = {**row["metrics"], **statistics(code), **clip_score(pipe, code[None], item, encoders)}
-                row = {**row, "paper": "spdinv", "method": name, "item": item.id, "seed": args.seed}
-                append_row(output / "rows.jsonl", {**row, "metrics": metrics})
+            keep(name_of(inversion, scale, start), batch, found.noise, [row | shared for row in known])
     report(args, list(inversions), items, output)
 
 
