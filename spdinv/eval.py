@@ -29,14 +29,16 @@ from spdinv import options, presets, rows
 from spdinv.baselines import run as baselines
 from spdinv.experiments import EXPERIMENTS
 from spdinv.flags import number
-from spdinv.items import find_dataset, read_items, run_item
+from spdinv.items import find_dataset, read_items, run_item, weights_of
 from spdinv.published import published_table
 
 TABLES = ("1", "2", "3", "s1", "s2")
 # What all rows of one folder have in common, beside the settings of each method; --full has the quick subset's items
 # among its own.
-SAME = ("pretrained_model_name_or_path", "dataset", "split", "metric_encoders", "resolution", "mixed_precision", "seed",
-        "elite_token_index", "elite_key_values", "reference_image_path")  # fmt: skip
+SAME = (
+    "pretrained_model_name_or_path", "weights", "dataset", "split", "metric_encoders", "resolution", "mixed_precision",
+    "seed", "elite_token_index", "elite_key_values", "reference_image_path",
+)  # fmt: skip
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -84,6 +86,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     if args.table == "3" and not args.edit_types:
         args.edit_types = ["0"]
     args.presets = args.presets or [args.preset]
+    args.weights = weights_of(args.pretrained_model_name_or_path)
     if args.metric_encoders is None:
         on_picturebook = options.is_picturebook_folder(args.pretrained_model_name_or_path)
         args.metric_encoders = "picturebook" if on_picturebook else "pie"
@@ -131,7 +134,7 @@ def check_same_settings(output_dir: Path, args: argparse.Namespace, methods: dic
     if not (output_dir / "rows.jsonl").exists():
         return
     before, now = read_json(output_dir / "config.json"), vars(args)
-    changed = [(f"--{name}", before.get(name)) for name in SAME if before.get(name) != now[name]]
+    changed = [(f"--{name}", before[name]) for name in SAME if name in before and before[name] != now[name]]
     settings = json.loads(json.dumps({name: asdict(method) for name, method in methods.items()}))
     for name in settings.keys() & before.get("methods", {}).keys():
         then = before["methods"][name]
@@ -218,7 +221,7 @@ def report(args: argparse.Namespace, items: list, methods: list[str], dataset: s
     measured = [found[item.id, method] for item in items for method in methods]
     summary = tables.summarise(measured)
     tables.write_csv(output / "results.csv", measured)
-    columns = ["source", *methods[:16]]
+    columns = ["source", *methods[:16]]  # what a person can look at
     sheet = [[load_image(output / "pictures" / item.id / f"{name}.png") for name in columns] for item in items[:12]]
     labels = [f"{item.source_prompt} -> {item.target_prompt}" for item in items[:12]]
     save_png(output / "grid.png", grid(sheet, labels, columns))

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from common.data import EditItem, encode_mask
-from common.runs import make_parser, read_rows, write_json
+from common.runs import InputError, make_parser, read_rows, write_json
 from spdinv import eval as spdinv_eval
 from spdinv import items, options, tables
 from spdinv.engines import ENGINES
@@ -116,6 +116,17 @@ def test_the_quick_subset_may_grow_into_all_items(tmp_path):
     (tmp_path / "rows.jsonl").touch()
     args = spdinv_eval.parse(["--full"])
     spdinv_eval.check_same_settings(tmp_path, args, spdinv_eval.methods_of(args))
+    args.weights = "0123456789ab"  # a UNet that was trained on
+    with pytest.raises(InputError, match="--weights"):
+        spdinv_eval.check_same_settings(tmp_path, args, {})
+
+
+def test_weights_are_those_of_the_file(tmp_path):
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"abc")
+    assert items.weights_of(str(tmp_path)) is None  # no picturebook
+    (tmp_path / "picturebook.json").touch()
+    assert items.weights_of(str(tmp_path)) == "ba7816bf8f01" and len(items.weights_of("picturebook")) == 12
 
 
 def test_every_row_of_table_1_runs_and_inversions_are_shared(run, tmp_path, monkeypatch):
