@@ -134,7 +134,8 @@ def check_same_settings(output_dir: Path, args: argparse.Namespace, methods: dic
     if not (output_dir / "rows.jsonl").exists():
         return
     before, now = read_json(output_dir / "config.json"), vars(args)
-    changed = [(f"--{name}", before[name]) for name in SAME if name in before and before[name] != now[name]]
+    changed = [("UNet" if name == "weights" else f"--{name}", before[name])
+               for name in SAME if name in before and before[name] != now[name]]  # fmt: skip
     settings = json.loads(json.dumps({name: asdict(method) for name, method in methods.items()}))
     for name in settings.keys() & before.get("methods", {}).keys():
         then = before["methods"][name]

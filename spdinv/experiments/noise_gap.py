@@ -160,8 +160,8 @@ def report(args: argparse.Namespace, inversions: list[str], items: list, output:
     draw.code_maps(output / "codes.png", drawn(codes, GAUSSIAN))
     draw.two_goals(output / "two_goals.png", drawn(means))
     for table in ("noise_gap", "s1"):
-        measured = {f"measured: {title}": tables.of_methods(table, found)
-                    for title, found in drawn(summary, GAUSSIAN).items()}  # fmt: skip
+        measured = {f"measured: {title}": tables.of_methods(table, found) for title, found in drawn(summary).items()}
+        measured["measured"] = tables.of_methods(table, {GAUSSIAN: summary[GAUSSIAN]})
         print(tables.beside_published(table, measured), end="\n\n")
 
     first, *others = inversions

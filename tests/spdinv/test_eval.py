@@ -117,7 +117,7 @@ def test_the_quick_subset_may_grow_into_all_items(tmp_path):
     args = spdinv_eval.parse(["--full"])
     spdinv_eval.check_same_settings(tmp_path, args, spdinv_eval.methods_of(args))
     args.weights = "0123456789ab"  # a UNet that was trained on
-    with pytest.raises(InputError, match="--weights"):
+    with pytest.raises(InputError, match="another UNet"):
         spdinv_eval.check_same_settings(tmp_path, args, {})
 
 

@@ -204,7 +204,7 @@ def test_noise_gap_from_end_to_end_interrupted_and_resumed(run, tmp_path, monkey
             assert len(row["gap"]) == 3 and (row["gap"][0] == 0) == row["method"].endswith("latents")
     for name in ("curves.png", "codes.png", "two_goals.png", "results.json"):
         assert (folder / name).stat().st_size > 0
-    assert "12.66" in shown and shown.count("measured: drawn at CFG 7.5, inverted from picture") == 2 + 3
+    assert "12.66" in shown and shown.count("measured: drawn at CFG 7.5, inverted from picture") == 2 + 2
     assert "No linear probe" in shown and "noise gap less ddim's" in shown
 
     whole, original, count = contents(folder), noise_gap.append_row, []
