@@ -28,6 +28,7 @@ from common.images import center_crop_resize, load_image, to_tensor
 from common.pipelines import Conditioning, encode_image, encode_prompt
 from common.runs import append_row, bootstrap_interval, measure, read_rows, write_json
 from spdinv import tables
+from spdinv.claims import verdict
 from spdinv.experiments import draw
 from spdinv.inversions import INVERSIONS, Inversion
 from spdinv.inversions.residual import f_theta, mean_square
@@ -132,7 +133,7 @@ def report(args: argparse.Namespace, names: list[str], items: list, output: Path
     for name in names:
         mean, low, high = bootstrap_interval(row["metrics"]["rounds_early_less_late"] for row in rows[name])
         if summary[name]["rounds"]["mean"] > 0:
-            verdict = "holds" if low > 0 else "does not hold" if high < 0 else "cannot say"
-            print(f"{name}: more rounds in the early half by {mean:.3g} [{low:.3g}, {high:.3g}] per step: {verdict}")
+            ruled = verdict(low, high, len(items))
+            print(f"{name}: more rounds in the early half by {mean:.3g} [{low:.3g}, {high:.3g}] per step: {ruled}")
     write_json(output / "results.json", summary)
     print(f"{len(items)} pictures; everything in {output}, figure in {output / 'convergence.png'}")

@@ -5,6 +5,9 @@ be reached (inversions have no guidance), and at the editing's scale. They are i
 the picture, which adds the error of the VAE. The paper says neither which scale nor which start it took.
 
 Rows are named inversion@cfg<scale>-<start>, such as ddim@cfg1-latents; "gaussian" is the true noise.
+
+Fixed before anything was run: the claim, judged by claims.verdict for each scale and start, is that spd's gap at z_T
+less ddim's lies below zero.
 """
 
 import argparse
@@ -23,6 +26,7 @@ from common.metrics import Score, clip_text_similarity
 from common.pipelines import decode_latents, encode_prompt
 from common.runs import append_row, atomic_path, bootstrap_interval, measure, paired_bootstrap, read_rows, write_json
 from spdinv import tables
+from spdinv.claims import verdict
 from spdinv.experiments import draw
 from spdinv.experiments.generated import batches, generate, ideal_noise, through_a_file
 from spdinv.experiments.probe import attributes, probe_all
@@ -174,6 +178,9 @@ def report(args: argparse.Namespace, inversions: list[str], items: list, output:
     if differences:
         print("Paired differences")
         print(tables.overall_table(differences), end="\n\n")
+    for name, ((called, gap),) in ((name, found.items()) for name, found in differences.items()):
+        print(f"{name}: {called} is below zero: {verdict(gap['low'], gap['high'], gap['n'], sign=-1)}")
+    print()
     shown = {name: {key: value for key, value in values.items() if key in SHOWN or "clip" in key}
              for name, values in summary.items()}  # fmt: skip
     print(tables.overall_table(shown), end="\n\n")

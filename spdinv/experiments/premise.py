@@ -7,7 +7,8 @@ pictures are not the items' own.
 
 Fixed before anything was run: the measure is edit success (the target's attributes, as the independent classifier
 reads them) over all items, paired; the premise holds if the interval of ideal less ddim lies above zero, and SPDInv's
-part of it if that of spd less ddim does. Nearness to the ideal noise's edit and the noise gap are told beside.
+part of it if that of spd less ddim does (claims.verdict). Nearness to the ideal noise's edit and the noise gap are told
+beside.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from common.metrics import Score, clip_text_similarity, lpips_distance, psnr, st
 from common.pipelines import decode_latents, encode_prompt
 from common.runs import append_row, measure, paired_bootstrap, read_rows, write_json
 from spdinv import tables
+from spdinv.claims import verdict
 from spdinv.editing import edit_picture
 from spdinv.experiments.generated import batches, generate, ideal_noise, known, pick
 from spdinv.experiments.noise_gap import noise_gap
@@ -130,6 +132,10 @@ def report(items: list, arms: dict[str, tuple[str, Method]], output: Path) -> No
                 differences.setdefault(f"{a} - {b}", {})[key] = interval | {"n": len(finite)}
     print("Paired differences")
     print(tables.overall_table(differences), end="\n\n")
+    for pair, found_of in differences.items():
+        for key in tables.wanted_keys(list(found_of), ("edit_success",)):
+            ruled = verdict(found_of[key]["low"], found_of[key]["high"], found_of[key]["n"])
+            print(f"{pair}: edits succeed more often: {ruled}")
     write_json(output / "results.json", {"summary": summary, "differences": differences})
     print(f"{len(ids)} pictures; everything in {output}, pictures in {output / 'grid.png'}")
 
