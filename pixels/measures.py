@@ -35,7 +35,8 @@ def edit_scores(
     scores["psnr_kept"] = psnr(source, edited, white).item() if kept else math.nan
     scores["mse_kept"] = mse(source, edited, white).item() if kept else math.nan
     key = Score("lpips_kept", 0.0, encoders.lpips.label).key
-    scores[key] = lpips_distance(source, edited, encoders.lpips, white).item() if kept else math.nan
+    compared = torch.where(white > 0, edited, source)  # no receptive field reaches into the edit
+    scores[key] = lpips_distance(source, compared, encoders.lpips, white).item() if kept else math.nan
     grey = ((full > 0) & (full < 1)).float()
     scores["mse_grey"] = mse(source, edited, grey).item()  # how much the released zone left the source; NaN without one
     scores["contrast"] = contrast(edited, exemplars, full)

@@ -83,6 +83,7 @@ def test_all_scores_of_one_edit(small):
     pasted = torch.where(RAMP < 0.5, exemplar, source)
     scores = measures.edit_scores(source, [exemplar], pasted, RAMP, small, truth=pasted)
     assert scores["psnr_kept"] == math.inf and scores["mse_kept"] == 0 and scores["psnr_truth"] == math.inf
+    assert scores["lpips_kept (squeeze)"] == 0  # although a network near the edit would see it
     assert scores["seam_truth"] == 0 and {"seam", "lpips_kept (squeeze)", "lpips_truth (squeeze)"} <= scores.keys()
     white = RAMP[0, 0] >= 1
     noisy = (source + 0.1).clamp(0, 1)
