@@ -15,6 +15,8 @@ SOLVERS = {
     "ddim": ("ddim", {}),
     "spd": ("spd", {}),
     "spd_paper": ("spd", {"solver": "sgd"}),
+    "spd_descent": ("spd", {"solver": "descent"}),
+    "spd_anderson": ("spd", {"solver": "anderson"}),
 }
 
 
@@ -53,7 +55,11 @@ def residual(pipe, schedule, inversion, cond) -> float:
 
 
 def bench_inversions(pipe, args: argparse.Namespace) -> list[dict]:
-    """One row per solver and picture. A short inversion first, so that no solver pays for the first touch of memory."""
+    """One row per solver and picture. A short inversion first, so that no solver pays for the first touch of memory.
+
+    noise_gap, noise_gap_file: mean squared distance of z_T to the noise that a picture was drawn from with the same
+    prompt, inverted from the sampler's own z_0, and from that picture as a file would hold it.
+    """
     from common.data import read_pie_bench
     from common.ddim import make_schedule
     from common.images import center_crop_resize, load_image, to_tensor
@@ -62,6 +68,7 @@ def bench_inversions(pipe, args: argparse.Namespace) -> list[dict]:
     from common.pipelines import decode_latents, encode_image, encode_prompt, native_resolution
     from common.runs import measure
     from spdinv.engines import ENGINES
+    from spdinv.experiments.generated import generate, ideal_noise, through_a_file
     from spdinv.inversions import INVERSIONS
 
     folder = ensure_pie_bench() if args.dataset == "picturebook" else args.dataset
@@ -70,17 +77,22 @@ def bench_inversions(pipe, args: argparse.Namespace) -> list[dict]:
     for item in read_pie_bench(folder, limit=args.items):
         picture = to_tensor(center_crop_resize(load_image(item.image_path), native_resolution(pipe))).to(pipe.device)
         latents, cond = encode_image(pipe, picture).float(), encode_prompt(pipe, [item.source_prompt])
+        noise = ideal_noise(pipe, [item.id], 0, native_resolution(pipe))
+        drawn = generate(pipe, schedule, noise, [item.source_prompt], 1.0)[0]
+        known = {"noise_gap": drawn, "noise_gap_file": through_a_file(pipe, drawn)}
         for solver in args.solvers:
             name, options = SOLVERS[solver]
             if not any(row["solver"] == solver for row in rows):
                 INVERSIONS[name](pipe, make_schedule(pipe.scheduler, 2), latents, cond, **options)
             with measure() as cost:
                 inversion = INVERSIONS[name](pipe, schedule, latents, cond, **options)
+            found = {key: INVERSIONS[name](pipe, schedule, z, cond, **options).noise for key, z in known.items()}
             back = ENGINES["none"](pipe, schedule, inversion, [item.source_prompt], 1.0)
             rows.append({
                 "solver": solver,
                 "item": item.id,
                 "residual": residual(pipe, schedule, inversion, cond),
+                **{key: (z - noise).square().mean().item() for key, z in found.items()},
                 "latent_mse": (back - latents).square().mean().item(),
                 "psnr": psnr(decode_latents(pipe, latents), decode_latents(pipe, back)).item(),  # against the VAE's own
                 "forward": inversion.cost["forward"],

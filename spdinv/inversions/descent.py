@@ -8,12 +8,12 @@ from spdinv.inversions.residual import gradients, mean_square
 
 
 def step_lengths(x: torch.Tensor, g: torch.Tensor, before: tuple[torch.Tensor, torch.Tensor] | None) -> torch.Tensor:
-    """Per image [n,1,1,1]: Barzilai and Borwein's <dx, dx> / <dx, dg>, the curvature along the last step, from 0.1 to
-    10. At first 1: f contracts, so the Jacobian of x - f(x) is near the identity or below it."""
+    """Per image [n,1,1,1]: Barzilai and Borwein's <dx, dg> / <dg, dg>, the inverse curvature along the last step, from
+    0.01 to 100. At first 1: f contracts, so the Jacobian of x - f(x) is near the identity or below it."""
     if before is None:
         return x.new_ones(len(x), 1, 1, 1)
     dx, dg = ((new - old).flatten(1) for new, old in zip((x, g), before, strict=True))
-    return (dx.square().sum(1) / (dx * dg).sum(1)).nan_to_num(1.0).clamp(0.1, 10).reshape(-1, 1, 1, 1)
+    return ((dx * dg).sum(1) / dg.square().sum(1)).nan_to_num(1.0).clamp(0.01, 100).reshape(-1, 1, 1, 1)
 
 
 def descend(

@@ -21,6 +21,8 @@ def test_bench(tiny_folder, benchmark, tmp_path, capsys, monkeypatch):
     ddim, spd = rows["ddim", "000000000000"], rows["spd", "000000000000"]
     assert (ddim["forward"], ddim["backward"]) == (3, 0) and spd["forward"] == 3 + spd["backward"] > 3
     assert spd["residual"] < ddim["residual"] and spd["latent_mse"] < ddim["latent_mse"]
+    exact = rows["spd_anderson", "000000000000"]
+    assert exact["backward"] == 0 and exact["noise_gap"] < 0.1 * ddim["noise_gap"]
     assert len(result["sampling"]) == len(result["surgery"]) == 2 and "Latent surgery" in shown
     assert all(row["largest_difference"] < 1e-4 for row in result["sampling"])  # the same sampler, but for rounding
 
