@@ -64,7 +64,7 @@ def find_folder(name: str, offline: bool, accepted: dict[str, type] = PIPELINES)
     if hint:
         log.warning("%s has left the hub; loading the same weights from %s.", name, repo)
     try:
-        _pipeline_class(Path(hf_hub_download(repo, "model_index.json")).parent, accepted)  # before gigabytes are fetched
+        _pipeline_class(Path(hf_hub_download(repo, "model_index.json")).parent, accepted)  # before fetching gigabytes
         return Path(DiffusionPipeline.download(repo, safety_checker=None))
     except InputError:
         raise
