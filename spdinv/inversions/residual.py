@@ -41,7 +41,13 @@ def gradients(
     """d sum(loss) / d inputs; the weights gather none.
 
     A float16 network has no numbers below 6e-8, and the gradients of a mean over thousands of elements lie there: on
-    the way through it they are 65536 times larger. Other types go as they are.
+    the way through it they are 65536 times larger, or less where that is more than float16 can hold. Other types go as
+    they are.
     """
-    scale = 2.0**16 if network_dtype == torch.float16 else 1.0
-    return tuple(gradient / scale for gradient in torch.autograd.grad(loss.sum() * scale, inputs))
+    if network_dtype != torch.float16:
+        return torch.autograd.grad(loss.sum(), inputs)
+    for scale in (2.0**16, 2.0**10, 2.0**4, 1.0):
+        found = torch.autograd.grad(loss.sum() * scale, inputs, retain_graph=True)
+        if all(gradient.isfinite().all() for gradient in found):
+            break
+    return tuple(gradient / scale for gradient in found)

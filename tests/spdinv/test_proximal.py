@@ -59,6 +59,7 @@ def naive_step(trajectory, z, step, scale, negative, mode, quantile, branches, g
 
 VARIANTS = [
     {},
+    dict(quantile=0.3),
     dict(mode="hard"),
     dict(mode="none", recon_lr=0.3),
     dict(branches="target", quantile=0.6, guidance="none"),
