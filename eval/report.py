@@ -26,6 +26,7 @@ from eval.track import Item, Run, Track
 HERE = Path(__file__).parent
 LEAST = 8  # a best value is marked from so many pairs on
 LARGEST = 256  # pixels; larger pictures are reduced for the page
+CLASSES = {HOLDS: "holds", FAILS: "fails", UNDECIDED: "unsure"}
 
 
 def write_page(path: Path, tracks: Sequence[Track]) -> Path:
@@ -60,6 +61,7 @@ def track_view(track: Track) -> dict[str, Any]:
         "claims": [claim_view(found) for found in zip(*judged, strict=True)],
         "verdicts": Counter(found.verdict for found in judged[track.runs.index(largest)]),
         "largest": run_head(largest),
+        "duels": duels(track, largest),
         "forest": forest(track, largest, columns),
         "times": times(track, largest),
         "scatters": scatters(track, largest, columns),
@@ -170,14 +172,13 @@ def claim_view(found: Sequence[Finding]) -> dict[str, Any]:
     claim, column = found[0].claim, found[0].measure
     allowed = f"no more than {claim.get('margin', 0):g} {column.gap_unit}".strip() + " worse"
     rule = "better" if claim["rule"] == "better" else allowed
-    classes = {HOLDS: "holds", FAILS: "fails", UNDECIDED: "unsure"}
     measured = [
         {
             "text": column.text(one.difference.mean, signed=True),
             "spread": column.span(one.difference.low, one.difference.high, signed=True),
             "n": one.difference.n,
             "verdict": one.verdict,
-            "class": classes[one.verdict],
+            "class": CLASSES[one.verdict],
         }
         for one in found
     ]
@@ -192,6 +193,28 @@ def published_pair(claim: dict) -> list[str] | None:
     column = table["columns"].index(claim["score"].partition("/")[0])
     rows = {row.get("method"): row["values"][column] for row in table["rows"]}
     return as_printed([rows[claim["baseline"]], rows[claim["method"]]])
+
+
+def duels(track: Track, run: Run) -> dict[str, Any] | None:
+    """The paper's own methods minus each competitor, scores across; None where the claims already say it all."""
+    found = track.judge(run.rows, list(track.methods)) if track.judge else []
+    lines: dict[tuple[str, str], list[dict]] = {}
+    for one in found:
+        column = measure(one["score"])
+        spread = column.span(one["low"], one["high"], signed=True)
+        shown = {"text": column.text(one["mean"], signed=True), "spread": spread, "n": one["n"],
+                 "verdict": one["verdict"], "class": CLASSES[one["verdict"]]}  # fmt: skip
+        lines.setdefault((one["method"], one["baseline"]), []).append(shown)
+    if len(lines) < 2:
+        return None
+    margins = {one["score"]: one["margin"] for one in found}
+    heads = []
+    for key, margin in margins.items():
+        column = measure(key)
+        allowed = "" if margin is None else f"no more than {margin * column.factor:g} {column.gap_unit} worse"
+        heads.append({"column": column, "rule": allowed or "better"})
+    named = [(track.methods[own], track.methods[other], cells) for (own, other), cells in lines.items()]
+    return {"heads": heads, "lines": named, "verdicts": Counter(one["verdict"] for one in found)}
 
 
 # ------------------------------------------------------------------------------------------------------------- plots

@@ -8,6 +8,7 @@ from common.data import EDIT_TYPES
 from common.runs import done_items, read_json, read_rows
 from eval.measures import find
 from eval.track import Item, Picture, Run, Track, date_of, earlier_results
+from spdinv import claims
 from spdinv import eval as spdinv_eval
 
 NAME = "text_editing"
@@ -96,6 +97,7 @@ def run(args: argparse.Namespace) -> Track:
         published="spdinv:1",
         breakdown=["edit_success", "psnr_truth", "psnr/pie_official", "structure/pie_official"],
         notes=NOTES,
+        judge=claims.judge,
     )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """What a track hands to the report: plain data, whatever paper it comes from."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -46,6 +47,7 @@ class Track:
     methods: name in result rows -> name on the page; the first is the baseline, the last the paper's own.
     columns: scores of the main table, without encoders (eval.measures.find). runs: the live one, then earlier ones.
     published: "<paper>:<table>" of that paper's published.toml. commands: method -> the command that makes its rows.
+    judge: (rows, methods) -> the paper's own method against each other one, score by score (spdinv.claims.judge).
     """
 
     name: str
@@ -60,6 +62,7 @@ class Track:
     published: str | None = None
     breakdown: list[str] = field(default_factory=list)  # scores of the table per edit type
     notes: list[str] = field(default_factory=list)
+    judge: Callable[[list[dict], list[str]], list[dict]] | None = None
 
 
 def date_of(path: Path) -> str:

@@ -11,6 +11,7 @@ from eval import plots
 from eval.measures import Interval
 from eval.report import as_printed, write_page
 from eval.track import Run
+from spdinv import claims
 
 VOID = {"meta", "img", "link", "br", "hr", "input"}
 
@@ -153,3 +154,22 @@ def test_plots():
     drawn = plots.scatter([(20, 25, "a"), (30, 22, "b")], "t")
     assert drawn.count("<circle") == 2 and drawn.count('class="above"') == 1
     assert plots.scatter([(20, 20, "a")], "t").count("<circle") == 1
+
+
+def test_every_competitor_is_judged_against_the_papers_own(page, track):
+    """The third method loses its 2 dB to the own one, the first its 5 dB; a lone pair is left to the claims."""
+    rows = track.runs[0].rows
+    weaker = [
+        {**row, "method": "aidi+p2p", "metrics": {"psnr/pie_official": row["metrics"]["psnr/pie_official"] - 2}}
+        for row in rows
+        if row["method"] == "spd+p2p"
+    ]
+    methods = {"ddim+p2p": "DDIM + P2P", "aidi+p2p": "AIDI + P2P", "spd+p2p": "SPDInv + P2P"}
+    three = replace(track, methods=methods, runs=[Run("this run", rows + weaker, track.runs[0].config)])
+    _, checker = page(replace(three, judge=claims.judge))
+    (table,) = [table for table in checker.tables if "Own − competitor" in table]
+    line = table[table.index("SPDInv + P2P − AIDI + P2P") :]
+    assert "+2.0" in line and "holds" in line
+    assert table.index("SPDInv + P2P − DDIM + P2P") < table.index("SPDInv + P2P − AIDI + P2P")
+    for shown in (three, replace(track, judge=claims.judge)):
+        assert not any("Own − competitor" in table for table in page(shown)[1].tables)
