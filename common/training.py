@@ -1,0 +1,259 @@
+"""What the trainings share: randomness by step, pictures, noise levels and targets, class pictures, exact resume.
+
+Everything random of an optimiser step is drawn from a CPU generator that its number alone seeds (`step_generator`), and
+the pictures follow one permutation per epoch (`picture_indices`). So weights, optimiser, learning rate schedule and the
+step's number are all that a run needs to go on in the same bytes, and several processes see different data.
+The training loops stand in each folder's train.py.
+"""
+
+import argparse
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from common.images import SUFFIXES, list_pictures, load_image, save_png
+from common.runs import InputError, latest_checkpoint, load_checkpoint, read_json, save_checkpoint, write_json
+
+# Flags that may differ between a run and its continuation. (Steps may too, where the schedule does not know them.)
+FREE = {"output_dir", "checkpointing_steps", "checkpoints_total_limit", "resume_from_checkpoint", "validation_prompt",
+        "validation_steps", "num_validation_images", "report_to", "print_config", "sample_batch_size", "device",
+        "gradient_checkpointing"}  # fmt: skip
+CONSTANT = ("constant", "constant_with_warmup")
+CLASS_FILE = "class_pictures.json"
+
+
+# ------------------------------------------------------------------------------------------------------- randomness
+
+
+def _seed(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def step_generator(seed: int, step: int, micro: int = 0, process: int = 0) -> torch.Generator:
+    """The CPU generator of all that is random in a micro-step of optimiser step `step` on a process."""
+    return torch.Generator().manual_seed(_seed(0, seed, step, micro, process))
+
+
+def picture_indices(
+    count: int, batch_size: int, seed: int, step: int, micro: int = 0, micros: int = 1, process: int = 0,
+    processes: int = 1,
+) -> list[int]:  # fmt: skip
+    """Which of `count` pictures a micro-step sees: each once per epoch, in an order of the epoch's own; the processes
+    share an epoch out. micros: micro-steps per optimiser step."""
+    first = ((step * micros + micro) * processes + process) * batch_size
+    orders: dict[int, list[int]] = {}
+    chosen = []
+    for place in range(first, first + batch_size):
+        epoch = place // count
+        if epoch not in orders:
+            generator = torch.Generator().manual_seed(_seed(1, seed, epoch))
+            orders[epoch] = torch.randperm(count, generator=generator).tolist()
+        chosen.append(orders[epoch][place % count])
+    return chosen
+
+
+# --------------------------------------------------------------------------------------------------------- pictures
+
+
+def load_pictures(folder_or_paths: str | Path | Sequence[Path], resolution: int, squash: bool = False) -> list[Tensor]:
+    """A folder's pictures as uint8 [3,h,w], the shorter side `resolution` (bilinear, as diffusers' DreamBooth script).
+
+    squash: both sides, whatever the proportions. InputError for a damaged picture or an empty folder.
+    """
+    paths = list_pictures(folder_or_paths) if isinstance(folder_or_paths, str | Path) else folder_or_paths
+    pictures = []
+    for path in paths:
+        image = load_image(path)
+        short = min(image.size)
+        size = tuple(resolution if squash or side == short else int(resolution * side / short) for side in image.size)
+        image = image if image.size == size else image.resize(size, Image.Resampling.BILINEAR)
+        pictures.append(torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous())
+    return pictures
+
+
+def picture_batch(
+    pictures: Sequence[Tensor], indices: Iterable[int], resolution: int, generator: torch.Generator,
+    center_crop: bool = False, random_flip: bool = False,
+) -> Tensor:  # fmt: skip
+    """The chosen pictures of load_pictures, cut to squares: float32 [B,3,resolution,resolution] in [0,1]."""
+    batch = []
+    for index in indices:
+        picture = pictures[index]
+        spare = (picture.shape[1] - resolution, picture.shape[2] - resolution)
+        top, left = (n // 2 if center_crop else int(torch.randint(n + 1, (), generator=generator)) for n in spare)
+        square = picture[:, top : top + resolution, left : left + resolution]
+        if random_flip and torch.rand((), generator=generator) < 0.5:
+            square = square.flip(2)
+        batch.append(square.float() / 255)
+    return torch.stack(batch)
+
+
+def draw_pictures(
+    pipe, prompts: list[str], generators: list[torch.Generator], resolution: int | None = None,
+    num_inference_steps: int = 50, guidance_scale: float = 7.5,
+) -> list[Image.Image]:  # fmt: skip
+    """One picture per prompt by the pipeline's own call, each from a generator of its own."""
+    pipe.set_progress_bar_config(disable=True)
+    return pipe(
+        prompts, height=resolution, width=resolution, num_inference_steps=num_inference_steps,
+        guidance_scale=guidance_scale, generator=generators,
+    ).images  # fmt: skip
+
+
+def generate_class_pictures(
+    pipe, prompt: str, folder: str | Path, count: int, resolution: int | None = None, batch_size: int = 4,
+    seed: int = 0, process: int = 0, processes: int = 1, **sampling: Any,
+) -> list[Path]:  # fmt: skip
+    """`count` pictures of `prompt` in a folder, of which only the missing ones are drawn; returns the paths made here.
+
+    A user's own pictures count. Raises InputError if the folder's own were drawn with another prompt or model.
+    sampling: num_inference_steps, guidance_scale of draw_pictures. Several processes share the drawing out.
+    """
+    folder = Path(folder)
+    about = {"prompt": prompt, "model": str(pipe.name_or_path), "resolution": resolution, "seed": seed, **sampling}
+    if (folder / CLASS_FILE).is_file() and (before := read_json(folder / CLASS_FILE)) != about:
+        name = next(key for key in about if before.get(key) != about[key])
+        raise InputError(f"the class pictures in {folder} were drawn with another {name} ({before.get(name)!r}); "
+                         "take the same one, or another --class_data_dir")  # fmt: skip
+    drawn = [folder / f"class-{number:05d}.png" for number in range(count)]
+    there = {path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES} if folder.is_dir() else set()
+    drawn = drawn[: max(0, count - len(there - set(drawn)))]
+    missing = [path for path in drawn[process::processes] if path not in there]
+    if missing and process == 0:
+        write_json(folder / CLASS_FILE, about)
+    for start in tqdm(range(0, len(missing), batch_size), "class pictures", disable=None if missing else True):
+        paths = missing[start : start + batch_size]
+        generators = [step_generator(seed, int(path.stem[-5:])) for path in paths]
+        images = draw_pictures(pipe, [prompt] * len(paths), generators, resolution, **sampling)
+        for path, image in zip(paths, images, strict=True):
+            save_png(path, image)
+    return missing
+
+
+# --------------------------------------------------------------------------------------------- diffusion's objective
+
+
+def noised(alpha_bar: Tensor, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    """z_t = sqrt(a_t) z_0 + sqrt(1 - a_t) noise (DDPM, Eq. 4). alpha_bar [T]; latents, noise [B,4,h,w]; t [B]."""
+    a = alpha_bar.to(latents.device)[t].reshape(-1, 1, 1, 1)
+    return (a.sqrt() * latents + (1 - a).sqrt() * noise).to(latents.dtype)
+
+
+def target(prediction_type: str, alpha_bar: Tensor, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    """What the network is to say about z_t: "epsilon" the noise, "v_prediction" sqrt(a) noise - sqrt(1 - a) z_0."""
+    if prediction_type == "epsilon":
+        return noise
+    if prediction_type == "v_prediction":
+        a = alpha_bar.to(latents.device)[t].reshape(-1, 1, 1, 1)
+        return (a.sqrt() * noise - (1 - a).sqrt() * latents).to(latents.dtype)
+    raise InputError(f"this model predicts {prediction_type!r}; epsilon and v_prediction can be trained")
+
+
+# ------------------------------------------------------------------------------------- accelerator, optimiser, resume
+
+
+def make_accelerator(args: argparse.Namespace, name: str):
+    """accelerate's Accelerator for devices, processes, mixed precision and tracker (under the project's `name`).
+
+    Accumulation is the loop's business: divide each micro-step's loss by --gradient_accumulation_steps, and put all but
+    the last under accelerator.no_sync(model).
+    """
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state()  # another training in the same process may have had another precision
+    tracker = None if args.report_to == "none" else args.report_to
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: there is no GPU here; leave it out, or take cpu")
+    if args.mixed_precision == "fp16" and (args.device == "cpu" or not torch.cuda.is_available()):
+        raise InputError("--mixed_precision fp16 needs a GPU; take bf16 or no")
+    accelerator = Accelerator(mixed_precision=args.mixed_precision, cpu=args.device == "cpu", log_with=tracker,
+                              project_dir=args.output_dir)  # fmt: skip
+    if tracker:
+        plain = {key: value for key, value in vars(args).items() if isinstance(value, int | float | str | bool)}
+        accelerator.init_trackers(name, config=plain)
+    return accelerator
+
+
+def make_optimizer(parameters: Iterable, args: argparse.Namespace, processes: int = 1):
+    """(AdamW, learning rate schedule). parameters: tensors, or groups {"params", "lr"} with rates of their own.
+
+    The schedule is to be stepped once per optimiser step, on every process.
+    """
+    from diffusers.optimization import get_scheduler
+
+    optimizer = torch.optim.AdamW(parameters, args.learning_rate, (args.adam_beta1, args.adam_beta2),
+                                  args.adam_epsilon, args.adam_weight_decay)  # fmt: skip
+    if args.scale_lr:
+        for group in optimizer.param_groups:
+            group["lr"] *= args.gradient_accumulation_steps * args.train_batch_size * processes
+    steps = {"num_warmup_steps": args.lr_warmup_steps, "num_training_steps": args.max_train_steps}
+    return optimizer, get_scheduler(args.lr_scheduler, optimizer, **steps)
+
+
+def fingerprint(weights: Mapping[str, Tensor]) -> str:
+    """Twelve digits that tell models apart: of names, shapes and some twenty evenly spread values of each tensor."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        flat = tensor.detach().reshape(-1)
+        spread = flat[:: max(1, len(flat) // 16)].float().cpu().numpy()
+        digest.update(f"{name} {tuple(tensor.shape)}".encode() + spread.tobytes())
+    return digest.hexdigest()[:12]
+
+
+def identity(args: argparse.Namespace, **base: str) -> dict[str, Any]:
+    """What a checkpoint and the run that takes it up have in common: the flags but FREE, and base=fingerprint(…)."""
+    free = FREE | ({"max_train_steps"} if args.lr_scheduler in CONSTANT else set())
+    flags = {name: value for name, value in vars(args).items() if name not in free}
+    return json.loads(json.dumps({**flags, **base}, default=str))
+
+
+def save_training(args, step: int, weights: Mapping[str, Tensor], optimizer, schedule, who: dict, scaler=None) -> Path:
+    """checkpoint-<step> in --output_dir: the trained tensors, AdamW's state, the schedule's, and `who` (identity)."""
+    state = {"who": who, "weights": {name: tensor.detach().cpu() for name, tensor in weights.items()},
+             "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(),
+             "scaler": scaler.state_dict() if scaler else {}}  # fmt: skip
+    return save_checkpoint(args.output_dir, step, state, args.checkpoints_total_limit)
+
+
+@torch.no_grad()
+def resume_training(args, weights: Mapping[str, Tensor], optimizer, schedule, who: dict, scaler=None) -> int:
+    """Put the checkpoint that --resume_from_checkpoint names into place; returns its step, 0 without one.
+
+    Raises InputError if it is damaged or belongs to a training with other flags or another base model.
+    """
+    wanted = args.resume_from_checkpoint
+    if wanted is None:
+        return 0
+    near = Path(args.output_dir) / wanted
+    path = latest_checkpoint(args.output_dir) if wanted == "latest" else near if near.is_dir() else Path(wanted)
+    if path is None:
+        print(f"no checkpoint in {args.output_dir} yet: starting at step 0")
+        return 0
+    saved = load_checkpoint(path)
+    try:
+        before, tensors = saved["who"], saved["weights"]
+        differing = sorted(key for key in before.keys() | who.keys() if before.get(key) != who.get(key))
+    except (KeyError, AttributeError):
+        raise InputError(f"{path} is no checkpoint of a training") from None
+    if differing:
+        key = differing[0]
+        raise InputError(f"{path} is of a training with another {key} ({before.get(key)!r}, now {who.get(key)!r}); "
+                         "take the same one, or start anew in another --output_dir")  # fmt: skip
+    if tensors.keys() != weights.keys() or any(tensors[name].shape != weights[name].shape for name in weights):
+        raise InputError(f"{path} was made for another model: the names or shapes of its tensors differ")
+    for name, tensor in weights.items():
+        tensor.copy_(tensors[name])
+    optimizer.load_state_dict(saved["optimizer"])
+    schedule.load_state_dict(saved["schedule"])
+    if scaler and saved["scaler"]:
+        scaler.load_state_dict(saved["scaler"])
+    return saved["step"]

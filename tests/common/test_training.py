@@ -1,0 +1,248 @@
+"""What the trainings share: randomness by step, pictures, objective, class pictures, exact resume, flags."""
+
+import argparse
+import types
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from common import training
+from common.images import to_tensor
+from common.runs import InputError, make_parser
+from common.training_flags import add_subject_flags, add_training_flags, parse_training
+
+
+def arguments(tmp_path, *words, **defaults):
+    parser = make_parser("a training")
+    add_training_flags(
+        parser, **{"output_dir": str(tmp_path / "out"), "max_train_steps": 4, "learning_rate": 0.1} | defaults
+    )
+    add_subject_flags(parser)
+    return parse_training(parser, list(words), {})
+
+
+def test_a_step_draws_the_same_again_and_each_number_matters():
+    def draw(*numbers):
+        return torch.rand(3, generator=training.step_generator(*numbers)).tolist()
+
+    calls = [(0, 1, 2, 3), (1, 1, 2, 3), (0, 2, 2, 3), (0, 1, 3, 3), (0, 1, 2, 4), (0, 1), (1, 0)]
+    assert [draw(*call) for call in calls] == [draw(*call) for call in calls]
+    assert len({tuple(draw(*call)) for call in calls}) == len(calls)
+
+
+@pytest.mark.parametrize("count, batch, micros, processes", [(5, 1, 1, 1), (5, 2, 3, 2), (3, 4, 1, 2), (4, 2, 2, 1)])
+def test_every_picture_comes_once_per_epoch_whatever_shares_the_work(count, batch, micros, processes):
+    seen = [
+        index
+        for step in range(2 * count)
+        for micro in range(micros)
+        for process in range(processes)
+        for index in training.picture_indices(count, batch, 7, step, micro, micros, process, processes)
+    ]
+    assert len(seen) == 2 * count * batch * micros * processes
+    epochs = [tuple(seen[start : start + count]) for start in range(0, len(seen), count)]
+    assert all(sorted(epoch) == list(range(count)) for epoch in epochs)
+    assert len(set(epochs)) > 1
+    assert len({tuple(training.picture_indices(count, count, seed, 0)) for seed in range(9)}) > 1
+
+
+def test_pictures_are_resized_and_cut_as_the_dreambooth_script_does(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 50, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    Image.fromarray(pixels[:20, :20]).save(tmp_path / "b.png")
+    wide, square = training.load_pictures(tmp_path, 20)
+    assert wide.shape == (3, 20, 33) and square.shape == (3, 20, 20)  # torchvision: int(20 * 50 / 30)
+    expected = np.asarray(Image.fromarray(pixels).resize((33, 20), Image.Resampling.BILINEAR))
+    assert np.array_equal(wide.permute(1, 2, 0).numpy(), expected)
+    assert np.array_equal(square.permute(1, 2, 0).numpy(), pixels[:20, :20])
+    assert training.load_pictures(tmp_path, 20, squash=True)[0].shape == (3, 20, 20)
+
+    centre = training.picture_batch([wide], [0, 0], 20, torch.Generator(), center_crop=True)
+    assert torch.equal(centre[1], wide[:, :, 6:26].float() / 255) and centre.dtype == torch.float32
+    assert torch.equal(
+        training.picture_batch([square], [0], 20, torch.Generator()), to_tensor(Image.open(tmp_path / "b.png"))
+    )
+    windows = [wide[:, :, left : left + 20].float() / 255 for left in range(14)]
+    generator, found, flipped = training.step_generator(0, 0), set(), 0
+    for _ in range(200):
+        (cut,) = training.picture_batch([wide], [0], 20, generator, random_flip=True)
+        places = [left for left, window in enumerate(windows) if torch.equal(cut, window)]
+        mirrored = [left for left, window in enumerate(windows) if torch.equal(cut, window.flip(2))]
+        assert len(places + mirrored) == 1
+        found |= {*places, *mirrored}
+        flipped += len(mirrored)
+    assert found == set(range(14)) and 70 < flipped < 130  # both ends are reached; about half are mirrored
+
+
+def test_noise_and_targets_against_diffusers_and_by_hand():
+    from diffusers import DDPMScheduler
+
+    scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    generator = torch.Generator().manual_seed(0)
+    latents, noise = torch.randn(2, 3, 4, 5, 5, generator=generator)
+    t, table = torch.tensor([3, 500, 999]), scheduler.alphas_cumprod
+    z = training.noised(table, latents, noise, t)
+    v = training.target("v_prediction", table, latents, noise, t)
+    assert torch.allclose(z, scheduler.add_noise(latents, noise, t), atol=1e-6)
+    assert torch.allclose(v, scheduler.get_velocity(latents, noise, t), atol=1e-6)
+    a = table.double()[t].reshape(-1, 1, 1, 1)  # x_0 = sqrt(a) z - sqrt(1 - a) v
+    assert torch.allclose(a.sqrt() * z - (1 - a).sqrt() * v, latents.double(), atol=1e-5)
+    assert training.target("epsilon", table, latents, noise, t) is noise
+    with pytest.raises(InputError, match="predicts 'sample'"):
+        training.target("sample", table, latents, noise, t)
+
+
+class Painter:
+    """In place of a pipeline: pictures of the generator's noise, and a count of the calls."""
+
+    name_or_path = "tiny"
+    drawn = 0
+
+    def set_progress_bar_config(self, **_):
+        pass
+
+    def __call__(self, prompts, height, width, generator, **_):
+        self.drawn += len(prompts)
+        noise = [torch.randint(256, (height, width, 3), generator=one, dtype=torch.uint8).numpy() for one in generator]
+        return types.SimpleNamespace(images=[Image.fromarray(pixels) for pixels in noise])
+
+
+def test_only_missing_class_pictures_are_drawn_and_always_the_same(tmp_path):
+    painter = Painter()
+    made = training.generate_class_pictures(painter, "a photo of a dog", tmp_path / "a", 5, 8, batch_size=2)
+    assert len(made) == painter.drawn == 5
+    content = [path.read_bytes() for path in made]
+    made[3].unlink()
+    assert training.generate_class_pictures(painter, "a photo of a dog", tmp_path / "a", 5, 8) == [made[3]]
+    assert [path.read_bytes() for path in made] == content and painter.drawn == 6
+    assert training.generate_class_pictures(painter, "a photo of a dog", tmp_path / "a", 4, 8) == []
+    shares = [
+        training.generate_class_pictures(painter, "a photo of a dog", tmp_path / "b", 5, 8, process=p, processes=2)
+        for p in (1, 0)
+    ]
+    assert sorted(path.name for share in shares for path in share) == [path.name for path in made]
+    with pytest.raises(InputError, match="another prompt"):
+        training.generate_class_pictures(painter, "a photo of a cat", tmp_path / "a", 5, 8)
+
+    (tmp_path / "own").mkdir()
+    Image.new("RGB", (9, 9)).save(tmp_path / "own" / "mine.jpg")
+    assert len(training.generate_class_pictures(painter, "a photo of a dog", tmp_path / "own", 3, 8)) == 2
+
+
+def train(args, steps, stop=None):
+    """A linear model under AdamW with noise of its own per step; the same loop as in the scripts."""
+    torch.manual_seed(5)
+    model = torch.nn.Linear(3, 2)
+    weights = dict(model.named_parameters())
+    optimizer, schedule = training.make_optimizer(
+        [{"params": [model.weight], "lr": 0.5}, {"params": [model.bias]}], args
+    )
+    who = training.identity(args, base=training.fingerprint(weights))
+    start = training.resume_training(args, weights, optimizer, schedule, who)
+    for step in range(start, stop or steps):
+        x = torch.randn(4, 3, generator=training.step_generator(args.seed, step))
+        model(x).square().sum().backward()
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        if (step + 1) % 2 == 0:
+            training.save_training(args, step + 1, weights, optimizer, schedule, who)
+    return torch.cat([tensor.detach().reshape(-1) for tensor in weights.values()])
+
+
+def test_an_interrupted_run_ends_in_the_same_bytes(tmp_path):
+    schedule = ("--lr_scheduler", "cosine", "--lr_warmup_steps", "1", "--max_train_steps", "6")
+    whole = train(arguments(tmp_path / "whole", *schedule), 6)
+    args = arguments(tmp_path, *schedule, "--checkpoints_total_limit", "1")
+    train(args, 6, stop=5)  # killed after step 5; the newest checkpoint is of step 4
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["checkpoint-4"]
+    for wanted in ("latest", "checkpoint-4", str(tmp_path / "out" / "checkpoint-4")):
+        again = arguments(tmp_path, *schedule, "--resume_from_checkpoint", wanted, "--checkpointing_steps", "100")
+        assert torch.equal(train(again, 6, stop=6), whole)
+        for path in (tmp_path / "out").glob("checkpoint-6"):
+            (path / "state.pt").unlink()
+            path.rmdir()
+    with pytest.raises(InputError, match="another learning_rate"):
+        train(arguments(tmp_path, *schedule, "--learning_rate", "3", "--resume_from_checkpoint", "latest"), 6)
+    with pytest.raises(InputError, match="another max_train_steps"):
+        train(arguments(tmp_path, *schedule[:-1], "8", "--resume_from_checkpoint", "latest"), 8)
+    with pytest.raises(InputError, match="checkpoint-4 of an earlier run"):
+        arguments(tmp_path, *schedule)
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    args = arguments(tmp_path)
+    train(args, 2)
+    args.resume_from_checkpoint = "latest"
+    model = torch.nn.Linear(3, 2)
+    other = dict(model.named_parameters())
+    who = training.identity(args, base=training.fingerprint(other))
+    with pytest.raises(InputError, match="another base"):
+        training.resume_training(args, other, None, None, who)
+    (tmp_path / "out" / "checkpoint-2" / "state.pt").write_bytes(b"torn")
+    with pytest.raises(InputError, match="not a checkpoint of this project"):
+        training.resume_training(args, other, None, None, who)
+
+
+def test_learning_rates_are_scaled_in_every_group(tmp_path):
+    args = arguments(tmp_path, "--scale_lr", "--train_batch_size", "3", "--gradient_accumulation_steps", "2")
+    tensors = [torch.nn.Parameter(torch.zeros(2)) for _ in range(2)]
+    optimizer, _ = training.make_optimizer([{"params": tensors[:1], "lr": 1e-6}, {"params": tensors[1:]}], args, 2)
+    assert [group["lr"] for group in optimizer.param_groups] == [pytest.approx(12e-6), pytest.approx(1.2)]
+    assert training.make_optimizer(tensors, arguments(tmp_path))[0].param_groups[0]["lr"] == 0.1
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--instance_data_dir", "nowhere"], "nowhere is no folder"),
+        (["--instance_data_dir", "."], "needs --instance_prompt"),
+        (["--instance_data_dir", ".", "--instance_prompt", "a", "--with_prior_preservation"], "needs --class_prompt"),
+        (["--pretrained_model_name_or_path", "owner/name"], "only the picturebook brings its own"),
+        (["--resume_from_checkpoint", "checkpoint-9"], "is no checkpoint"),
+        (["--output_dir", __file__], "is a file"),
+        (["--output_dir", "/proc/out"], "cannot write"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_loaded(tmp_path, words, said):
+    with pytest.raises(InputError, match=said):
+        arguments(tmp_path, *words)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--learning_rate", "-1"],
+        ["--learning_rate", "nan"],
+        ["--learning_rate", "inf"],
+        ["--max_train_steps", "0"],
+        ["--seed", "-1"],
+        ["--lr_scheduler", "steps"],
+        ["--learning_rat", "1"],
+        ["--mixed_precision", "fp8"],
+    ],
+)
+def test_wrong_flags_exit_with_one_line(tmp_path, capsys, words):
+    with pytest.raises(SystemExit) as exit:
+        arguments(tmp_path, *words)
+    assert exit.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+
+
+def test_fp16_without_a_gpu_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for words in (["--mixed_precision", "fp16"], ["--device", "cuda"]):
+        with pytest.raises(InputError, match="GPU"):
+            training.make_accelerator(arguments(tmp_path, *words), "test")
+
+
+def test_a_preset_takes_the_place_of_defaults_but_not_of_flags(tmp_path, capsys):
+    parser = make_parser("a training")
+    add_training_flags(parser, output_dir=str(tmp_path), max_train_steps=500, learning_rate=1e-6)
+    args = parse_training(parser, ["--learning_rate", "3"], {"learning_rate": 1e-3, "max_train_steps": 20})
+    assert (args.learning_rate, args.max_train_steps) == (3, 20)
+    assert "picturebook preset" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="no flags"):
+        add_subject_flags(argparse.ArgumentParser(), nothing=1)
