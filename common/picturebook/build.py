@@ -5,7 +5,8 @@
     python -m common.picturebook.build --check      measures the shipped weights against the bars
 
 Order: vae and clip first (latents and words), then unet; dino and classifier stand alone. `vae_decoder` and
-`clip_vision` improve the half that the UNet does not depend on, and leave the other half as it is.
+`clip_vision` improve the half that the UNet does not depend on, and leave the other half as it is. `inpaint` goes on
+from the shipped UNet and picture tower, and is last.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ sys.path.insert(0, str(ROOT))
 # Optimiser steps per stage; batches stand in the stages. `--steps` overrides them.
 STEPS = {
     "vae": 4500, "clip": 3500, "unet": 12000, "classifier": 5000, "dino": 2500, "vae_decoder": 3000,
-    "clip_vision": 2000,
+    "clip_vision": 2000, "inpaint": 5000,
 }  # fmt: skip
 
 
@@ -35,7 +36,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--from_shipped", action="store_true", help="unet: go on from the shipped weights, not from scratch"
     )
-    parser.add_argument("--compile", action="store_true", help="unet: torch.compile (needs a C++ compiler)")
+    parser.add_argument("--compile", action="store_true", help="unet and inpaint: torch.compile (needs a C++ compiler)")
     parser.add_argument("--check", action="store_true", help="print the quality table of the shipped weights and stop")
     parser.add_argument("--samples", type=int, default=300, help="--check: how many one-thing pictures to generate")
     args = parser.parse_args(argv)
@@ -53,7 +54,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def build(stage: str, steps: int, work: Path, scenes: int, from_shipped: bool, compiled: bool) -> None:
     """Trains one stage and ships its weights."""
     from common.picturebook import shipping
-    from common.picturebook.stages import classifier, clip, dino, unet, vae
+    from common.picturebook.stages import classifier, clip, dino, inpaint, unet, vae
     from common.picturebook.stages.corpus import Corpus
 
     work.mkdir(parents=True, exist_ok=True)
@@ -77,6 +78,9 @@ def build(stage: str, steps: int, work: Path, scenes: int, from_shipped: bool, c
         shipping.ship_classifier(classifier.train(corpus, Corpus(work, scenes // 8, "held_out"), work, steps))
     elif stage == "dino":
         shipping.ship_dino(dino.train(work, steps))
+    elif stage == "inpaint":
+        parts = shipping.shipped_vae(), shipping.shipped_clip(), shipping.shipped_unet()
+        shipping.ship_inpainter(inpaint.train(corpus, *parts, work, steps, compiled))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -7,7 +7,9 @@ import shutil
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.pipelines.deprecated.paint_by_example import PaintByExamplePipeline
+from diffusers.pipelines.deprecated.paint_by_example.image_encoder import PaintByExampleImageEncoder
 from safetensors.torch import save_file
 from torch import nn
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer, ViTModel
@@ -91,6 +93,35 @@ def ship_dino(dino: ViTModel, models: Path = MODELS) -> None:
 def ship_classifier(classifier: AttributeClassifier, models: Path = MODELS) -> None:
     channels = [stage.body[0].out_channels for stage in classifier.stages]
     write(models / "classifier", half(classifier), {"channels": channels})
+
+
+def ship_inpainter(inpainter: nn.ModuleDict, models: Path = MODELS) -> None:
+    """A UNet of nine input channels to inpaint_unet/, picture tower and mapper to inpaint_image_encoder/, under the
+    names of Paint-by-Example's published files (`model.vision_model.…`)."""
+    unet, encoder = inpainter["unet"], inpainter["encoder"]
+    name = "diffusion_pytorch_model.safetensors"
+    write(models / "inpaint_unet", half(unet), json.loads(unet.to_json_string()), name)
+    weights = {
+        key.replace("model.", "model.vision_model.", 1) if key.startswith("model.") else key: value
+        for key, value in half(encoder).items()
+    }
+    config = encoder.config.to_dict() | {"architectures": ["PaintByExampleImageEncoder"], "dtype": "float16"}
+    write(models / "inpaint_image_encoder", weights, config)
+
+
+def shipped_inpainting(models: Path = MODELS) -> PaintByExamplePipeline:
+    """Image-guided inpainting with the shipped weights in diffusers' own pipeline, float32."""
+    encoder = PaintByExampleImageEncoder.from_pretrained(models / "inpaint_image_encoder", dtype=torch.float32)
+    pipe = PaintByExamplePipeline(
+        vae=shipped_vae(models),
+        image_encoder=encoder.eval().requires_grad_(False),
+        unet=UNet2DConditionModel.from_pretrained(models / "inpaint_unet", torch_dtype=torch.float32).eval(),
+        scheduler=DDIMScheduler.from_pretrained(models / "scheduler"),
+        safety_checker=None,
+        feature_extractor=None,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
 
 
 def shipped_pipeline(models: Path = MODELS) -> StableDiffusionPipeline:
