@@ -1,0 +1,93 @@
+"""Drawing pictures with a (tuned) model, and single-image editing (paper, Sec. 3.4, Fig. 4).
+
+A model fine-tuned on one picture and its caption draws it under a changed prompt; for edits that keep the structure
+from the noise that DDIM inversion gives (Eq. 6), otherwise with fresh noise, eta > 0 or a z_T drawn towards noise
+(Eq. 7).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from diffusers import DiffusionPipeline
+
+from common.ddim import Schedule, ddim_inverse_step, ddim_step, guide, inversion_timestep, make_schedule, slerp
+from common.pipelines import Conditioning, decode_latents, encode_image, encode_prompt, native_resolution, predict_noise
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How pictures are drawn. eta: of DDIM; the paper's 0 unless it says otherwise (Sec. 4)."""
+
+    num_inference_steps: int = 50
+    guidance_scale: float = 7.5
+    eta: float = 0.0
+    negative_prompt: str = ""
+
+
+def start_noise(pipe: DiffusionPipeline, seeds: list[int], resolution: int | None = None) -> torch.Tensor:
+    """z_T [B,4,h,w], each picture from a CPU generator of its own, the same on every device."""
+    side = (resolution or native_resolution(pipe)) // pipe.vae_scale_factor
+    shape = (pipe.unet.config.in_channels, side, side)
+    noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    return torch.stack(noise).to(pipe.device)
+
+
+@torch.no_grad()
+def denoise(
+    pipe: DiffusionPipeline, schedule: Schedule, z: torch.Tensor, cond: Conditioning, uncond: Conditioning,
+    how: Sampling, seeds: list[int],
+) -> torch.Tensor:  # fmt: skip
+    """From z_T to z_0, [B,4,h,w] each: DDIM under classifier-free guidance. seeds: of the noise that eta > 0 adds."""
+    generators = [torch.Generator().manual_seed(seed + 2**32) for seed in seeds]
+    for t in schedule.timesteps:
+        if how.guidance_scale == 1:
+            eps = predict_noise(pipe, schedule, z, t, cond)
+        else:
+            both = predict_noise(pipe, schedule, torch.cat([z, z]), t, Conditioning.cat(uncond, cond))
+            eps = guide(*both.chunk(2), how.guidance_scale)
+        noise = None
+        if how.eta > 0:
+            noise = torch.stack([torch.randn(z.shape[1:], generator=generator) for generator in generators]).to(z)
+        z = ddim_step(schedule, z, eps, t, how.eta, noise)
+    return z
+
+
+@torch.no_grad()
+def invert(pipe: DiffusionPipeline, schedule: Schedule, z: torch.Tensor, cond: Conditioning) -> torch.Tensor:
+    """z_T = DDIMInvert(z*, c; theta') (Eq. 6): guidance scale 1, the tuned weights, c the TARGET prompt. [B,4,h,w]."""
+    for t in schedule.timesteps[::-1]:
+        eps = predict_noise(pipe, schedule, z, inversion_timestep(schedule, t), cond)
+        z = ddim_inverse_step(schedule, z, eps, t)
+    return z
+
+
+def draw(
+    pipe: DiffusionPipeline, prompt: str, seeds: list[int], how: Sampling, resolution: int | None = None,
+    noise: torch.Tensor | None = None,
+) -> torch.Tensor:  # fmt: skip
+    """Pictures [B,3,H,W] in [0,1], one per seed; from `noise` [B,4,h,w] where it is given. In float32 latents."""
+    schedule = make_schedule(pipe.scheduler, how.num_inference_steps)
+    size = (resolution, resolution) if resolution else None
+    cond, uncond = (encode_prompt(pipe, [text] * len(seeds), size) for text in (prompt, how.negative_prompt))
+    z = start_noise(pipe, seeds, resolution) if noise is None else noise
+    with torch.no_grad():
+        return decode_latents(pipe, denoise(pipe, schedule, z, cond, uncond, how, seeds))
+
+
+@torch.no_grad()
+def edit(
+    pipe: DiffusionPipeline, picture: torch.Tensor, target_prompt: str, how: Sampling, ddim_inversion: bool = True,
+    alpha: float = 0.0, seeds: tuple[int, ...] = (0,),
+) -> torch.Tensor:  # fmt: skip
+    """Edits [len(seeds),3,H,W] of one picture [1,3,H,W] in [0,1], all by the tuned pipeline.
+
+    ddim_inversion: start from the picture's own noise; otherwise from fresh noise. alpha: how far z_T is drawn towards
+    fresh noise (Eq. 7); without how.eta and alpha an inverted edit draws no random number.
+    """
+    resolution, schedule = picture.shape[-1], make_schedule(pipe.scheduler, how.num_inference_steps)
+    noise = start_noise(pipe, list(seeds), resolution)
+    if ddim_inversion:
+        cond = encode_prompt(pipe, [target_prompt])
+        z = invert(pipe, schedule, encode_image(pipe, picture).float(), cond).expand(len(seeds), -1, -1, -1)
+        noise = slerp(alpha, z, noise) if alpha else z  # Eq. 7
+    return draw(pipe, target_prompt, list(seeds), how, resolution, noise)

@@ -1,0 +1,108 @@
+"""Files of spectral shifts, in the form that the community uses: float32 safetensors with keys `<layer>.delta`.
+
+`spectral_shifts.safetensors` is the UNet's, `spectral_shifts_te.safetensors` the text encoder's. Ours also name the
+base model they belong to (a hash of its weights, in the metadata), and are refused on another. The community's have no
+such hash, one number per norm layer instead of a vector, and the `text_model.` level that text encoders used to have.
+"""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from common.runs import InputError, atomic_path
+from svdiff.basis import tunable
+from svdiff.subsets import shift_length
+
+log = logging.getLogger(__name__)
+
+NAME = "spectral_shifts"
+# part of a pipeline -> what its file is called after NAME
+PARTS = {"unet": "", "text_encoder": "_te", "text_encoder_2": "_te_2"}
+OLD_LEVEL = "text_model."
+
+
+def file_name(part: str) -> str:
+    return f"{NAME}{PARTS[part]}.safetensors"
+
+
+def write_shifts(place: Path | Any, shifts: Mapping[str, Tensor], base: str, part: str = "unet", **about: str) -> None:
+    """Write the shifts of one part to a path (atomically) or a binary file; `about` joins the metadata as text."""
+    level = OLD_LEVEL if part != "unet" else ""  # under the names that the community's loaders look for
+    tensors = {f"{level}{path.removeprefix(level)}.delta": delta.float().contiguous() for path, delta in shifts.items()}
+    content = save(tensors, {"format": "svdiff", "base": base, "part": part, **about})
+    if isinstance(place, Path):
+        with atomic_path(place) as temporary:
+            temporary.write_bytes(content)
+    else:
+        place.write(content)
+
+
+def read_shifts(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """({layer's path: delta}, metadata) of a file of ours or of the community's. Raises InputError for any other."""
+    try:
+        with safe_open(file, "pt") as opened:
+            metadata = opened.metadata() or {}
+            tensors = {key: opened.get_tensor(key) for key in opened.keys()}
+    except (OSError, SafetensorError) as problem:
+        raise InputError(f"{file} cannot be read as spectral shifts: {problem}") from None
+    if not tensors or not all(key.endswith(".delta") and value.ndim == 1 for key, value in tensors.items()):
+        raise InputError(f"{file} holds no spectral shifts: their keys end in .delta and each is a vector")
+    if not all(value.isfinite().all() for value in tensors.values()):
+        raise InputError(f"{file} holds NaN or infinity; its training went wrong")
+    return {key.removesuffix(".delta"): value.float() for key, value in tensors.items()}, metadata
+
+
+def find_files(path: Path) -> dict[str, Path]:
+    """part -> file, of a training's folder or of a file; beside spectral_shifts.safetensors the other parts count."""
+    if path.is_dir():
+        found = {part: path / file_name(part) for part in PARTS if (path / file_name(part)).is_file()}
+        if not found:
+            raise InputError(f"{path} holds no {NAME}.safetensors; train one with python -m svdiff.train")
+        return found
+    if not path.is_file():
+        raise InputError(f"{path} is missing; train one with python -m svdiff.train")
+    if path.name == file_name("unet"):
+        return find_files(path.parent)
+    part = next((part for part in reversed(PARTS) if PARTS[part] and path.stem.endswith(PARTS[part])), "unet")
+    return {part: path}
+
+
+def fit(model: nn.Module, shifts: Mapping[str, Tensor], metadata: Mapping[str, str], base: str, file: Path) -> dict:
+    """The shifts under the names of `model`'s layers and in the lengths that they have, if they belong to it.
+
+    base: the model's basis.base_hash. A community file's single number c for a norm layer, which shifts the only
+    singular value |w| of its weight read as a 1 x C matrix, becomes the vector
+    w ReLU(|w| + c) / |w| - w. Raises InputError.
+    """
+    theirs = metadata.get("base")
+    if theirs not in (None, base):
+        raise InputError(
+            f"{file} was trained on another base model (weights {theirs[:12]}, here {base[:12]}): give that model to "
+            "--pretrained_model_name_or_path"
+        )
+    if theirs is None:
+        log.warning("%s does not say which base model it belongs to; it is taken to be this one", file)
+    layers, fitted = tunable(model), {}
+    for key, delta in shifts.items():
+        path = key if key in layers else key.removeprefix(OLD_LEVEL) if key.startswith(OLD_LEVEL) else OLD_LEVEL + key
+        if path not in layers:
+            raise InputError(f"{file} shifts {key}, which this model lacks: it was made for another architecture")
+        length = shift_length(layers[path])
+        if layers[path].weight.ndim == 1 and len(delta) == 1 < length:
+            delta = from_scalar(layers[path].weight.detach().float().cpu(), delta)
+        if len(delta) != length:
+            raise InputError(f"{file} has {len(delta)} values for {key}, and this model needs {length}")
+        fitted[path] = delta
+    return fitted
+
+
+def from_scalar(weight: Tensor, c: Tensor) -> Tensor:
+    """The elementwise shift of a vector whose length alone was shifted by c [1]."""
+    norm = weight.norm()
+    return weight * (torch.relu(norm + c) / norm - 1)

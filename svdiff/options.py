@@ -1,0 +1,107 @@
+"""The flags that the scripts share and what they default to. Nothing heavy is imported here."""
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.runs import InputError, read_json
+from common.training_flags import number
+
+OUTPUT_DIR = "outputs/svdiff"  # of the training, where infer looks when it is not told
+# keys of subsets.SUBSETS, which needs torch
+SUBSET_NAMES = ("UNet", "UNet-CA", "UNet-CA-KV", "UNet-1D", "UNet-2D", "UNet-4D", "Up-Blocks", "Down-Blocks",
+                "Mid-Block", "Up-CA", "Down-CA", "Mid-CA")  # fmt: skip
+PARAMETER_SPACES = ("svdiff", "full", "lora")
+
+# What takes the place of the paper's defaults on the picturebook; tuned on its validation split only.
+TRAINING_PRESET: dict[str, Any] = {
+    "learning_rate": 5e-3,
+    "learning_rate_1d": 1e-3,
+    "max_train_steps": 300,
+    "train_batch_size": 2,
+    "num_class_images": 24,
+    "sample_batch_size": 8,
+    "center_crop": True,
+    "checkpointing_steps": 300,
+    "unmix_resolution": 8,
+}
+SAMPLING_PRESET: dict[str, Any] = {"geometry_layers": [(8, "down", 0), (4, "down", 0)]}
+
+
+@dataclass(frozen=True)
+class Concept:
+    """One subject: its pictures, their prompt, and the same of its class."""
+
+    instance_data_dir: str
+    instance_prompt: str
+    class_data_dir: str | None = None
+    class_prompt: str | None = None
+
+
+def read_concepts(path: str, prior: bool) -> list[Concept]:
+    """--concepts_list: a JSON list of objects with the fields of Concept. Raises InputError."""
+    entries = read_json(path)
+    if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
+        raise InputError(f"--concepts_list {path} has to be a list of objects, one per subject")
+    concepts = []
+    for place, entry in enumerate(entries, start=1):
+        fields = set(Concept.__dataclass_fields__)
+        if unknown := sorted(set(entry) - fields):
+            raise InputError(f"--concepts_list {path}, entry {place}: there is no {unknown[0]}; known are "
+                             f"{', '.join(sorted(fields))}")  # fmt: skip
+        wanted = ["instance_data_dir", "instance_prompt", *(["class_prompt"] if prior else [])]
+        for name in wanted:
+            if not isinstance(entry.get(name), str) or not entry[name].strip():
+                raise InputError(f"--concepts_list {path}, entry {place}: {name} is missing")
+        if not Path(entry["instance_data_dir"]).is_dir():
+            raise InputError(f"--concepts_list {path}, entry {place}: {entry['instance_data_dir']} is no folder")
+        concepts.append(Concept(**entry))
+    prompts = [concept.instance_prompt for concept in concepts]
+    if len(set(prompts)) < len(prompts):
+        raise InputError(f"--concepts_list {path} gives two subjects one instance_prompt; give each its own token")
+    return concepts
+
+
+def add_svdiff_flags(parser: argparse.ArgumentParser) -> None:
+    """What only this method's training has."""
+    add = parser.add_argument_group("spectral shifts").add_argument
+    add("--parameter_space", choices=PARAMETER_SPACES, default="svdiff", help="svdiff: spectral shifts; full: all "
+        "weights (DreamBooth); lora: rank --rank on the UNet's attention; the paper compares with both")  # fmt: skip
+    add("--learning_rate_1d", type=number(float, 0), default=1e-6,
+        help="of the shifts of norms; that of all others is --learning_rate (the author: 1e-6 and 1e-3)")  # fmt: skip
+    add("--parameter_subset", choices=SUBSET_NAMES, default="UNet", help="of the UNet's weights (Table 1)")
+    add("--train_text_encoder", action=argparse.BooleanOptionalAction, default=True,
+        help="tune the text encoder too, embeddings included (in the paper's 1.7 MB)")  # fmt: skip
+    add("--rank", type=number(int, 1), default=4, help="of --parameter_space lora")
+    add("--basis_dir", help="where singular bases are kept; outputs/spectral_basis of the project by default")
+    add = parser.add_argument_group("one picture, many subjects").add_argument
+    add("--image_path", help="single-image editing (Sec. 3.4): one picture, --instance_prompt its plain caption")
+    add("--concepts_list", help="JSON list of subjects: instance_data_dir, instance_prompt, class_data_dir, "
+        "class_prompt")  # fmt: skip
+    add("--cut_mix_unmix_prob", type=number(float, 0, 1), default=0.6, help="how often a sample shows two subjects; 0: "
+        "never (Sec. 3.3)")  # fmt: skip
+    add("--cut_mix_fit", choices=("crop", "resize"), default="crop", help="how a picture comes into its half")
+    add("--unmix_weight", type=number(float, 0), default=0.0, help="of the unmix regularisation on cross-attention "
+        "(Sec. 3.3, an extension of the method; its weight is not published)")  # fmt: skip
+    add("--unmix_resolution", type=number(int, 1), help="of the maps it looks at, in latent pixels; a quarter of the "
+        "latent's side by default")  # fmt: skip
+
+
+def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("sampling").add_argument
+    add("--num_inference_steps", type=number(int, 1, 1000), default=50, help="DDIM steps (not stated in the paper)")
+    add("--guidance_scale", type=number(float, 0), default=7.5, help="of classifier-free guidance (not stated)")
+    add("--eta", type=number(float, 0, 1), default=0.0, help="of DDIM (paper, Sec. 4: 0)")
+    add("--negative_prompt", default="", help="what pictures should not show; against stitches after Cut-Mix-Unmix, "
+        '"side by side, collage, split, left and right" (Sec. 3.3)')  # fmt: skip
+
+
+def sampling_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Keyword arguments of editing.Sampling."""
+    return {name: getattr(args, name) for name in ("num_inference_steps", "guidance_scale", "eta", "negative_prompt")}
+
+
+def show_config(args: argparse.Namespace, **extra: Any) -> None:
+    print(json.dumps({**vars(args), **extra}, indent=2))

@@ -1,0 +1,184 @@
+"""Spectral shifts (paper, Sec. 3.2): a layer's weight is U diag(ReLU(sigma + delta)) V^T, and delta alone is trained.
+
+Two forms of the same thing. `rebuilt` writes the new weight out, as Eq. 2 does: the readable reference, used to merge.
+The layers below never form it. They apply the three factors to the activations one after the other,
+
+    y = U (s * (V^T x)),  s = ReLU(sigma + scale * delta),
+
+so that a training step costs a quarter more than the frozen model's instead of several times as much: no W', and no
+gradient of a weight. U and V take the place of W in memory, and the gradient of delta falls off for nothing (the
+product of V^T x, which is kept, with U^T g, which the input's gradient needs anyway).
+
+Vectors (weights of norms) are shifted elementwise and without ReLU, W + scale * delta, as the author does.
+The spectrum is float32 whatever the network's format: a step of 1e-3 is lost beside a sigma of 1 in float16.
+"""
+
+from collections.abc import Iterable, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from svdiff.basis import Basis, from_matrix, tunable
+
+Shifts = dict[str, Tensor]  # path of a layer -> delta [r]
+
+
+def spectrum(sigma: Tensor, delta: Tensor, scale: float = 1.0) -> Tensor:
+    """ReLU(sigma + scale * delta) [r] (Eq. 2); the scale of a shift stands inside of the ReLU."""
+    return torch.relu(sigma + scale * delta)
+
+
+def rebuilt(layer: nn.Module, basis: Basis | None, delta: Tensor, scale: float = 1.0) -> Tensor:
+    """The layer's new weight, in its own shape and format. basis: None for a vector.
+
+    W + U diag(ReLU(sigma + delta) - sigma) V^T: Eq. 2 and, as the author does, what the rounding of U, sigma and V lost
+    of W, put back. So zero shifts give W bit for bit.
+    """
+    if basis is None:
+        return layer.weight + (scale * delta).to(layer.weight)
+    sigma, delta = basis.sigma.to(layer.weight.device), delta.to(layer.weight.device)
+    change = spectrum(sigma, delta, scale) - sigma
+    U, Vh = basis.U.to(change), basis.Vh.to(change)
+    return layer.weight + from_matrix(layer, (U * change) @ Vh).to(layer.weight)
+
+
+class SpectralLayer(nn.Module):
+    """A layer in activation space. `delta` [r] is the only thing that can be trained; `scale` multiplies it."""
+
+    def __init__(self, layer: nn.Module, basis: Basis):
+        super().__init__()
+        bias = getattr(layer, "bias", None)
+        self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+        for name in ("U", "sigma", "Vh"):
+            self.register_buffer(name, getattr(basis, name).to(layer.weight.device), persistent=False)
+        self.U, self.Vh = self.U.to(layer.weight.dtype), self.Vh.to(layer.weight.dtype)
+        self.delta = nn.Parameter(torch.zeros_like(self.sigma))
+        self.scale = 1.0
+        self.train(layer.training)
+
+    def _apply(self, fn, recurse: bool = True):
+        """Moves and casts as any module, but never takes the spectrum below float32."""
+        exact = self.sigma, self.delta.data
+        super()._apply(fn, recurse)
+        dtype = torch.promote_types(self.sigma.dtype, torch.float32)
+        self.sigma = exact[0].to(self.sigma.device, dtype)
+        self.delta.data = exact[1].to(self.delta.device, dtype)
+        return self
+
+    @property
+    def matrix(self) -> Tensor:
+        """W' as a matrix, made anew on every access: for those who ask a layer for its weight."""
+        return (self.U * spectrum(self.sigma, self.delta, self.scale).to(self.U)) @ self.Vh
+
+    @property
+    def weight(self) -> Tensor:
+        return self.matrix
+
+    def shifted(self, h: Tensor, dim: int = -1) -> Tensor:
+        """h = V^T x with its r channels (at `dim`) scaled by the new singular values."""
+        s = spectrum(self.sigma, self.delta, self.scale)
+        return (h * (s if dim == -1 else s[:, None, None])).to(h.dtype)
+
+
+class SpectralLinear(SpectralLayer):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(self.shifted(F.linear(x, self.Vh)), self.U, self.bias)
+
+
+class SpectralEmbedding(SpectralLayer):
+    """Rows of U looked up, scaled, times V^T: of the table no more than what the prompt names."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.shifted(F.embedding(ids, self.U)) @ self.Vh
+
+
+class SpectralConv(SpectralLayer):
+    """A convolution into r channels with V^T as its kernels, then a 1x1 convolution by U (Fig. 2: kernels as matrices).
+
+    Strides, padding and dilation belong to the first. A transposed convolution works alike.
+    """
+
+    def __init__(self, layer: nn.Conv2d | nn.ConvTranspose2d, basis: Basis):
+        super().__init__(layer, basis)
+        self.transposed = isinstance(layer, nn.ConvTranspose2d)
+        self.kernel = (layer.in_channels, *layer.kernel_size)
+        self.geometry = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
+        if self.transposed:
+            self.geometry["output_padding"] = layer.output_padding
+
+    @property
+    def weight(self) -> Tensor:
+        return self.in_place(self.matrix)
+
+    def in_place(self, matrix: Tensor) -> Tensor:
+        """A matrix [k, C_in kh kw] as the kernels of a convolution into k channels."""
+        kernels = matrix.unflatten(1, self.kernel)
+        return kernels.movedim(1, 0) if self.transposed else kernels
+
+    def forward(self, x: Tensor, output_size=None) -> Tensor:
+        convolve = F.conv_transpose2d if self.transposed else F.conv2d
+        h = convolve(x, self.in_place(self.Vh), **self.geometry)
+        return F.conv2d(self.shifted(h, 1), self.U[:, :, None, None], self.bias)
+
+
+class SpectralNorm(nn.Module):
+    """A norm whose weight is shifted elementwise. `norm` is the layer itself, frozen."""
+
+    def __init__(self, layer: nn.GroupNorm | nn.LayerNorm):
+        super().__init__()
+        self.norm, self.scale = layer, 1.0
+        self.delta = nn.Parameter(torch.zeros_like(layer.weight, dtype=torch.float32, requires_grad=True))
+
+    @property
+    def bias(self) -> Tensor | None:
+        return self.norm.bias
+
+    @property
+    def weight(self) -> Tensor:
+        return (self.norm.weight + self.scale * self.delta).to(self.norm.weight.dtype)
+
+    def _apply(self, fn, recurse: bool = True):
+        exact = self.delta.data
+        super()._apply(fn, recurse)
+        self.delta.data = exact.to(self.delta.device, torch.promote_types(self.delta.dtype, torch.float32))
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        if isinstance(self.norm, nn.GroupNorm):
+            return F.group_norm(x, self.norm.num_groups, self.weight, self.norm.bias, self.norm.eps)
+        return F.layer_norm(x, self.norm.normalized_shape, self.weight, self.norm.bias, self.norm.eps)
+
+
+def spectral_form(layer: nn.Module, basis: Basis | None) -> nn.Module:
+    if basis is None:
+        return SpectralNorm(layer)
+    kinds = {nn.Linear: SpectralLinear, nn.Embedding: SpectralEmbedding}
+    kind = next((made for base, made in kinds.items() if isinstance(layer, base)), SpectralConv)
+    return kind(layer, basis)
+
+
+def attach(model: nn.Module, paths: Iterable[str], bases: Mapping[str, Basis]) -> dict[str, nn.Module]:
+    """Put the layers at `paths` into their spectral form, with zero shifts; returns them by path.
+
+    W leaves the model: load it anew, or `merge` into another copy, for a plain one.
+    """
+    layers, attached = tunable(model), {}
+    for path in paths:
+        parent, _, name = path.rpartition(".")
+        attached[path] = spectral_form(layers[path], bases.get(path))
+        setattr(model.get_submodule(parent), name, attached[path])
+    return attached
+
+
+def shifts_of(attached: Mapping[str, nn.Module]) -> Shifts:
+    """The shifts of layers in spectral form: float32, on the CPU."""
+    return {path: layer.delta.detach().float().cpu().clone() for path, layer in attached.items()}
+
+
+@torch.no_grad()
+def merge(model: nn.Module, shifts: Mapping[str, Tensor], bases: Mapping[str, Basis], scale: float = 1.0) -> None:
+    """Write shifts into a plain model's weights: an ordinary model then, exactly as fast as the base."""
+    layers = tunable(model)
+    for path, delta in shifts.items():
+        layers[path].weight.copy_(rebuilt(layers[path], bases.get(path), delta, scale))

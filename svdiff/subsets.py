@@ -1,0 +1,64 @@
+"""The twelve parameter subsets of Table 1, and what each costs in numbers and on disk."""
+
+import io
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from svdiff.basis import tunable
+
+# name -> whether a UNet's layer belongs to it, from the layer's path and the number of dimensions of its weight.
+# Cross-attention is attn2: queries, keys, values and the output's projection; its norm (norm2) is not part of it.
+SUBSETS: dict[str, Callable[[str, int], bool]] = {
+    "UNet": lambda path, ndim: True,
+    "UNet-CA": lambda path, ndim: ".attn2." in path,
+    "UNet-CA-KV": lambda path, ndim: path.endswith((".attn2.to_k", ".attn2.to_v")),
+    "UNet-1D": lambda path, ndim: ndim == 1,
+    "UNet-2D": lambda path, ndim: ndim == 2,
+    "UNet-4D": lambda path, ndim: ndim == 4,
+    "Up-Blocks": lambda path, ndim: path.startswith("up_blocks."),
+    "Down-Blocks": lambda path, ndim: path.startswith("down_blocks."),
+    "Mid-Block": lambda path, ndim: path.startswith("mid_block."),
+    "Up-CA": lambda path, ndim: path.startswith("up_blocks.") and ".attn2." in path,
+    "Down-CA": lambda path, ndim: path.startswith("down_blocks.") and ".attn2." in path,
+    "Mid-CA": lambda path, ndim: path.startswith("mid_block.") and ".attn2." in path,
+}
+
+
+def chosen(model: nn.Module, subset: str = "UNet") -> list[str]:
+    """The paths of a model's tunable layers in a subset, in the model's order. "UNet" is all of any model."""
+    return [path for path, layer in tunable(model).items() if SUBSETS[subset](path, layer.weight.ndim)]
+
+
+def shift_length(layer: nn.Module) -> int:
+    """How many numbers shift a layer: min(rows, columns) of its matrix; of a vector, its length."""
+    shape = layer.weight.shape
+    if len(shape) == 1:
+        return shape[0]
+    rows = shape[1] if isinstance(layer, nn.ConvTranspose2d) else shape[0]
+    return min(rows, layer.weight.numel() // rows)
+
+
+def cost(model: nn.Module, subset: str) -> dict[str, int]:
+    """{"tensors", "values", "torch_bytes"} of a subset's shifts; the model may live on the meta device.
+
+    torch_bytes: the size of a file of torch.save under the long names of the authors' parametrization, which is what
+    Table 1 prints (its KB are 1024 bytes); of that container, 350 to 380 bytes per tensor are names and padding.
+    """
+    layers = tunable(model)
+    state = {
+        f"{path}.parametrizations.weight.0.eigenvalues_delta": torch.zeros(shift_length(layers[path]))
+        for path in chosen(model, subset)
+    }
+    file = io.BytesIO()
+    torch.save(state, file)
+    return {"tensors": len(state), "values": sum(map(len, state.values())), "torch_bytes": file.tell()}
+
+
+def stable_diffusion_unet() -> nn.Module:
+    """The UNet of Stable Diffusion 1.x on the meta device: 859,520,964 parameters that hold no numbers."""
+    from diffusers import UNet2DConditionModel
+
+    with torch.device("meta"):
+        return UNet2DConditionModel(sample_size=64, cross_attention_dim=768)  # the rest are diffusers' defaults
