@@ -1,8 +1,8 @@
 """How far a personalised model has drifted from its base, measured directly: weights, predictions, samples.
 
-The paper argues with ||theta - theta_base|| and ||eps_theta - eps_theta_base|| (Fig. 2); its reviewers asked for the drift
-of the distribution itself, and nobody has published it. Every function takes plain modules, pipelines or pictures and
-returns a dict of floats, whose keys are the names in result rows.
+The paper argues with ||theta - theta_base|| and ||eps_theta - eps_theta_base|| (Fig. 2); its reviewers asked for the
+drift of the distribution itself, and nobody has published it. Every function takes plain modules, pipelines or pictures
+and returns a dict of floats, whose keys are the names in result rows.
 """
 
 import re
@@ -44,8 +44,8 @@ def effective_weights(net: torch.nn.Module) -> dict[str, Tensor]:
 def weight_drift(weights: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> dict[str, float]:
     """||delta theta|| of two state dicts, three ways.
 
-    delta_theta: the norm of all differences as one vector. delta_theta_sum: the sum of the tensors' norms (Fig. 2 does not
-    say which; values in the hundreds can only be such a sum). delta_theta_relative: delta_theta / ||theta_base||.
+    delta_theta: the norm of all differences as one vector. delta_theta_sum: the sum of the tensors' norms (Fig. 2 does
+    not say which; values in the hundreds can only be such a sum). delta_theta_relative: delta_theta / ||theta_base||.
     """
     if weights.keys() != base.keys():
         raise InputError("the two models have different weights: one is no fine-tuning of the other")
@@ -56,11 +56,12 @@ def weight_drift(weights: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> d
 
 
 def layer_group(name: str) -> str:
-    """The group a weight belongs to: "cross attention", "self attention", "feed forward", "convolution", "norm", "time", and
-    "attention" for the joint attention of SD3."""
+    """The group a weight belongs to: "cross attention", "self attention", "feed forward", "convolution", "norm",
+    "time", and "attention" for the joint attention of SD3."""
     rules = (
         (r"norm", "norm"), (r"time_emb|add_embedding|time_text_embed", "time"), (r"attn2", "cross attention"),
-        (r"attn1", "self attention"), (r"\.attn\.", "attention"), (r"\.ff|proj_in|proj_out|context_embedder", "feed forward"),
+        (r"attn1", "self attention"), (r"\.attn\.", "attention"),
+        (r"\.ff|proj_in|proj_out|context_embedder", "feed forward"),
     )  # fmt: skip
     return next((group for pattern, group in rules if re.search(pattern, name)), "convolution")
 
@@ -85,8 +86,8 @@ def predictions(pipe, prompts: Sequence[str], seed: int = 0, latents: Tensor | N
 
 
 def prediction_drift(pipe, base_pipe, prompts: Sequence[str] = HELD_OUT_PROMPTS, seed: int = 0) -> dict[str, float]:
-    """||delta eps|| on held-out prompts and timesteps. delta_eps: the mean norm per prediction; delta_eps_relative: that over
-    the mean norm of the base's. (Of SD3 the predicted velocity.)"""
+    """||delta eps|| on held-out prompts and timesteps. delta_eps: the mean norm per prediction; delta_eps_relative:
+    that over the mean norm of the base's. (Of SD3 the predicted velocity.)"""
     ours, base = (predictions(one, prompts, seed) for one in (pipe, base_pipe))
     change, whole = ((x.flatten(2).norm(dim=-1)).mean().item() for x in (ours - base, base))
     return {"delta_eps": change, "delta_eps_relative": change / whole}
@@ -94,8 +95,8 @@ def prediction_drift(pipe, base_pipe, prompts: Sequence[str] = HELD_OUT_PROMPTS,
 
 @torch.no_grad()
 def lipschitz_ratios(pipe, base_pipe, prompts: Sequence[str] = HELD_OUT_PROMPTS, seed: int = 0) -> dict[str, float]:
-    """||delta eps|| / ||delta theta|| per layer group, and for all together: the group's trained weights alone are put into
-    the base network, which is restored afterwards. A group that was not trained is left out."""
+    """||delta eps|| / ||delta theta|| per layer group, and for all together: the group's trained weights alone are put
+    into the base network, which is restored afterwards. A group that was not trained is left out."""
     ours = effective_weights(network(pipe))
     net = network(base_pipe)
     base = {name: tensor.clone() for name, tensor in effective_weights(net).items()}
@@ -126,7 +127,8 @@ def lipschitz_ratios(pipe, base_pipe, prompts: Sequence[str] = HELD_OUT_PROMPTS,
 def draw_both(
     pipe, base_pipe, prompts: Sequence[str], count: int, seed: int = 0, batch_size: int = 8, **sampling
 ) -> tuple[Tensor, Tensor]:
-    """`count` pictures per prompt of both models from the same noise: two batches [prompts * count, 3, H, W] in [0, 1]."""
+    """`count` pictures per prompt of both models from the same noise: two batches [prompts * count, 3, H, W] in [0,
+    1]."""
     from common.images import to_tensor
 
     def draw(one) -> Tensor:
@@ -160,7 +162,8 @@ def sample_drift(ours: Tensor, base: Tensor, dino=None, **embedders) -> dict[str
 def class_recognition(
     pictures: Tensor, classes: Sequence[str], recognise: Callable[[Tensor], list[str]]
 ) -> dict[str, float]:
-    """The share of pictures [n, 3, H, W], n / len(classes) per class in order, in which `recognise` sees their class."""
+    """The share of pictures [n, 3, H, W], n / len(classes) per class in order, in which `recognise` sees their
+    class."""
     per_class = len(pictures) // len(classes)
     seen = recognise(pictures)
     hits = [name == classes[number // per_class] for number, name in enumerate(seen)]
@@ -185,9 +188,9 @@ def clip_eye(clip, classes: Sequence[str]) -> Callable[[Tensor], list[str]]:
 
 
 def measure_drift(
-    pipe, base_pipe, prompts: Sequence[str] = HELD_OUT_PROMPTS, classes: Sequence[str] = (), count: int = 4, seed: int = 0,
-    dino=None, recognise: Callable[[Tensor], list[str]] | None = None, ratios: bool = False, sampling: dict | None = None,
-    **embedders,
+    pipe, base_pipe, prompts: Sequence[str] = HELD_OUT_PROMPTS, classes: Sequence[str] = (), count: int = 4, seed: int =
+    0, dino=None, recognise: Callable[[Tensor], list[str]] | None = None, ratios: bool = False, sampling: dict | None =
+    None, **embedders,
 ) -> dict[str, float]:  # fmt: skip
     """All of it. classes: held-out class names for class_recognition ("a photo of a <class>"), by `recognise`; count:
     pictures per prompt and class; sampling: of draw_pictures; ratios: lipschitz_ratios too. Without dino, embedders and

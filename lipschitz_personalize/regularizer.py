@@ -7,8 +7,8 @@ Four conventions, named; every one of them is  sum_i c_i ||theta_i - base_i||^2 
 mean_sum       c_i = lambda / n_i: the sum over tensors of the MEAN squared difference. The official code for full
                fine-tuning, Custom Diffusion and the toy does this, and lambda = 500 only makes sense here. Default.
 sum            c_i = lambda: the formula as printed.
-lora_factors   c_i = lambda and base 0: the sum of squares of LoRA's A and B, as the official LoRA scripts do. It pulls A
-               towards zero, not towards where it began.
+lora_factors   c_i = lambda and base 0: the sum of squares of LoRA's A and B, as the official LoRA scripts do. It pulls
+               A towards zero, not towards where it began.
 function       lambda times a differentiable number that the caller gives: the squared distance ||W' - W||^2 of the
                weights that a parameterisation stands for (LoRA: `lora_change`).
 
@@ -82,10 +82,10 @@ def make_regularizer(
 ) -> Regularizer | None:
     """The penalty around where `parameters` stand now; None for weight 0, which is the plain trainer.
 
-    counts: n_i of mean_sum where it is not the tensor's own size (a row that stands for a whole table). factors: lambda_i
-    / lambda (see `layer_factors`, `lipschitz_factors`). base_dtype, base_device: of the frozen copy; a 16-bit copy of
-    16-bit weights is exact, of float32 weights it moves the anchor by a relative 2^-9 (bfloat16) or 2^-11 (float16).
-    Raises InputError for an unknown convention, or one that does not go with what is given.
+    counts: n_i of mean_sum where it is not the tensor's own size (a row that stands for a whole table). factors:
+    lambda_i / lambda (see `layer_factors`, `lipschitz_factors`). base_dtype, base_device: of the frozen copy; a 16-bit
+    copy of 16-bit weights is exact, of float32 weights it moves the anchor by a relative 2^-9 (bfloat16) or 2^-11
+    (float16). Raises InputError for an unknown convention, or one that does not go with what is given.
     """
     if convention not in CONVENTIONS:
         raise InputError(f"there is no convention {convention!r}; take one of {', '.join(CONVENTIONS)}")
@@ -141,12 +141,12 @@ def lipschitz_factors(
 ) -> dict[str, float]:  # fmt: skip
     """lambda_i / lambda in proportion to how much the network's output moves per move of tensor i.
 
-    To first order and in a random direction, ||delta eps||^2 = sum_i s_i ||delta theta_i||^2 with s_i = ||J_i||_F^2 / n_i,
-    the mean squared sensitivity of eps to one of tensor i's numbers: its squared Lipschitz constant, averaged instead of
-    maximised over directions. J_i need not be formed, since E ||J_i^T v||^2 = ||J_i||_F^2 for standard normal v: one
-    backward pass per output and probe measures all tensors at once.
-    outputs: functions that run the network with a graph (different prompts, timesteps). The factors are scaled so that the
-    pull on all weights together, sum_i n_i c_i, stays that of the plain convention.
+    To first order and in a random direction, ||delta eps||^2 = sum_i s_i ||delta theta_i||^2 with s_i = ||J_i||_F^2 /
+    n_i, the mean squared sensitivity of eps to one of tensor i's numbers: its squared Lipschitz constant, averaged
+    instead of maximised over directions. J_i need not be formed, since E ||J_i^T v||^2 = ||J_i||_F^2 for standard
+    normal v: one backward pass per output and probe measures all tensors at once. outputs: functions that run the
+    network with a graph (different prompts, timesteps). The factors are scaled so that the pull on all weights
+    together, sum_i n_i c_i, stays that of the plain convention.
     """
     tensors = {name: tensor for name, tensor in parameters.items() if tensor.requires_grad}
     squares = dict.fromkeys(tensors, 0.0)

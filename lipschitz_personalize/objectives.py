@@ -1,0 +1,176 @@
+"""The denoising objective of each backbone: Stable Diffusion 1.x and 2.x (noise or velocity), SDXL, SD3 (flow
+matching).
+
+A pipeline is diffusers' own. What differs between backbones is told here and nowhere else: text to conditioning, the
+noise levels, what the network is to predict, and its call.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+from huggingface_hub import constants
+from torch import Tensor
+from transformers import CLIPTextModelWithProjection, T5EncoderModel
+
+from common.model_files import PIPELINES, find_folder, inspect_folder, load_model, one_line
+from common.pipelines import Conditioning, load_pipeline, warn_of_lost_words
+from common.pipelines import encode_prompt as encode_sd_prompt
+from common.runs import InputError
+from common.training import noised, target
+
+SD3 = StableDiffusion3Pipeline.__name__
+SD3_MODELS = {
+    "transformer": SD3Transformer2DModel,
+    "vae": AutoencoderKL,
+    "text_encoder": CLIPTextModelWithProjection,
+    "text_encoder_2": CLIPTextModelWithProjection,
+    "text_encoder_3": T5EncoderModel,
+}
+SD3_TEXT_LENGTH = 77  # tokens of T5, as in diffusers' DreamBooth script for SD3
+
+
+def load_backbone(name: str, device: str | torch.device | None = None, dtype: torch.dtype = torch.float32):
+    """The pipeline of "picturebook", a local folder or a hub id: SD 1.x, 2.x, SDXL or SD3; frozen, in eval mode."""
+    accepted = PIPELINES | {SD3: StableDiffusion3Pipeline}
+    folder = find_folder(name, bool(constants.HF_HUB_OFFLINE), accepted)
+    pipeline_class, parts = inspect_folder(folder, accepted, SD3_MODELS)
+    if pipeline_class is not StableDiffusion3Pipeline:
+        return load_pipeline(name, device, dtype)
+    try:
+        models = {part: load_model(SD3_MODELS[part], folder / part, dtype) for part in parts}
+        models |= {part: None for part in ("text_encoder_3", "tokenizer_3") if "text_encoder_3" not in parts}
+        pipe = StableDiffusion3Pipeline.from_pretrained(folder, **models, local_files_only=True)
+    except InputError:
+        raise
+    except Exception as error:  # whatever the libraries make of a file that is not what its name says
+        raise InputError(f"cannot load the model in {folder}: {one_line(error)}") from error
+    return pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def backbone_of(pipe) -> str:
+    """ "sd", "sdxl" or "sd3"."""
+    if isinstance(pipe, StableDiffusion3Pipeline):
+        return "sd3"
+    return "sdxl" if getattr(pipe, "text_encoder_2", None) is not None else "sd"
+
+
+def network(pipe) -> torch.nn.Module:
+    """The denoising network: SD3's transformer, otherwise the UNet."""
+    return pipe.transformer if backbone_of(pipe) == "sd3" else pipe.unet
+
+
+def resolution_of(pipe) -> int:
+    """Side of the square pictures that the model was trained on, in pixels."""
+    return network(pipe).config.sample_size * pipe.vae_scale_factor
+
+
+# ------------------------------------------------------------------------------------------------------ conditioning
+
+
+def encode_text(pipe, prompts: list[str], resolution: int | None = None) -> Conditioning:
+    """Prompts to what the network is told; differentiable in the text encoders. resolution: that SDXL is told (its own
+    by default). SD3: added is {"pooled_projections": [B, P]}."""
+    if backbone_of(pipe) != "sd3":
+        return encode_sd_prompt(pipe, prompts, (resolution, resolution) if resolution else None)
+    for text in prompts:
+        warn_of_lost_words(pipe.tokenizer, text)
+    embeds, _, pooled, _ = pipe.encode_prompt(
+        prompts, None, None, device=pipe.device, do_classifier_free_guidance=False,
+        max_sequence_length=SD3_TEXT_LENGTH,
+    )  # fmt: skip
+    return Conditioning(embeds, {"pooled_projections": pooled})
+
+
+@torch.no_grad()
+def encode_pictures(pipe, pictures: Tensor, generator: torch.Generator) -> Tensor:
+    """Pictures [B,3,H,W] in [0,1] to scaled latents float32 [B,C,h,w], a sample of the VAE's posterior.
+
+    Raises InputError for sides that are no multiple of the VAE's factor.
+    """
+    factor, vae = pipe.vae_scale_factor, pipe.vae
+    if pictures.shape[2] % factor or pictures.shape[3] % factor:
+        raise InputError(f"training pictures of {pictures.shape[3]} pixels do not fit: the side must be a multiple of"
+                         f" {factor}; change --resolution")  # fmt: skip
+    if vae.dtype == torch.float16 and vae.config.force_upcast:
+        vae.to(torch.float32)
+    posterior = vae.encode((pictures * 2 - 1).to(vae.device, vae.dtype)).latent_dist
+    return ((posterior.sample(generator) - (vae.config.shift_factor or 0)) * vae.config.scaling_factor).float()
+
+
+# --------------------------------------------------------------------------------------------------- noise and targets
+
+
+@dataclass(frozen=True, eq=False)
+class Noisy:
+    """z [B,C,h,w] at timestep t [B]; the network is to say `target`, and the squared error counts `weight` [B]."""
+
+    z: Tensor
+    t: Tensor
+    target: Tensor
+    weight: Tensor
+
+
+def add_noise(
+    pipe, latents: Tensor, generator: torch.Generator, precondition_outputs: bool = True
+) -> Noisy:  # fmt: skip
+    """Clean latents [B,C,h,w] to a random noise level each; noise first, then levels, from the CPU generator.
+
+    SD and SDXL: t uniform, DDPM noise, target by the scheduler's prediction type. SD3: sigma logit-normal on the
+    scheduler's (shifted) table, z = (1 - sigma) x + sigma n, target n - x. precondition_outputs: SD3's error is taken
+    in x, so that it counts sigma^2, as in diffusers' DreamBooth script, from which the official one comes.
+    """
+    noise = torch.randn(latents.shape, generator=generator).to(latents)
+    count = len(latents)
+    if backbone_of(pipe) == "sd3":
+        table = FlowMatchEulerDiscreteScheduler.from_config(pipe.scheduler.config)  # sampling rewrites the pipe's own
+        levels = torch.sigmoid(torch.randn(count, generator=generator))
+        places = (levels * len(table.sigmas)).long().clamp(max=len(table.sigmas) - 1)
+        return _flow(latents, noise, table, places, precondition_outputs)
+    t = torch.randint(pipe.scheduler.config.num_train_timesteps, (count,), generator=generator).to(latents.device)
+    alpha_bar = pipe.scheduler.alphas_cumprod
+    wanted = target(pipe.scheduler.config.prediction_type, alpha_bar, latents, noise, t)
+    return Noisy(noised(alpha_bar, latents, noise, t), t, wanted, torch.ones(count, device=latents.device))
+
+
+def _flow(latents: Tensor, noise: Tensor, table, places: Tensor, precondition_outputs: bool) -> Noisy:
+    sigma, t = table.sigmas[places].to(latents), table.timesteps[places].to(latents.device)
+    level = sigma.reshape(-1, 1, 1, 1)
+    weight = sigma**2 if precondition_outputs else torch.ones_like(sigma)
+    return Noisy((1 - level) * latents + level * noise, t, noise - latents, weight)
+
+
+def random_noisy(
+    pipe, share: float, generator: torch.Generator, latents: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """(z [1,C,h,w], t [1]) at the noise level `share` (0 to 1) of the way up the training timesteps. latents: clean
+    ones; standard normal ones by default."""
+    net = network(pipe)
+    shape = (1, net.config.in_channels, net.config.sample_size, net.config.sample_size)
+    clean = torch.randn(shape, generator=generator) if latents is None else latents.cpu()
+    noise = torch.randn(clean.shape, generator=generator)
+    clean, noise = clean.to(pipe.device), noise.to(pipe.device)
+    if backbone_of(pipe) == "sd3":
+        table = FlowMatchEulerDiscreteScheduler.from_config(pipe.scheduler.config)
+        place = torch.tensor([round((1 - share) * (len(table.sigmas) - 1))])  # its table goes down
+        found = _flow(clean, noise, table, place, False)
+        return found.z, found.t
+    t = torch.tensor([round(share * (pipe.scheduler.config.num_train_timesteps - 1))], device=pipe.device)
+    return noised(pipe.scheduler.alphas_cumprod, clean, noise, t), t
+
+
+def predict(pipe, z: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+    """The network's own output at (z, t): noise or velocity, [B,C,h,w]."""
+    net = network(pipe)
+    if backbone_of(pipe) == "sd3":
+        return net(hidden_states=z, timestep=t, encoder_hidden_states=cond.embeds, return_dict=False, **cond.added)[0]
+    return net(z, t, encoder_hidden_states=cond.embeds, added_cond_kwargs=cond.added, return_dict=False)[0]
+
+
+def squared_error(prediction: Tensor, noisy: Noisy, mask: Tensor | None = None) -> Tensor:
+    """The loss of each picture [B]: the mean squared error, or that inside of mask [B,1,h,w] (Custom Diffusion)."""
+    error = (prediction.float() - noisy.target.float()).square()
+    if mask is None:
+        return noisy.weight * error.mean((1, 2, 3))
+    inside = mask.expand_as(error)
+    return noisy.weight * (error * inside).sum((1, 2, 3)) / inside.sum((1, 2, 3))

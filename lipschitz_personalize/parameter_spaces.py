@@ -1,0 +1,187 @@
+"""What is trained: the whole network, Custom Diffusion's keys and values with a new word, or LoRA; and its files.
+
+Each function prepares a pipeline and returns a Space. Names in `parameters` are those of the network's own tensors.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.models.attention_processor import Attention
+from safetensors.torch import save_file
+from torch import Tensor
+
+from common.runs import InputError, atomic_path
+from lipschitz_personalize.objectives import backbone_of, network
+from lipschitz_personalize.regularizer import lora_change
+
+LORA_FILE = "pytorch_lora_weights.safetensors"
+CUSTOM_DIFFUSION_FILE = "pytorch_custom_diffusion_weights.safetensors"
+
+
+@dataclass(frozen=True, eq=False)
+class Space:
+    """parameters: trained tensors by name, float32. save(folder): write the weights in the ecosystem's format. counts:
+    n_i of the penalty where a parameter is a row of a larger table. change: the squared change of the weights behind
+    indirect parameters (the regulariser's convention function). trains_text: the conditioning changes while
+    training."""
+
+    parameters: dict[str, Tensor]
+    save: Callable[[Path], None]
+    counts: dict[str, int] = field(default_factory=dict)
+    change: Callable[[], Tensor] | None = None
+    trains_text: bool = False
+
+
+def full(pipe: DiffusionPipeline) -> Space:
+    """Every tensor of the network, as DreamBooth does."""
+    net = network(pipe).to(torch.float32).requires_grad_(True)
+
+    def save(folder: Path) -> None:
+        name = "transformer" if backbone_of(pipe) == "sd3" else "unet"
+        with atomic_path(folder / name) as place:
+            net.save_pretrained(place)
+
+    return Space(dict(net.named_parameters()), save)
+
+
+# -------------------------------------------------------------------------------------------------- Custom Diffusion
+
+
+def custom_diffusion(pipe: DiffusionPipeline, word: str | None, initializer: str) -> Space:
+    """Keys and values of all cross-attention (SD3: of the image stream of its joint attention, with biases), and in SD
+    and SDXL one new word, which starts as the mean of the initializer's tokens.
+
+    As in Custom Diffusion's code, the first token's keys and values let no gradient through. Of the word table the
+    official code puts every row into the optimiser and zeroes the gradients of the others; here only the row itself is
+    trained, and the penalty still divides by the whole table's size.
+    """
+    net, backbone = network(pipe), backbone_of(pipe)
+    layers = {
+        f"{name}.{part}": getattr(module, part)
+        for name, module in net.named_modules()
+        if isinstance(module, Attention) and (backbone == "sd3" or module.is_cross_attention)
+        for part in ("to_k", "to_v")
+    }
+    if not layers:
+        raise InputError("this network has no cross-attention to train; take --parameter_space full")
+    parameters: dict[str, Tensor] = {}
+    for name, layer in layers.items():
+        if backbone != "sd3":  # there the tokens of the prompt have projections of their own
+            layer.register_forward_hook(_hold_first_token)
+        layer.to(torch.float32).requires_grad_(True)
+        parameters |= {f"{name}.{part}": tensor for part, tensor in layer.named_parameters()}
+    words, counts = {}, {}
+    if backbone != "sd3":
+        if word is None:
+            raise InputError("Custom Diffusion trains a new word: give --modifier_token, such as <new1>")
+        for encoder_name, tokenizer, encoder in text_parts(pipe):
+            row, table = add_word(pipe, tokenizer, encoder, word, initializer)
+            words[encoder_name], parameters[f"{encoder_name}.{word}"] = row, row
+            counts[f"{encoder_name}.{word}"] = table
+
+    def save(folder: Path) -> None:
+        with atomic_path(folder / CUSTOM_DIFFUSION_FILE) as path:
+            save_file(custom_diffusion_file(net, layers), path)
+        if words:
+            names = {word: rows for rows in words.values()} if len(words) == 1 else _sdxl_names(words)
+            with atomic_path(folder / f"{word}.safetensors") as path:
+                save_file({name: row.detach().cpu().clone() for name, row in names.items()}, path)
+
+    return Space(parameters, save, counts, trains_text=bool(words))
+
+
+def _hold_first_token(layer, inputs, output: Tensor) -> Tensor:
+    return torch.cat([output[:, :1].detach(), output[:, 1:]], dim=1)
+
+
+def _sdxl_names(words: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The keys under which the ecosystem keeps a word of two encoders."""
+    return {"clip_l": words["text_encoder"], "clip_g": words["text_encoder_2"]}
+
+
+def custom_diffusion_file(net: torch.nn.Module, layers: dict[str, torch.nn.Module]) -> dict[str, Tensor]:
+    """The trained layers under diffusers' names of Custom Diffusion; its loader wants the other processors listed, too,
+    and empty."""
+    found = {}
+    for name, layer in layers.items():
+        owner, _, part = name.rpartition(".")
+        for kind, tensor in layer.named_parameters():
+            key = f"{owner}.processor.{part}_custom_diffusion.{kind}"
+            found[key] = tensor.detach().float().cpu().contiguous().clone()
+    trained = {key.split(".processor.")[0] for key in found}
+    for name in getattr(net, "attn_processors", {}):
+        if name.removesuffix(".processor") not in trained:
+            found[name] = torch.zeros(0)
+    return found
+
+
+def text_parts(pipe) -> list[tuple[str, object, torch.nn.Module]]:
+    """(name, tokenizer, model) of the CLIP text encoders of SD (one) and SDXL (two)."""
+    parts = [("text_encoder", pipe.tokenizer, pipe.text_encoder)]
+    if backbone_of(pipe) == "sdxl":
+        parts.append(("text_encoder_2", pipe.tokenizer_2, pipe.text_encoder_2))
+    return parts
+
+
+def add_word(pipe, tokenizer, encoder, word: str, initializer: str | Tensor) -> tuple[torch.nn.Parameter, int]:
+    """Make `word` one token of the encoder, and return its vector [D] as a parameter and the size of the whole table.
+
+    initializer: a vector [D], or text whose tokens are averaged. From then on a hook puts the parameter in the place of
+    the token's row. Raises InputError if the word is known already.
+    """
+    embedding = encoder.get_input_embeddings()
+    if isinstance(initializer, str):
+        ids = tokenizer(initializer, add_special_tokens=False)["input_ids"]
+        if not ids:
+            raise InputError(f"--initializer_token {initializer!r} is no word; give one that the model knows")
+        initializer = embedding.weight[torch.tensor(ids, device=embedding.weight.device)].float().mean(0)
+    if word in tokenizer.get_vocab():
+        raise InputError(f"the word {word!r} is known to this model already; take a new one, such as <new1>")
+    pipe.load_textual_inversion({word: initializer}, tokenizer=tokenizer, text_encoder=encoder)
+    embedding, number = encoder.get_input_embeddings(), tokenizer.convert_tokens_to_ids(word)
+    row = torch.nn.Parameter(initializer.detach().to(embedding.weight.device, torch.float32).clone())
+
+    def put_row(layer, inputs, output: Tensor) -> Tensor:
+        return torch.where((inputs[0] == number)[..., None], row.to(output), output)
+
+    embedding.register_forward_hook(put_row)
+    return row, embedding.weight.numel()
+
+
+# --------------------------------------------------------------------------------------------------------------- LoRA
+
+
+def lora(pipe: DiffusionPipeline, rank: int, alpha: float, targets: list[str]) -> Space:
+    """Low-rank additions alpha / rank * B A to the layers whose names end in one of `targets`, through peft."""
+    from peft import LoraConfig, get_peft_model_state_dict
+    from peft.tuners.lora import LoraLayer
+
+    net = network(pipe)
+    try:
+        net.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=targets))
+    except ValueError:
+        raise InputError(f"no layer of this network is called {' or '.join(targets)}; change --lora_targets") from None
+    parameters = {name: tensor for name, tensor in net.named_parameters() if tensor.requires_grad}
+    for tensor in parameters.values():
+        tensor.data = tensor.data.float()
+    layers = [module for module in net.modules() if isinstance(module, LoraLayer)]
+
+    def change() -> Tensor:
+        return lora_change((layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name])
+                           for layer in layers for name in layer.active_adapters)  # fmt: skip
+
+    def save(folder: Path) -> None:
+        # Loaders differ in where they look for alpha: it is folded into B, and every one of them is right.
+        from diffusers.utils import convert_state_dict_to_diffusers
+
+        content = convert_state_dict_to_diffusers(get_peft_model_state_dict(net))
+        part = "transformer" if backbone_of(pipe) == "sd3" else "unet"
+        folded = {f"{part}.{key}": (value * (alpha / rank if ".lora_B." in key or "lora.up." in key else 1.0)).cpu()
+                  for key, value in content.items()}  # fmt: skip
+        with atomic_path(folder / LORA_FILE) as path:
+            save_file({key: value.float().contiguous() for key, value in folded.items()}, path)
+
+    return Space(parameters, save, change=change)
