@@ -3,7 +3,8 @@
 import ast
 import re
 import shutil
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -111,9 +112,10 @@ def read_pie_bench(
 ) -> list[EditItem]:
     """Read folder/mapping_file.json and folder/annotation_images, in the order of the mapping file.
 
-    `edit_types` keeps these ids ("0" to "9"), and `limit` the first so many of them. `border`: 1 is the published rule,
-    made for hand-drawn masks of 512 pixels (of a 64-pixel picture it is 6 %); 0 gives the mask as stored. Masks of
-    another size than 512x512 need the further key "picture_size": [H, W]. InputError names the entry that is wrong.
+    `edit_types` keeps these ids ("0" to "9"), and `limit` so many items, of each type in turn. `border`: 1 is the
+    published rule, made for hand-drawn masks of 512 pixels (of a 64-pixel picture it is 6 %); 0 gives the mask as
+    stored. Masks of another size than 512x512 need the further key "picture_size": [H, W]. InputError names the entry
+    that is wrong.
     """
     folder = Path(folder)
     mapping = read_json(folder / "mapping_file.json")
@@ -124,8 +126,6 @@ def read_pie_bench(
         raise InputError(f"{folder / 'mapping_file.json'} is a list; an object from id to entry is needed")
     items = []
     for key, entry in mapping.items():
-        if len(items) == limit:
-            break
         try:
             if (item := _edit_item(folder, key, entry, border)).edit_type in wanted:
                 items.append(item)
@@ -133,7 +133,17 @@ def read_pie_bench(
             raise InputError(f"{folder / 'mapping_file.json'}, entry {key!r}: {problem}") from None
     if not items:
         raise InputError(f"{folder} holds no item of the edit types {sorted(wanted)}")
-    return items
+    return of_each_kind(items, lambda item: item.edit_type, limit)
+
+
+def of_each_kind(items: Sequence, kind: Callable[[Any], Hashable], limit: int | None) -> list:
+    """`limit` of the items (None: all), the first of every kind, then the second of every kind, …; order is kept."""
+    met: Counter = Counter()
+    turns = []  # how many of its kind stand before it, and its place
+    for place, item in enumerate(items):
+        turns.append((met[kind(item)], place))
+        met[kind(item)] += 1
+    return [items[place] for place in sorted(place for _, place in sorted(turns)[:limit])]
 
 
 def _edit_item(folder: Path, key: str, entry: Any, border: int) -> EditItem:

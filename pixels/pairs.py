@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from common.data import read_pie_bench, read_triples
+from common.data import of_each_kind, read_pie_bench, read_triples
 from common.images import SUFFIXES, list_pictures, save_png
 from common.runs import InputError, read_json, write_json
 from pixels.edit_map import from_mask, gradient
@@ -56,7 +56,7 @@ def benchmark_pairs(folder: Path, limit: int | None = None) -> list[Pair]:
         pairs.append(
             Pair(item.id, item.image_path, (exemplar,), (edit_map,), "edit", item.target_prompt, truth, kind, drawn)
         )
-    return pairs[:limit]
+    return of_each_kind(pairs, lambda pair: pair.kind, limit)
 
 
 def read_pairs(folder: str | Path, white: str = "keep", limit: int | None = None) -> list[Pair]:

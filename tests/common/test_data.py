@@ -100,9 +100,16 @@ def test_selection_keeps_the_order_of_the_file(tmp_path):
     assert [item.id for item in data.read_pie_bench(folder)] == ["5", "3", "4", "1"]
     assert [item.id for item in data.read_pie_bench(folder, edit_types=["1", "9"])] == ["5", "4", "1"]
     assert [item.id for item in data.read_pie_bench(folder, edit_types=[1], limit=1)] == ["5"]
+    assert [item.id for item in data.read_pie_bench(folder, limit=3)] == ["5", "3", "1"]  # one of each type
     for wrong in (["10"], ["2"]):
         with pytest.raises(InputError, match=wrong[0]):
             data.read_pie_bench(folder, edit_types=wrong)
+
+
+def test_a_few_items_are_taken_from_every_kind_in_turn():
+    kinds = "aaabbc"
+    for limit, taken in {1: "0", 2: "03", 4: "0135", 5: "01345", 6: "012345", 99: "012345", None: "012345"}.items():
+        assert "".join(map(str, data.of_each_kind(range(6), lambda i: kinds[i], limit))) == taken
 
 
 def test_own_folder_round_trip(tmp_path):
