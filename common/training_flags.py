@@ -13,6 +13,7 @@ from common.runs import InputError
 
 LR_SCHEDULERS = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
 TRACKERS = ("none", "tensorboard", "wandb")
+SOURCES = ("instance_data_dir", "concepts_list", "image_path")  # of training pictures; the last two are svdiff's own
 
 
 def number(kind: type, low: float, high: float = float("inf")) -> Callable[[str], Any]:
@@ -63,7 +64,7 @@ def add_training_flags(parser: argparse.ArgumentParser, **defaults: Any) -> None
     add("--report_to", choices=TRACKERS, default="none", help="tracker that gets the losses")
     add("--device", choices=("cpu", "cuda"), help="a GPU if there is one by default")
     add("--print_config", action="store_true", help="print what all flags resolve to, and stop")
-    _set_defaults(parser, defaults)
+    set_defaults(parser, defaults)
 
 
 def add_subject_flags(parser: argparse.ArgumentParser, **defaults: Any) -> None:
@@ -81,10 +82,11 @@ def add_subject_flags(parser: argparse.ArgumentParser, **defaults: Any) -> None:
     add("--center_crop", action=argparse.BooleanOptionalAction, default=False,
         help="cut the centre out of pictures that are no square; otherwise a random part")  # fmt: skip
     add("--random_flip", action=argparse.BooleanOptionalAction, default=False, help="mirror every other picture")
-    _set_defaults(parser, defaults)
+    set_defaults(parser, defaults)
 
 
-def _set_defaults(parser: argparse.ArgumentParser, defaults: dict[str, Any]) -> None:
+def set_defaults(parser: argparse.ArgumentParser, defaults: dict[str, Any]) -> None:
+    """Other defaults for flags that exist."""
     if unknown := defaults.keys() - {action.dest for action in parser._actions}:
         raise ValueError(f"there are no flags {sorted(unknown)}")
     parser.set_defaults(**defaults)
@@ -105,10 +107,10 @@ def parse_training(
     args = parser.parse_args(argv)
     if is_picturebook_folder(args.pretrained_model_name_or_path):
         if picturebook_preset:
-            _set_defaults(parser, picturebook_preset)
+            set_defaults(parser, picturebook_preset)
             args = parser.parse_args(argv)
             print(f"picturebook preset: {json.dumps(picturebook_preset)} (flags override it)", file=sys.stderr)
-    elif "instance_data_dir" in args and args.instance_data_dir is None and not args.print_config:
+    elif "instance_data_dir" in args and not any(map(vars(args).get, SOURCES)) and not args.print_config:
         raise InputError("give --instance_data_dir, a folder of pictures; only the picturebook brings its own")
     if folder := getattr(args, "instance_data_dir", None):
         if not Path(folder).is_dir():

@@ -86,7 +86,7 @@ def custom_diffusion(pipe: DiffusionPipeline, word: str | None, initializer: str
         with atomic_path(folder / CUSTOM_DIFFUSION_FILE) as path:
             save_file(custom_diffusion_file(net, layers), path)
         if words:
-            names = {word: rows for rows in words.values()} if len(words) == 1 else _sdxl_names(words)
+            names = {word: words["text_encoder"]} if len(words) == 1 else _sdxl_names(words)
             with atomic_path(folder / f"{word}.safetensors") as path:
                 save_file({name: row.detach().cpu().clone() for name, row in names.items()}, path)
 
@@ -141,7 +141,7 @@ def add_word(pipe, tokenizer, encoder, word: str, initializer: str | Tensor) -> 
     if word in tokenizer.get_vocab():
         raise InputError(f"the word {word!r} is known to this model already; take a new one, such as <new1>")
     pipe.load_textual_inversion({word: initializer}, tokenizer=tokenizer, text_encoder=encoder)
-    embedding, number = encoder.get_input_embeddings(), tokenizer.convert_tokens_to_ids(word)
+    embedding, number = encoder.requires_grad_(False).get_input_embeddings(), tokenizer.convert_tokens_to_ids(word)
     row = torch.nn.Parameter(initializer.detach().to(embedding.weight.device, torch.float32).clone())
 
     def put_row(layer, inputs, output: Tensor) -> Tensor:

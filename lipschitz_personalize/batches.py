@@ -1,0 +1,137 @@
+"""What a micro-step sees: latents of instance and class pictures, conditioning, and the mask of Custom Diffusion."""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from common.pipelines import Conditioning
+from common.runs import InputError
+from common.training import generate_class_pictures, load_pictures, picture_batch, picture_indices, step_generator
+from lipschitz_personalize.augmentation import augment
+from lipschitz_personalize.objectives import encode_pictures, encode_text, resolution_of
+
+CLASS_SEED = 2**62  # added to the seed: class pictures come in an order of their own
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """Pictures of one kind with their prompt. conditioning, latents: where they can be made once, else None."""
+
+    pictures: list[Tensor]
+    prompt: str
+    seed: int
+    conditioning: Conditioning | None
+    latents: Tensor | None
+    augmented: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """latents [B,C,h,w], cond of B, mask [B,1,h,w] or None; the first `instances` of B show the subject."""
+
+    latents: Tensor
+    cond: Conditioning
+    mask: Tensor | None
+    instances: int
+
+
+def sources(pipe, args: argparse.Namespace, paths: list[Path], trains_text: bool) -> list[Source]:
+    """The subject's pictures, and with prior preservation the class pictures of --class_data_dir."""
+    found = [(paths, args.instance_prompt, args.seed, args.parameter_space == "custom_diffusion" and args.augment)]
+    if args.with_prior_preservation:
+        found.append((args.class_data_dir, args.class_prompt, (args.seed + CLASS_SEED) % 2**63, False))
+    made = []
+    for place, prompt, seed, augmented in found:
+        pictures = load_pictures(place, args.resolution, squash=args.squash or augmented)
+        latents = None
+        if args.cache_latents and not augmented:
+            generators = [step_generator(seed, number, 1) for number in range(len(pictures))]
+            squares = [cut(args, pictures, [number], generator) for number, generator in enumerate(generators)]
+            latents = torch.cat([encode_pictures(pipe, *pair) for pair in zip(squares, generators, strict=True)])
+        with torch.no_grad():
+            cond = None if trains_text else encode_text(pipe, [prompt], args.resolution)
+        made.append(Source(pictures, prompt, seed, cond, latents, augmented))
+    return made
+
+
+def cut(args: argparse.Namespace, pictures: list[Tensor], indices: list[int], generator: torch.Generator) -> Tensor:
+    return picture_batch(pictures, indices, args.resolution, generator, args.center_crop, args.random_flip)
+
+
+def next_batch(
+    pipe, args: argparse.Namespace, given: list[Source], step: int, micro: int, process: int, processes: int,
+    generator: torch.Generator,
+) -> Batch:  # fmt: skip
+    """The pictures of a micro-step, --train_batch_size of each source; all that is random comes from the generator."""
+    latents, conds, masks = [], [], []
+    for source in given:
+        indices = picture_indices(len(source.pictures), args.train_batch_size, source.seed, step, micro,
+                                  args.gradient_accumulation_steps, process, processes)  # fmt: skip
+        prompts = [source.prompt] * len(indices)
+        mask = None
+        if source.latents is not None:
+            latents.append(source.latents[indices])
+        else:
+            pictures = cut(args, source.pictures, indices, generator)
+            if source.augmented:
+                changed = [augment(picture, pipe.vae_scale_factor, generator) for picture in pictures]
+                pictures = torch.stack([picture for picture, _, _ in changed])
+                mask = torch.stack([inside for _, inside, _ in changed])
+                prompts = [prefix + prompt for (_, _, prefix), prompt in zip(changed, prompts, strict=True)]
+            latents.append(encode_pictures(pipe, pictures, generator))
+        if source.conditioning is not None and prompts == [source.prompt] * len(indices):
+            conds.append(source.conditioning[[0] * len(indices)])
+        else:
+            conds.append(encode_text(pipe, prompts, args.resolution))
+        masks.append(mask if mask is not None else torch.ones(len(indices), 1, *latents[-1].shape[-2:]))
+    masked = any(source.augmented for source in given)
+    mask = torch.cat(masks).to(latents[0]) if masked else None
+    return Batch(torch.cat(latents), Conditioning.cat(*conds), mask, len(latents[0]))
+
+
+def use_picturebook_subject(args: argparse.Namespace) -> list[Path]:
+    """The subject's pictures; without --instance_data_dir the first subject of the picturebook's validation split,
+    whose prompts are filled in where none were given."""
+    from common.images import list_pictures
+
+    if args.instance_data_dir:
+        return list_pictures(args.instance_data_dir)
+    from common.data import read_subjects
+    from common.picturebook.benchmarks import ensure_subjects
+
+    subject = read_subjects(ensure_subjects("validation"))[0]
+    token = args.modifier_token if args.parameter_space == "custom_diffusion" else "sks"
+    args.instance_data_dir = str(subject.paths[0].parent)
+    args.instance_prompt = args.instance_prompt or f"a {token} {subject.class_name}"
+    args.class_prompt = args.class_prompt or f"a {subject.class_name}"
+    args.validation_prompt = args.validation_prompt or f"a {token} {subject.class_name} in the snow"
+    return list(subject.paths)
+
+
+def check_resolution(pipe, args: argparse.Namespace) -> None:
+    """Fill in the model's own resolution. Raises InputError for one that does not fit its latents."""
+    args.resolution = args.resolution or resolution_of(pipe)
+    if args.resolution % pipe.vae_scale_factor:
+        raise InputError(
+            f"--resolution {args.resolution} is no multiple of this model's {pipe.vae_scale_factor} pixels"
+        )
+
+
+def ensure_class_pictures(pipe, args: argparse.Namespace, accelerator) -> float:
+    """Draw what is missing in --class_data_dir (the run's own folder by default); returns the seconds it took."""
+    from common.runs import measure
+
+    if not args.with_prior_preservation:
+        return 0.0
+    args.class_data_dir = args.class_data_dir or str(Path(args.output_dir) / "class_pictures")
+    with measure() as cost:
+        generate_class_pictures(
+            pipe, args.class_prompt, args.class_data_dir, args.num_class_images, args.resolution,
+            args.sample_batch_size, args.seed, accelerator.process_index, accelerator.num_processes,
+            guidance_scale=args.guidance_scale, num_inference_steps=args.num_inference_steps,
+        )  # fmt: skip
+        accelerator.wait_for_everyone()
+    return cost.seconds

@@ -1,0 +1,97 @@
+"""A trained model from its folder: the base pipeline with what lipschitz_personalize.train wrote."""
+
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline
+from safetensors.torch import load_file
+from torch import Tensor
+
+from common.model_files import one_line
+from common.runs import InputError, read_json
+from lipschitz_personalize.objectives import backbone_of, load_backbone, network
+from lipschitz_personalize.parameter_spaces import CUSTOM_DIFFUSION_FILE, LORA_FILE, text_parts
+
+
+def load_trained(
+    folder: str | Path, model: str | None = None, device: str | torch.device | None = None, strength: float = 1.0,
+    dtype: torch.dtype = torch.float32,
+) -> DiffusionPipeline:  # fmt: skip
+    """The pipeline with the weights of a training's folder, in full or for `strength` of the way from the base model to
+    them (W + s (W' - W)). model: the base; by default the one that config.json names.
+
+    Raises InputError where there is no training, it was interrupted, is damaged, or belongs to another model.
+    """
+    folder = Path(folder)
+    files = [name for name in ("unet", "transformer", CUSTOM_DIFFUSION_FILE, LORA_FILE) if (folder / name).exists()]
+    if len(files) != 1:
+        raise InputError(f"{folder} holds no finished training; run python -m lipschitz_personalize.train --output_dir "
+                         f"{folder}")  # fmt: skip
+    if model is None:
+        model = read_json(folder / "config.json").get("pretrained_model_name_or_path", "picturebook")
+    pipe = load_backbone(model, device, dtype)
+    if files[0] == LORA_FILE:
+        _add_lora(pipe, folder, strength)
+    elif files[0] == CUSTOM_DIFFUSION_FILE:
+        content = _read(folder / CUSTOM_DIFFUSION_FILE)
+        named = {key.replace(".processor", "").replace("_custom_diffusion", ""): value
+                 for key, value in content.items() if len(value)}  # fmt: skip
+        move_weights(network(pipe), named, folder, strength)
+        for file in sorted(folder.glob("<*>.safetensors")):
+            _add_word(pipe, file)
+    else:
+        move_weights(network(pipe), _read_all(folder / files[0]), folder, strength)
+    return pipe
+
+
+@torch.no_grad()
+def move_weights(net: torch.nn.Module, weights: dict[str, Tensor], folder: Path, strength: float = 1.0) -> None:
+    """W + strength (W' - W) for the tensors in `weights`. Raises InputError, before any is changed, if one does not
+    fit."""
+    own = net.state_dict()
+    for name, value in weights.items():
+        if name not in own or own[name].shape != value.shape:
+            raise InputError(f"{folder} was trained on another model: {name} is not in this one, or of another shape")
+        if not value.isfinite().all():
+            raise InputError(f"{folder} holds NaN or infinity in {name}; train it again with a lower learning rate")
+    for name, value in weights.items():
+        value = value.to(own[name])
+        own[name].copy_(value if strength == 1 else own[name] + strength * (value - own[name]))
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except Exception as problem:  # the library raises several kinds
+        raise InputError(f"{file} is damaged or cut short: {one_line(problem)}") from None
+
+
+def _read_all(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a network's folder, which large models split over several files."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise InputError(f"{folder} holds no weights (*.safetensors); train again")
+    return {name: value for file in files for name, value in _read(file).items()}
+
+
+def _add_lora(pipe, folder: Path, strength: float) -> None:
+    _read(folder / LORA_FILE)
+    try:
+        pipe.load_lora_weights(str(folder), weight_name=LORA_FILE, local_files_only=True)
+        pipe.fuse_lora(lora_scale=strength, safe_fusing=True)
+        pipe.unload_lora_weights()
+    except Exception as problem:  # peft and diffusers raise all kinds where names or shapes do not fit
+        raise InputError(f"{folder / LORA_FILE} does not fit this model: {one_line(problem)}") from None
+
+
+def _add_word(pipe, file: Path) -> None:
+    content, word = _read(file), file.stem
+    parts = text_parts(pipe)
+    keys = [word] if len(parts) == 1 else ["clip_l", "clip_g"]
+    for (_, tokenizer, encoder), key in zip(parts, keys, strict=True):
+        width = encoder.get_input_embeddings().weight.shape[1]
+        if key not in content or content[key].shape[-1] != width:
+            raise InputError(
+                f"{file} was trained on another model: {key} of {width} numbers is needed ({backbone_of(pipe)})"
+            )
+        pipe.load_textual_inversion({word: content[key]}, tokenizer=tokenizer, text_encoder=encoder)

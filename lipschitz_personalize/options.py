@@ -1,0 +1,163 @@
+"""The trainer's flags, and the published settings that stand behind their defaults. Nothing heavy is imported here."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from common.runs import InputError, make_parser
+from common.training_flags import (
+    add_subject_flags,
+    add_training_flags,
+    is_picturebook_folder,
+    number,
+    parse_training,
+    set_defaults,
+)
+
+CONVENTIONS = ("mean_sum", "sum", "lora_factors", "function")
+SPACES = ("full", "custom_diffusion", "lora")
+BACKBONES = ("sd", "sdxl", "sd3")
+QKVO = ["to_q", "to_k", "to_v", "to_out.0"]
+SD3_TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"]
+
+# The released scripts' settings ("ours", without prior preservation), by backbone and parameter space. README.md says
+# what the paper leaves open. SDXL and SD3 were published without full fine-tuning: there SD's settings stand in.
+FULL = {
+    "l2_reg_weight": 500.0, "learning_rate": 2e-6, "adam_weight_decay": 0.0, "max_grad_norm": 0.0,
+    "max_train_steps": 1000, "cache_latents": True, "squash": True,
+}  # fmt: skip
+CUSTOM = {"scale_lr": True, "train_batch_size": 2, "max_train_steps": 250, "squash": True, "random_flip": True}
+LORA = {"l2_convention": "lora_factors", "max_train_steps": 500}
+PUBLISHED: dict[tuple[str, str], dict[str, Any]] = {
+    ("sd", "full"): FULL,
+    ("sd", "custom_diffusion"): CUSTOM | {"l2_reg_weight": 175.0, "learning_rate": 3e-5},
+    ("sd", "lora"): LORA | {
+        "l2_reg_weight": 1e-7, "learning_rate": 1e-4, "adam_weight_decay": 0.0, "train_batch_size": 4, "lora_rank": 16,
+        "lora_alpha": 27.0, "lora_targets": ["to_q", "to_v"],
+    },
+    ("sdxl", "full"): FULL,
+    ("sdxl", "custom_diffusion"): CUSTOM | {"l2_reg_weight": 50.0, "learning_rate": 5e-5, "resolution": 512},
+    ("sdxl", "lora"): LORA | {
+        "l2_reg_weight": 1e-6, "learning_rate": 5e-4, "adam_weight_decay": 1e-4, "gradient_accumulation_steps": 4,
+        "mixed_precision": "fp16",
+    },
+    ("sd3", "full"): FULL | {"resolution": 512},
+    ("sd3", "custom_diffusion"): {
+        "l2_reg_weight": 10.1, "learning_rate": 1e-4, "gradient_accumulation_steps": 4, "max_train_steps": 500,
+        "mixed_precision": "fp16", "resolution": 512,
+    },
+    # The released script computes 15.0 times its penalty, logs it, and never adds it to the loss: in effect 0.
+    ("sd3", "lora"): LORA | {
+        "l2_reg_weight": 0.0, "learning_rate": 4e-4, "gradient_accumulation_steps": 4, "lora_targets": SD3_TARGETS,
+        "mixed_precision": "fp16", "resolution": 512,
+    },
+}  # fmt: skip
+
+# What takes their place on the picturebook, to be tuned on its validation split only: a network of six million weights
+# and pictures of 64 pixels want other learning rates, and mean_sum's lambda depends on the tensors' sizes.
+SMALL = {"train_batch_size": 4, "adam_weight_decay": 0.0, "max_train_steps": 200, "scale_lr": False, "seed": 0,
+         "mixed_precision": "no", "num_class_images": 40}  # fmt: skip
+PICTUREBOOK_PRESET: dict[str, dict[str, Any]] = {
+    "full": SMALL | {"learning_rate": 5e-5, "l2_reg_weight": 50.0},
+    "custom_diffusion": SMALL | {"learning_rate": 5e-4, "l2_reg_weight": 5.0, "initializer_token": "pet"},
+    "lora": SMALL | {"learning_rate": 1e-3, "l2_reg_weight": 1e-6, "lora_rank": 8, "lora_alpha": 8.0},
+}
+
+
+def training_parser() -> argparse.ArgumentParser:
+    parser = make_parser("Personalise a text-to-image model on a few pictures, and keep its weights near the base's.")
+    add = parser.add_argument_group("method").add_argument
+    add("--parameter_space", choices=SPACES, default="full", help="what is trained: the whole network (DreamBooth), "
+        "keys and values of cross-attention with a new word (Custom Diffusion), or LoRA")  # fmt: skip
+    add("--l2_reg_weight", "--l2_weight", type=number(float, 0), default=500.0,
+        help="lambda; 0 is the plain trainer. Published: 500 full, 175 Custom Diffusion, 1e-7 LoRA (SD 1.5)")  # fmt: skip
+    add("--l2_convention", choices=CONVENTIONS, default="mean_sum",
+        help="sum over tensors of the mean squared difference (released code), of its sum (paper), sum of squares of "
+        "LoRA's factors (released LoRA code), or squared change of the weights behind LoRA (function)")  # fmt: skip
+    add("--l2_layer_weights", nargs="+", type=layer_weight, default=[], metavar="REGEX=FACTOR",
+        help="beyond the paper: multiply lambda for the tensors whose names match, such as attn2=0.1")  # fmt: skip
+    add("--l2_lipschitz", action=argparse.BooleanOptionalAction, default=False,
+        help="beyond the paper: lambda per tensor in proportion to how much the output moves with it")  # fmt: skip
+    add("--l2_base_dtype", choices=("float32", "float16", "bfloat16"), default="float32",
+        help="of the frozen copy; 16 bits halve its memory, and are exact where the model was stored so")  # fmt: skip
+    add("--l2_base_device", choices=("same", "cpu"), default="same", help="where the frozen copy lies")
+    add("--backbone", choices=BACKBONES, help="whose published settings are the defaults; by default that of the model")
+    add("--squash", action=argparse.BooleanOptionalAction, default=False,
+        help="resize to a square whatever the proportions (released full fine-tuning, Custom Diffusion)")  # fmt: skip
+    add("--cache_latents", action=argparse.BooleanOptionalAction, default=False,
+        help="encode every picture once, at the start (released full fine-tuning)")  # fmt: skip
+    add("--precondition_outputs", action=argparse.BooleanOptionalAction, default=True,
+        help="SD3: take the error in the clean latents, as diffusers' script does")  # fmt: skip
+    add("--modifier_token", default="<new1>", help="Custom Diffusion: the new word, to be in --instance_prompt")
+    add("--initializer_token", default="ktn", help="Custom Diffusion: the word begins as this one")
+    add("--augment", action=argparse.BooleanOptionalAction, default=True,
+        help="Custom Diffusion: shrink and zoom the pictures, with words in the prompt that say so")  # fmt: skip
+    add("--lora_rank", type=number(int, 1), default=4, help="LoRA: r (released: 16 for SD 1.5, 4 for SDXL and SD3)")
+    add("--lora_alpha", type=number(float, 0), help="LoRA: additions are scaled by alpha / rank; default: the rank")
+    add("--lora_targets", nargs="+", default=QKVO, help="LoRA: ends of the layers' names")
+    add("--guidance_scale", type=number(float, 0), default=7.5, help="of class and validation pictures")
+    add("--num_inference_steps", type=number(int, 1, 1000), default=50, help="of class and validation pictures")
+    add_training_flags(parser, output_dir="outputs/lipschitz_personalize/train", max_train_steps=1000, seed=2025)
+    add_subject_flags(parser, num_class_images=200)
+    return parser
+
+
+def layer_weight(text: str) -> tuple[str, float]:
+    """An argparse type: REGEX=FACTOR."""
+    pattern, equals, factor = text.rpartition("=")
+    if not pattern or not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not REGEX=FACTOR, such as attn2=0.1")
+    return pattern, number(float, 0)(factor)
+
+
+def guess_backbone(name: str) -> str:
+    """ "sd", "sdxl" or "sd3", by model_index.json of a local folder, or by a hub id."""
+    index = Path(name).expanduser() / "model_index.json"
+    if index.is_file():
+        try:
+            name = str(json.loads(index.read_text(encoding="utf-8")).get("_class_name"))
+        except (ValueError, AttributeError):
+            raise InputError(f"{index} is not valid JSON of a model; fetch the file again") from None
+    name = name.lower().replace("-", "").replace("_", "")
+    if "stablediffusion3" in name:
+        return "sd3"
+    return "sdxl" if "xl" in name else "sd"
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The flags, with the published settings of backbone and parameter space as defaults (on a picturebook: its
+    preset)."""
+    parser = training_parser()
+    args = parser.parse_args(argv)
+    backbone = args.backbone or guess_backbone(args.pretrained_model_name_or_path)
+    if not is_picturebook_folder(args.pretrained_model_name_or_path):
+        set_defaults(parser, PUBLISHED[backbone, args.parameter_space])
+    else:
+        set_defaults(parser, LORA if args.parameter_space == "lora" else {})
+    args = parse_training(parser, argv, PICTUREBOOK_PRESET[args.parameter_space])
+    args.backbone, args.lora_alpha = backbone, args.lora_alpha or float(args.lora_rank)
+    check(args)
+    return args
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raises InputError for flags that do not go together."""
+    lora, convention = args.parameter_space == "lora", args.l2_convention
+    if lora != (convention in ("lora_factors", "function")):
+        fitting = "lora_factors, function" if lora else "mean_sum, sum"
+        raise InputError(f"--l2_convention {convention} does not go with --parameter_space {args.parameter_space}; "
+                         f"take one of {fitting}")  # fmt: skip
+    if lora and (args.l2_lipschitz or args.l2_layer_weights):
+        raise InputError(
+            "--l2_lipschitz and --l2_layer_weights weigh the network's own tensors: leave them out of LoRA"
+        )
+    word = args.modifier_token
+    if args.parameter_space == "custom_diffusion" and args.backbone != "sd3":
+        if not word or set(word) & set("/\\\0 "):
+            raise InputError(f"--modifier_token {word!r} names a file: give a word without spaces and slashes")
+        if args.instance_prompt and word not in args.instance_prompt:
+            raise InputError(f"--instance_prompt has to hold --modifier_token {word}, the word that is trained")
+    if args.cache_latents and (args.random_flip or not (args.squash or args.center_crop)):
+        print("--cache_latents: every picture keeps the part and the side that it is first seen with", file=sys.stderr)
