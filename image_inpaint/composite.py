@@ -1,0 +1,87 @@
+"""Pictures of any size: cut out a window around the hole, paint at the model's size, paste back; a feathered edge.
+
+Paint-by-Example paints 512x512 pictures whole and gives back the VAE's version of the background too. With compositing,
+every pixel outside of the hole is the source's own, bit for bit, and the rim of the hole fades into it from inside.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from common.images import to_pil, to_tensor
+from image_inpaint.masks import Box, Size, box_of
+
+CONTEXT = 2.0  # side of the window over the longer side of the hole's box, where the picture is larger than the model's
+
+
+@dataclass(frozen=True)
+class Window:
+    """A part of the picture (left, top, right, bottom), painted at `size` (height, width)."""
+
+    box: Box
+    size: Size
+
+
+def find_window(fill: Tensor, native: int, multiple: int, context: float = CONTEXT) -> Window:
+    """The window for a fill mask [H, W]: the hole's box with its surroundings, as nearly square as the picture allows,
+    never smaller than the model's native side if the picture is not. Its short side is painted at the native side."""
+    height, width = fill.shape
+    left, top, right, bottom = box_of(fill)
+    wanted = max(native, round(context * max(right - left, bottom - top)))
+    short = min(height, width)
+    spans = []
+    for low, high, length in ((left, right, width), (top, bottom, height)):
+        side = min(length, max(min(wanted, short), high - low))  # a hole longer than the short side makes it oblong
+        start = min(max(round((low + high - side) / 2), 0), length - side)
+        spans.append((start, start + side))
+    (x0, x1), (y0, y1) = spans
+    scale = native / min(x1 - x0, y1 - y0)
+    size = tuple(max(multiple, round(side * scale / multiple) * multiple) for side in (y1 - y0, x1 - x0))
+    return Window((x0, y0, x1, y1), size)
+
+
+def cut_out(picture: Image.Image, fill: Tensor, window: Window) -> tuple[Tensor, Tensor]:
+    """(source [1, 3, h, w] in [0, 1], fill [1, 1, h, w] of 0 and 1) at the window's size."""
+    left, top, right, bottom = window.box
+    source = picture.crop(window.box)
+    part = fill[top:bottom, left:right][None, None]
+    if part.shape[-2:] != window.size:
+        source = source.resize(window.size[::-1], Image.Resampling.LANCZOS)
+        part = F.interpolate(part, window.size, mode="area")
+        part = (part >= min(0.5, float(part.max()))).float()  # a hole smaller than a pixel still is one
+    return to_tensor(source), part
+
+
+def feathered(fill: Tensor, feather: int) -> Tensor:
+    """Opacity [H, W] of what was painted: 0 outside of the hole, rising to 1 over `feather` pixels inside of it."""
+    opacity, eroded = torch.zeros_like(fill), fill
+    for _ in range(max(feather, 1)):
+        opacity = opacity + eroded / max(feather, 1)
+        eroded = 1 - F.max_pool2d(1 - eroded[None, None], 3, 1, 1)[0, 0]  # a pixel off every rim but the picture's
+    return opacity
+
+
+def paste_back(
+    picture: Image.Image, painted: Tensor, fill: Tensor, window: Window, composite: bool, feather: int
+) -> Image.Image:
+    """The painted window [1, 3, h, w] back in the picture, at its size.
+
+    composite False: the window as a whole, as the published code would. True: its hole alone, feathered.
+    """
+    left, top, right, bottom = window.box
+    piece = to_pil(painted)
+    if piece.size != (right - left, bottom - top):
+        piece = piece.resize((right - left, bottom - top), Image.Resampling.LANCZOS)
+    result = picture.copy()
+    if not composite:
+        result.paste(piece, (left, top))
+        return result
+    opacity = feathered(fill, feather)[top:bottom, left:right, None].numpy()
+    old = np.asarray(picture.crop(window.box), dtype=np.float32)
+    mixed = old + opacity * (np.asarray(piece, dtype=np.float32) - old)  # exactly the old where the opacity is 0
+    result.paste(Image.fromarray(mixed.round().clip(0, 255).astype(np.uint8)), (left, top))
+    return result

@@ -1,0 +1,132 @@
+"""Low-rank updates of the nine-channel UNet (Sec. 4.2, Eq. 7): h = W_0 x + B A x, A random and B zero at first.
+
+peft adds them; files are diffusers' pytorch_lora_weights.safetensors with peft's settings in their header, so that
+diffusers' own load_lora_adapter (and StableDiffusionInpaintPipeline.load_lora_weights) reads them onto a UNet of nine
+channels. The paper gives neither rank nor targets: `storage` says what each choice takes, README.md what the paper's
+2 to 40 MB and "0.0002 %" can mean.
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionInpaintPipeline, UNet2DConditionModel
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from common.runs import InputError, atomic_path
+
+# What of every transformer block is updated, as peft's target_modules.
+TARGETS: dict[str, list[str] | str] = {
+    "attention": ["to_q", "to_k", "to_v", "to_out.0"],
+    "qv": ["to_q", "to_v"],
+    "cross_kv": r".*\.attn2\.to_(k|v)",
+    "attention+ff": ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"],
+    "attention+conv_in": ["to_q", "to_k", "to_v", "to_out.0", "conv_in"],
+}
+# Stable Diffusion 1.x with nine channels, whose file sizes README.md and Table 1 speak of.
+SD1_CONFIG = {
+    "sample_size": 64, "in_channels": 9, "cross_attention_dim": 768, "attention_head_dim": 8,
+    "block_out_channels": (320, 640, 1280, 1280), "layers_per_block": 2,
+}  # fmt: skip
+
+
+def lora_config(rank: int, alpha: float, targets: str, dropout: float = 0.0):
+    """peft's LoraConfig with the original initialisation: A Gaussian-like (Kaiming), B zero, scale alpha / rank."""
+    from peft import LoraConfig
+
+    return LoraConfig(r=rank, lora_alpha=alpha, target_modules=TARGETS[targets], lora_dropout=dropout)
+
+
+def add_lora(
+    unet: UNet2DConditionModel, rank: int, alpha: float, targets: str, dropout: float = 0.0, seed: int = 0
+) -> dict[str, nn.Parameter]:
+    """Put new updates into the UNet, which is frozen but for them; returns them by name. Random in `seed` alone."""
+    unet.requires_grad_(False)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        unet.add_adapter(lora_config(rank, alpha, targets, dropout))
+    return {name: p for name, p in unet.named_parameters() if p.requires_grad}
+
+
+def save_lora(unet: UNet2DConditionModel, folder: str | Path) -> Path:
+    """pytorch_lora_weights.safetensors in `folder`, atomically."""
+    from diffusers.training_utils import _collate_lora_metadata
+    from peft.utils import get_peft_model_state_dict
+
+    path = Path(folder) / "pytorch_lora_weights.safetensors"
+    weights = {name: value.float().cpu().contiguous() for name, value in get_peft_model_state_dict(unet).items()}
+    with atomic_path(path) as temporary:
+        StableDiffusionInpaintPipeline.save_lora_weights(
+            temporary.parent, unet_lora_layers=weights, weight_name=temporary.name,
+            **_collate_lora_metadata({"unet": unet}),
+        )  # fmt: skip
+    return path
+
+
+def check_lora(unet: UNet2DConditionModel, file: Path) -> None:
+    """Raises InputError unless every update in the file belongs to a layer of this UNet and has its width."""
+    try:
+        with safe_open(file, "pt") as stored:
+            shapes = {name: stored.get_slice(name).get_shape() for name in stored.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{file} is damaged or no LoRA file ({error}); train again") from None
+    layers, found = dict(unet.named_modules()), 0
+    for name, shape in shapes.items():
+        layer, _, part = name.removeprefix("unet.").rpartition(".lora_")
+        if not name.startswith("unet.") or part not in ("A.weight", "B.weight"):
+            raise InputError(f"{file} holds {name}, which is no LoRA of a UNet in diffusers' format")
+        weight = getattr(layers.get(layer), "weight", None)
+        if weight is None or (part == "A.weight" and shape[1] != weight.shape[1]) or (
+            part == "B.weight" and shape[0] != weight.shape[0]
+        ):  # fmt: skip
+            raise InputError(f"{file} was trained on another model: {layer} is missing here, or of another width")
+        found += 1
+    if not found:
+        raise InputError(f"{file} holds no update at all")
+
+
+def load_lora(unet: UNet2DConditionModel, file: str | Path) -> None:
+    """Diffusers' own loader, after a check, with the updates merged into the weights (no cost when sampling)."""
+    file = Path(file)
+    check_lora(unet, file)
+    unet.load_lora_adapter(str(file.parent), prefix="unet", weight_name=file.name)
+    unet.fuse_lora()
+    unet.unload_lora()
+
+
+def settings_of(file: str | Path) -> dict:
+    """rank, alpha and targets as the file's header has them; empty without a header."""
+    with safe_open(file, "pt") as stored:
+        header = (stored.metadata() or {}).get("lora_adapter_metadata")
+    found = json.loads(header) if header else {}
+    return {name.removeprefix("unet."): value for name, value in found.items()}
+
+
+def target_layers(unet: nn.Module, targets: str) -> Iterable[nn.Module]:
+    """The layers that the updates go to; none raises."""
+    import re
+
+    wanted = TARGETS[targets]
+    for name, layer in unet.named_modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d) and (
+            re.fullmatch(wanted, name) if isinstance(wanted, str) else any(name == w or name.endswith("." + w)
+                                                                           for w in wanted)
+        ):  # fmt: skip
+            yield layer
+
+
+def storage(rank: int, targets: str, config: dict | None = None) -> dict[str, float]:
+    """Trained parameters, their share of the whole, and file size in MB (10^6 bytes, float32) of updates of this rank.
+
+    config: of the UNet; Stable Diffusion 1.x with nine channels by default. Nothing is allocated.
+    """
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**(config or SD1_CONFIG))
+    count = 0
+    for layer in target_layers(unet, targets):
+        weight = layer.weight
+        count += rank * (weight[0].numel() + weight.shape[0])  # A [r, k], B [d, r]
+    total = sum(p.numel() for p in unet.parameters())
+    return {"parameters": count, "share_percent": 100 * count / total, "megabytes": 4 * count / 1e6, "total": total}

@@ -1,0 +1,182 @@
+"""The flags that the scripts share, and what they mean. Nothing heavy is imported here."""
+
+import argparse
+import math
+from pathlib import Path
+from typing import Any
+
+from common.runs import InputError
+from common.training_flags import add_training_flags, check_writable, is_picturebook_folder, number, parse_training
+
+STAGES, TUNINGS, PRIORS = ("subject", "pretrain"), ("lora", "full"), ("text_to_image", "inpainting", "none")
+TARGET_NAMES = ("attention", "qv", "cross_kv", "attention+ff", "attention+conv_in")  # keys of lora.TARGETS
+AUGMENTATIONS = ("none", "flip", "rotation", "blur", "elastic")  # augment.NAMES, or nothing
+BOX_WAYS = ("auto", "file", "scene", "detr", "whole")  # boxes.WAYS
+PUBLISHED = "Fantasy-Studio/Paint-by-Example"
+LEARNING_RATES = {"subject": 3e-5, "pretrain": 1e-6}  # Sec. 5.1
+
+# What takes the place of the paper's defaults on the picturebook; tuned on its validation split only.
+PICTUREBOOK_PRESET: dict[str, dict[str, Any]] = {
+    "subject": {"train_batch_size": 8, "max_train_steps": 200, "rank": 8, "augment_source": ["flip"],
+                "cache_views": 24, "random_crop": False},
+    "pretrain": {"train_batch_size": 16, "max_train_steps": 100, "learning_rate": 2e-4, "augment_source": ["flip"],
+                 "random_crop": False},
+}  # fmt: skip
+PICTUREBOOK_RATES = {"lora": 2e-3, "full": 2e-4}
+
+
+def add_model_flags(parser: argparse.ArgumentParser, output_dir: str) -> None:
+    add = parser.add_argument
+    add("--pretrained_model_name_or_path", default="picturebook", help="an image-guided inpainting model: picturebook, "
+        f"a folder written by --stage pretrain, or a folder or hub id such as {PUBLISHED}")  # fmt: skip
+    add("--output_dir", default=output_dir, help="folder for results")
+    add("--device", help="cpu, cuda, cuda:1, ...; a GPU if there is one by default")
+    add("--mixed_precision", choices=("no", "fp16", "bf16"), default="no", help="number format of the networks")
+    add("--seed", type=number(int, 0, 2**63 - 1), default=42, help="of every random number (Paint-by-Example: 42)")
+    add("--print_config", action="store_true", help="print what all flags resolve to, and stop")
+
+
+def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
+    """The paper gives no sampler; defaults are those of Paint-by-Example's commands."""
+    add = parser.add_argument_group("sampling").add_argument
+    add("--scheduler", choices=("plms", "ddim"), default="plms", help="Paint-by-Example: plms")
+    add("--num_inference_steps", type=number(int, 2, 1000), default=50, help="Paint-by-Example: 50")
+    add("--guidance_scale", type=number(float, 0), default=5.0, help="Paint-by-Example: 5; up to 1 there is none")
+    add("--posterior", choices=("sample", "mean"), default="sample", help="of the masked picture's latents")
+    add("--mask_resize", choices=("bilinear", "nearest"), default="bilinear", help="of the mask to the latent grid: "
+        "Paint-by-Example's code, and diffusers' port")  # fmt: skip
+    add("--composite", action=argparse.BooleanOptionalAction, default=False, help="put the source's own pixels back "
+        "outside of the hole (published: no; the background is painted anew)")  # fmt: skip
+    add("--feather", type=number(int, 0), default=8, help="of --composite: pixels over which the hole's rim fades in")
+    add("--context", type=number(float, 1), default=2.0, help="of pictures larger than the model's: side of the window "
+        "that is painted, over the longer side of the hole")  # fmt: skip
+
+
+def add_box_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("where the subject is").add_argument
+    add("--boxes", choices=BOX_WAYS, default="auto", help="file: --boxes_file; scene: of the picturebook; detr: a "
+        "detector (Sec. 5.1); whole: all of the photograph; auto: the first of these four that there is, but whole")  # fmt: skip
+    add(
+        "--boxes_file",
+        help='JSON: {"file name": [left, top, right, bottom]}; by default boxes.json beside the pictures',
+    )
+    add("--detector", default="facebook/detr-resnet-50", help="hub id or folder of the detector (Sec. 5.1)")
+    add("--labels", nargs="+", default=["bed", "couch", "chair", "dining table"], help="of COCO, that the detector is "
+        "asked for")  # fmt: skip
+
+
+def add_subject_training_flags(parser: argparse.ArgumentParser) -> None:
+    """What the paper adds; eval.py hands them on."""
+    add = parser.add_argument_group("the paper's own").add_argument
+    add("--tuning", choices=TUNINGS, default="lora", help="of a subject: low-rank updates (Sec. 4.2), or everything")
+    add("--rank", type=number(int, 1, 1024), default=16, help="of the updates; not given (2 to 40 MB are ranks of about "
+        "3 to 50)")  # fmt: skip
+    add(
+        "--lora_alpha",
+        type=number(float, 0),
+        help="of the updates, which count alpha / rank times; the rank by default",
+    )
+    add("--lora_targets", choices=TARGET_NAMES, default="attention", help="layers that are updated; not given")
+    add("--condition_dropout", type=number(float, 0, 1), default=0.2, help="how often the reference is replaced by the "
+        "learned vector (the paper's dropout of 0.2 is that of Paint-by-Example, read so)")  # fmt: skip
+    add("--condition_dropout_per", choices=("batch", "sample"), default="batch", help="one draw for the whole batch "
+        "(as released), or one per picture")  # fmt: skip
+    add("--layer_dropout", type=number(float, 0, 0.99), default=0.0, help="the other reading of the paper's dropout of "
+        "0.2: of activations, in the updates or in the UNet")  # fmt: skip
+    add("--augment_source", nargs="+", choices=AUGMENTATIONS, default=["flip", "rotation"], help="Sec. 4.3 names flip, "
+        "rotation and blur; a blurred target teaches blur, so it is left out by default")  # fmt: skip
+    add("--augment_reference", nargs="+", choices=AUGMENTATIONS, default=["flip", "rotation", "blur", "elastic"],
+        help="of the reference crop, as in Paint-by-Example")  # fmt: skip
+    add("--mask_augmentation", action=argparse.BooleanOptionalAction, default=True, help="enlarge and reshape the hole "
+        "(Sec. 4.3); without it the hole is the subject's box")  # fmt: skip
+    add("--random_crop", action=argparse.BooleanOptionalAction, default=True, help="random squares around the box, as in "
+        "Paint-by-Example; otherwise pictures are squashed")  # fmt: skip
+    add("--num_train_epochs", type=number(int, 1), default=40, help="Sec. 5.1; see --max_train_steps")
+    add("--repeats", type=number(int, 1), default=100, help="how often a photograph counts per epoch: 40 epochs of 4 "
+        "photographs at batch 16 would be 40 steps, and are 1000 with 100")  # fmt: skip
+    add("--cache_views", type=number(int, 0), default=0, help="draw so many augmented views per photograph beforehand and "
+        "keep their latents and class tokens; 0: new ones in every step")  # fmt: skip
+
+
+def parse_train(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
+    """Parse train.py's flags, with the picturebook's preset of the stage where it applies.
+
+    Raises InputError.
+    """
+    early, _ = parser.parse_known_args(argv)
+    preset = PICTUREBOOK_PRESET[early.stage]
+    if early.stage == "subject":
+        preset = {**preset, "learning_rate": PICTUREBOOK_RATES[early.tuning]}
+    args = parse_training(parser, argv, preset)
+    if args.learning_rate is None:
+        args.learning_rate = LEARNING_RATES[args.stage]
+    args.lora_alpha = args.rank if args.lora_alpha is None else args.lora_alpha
+    for name in ("augment_source", "augment_reference"):
+        names = getattr(args, name)
+        if "none" in names and len(names) > 1:
+            raise InputError(f"--{name} none goes with no other name; leave out none, or the others")
+        setattr(args, name, [name for name in names if name != "none"])
+    if args.validation_prompt:
+        raise InputError("--validation_prompt: there are no prompts here; leave it out")
+    if args.stage == "pretrain":
+        check_pretraining(args)
+    elif args.train_data_dir:
+        raise InputError("--train_data_dir is of --stage pretrain; a subject's photographs are --instance_data_dir")
+    elif args.prior != "inpainting":
+        raise InputError(f"--prior {args.prior} is of --stage pretrain; a subject is put into a model that can inpaint")
+    if args.boxes == "file" and args.boxes_file and not Path(args.boxes_file).is_file():
+        raise InputError(f"--boxes_file {args.boxes_file} is no file")
+    return args
+
+
+def check_pretraining(args: argparse.Namespace) -> None:
+    on_picturebook = is_picturebook_folder(args.pretrained_model_name_or_path)
+    if args.instance_data_dir:
+        raise InputError("--instance_data_dir is of --stage subject; pictures of the domain are --train_data_dir")
+    if args.cache_views:
+        raise InputError("--cache_views is of --stage subject: pre-training sees a picture seldom twice")
+    if args.train_data_dir is None and not on_picturebook and not args.print_config:
+        raise InputError("give --train_data_dir, a folder of pictures or an LSUN database; only the picturebook has its "
+                         "own")  # fmt: skip
+    if args.train_data_dir and not Path(args.train_data_dir).is_dir():
+        raise InputError(f"--train_data_dir {args.train_data_dir} is no folder; give one of pictures, or an LSUN LMDB")
+
+
+def training_steps(args: argparse.Namespace, pictures: int, processes: int = 1) -> int:
+    """--max_train_steps, or what --num_train_epochs of so many pictures come to (pre-training: without repeats)."""
+    if args.max_train_steps:
+        return args.max_train_steps
+    repeats = args.repeats if args.stage == "subject" else 1
+    batch = args.train_batch_size * args.gradient_accumulation_steps * processes
+    return args.num_train_epochs * math.ceil(pictures * repeats / batch)
+
+
+def check_output(args: argparse.Namespace) -> None:
+    if not args.print_config:
+        check_writable(Path(args.output_dir))
+
+
+def sampling_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Keyword arguments of sampling.Sampling."""
+    names = ("scheduler", "num_inference_steps", "guidance_scale", "posterior", "mask_resize")
+    return {name: getattr(args, name) for name in names}
+
+
+def new_training_parser(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """All flags of train.py."""
+    add = parser.add_argument
+    add("--stage", choices=STAGES, default="subject", help="pretrain: on a domain (Sec. 5.1: 300,000 LSUN bedrooms); "
+        "subject: on two to four photographs")  # fmt: skip
+    add("--instance_data_dir", help="folder of the subject's photographs; by default a subject of the picturebook")
+    add("--train_data_dir", help="of --stage pretrain: a folder of pictures, or an LSUN LMDB")
+    add("--num_pictures", type=number(int, 1), default=300_000, help="of --stage pretrain: a random sample (Sec. 5.1)")
+    add("--prior", choices=PRIORS, default="inpainting", help="of --stage pretrain, what to start from: a text-to-image "
+        "model, one that can inpaint, or nothing (the ablation of Sec. 5.4)")  # fmt: skip
+    add("--clip_model_name_or_path", help="of --prior text_to_image and none: CLIP whose picture tower reads references "
+        "(Paint-by-Example: openai/clip-vit-large-patch14)")  # fmt: skip
+    add_subject_training_flags(parser)
+    add_box_flags(parser)
+    add_training_flags(
+        parser, output_dir="outputs/image_inpaint", train_batch_size=16, learning_rate=None, validation_steps=None
+    )
+    return parser

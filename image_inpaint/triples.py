@@ -1,0 +1,85 @@
+"""From a picture and the box of a thing to what training reads: source, reference and hole (Sec. 4.1).
+
+The picture is its own target: the reference is the thing cut out of it, I_r = I_m * I_s, and the hole is where it was.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from common.runs import InputError
+from image_inpaint.augment import augment_reference, augment_source
+from image_inpaint.masks import Box, box_mask, box_of, integer, padded, training_mask
+
+REFERENCE_PADDING = 10 / 512  # of the shorter side, around the box of the reference
+SHRINK = 0.6  # of the smallest free space between enlarged box and crop, at most
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """source, reference: names of augment.NAMES. mask: enlarge and reshape the hole. crop: Paint-by-Example's random
+    squares; otherwise the picture is squashed."""
+
+    source: tuple[str, ...] = ("flip", "rotation")
+    reference: tuple[str, ...] = ("flip", "rotation", "blur", "elastic")
+    mask: bool = True
+    crop: bool = True
+
+
+@dataclass(frozen=True)
+class Triple:
+    """source [3, R, R] and reference [3, r, r] in [0, 1]; fill [1, R, R], 1 = hole, soft where it was resized."""
+
+    source: Tensor
+    reference: Tensor
+    fill: Tensor
+
+
+def square_window(box: Box, size: tuple[int, int], generator: torch.Generator) -> Box | None:
+    """A random square that contains the box: as large as the shorter side, then shrunk towards the box by up to 0.6 of
+    the smallest free space (Paint-by-Example's crop). None where no square of that side contains the box."""
+    side = min(size)
+    ranges = [
+        (max(0, box[2] - side), min(box[0], size[1] - side)),  # of the left edge
+        (max(0, box[3] - side), min(box[1], size[0] - side)),  # of the top edge
+    ]
+    if any(low > high for low, high in ranges):
+        return None
+    left, top = (integer(generator, low, high) for low, high in ranges)
+    free = min(box[0] - left, box[1] - top, left + side - box[2], top + side - box[3])
+    margin = integer(generator, 0, int(SHRINK * free))
+    return left + margin, top + margin, left + side - margin, top + side - margin
+
+
+def resized(picture: Tensor, side: int) -> Tensor:
+    """[1, C, H, W] squashed to a square, bilinear, averaging where it shrinks."""
+    if picture.shape[-2:] == (side, side):
+        return picture
+    return F.interpolate(picture, (side, side), mode="bilinear", antialias=True, align_corners=False)
+
+
+def cut(picture: Tensor, box: Box) -> Tensor:
+    return picture[..., box[1] : box[3], box[0] : box[2]]
+
+
+def make_triple(
+    picture: Tensor, box: Box, resolution: int, reference_size: int, augmentation: Augmentation,
+    generator: torch.Generator,
+) -> Triple:  # fmt: skip
+    """picture [3, H, W] in [0, 1]; box: the thing's, inside of it. Raises InputError for a box without area."""
+    size = tuple(picture.shape[-2:])
+    source, region = picture[None], box_mask(box, size)[None, None]
+    if not region.any():
+        raise InputError(f"the box {box} holds no pixel of a picture of {size[1]}x{size[0]}")
+    turned, moved = augment_source(source, region, augmentation.source, generator)
+    if moved.any():  # a rotation can carry a thing at the edge out of the picture
+        source, box = turned, box_of(moved[0, 0])
+    fill, outer = training_mask(box, size, generator, augmentation.mask)
+    reference = cut(source, padded(box, size, max(1, round(REFERENCE_PADDING * min(size)))))
+    reference = augment_reference(resized(reference, reference_size), augmentation.reference, generator)
+    fill = fill[None, None]
+    if augmentation.crop and (window := square_window(outer, size, generator)):
+        source, fill = cut(source, window), cut(fill, window)
+    return Triple(resized(source, resolution)[0].clamp(0, 1), reference[0], resized(fill, resolution)[0].clamp(0, 1))
