@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from common.runs import InputError, read_json
-from common.training_flags import number
+from common.training_flags import is_picturebook_folder, number
 
 OUTPUT_DIR = "outputs/svdiff"  # of the training, where infer looks when it is not told
 # keys of subsets.SUBSETS, which needs torch
@@ -15,9 +15,13 @@ SUBSET_NAMES = ("UNet", "UNet-CA", "UNet-CA-KV", "UNet-1D", "UNet-2D", "UNet-4D"
                 "Mid-Block", "Up-CA", "Down-CA", "Mid-CA")  # fmt: skip
 PARAMETER_SPACES = ("svdiff", "full", "lora")
 
+# of AdamW: the author's; those of DreamBooth with a text encoder and of LoRA in diffusers' examples
+LEARNING_RATES = {"svdiff": 1e-3, "full": 2e-6, "lora": 1e-4}
+PICTUREBOOK_LEARNING_RATES = {"svdiff": 5e-3, "full": 2e-5, "lora": 1e-3}
+PICTUREBOOK_SUBJECT = "cat"  # of the validation split: trained on where no pictures are given
+
 # What takes the place of the paper's defaults on the picturebook; tuned on its validation split only.
 TRAINING_PRESET: dict[str, Any] = {
-    "learning_rate": 5e-3,
     "learning_rate_1d": 1e-3,
     "max_train_steps": 300,
     "train_batch_size": 2,
@@ -105,3 +109,53 @@ def sampling_of(args: argparse.Namespace) -> dict[str, Any]:
 
 def show_config(args: argparse.Namespace, **extra: Any) -> None:
     print(json.dumps({**vars(args), **extra}, indent=2))
+
+
+def resolve_training(args: argparse.Namespace) -> None:
+    """Fill in what depends on other flags, and refuse what does not go together. Raises InputError."""
+    on_picturebook = is_picturebook_folder(args.pretrained_model_name_or_path)
+    if args.parameter_space == "lora":
+        args.train_text_encoder = False
+    if args.image_path:
+        if args.concepts_list or args.instance_data_dir:
+            raise InputError("--image_path is a training picture of its own: leave out --concepts_list and "
+                             "--instance_data_dir")  # fmt: skip
+        if not Path(args.image_path).is_file():
+            raise InputError(f"--image_path {args.image_path} is no file; give a picture")
+        if not args.instance_prompt:
+            raise InputError("--image_path needs --instance_prompt, the picture's caption")
+        args.with_prior_preservation = False  # lambda = 0 (Sec. 3.2)
+    if args.concepts_list and args.instance_data_dir:
+        raise InputError("--concepts_list names all subjects: leave out --instance_data_dir")
+    if args.unmix_weight and not args.concepts_list:
+        raise InputError("--unmix_weight tells subjects apart: give two of them in --concepts_list")
+    if args.learning_rate is None:
+        rates = PICTUREBOOK_LEARNING_RATES if on_picturebook else LEARNING_RATES
+        args.learning_rate = rates[args.parameter_space]
+
+
+def concepts_of(args: argparse.Namespace) -> list[Concept]:
+    """The subjects to be trained: those of --concepts_list, the one of the flags, or one of the picturebook's."""
+    if args.concepts_list:
+        return read_concepts(args.concepts_list, args.with_prior_preservation)
+    if args.instance_data_dir is None and not args.image_path and not args.print_config:
+        from common.data import read_subjects
+        from common.picturebook.benchmarks import ensure_subjects
+
+        (subject,) = read_subjects(ensure_subjects("validation"), [PICTUREBOOK_SUBJECT])
+        prompts = args.instance_prompt or f"a sks {subject.class_name}", args.class_prompt or f"a {subject.class_name}"
+        return [Concept(str(subject.paths[0].parent), prompts[0], args.class_data_dir, prompts[1])]
+    return [Concept(args.instance_data_dir, args.instance_prompt, args.class_data_dir, args.class_prompt)]
+
+
+def default_validation_prompt(args: argparse.Namespace, concepts: list[Concept]) -> str:
+    """What grid.png shows: the training's own prompt for one subject; for several all of them, in words other than
+    those of the training (Sec. 3.3)."""
+    if len(concepts) == 1:
+        return concepts[0].instance_prompt
+    from svdiff.cut_mix import split_prompt
+
+    phrases = [split_prompt(concept.instance_prompt)[1] for concept in concepts]
+    if is_picturebook_folder(args.pretrained_model_name_or_path):
+        return " and ".join(phrases) + " in a meadow"
+    return phrases[0] + " sitting beside " + " and ".join(phrases[1:])

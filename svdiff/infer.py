@@ -1,0 +1,212 @@
+"""Draw with tuned weights: one training, several added up, two interpolated or mixed, or an edit of one picture.
+
+    python -m svdiff.infer --prompt "a sks dog in the snow" --spectral_shifts outputs/svdiff
+    python -m svdiff.infer --prompt "a sks dog beside a qwe cup" --spectral_shifts dog/ cup/:0.8
+    python -m svdiff.infer --prompt "photo of a sks thing" --interpolate dog/ cup/ --alpha 0 0.25 0.5 0.75 1
+    python -m svdiff.infer --prompt "photo of a crown" --spectral_shifts crown/ --image_path crown.jpg
+    python -m svdiff.infer --spectral_shifts outputs/svdiff --export_merged merged/
+
+A training is named by its folder or its file of weights; folders of full fine-tunings and of LoRAs by svdiff.train do
+as well. Without arguments: what python -m svdiff.train, without arguments, has trained.
+"""
+
+import argparse
+import re
+from pathlib import Path
+
+from common.runs import InputError, atomic_path, make_parser, measure, read_json, script, write_config, write_json
+from common.training_flags import check_writable, is_picturebook_folder, number
+from svdiff import options
+
+WAYS = ("spectral_shifts", "interpolate", "style_mix")
+
+
+def weighted(text: str) -> tuple[str, float]:
+    """An argparse type: FILE or FILE:WEIGHT."""
+    path, _, weight = text.rpartition(":")
+    try:
+        return (path, float(weight)) if path else (text, 1.0)
+    except ValueError:  # a colon inside of the path
+        return text, 1.0
+
+
+def block(text: str) -> tuple[int, str, int]:
+    """An argparse type: a cross-attention block in P+ notation, "16,down,1"."""
+    if not (found := re.fullmatch(r"\(?(\d+), ?'?(down|up)'?, ?(\d+)\)?", text)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no layer; 16,down,1 is one (resolution, direction, number)")
+    return int(found[1]), found[2], int(found[3])
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = make_parser(__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--pretrained_model_name_or_path", default="picturebook", help="the base model that was tuned")
+    add("--prompt", help="what to draw; by default what the training's grid.png shows")
+    add("--spectral_shifts", nargs="+", type=weighted, metavar="TRAINING[:WEIGHT]", help="added up, then one ReLU (Eq. "
+        "4); folders or files")  # fmt: skip
+    add("--interpolate", nargs=2, metavar=("A", "B"), help="alpha A + (1 - alpha) B (Eq. 5)")
+    add("--alpha", nargs="+", type=number(float, 0, 1), default=[0.0, 0.25, 0.5, 0.75, 1.0], help="of --interpolate")
+    add("--style_mix", nargs=2, metavar=("APPEARANCE", "GEOMETRY"), help="GEOMETRY's shifts in --geometry_layers, "
+        "APPEARANCE's elsewhere; both trained on UNet-2D (Sec. 4.4)")  # fmt: skip
+    add("--geometry_layers", nargs=2, type=block, default=[(16, "down", 1), (8, "down", 0)], metavar=("FIRST", "LAST"),
+        help="in P+ notation (Sec. 4.4)")  # fmt: skip
+    add("--scale", nargs="+", type=number(float, -10, 10), default=[1.0], help="of the shifts, inside of the ReLU")
+    add("--export_merged", metavar="DIR", help="write an ordinary diffusers pipeline with the tuned weights, float32")
+    add = parser.add_argument_group("single-image editing (Sec. 3.4)").add_argument
+    add("--image_path", help="edit this picture, on which the model was tuned; --prompt is the target")
+    add("--ddim_inversion", action=argparse.BooleanOptionalAction, default=True, help="start from the picture's own "
+        "noise (Eq. 6); for edits that change the structure leave it out, or add noise")  # fmt: skip
+    add("--slerp_alpha", type=number(float, 0, 1), default=0.0, help="how far that is drawn towards noise (Eq. 7)")
+    options.add_sampling_flags(parser)
+    add = parser.add_argument
+    add("--num_images", type=number(int, 1), default=4, help="pictures, with seeds from --seed on")
+    add("--seed", type=number(int, 0, 2**31), default=0, help="of the first picture")
+    add("--resolution", type=number(int, 16), help="side of the pictures; the model's own by default")
+    add("--mixed_precision", choices=("no", "fp16", "bf16"), default="no", help="of the networks while drawing")
+    add("--device", help="cpu, cuda, cuda:1, ...; a GPU if there is one by default")
+    add("--basis_dir", help="where singular bases are kept; outputs/spectral_basis of the project by default")
+    add("--output_dir", default="outputs/svdiff_infer", help="folder for pictures, grid.png, config.json, metrics.json")
+    add("--print_config", action="store_true", help="print what all flags resolve to, and stop")
+    args = parser.parse_args(argv)
+    if is_picturebook_folder(args.pretrained_model_name_or_path):
+        parser.set_defaults(**options.SAMPLING_PRESET)
+        args = parser.parse_args(argv)
+    check(args)
+    return args
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raises InputError for what does not go together, before anything is loaded."""
+    given = [way for way in WAYS if getattr(args, way)]
+    if len(given) > 1:
+        raise InputError(f"--{given[0]} and --{given[1]} are two ways to combine trainings: give one of them")
+    if not given:
+        default = Path(options.OUTPUT_DIR)
+        if not default.is_dir() and not args.print_config:
+            raise InputError(f"nothing is trained in {default} yet: run python -m svdiff.train, or name a training "
+                             "with --spectral_shifts")  # fmt: skip
+        args.spectral_shifts = [(str(default), 1.0)]
+    for path in paths_of(args):
+        if not Path(path).expanduser().exists() and not args.print_config:
+            raise InputError(f"{path} is missing; give the folder of a training, or its file of weights")
+    if args.image_path and not Path(args.image_path).is_file():
+        raise InputError(f"--image_path {args.image_path} is no file; give a picture")
+    if args.image_path and not args.prompt and not args.export_merged:
+        raise InputError("--image_path needs --prompt, which says what the edited picture should show")
+    if args.slerp_alpha and not (args.image_path and args.ddim_inversion):
+        raise InputError("--slerp_alpha draws an inverted picture's noise towards fresh noise: give --image_path, and "
+                         "leave --no-ddim_inversion out")  # fmt: skip
+    if args.export_merged:
+        if len(args.scale) > 1 or (args.interpolate and len(args.alpha) > 1):
+            raise InputError("--export_merged writes one model: give one --scale and one --alpha")
+        if Path(args.export_merged).exists():
+            raise InputError(f"--export_merged {args.export_merged} is there already; name a new folder")
+    if not args.print_config:
+        check_writable(Path(args.output_dir))
+
+
+def paths_of(args: argparse.Namespace) -> list[str]:
+    return [path for path, _ in args.spectral_shifts or []] + [*(args.interpolate or []), *(args.style_mix or [])]
+
+
+def changes(args: argparse.Namespace, pipe) -> dict:
+    """label -> (trained.Change, scale): every model that is to draw."""
+    from svdiff import trained
+
+    loaded = [trained.load(pipe, path) for path in paths_of(args)]
+    if args.interpolate:
+        made = {f"alpha {alpha:g}": trained.interpolate(*loaded, alpha) for alpha in args.alpha}
+    elif args.style_mix:
+        try:
+            made = {"mixed": trained.style_mix(pipe, *loaded, *args.geometry_layers)}
+        except ValueError as problem:
+            raise InputError(f"--geometry_layers: {problem}") from None
+    else:
+        made = {"tuned": trained.add(loaded, [weight for _, weight in args.spectral_shifts])}
+    several = len(args.scale) > 1 or args.scale != [1.0]
+    return {
+        (f"{label}, scale {scale:g}" if several else label): (change, scale)
+        for label, change in made.items()
+        for scale in args.scale
+    }
+
+
+def default_prompt(args: argparse.Namespace) -> str:
+    """What the first training's grid.png shows."""
+    folder = Path(paths_of(args)[0]).expanduser()
+    config = (folder if folder.is_dir() else folder.parent) / "config.json"
+    known = read_json(config) if config.is_file() else {}
+    if not known.get("concepts"):
+        raise InputError(f"give --prompt: beside {paths_of(args)[0]} there is no config.json that says what it shows")
+    return known.get("validation_prompt") or options.default_validation_prompt(
+        args, [options.Concept(**concept) for concept in known["concepts"]]
+    )
+
+
+@script
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    if args.print_config:
+        options.show_config(args)
+        return
+    if args.prompt is None and not args.export_merged:
+        args.prompt = default_prompt(args)
+    from common.images import center_crop_resize, grid, load_image, save_png, to_pil, to_tensor
+    from common.pipelines import load_pipeline, native_resolution
+    from svdiff import editing, trained
+    from svdiff.basis import FOLDER
+
+    source = load_image(args.image_path) if args.image_path else None
+    basis_folder = Path(args.basis_dir) if args.basis_dir else FOLDER
+    pipe = load_pipeline(args.pretrained_model_name_or_path, args.device)
+    resolution = args.resolution or native_resolution(pipe)
+    if resolution % pipe.vae_scale_factor:
+        raise InputError(f"--resolution {resolution} is no multiple of this model's {pipe.vae_scale_factor} pixels")
+    models, how = changes(args, pipe), editing.Sampling(**options.sampling_of(args))
+    if args.export_merged:
+        export(pipe, *next(iter(models.values())), basis_folder, Path(args.export_merged))
+        return
+    seeds, sheet, output = [args.seed + k for k in range(args.num_images)], [], Path(args.output_dir)
+    picture = source and center_crop_resize(source, resolution)
+    if picture and args.ddim_inversion and not (how.eta or args.slerp_alpha):
+        seeds = seeds[:1]  # such an edit draws no random number
+    with measure() as cost:
+        for label, (change, scale) in models.items():
+            with trained.applied(pipe, change, scale, basis_folder), autocast(pipe, args.mixed_precision):
+                if picture:
+                    drawn = editing.edit(
+                        pipe, to_tensor(picture).to(pipe.device), args.prompt, how, args.ddim_inversion,
+                        args.slerp_alpha, tuple(seeds),
+                    )  # fmt: skip
+                else:
+                    drawn = editing.draw(pipe, args.prompt, seeds, how, resolution)
+            sheet.append([to_pil(one) for one in drawn])
+            for seed, one in zip(seeds, sheet[-1], strict=True):
+                save_png(output / f"{label.replace(', ', '_').replace(' ', '_')}_{seed}.png", one)
+    rows = [[picture, *row] for row in sheet] if picture else sheet
+    save_png(output / "grid.png", grid(rows, list(models)))
+    write_config(output, args)
+    write_json(output / "metrics.json", {"seconds": cost.seconds, "peak_memory_mb": cost.peak_memory_mb,
+                                         "pictures": len(sheet) * len(seeds)})  # fmt: skip
+    print(f"{args.prompt!r}: {cost.seconds:.1f} s; pictures in {output}, look at {output / 'grid.png'}")
+
+
+def autocast(pipe, precision: str):
+    import torch
+
+    dtype = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
+    return torch.autocast(pipe.device.type, dtype, enabled=precision != "no")
+
+
+def export(pipe, change, scale: float, basis_folder: Path, folder: Path) -> None:
+    """Write the tuned model as an ordinary pipeline, float32."""
+    from svdiff import trained
+
+    trained.write_into(pipe, change, scale, basis_folder)
+    with atomic_path(folder) as temporary:
+        pipe.save_pretrained(temporary)
+    print(f"a diffusers pipeline with the tuned weights is in {folder}")
+
+
+if __name__ == "__main__":
+    main()

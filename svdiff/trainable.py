@@ -1,0 +1,105 @@
+"""What is trained and how it is saved, for each parameter space the paper compares: shifts, full weights, LoRA."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from common.runs import atomic_path
+from svdiff import files
+from svdiff.basis import FOLDER, base_hash, find_bases
+from svdiff.spectral import attach, shifts_of
+from svdiff.subsets import chosen
+from svdiff.trained import LORA_FILE
+
+LORA_LAYERS = ["to_q", "to_k", "to_v", "to_out.0"]  # of all attention, as diffusers' DreamBooth-LoRA
+
+
+@dataclass(frozen=True, eq=False)
+class Trainable:
+    """groups: for the optimiser, {"params", "lr"}. weights: the trained tensors by name, for checkpoints. base: the
+    hash of every part that is trained. save: writes the result into a folder and returns the files."""
+
+    groups: list[dict]
+    weights: dict[str, nn.Parameter]
+    base: dict[str, str]
+    save: Callable[[Path], list[Path]]
+
+    @property
+    def count(self) -> int:
+        return sum(weight.numel() for weight in self.weights.values())
+
+
+def parts_of(pipe, text_encoder: bool) -> list[str]:
+    """The parts of a pipeline that are tuned: its UNet, and its text encoder(s) where wanted."""
+    return [part for part in files.PARTS if getattr(pipe, part, None) is not None and (part == "unet" or text_encoder)]
+
+
+def spectral_shifts(pipe, args) -> Trainable:
+    """Layers of the chosen subset (and all of the text encoder) in activation space, with zero shifts."""
+    attached, base = {}, {}
+    for part in parts_of(pipe, args.train_text_encoder):
+        model = getattr(pipe, part)
+        base[part] = base_hash(model)
+        paths = chosen(model, args.parameter_subset if part == "unet" else "UNet")
+        folder = Path(args.basis_dir) if args.basis_dir else FOLDER
+        attached[part] = attach(model, paths, find_bases(model, paths, folder))
+    weights = {f"{part}.{path}": layer.delta for part in attached for path, layer in attached[part].items()}
+    vectors = {id(layer.delta) for of_part in attached.values() for layer in of_part.values() if hasattr(layer, "norm")}
+    groups = [
+        {"params": [delta for delta in weights.values() if (id(delta) in vectors) == is_vector], "lr": rate}
+        for is_vector, rate in ((False, args.learning_rate), (True, args.learning_rate_1d))
+    ]
+
+    def save(folder: Path) -> list[Path]:
+        for part, layers in attached.items():
+            about = {"subset": args.parameter_subset} if part == "unet" else {}
+            files.write_shifts(folder / files.file_name(part), shifts_of(layers), base[part], part, **about)
+        return [folder / files.file_name(part) for part in attached]
+
+    return Trainable([group for group in groups if group["params"]], weights, base, save)
+
+
+def full_weights(pipe, args) -> Trainable:
+    """Every parameter (DreamBooth), float32."""
+    parts = parts_of(pipe, args.train_text_encoder)
+    base = {part: base_hash(getattr(pipe, part)) for part in parts}
+    weights = {}
+    for part in parts:
+        model = getattr(pipe, part).requires_grad_(True)
+        weights |= {f"{part}.{name}": parameter for name, parameter in model.named_parameters()}
+
+    def save(folder: Path) -> list[Path]:
+        for part in parts:
+            with atomic_path(folder / part) as temporary:
+                getattr(pipe, part).save_pretrained(temporary)
+        return [file for part in parts for file in (folder / part).glob("*.safetensors")]
+
+    return Trainable([{"params": list(weights.values()), "lr": args.learning_rate}], weights, base, save)
+
+
+def lora(pipe, args) -> Trainable:
+    """peft's LoRA on the attention of the UNet, alpha = rank."""
+    from diffusers.utils import convert_state_dict_to_diffusers
+    from peft import LoraConfig, get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    base = {"unet": base_hash(pipe.unet)}
+    torch.manual_seed(args.seed)  # A starts at random
+    config = LoraConfig(r=args.rank, lora_alpha=args.rank, init_lora_weights="gaussian", target_modules=LORA_LAYERS)
+    pipe.unet.add_adapter(config)
+    weights = {f"unet.{name}": p for name, p in pipe.unet.named_parameters() if p.requires_grad}
+
+    def save(folder: Path) -> list[Path]:
+        state = convert_state_dict_to_diffusers(get_peft_model_state_dict(pipe.unet))
+        tensors = {f"unet.{name}": value.float().cpu().contiguous() for name, value in state.items()}
+        with atomic_path(folder / LORA_FILE) as temporary:
+            save_file(tensors, temporary, {"format": "pt"})
+        return [folder / LORA_FILE]
+
+    return Trainable([{"params": list(weights.values()), "lr": args.learning_rate}], weights, base, save)
+
+
+SPACES: dict[str, Callable[..., Trainable]] = {"svdiff": spectral_shifts, "full": full_weights, "lora": lora}

@@ -1,0 +1,72 @@
+"""Sampling and single-image editing against naive loops and diffusers' own pipeline."""
+
+import pytest
+import torch
+
+from common.pipelines import decode_latents, encode_image, encode_prompt, load_pipeline
+from svdiff import editing
+
+
+@pytest.fixture(scope="module")
+def pipe(tiny_folder):
+    return load_pipeline(tiny_folder, "cpu")
+
+
+def picture():
+    return torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+def test_pictures_are_those_of_diffusers_from_the_same_noise(pipe):
+    how = editing.Sampling(4, 3.0, 0.0, "a dog")
+    ours = editing.draw(pipe, "a red cat", [3, 8], how)
+    pipe.set_progress_bar_config(disable=True)
+    theirs = pipe(
+        ["a red cat"] * 2, negative_prompt=["a dog"] * 2, latents=editing.start_noise(pipe, [3, 8]),
+        num_inference_steps=4, guidance_scale=3.0, output_type="pt",
+    ).images  # fmt: skip
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-4)
+    assert torch.equal(editing.draw(pipe, "a red cat", [3], how), editing.draw(pipe, "a red cat", [3], how))
+
+
+def test_inversion_is_eq_6_read_step_by_step(pipe):
+    """sqrt(alpha-bar) x_0 + sqrt(1 - alpha-bar) eps upwards in float64, without guidance, the target prompt."""
+    schedule = editing.make_schedule(pipe.scheduler, 5)
+    z = encode_image(pipe, picture()).float()
+    cond = encode_prompt(pipe, ["a blue cat"])
+    found = editing.invert(pipe, schedule, z, cond)
+    alpha_bar = pipe.scheduler.alphas_cumprod.double()
+    level, exact = alpha_bar[0], z.double()
+    for t in (1, 201, 401, 601, 801):
+        with torch.no_grad():
+            eps = pipe.unet(exact.float(), t, encoder_hidden_states=cond.embeds).sample.double()
+        x0 = (exact - (1 - level).sqrt() * eps) / level.sqrt()
+        level = alpha_bar[t]
+        exact = level.sqrt() * x0 + (1 - level).sqrt() * eps
+    torch.testing.assert_close(found, exact.float(), rtol=1e-3, atol=1e-3)
+
+
+def test_edits_start_from_inverted_slerped_or_fresh_noise(pipe):
+    how = editing.Sampling(3, 1.0)
+    whole = editing.edit(pipe, picture(), "a cat", how, True, 0.0, (0, 1))
+    assert torch.equal(whole[0], whole[1])  # no random number is drawn
+    fresh = editing.edit(pipe, picture(), "a cat", how, False, 0.0, (0, 1))
+    torch.testing.assert_close(fresh, editing.draw(pipe, "a cat", [0, 1], how))
+    gone = editing.edit(pipe, picture(), "a cat", how, True, 1.0, (0, 1))  # Eq. 7 at alpha = 1 is the noise itself
+    torch.testing.assert_close(gone, fresh, rtol=0, atol=1e-3)
+    between = editing.edit(pipe, picture(), "a cat", how, True, 0.5, (0, 1))
+    assert not torch.equal(between[0], between[1]) and not torch.equal(between, whole)
+    noisy = editing.edit(pipe, picture(), "a cat", editing.Sampling(3, 1.0, 0.5), True, 0.0, (0, 1))
+    assert not torch.equal(noisy[0], noisy[1])
+
+
+def test_eta_adds_each_picture_s_own_noise(pipe):
+    how = editing.Sampling(3, 2.0, 1.0)
+    two, one = editing.draw(pipe, "a cat", [4, 5], how), editing.draw(pipe, "a cat", [5], how)
+    torch.testing.assert_close(two[1:], one, rtol=0, atol=1e-4)
+
+
+def test_inversion_and_back_without_guidance_gives_the_picture_again(pipe):
+    z = encode_image(pipe, picture()).float()
+    back = editing.edit(pipe, picture(), "a cat", editing.Sampling(50, 1.0))
+    error = (back - decode_latents(pipe, z)).abs().mean()
+    assert error < 0.1

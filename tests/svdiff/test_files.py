@@ -1,0 +1,113 @@
+"""Files of shifts: ours, the community's written out from their published layout, and everything that is neither."""
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from common.pipelines import load_pipeline
+from common.runs import InputError
+from svdiff import basis, files, spectral, subsets, trained
+from tests.tiny import tiny_sd
+
+
+@pytest.fixture(scope="module")
+def pipe(tiny_folder):
+    return load_pipeline(tiny_folder, "cpu")
+
+
+def random_shifts(model, subset="UNet", seed=0):
+    generator, layers = torch.Generator().manual_seed(seed), basis.tunable(model)
+    return {p: torch.randn(subsets.shift_length(layers[p]), generator=generator) for p in subsets.chosen(model, subset)}
+
+
+def test_what_is_written_is_read_back(pipe, tmp_path):
+    shifts = {part: random_shifts(getattr(pipe, part)) for part in ("unet", "text_encoder")}
+    for part, values in shifts.items():
+        files.write_shifts(tmp_path / files.file_name(part), values, basis.base_hash(getattr(pipe, part)), part)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "spectral_shifts.safetensors",
+        "spectral_shifts_te.safetensors",
+    }
+    keys = set(load_file(tmp_path / "spectral_shifts.safetensors"))
+    assert {"conv_in.delta", "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_out.0.delta"} <= keys
+    assert "text_model.embeddings.token_embedding.delta" in load_file(tmp_path / "spectral_shifts_te.safetensors")
+    for place in (tmp_path, tmp_path / "spectral_shifts.safetensors"):
+        change = trained.load(pipe, place)
+        assert change.kind == "shifts" and set(change.parts) == {"unet", "text_encoder"}
+        for part, values in shifts.items():
+            assert change.of(part).keys() == values.keys()
+            assert all(torch.equal(change.of(part)[path], delta) for path, delta in values.items())
+    assert set(trained.load(pipe, tmp_path / "spectral_shifts_te.safetensors").parts) == {"text_encoder"}
+
+
+def test_files_of_the_community_load(pipe, tmp_path, caplog):
+    """Keys and shapes as mkshing's trainer wrote them: one number per norm layer, `text_model.`, no metadata."""
+    unet = {"conv_in.delta": torch.randn(16), "mid_block.resnets.0.norm1.delta": torch.tensor([0.5]),
+            "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.delta": torch.randn(16)}  # fmt: skip
+    text = {"text_model.encoder.layers.0.self_attn.q_proj.delta": torch.randn(32),
+            "text_model.embeddings.position_embedding.delta": torch.randn(32),
+            "text_model.final_layer_norm.delta": torch.tensor([-1e6])}  # fmt: skip
+    save_file(unet, tmp_path / "spectral_shifts.safetensors")
+    save_file(text, tmp_path / "spectral_shifts_te.safetensors")
+    change = trained.load(pipe, tmp_path)
+    assert "does not say which base model" in caplog.text
+    weight = pipe.unet.mid_block.resnets[0].norm1.weight
+    matrix = weight[None]  # theirs: a norm's weight as a 1 x C matrix with one singular value
+    U, sigma, Vh = torch.linalg.svd(matrix, full_matrices=False)
+    theirs = (U @ torch.diag(torch.relu(sigma + 0.5)) @ Vh)[0]
+    ours = spectral.rebuilt(pipe.unet.mid_block.resnets[0].norm1, None, change.of("unet")["mid_block.resnets.0.norm1"])
+    torch.testing.assert_close(ours, theirs)
+    final = next(name for name in change.of("text_encoder") if name.endswith("final_layer_norm"))
+    torch.testing.assert_close(change.of("text_encoder")[final], -dict(basis.tunable(pipe.text_encoder))[final].weight)
+    assert any(name.endswith("position_embedding") for name in change.of("text_encoder"))
+
+
+def test_applied_changes_the_model_and_gives_it_back(pipe, tmp_path):
+    before = {name: value.clone() for name, value in pipe.unet.state_dict().items()}
+    change = trained.Change("shifts", {"unet": random_shifts(pipe.unet, "UNet-CA")})
+    with trained.applied(pipe, change, 0.5, tmp_path):
+        for name, value in pipe.unet.state_dict().items():
+            touched = ".attn2." in name and name.endswith("weight")
+            assert torch.equal(value, before[name]) != touched, name
+    assert all(torch.equal(value, before[name]) for name, value in pipe.unet.state_dict().items())
+
+
+def test_full_weights_are_differences_from_the_base(pipe, tmp_path):
+    other = tiny_sd(seed=1)
+    other.unet.save_pretrained(tmp_path / "unet")
+    change = trained.load(pipe, tmp_path)
+    with trained.applied(pipe, change):
+        torch.testing.assert_close(pipe.unet.conv_in.weight, other.unet.conv_in.weight)
+    half = trained.add([change, change], [0.25, 0.25])
+    with trained.applied(pipe, half):
+        middle = (pipe.unet.state_dict()["conv_out.bias"]).clone()
+    torch.testing.assert_close(middle, (pipe.unet.conv_out.bias + other.unet.conv_out.bias) / 2)
+    with pytest.raises(InputError, match="cannot be combined"):
+        trained.interpolate(change, trained.Change("shifts", {"unet": {}}), 0.5)
+
+
+WRONG = {
+    "another base": ({"conv_in.delta": torch.zeros(16)}, {"base": "f" * 32}, "another base model"),
+    "another architecture": ({"conv_middle.delta": torch.zeros(16)}, {}, "shifts conv_middle"),
+    "another length": ({"conv_in.delta": torch.zeros(15)}, {}, "15 values for conv_in"),
+    "no shifts": ({"conv_in.weight": torch.zeros(16)}, {}, "no spectral shifts"),
+    "not vectors": ({"conv_in.delta": torch.zeros(4, 4)}, {}, "no spectral shifts"),
+    "empty": ({}, {}, "cannot be read"),
+    "NaN": ({"conv_in.delta": torch.full((16,), float("nan"))}, {}, "NaN"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_other_files_are_refused_in_one_sentence(pipe, tmp_path, kind):
+    tensors, metadata, words = WRONG[kind]
+    save_file(tensors, tmp_path / "spectral_shifts.safetensors", metadata)
+    with pytest.raises(InputError, match=words):
+        trained.load(pipe, tmp_path)
+
+
+def test_damaged_and_missing_files_are_refused(pipe, tmp_path):
+    (tmp_path / "a.safetensors").write_bytes(b"hello")
+    for place, words in ((tmp_path / "a.safetensors", "cannot be read"), (tmp_path, "holds no spectral_shifts"),
+                         (tmp_path / "none", "is missing")):  # fmt: skip
+        with pytest.raises(InputError, match=words):
+            trained.load(pipe, place)

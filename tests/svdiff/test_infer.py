@@ -1,0 +1,144 @@
+"""svdiff.infer from end to end on a small random model: pictures, combinations, export, wrong input."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from common.images import load_image, to_tensor
+from common.pipelines import load_pipeline
+from svdiff import basis, editing, files, subsets, trained
+from svdiff.infer import main
+from tests.tiny import tiny_sd
+
+
+@pytest.fixture(scope="module")
+def shifts(tiny_folder, tmp_path_factory):
+    """Two trainings' folders; the first remembers its subject."""
+    pipe, folder = load_pipeline(tiny_folder, "cpu"), tmp_path_factory.mktemp("shifts")
+    layers, base = basis.tunable(pipe.unet), basis.base_hash(pipe.unet)
+    for seed, name in enumerate(("a", "b")):
+        generator = torch.Generator().manual_seed(seed)
+        values = {p: 0.2 * torch.randn(subsets.shift_length(layers[p]), generator=generator)
+                  for p in subsets.chosen(pipe.unet, "UNet-2D")}  # fmt: skip
+        files.write_shifts(folder / name / files.file_name("unet"), values, base)
+    concept = {
+        "instance_data_dir": "x",
+        "instance_prompt": "a red cat",
+        "class_data_dir": None,
+        "class_prompt": "a cat",
+    }
+    (folder / "a" / "config.json").write_text(json.dumps({"concepts": [concept]}))
+    return folder
+
+
+@pytest.fixture
+def infer(tiny_folder, tmp_path):
+    def run(*more):
+        main(["--pretrained_model_name_or_path", str(tiny_folder), "--device", "cpu", "--num_inference_steps", "2",
+              "--output_dir", str(tmp_path / "out"), "--basis_dir", str(tmp_path / "basis"), *map(str, more)])  # fmt: skip
+        return tmp_path / "out"
+
+    return run
+
+
+def pictures(output):
+    return {path.stem for path in output.glob("*.png")}
+
+
+def test_pictures_of_one_training_and_its_own_prompt(infer, shifts, tiny_folder, tmp_path):
+    output = infer("--spectral_shifts", shifts / "a", "--num_images", "2", "--seed", "5")
+    assert pictures(output) == {"tuned_5", "tuned_6", "grid"}
+    assert json.loads((output / "config.json").read_text())["prompt"] == "a red cat"
+    pipe = load_pipeline(tiny_folder, "cpu")
+    trained.write_into(pipe, trained.load(pipe, shifts / "a"), basis_folder=tmp_path / "basis")
+    expected = editing.draw(pipe, "a red cat", [5, 6], editing.Sampling(2))
+    assert (to_tensor(load_image(output / "tuned_6.png")) - expected[1:]).abs().max() < 0.005
+
+
+def test_scale_0_is_the_base_model(infer, shifts, tiny_folder):
+    output = infer("--spectral_shifts", f"{shifts / 'a'}:0.5", shifts / "b", "--scale", "0", "1", "--prompt", "a cat",
+                   "--num_images", "1")  # fmt: skip
+    assert pictures(output) == {"tuned_scale_0_0", "tuned_scale_1_0", "grid"}
+    base = editing.draw(load_pipeline(tiny_folder, "cpu"), "a cat", [0], editing.Sampling(2))
+    seen = {name: to_tensor(load_image(output / f"tuned_scale_{name}_0.png")) for name in "01"}
+    assert (seen["0"] - base).abs().max() < 0.005 < (seen["1"] - base).abs().max()
+
+
+def test_interpolation_ends_are_the_trainings(infer, shifts):
+    both = infer("--interpolate", shifts / "a", shifts / "b", "--alpha", "1", "0.5", "--prompt", "a", "--num_images", 1)
+    ends = load_image(both / "alpha_1_0.png")
+    alone = infer("--spectral_shifts", shifts / "a", "--prompt", "a", "--num_images", 1)
+    assert np.array_equal(np.asarray(ends), np.asarray(load_image(alone / "tuned_0.png")))
+    assert (both / "alpha_0.5_0.png").exists()
+
+
+def test_style_mixing(infer, shifts):
+    output = infer("--style_mix", shifts / "a", shifts / "b", "--geometry_layers", "8,down,0", "4,down,0",
+                   "--prompt", "a cat", "--num_images", 1)  # fmt: skip
+    assert pictures(output) == {"mixed_0", "grid"}
+
+
+def test_editing(infer, shifts, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (80, 64, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "in.png")
+    edit = ("--spectral_shifts", shifts / "a", "--image_path", tmp_path / "in.png", "--prompt", "a blue cat")
+    assert pictures(infer(*edit)) == {"tuned_0", "grid"}  # one picture: nothing is random
+    assert pictures(infer(*edit, "--slerp_alpha", "0.5", "--num_images", "2")) == {"tuned_0", "tuned_1", "grid"}
+
+
+def test_the_merged_export_is_an_ordinary_pipeline_and_draws_the_same(infer, shifts, tmp_path):
+    infer("--spectral_shifts", shifts / "a", "--export_merged", tmp_path / "merged")
+    merged = load_pipeline(tmp_path / "merged", "cpu")
+    assert merged.unet.dtype == torch.float32 and not (tmp_path / "out").exists()
+    drawn = editing.draw(merged, "a cat", [0], editing.Sampling(2))
+    unmerged = load_pipeline(tmp_path / "merged", "cpu")
+    base = tiny_sd()
+    unmerged.unet.load_state_dict(base.unet.state_dict())
+    change = trained.load(unmerged, shifts / "a")
+    found = basis.find_bases(unmerged.unet, change.of("unet"), tmp_path / "basis")
+    from svdiff.spectral import attach
+
+    for path, layer in attach(unmerged.unet, change.of("unet"), found).items():
+        layer.delta.data.copy_(change.of("unet")[path])
+    other = editing.draw(unmerged, "a cat", [0], editing.Sampling(2))
+    torch.testing.assert_close(drawn, other, rtol=0, atol=1e-3)
+    assert (drawn - editing.draw(base, "a cat", [0], editing.Sampling(2))).abs().max() > 0.005
+
+
+WRONG = [
+    (["--spectral_shifts", "/nowhere"], "is missing"),
+    (["--spectral_shifts", "HERE/a", "--interpolate", "HERE/a", "HERE/b"], "two ways"),
+    (["--style_mix", "HERE/a", "HERE/b", "--geometry_layers", "16,down,9", "8,down,0"], "the layers have to be"),
+    (["--style_mix", "HERE/a", "HERE/b", "--geometry_layers", "mid", "8,down,0"], "no layer"),
+    (["--spectral_shifts", "HERE/b"], "give --prompt"),
+    (["--spectral_shifts", "HERE/a", "--image_path", "/nowhere.png"], "no file"),
+    (["--spectral_shifts", "HERE/a", "--image_path", __file__], "needs --prompt"),
+    (["--spectral_shifts", "HERE/a", "--image_path", __file__, "--prompt", "a"], "cannot be read as a picture"),
+    (["--spectral_shifts", "HERE/a", "--slerp_alpha", "0.5"], "inverted picture"),
+    (["--spectral_shifts", "HERE/a", "--export_merged", "HERE"], "is there already"),
+    (["--spectral_shifts", "HERE/a", "--export_merged", "HERE/x", "--scale", "1", "2"], "one --scale"),
+    (["--spectral_shifts", "HERE/a", "--resolution", "65"], "multiple"),
+    (["--spectral_shifts", "HERE/a", "--eta", "2"], "from 0 to 1"),
+    (["--spectral_shift", "HERE/a"], "--spectral_shifts"),
+    (["--spectral_shifts", "HERE/a", "--output_dir", __file__], "is a file"),
+    (["--spectral_shifts", "HERE/a", "--num_inference_steps", "1000", "--prompt", "a"], "num_inference_steps"),
+]
+
+
+@pytest.mark.parametrize("more, words", WRONG, ids=[" ".join(more) for more, _ in WRONG])
+def test_wrong_input_is_one_sentence_and_leaves_nothing(infer, shifts, tmp_path, capsys, more, words):
+    with pytest.raises(SystemExit) as stop:
+        infer(*(word.replace("HERE", str(shifts)) for word in more))
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and words in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_trained_yet_names_the_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        main([])
+    assert stop.value.code == 2 and "python -m svdiff.train" in capsys.readouterr().err

@@ -1,0 +1,242 @@
+"""svdiff.train from end to end on a small random model: files, exact resume, processes, modes, wrong input."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from common.pipelines import load_pipeline
+from common.runs import ROOT
+from svdiff import trained
+from svdiff.train import main
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Two subjects of three pictures, and three class pictures each, so that none has to be drawn."""
+    rng = np.random.default_rng(0)
+    for name in ("cat", "dog", "cats", "dogs"):
+        (tmp_path / name).mkdir()
+        for number in range(3):
+            pixels = rng.integers(0, 256, (70, 64, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / name / f"{number}.png")
+    return tmp_path
+
+
+@pytest.fixture
+def flags(tiny_folder, pictures, tmp_path_factory):
+    basis = tmp_path_factory.getbasetemp() / "basis"
+    return ["--pretrained_model_name_or_path", str(tiny_folder), "--instance_data_dir", str(pictures / "cat"),
+            "--instance_prompt", "photo of a sks cat", "--class_prompt", "photo of a cat",
+            "--class_data_dir", str(pictures / "cats"), "--num_class_images", "3", "--basis_dir", str(basis),
+            "--device", "cpu", "--num_validation_images", "1", "--learning_rate_1d", "1e-3"]  # fmt: skip
+
+
+@pytest.fixture
+def train(flags, tmp_path, monkeypatch):
+    import svdiff.editing as editing
+
+    original = editing.draw  # two steps in place of fifty
+    monkeypatch.setattr(
+        editing,
+        "draw",
+        lambda pipe, prompt, seeds, how, *rest: original(pipe, prompt, seeds, editing.Sampling(2), *rest),
+    )
+
+    def run(name, *more, base=flags):
+        main([*base, "--output_dir", str(tmp_path / name), *more])
+        return tmp_path / name
+
+    return run
+
+
+def without(flags, *names):
+    kept = list(flags)
+    for name in names:
+        place = kept.index(name)
+        del kept[place : place + 2]
+    return kept
+
+
+def weights(folder):
+    return {path.name: load_file(path) for path in sorted(folder.glob("*.safetensors"))}
+
+
+def same(one, two):
+    return one.keys() == two.keys() and all(
+        one[name].keys() == two[name].keys() and all(torch.equal(one[name][key], two[name][key]) for key in one[name])
+        for name in one
+    )
+
+
+def test_files_and_what_they_change(train, tiny_folder):
+    output = train("run", "--max_train_steps", "2")
+    names = {"spectral_shifts.safetensors", "spectral_shifts_te.safetensors", "config.json", "metrics.json", "grid.png"}
+    assert {path.name for path in output.iterdir()} == names
+    config, metrics = (json.loads((output / name).read_text()) for name in ("config.json", "metrics.json"))
+    assert config["learning_rate"] == 1e-3 and config["with_prior_preservation"] and set(config["base"]) == {
+        "unet", "text_encoder"
+    }  # fmt: skip
+    shifts = weights(output)
+    assert metrics["trained_numbers"] == sum(value.numel() for file in shifts.values() for value in file.values())
+    matrix, norm = (shifts["spectral_shifts.safetensors"][f"{name}.delta"] for name in ("conv_in", "conv_norm_out"))
+    assert 0 < matrix.abs().max() <= 2.1e-3 and 0 < norm.abs().max() <= 2.1e-3  # Adam: about a learning rate per step
+    change = trained.load(load_pipeline(tiny_folder, "cpu"), output)
+    assert set(change.parts) == {"unet", "text_encoder"}
+
+
+def test_resumed_equals_uninterrupted_tensor_for_tensor(train):
+    more = ("--gradient_accumulation_steps", "2", "--train_batch_size", "2", "--lr_scheduler", "constant_with_warmup",
+            "--lr_warmup_steps", "2", "--checkpointing_steps", "2")  # fmt: skip
+    whole = train("whole", *more, "--max_train_steps", "4")
+    part = train("part", *more, "--max_train_steps", "3")
+    assert (part / "checkpoint-2").is_dir()
+    resumed = train("part", *more, "--max_train_steps", "4", "--resume_from_checkpoint", "latest")
+    assert same(weights(whole), weights(resumed)) and not same(weights(whole), weights(train("other", *more, "--seed",
+        "1", "--max_train_steps", "4")))  # fmt: skip
+    assert json.loads((whole / "metrics.json").read_text())["loss"] == json.loads(
+        (resumed / "metrics.json").read_text()
+    )["loss"]  # fmt: skip
+    with pytest.raises(SystemExit):
+        train("part", "--max_train_steps", "5", "--resume_from_checkpoint", "latest")  # other accumulation
+
+
+def test_subset_without_text_encoder(train):
+    output = train("ca", "--max_train_steps", "1", "--parameter_subset", "UNet-CA-KV", "--no-train_text_encoder",
+                   "--no-with_prior_preservation", "--gradient_checkpointing", "--mixed_precision", "bf16")  # fmt: skip
+    shifts = weights(output)
+    assert set(shifts) == {"spectral_shifts.safetensors"}
+    assert all(key.endswith(("attn2.to_k.delta", "attn2.to_v.delta")) for key in shifts["spectral_shifts.safetensors"])
+    assert all(value.dtype == torch.float32 for value in shifts["spectral_shifts.safetensors"].values())
+
+
+@pytest.mark.parametrize("space, file", [("full", "unet"), ("lora", "pytorch_lora_weights.safetensors")])
+def test_other_parameter_spaces_are_loaded_as_changes_of_weights(train, tiny_folder, space, file):
+    output = train(space, "--parameter_space", space, "--max_train_steps", "2", "--learning_rate", "1e-3")
+    assert (output / file).exists()
+    pipe = load_pipeline(tiny_folder, "cpu")
+    change = trained.load(pipe, output)
+    assert change.kind == "weights"
+    name = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"
+    assert 0 < change.of("unet")[name].abs().max() < 0.1
+    with trained.applied(pipe, change):
+        tuned = pipe.unet.state_dict()[name].clone()
+    if space == "lora":
+        loaded = load_pipeline(tiny_folder, "cpu")
+        loaded.load_lora_weights(output)
+        loaded.fuse_lora()
+        loaded.unload_lora_weights()
+        torch.testing.assert_close(loaded.unet.state_dict()[name], tuned)
+    else:
+        assert set(change.parts) == {"unet", "text_encoder"}
+        torch.testing.assert_close(load_file(output / "unet" / "diffusion_pytorch_model.safetensors")[name], tuned)
+
+
+def concepts_list(pictures, **changes):
+    entries = [
+        {"instance_data_dir": str(pictures / name), "instance_prompt": f"photo of a {token} {name}",
+         "class_data_dir": str(pictures / f"{name}s"), "class_prompt": f"photo of a {name}"} | changes
+        for token, name in (("sks", "cat"), ("qwe", "dog"))
+    ]  # fmt: skip
+    (pictures / "concepts.json").write_text(json.dumps(entries))
+    return str(pictures / "concepts.json")
+
+
+@pytest.mark.parametrize("space", ["svdiff", "full"])
+def test_two_subjects_with_cut_mix_and_unmix(train, flags, pictures, space):
+    base = without(flags, "--instance_data_dir", "--instance_prompt", "--class_prompt", "--class_data_dir")
+    base += ["--concepts_list", concepts_list(pictures), "--parameter_space", space, "--max_train_steps", "2"]
+    plain = train("plain", "--cut_mix_unmix_prob", "1", base=base)
+    unmixed = train("unmixed", "--cut_mix_unmix_prob", "1", "--unmix_weight", "100", base=base)
+    folder = "unet" if space == "full" else "."
+    assert not same(weights(plain / folder), weights(unmixed / folder))
+    assert [concept["instance_prompt"] for concept in json.loads((plain / "config.json").read_text())["concepts"]] == [
+        "photo of a sks cat", "photo of a qwe dog"
+    ]  # fmt: skip
+
+
+def test_one_picture_is_trained_without_prior(train, flags, pictures):
+    base = without(flags, "--instance_data_dir", "--class_prompt", "--class_data_dir")
+    output = train("edit", "--image_path", str(pictures / "cat" / "0.png"), "--max_train_steps", "1", base=base)
+    assert json.loads((output / "config.json").read_text())["with_prior_preservation"] is False
+
+
+def test_class_pictures_are_drawn_once_and_kept(train, flags, tmp_path, monkeypatch):
+    from common import training
+
+    calls, original = [], training.draw_pictures
+    monkeypatch.setattr(training, "draw_pictures",
+                        lambda *a, **k: calls.append(1) or original(*a, num_inference_steps=2))  # fmt: skip
+    more = ["--class_data_dir", str(tmp_path / "drawn"), "--max_train_steps", "1"]
+    train("one", *more, base=without(flags, "--class_data_dir"))
+    assert len(calls) == 1 and len(list((tmp_path / "drawn").glob("*.png"))) == 3
+    train("two", *more, base=without(flags, "--class_data_dir"))
+    assert len(calls) == 1
+
+
+WRONG = [
+    (["--instance_data_dir", "/nowhere"], "no folder"),
+    (["--parameter_subset", "UNet-3D"], "invalid choice"),
+    (["--parameter_space", "half"], "invalid choice"),
+    (["--learning_rate_1d", "-1"], "from 0"),
+    (["--cut_mix_unmix_prob", "1.5"], "from 0 to 1"),
+    (["--unmix_weight", "1"], "--concepts_list"),
+    (["--image_path", "/nowhere.png"], "leave out --concepts_list"),
+    (["--concepts_list", "/nowhere.json"], "leave out --instance_data_dir"),
+    (["--resolution", "63"], "multiple"),
+    (["--max_train_step", "3"], "--max_train_steps"),
+    (["--mixed_precision", "fp16"], "needs a GPU"),
+    (["--pretrained_model_name_or_path", "/nowhere"], "/nowhere"),
+    (["--resume_from_checkpoint", "checkpoint-7"], "no checkpoint"),
+    (["--output_dir", __file__], "is a file"),
+]
+
+
+@pytest.mark.parametrize("more, words", WRONG, ids=[" ".join(more) for more, _ in WRONG])
+def test_wrong_input_is_one_sentence_and_leaves_nothing(flags, tmp_path, capsys, more, words):
+    with pytest.raises(SystemExit) as stop:
+        main([*flags, "--output_dir", str(tmp_path / "out"), *more])
+    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert stop.value.code == 2 and len(error) == 1 and words in error[0]
+    assert not (tmp_path / "out").exists()
+
+
+CONCEPTS = [
+    ([], "list of objects"), ([{"instance_data_dir": "HERE"}], "instance_prompt is missing"),
+    ([{"instance_data_dir": "HERE", "instance_prompt": "a cat"}], "class_prompt is missing"),
+    ([{"instance_data_dir": "/nowhere", "instance_prompt": "a cat", "class_prompt": "a cat"}], "no folder"),
+    ([{"instance_data_dir": "HERE", "instance_prompt": "a cat", "class_prompt": "a cat"}] * 2, "own token"),
+    ([{"instance_dir": "HERE"}], "there is no instance_dir"), ({"a": 1}, "list of objects"), ("[", "not a JSON file"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("entries, words", CONCEPTS)
+def test_wrong_concepts(flags, pictures, tmp_path, capsys, entries, words):
+    text = entries if isinstance(entries, str) else json.dumps(entries).replace("HERE", str(pictures / "cat"))
+    (tmp_path / "list.json").write_text(text)
+    with pytest.raises(SystemExit) as stop:
+        main([*without(flags, "--instance_data_dir", "--instance_prompt"), "--output_dir", str(tmp_path / "out"),
+              "--concepts_list", str(tmp_path / "list.json")])  # fmt: skip
+    assert stop.value.code == 2 and words in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_model(flags, tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29517",
+               str(Path(ROOT) / "svdiff" / "train.py"), *flags, "--output_dir", str(tmp_path / "two"),
+               "--max_train_steps", "1", "--num_validation_images", "1"]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    # One process that sees both batches in two micro-steps takes the same step, but for the order of random numbers:
+    # so the shifts are compared with the mean over both processes' gradients only in that they moved, and once.
+    shifts = load_file(tmp_path / "two" / "spectral_shifts.safetensors")
+    assert 0 < shifts["conv_in.delta"].abs().max() <= 1.1e-3
+    assert done.stdout.count("numbers are trained") == 1
