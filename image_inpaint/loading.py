@@ -27,7 +27,6 @@ CLASSES = {cls.__name__: cls for cls in (PaintByExamplePipeline, StableDiffusion
 CLIP = "openai/clip-vit-large-patch14"  # whose tower Paint-by-Example reads references with
 MARKER = "picturebook.json"
 LORA_FILE = "pytorch_lora_weights.safetensors"
-FULL_FOLDERS = ("unet", "image_encoder")
 
 
 def load(
@@ -160,8 +159,9 @@ def save(pipe: PaintByExamplePipeline, folder: str | Path) -> None:
 # ------------------------------------------------------------------------------------------------ a subject's weights
 
 
-def save_full(pipe: PaintByExamplePipeline, folder: str | Path) -> None:
-    """Whole-model tuning: unet/ as save_pretrained writes it, image_encoder/ with what was trained of it."""
+def save_full(pipe: PaintByExamplePipeline, folder: str | Path) -> list[Path]:
+    """Whole-model tuning: unet/ as save_pretrained writes it, image_encoder/ with what was trained of it. Returns the
+    files of weights."""
     from safetensors.torch import save_file
 
     folder = Path(folder)
@@ -171,6 +171,7 @@ def save_full(pipe: PaintByExamplePipeline, folder: str | Path) -> None:
     with atomic_path(folder / "image_encoder") as temporary:
         temporary.mkdir(parents=True)
         save_file(weights, temporary / "model.safetensors", metadata={"format": "pt"})
+    return [*(folder / "unet").glob("*.safetensors"), folder / "image_encoder" / "model.safetensors"]
 
 
 def load_weights(pipe: PaintByExamplePipeline, path: str | Path) -> str:

@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from common.runs import InputError
+from common.runs import InputError, make_parser
 from common.training_flags import add_training_flags, check_writable, is_picturebook_folder, number, parse_training
 
 STAGES, TUNINGS, PRIORS = ("subject", "pretrain"), ("lora", "full"), ("text_to_image", "inpainting", "none")
@@ -55,62 +55,95 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
 def add_box_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("where the subject is").add_argument
     add("--boxes", choices=BOX_WAYS, default="auto", help="file: --boxes_file; scene: of the picturebook; detr: a "
-        "detector (Sec. 5.1); whole: all of the photograph; auto: the first of these four that there is, but whole")  # fmt: skip
+        "detector (Sec. 5.1); whole: all of it; auto: the first of file, scene, detr that there is")  # fmt: skip
     add(
         "--boxes_file",
-        help='JSON: {"file name": [left, top, right, bottom]}; by default boxes.json beside the pictures',
+        help='JSON, {"file name": [left, top, right, bottom]}; by default boxes.json beside the pictures',
     )
     add("--detector", default="facebook/detr-resnet-50", help="hub id or folder of the detector (Sec. 5.1)")
-    add("--labels", nargs="+", default=["bed", "couch", "chair", "dining table"], help="of COCO, that the detector is "
-        "asked for")  # fmt: skip
+    add("--labels", nargs="+", default=["bed", "couch", "chair", "dining table"], help="of COCO, that the detector "
+        "looks for")  # fmt: skip
 
 
-def add_subject_training_flags(parser: argparse.ArgumentParser) -> None:
-    """What the paper adds; eval.py hands them on."""
-    add = parser.add_argument_group("the paper's own").add_argument
-    add("--tuning", choices=TUNINGS, default="lora", help="of a subject: low-rank updates (Sec. 4.2), or everything")
-    add("--rank", type=number(int, 1, 1024), default=16, help="of the updates; not given (2 to 40 MB are ranks of about "
-        "3 to 50)")  # fmt: skip
-    add(
-        "--lora_alpha",
-        type=number(float, 0),
-        help="of the updates, which count alpha / rank times; the rank by default",
-    )
+def add_stage_flags(parser: argparse.ArgumentParser, stage: str) -> None:
+    """What only one of the two stages has."""
+    add = parser.add_argument_group(f"stage {stage}").add_argument
+    if stage == "pretrain":
+        add("--train_data_dir", help="a folder of pictures, or an LSUN LMDB; on the picturebook its own scenes")
+        add("--num_pictures", type=number(int, 1), default=300_000, help="a random sample of them (Sec. 5.1)")
+        add("--prior", choices=PRIORS, default="text_to_image", help="start from a text-to-image model (Sec. 5.4), one "
+            "that can inpaint, or nothing (the ablation of Sec. 5.4)")  # fmt: skip
+        add("--clip_model_name_or_path", help="CLIP whose picture tower reads references, for a start that has none "
+            "(Paint-by-Example: openai/clip-vit-large-patch14)")  # fmt: skip
+        parser.set_defaults(tuning="full", cache_views=0, repeats=1)
+        return
+    add("--instance_data_dir", help="folder of the subject's photographs; by default a subject of the picturebook")
+    add_tuning_flags(parser)
+    add("--repeats", type=number(int, 1), default=100, help="how often a photograph counts per epoch: 40 epochs of 4 "
+        "photographs at batch 16 would be 40 steps, and are 1000 with 100")  # fmt: skip
+    add("--cache_views", type=number(int, 0), default=0, help="draw so many augmented views per photograph first, and "
+        "keep their latents and class tokens; 0: new ones in every step")  # fmt: skip
+
+
+def add_tuning_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("tuning (Sec. 4.2)").add_argument
+    add("--tuning", choices=TUNINGS, default="lora", help="low-rank updates, or everything but CLIP and VAE")
+    add("--rank", type=number(int, 1, 1024), default=16, help="of the updates; not given (2 to 40 MB are ranks of "
+        "about 3 to 50)")  # fmt: skip
+    add("--lora_alpha", type=number(float, 0), help="the updates count alpha / rank times; the rank by default")
     add("--lora_targets", choices=TARGET_NAMES, default="attention", help="layers that are updated; not given")
+
+
+def add_method_flags(parser: argparse.ArgumentParser) -> None:
+    """Augmentation (Sec. 4.3) and dropout (Sec. 5.1)."""
+    add = parser.add_argument_group("augmentation and dropout").add_argument
     add("--condition_dropout", type=number(float, 0, 1), default=0.2, help="how often the reference is replaced by the "
-        "learned vector (the paper's dropout of 0.2 is that of Paint-by-Example, read so)")  # fmt: skip
+        "learned vector: the paper's dropout of 0.2, read as Paint-by-Example's")  # fmt: skip
     add("--condition_dropout_per", choices=("batch", "sample"), default="batch", help="one draw for the whole batch "
         "(as released), or one per picture")  # fmt: skip
-    add("--layer_dropout", type=number(float, 0, 0.99), default=0.0, help="the other reading of the paper's dropout of "
-        "0.2: of activations, in the updates or in the UNet")  # fmt: skip
+    add("--layer_dropout", type=number(float, 0, 0.99), default=0.0, help="the other reading of the paper's 0.2: of "
+        "activations, in the updates or in the UNet")  # fmt: skip
     add("--augment_source", nargs="+", choices=AUGMENTATIONS, default=["flip", "rotation"], help="Sec. 4.3 names flip, "
-        "rotation and blur; a blurred target teaches blur, so it is left out by default")  # fmt: skip
+        "rotation and blur; a blurred target teaches blur, so that it is left out by default")  # fmt: skip
     add("--augment_reference", nargs="+", choices=AUGMENTATIONS, default=["flip", "rotation", "blur", "elastic"],
         help="of the reference crop, as in Paint-by-Example")  # fmt: skip
     add("--mask_augmentation", action=argparse.BooleanOptionalAction, default=True, help="enlarge and reshape the hole "
         "(Sec. 4.3); without it the hole is the subject's box")  # fmt: skip
-    add("--random_crop", action=argparse.BooleanOptionalAction, default=True, help="random squares around the box, as in "
-        "Paint-by-Example; otherwise pictures are squashed")  # fmt: skip
-    add("--num_train_epochs", type=number(int, 1), default=40, help="Sec. 5.1; see --max_train_steps")
-    add("--repeats", type=number(int, 1), default=100, help="how often a photograph counts per epoch: 40 epochs of 4 "
-        "photographs at batch 16 would be 40 steps, and are 1000 with 100")  # fmt: skip
-    add("--cache_views", type=number(int, 0), default=0, help="draw so many augmented views per photograph beforehand and "
-        "keep their latents and class tokens; 0: new ones in every step")  # fmt: skip
+    add("--random_crop", action=argparse.BooleanOptionalAction, default=True, help="random squares around the box, as "
+        "in Paint-by-Example; otherwise pictures are squashed")  # fmt: skip
 
 
-def parse_train(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
+def new_training_parser(argv: list[str] | None) -> argparse.ArgumentParser:
+    """All flags of the stage that `argv` names."""
+    chooser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    chooser.add_argument("--stage", default="subject")
+    stage = chooser.parse_known_args(argv)[0].stage
+    parser = make_parser("Train an image-guided inpainting model: on a domain, or on the photographs of a subject.")
+    parser.add_argument("--stage", choices=STAGES, default="subject", help="pretrain: on a domain (Sec. 5.1: 300,000 "
+        "LSUN bedrooms); subject: on two to four photographs (--help lists the flags of one stage)")  # fmt: skip
+    add_stage_flags(parser, stage)
+    add_method_flags(parser)
+    add_box_flags(parser)
+    add_training_flags(parser, output_dir="outputs/image_inpaint", train_batch_size=16, validation_steps=None, seed=42)
+    parser.add_argument("--num_train_epochs", type=number(int, 1), default=40, help="Sec. 5.1; --max_train_steps wins")
+    return parser
+
+
+def parse_train(argv: list[str] | None) -> argparse.Namespace:
     """Parse train.py's flags, with the picturebook's preset of the stage where it applies.
 
     Raises InputError.
     """
-    early, _ = parser.parse_known_args(argv)
+    parser = new_training_parser(argv)
+    early = parser.parse_args(argv)
     preset = PICTUREBOOK_PRESET[early.stage]
     if early.stage == "subject":
         preset = {**preset, "learning_rate": PICTUREBOOK_RATES[early.tuning]}
     args = parse_training(parser, argv, preset)
     if args.learning_rate is None:
         args.learning_rate = LEARNING_RATES[args.stage]
-    args.lora_alpha = args.rank if args.lora_alpha is None else args.lora_alpha
+    if args.stage == "subject" and args.lora_alpha is None:
+        args.lora_alpha = float(args.rank)
     for name in ("augment_source", "augment_reference"):
         names = getattr(args, name)
         if "none" in names and len(names) > 1:
@@ -118,37 +151,23 @@ def parse_train(parser: argparse.ArgumentParser, argv: list[str] | None) -> argp
         setattr(args, name, [name for name in names if name != "none"])
     if args.validation_prompt:
         raise InputError("--validation_prompt: there are no prompts here; leave it out")
-    if args.stage == "pretrain":
-        check_pretraining(args)
-    elif args.train_data_dir:
-        raise InputError("--train_data_dir is of --stage pretrain; a subject's photographs are --instance_data_dir")
-    elif args.prior != "inpainting":
-        raise InputError(f"--prior {args.prior} is of --stage pretrain; a subject is put into a model that can inpaint")
-    if args.boxes == "file" and args.boxes_file and not Path(args.boxes_file).is_file():
-        raise InputError(f"--boxes_file {args.boxes_file} is no file")
+    if args.boxes_file and not Path(args.boxes_file).is_file():
+        raise InputError(f"--boxes_file {args.boxes_file} is no file; give a JSON file of boxes")
+    if args.stage == "pretrain" and not args.print_config:
+        if args.train_data_dir and not Path(args.train_data_dir).is_dir():
+            raise InputError(f"--train_data_dir {args.train_data_dir} is no folder; give one of pictures, or an LMDB")
+        if args.train_data_dir is None and not is_picturebook_folder(args.pretrained_model_name_or_path):
+            raise InputError("give --train_data_dir, a folder of pictures or an LSUN LMDB; only the picturebook has "
+                             "its own")  # fmt: skip
     return args
 
 
-def check_pretraining(args: argparse.Namespace) -> None:
-    on_picturebook = is_picturebook_folder(args.pretrained_model_name_or_path)
-    if args.instance_data_dir:
-        raise InputError("--instance_data_dir is of --stage subject; pictures of the domain are --train_data_dir")
-    if args.cache_views:
-        raise InputError("--cache_views is of --stage subject: pre-training sees a picture seldom twice")
-    if args.train_data_dir is None and not on_picturebook and not args.print_config:
-        raise InputError("give --train_data_dir, a folder of pictures or an LSUN database; only the picturebook has its "
-                         "own")  # fmt: skip
-    if args.train_data_dir and not Path(args.train_data_dir).is_dir():
-        raise InputError(f"--train_data_dir {args.train_data_dir} is no folder; give one of pictures, or an LSUN LMDB")
-
-
 def training_steps(args: argparse.Namespace, pictures: int, processes: int = 1) -> int:
-    """--max_train_steps, or what --num_train_epochs of so many pictures come to (pre-training: without repeats)."""
+    """--max_train_steps, or what --num_train_epochs of so many pictures come to."""
     if args.max_train_steps:
         return args.max_train_steps
-    repeats = args.repeats if args.stage == "subject" else 1
     batch = args.train_batch_size * args.gradient_accumulation_steps * processes
-    return args.num_train_epochs * math.ceil(pictures * repeats / batch)
+    return args.num_train_epochs * math.ceil(pictures * args.repeats / batch)
 
 
 def check_output(args: argparse.Namespace) -> None:
@@ -160,23 +179,3 @@ def sampling_of(args: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments of sampling.Sampling."""
     names = ("scheduler", "num_inference_steps", "guidance_scale", "posterior", "mask_resize")
     return {name: getattr(args, name) for name in names}
-
-
-def new_training_parser(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """All flags of train.py."""
-    add = parser.add_argument
-    add("--stage", choices=STAGES, default="subject", help="pretrain: on a domain (Sec. 5.1: 300,000 LSUN bedrooms); "
-        "subject: on two to four photographs")  # fmt: skip
-    add("--instance_data_dir", help="folder of the subject's photographs; by default a subject of the picturebook")
-    add("--train_data_dir", help="of --stage pretrain: a folder of pictures, or an LSUN LMDB")
-    add("--num_pictures", type=number(int, 1), default=300_000, help="of --stage pretrain: a random sample (Sec. 5.1)")
-    add("--prior", choices=PRIORS, default="inpainting", help="of --stage pretrain, what to start from: a text-to-image "
-        "model, one that can inpaint, or nothing (the ablation of Sec. 5.4)")  # fmt: skip
-    add("--clip_model_name_or_path", help="of --prior text_to_image and none: CLIP whose picture tower reads references "
-        "(Paint-by-Example: openai/clip-vit-large-patch14)")  # fmt: skip
-    add_subject_training_flags(parser)
-    add_box_flags(parser)
-    add_training_flags(
-        parser, output_dir="outputs/image_inpaint", train_batch_size=16, learning_rate=None, validation_steps=None
-    )
-    return parser

@@ -1,0 +1,132 @@
+"""Put the subject of a reference picture into the hole of a photograph.
+
+    python -m image_inpaint.infer --image_path room.jpg --mask_path mask.png --reference_path chair.jpg --lora TRAINED
+
+White in the mask is what is to be filled. Without arguments: a scene and a subject of the picturebook.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from common.runs import InputError, make_parser, measure, script, write_config, write_json
+from common.training_flags import is_picturebook_folder, number
+from image_inpaint import options
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = make_parser(__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--image_path", help="the photograph, of any size")
+    add("--mask_path", help="its hole, white = fill, of the same size")
+    add("--reference_path", nargs="+", help="pictures of the subject; each gives a result of its own")
+    add("--reference_box", nargs=4, type=number(int, 0), metavar=("L", "T", "R", "B"), help="where the subject is in "
+        "the reference, in pixels; all of it by default")  # fmt: skip
+    add("--lora", metavar="PATH", help="what train.py wrote: its --output_dir, or the file; of either tuning")
+    add("--num_images_per_reference", type=number(int, 1, 100), default=1, help="results per reference, with seeds "
+        "--seed, --seed + 1, …")  # fmt: skip
+    options.add_sampling_flags(parser)
+    options.add_model_flags(parser, output_dir="outputs/image_inpaint_infer")
+    args = parser.parse_args(argv)
+    named = (args.image_path, args.mask_path, args.reference_path)
+    if any(named) and not all(named):
+        raise InputError("--image_path, --mask_path and --reference_path belong together: give all three")
+    if not any(named) and not is_picturebook_folder(args.pretrained_model_name_or_path):
+        raise InputError("give --image_path, --mask_path and --reference_path; only the picturebook brings its own")
+    if args.reference_box and (not args.reference_path or len(args.reference_path) > 1):
+        raise InputError("--reference_box is of one --reference_path")
+    for flag, paths in (("image_path", [args.image_path]), ("mask_path", [args.mask_path]),
+                        ("reference_path", args.reference_path or [])):  # fmt: skip
+        for path in paths:
+            if path and not Path(path).is_file():
+                raise InputError(f"--{flag} {path} is no file; give a picture")
+    if args.lora and not Path(args.lora).exists():
+        raise InputError(f"--lora {args.lora} is not there; python -m image_inpaint.train makes it")
+    if args.feather and not args.composite and "--feather" in " ".join(argv or []):
+        raise InputError("--feather is of --composite: give that too")
+    options.check_output(args)
+    return args
+
+
+def read_inputs(args: argparse.Namespace):
+    """(picture, fill [H, W], references)."""
+    from common.images import load_image, load_mask
+    from image_inpaint.masks import check_box
+
+    picture, mask = load_image(args.image_path), load_image(args.mask_path)
+    if mask.size != picture.size:
+        raise InputError(f"--mask_path is {mask.width}x{mask.height} pixels and --image_path {picture.width}x"
+                         f"{picture.height}; draw the mask on the photograph")  # fmt: skip
+    fill = load_mask(args.mask_path)
+    if fill.all():
+        raise InputError(f"--mask_path {args.mask_path} is white all over: nothing of the photograph is left")
+    if min(picture.size) < 16:
+        raise InputError(f"--image_path is {picture.width}x{picture.height} pixels; at least 16 a side are needed")
+    references = [load_image(path) for path in args.reference_path]
+    if args.reference_box:
+        size = (references[0].height, references[0].width)
+        references = [references[0].crop(check_box(args.reference_box, size, "--reference_box"))]
+    return picture, fill, references
+
+
+def benchmark_inputs():
+    """The first subject of the picturebook in a scene of its test split."""
+    from image_inpaint.benchmark import picturebook_items, picturebook_subjects
+
+    item = picturebook_items(picturebook_subjects("test", 1), 1, "test")[0]
+    return item.source, item.fill, [item.reference]
+
+
+@script
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    if args.print_config:
+        print(json.dumps(vars(args), indent=2))
+        return
+    import torch
+
+    from common.images import grid, save_png, to_tensor
+    from common.metrics import psnr
+    from image_inpaint.loading import load, load_weights
+    from image_inpaint.painting import paint
+    from image_inpaint.samples import with_hole
+    from image_inpaint.sampling import Sampling
+
+    picture, fill, references = read_inputs(args) if args.image_path else benchmark_inputs()
+    pipe = load(args.pretrained_model_name_or_path, args.device)
+    kind = load_weights(pipe, args.lora) if args.lora else "none"
+    pipe.to(dtype={"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[args.mixed_precision])
+    each = args.num_images_per_reference
+    shown = [reference for reference in references for _ in range(each)]
+    seeds = [args.seed + number for _ in references for number in range(each)]
+    with measure() as cost:
+        painted = paint(
+            pipe, [picture] * len(shown), [fill] * len(shown), shown, seeds, Sampling(**options.sampling_of(args)),
+            args.composite, args.feather, args.context, progress=True,
+        )  # fmt: skip
+
+    folder = Path(args.output_dir)
+    for stale in folder.glob("inpainted*.png"):
+        stale.unlink()
+    hole = with_hole(picture, fill)
+    names = ["inpainted", *(f"inpainted_{k}" for k in range(2, len(painted) + 1))]
+    pictures = {"source": picture, "hole": hole, **dict(zip(names, painted, strict=True))}
+    for name, one in pictures.items():
+        save_png(folder / f"{name}.png", one)
+    rows = [[hole, reference.resize(picture.size), result] for reference, result in zip(shown, painted, strict=True)]
+    save_png(folder / "grid.png", grid(rows, column_labels=["picture and hole", "reference", "result"]))
+    kept = (1 - fill)[None, None]
+    metrics = {
+        "psnr_kept": [psnr(to_tensor(picture), to_tensor(result), kept).item() for result in painted],
+        "hole_share": float(fill.mean()),
+        "weights": kind,
+        "seconds": cost.seconds,
+        "peak_memory_mb": cost.peak_memory_mb,
+    }
+    write_json(folder / "metrics.json", metrics)
+    write_config(folder, args)
+    print(f"{len(painted)} pictures in {cost.seconds:.1f} s; see {folder / 'grid.png'}")
+
+
+if __name__ == "__main__":
+    main()

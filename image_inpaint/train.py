@@ -1,0 +1,234 @@
+"""Train an image-guided inpainting model: on a domain, or on two to four photographs of a subject (Sec. 4.1, Eq. 6).
+
+    python -m image_inpaint.train --instance_data_dir CHAIR                       low-rank updates, a small file
+    python -m image_inpaint.train --instance_data_dir CHAIR --tuning full
+    python -m image_inpaint.train --stage pretrain --train_data_dir LSUN …        a domain, from a text-to-image model
+
+Without arguments: a subject of the picturebook.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from common.runs import InputError, measure, script, write_config, write_json
+from image_inpaint import options
+
+
+def load_model(args: argparse.Namespace, device: str):
+    """The model to start from, float32."""
+    from image_inpaint import loading
+
+    name = args.pretrained_model_name_or_path
+    if args.stage == "subject" or args.prior == "inpainting":
+        return loading.load(name, device)
+    return loading.from_text_to_image(name, args.clip_model_name_or_path, device, args.prior == "text_to_image")
+
+
+def make_trainable(pipe, args: argparse.Namespace) -> dict:
+    """The tensors that are trained, by name: low-rank updates, or the UNet, the mapper and the learned vector."""
+    from torch import nn
+
+    from image_inpaint.conditioning import trained_part
+    from image_inpaint.lora import add_lora
+
+    if args.tuning == "lora":
+        return add_lora(pipe.unet, args.rank, args.lora_alpha, args.lora_targets, args.layer_dropout, args.seed)
+    for layer in pipe.unet.modules():
+        if isinstance(layer, nn.Dropout):
+            layer.p = args.layer_dropout
+    trained = {f"unet.{name}": p for name, p in pipe.unet.named_parameters()}
+    trained |= {f"image_encoder.{name}": p for name, p in trained_part(pipe.image_encoder).items()}
+    for parameter in trained.values():
+        parameter.requires_grad_(True)
+    return trained
+
+
+def make_network(pipe):
+    """UNet and mapper as one module, so that accelerate can wrap them together."""
+    from torch import nn, where
+
+    from image_inpaint.conditioning import context_of, unconditional
+
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.unet, self.encoder = pipe.unet, pipe.image_encoder
+
+        def forward(self, channels, t, tokens, dropped):
+            """Nine channels, timesteps, class tokens [B, D], bool [B, 1, 1] -> noise [B, 4, h, w]."""
+            context = context_of(self.encoder, tokens)
+            context = where(dropped, unconditional(self.encoder, len(tokens)), context)
+            return self.unet(channels, t, encoder_hidden_states=context, return_dict=False)[0]
+
+    return Network()
+
+
+def make_examples(args: argparse.Namespace):
+    """(examples, what the sample sheet shows)."""
+    from image_inpaint import examples, samples
+
+    if args.stage == "subject":
+        args.instance_data_dir = args.instance_data_dir or str(examples.picturebook_subject())
+        found, photographs = examples.subject_examples(args)
+        return found, samples.of_subject(args, photographs)
+    found = examples.domain_examples(args) if args.train_data_dir else examples.scene_examples(args.num_pictures)
+    return found, samples.of_domain(found)
+
+
+def train(args: argparse.Namespace) -> dict:
+    """Trains, and writes weights, checkpoints, config.json, metrics.json and grid.png. Returns the metrics."""
+    import torch
+    from tqdm import tqdm
+
+    from common.images import save_png
+    from common.pipelines import native_resolution
+    from common.training import (
+        fingerprint, identity, make_accelerator, make_optimizer, noised, picture_indices, resume_training,
+        save_training, step_generator, target,
+    )  # fmt: skip
+    from image_inpaint.conditioning import nine_channels
+    from image_inpaint.samples import sheet
+    from image_inpaint.triples import Augmentation, make_triple
+    from image_inpaint.views import Views, draw_latents, encode
+
+    accelerator = make_accelerator(args, "image_inpaint")
+    device, rank, processes = accelerator.device, accelerator.process_index, accelerator.num_processes
+    pipe = load_model(args, str(device))
+    examples, shown = make_examples(args)
+    micros, batch_size = args.gradient_accumulation_steps, args.train_batch_size
+    resolution = args.resolution or native_resolution(pipe)
+    args.max_train_steps = options.training_steps(args, examples.count, processes)
+    who = identity(args, model=fingerprint(pipe.unet.state_dict()))
+    trained = make_trainable(pipe, args)
+    optimizer, schedule = make_optimizer(trained.values(), args, processes)
+    network, optimizer = accelerator.prepare(make_network(pipe), optimizer)
+    first = resume_training(args, trained, optimizer, schedule, who, accelerator.scaler)
+    if args.gradient_checkpointing:
+        pipe.unet.enable_gradient_checkpointing()
+    pipe.unet.train()
+    alpha_bar, scale = pipe.scheduler.alphas_cumprod, pipe.vae.config.scaling_factor
+    prediction = pipe.scheduler.config.prediction_type
+    side = pipe.image_encoder.config.image_size
+    augmentation = Augmentation(
+        tuple(args.augment_source), tuple(args.augment_reference), args.mask_augmentation, args.random_crop
+    )
+
+    def new_view(index: int, generator):
+        picture, box = examples.get(index, generator)
+        return make_triple(picture, box, resolution, side, augmentation, generator)
+
+    cache = [cached_views(pipe, new_view, index, args) for index in range(examples.count)] if args.cache_views else []
+    bar = tqdm(range(first, args.max_train_steps), "training", disable=None if accelerator.is_main_process else True)
+    losses = []
+    with measure() as cost:
+        for step in bar:
+            total = 0.0
+            for micro in range(micros):
+                generator = step_generator(args.seed, step, micro, rank)
+                chosen = picture_indices(examples.count, batch_size, args.seed, step, micro, micros, rank, processes)
+                if cache:
+                    rows = torch.randint(args.cache_views, (batch_size,), generator=generator).tolist()
+                    views = Views.cat([cache[index][[row]] for index, row in zip(chosen, rows, strict=True)])
+                else:
+                    with accelerator.autocast():
+                        views = encode(pipe, [new_view(index, generator) for index in chosen])
+                latents = scale * draw_latents(views.mean, views.std, generator)  # z = E(I_s), the target
+                masked = scale * draw_latents(views.masked_mean, views.masked_std, generator)  # of I_s without its hole
+                noise = torch.randn(latents.shape, generator=generator)
+                t = torch.randint(0, len(alpha_bar), (batch_size,), generator=generator)
+                draws = 1 if args.condition_dropout_per == "batch" else batch_size
+                dropped = (torch.rand(draws, generator=generator) < args.condition_dropout).expand(batch_size)
+                if args.layer_dropout:  # layers draw from torch's own generator
+                    torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+                noisy = noised(alpha_bar, latents, noise, t)  # Eq. 2
+                wanted = target(prediction, alpha_bar, latents, noise, t).to(device)
+                channels = nine_channels(noisy, masked, views.keep).to(device)
+                context = views.tokens.to(device), dropped[:, None, None].to(device)
+                with accelerator.autocast():
+                    predicted = network(channels, t.to(device), *context)
+                loss = (predicted.float() - wanted).square().mean()  # Eq. 6
+                if not loss.isfinite():
+                    raise InputError(f"the loss of step {step} is {loss.item()}: lower --learning_rate, or leave out "
+                                     "--mixed_precision fp16")  # fmt: skip
+                if micro + 1 < micros:
+                    with accelerator.no_sync(network):
+                        accelerator.backward(loss / micros)
+                else:
+                    accelerator.backward(loss / micros)
+                total += loss.item() / micros
+            if args.max_grad_norm:
+                accelerator.clip_grad_norm_(list(trained.values()), args.max_grad_norm)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad(set_to_none=True)
+            losses.append(total)
+            bar.set_postfix(loss=f"{total:.4f}")
+            accelerator.log({"loss": total}, step=step)
+            done = step + 1
+            if accelerator.is_main_process and done % args.checkpointing_steps == 0 and done < args.max_train_steps:
+                save_training(args, done, trained, optimizer, schedule, who, accelerator.scaler)
+            if accelerator.is_main_process and args.validation_steps and done % args.validation_steps == 0:
+                save_png(Path(args.output_dir) / "samples" / f"{done}.png", sheet(pipe, shown, args.seed))
+    accelerator.wait_for_everyone()
+    metrics = {
+        "steps": args.max_train_steps,
+        "loss": sum(losses[-50:]) / len(losses[-50:]) if losses else None,  # mean of the last fifty
+        "trained_parameters": sum(p.numel() for p in trained.values()),
+        "all_parameters": sum(p.numel() for p in [*pipe.unet.parameters(), *pipe.image_encoder.parameters()]),
+        "seconds": cost.seconds,
+        "seconds_per_step": cost.seconds / max(len(losses), 1),
+        "peak_memory_mb": cost.peak_memory_mb,
+    }
+    if accelerator.is_main_process:
+        save_training(args, args.max_train_steps, trained, optimizer, schedule, who, accelerator.scaler)
+        finish(pipe, args, shown, metrics)
+    accelerator.end_training()
+    return metrics
+
+
+def cached_views(pipe, new_view, index: int, args: argparse.Namespace):
+    """--cache_views views of a photograph, the same whatever step they are seen at."""
+    from common.training import step_generator
+    from image_inpaint.views import encode
+
+    return encode(
+        pipe, [new_view(index, step_generator(args.seed, view, index, 1 << 20)) for view in range(args.cache_views)]
+    )
+
+
+def finish(pipe, args: argparse.Namespace, shown: list, metrics: dict) -> None:
+    """Weights, sample sheet, config.json, metrics.json."""
+    from common.images import save_png
+    from image_inpaint import loading
+    from image_inpaint.lora import save_lora
+    from image_inpaint.samples import sheet
+
+    folder = Path(args.output_dir)
+    if args.stage == "pretrain":
+        loading.save(pipe, folder / "model")
+        written = sorted((folder / "model").glob("*/*.safetensors"))
+    elif args.tuning == "lora":
+        written = [save_lora(pipe.unet, folder)]
+    else:
+        written = loading.save_full(pipe, folder)
+    metrics["file_bytes"] = sum(path.stat().st_size for path in written)
+    save_png(folder / "grid.png", sheet(pipe, shown, args.seed))
+    write_config(folder, args)
+    write_json(folder / "metrics.json", metrics)
+    print(f"{metrics['trained_parameters']} parameters trained in {metrics['seconds']:.0f} s; "
+          f"{metrics['file_bytes'] / 1e6:.2f} MB of weights in {folder}, see {folder / 'grid.png'}")  # fmt: skip
+
+
+@script
+def main(argv: list[str] | None = None) -> None:
+    args = options.parse_train(argv)
+    if args.print_config:
+        steps = args.max_train_steps or f"{args.num_train_epochs} epochs"
+        print(json.dumps({**vars(args), "steps": steps}, indent=2))
+        return
+    train(args)
+
+
+if __name__ == "__main__":
+    main()
