@@ -72,7 +72,7 @@ def training_parser() -> argparse.ArgumentParser:
     add("--parameter_space", choices=SPACES, default="full", help="what is trained: the whole network (DreamBooth), "
         "keys and values of cross-attention with a new word (Custom Diffusion), or LoRA")  # fmt: skip
     add("--l2_reg_weight", "--l2_weight", type=number(float, 0), default=500.0,
-        help="lambda; 0 is the plain trainer. Published: 500 full, 175 Custom Diffusion, 1e-7 LoRA (SD 1.5)")  # fmt: skip
+        help="lambda; 0: the plain trainer. Published: 500 full, 175 Custom Diffusion, 1e-7 LoRA (SD 1.5)")  # fmt: skip
     add("--l2_convention", choices=CONVENTIONS, default="mean_sum",
         help="sum over tensors of the mean squared difference (released code), of its sum (paper), sum of squares of "
         "LoRA's factors (released LoRA code), or squared change of the weights behind LoRA (function)")  # fmt: skip

@@ -84,7 +84,7 @@ def make_regularizer(
 
     counts: n_i of mean_sum where it is not the tensor's own size (a row that stands for a whole table). factors:
     lambda_i / lambda (see `layer_factors`, `lipschitz_factors`). base_dtype, base_device: of the frozen copy; a 16-bit
-    copy of 16-bit weights is exact, of float32 weights it moves the anchor by a relative 2^-9 (bfloat16) or 2^-11
+    copy of 16-bit weights is exact, of float32 weights it moves the anchor by a relative 2^-8 (bfloat16) or 2^-11
     (float16). Raises InputError for an unknown convention, or one that does not go with what is given.
     """
     if convention not in CONVENTIONS:

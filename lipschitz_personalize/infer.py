@@ -1,0 +1,105 @@
+"""Draw pictures with a personalised model, beside the base model's from the same noise.
+
+    python -m lipschitz_personalize.infer --trained_dir outputs/lipschitz_personalize/train --prompt "a sks dog in the
+    snow"
+
+Without arguments: the training that `python -m lipschitz_personalize.train` wrote, on its own prompts.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from common.runs import InputError, make_parser, measure, read_json, script, write_config, write_json
+from common.training_flags import check_writable, number
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = make_parser(__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--trained_dir", default="outputs/lipschitz_personalize/train", help="--output_dir of a finished training")
+    add("--prompt", nargs="+", help="what to draw; by default the training's own prompt, and that with its class alone")
+    add("--pretrained_model_name_or_path", help="the base model; by default the one that was trained on")
+    add("--num_images", type=number(int, 1), default=4, help="pictures per prompt")
+    add("--num_inference_steps", type=number(int, 1, 1000), default=50, help="of sampling (released: 50, SD3 28)")
+    add("--guidance_scale", type=number(float, 0), default=7.5, help="released: 7.5, SDXL and SD3 5")
+    add("--resolution", type=number(int, 16), help="side of the square picture; by default that of the training")
+    add(
+        "--strength",
+        type=number(float, 0, 2),
+        default=1.0,
+        help="share of the way from the base weights: W + s (W' - W)",
+    )
+    add("--compare_base", action=argparse.BooleanOptionalAction, default=True, help="draw the base model's beside them")
+    add("--drift", action="store_true", help="measure how far weights and predictions are from the base model's")
+    add("--mixed_precision", choices=("no", "fp16", "bf16"), default="no", help="number format of the networks")
+    add("--device", help="cpu, cuda, cuda:1, ...; a GPU if there is one by default")
+    add("--seed", type=number(int, 0, 2**63 - 1), default=2025, help="of the noise (released: 2025)")
+    add(
+        "--output_dir",
+        default="outputs/lipschitz_personalize/infer",
+        help="folder for pictures, grid.png, metrics.json",
+    )
+    add("--print_config", action="store_true", help="print what all flags resolve to, and stop")
+    args = parser.parse_args(argv)
+    if args.print_config:
+        return args
+    if not Path(args.trained_dir).is_dir():
+        raise InputError(
+            f"--trained_dir {args.trained_dir} is no folder; python -m lipschitz_personalize.train makes one"
+        )
+    check_writable(Path(args.output_dir))
+    return args
+
+
+@script
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    if args.print_config:
+        print(json.dumps(vars(args), indent=2))
+        return
+    import torch
+
+    from common.images import grid, save_png
+    from common.training import draw_pictures, step_generator
+    from lipschitz_personalize.drift import measure_drift
+    from lipschitz_personalize.loading import load_trained
+    from lipschitz_personalize.objectives import load_backbone
+
+    trained = read_json(Path(args.trained_dir) / "config.json")
+    args.pretrained_model_name_or_path = args.pretrained_model_name_or_path or trained["pretrained_model_name_or_path"]
+    args.prompt = args.prompt or list(filter(None, (trained["instance_prompt"], trained["class_prompt"])))
+    args.resolution = args.resolution or trained["resolution"]
+    dtype = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[args.mixed_precision]
+    pipe = load_trained(args.trained_dir, args.pretrained_model_name_or_path, args.device, args.strength, dtype)
+    base = None
+    if args.compare_base or args.drift:
+        base = load_backbone(args.pretrained_model_name_or_path, args.device, dtype)
+
+    def draw(one, number: int, prompt: str) -> list:
+        generators = [step_generator(args.seed, number, picture) for picture in range(args.num_images)]
+        return draw_pictures(one, [prompt] * args.num_images, generators, args.resolution, args.num_inference_steps,
+                             args.guidance_scale)  # fmt: skip
+
+    rows, labels = [], []
+    with measure() as cost:
+        for number, prompt in enumerate(args.prompt):
+            rows.append(draw(pipe, number, prompt))
+            labels.append(prompt)
+            for picture, image in enumerate(rows[-1]):
+                save_png(Path(args.output_dir) / f"{number:02d}-{picture:02d}.png", image)
+            if args.compare_base:
+                rows.append(draw(base, number, prompt))
+                labels.append(f"base: {prompt}")
+    metrics = {"seconds": cost.seconds, "peak_memory_mb": cost.peak_memory_mb}
+    if args.drift:
+        metrics |= measure_drift(pipe, base, ratios=True)
+        print("\n".join(f"{name:35} {value:.4g}" for name, value in metrics.items()))
+    save_png(Path(args.output_dir) / "grid.png", grid(rows, labels))
+    write_config(args.output_dir, args)
+    write_json(Path(args.output_dir) / "metrics.json", metrics)
+    print(f"{cost.seconds:.0f} s; pictures in {args.output_dir}, see {Path(args.output_dir) / 'grid.png'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,28 @@
+"""A subject of three noise pictures and small random models of three backbones, in folders."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.lipschitz_personalize.tiny_sd3 import tiny_sd3
+from tests.tiny import tiny_sd, tiny_sdxl
+
+
+@pytest.fixture(scope="session")
+def subject(tmp_path_factory):
+    folder, rng = tmp_path_factory.mktemp("subject"), np.random.default_rng(0)
+    for number, size in enumerate([(32, 32), (40, 32), (32, 50)]):
+        pixels = rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory):
+    """backbone -> folder; pictures of 32 pixels, latents of 8."""
+    root = tmp_path_factory.mktemp("models")
+    tiny_sd(root / "sd", latent=8)
+    tiny_sd(root / "sd_v", latent=8, prediction_type="v_prediction")
+    tiny_sdxl(root / "sdxl", latent=8)
+    tiny_sd3(root / "sd3")
+    return {path.name: path for path in root.iterdir()}

@@ -1,0 +1,96 @@
+"""Drift: norms by hand, restored models, merged LoRA, scores of known pictures."""
+
+import math
+
+import pytest
+import torch
+
+from common.runs import InputError
+from lipschitz_personalize import drift, parameter_spaces
+from lipschitz_personalize.objectives import load_backbone, network
+
+
+@pytest.fixture
+def pair(models):
+    return load_backbone(str(models["sd"]), "cpu"), load_backbone(str(models["sd"]), "cpu")
+
+
+def test_no_drift_between_a_model_and_itself(pair):
+    found = drift.measure_drift(*pair, prompts=["a cat"], ratios=True)
+    assert found == {"delta_theta": 0, "delta_theta_sum": 0, "delta_theta_relative": 0, "delta_eps": 0,
+                     "delta_eps_relative": 0}  # fmt: skip
+
+
+def test_norms_of_weights_by_hand():
+    base = {"a": torch.zeros(2, 2), "b": torch.tensor([5.0])}
+    moved = {"a": torch.tensor([[3.0, 0], [0, 4]]), "b": torch.tensor([5.0 + 12])}
+    found = drift.weight_drift(moved, base)
+    assert found == {"delta_theta": 13.0, "delta_theta_sum": 17.0, "delta_theta_relative": 13 / 5}
+    with pytest.raises(InputError, match="different weights"):
+        drift.weight_drift(moved, {"a": base["a"]})
+
+
+@torch.no_grad()
+def test_ratio_of_the_last_bias_is_known_and_the_base_is_restored(pair):
+    """A shift d of the last bias shifts every output: ||delta eps|| / ||delta theta|| = sqrt(64 places)."""
+    pipe, base_pipe = pair
+    pipe.unet.conv_out.bias += torch.tensor([0.3, 0, 0.4, 0])
+    before = {name: tensor.clone() for name, tensor in base_pipe.unet.state_dict().items()}
+    found = drift.lipschitz_ratios(pipe, base_pipe, ["a cat", "a dog"])
+    assert found == {"lipschitz convolution": pytest.approx(8, rel=1e-3), "lipschitz all": pytest.approx(8, rel=1e-3)}
+    assert all(torch.equal(before[name], tensor) for name, tensor in base_pipe.unet.state_dict().items())
+    change = drift.prediction_drift(pipe, base_pipe, ["a cat"])
+    assert change["delta_eps"] == pytest.approx(0.5 * 8, rel=1e-3)
+
+
+def test_groups_cover_every_backbone(models):
+    groups = {}
+    for name in ("sd", "sdxl", "sd3"):
+        net = network(load_backbone(str(models[name]), "cpu"))
+        groups[name] = {drift.layer_group(key) for key in net.state_dict()}
+    common = {"norm", "time", "feed forward", "convolution"}
+    assert groups["sd"] == groups["sdxl"] == common | {"cross attention", "self attention"}
+    assert groups["sd3"] == common | {"attention"}
+
+
+def test_lora_is_measured_in_the_weights_it_stands_for(pair):
+    pipe, base_pipe = pair
+    space = parameter_spaces.lora(pipe, 2, 4.0, ["to_q"])
+    for tensor in space.parameters.values():
+        tensor.data = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(1)) / 10
+    found = drift.measure_drift(pipe, base_pipe, prompts=["a cat"], ratios=True)
+    assert found["delta_theta"] == pytest.approx(math.sqrt(space.change().item()), rel=1e-4)
+    assert found["delta_eps"] > 0 and {"lipschitz cross attention", "lipschitz self attention"} < found.keys()
+
+
+class Eye:
+    """Embeds a picture as its mean colour."""
+
+    label = "colour"
+
+    def embed(self, pictures):
+        return pictures.mean((2, 3))
+
+
+def test_sample_scores_of_known_pictures():
+    red, green = torch.zeros(2, 4, 3, 8, 8)
+    red[:, 0], green[:, 1] = 1, 1
+    assert drift.sample_drift(red, red, Eye()) == {"drift_score (colour)": pytest.approx(0, abs=1e-6)}
+    assert drift.sample_drift(red, green, Eye()) == {"drift_score (colour)": pytest.approx(0.5)}
+    found = drift.sample_drift(red, green, eye=Eye())
+    assert found == {"frechet_eye (colour)": pytest.approx(2.0)}  # |mu_a - mu_b|^2, no spread
+
+    recognise = lambda pictures: ["red" if p[0].mean() > p[1].mean() else "green" for p in pictures]  # noqa: E731
+    pictures = torch.cat([red, green, red[:2], green[:2]])
+    assert drift.class_recognition(pictures, ["red", "green", "red"], recognise)["class_recognition"] == 10 / 12
+
+
+def test_samples_of_both_models_start_from_the_same_noise(pair):
+    found = drift.measure_drift(
+        *pair, prompts=["a cat"], classes=["cat", "dog"], count=2, recognise=lambda pictures: ["cat"] * len(pictures),
+        dino=Eye(), sampling={"num_inference_steps": 2},
+    )  # fmt: skip
+    assert found["drift_score (colour)"] == pytest.approx(0, abs=1e-6)
+    assert found["class_recognition"] == found["class_recognition_base"] == 0.5
+    with pytest.raises(InputError, match="needs an eye"):
+        drift.measure_drift(*pair, prompts=["a cat"], classes=["cat"])

@@ -1,0 +1,168 @@
+"""What is trained and what is written: names, gradients, and files that diffusers and this project's loaders read."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from common.runs import InputError
+from lipschitz_personalize import parameter_spaces
+from lipschitz_personalize.drift import effective_weights
+from lipschitz_personalize.loading import load_trained, move_weights
+from lipschitz_personalize.objectives import encode_text, load_backbone, network, predict
+from spdinv.customised.loading import load_adapter
+
+
+def load(models, name):
+    return load_backbone(str(models[name]), "cpu")
+
+
+def stirred(parameters, scale=0.05):
+    """Move every trained tensor, as a training does."""
+    generator = torch.Generator().manual_seed(3)
+    for tensor in parameters.values():
+        tensor.data += scale * torch.randn(tensor.shape, generator=generator)
+
+
+@torch.no_grad()
+def says(pipe, prompt="a red cat"):
+    z = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(4))
+    return predict(pipe, z, torch.tensor([500.0 if hasattr(pipe, "transformer") else 500]), encode_text(pipe, [prompt]))
+
+
+@pytest.mark.parametrize("name, part", [("sd", "unet"), ("sdxl", "unet"), ("sd3", "transformer")])
+def test_full_is_every_tensor_and_comes_back(models, tmp_path, name, part):
+    pipe = load(models, name)
+    space = parameter_spaces.full(pipe)
+    assert list(space.parameters) == [key for key, _ in network(pipe).named_parameters()]
+    assert all(tensor.requires_grad and tensor.dtype == torch.float32 for tensor in space.parameters.values())
+    stirred(space.parameters)
+    space.save(tmp_path)
+    assert (tmp_path / part / "config.json").is_file()
+    again = load_trained(tmp_path, str(models[name]), "cpu")
+    assert torch.equal(says(again), says(pipe))
+    half, base = load_trained(tmp_path, str(models[name]), "cpu", strength=0.5), load(models, name)
+    for key, tensor in network(half).state_dict().items():
+        middle = (network(base).state_dict()[key] + network(pipe).state_dict()[key]) / 2
+        assert torch.allclose(tensor, middle, atol=1e-6)
+
+
+def test_custom_diffusion_trains_keys_and_values_of_cross_attention_and_a_word(models):
+    pipe = load(models, "sd")
+    space = parameter_spaces.custom_diffusion(pipe, "<new1>", "cat")
+    names = {name for name in space.parameters if name != "text_encoder.<new1>"}
+    assert names == {name for name, _ in pipe.unet.named_parameters() if "attn2.to_k." in name or "attn2.to_v." in name}
+    assert {n for n, t in pipe.unet.named_parameters() if t.requires_grad} == names
+    table = pipe.text_encoder.get_input_embeddings().weight
+    assert space.counts == {"text_encoder.<new1>": table.numel()}
+    cat = pipe.tokenizer("cat", add_special_tokens=False)["input_ids"]
+    assert torch.equal(space.parameters["text_encoder.<new1>"], table[cat[0]])
+    assert torch.equal(encode_text(pipe, ["a <new1>"]).embeds, encode_text(pipe, ["a cat"]).embeds)
+    plain = load(models, "sd")
+    assert torch.equal(says(pipe), says(plain))  # nothing has moved yet
+
+
+def test_gradients_reach_the_word_and_not_the_first_token(models):
+    pipe = load(models, "sd")
+    space = parameter_spaces.custom_diffusion(pipe, "<new1>", "cat")
+    layer = pipe.unet.down_blocks[0].attentions[0].transformer_blocks[0].attn2.to_k
+    x = torch.randn(1, 3, layer.in_features, generator=torch.Generator().manual_seed(0))
+    (layer(x) ** 2).sum().backward()
+    rest = x[:, 1:].flatten(0, 1)
+    assert torch.allclose(layer.weight.grad, 2 * (rest @ layer.weight.T).T @ rest, atol=1e-5)
+    layer.weight.grad = None
+    cond = encode_text(pipe, ["a <new1> on grass"])
+    predict(pipe, torch.randn(1, 4, 8, 8), torch.tensor([10]), cond).square().sum().backward()
+    assert all(tensor.grad is not None and tensor.grad.any() for tensor in space.parameters.values())
+    assert not pipe.text_encoder.get_input_embeddings().weight.requires_grad
+
+
+def test_custom_diffusion_files_are_diffusers_own_and_load_everywhere(models, tmp_path):
+    pipe = load(models, "sd")
+    space = parameter_spaces.custom_diffusion(pipe, "<new1>", "cat")
+    stirred(space.parameters)
+    space.save(tmp_path)
+    content = load_file(tmp_path / "pytorch_custom_diffusion_weights.safetensors")
+    key = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.processor.to_k_custom_diffusion.weight"
+    assert torch.equal(
+        content[key], space.parameters["down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight"]
+    )
+    assert content["down_blocks.0.attentions.0.transformer_blocks.0.attn1.processor"].numel() == 0
+    assert set(load_file(tmp_path / "<new1>.safetensors")) == {"<new1>"}
+    wanted = says(pipe, "a <new1> on grass")
+
+    ours = load_trained(tmp_path, str(models["sd"]), "cpu")
+    assert torch.allclose(says(ours, "a <new1> on grass"), wanted, atol=1e-6)
+    elsewhere = load(models, "sd")
+    load_adapter(elsewhere, tmp_path)
+    assert torch.allclose(says(elsewhere, "a <new1> on grass"), wanted, atol=1e-6)
+    theirs = load(models, "sd")
+    theirs.unet.load_attn_procs(tmp_path, weight_name="pytorch_custom_diffusion_weights.safetensors")
+    theirs.load_textual_inversion(tmp_path, weight_name="<new1>.safetensors")
+    assert torch.allclose(says(theirs, "a <new1> on grass"), wanted, atol=1e-5)
+
+
+def test_custom_diffusion_of_sdxl_has_a_word_in_both_encoders(models, tmp_path):
+    pipe = load(models, "sdxl")
+    space = parameter_spaces.custom_diffusion(pipe, "<new1>", "cat")
+    assert {"text_encoder.<new1>", "text_encoder_2.<new1>"} <= space.parameters.keys()
+    stirred(space.parameters)
+    space.save(tmp_path)
+    words = load_file(tmp_path / "<new1>.safetensors")
+    assert {key: tuple(value.shape) for key, value in words.items()} == {"clip_l": (32,), "clip_g": (48,)}
+    again = load_trained(tmp_path, str(models["sdxl"]), "cpu")
+    assert torch.allclose(says(again, "a <new1>"), says(pipe, "a <new1>"), atol=1e-6)
+
+
+def test_custom_diffusion_of_sd3_trains_the_image_stream_with_biases(models, tmp_path):
+    pipe = load(models, "sd3")
+    space = parameter_spaces.custom_diffusion(pipe, None, "cat")
+    expected = {
+        f"transformer_blocks.{i}.attn.to_{p}.{kind}" for i in (0, 1) for p in "kv" for kind in ("weight", "bias")
+    }
+    assert space.parameters.keys() == expected and not space.trains_text
+    stirred(space.parameters)
+    space.save(tmp_path)
+    again = load_trained(tmp_path, str(models["sd3"]), "cpu")
+    assert torch.allclose(says(again), says(pipe), atol=1e-6)
+
+
+@pytest.mark.parametrize("name, part", [("sd", "unet"), ("sdxl", "unet"), ("sd3", "transformer")])
+def test_lora_changes_what_its_product_says_and_loads_everywhere(models, tmp_path, name, part):
+    pipe, base = load(models, name), load(models, name)
+    space = parameter_spaces.lora(pipe, 2, 3.0, ["to_q", "to_v"])
+    assert all("lora_" in key for key in space.parameters) and torch.equal(says(pipe), says(base))
+    stirred(space.parameters)
+    space.save(tmp_path)
+    assert {key.split(".")[0] for key in load_file(tmp_path / "pytorch_lora_weights.safetensors")} == {part}
+    wanted = says(pipe)
+    assert not torch.allclose(wanted, says(base), atol=1e-3)
+    assert torch.allclose(says(load_trained(tmp_path, str(models[name]), "cpu")), wanted, atol=1e-5)
+    if name != "sd3":
+        elsewhere = load(models, name)
+        load_adapter(elsewhere, tmp_path)
+        assert torch.allclose(says(elsewhere), wanted, atol=1e-5)
+    plain, ours = network(base).state_dict(), effective_weights(network(pipe))
+    assert ours.keys() == plain.keys()
+    change = sum((ours[key] - plain[key]).double().square().sum() for key in plain)
+    assert space.change().item() == pytest.approx(change.item(), rel=1e-3)
+
+
+def test_what_does_not_fit_is_refused(models, tmp_path):
+    with pytest.raises(InputError, match="no layer"):
+        parameter_spaces.lora(load(models, "sd"), 2, 2, ["to_nothing"])
+    with pytest.raises(InputError, match="known to this model"):
+        parameter_spaces.custom_diffusion(load(models, "sd"), "cat</w>", "dog")
+    with pytest.raises(InputError, match="holds no finished training"):
+        load_trained(tmp_path, str(models["sd"]))
+    pipe = load(models, "sd")
+    with pytest.raises(InputError, match="another model"):
+        move_weights(pipe.unet, {"conv_in.weight": torch.zeros(3)}, tmp_path)
+    with pytest.raises(InputError, match="NaN"):
+        move_weights(pipe.unet, {"conv_in.bias": torch.full((16,), torch.nan)}, tmp_path)
+    space = parameter_spaces.lora(pipe, 2, 2, ["to_q"])
+    space.save(tmp_path)
+    with pytest.raises(InputError, match="does not fit"):
+        load_trained(tmp_path, str(models["sdxl"]), "cpu")
+    (tmp_path / "pytorch_lora_weights.safetensors").write_bytes(b"torn")
+    with pytest.raises(InputError, match="damaged"):
+        load_trained(tmp_path, str(models["sd"]), "cpu")

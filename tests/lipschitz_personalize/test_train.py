@@ -1,0 +1,243 @@
+"""lipschitz_personalize.train from end to end: the plain trainer at lambda 0, the penalty, resume, files, bad input."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from diffusers.models.attention_processor import AttnProcessor
+from safetensors.torch import load_file
+
+from common.images import list_pictures, load_image, to_tensor
+from common.pipelines import load_pipeline
+from common.training import picture_indices, step_generator
+from lipschitz_personalize import train
+
+QUICK = ["--num_inference_steps", "2", "--num_validation_images", "1", "--mixed_precision", "no", "--seed", "3"]
+PROMPT = ["--instance_prompt", "a sks cat"]
+NEW = ["--parameter_space", "custom_diffusion", "--instance_prompt", "a <new1> cat", "--initializer_token", "cat"]
+
+
+def run(model, subject, output, *words):
+    prompt = () if "--instance_prompt" in words else PROMPT
+    train.main(["--pretrained_model_name_or_path", str(model), "--instance_data_dir", str(subject), "--output_dir",
+                str(output), *QUICK, *prompt, *words])  # fmt: skip
+    return json.loads((output / "metrics.json").read_text())
+
+
+def weights_of(output):
+    files = [path for path in sorted(output.rglob("*.safetensors")) if "checkpoint" not in str(path)]
+    return {f"{path.name}:{key}": value for path in files for key, value in load_file(path).items()}
+
+
+def plain_dreambooth(model, subject, steps, prior=None, regularise=0.0, lr=1e-3):
+    """DreamBooth's loop written anew: squashed pictures, one VAE sample each, Adam, no clipping."""
+    pipe = load_pipeline(str(model), "cpu")
+    pipe.unet.set_attn_processor(AttnProcessor())
+    base = {name: tensor.clone() for name, tensor in pipe.unet.named_parameters()}
+    sources = [(subject, "a sks cat", 3)] + ([(prior, "a cat", 3 + 2**62)] if prior else [])
+    latents, embeds = [], []
+    for folder, prompt, seed in sources:
+        encoded = []
+        for number, path in enumerate(list_pictures(folder)):
+            image = load_image(path)
+            picture = to_tensor(image if image.size == (32, 32) else image.resize((32, 32), 2))
+            generator = step_generator(seed, number, 1)
+            (
+                torch.randint(1, (), generator=generator),
+                torch.randint(1, (), generator=generator),
+            )  # where the crop begins
+            encoded.append(
+                pipe.vae.encode(picture * 2 - 1).latent_dist.sample(generator) * pipe.vae.config.scaling_factor
+            )
+        latents.append(torch.cat(encoded))
+        embeds.append(pipe.encode_prompt([prompt], "cpu", 1, False)[0])
+    pipe.unet.requires_grad_(True)
+    optimizer = torch.optim.AdamW(pipe.unet.parameters(), lr=lr, weight_decay=0)
+    for step in range(steps):
+        generator = step_generator(3, step)
+        x = torch.cat(
+            [latents[i][picture_indices(len(latents[i]), 1, sources[i][2], step)] for i in range(len(sources))]
+        )
+        noise = torch.randn(x.shape, generator=generator)
+        t = torch.randint(1000, (len(x),), generator=generator)
+        a = pipe.scheduler.alphas_cumprod[t].reshape(-1, 1, 1, 1)
+        said = pipe.unet(a.sqrt() * x + (1 - a).sqrt() * noise, t, torch.cat(embeds)).sample
+        error = (said - noise).square().mean((1, 2, 3))
+        loss = error[:1].mean()
+        if prior:
+            loss = loss + 1.0 * error[1:].mean()
+        if regularise:
+            pairs = [(tensor, base[name]) for name, tensor in pipe.unet.named_parameters()]
+            loss = loss + regularise * sum((tensor - old).square().mean() for tensor, old in pairs)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return {name: tensor.detach() for name, tensor in pipe.unet.named_parameters()}
+
+
+def trained(output):
+    return load_file(output / "unet" / "diffusion_pytorch_model.safetensors")
+
+
+def test_at_lambda_zero_it_is_dreambooth_to_the_bit(models, subject, tmp_path):
+    run(
+        models["sd"],
+        subject,
+        tmp_path / "a",
+        "--l2_reg_weight",
+        "0",
+        "--max_train_steps",
+        "4",
+        "--learning_rate",
+        "1e-3",
+    )
+    expected = plain_dreambooth(models["sd"], subject, 4)
+    found = trained(tmp_path / "a")
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in found)
+
+
+def test_prior_preservation_is_dreambooths_and_its_pictures_are_kept(models, subject, tmp_path):
+    words = ["--with_prior_preservation", "--class_prompt", "a cat", "--num_class_images", "2", "--l2_weight", "0"]
+    words += ["--class_data_dir", str(tmp_path / "class"), "--max_train_steps", "3", "--learning_rate", "1e-3"]
+    metrics = run(models["sd"], subject, tmp_path / "a", *words)
+    assert metrics["class_seconds"] > 0 and len(list_pictures(tmp_path / "class")) == 2
+    expected = plain_dreambooth(models["sd"], subject, 3, prior=tmp_path / "class")
+    assert all(torch.equal(value, expected[name]) for name, value in trained(tmp_path / "a").items())
+
+
+def test_the_penalty_is_that_of_the_released_code(models, subject, tmp_path):
+    words = ["--max_train_steps", "4", "--learning_rate", "1e-3", "--l2_reg_weight", "20"]
+    metrics = run(models["sd"], subject, tmp_path / "a", *words)
+    found, free = trained(tmp_path / "a"), plain_dreambooth(models["sd"], subject, 4)
+    expected = plain_dreambooth(models["sd"], subject, 4, regularise=20.0)
+    gap = sum((found[name] - expected[name]).square().sum() for name in found) ** 0.5
+    apart = sum((free[name] - expected[name]).square().sum() for name in found) ** 0.5
+    assert gap < 0.02 * apart  # Adam divides by tiny gradients, so that rounding shows
+    base = load_pipeline(str(models["sd"]), "cpu").unet.state_dict()
+    penalty = 20 * sum((found[name] - base[name]).double().square().mean().item() for name in found)
+    assert metrics["penalty"] == pytest.approx(penalty, rel=1e-4)
+    config = json.loads((tmp_path / "a" / "config.json").read_text())
+    assert config["l2_convention"] == "mean_sum" and config["cache_latents"] and config["adam_weight_decay"] == 0
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [
+            "--l2_reg_weight",
+            "20",
+            "--no-cache_latents",
+            "--lr_scheduler",
+            "cosine",
+            "--gradient_accumulation_steps",
+            "2",
+        ],
+        [*NEW, "--l2_reg_weight", "20"],
+        [
+            "--parameter_space",
+            "lora",
+            "--lora_targets",
+            "to_q",
+            "--l2_convention",
+            "function",
+            "--l2_reg_weight",
+            "0.1",
+        ],
+    ],
+    ids=["full", "custom_diffusion", "lora"],
+)
+def test_an_interrupted_training_ends_in_the_same_bytes(models, subject, tmp_path, words):
+    words = [*words, "--max_train_steps", "5", "--learning_rate", "1e-3", "--checkpointing_steps", "2"]
+    run(models["sd"], subject, tmp_path / "whole", *words)
+    (tmp_path / "cut").mkdir()
+    shutil.copytree(tmp_path / "whole" / "checkpoint-2", tmp_path / "cut" / "checkpoint-2")
+    run(models["sd"], subject, tmp_path / "cut", *words, "--resume_from_checkpoint", "latest")
+    whole, cut = weights_of(tmp_path / "whole"), weights_of(tmp_path / "cut")
+    assert whole.keys() == cut.keys() and all(torch.equal(whole[name], cut[name]) for name in whole)
+    assert (tmp_path / "whole" / "grid.png").read_bytes() == (tmp_path / "cut" / "grid.png").read_bytes()
+
+
+@pytest.mark.parametrize("backbone", ["sd_v", "sdxl", "sd3"])
+@pytest.mark.parametrize("space", ["full", "custom_diffusion", "lora"])
+def test_every_backbone_trains_every_space(models, subject, tmp_path, backbone, space):
+    words = ["--parameter_space", space, "--max_train_steps", "2", "--resolution", "32", "--learning_rate", "1e-3"]
+    words += ["--instance_prompt", "a <new1> cat", "--initializer_token", "cat"] if space == "custom_diffusion" else []
+    words += ["--gradient_accumulation_steps", "1", "--gradient_checkpointing", "--validation_prompt", "a cat"]
+    metrics = run(models[backbone], subject, tmp_path / "a", *words)
+    assert metrics["trainable_parameters"] > 0 and metrics["file_bytes"] > 0
+    names = {path.name for path in (tmp_path / "a").iterdir()}
+    assert {"config.json", "metrics.json", "grid.png"} < names
+
+
+def test_lambda_by_layer_and_by_sensitivity(models, subject, tmp_path):
+    words = ["--max_train_steps", "2", "--learning_rate", "1e-3", "--l2_reg_weight", "20"]
+    run(models["sd"], subject, tmp_path / "plain", *words)
+    run(models["sd"], subject, tmp_path / "free", *words, "--l2_layer_weights", "attn2=0", "norm=5")
+    run(models["sd"], subject, tmp_path / "lipschitz", *words, "--l2_lipschitz")
+    plain, free, lipschitz = (trained(tmp_path / name) for name in ("plain", "free", "lipschitz"))
+    assert any(not torch.equal(plain[name], free[name]) for name in plain)
+    assert any(not torch.equal(plain[name], lipschitz[name]) for name in plain)
+
+
+def test_bfloat16_and_a_copy_on_the_cpu(models, subject, tmp_path):
+    words = ["--max_train_steps", "2", "--l2_base_dtype", "bfloat16", "--l2_base_device", "cpu"]
+    train.main(["--pretrained_model_name_or_path", str(models["sd"]), "--instance_data_dir", str(subject), *PROMPT,
+                "--output_dir", str(tmp_path / "a"), *QUICK, "--mixed_precision", "bf16", *words])  # fmt: skip
+    assert trained(tmp_path / "a")["conv_in.weight"].dtype == torch.float32
+
+
+def test_print_config_resolves_published_settings_without_a_model(capsys):
+    for model, space, wanted in (
+        ("stable-diffusion-v1-5/stable-diffusion-v1-5", "full", {"l2_reg_weight": 500.0, "learning_rate": 2e-6}),
+        ("stable-diffusion-v1-5/stable-diffusion-v1-5", "lora", {"l2_reg_weight": 1e-7, "lora_alpha": 27.0}),
+        ("stabilityai/stable-diffusion-xl-base-1.0", "custom_diffusion", {"l2_reg_weight": 50.0, "scale_lr": True}),
+        ("stabilityai/stable-diffusion-3-medium-diffusers", "custom_diffusion", {"l2_reg_weight": 10.1}),
+    ):
+        train.main(["--pretrained_model_name_or_path", model, "--parameter_space", space, "--print_config"])
+        config = json.loads(capsys.readouterr().out)
+        assert {name: config[name] for name in wanted} == wanted and config["seed"] == 2025
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--l2_convention", "lora_factors"], "does not go with --parameter_space full"),
+        (["--parameter_space", "lora", "--l2_convention", "sum"], "take one of lora_factors, function"),
+        (["--parameter_space", "lora", "--l2_lipschitz"], "leave them out of LoRA"),
+        (["--parameter_space", "lora", "--lora_targets", "nothing"], "no layer of this network"),
+        (["--l2_layer_weights", "nothing=2"], "no trained tensor"),
+        (["--l2_layer_weights", "attn2"], "REGEX=FACTOR"),
+        (["--l2_reg_weight", "-1"], "from 0"),
+        (["--l2_reg_weight", "nan"], "from 0"),
+        (["--l2_reg_weigth", "1"], "did you mean --l2_reg_weight"),
+        (["--parameter_space", "custom_diffusion"], "has to hold --modifier_token"),
+        ([*NEW, "--modifier_token", "a/b"], "without spaces and slashes"),
+        (["--backbone", "sdxl", "--parameter_space", "full"], "give --backbone sd"),
+        (["--resolution", "33"], "no multiple of this model's 4"),
+        (["--with_prior_preservation"], "needs --class_prompt"),
+        (["--learning_rate", "1e30", "--max_train_steps", "3", "--l2_reg_weight", "0"], "lower --learning_rate"),
+        (["--pretrained_model_name_or_path", "/nowhere"], "No folder /nowhere"),
+        (["--resume_from_checkpoint", "checkpoint-7"], "is no checkpoint"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_sentence_and_leaves_nothing(models, subject, tmp_path, capsys, words, said):
+    with pytest.raises(SystemExit) as exit:
+        run(models["sd"], subject, tmp_path / "a", *words)
+    err = capsys.readouterr().err
+    assert exit.value.code == 2 and said in err and "Traceback" not in err
+    assert not (tmp_path / "a" / "config.json").exists() and not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_damaged_picture_and_another_models_checkpoint(models, subject, tmp_path, capsys):
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "a.png").write_bytes((subject / "0.png").read_bytes()[:200])
+    with pytest.raises(SystemExit):
+        run(models["sd"], tmp_path / "bad", tmp_path / "a")
+    assert "cannot be read as a picture" in capsys.readouterr().err
+    words = ["--max_train_steps", "3", "--checkpointing_steps", "2"]
+    run(models["sd"], subject, tmp_path / "b", *words)
+    with pytest.raises(SystemExit):
+        run(models["sd_v"], subject, tmp_path / "b", *words, "--resume_from_checkpoint", "latest")
+    assert "of a training with another" in capsys.readouterr().err
