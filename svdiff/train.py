@@ -133,7 +133,8 @@ def main(argv: list[str] | None = None) -> None:
         if (step + 1) % args.checkpointing_steps == 0 and step + 1 < args.max_train_steps and process == 0:
             save_training(args, step + 1, tuned.weights, optimizer, schedule, who, accelerator.scaler)
         if args.validation_prompt and (step + 1) % args.validation_steps == 0 and process == 0:
-            show(args, pipe, concepts, source, f"validation-{step + 1}.png")
+            with accelerator.autocast():
+                show(args, pipe, concepts, source, f"validation-{step + 1}.png")
     seconds = time.perf_counter() - began
     accelerator.wait_for_everyone()
     if process == 0:
@@ -144,7 +145,8 @@ def main(argv: list[str] | None = None) -> None:
             "loss": loss.item(), "trained_numbers": tuned.count, "seconds": seconds,
             "bytes": {file.name: file.stat().st_size for file in written},
         })  # fmt: skip
-        show(args, pipe, concepts, source, "grid.png")
+        with accelerator.autocast():
+            show(args, pipe, concepts, source, "grid.png")
         print(f"{seconds:.0f} s; weights, and grid.png with what they draw, in {args.output_dir}")
     accelerator.end_training()
 

@@ -38,7 +38,8 @@ def shifts(tiny_folder, tmp_path_factory):
 def infer(tiny_folder, tmp_path):
     def run(*more):
         main(["--pretrained_model_name_or_path", str(tiny_folder), "--device", "cpu", "--num_inference_steps", "2",
-              "--output_dir", str(tmp_path / "out"), "--basis_dir", str(tmp_path / "basis"), *map(str, more)])  # fmt: skip
+              "--output_dir", str(tmp_path / "out"), "--basis_dir", str(tmp_path / "basis"),
+              *map(str, more)])  # fmt: skip
         return tmp_path / "out"
 
     return run

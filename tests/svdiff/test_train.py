@@ -98,9 +98,9 @@ def test_resumed_equals_uninterrupted_tensor_for_tensor(train):
     whole = train("whole", *more, "--max_train_steps", "4")
     part = train("part", *more, "--max_train_steps", "3")
     assert (part / "checkpoint-2").is_dir()
+    partly = weights(part)
     resumed = train("part", *more, "--max_train_steps", "4", "--resume_from_checkpoint", "latest")
-    assert same(weights(whole), weights(resumed)) and not same(weights(whole), weights(train("other", *more, "--seed",
-        "1", "--max_train_steps", "4")))  # fmt: skip
+    assert same(weights(whole), weights(resumed)) and not same(weights(whole), partly)
     assert json.loads((whole / "metrics.json").read_text())["loss"] == json.loads(
         (resumed / "metrics.json").read_text()
     )["loss"]  # fmt: skip
@@ -235,8 +235,6 @@ def test_two_processes_train_one_model(flags, tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
-    # One process that sees both batches in two micro-steps takes the same step, but for the order of random numbers:
-    # so the shifts are compared with the mean over both processes' gradients only in that they moved, and once.
     shifts = load_file(tmp_path / "two" / "spectral_shifts.safetensors")
     assert 0 < shifts["conv_in.delta"].abs().max() <= 1.1e-3
     assert done.stdout.count("numbers are trained") == 1

@@ -1,0 +1,179 @@
+"""Table 1, the paper's figures and its analyses, with the claims that they support.
+
+    python -m svdiff.eval                        Table 1: counted on Stable Diffusion's UNet, beside the published sizes
+    python -m svdiff.eval --figure 5 6 7         trains what is missing, draws, scores, judges the claims
+    python -m svdiff.eval --figure study         the user study of Sec. 4.2 as a page to fill in
+
+An interrupted run goes on where it stopped: start it again with the same flags.
+"""
+
+import argparse
+import importlib
+import io
+import json
+from pathlib import Path
+
+from common.runs import InputError, make_parser, read_json, read_rows, script, write_config, write_json
+from common.training_flags import check_writable, is_picturebook_folder, number
+from svdiff import options
+from svdiff.experiments import FIGURES
+from svdiff.infer import block
+
+# What all rows of an output folder have in common.
+SAME = ("pretrained_model_name_or_path", "weights", "dataset", "split", "metric_encoders", "seed", "max_train_steps",
+        "num_inference_steps", "guidance_scale", "eta", "negative_prompt")  # fmt: skip
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = make_parser(__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--table", choices=("1",), help="print this table; the default, without --figure")
+    add("--figure", nargs="+", choices=FIGURES, default=[], help="figures of the paper; ablation (the subsets of Table "
+        "1), rank and scaling (Sec. 4.4); study (Sec. 4.2)")  # fmt: skip
+    add("--pretrained_model_name_or_path", default="picturebook", help="picturebook, a local folder or a hub id")
+    add("--dataset", default="picturebook", help="picturebook, or a DreamBooth-dataset folder")
+    add("--split", choices=("test", "validation"), default="test", help="of the picturebook; tune on validation only")
+    add("--subjects", nargs="+", help="take these of the dataset; by default the first --limit")
+    add("--limit", type=number(int, 1), default=4, help="how many subjects (the paper: 5)")
+    add("--pairs", type=number(int, 1), default=2, help="similar pairs of subjects, and as many dissimilar ones")
+    add("--prompts", type=number(int, 1), default=4, help="prompts per subject or pair")
+    add("--images_per_prompt", type=number(int, 1), default=2, help="seeds per prompt")
+    add("--items", type=number(int, 1), default=6, help="pictures to edit, for figure 7")
+    add("--items_dir", help="a PIE-Bench folder for figure 7; by default the picturebook's")
+    add("--max_train_steps", type=number(int, 1), help="of every training; the model's preset by default")
+    add("--num_class_images", type=number(int, 1), help="of every training; the model's preset by default")
+    add("--unmix_weight", type=number(float, 0), default=0.1, help="of the rows with the unmix regularisation")
+    add("--geometry_layers", nargs=2, type=block, default=[(16, "down", 1), (8, "down", 0)], metavar=("FIRST", "LAST"),
+        help="of figure 10, in P+ notation")  # fmt: skip
+    options.add_sampling_flags(parser)
+    add("--answers", nargs="+", metavar="FILE", help="answers to the user study's page, to be counted")
+    add("--metric_encoders", help="picturebook, pie, or a folder; by default those that suit the model")
+    add("--basis_dir", help="where singular bases are kept; outputs/spectral_basis of the project by default")
+    add("--output_dir", default="outputs/svdiff_eval", help="folder for trainings, pictures, rows, results.json")
+    add("--seed", type=number(int, 0, 2**31), default=0, help="of trainings, and of the first picture")
+    add("--device", choices=("cpu", "cuda"), help="a GPU if there is one by default")
+    add("--print_config", action="store_true", help="print what all flags resolve to, and stop")
+    args = parser.parse_args(argv)
+    known = is_picturebook_folder(args.pretrained_model_name_or_path)
+    if known:
+        parser.set_defaults(**options.SAMPLING_PRESET)
+        args = parser.parse_args(argv)
+    args.metric_encoders = args.metric_encoders or ("picturebook" if known else "pie")
+    if args.table and args.figure:
+        raise InputError("--table and --figure are run one at a time: leave one out")
+    if args.answers and args.figure != ["study"]:
+        raise InputError("--answers are counted by --figure study")
+    for path in args.answers or []:
+        if not Path(path).is_file():
+            raise InputError(f"--answers {path} is no file; give what the page saved")
+    if args.dataset != "picturebook" and not (Path(args.dataset) / "prompts_and_classes.txt").is_file():
+        raise InputError(f"--dataset {args.dataset} holds no prompts_and_classes.txt; give a DreamBooth-dataset folder")
+    if args.items_dir and not (Path(args.items_dir) / "mapping_file.json").is_file():
+        raise InputError(f"--items_dir {args.items_dir} holds no mapping_file.json; give a PIE-Bench folder")
+    if not args.print_config:
+        check_writable(Path(args.output_dir))
+    return args
+
+
+def sizes() -> dict[str, dict[str, int]]:
+    """Per subset of Table 1, of Stable Diffusion's UNet: tensors, numbers, bytes as torch.save and as our file."""
+    import torch
+
+    from svdiff.basis import tunable
+    from svdiff.files import write_shifts
+    from svdiff.subsets import SUBSETS, chosen, cost, shift_length, stable_diffusion_unet
+
+    unet, found = stable_diffusion_unet(), {}
+    layers = tunable(unet)
+    for subset in SUBSETS:
+        file = io.BytesIO()
+        shifts = {path: torch.zeros(shift_length(layers[path])) for path in chosen(unet, subset)}
+        write_shifts(file, shifts, base="0" * 32, subset=subset)
+        found[subset] = {**cost(unet, subset), "file_bytes": file.tell()}
+    return found
+
+
+def open_study(args: argparse.Namespace):
+    """Model, subjects, prompts and encoders, loaded once for all figures."""
+    from common.data import read_subject_prompts, read_subjects
+    from common.encoders import load_encoders
+    from common.picturebook.benchmarks import ensure_subjects
+    from common.pipelines import load_pipeline, native_resolution
+    from svdiff.basis import base_hash
+    from svdiff.editing import Sampling
+    from svdiff.experiments.study import Study
+
+    folder = ensure_subjects(args.split) if args.dataset == "picturebook" else Path(args.dataset)
+    every = read_subjects(folder)
+    wanted = read_subjects(folder, args.subjects) if args.subjects else every[: args.limit]
+    kinds = read_subject_prompts(folder)
+    templates = {subject.name: kinds["live" if subject.live else "object"] for subject in every}
+    pipe = load_pipeline(args.pretrained_model_name_or_path, args.device)
+    args.weights = base_hash(pipe.unet)[:12]
+    check_same(args)
+    encoders = load_encoders(args.metric_encoders, args.device)
+    return Study(args, pipe, wanted, every, templates, encoders, Path(args.output_dir),
+                 Sampling(**options.sampling_of(args)), native_resolution(pipe))  # fmt: skip
+
+
+def check_same(args: argparse.Namespace) -> None:
+    """Raises InputError if the folder holds rows of another model, other pictures or other settings."""
+    file = Path(args.output_dir) / "config.json"
+    before = read_json(file) if file.is_file() else {}
+    for name in SAME:
+        if before and before.get(name) != getattr(args, name):
+            flag = "UNet" if name == "weights" else f"--{name}"
+            raise InputError(f"{args.output_dir} holds results with another {flag} ({before.get(name)}); take the same "
+                             "one, or another --output_dir")  # fmt: skip
+
+
+def run_figure(study, name: str) -> dict:
+    """Run one figure in a folder of its own; prints its scores and claims, and returns both."""
+    from dataclasses import replace
+
+    from svdiff import claims
+    from svdiff.published import score_table, summarise, text_table
+
+    module = FIGURES[name]
+    folder = name if module == "strength" else module
+    args = argparse.Namespace(**{**vars(study.args), "figure": name})
+    study = replace(study, args=args, output=Path(args.output_dir) / folder)
+    study.output.mkdir(parents=True, exist_ok=True)
+    importlib.import_module(f"svdiff.experiments.{module}").run(study)
+    rows = read_rows(study.rows)
+    summary, found = summarise(rows), claims.judge(folder, rows) if rows else []
+    if summary:
+        print(f"\n{name}, {study.args.metric_encoders} encoders\n\n{score_table(summary)}\n")
+    if found:
+        print(text_table(claims.claims_table(found)), end="\n\n")
+    return {"summary": summary, "claims": found}
+
+
+@script
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    if args.print_config:
+        options.show_config(args)
+        return
+    output = Path(args.output_dir)
+    if not args.figure:
+        from svdiff.published import size_table
+
+        found = sizes()
+        print(size_table(found))
+        write_json(output / "table1.json", found)
+        return
+    study = open_study(args)
+    write_config(output, args)
+    results = {}
+    for name in args.figure:
+        results[name] = run_figure(study, name)
+        before = read_json(output / "results.json") if (output / "results.json").is_file() else {}
+        write_json(output / "results.json", {**before, **results})
+    print(
+        json.dumps({name: str(output / (name if FIGURES[name] == "strength" else FIGURES[name])) for name in results})
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,27 @@
+"""Fig. 8: subjects trained apart, added up (Eq. 4): shifts against differences of full weights."""
+
+from common.images import grid, load_image, save_png
+from svdiff import trained
+from svdiff.experiments.multi import inference_prompts
+from svdiff.experiments.study import Study, draw, pair_name, pairs, prompted, read_pictures, seen_in, tuned
+
+
+def run(study: Study) -> None:
+    sheet, labels = [], []
+    for kind, subjects in pairs(study, study.args.pairs):
+        name, row = pair_name(subjects), [load_image(subject.paths[0]) for subject in subjects]
+        for space in ("svdiff", "full"):
+            total = trained.add([tuned(study, subject, space) for subject in subjects])  # Eq. 4
+            with trained.applied(study.pipe, total):
+                for place, prompt in enumerate(inference_prompts(study, subjects)):
+
+                    def score(picture, subjects=subjects):
+                        return seen_in(study, list(subjects), picture)
+
+                    draw(study, space, f"{name}|{place}", prompted(study, prompt), score, group=kind, prompt=prompt)
+            row += read_pictures(study, space, f"{name}|0")[:2]
+        sheet.append(row)
+        labels.append(f"{name} ({kind})")
+    each = min(2, len(study.seeds))
+    columns = ["input", "input", *["shifts added"] * each, *["weights added"] * each]
+    save_png(study.output / "figure8.png", grid(sheet, labels, columns))

@@ -1,0 +1,45 @@
+"""Fig. 9a: cosines between the shifts of subjects, averaged over layers; on the diagonal two runs of one subject."""
+
+import numpy as np
+
+from common.runs import atomic_path, write_json
+from svdiff import combine, options
+from svdiff.experiments.study import Study, tuned
+
+
+def run(study: Study) -> None:
+    """figure9a.png, correlation.json; Fig. 9b is made of the pictures of Fig. 5, in single.py."""
+    shifts = [tuned(study, subject).of("unet") for subject in study.subjects]
+    known = options.is_picturebook_folder(study.args.pretrained_model_name_or_path)
+    rate = (options.PICTUREBOOK_LEARNING_RATES if known else options.LEARNING_RATES)["svdiff"] / 2
+    again = [tuned(study, one, "svdiff", "--learning_rate", str(rate), name=f"{one.name}-svdiff-half-rate").of("unet")
+             for one in study.subjects]  # fmt: skip
+    count = len(shifts)
+    matrix = [[combine.correlation(shifts[i], again[i] if i == j else shifts[j]) for j in range(count)]
+              for i in range(count)]  # fmt: skip
+    names = [subject.name for subject in study.subjects]
+    classes = [subject.class_name for subject in study.subjects]
+    off = [(matrix[i][j], classes[i] == classes[j]) for i in range(count) for j in range(i)]
+    found = {"one subject, two runs": [matrix[i][i] for i in range(count)],
+             "two subjects of one class": [value for value, same in off if same],
+             "subjects of different classes": [value for value, same in off if not same]}  # fmt: skip
+    means = {name: float(np.mean(values)) if values else None for name, values in found.items()}
+    write_json(study.output / "correlation.json", {"subjects": names, "cosines": matrix, "means": means})
+    for name, value in means.items():
+        print(f"mean cosine, {name}: {'-' if value is None else f'{value:.3f}'}")
+    draw_matrix(study, names, np.array(matrix))
+
+
+def draw_matrix(study: Study, names: list[str], matrix) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure((1.5 + 0.7 * len(names), 1.2 + 0.7 * len(names)), layout="constrained")
+    axis = figure.subplots()
+    axis.imshow(matrix, vmin=0, vmax=1, cmap="Blues")
+    axis.set_xticks(range(len(names)), names, rotation=90)
+    axis.set_yticks(range(len(names)), names)
+    for i, row in enumerate(matrix):
+        for j, value in enumerate(row):
+            axis.text(j, i, f"{value:.2f}", ha="center", va="center", color="white" if value > 0.6 else "black")
+    with atomic_path(study.output / "figure9a.png") as temporary:
+        figure.savefig(temporary, dpi=120)

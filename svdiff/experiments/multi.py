@@ -1,0 +1,78 @@
+"""Fig. 6: two and three subjects in one picture, with and without Cut-Mix-Unmix, shifts and full weights."""
+
+from dataclasses import replace
+
+from common.images import grid, load_image, save_png
+from common.pipelines import is_picturebook
+from svdiff import trained
+from svdiff.experiments.study import (
+    SPACES,
+    Study,
+    concept,
+    draw,
+    pair_name,
+    pairs,
+    phrase,
+    prompted,
+    read_pictures,
+    seam,
+    seen_in,
+    training,
+)  # fmt: skip
+
+OFF, ON = ["--cut_mix_unmix_prob", "0"], ["--cut_mix_unmix_prob", "0.6"]
+METHODS = {
+    "svdiff+cut_mix": [*SPACES["svdiff"], *ON],
+    "svdiff": [*SPACES["svdiff"], *OFF],
+    "svdiff+unmix": [*SPACES["svdiff"], *ON],
+    "full+cut_mix": [*SPACES["full"], *ON],
+    "full": [*SPACES["full"], *OFF],
+}
+NEGATIVE = "side by side, collage, split, on the left and on the right, at the top and at the bottom"
+
+
+def inference_prompts(study: Study, subjects) -> list[str]:
+    """Other words than the training's (Sec. 3.3), as many as --prompts asks for."""
+    phrases = [phrase(study, subject) for subject in subjects]
+    if is_picturebook(study.pipe):
+        places = ("in a meadow", "in the snow", "in a room", "on a beach")
+        return [f"{' and '.join(phrases)} {place}" for place in places][: study.args.prompts]
+    first, rest = phrases[0], " and ".join(phrases[1:])
+    texts = [f"{first} sitting beside {rest}", f"a painting of {first} with {rest}", f"{first} in front of {rest}"]
+    return texts[: study.args.prompts]
+
+
+def groups(study: Study) -> list[tuple[str, tuple]]:
+    """Similar and dissimilar pairs, and one group of three."""
+    found = pairs(study, study.args.pairs)
+    similar, dissimilar = ([pair for kind, pair in found if kind == want] for want in ("similar", "dissimilar"))
+    if similar and dissimilar:
+        third = next((subject for subject in dissimilar[0] if subject not in similar[0]), None)
+        if third:
+            found.append(("three", (*similar[0], third)))
+    return found
+
+
+def run(study: Study) -> None:
+    sheet, labels = [], []
+    for kind, subjects in groups(study):
+        name, row = pair_name(subjects), [load_image(subject.paths[0]) for subject in subjects[:2]]
+
+        def score(picture, subjects=subjects):
+            return {**seen_in(study, list(subjects), picture), "seam": seam(picture)}
+
+        for method, flags in METHODS.items():
+            more = ["--unmix_weight", str(study.args.unmix_weight)] if method.endswith("unmix") else []
+            concepts = [concept(study, subject) for subject in subjects]
+            change = trained.load(study.pipe, training(study, f"{name}-{method}", concepts, *flags, *more))
+            with trained.applied(study.pipe, change):
+                for place, prompt in enumerate(inference_prompts(study, subjects)):
+                    item, about = f"{name}|{place}", {"group": kind, "prompt": prompt}
+                    draw(study, method, item, prompted(study, prompt), score, **about)
+                    if method == "svdiff+cut_mix":
+                        how = replace(study.how, negative_prompt=NEGATIVE)
+                        draw(study, f"{method}+negative", item, prompted(study, prompt, how), score, **about)
+            row.append(read_pictures(study, method, f"{name}|0")[0])
+        sheet.append(row)
+        labels.append(f"{name} ({kind})")
+    save_png(study.output / "figure6.png", grid(sheet, labels, ["input", "input", *METHODS]))

@@ -1,0 +1,240 @@
+"""What all experiments share: trainings made once, pictures drawn once, rows of scores; an interrupted run goes on."""
+
+import argparse
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from common.data import Subject, fill_prompt
+from common.encoders import Encoders
+from common.images import center_crop_resize, load_image, save_png, to_tensor
+from common.metrics import Score, clip_image_similarity, clip_text_similarity, dino_similarity, lpips_distance
+from common.pipelines import is_picturebook
+from common.runs import InputError, append_row, measure, read_json, read_rows
+from svdiff import editing, options, train, trained
+
+# Rare words, one for each subject of a dataset in turn.
+TOKENS = ("sks", "qwe", "zxy", "ktn", "pll", "ucd", "olis", "phol", "mta", "xjk", "vbr", "wlf")
+SPACES = {space: ["--parameter_space", space] for space in options.PARAMETER_SPACES}
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """args: the flags of svdiff.eval. pipe: the base model, float32. templates: subject -> prompts "a {0} {1} in …".
+    every: all subjects of the dataset, which decide their tokens. output: folder of this experiment; trainings lie
+    beside it and are shared."""
+
+    args: argparse.Namespace
+    pipe: object
+    subjects: list[Subject]
+    every: list[Subject]
+    templates: dict[str, list[str]]
+    encoders: Encoders
+    output: Path
+    how: editing.Sampling
+    resolution: int
+
+    @property
+    def seeds(self) -> list[int]:
+        return [self.args.seed + k for k in range(self.args.images_per_prompt)]
+
+    @property
+    def rows(self) -> Path:
+        return self.output / "rows.jsonl"
+
+
+# --------------------------------------------------------------------------------------------------------- subjects
+
+
+def token_of(study: Study, subject: Subject) -> str:
+    return TOKENS[[one.name for one in study.every].index(subject.name) % len(TOKENS)]
+
+
+def phrase(study: Study, subject: Subject) -> str:
+    return f"a {token_of(study, subject)} {subject.class_name}"
+
+
+def concept(study: Study, subject: Subject, word: str | None = None, token: str | None = None) -> options.Concept:
+    """The subject as a training is told of it; `word` in place of its class, `token` in place of its own."""
+    before = "" if is_picturebook(study.pipe) else "photo of "  # the picturebook's captions begin with the thing
+    word, token = word or subject.class_name, token or token_of(study, subject)
+    return options.Concept(str(subject.paths[0].parent), f"{before}a {token} {word}", None, f"{before}a {word}")
+
+
+def pairs(study: Study, count: int) -> list[tuple[str, tuple[Subject, Subject]]]:
+    """("similar" or "dissimilar", two subjects): `count` of each kind. Similar: of one class, or both alive."""
+    found: dict[str, list] = {"similar": [], "dissimilar": []}
+    ordered = sorted(
+        ((one, two) for i, one in enumerate(study.every) for two in study.every[i + 1 :]),
+        key=lambda pair: pair[0].class_name != pair[1].class_name,
+    )  # pairs of one class first
+    used: dict[str, int] = {}
+    for one, two in ordered:
+        kind = "similar" if one.class_name == two.class_name or (one.live and two.live) else "dissimilar"
+        fresh = kind == "similar" or not (used.get(one.name) or used.get(two.name))
+        if len(found[kind]) < count and fresh:
+            found[kind].append((kind, (one, two)))
+            if kind == "dissimilar":
+                used[one.name] = used[two.name] = 1
+    return found["similar"] + found["dissimilar"]
+
+
+def pair_name(pair: Iterable[Subject]) -> str:
+    return "+".join(subject.name for subject in pair)
+
+
+# -------------------------------------------------------------------------------------------------------- trainings
+
+
+def training(study: Study, name: str, concepts: list[options.Concept], *flags: str) -> Path:
+    """The folder of a training by svdiff.train, made if it is not there yet. Raises InputError if the one that is there
+    was made with other flags."""
+    folder = Path(study.args.output_dir) / "trainings" / name
+    listed = folder.with_suffix(".json")
+    words = ["--pretrained_model_name_or_path", study.args.pretrained_model_name_or_path, "--output_dir", str(folder),
+             "--num_validation_images", "2", "--seed", str(study.args.seed), *flags]  # fmt: skip
+    for flag in ("device", "max_train_steps", "basis_dir", "num_class_images"):
+        if getattr(study.args, flag, None) is not None:
+            words += [f"--{flag}", str(getattr(study.args, flag))]
+    if len(concepts) > 1:
+        words += ["--concepts_list", str(listed)]
+    elif concepts:
+        (only,) = concepts
+        words += ["--instance_data_dir", only.instance_data_dir, "--instance_prompt", only.instance_prompt,
+                  "--class_prompt", only.class_prompt]  # fmt: skip
+    order = json.loads(json.dumps({"flags": words, "concepts": [vars(one) for one in concepts]}))
+    if (folder / "order.json").is_file():
+        if read_json(folder / "order.json") == order:
+            return folder
+        raise InputError(f"{folder} was trained with other flags; take the same ones, or another --output_dir")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    listed.write_text(json.dumps(order["concepts"], indent=2))
+    print(f"training {name}")
+    resume = ["--resume_from_checkpoint", "latest"] if list(folder.glob("checkpoint-*")) else []
+    train.main([*words, *resume])
+    (folder / "order.json").write_text(json.dumps(order, indent=2))
+    return folder
+
+
+def tuned(study: Study, subject: Subject, space: str = "svdiff", *flags: str, name: str | None = None):
+    """The change that one subject's training made."""
+    name = name or f"{subject.name}-{space}"
+    return trained.load(study.pipe, training(study, name, [concept(study, subject)], *SPACES[space], *flags))
+
+
+# --------------------------------------------------------------------------------------------------- pictures, rows
+
+
+def picture_path(study: Study, method: str, item: str, seed: int) -> Path:
+    return study.output / "pictures" / method.replace("/", "_") / f"{item.replace('/', '_')}_{seed}.png"
+
+
+def draw(study: Study, method: str, item: str, make, score, scale_of=None, **about) -> None:
+    """Rows of one method and item for every seed, unless they are there: `make(seeds)` gives pictures [n,3,H,W] in
+    [0,1], `score(picture [1,3,H,W])` its scores. Pictures are scored as their files hold them."""
+    done = {(row["method"], row["item"], row["seed"]) for row in read_rows(study.rows)}
+    seeds = [seed for seed in study.seeds if (method, item, seed) not in done]
+    if not seeds:
+        return
+    with measure() as cost:
+        made = make(seeds)
+    for seed, picture in zip(seeds, made, strict=True):
+        save_png(picture_path(study, method, item, seed), picture)
+        seen = to_tensor(load_image(picture_path(study, method, item, seed)))
+        append_row(study.rows, {
+            "paper": "svdiff", "method": method, "item": item, "seed": seed, "metrics": score(seen),
+            "seconds": cost.seconds / len(seeds), "peak_memory_mb": cost.peak_memory_mb, **about,
+        })  # fmt: skip
+
+
+def prompted(study: Study, prompt: str, how: editing.Sampling | None = None):
+    """For `draw`: pictures of a prompt by the pipeline as it stands."""
+    return lambda seeds: editing.draw(study.pipe, prompt, seeds, how or study.how, study.resolution)
+
+
+def read_pictures(study: Study, method: str, item: str) -> list:
+    return [load_image(picture_path(study, method, item, seed)) for seed in study.seeds]
+
+
+def references(study: Study, subject: Subject) -> Tensor:
+    """The subject's own pictures, [n,3,H,W]."""
+    return torch.cat([to_tensor(center_crop_resize(load_image(path), study.resolution)) for path in subject.paths])
+
+
+def likeness(study: Study, subject: Subject, known: Tensor, prompt: str):
+    """For `draw`: Fig. 9b's two scores (CLIP's cosine with the prompt, 1 - LPIPS averaged over the subject's pictures
+    `known`), and DreamBench's DINO and CLIP-I. prompt: without the token."""
+    eyes, device = study.encoders, study.pipe.device
+
+    def score(picture: Tensor) -> dict[str, float]:
+        one, many = picture.to(device), known.to(device)
+        values = {
+            "image_alignment": 1 - lpips_distance(one.expand_as(many), many, eyes.lpips).mean().item(),
+            "CLIP-T": clip_text_similarity(one, [prompt], eyes.clip).item(),
+            "DINO": dino_similarity(one, many, eyes.dino).mean().item(),
+            "CLIP-I": clip_image_similarity(one, many, eyes.clip).mean().item(),
+        }
+        labels = {"image_alignment": eyes.lpips.label, "DINO": eyes.dino.label}
+        return {
+            Score(name, value, labels.get(name, eyes.clip.label)).key: value for name, value in values.items()
+        } | seen_in(study, [subject], picture)
+
+    return score
+
+
+def prompts_of(study: Study, subject: Subject) -> list[tuple[str, str]]:
+    """The first --prompts prompts of a subject: (with its token, without)."""
+    chosen = study.templates[subject.name][: study.args.prompts]
+    token = token_of(study, subject)
+    return [tuple(fill_prompt(text, word, subject.class_name) for word in (token, "")) for text in chosen]
+
+
+# ------------------------------------------------------------------------------------- what the picturebook's eye sees
+
+
+def usual_color(subject: Subject, classifier) -> str:
+    """The colour in which the classifier most often sees a subject in its own pictures."""
+    readings = [classifier.read(to_tensor(load_image(path)))[0] for path in subject.paths]
+    seen = [reading.thing(subject.class_name)["color"] for reading in readings]
+    return max(seen, key=seen.count)
+
+
+def presences(subjects: list[Subject], picture: Tensor, classifier) -> list[float]:
+    """How sure the classifier is of each subject's kind in that subject's own colour, 0 to 1."""
+    from common.picturebook.scenes import COLORS, KINDS
+
+    with torch.no_grad():
+        found = classifier(picture)["pairs"][0].sigmoid()
+    return [
+        float(found[KINDS.index(subject.class_name), COLORS.index(usual_color(subject, classifier))])
+        for subject in subjects
+    ]
+
+
+def seen_in(study: Study, subjects: list[Subject], picture: Tensor) -> dict[str, float]:
+    """{"present": share of the subjects that are there, "both_present": 1 if all are}; nothing without a classifier.
+    NaN for subjects of one kind and colour, which it cannot tell apart."""
+    if not is_picturebook(study.pipe) or picture.shape[-1] != 64:
+        return {}
+    from common.picturebook.classifier import load_classifier
+
+    classifier = load_classifier()
+    looks = [(subject.class_name, usual_color(subject, classifier)) for subject in subjects]
+    if len(set(looks)) < len(looks):
+        return {"present": float("nan"), "both_present": float("nan")}
+    there = [presence > 0.5 for presence in presences(subjects, picture, classifier)]
+    return {"present": sum(there) / len(there), "both_present": float(all(there))}
+
+
+def seam(picture: Tensor) -> float:
+    """How much the step across the picture's middle, upright or level, stands out from all other steps: the larger of
+    the two ratios of mean absolute differences. 1 where there is no seam. picture [1,3,H,W]."""
+    ratios = []
+    for axis in (2, 3):
+        steps = picture.diff(dim=axis).abs().mean(dim=[d for d in range(4) if d != axis])
+        ratios.append(float(steps[picture.shape[axis] // 2 - 1] / steps.mean().clamp(min=1e-6)))
+    return max(ratios)

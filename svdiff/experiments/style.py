@@ -1,0 +1,39 @@
+"""Fig. 10: style mixing. Geometry from one subject's shifts in a span of layers, everything else from another's."""
+
+from common.images import grid, load_image, save_png
+from svdiff import trained
+from svdiff.experiments.study import (
+    Study,
+    draw,
+    likeness,
+    pair_name,
+    pairs,
+    prompted,
+    prompts_of,
+    read_pictures,
+    references,
+    tuned,
+)  # fmt: skip
+
+SUBSET = ["--parameter_subset", "UNet-2D", "--no-train_text_encoder"]
+
+
+def run(study: Study) -> None:
+    sheet, labels = [], []
+    first, last = study.args.geometry_layers
+    for _, subjects in pairs(study, study.args.pairs):
+        appearance, geometry = (tuned(study, one, "svdiff", *SUBSET, name=f"{one.name}-UNet-2D") for one in subjects)
+        prompt, plain = prompts_of(study, subjects[0])[0]
+        name, row = pair_name(subjects), [load_image(subject.paths[0]) for subject in subjects]
+        changes = {"appearance": appearance, "mixed": trained.style_mix(study.pipe, appearance, geometry, first, last),
+                   "added": trained.add([appearance, geometry])}  # fmt: skip
+        for method, change in changes.items():
+            with trained.applied(study.pipe, change):
+                score = likeness(study, subjects[0], references(study, subjects[0]), plain)
+                draw(study, method, name, prompted(study, prompt), score, prompt=prompt)
+            row += read_pictures(study, method, name)[:2]
+        sheet.append(row)
+        labels.append(name)
+    each = min(2, len(study.seeds))
+    columns = ["appearance: input", "geometry: input", *(method for method in changes for _ in range(each))]
+    save_png(study.output / "figure10.png", grid(sheet, labels, columns))
