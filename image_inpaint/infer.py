@@ -42,8 +42,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
                 raise InputError(f"--{flag} {path} is no file; give a picture")
     if args.lora and not Path(args.lora).exists():
         raise InputError(f"--lora {args.lora} is not there; python -m image_inpaint.train makes it")
-    if args.feather and not args.composite and "--feather" in " ".join(argv or []):
-        raise InputError("--feather is of --composite: give that too")
     options.check_output(args)
     return args
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import diffusers
 import torch
+import transformers
 from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.pipelines.deprecated import paint_by_example as module
 from diffusers.pipelines.deprecated.paint_by_example import PaintByExamplePipeline
@@ -86,9 +87,15 @@ def assemble(unet, vae, encoder, scheduler, processor, folder: Path, device: str
 
 def load_encoder(folder: Path, dtype: torch.dtype) -> PaintByExampleImageEncoder:
     """The published encoder (`model.vision_model.…`, `mapper.…`), refused if a weight is missing."""
-    model, info = PaintByExampleImageEncoder.from_pretrained(
-        folder, dtype=dtype, output_loading_info=True, local_files_only=True
-    )
+    before = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_error()  # it says that a picture tower is part of a CLIP
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        model, info = PaintByExampleImageEncoder.from_pretrained(
+            folder, dtype=dtype, output_loading_info=True, local_files_only=True
+        )
+    finally:
+        transformers.utils.logging.set_verbosity(before)
     if missing := sorted(info["missing_keys"]):
         raise InputError(f"{folder} lacks {len(missing)} of the model's weights, {missing[0]} among them.")
     return model.eval().requires_grad_(False)

@@ -12,6 +12,7 @@ STAGES, TUNINGS, PRIORS = ("subject", "pretrain"), ("lora", "full"), ("text_to_i
 TARGET_NAMES = ("attention", "qv", "cross_kv", "attention+ff", "attention+conv_in")  # keys of lora.TARGETS
 AUGMENTATIONS = ("none", "flip", "rotation", "blur", "elastic")  # augment.NAMES, or nothing
 BOX_WAYS = ("auto", "file", "scene", "detr", "whole")  # boxes.WAYS
+FEATHER = 8
 PUBLISHED = "Fantasy-Studio/Paint-by-Example"
 LEARNING_RATES = {"subject": 3e-5, "pretrain": 1e-6}  # Sec. 5.1
 
@@ -47,7 +48,11 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
         "Paint-by-Example's code, and diffusers' port")  # fmt: skip
     add("--composite", action=argparse.BooleanOptionalAction, default=False, help="put the source's own pixels back "
         "outside of the hole (published: no; the background is painted anew)")  # fmt: skip
-    add("--feather", type=number(int, 0), default=8, help="of --composite: pixels over which the hole's rim fades in")
+    add(
+        "--feather",
+        type=number(int, 0),
+        help=f"of --composite: pixels over which the rim fades in; {FEATHER} by default",
+    )
     add("--context", type=number(float, 1), default=2.0, help="of pictures larger than the model's: side of the window "
         "that is painted, over the longer side of the hole")  # fmt: skip
 
@@ -171,6 +176,10 @@ def training_steps(args: argparse.Namespace, pictures: int, processes: int = 1) 
 
 
 def check_output(args: argparse.Namespace) -> None:
+    """Raises InputError for what cannot be written, and for a feather without an edge."""
+    if args.feather is not None and not args.composite:
+        raise InputError("--feather is of --composite: give that too")
+    args.feather = FEATHER if args.feather is None else args.feather
     if not args.print_config:
         check_writable(Path(args.output_dir))
 

@@ -81,29 +81,26 @@ def train(args: argparse.Namespace) -> dict:
     import torch
     from tqdm import tqdm
 
+    from common import training
     from common.images import save_png
     from common.pipelines import native_resolution
-    from common.training import (
-        fingerprint, identity, make_accelerator, make_optimizer, noised, picture_indices, resume_training,
-        save_training, step_generator, target,
-    )  # fmt: skip
     from image_inpaint.conditioning import nine_channels
     from image_inpaint.samples import sheet
     from image_inpaint.triples import Augmentation, make_triple
     from image_inpaint.views import Views, draw_latents, encode
 
-    accelerator = make_accelerator(args, "image_inpaint")
+    accelerator = training.make_accelerator(args, "image_inpaint")
     device, rank, processes = accelerator.device, accelerator.process_index, accelerator.num_processes
     pipe = load_model(args, str(device))
     examples, shown = make_examples(args)
     micros, batch_size = args.gradient_accumulation_steps, args.train_batch_size
     resolution = args.resolution or native_resolution(pipe)
     args.max_train_steps = options.training_steps(args, examples.count, processes)
-    who = identity(args, model=fingerprint(pipe.unet.state_dict()))
+    who = training.identity(args, model=training.fingerprint(pipe.unet.state_dict()))
     trained = make_trainable(pipe, args)
-    optimizer, schedule = make_optimizer(trained.values(), args, processes)
+    optimizer, schedule = training.make_optimizer(trained.values(), args, processes)
     network, optimizer = accelerator.prepare(make_network(pipe), optimizer)
-    first = resume_training(args, trained, optimizer, schedule, who, accelerator.scaler)
+    first = training.resume_training(args, trained, optimizer, schedule, who, accelerator.scaler)
     if args.gradient_checkpointing:
         pipe.unet.enable_gradient_checkpointing()
     pipe.unet.train()
@@ -125,8 +122,10 @@ def train(args: argparse.Namespace) -> dict:
         for step in bar:
             total = 0.0
             for micro in range(micros):
-                generator = step_generator(args.seed, step, micro, rank)
-                chosen = picture_indices(examples.count, batch_size, args.seed, step, micro, micros, rank, processes)
+                generator = training.step_generator(args.seed, step, micro, rank)
+                chosen = training.picture_indices(
+                    examples.count, batch_size, args.seed, step, micro, micros, rank, processes
+                )
                 if cache:
                     rows = torch.randint(args.cache_views, (batch_size,), generator=generator).tolist()
                     views = Views.cat([cache[index][[row]] for index, row in zip(chosen, rows, strict=True)])
@@ -141,8 +140,8 @@ def train(args: argparse.Namespace) -> dict:
                 dropped = (torch.rand(draws, generator=generator) < args.condition_dropout).expand(batch_size)
                 if args.layer_dropout:  # layers draw from torch's own generator
                     torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
-                noisy = noised(alpha_bar, latents, noise, t)  # Eq. 2
-                wanted = target(prediction, alpha_bar, latents, noise, t).to(device)
+                noisy = training.noised(alpha_bar, latents, noise, t)  # Eq. 2
+                wanted = training.target(prediction, alpha_bar, latents, noise, t).to(device)
                 channels = nine_channels(noisy, masked, views.keep).to(device)
                 context = views.tokens.to(device), dropped[:, None, None].to(device)
                 with accelerator.autocast():
@@ -167,7 +166,7 @@ def train(args: argparse.Namespace) -> dict:
             accelerator.log({"loss": total}, step=step)
             done = step + 1
             if accelerator.is_main_process and done % args.checkpointing_steps == 0 and done < args.max_train_steps:
-                save_training(args, done, trained, optimizer, schedule, who, accelerator.scaler)
+                training.save_training(args, done, trained, optimizer, schedule, who, accelerator.scaler)
             if accelerator.is_main_process and args.validation_steps and done % args.validation_steps == 0:
                 save_png(Path(args.output_dir) / "samples" / f"{done}.png", sheet(pipe, shown, args.seed))
     accelerator.wait_for_everyone()
@@ -181,7 +180,7 @@ def train(args: argparse.Namespace) -> dict:
         "peak_memory_mb": cost.peak_memory_mb,
     }
     if accelerator.is_main_process:
-        save_training(args, args.max_train_steps, trained, optimizer, schedule, who, accelerator.scaler)
+        training.save_training(args, args.max_train_steps, trained, optimizer, schedule, who, accelerator.scaler)
         finish(pipe, args, shown, metrics)
     accelerator.end_training()
     return metrics

@@ -1,0 +1,113 @@
+"""What the paper compares with: inpainting that is told in words what to draw.
+
+The baseline of Tables 2 and 3 is Stable Diffusion's inpainting model with a caption of the subject. A text-to-image
+model, DreamBooth's or Textual Inversion's among them, inpaints too: after every step the source, noised to the level,
+is put back outside of the hole. Both are diffusers' own StableDiffusionInpaintPipeline.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from diffusers import StableDiffusionInpaintPipeline, StableDiffusionPipeline
+from huggingface_hub import constants
+from PIL import Image
+from torch import Tensor
+
+from common.model_files import PICTUREBOOK, find_folder, inspect_folder, load_model, one_line
+from common.pipelines import load_pipeline, native_resolution
+from common.runs import InputError
+from image_inpaint.composite import CONTEXT, cut_out, find_window, paste_back
+from image_inpaint.painting import multiple_of
+
+SD_INPAINTING = "stable-diffusion-v1-5/stable-diffusion-inpainting"
+CAPTIONERS = {"blip": "Salesforce/blip-image-captioning-base", "vit-gpt2": "nlpconnect/vit-gpt2-image-captioning"}
+GUIDANCE = 7.5  # diffusers' own
+
+
+def load_text_inpainting(name: str, device: str | None = None) -> StableDiffusionInpaintPipeline:
+    """Stable Diffusion's inpainting model (nine channels), or a text-to-image model (four) to be used as one."""
+    if name == PICTUREBOOK:
+        return from_text_to_image(load_pipeline(name, device))
+    classes = {cls.__name__: cls for cls in (StableDiffusionInpaintPipeline, StableDiffusionPipeline)}
+    folder = find_folder(name, bool(constants.HF_HUB_OFFLINE), classes)
+    kind, parts = inspect_folder(folder, classes)
+    if kind is StableDiffusionPipeline:
+        return from_text_to_image(load_pipeline(str(folder), device))
+    from common.model_files import MODELS
+
+    try:
+        loaded = {part: load_model(MODELS[part], folder / part, torch.float32) for part in parts}
+        pipe = kind.from_pretrained(folder, **loaded, safety_checker=None, requires_safety_checker=False,
+                                    local_files_only=True)  # fmt: skip
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"Cannot load the model in {folder}: {one_line(error)}") from error
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def from_text_to_image(pipe: StableDiffusionPipeline) -> StableDiffusionInpaintPipeline:
+    made = StableDiffusionInpaintPipeline(**pipe.components, requires_safety_checker=False)
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+@torch.no_grad()
+def paint_from_text(
+    pipe: StableDiffusionInpaintPipeline, pictures: Sequence[Image.Image], fills: Sequence[Tensor],
+    prompts: Sequence[str], seeds: Sequence[int], num_inference_steps: int = 50, guidance_scale: float = GUIDANCE,
+    composite: bool = False, feather: int = 8, context: float = CONTEXT, batch_size: int = 8,
+) -> list[Image.Image]:  # fmt: skip
+    """As painting.paint, with a prompt in place of a reference."""
+    native, multiple = native_resolution(pipe), multiple_of(pipe)
+    windows = [find_window(fill, native, multiple, context) for fill in fills]
+    results: list[Image.Image | None] = [None] * len(pictures)
+    for size in dict.fromkeys(window.size for window in windows):
+        rows = [row for row, window in enumerate(windows) if window.size == size]
+        for start in range(0, len(rows), batch_size):
+            chosen = rows[start : start + batch_size]
+            parts = [cut_out(pictures[row], fills[row], windows[row]) for row in chosen]
+            source, fill = (torch.cat(part) for part in zip(*parts, strict=True))
+            painted = pipe(
+                [prompts[row] for row in chosen], image=2 * source - 1, mask_image=fill, height=size[0], width=size[1],
+                strength=1.0, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale,
+                generator=[torch.Generator().manual_seed(seeds[row]) for row in chosen], output_type="pt",
+            ).images.float().cpu()  # fmt: skip
+            for row, piece in zip(chosen, painted, strict=True):
+                results[row] = paste_back(pictures[row], piece[None], fills[row], windows[row], composite, feather)
+    return results
+
+
+class Captioner:
+    """A caption of the reference picture: BLIP (Sec. 5.3) or vit-gpt2 (Sec. 5.4); the paper says both."""
+
+    def __init__(self, name: str = "blip", device: str | None = None):
+        from transformers import (
+            AutoTokenizer,
+            BlipForConditionalGeneration,
+            BlipProcessor,
+            VisionEncoderDecoderModel,
+            ViTImageProcessor,
+        )
+
+        place = CAPTIONERS.get(name, name)
+        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            if "vit-gpt2" in place:
+                self.model = VisionEncoderDecoderModel.from_pretrained(place)
+                self.see, self.words = ViTImageProcessor.from_pretrained(place), AutoTokenizer.from_pretrained(place)
+            else:
+                self.model = BlipForConditionalGeneration.from_pretrained(place)
+                self.see = self.words = BlipProcessor.from_pretrained(place)
+        except Exception as problem:  # the hub's client, its transport and the libraries raise a dozen kinds
+            raise InputError(
+                f"no captioner at {place}: give a folder or hub id; it said: {one_line(problem)}"
+            ) from None
+        self.model.to(self.device).eval()
+
+    @torch.no_grad()
+    def caption(self, picture: Image.Image) -> str:
+        pixels = self.see(images=picture, return_tensors="pt")["pixel_values"].to(self.device)
+        ids = self.model.generate(pixel_values=pixels, max_new_tokens=20)
+        return self.words.batch_decode(ids, skip_special_tokens=True)[0].strip()

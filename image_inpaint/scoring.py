@@ -1,0 +1,131 @@
+"""Scores of inpainted pictures: likeness of the region (Sec. 5.1), realism of the set, and what the paper leaves out.
+
+DINO and CLIP are mean cosines of the generated region, the bounding box of the hole, with each of the subject's
+photographs, cut to the subject. FID and KID are of a set of pictures against a set of real ones. The rest is ours: is
+the background kept, is there a seam, and on the picturebook, where the true picture is known, does a classifier that
+the generator never saw find the thing, and how much of the hole does it fill?
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from common import encoders
+from common.images import to_tensor
+from common.metrics import Score, clip_image_similarity, dino_similarity, frechet_distance, lpips_distance, psnr
+from image_inpaint.benchmark import Item, Subject
+from image_inpaint.masks import box_of
+
+SQUARE = 224  # crops are squashed to this before CLIP, whose own processor would cut a long crop's ends off
+PAINTED = 0.1  # a pixel of the hole belongs to the thing where it differs by more from the empty scene
+PAPER = {"clip": "openai/clip-vit-base-patch32", "dino": "facebook/dino-vits16", "lpips": "alex"}
+
+
+@dataclass(frozen=True)
+class Eyes:
+    """The networks that look; features: of FID and KID. classifier: of the picturebook only."""
+
+    clip: encoders.Clip
+    dino: encoders.Dino
+    lpips: encoders.Lpips
+    features: encoders.Embedder
+    classifier: torch.nn.Module | None = None
+
+
+def load_eyes(name: str, device: str | None = None) -> Eyes:
+    """name: "picturebook", or "paper": DINO ViT-S/16 as stated, CLIP ViT-B/32 (no variant is stated), Inception."""
+    if name == "picturebook":
+        from common.picturebook.classifier import load_classifier
+
+        found = encoders.load_encoders("picturebook", device)
+        features = encoders.load_picturebook_embedder(device)
+        return Eyes(found.clip, found.dino, found.lpips, features, load_classifier())
+    return Eyes(
+        encoders.load_clip(PAPER["clip"], device),
+        encoders.load_dino(PAPER["dino"], device),
+        encoders.load_lpips(PAPER["lpips"], device),
+        encoders.load_inception(device=device),
+    )
+
+
+def squares(pictures: Sequence[Image.Image]) -> Tensor:
+    """Pictures of any proportions, squashed: [B, 3, 224, 224] in [0, 1]."""
+    return torch.cat([to_tensor(picture.resize((SQUARE, SQUARE), Image.Resampling.BICUBIC)) for picture in pictures])
+
+
+def item_scores(item: Item, subject: Subject, made: Image.Image, eyes: Eyes) -> dict[str, float]:
+    """All scores of one picture, by Score.key."""
+    region, references = squares([made.crop(box_of(item.fill))]), squares(subject.crops)
+    source, picture, fill = to_tensor(item.source), to_tensor(made), item.fill[None, None]
+    found = {
+        Score("DINO", 0, eyes.dino.label, "region").key: dino_similarity(region, references, eyes.dino).mean().item(),
+        Score("CLIP-I", 0, eyes.clip.label, "region").key:
+            clip_image_similarity(region, references, eyes.clip).mean().item(),
+        "psnr_kept": psnr(source, picture, 1 - fill).item(),
+        "rim": 255 * (step_across(picture, fill) - step_across(source, fill)),
+    }  # fmt: skip
+    if item.truth is not None:
+        truth = to_tensor(item.truth)
+        found["psnr_truth"] = psnr(truth, picture).item()
+        found[Score("lpips_truth", 0, eyes.lpips.label).key] = lpips_distance(truth, picture, eyes.lpips).item()
+        share = painted_share(source, picture, fill)
+        found["filled"] = share
+        found["filled_excess"] = share - painted_share(source, truth, fill)
+    if eyes.classifier is not None and item.kind is not None:
+        found[Score("thing_seen", 0, "picturebook").key] = float(thing_seen(item, picture, eyes.classifier))
+    return found
+
+
+def step_across(picture: Tensor, fill: Tensor) -> float:
+    """Mean absolute difference of neighbouring pixels on two sides of the hole's rim. picture [1, 3, H, W]."""
+    total = count = 0.0
+    for axis in (2, 3):
+        size = picture.shape[axis] - 1
+        crosses = (fill.narrow(axis, 1, size) != fill.narrow(axis, 0, size)).float()
+        step = (picture.narrow(axis, 1, size) - picture.narrow(axis, 0, size)).abs().mean(1, keepdim=True)
+        total, count = total + (step * crosses).sum().item(), count + crosses.sum().item()
+    return total / count if count else float("nan")
+
+
+def painted_share(source: Tensor, picture: Tensor, fill: Tensor) -> float:
+    """The share of the hole in which something stands: whose pixels differ from the empty scene's (the claim of
+    Sec. 5.4 that a model trained on tight masks fills all of a loose one)."""
+    different = ((picture - source).abs().mean(1, keepdim=True) > PAINTED).float()
+    return ((different * fill).sum() / fill.sum()).item()
+
+
+def thing_seen(item: Item, picture: Tensor, classifier) -> bool:
+    """Whether the classifier finds the subject's kind in its colour among the surest kinds of the picture, as many as
+    there should be things."""
+    alone = classifier.read(to_tensor(item.truth))[0]  # how many things stand in the true picture
+    count = max(1, sum(thing["presence"] > 0.5 for thing in alone.things))
+    return (item.color, item.kind) in classifier.read(picture)[0].pairs(count)
+
+
+def kernel_distance(a: Tensor, b: Tensor) -> float:
+    """KID (Binkowski et al., ICLR 2018): unbiased squared maximum mean discrepancy of features [n, d] under the kernel
+    (x.y / d + 1)^3, over all pairs and without random subsets."""
+    a, b = a.double().cpu(), b.double().cpu()
+
+    def kernel(x: Tensor, y: Tensor) -> Tensor:
+        return (x @ y.T / x.shape[1] + 1) ** 3
+
+    within = [(kernel(x, x).sum() - kernel(x, x).diagonal().sum()) / (len(x) * (len(x) - 1)) for x in (a, b)]
+    return (within[0] + within[1] - 2 * kernel(a, b).mean()).item()
+
+
+@torch.no_grad()
+def set_scores(real: Sequence[Image.Image], made: Sequence[Image.Image], eyes: Eyes) -> dict[str, dict]:
+    """FID and KID of whole pictures with the number of them. From 240 pictures the 2048-dimensional covariance of the
+    FID is singular and its value biased upwards: compare at equal n only. KID is unbiased."""
+    features = [torch.cat([eyes.features.embed(to_tensor(picture)) for picture in one]) for one in (real, made)]
+    count = min(len(real), len(made))
+    if count < 2:
+        return {}
+    fid = frechet_distance(*features, eyes.features.label)
+    kid = Score("KID", kernel_distance(*features), eyes.features.label, n=count)
+    return {score.key: {"mean": score.value, "low": score.value, "high": score.value, "n": count}
+            for score in (fid, kid)}  # fmt: skip
