@@ -1,4 +1,5 @@
-"""Speed and memory: inversions side by side, our DDIM sampling and latent surgery against diffusers' own pipelines.
+"""Speed and memory: inversions side by side, our DDIM sampling and latent surgery against diffusers' own pipelines, the
+Lipschitz penalty against a training step and against prior preservation.
 
 python -m eval.bench --items 3
 """
@@ -30,6 +31,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--num_inference_steps", type=positive, default=50, help="DDIM steps")
     add("--guidance_scale", type=float, default=7.5, help="of sampling; inversion and its way back have none")
     add("--repeats", type=positive, default=5, help="pairs of samplings, ours and diffusers' in turn")
+    add("--training_shapes", choices=("model", "sd15"), default="model", help="network that the penalty is timed on: "
+        "the model's, or a random one of Stable Diffusion 1.5's shapes (some 20 GB)")  # fmt: skip
     add("--output_dir", default="outputs/bench", help="folder for bench.json")
     add("--device", help="cpu, cuda, cuda:1, ...; a GPU if there is one by default")
     args = parser.parse_args(argv)
@@ -165,6 +168,42 @@ def bench_surgery(pipe, args: argparse.Namespace) -> list[dict]:
     return paired_runs(bench, loaded, args.repeats)
 
 
+def bench_penalty(name: str, args: argparse.Namespace) -> dict[str, list[dict]]:
+    """The Lipschitz penalty's gradient against one step of full fine-tuning, with a frozen copy of 32 and of 16 bits,
+    and a whole run (200 steps) against prior preservation (40 class pictures); a pipeline of its own, for it is
+    trained."""
+    import torch
+
+    from common.pipelines import load_pipeline
+    from lipschitz_personalize.overhead import penalty_rows, run_rows, sd15_shapes
+
+    pipe = load_pipeline(name, args.device)
+    if args.training_shapes == "sd15":
+        return {"penalty": penalty_rows(sd15_shapes(pipe), args.repeats)}
+    return {
+        "penalty": penalty_rows(pipe, args.repeats),
+        "penalty_bf16": penalty_rows(pipe, args.repeats, base_dtype=torch.bfloat16),
+        "prior": run_rows(pipe, args.repeats, 200, 40, args.num_inference_steps),
+    }
+
+
+def print_penalty(found: dict[str, list[dict]]) -> None:
+    """Percent of a step, and of a whole run with prior preservation, with paired intervals."""
+    for name in ("penalty", "penalty_bf16"):
+        if rows := found.get(name):
+            share = [100 * row["penalty_seconds"] / row["step_seconds"] for row in rows]
+            mean, low, high = paired_bootstrap(share, [0.0] * len(share))
+            seconds, copied = sum(row["step_seconds"] for row in rows) / len(rows), rows[0]["base_mb"]
+            print(
+                f"Lipschitz {name}: {mean:+.2f} % [{low:+.2f}, {high:+.2f}] of a step of {seconds:.3f} s; "
+                f"frozen copy of {copied:.1f} MiB"
+            )
+    if rows := found.get("prior"):
+        ratio = [row["ours_seconds"] / row["prior_seconds"] for row in rows]
+        mean, low, high = paired_bootstrap(ratio, [0.0] * len(ratio))
+        print(f"Lipschitz run against prior preservation: {mean:.2f} [{low:.2f}, {high:.2f}] of its seconds")
+
+
 def summary(rows: list[dict], solvers: list[str]) -> str:
     """Means per solver; seconds with the paired difference to the first solver."""
     from spdinv.tables import by, text_table
@@ -209,8 +248,10 @@ def main(argv: list[str] | None = None) -> None:
         f"Latent surgery, half of {args.num_inference_steps} steps, {len(surgery)} pairs: {mean:+.1f} % "
         f"[{low:+.1f}, {high:+.1f}] against diffusers' img2img"
     )
+    penalty = bench_penalty(args.pretrained_model_name_or_path, args)
+    print_penalty(penalty)
     output = Path(args.output_dir)
-    write_json(output / "bench.json", {"inversions": inversions, "sampling": sampling, "surgery": surgery})
+    write_json(output / "bench.json", {"inversions": inversions, "sampling": sampling, "surgery": surgery, **penalty})
     write_config(output, args)
     print(f"written to {output / 'bench.json'}")
 

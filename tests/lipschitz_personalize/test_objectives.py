@@ -44,7 +44,7 @@ def test_loss_against_an_independent_reading(pipes, name):
         sigma = (3 * raw / (1 + 2 * raw)).reshape(3, 1, 1, 1)
         z = (1 - sigma) * x + sigma * n
         embeds, _, pooled, _ = pipe.encode_prompt(
-            ["a red cat", "a dog", ""], None, None, do_classifier_free_guidance=False
+            ["a red cat", "a dog", ""], None, None, do_classifier_free_guidance=False, max_sequence_length=77
         )
         with torch.no_grad():
             v = pipe.transformer(z.float(), embeds, pooled, (1000 * sigma).float().reshape(3)).sample.double()
