@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eval.measures import Interval, Measure, difference, find, measure
+from eval.personalization.matched import matched_difference
 
 CLAIMS = Path(__file__).parent / "claims.toml"
 HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "cannot say"
@@ -44,7 +45,11 @@ def findings(track: str, rows: list[dict]) -> list[Finding]:
     found = []
     for claim in claims:
         column = measure(find(rows, claim["score"]) or claim["score"])
-        gap = difference(rows, column.key, claim["method"], claim["baseline"])
+        if "matched" in claim:  # method and baseline are curves
+            at = find(rows, claim["matched"]) or claim["matched"]
+            gap = matched_difference(rows, column.key, at, claim["method"], claim["baseline"])
+        else:
+            gap = difference(rows, column.key, claim["method"], claim["baseline"])
         margin = claim.get("margin", 0.0) / column.factor
         found.append(Finding(claim, column, gap, verdict(gap, column.sign, claim["rule"], margin, least_pairs)))
     return found

@@ -11,10 +11,15 @@ from pathlib import Path
 from common.runs import InputError, make_parser, script
 
 # name -> module with run(args) -> Track and METHODS; imported when it is run
-TRACKS = {"text_editing": "eval.text_editing", "exemplar_editing": "eval.exemplar_editing"}
+TRACKS = {
+    "text_editing": "eval.text_editing",
+    "exemplar_editing": "eval.exemplar_editing",
+    "personalization": "eval.personalization.track",
+}
 TABLES = {  # paper -> module with its tables, track with its rows
     "spdinv": ("spdinv.tables", "text_editing"),
     "pixels": ("pixels.tables", "exemplar_editing"),
+    "lipschitz_personalize": ("eval.personalization.tables", "personalization"),
 }
 
 
@@ -84,7 +89,7 @@ def main(argv: list[str] | None = None) -> None:
     if not tracks:
         raise InputError(f"--dataset {args.dataset} holds nothing for {' and '.join(args.tracks)}; take picturebook")
     if args.save_results:
-        for track in tracks:
+        for track in [track for track in tracks if track.keep]:
             print(f"kept {save_results(track.name, track.runs[0])}")
     page = write_page(output / "index.html", tracks)
     print(f"open {page}")

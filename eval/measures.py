@@ -7,12 +7,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from common.metrics import PIE_SCORES, parse_key
-from common.runs import COSTS, bootstrap_interval, paired_bootstrap
+from common.runs import COSTS, bootstrap_interval
 
 DEFINITIONS = Path(__file__).parent / "measures.toml"
 GROUPS = {
-    "edit": "The edit", "kept": "The rest of the picture", "inversion": "The way back", "cost": "Cost", "": "More",
+    "edit": "The edit", "kept": "The rest of the picture", "inversion": "The way back", "subject": "The subject",
+    "prompt": "The prompt", "drift": "The rest of the model", "cost": "Cost", "": "More",
 }  # fmt: skip
 
 
@@ -63,7 +66,8 @@ def _definitions() -> dict[str, dict]:
 def measure(key: str) -> Measure:
     """The column of a row's score; one that measures.toml does not know is shown under its own name."""
     parts = parse_key(key)
-    known = _definitions().get(parts["name"], {"label": parts["name"]})
+    own = _definitions().get(f"{parts['name']}/{parts['protocol']}")  # a score may mean something else in a protocol
+    known = own or _definitions().get(parts["name"], {"label": parts["name"]})
     if parts["protocol"]:
         known = {"factor": PIE_SCORES.get(parts["name"], ("", 1.0))[1], **known}
     where = {name: parts[name] for name in ("encoder", "protocol")}
@@ -110,19 +114,48 @@ class Interval:
         return self.low > 0 or self.high < 0
 
 
+def interval(found: dict[tuple, float]) -> Interval:
+    """Of {(item, seed): finite number}: the mean with its bootstrap interval. Where an item has several seeds, items
+    are drawn first and then seeds within them, because runs of one item are alike."""
+    if len({item for item, _ in found}) == len(found):
+        return Interval(*bootstrap_interval(found.values()), len(found))
+    means = resampling_weights(list(found)) @ np.array(list(found.values()))
+    return Interval(float(np.mean(list(found.values()))), *map(float, np.quantile(means, (0.025, 0.975))), len(found))
+
+
+@functools.cache
+def _resampling_weights(pairs: tuple[tuple, ...], n: int, seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    groups: dict[str, list[int]] = {}
+    for place, (item, _) in enumerate(pairs):
+        groups.setdefault(item, []).append(place)
+    sizes = np.array([len(members) for members in groups.values()])
+    table = np.array([members + [0] * (sizes.max() - len(members)) for members in groups.values()])
+    drawn = rng.integers(len(sizes), size=(n, len(sizes)))  # items, and then for each as many seeds as it has
+    rows, weights = np.arange(n)[:, None], np.zeros((n, len(pairs)))
+    for number in range(sizes.max()):
+        seeds = (rng.random(drawn.shape) * sizes[drawn]).astype(int)
+        np.add.at(weights, (rows, table[drawn, seeds]), number < sizes[drawn])
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+def resampling_weights(pairs: list[tuple], n: int = 2000, seed: int = 0) -> np.ndarray:
+    """[n, pairs]: what share of the mean each (item, seed) has in n resamples of items, and of seeds within an item."""
+    return _resampling_weights(tuple(pairs), n, seed)
+
+
 def mean_interval(rows: list[dict], key: str, method: str) -> Interval:
     """Over the items of one method that have a number."""
-    kept = [value for value in values(rows, key, method).values() if not math.isnan(value)]
-    if math.inf in kept:  # a PSNR of equal pictures: the mean is infinite, and there is no spread
+    kept = {pair: value for pair, value in values(rows, key, method).items() if not math.isnan(value)}
+    if math.inf in kept.values():  # a PSNR of equal pictures: the mean is infinite, and there is no spread
         return Interval(math.inf, math.nan, math.nan, len(kept))
-    return Interval(*bootstrap_interval(kept), len(kept))
+    return interval(kept)
 
 
 def difference(rows: list[dict], key: str, method: str, baseline: str) -> Interval:
     """method minus baseline, over the items (and seeds) for which both have a finite number."""
     a, b = values(rows, key, method), values(rows, key, baseline)
-    shared = [item for item in a if item in b and math.isfinite(a[item]) and math.isfinite(b[item])]
-    return Interval(*paired_bootstrap([a[item] for item in shared], [b[item] for item in shared]), len(shared))
+    return interval({pair: a[pair] - b[pair] for pair in a if pair in b and math.isfinite(a[pair] - b[pair])})
 
 
 def best_method(rows: list[dict], key: str, methods: list[str], least: int = 1) -> str | None:

@@ -65,6 +65,7 @@ def track_view(track: Track) -> dict[str, Any]:
         "forest": forest(track, largest, columns),
         "times": times(track, largest),
         "scatters": scatters(track, largest, columns),
+        "figures": [{"figure": figure, "uri": data_uri(figure.path, largest=None)} for figure in track.figures],
         "items": [item_view(item, track.methods) for item in track.items],
         "judged": any(picture.success is not None for item in track.items for picture in item.pictures),
         "breakdown": breakdown(track, largest),
@@ -131,7 +132,10 @@ def published_view(track: Track) -> dict[str, Any] | None:
     if not track.published:
         return None
     table = published_table(track.published)
-    columns = [measure(f"{name}/pie_official" if name in PIE_SCORES else name) for name in table["columns"]]
+    own = {name.partition("/")[0]: name for name in track.columns}  # what the track calls a score of the paper
+    columns = [
+        measure(f"{name}/pie_official" if name in PIE_SCORES else own.get(name, name)) for name in table["columns"]
+    ]
     by_column = zip(*(row["values"] for row in table["rows"]), strict=True)
     printed = zip(*map(as_printed, by_column), strict=True)
     lines = [
@@ -149,7 +153,7 @@ def published_table(name: str) -> dict[str, Any]:
 
 def as_printed(values: Sequence[float]) -> list[str]:
     """Published values of one column, all with the decimals of the longest (28.6 was printed as 28.60)."""
-    decimals = max(len(repr(float(value)).partition(".")[2]) for value in values)
+    decimals = max(len(repr(value).partition(".")[2]) for value in values)
     return [f"{value:.{decimals}f}" for value in values]
 
 
@@ -172,6 +176,8 @@ def claim_view(found: Sequence[Finding]) -> dict[str, Any]:
     claim, column = found[0].claim, found[0].measure
     allowed = f"no more than {claim.get('margin', 0):g} {column.gap_unit}".strip() + " worse"
     rule = "better" if claim["rule"] == "better" else allowed
+    if "matched" in claim:
+        rule += f" at equal {measure(claim['matched']).label}"
     measured = [
         {
             "text": column.text(one.difference.mean, signed=True),
@@ -191,7 +197,7 @@ def published_pair(claim: dict) -> list[str] | None:
         return None
     table = published_table(claim["published"])
     column = table["columns"].index(claim["score"].partition("/")[0])
-    rows = {row.get("method"): row["values"][column] for row in table["rows"]}
+    rows = {row.get("method"): row["values"][column] for row in reversed(table["rows"])}  # of several the first: SD 1.5
     return as_printed([rows[claim["baseline"]], rows[claim["method"]]])
 
 
@@ -286,13 +292,13 @@ def item_view(item: Item, methods: dict[str, str]) -> dict[str, Any]:
     return {"item": item, "source": marked[0], "target": marked[1], "groups": groups}
 
 
-def data_uri(path: Path) -> str | None:
-    """The picture as it will stand in the page; None if its file is gone."""
+def data_uri(path: Path, largest: int | None = LARGEST) -> str | None:
+    """The picture as it will stand in the page, its sides at most `largest`; None if its file is gone."""
     if not path.is_file():
         return None
     image = load_image(path)
-    if max(image.size) > LARGEST:
-        image.thumbnail((LARGEST, LARGEST), Image.Resampling.LANCZOS)
+    if largest and max(image.size) > largest:
+        image.thumbnail((largest, largest), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

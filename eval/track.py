@@ -41,12 +41,23 @@ class Item:
 
 
 @dataclass(frozen=True)
+class Figure:
+    """A drawing of the whole track, a PNG file, shown in full width."""
+
+    title: str
+    path: Path
+    caption: str
+
+
+@dataclass(frozen=True)
 class Track:
     """One kind of task, with every method that ran.
 
     methods: name in result rows -> name on the page; the first is the baseline, the last the paper's own.
     columns: scores of the main table, without encoders (eval.measures.find). runs: the live one, then earlier ones.
     published: "<paper>:<table>" of that paper's published.toml. commands: method -> the command that makes its rows.
+    time_of: what a row's seconds are of. keep: whether --save_results is to keep the live rows; not where they are a
+    quick look at what a command of its own measures in full.
     judge: (rows, methods) -> the paper's own method against each other one, score by score (spdinv.claims.judge).
     """
 
@@ -62,6 +73,9 @@ class Track:
     published: str | None = None
     breakdown: list[str] = field(default_factory=list)  # scores of the table per edit type
     notes: list[str] = field(default_factory=list)
+    figures: list[Figure] = field(default_factory=list)
+    time_of: str = "picture"
+    keep: bool = True
     judge: Callable[[list[dict], list[str]], list[dict]] | None = None
 
 

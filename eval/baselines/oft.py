@@ -125,14 +125,14 @@ def add_rotations(unet, args: argparse.Namespace):
         raise InputError(f"--blocks {args.blocks} does not divide this model's attention widths: {problem}") from None
 
 
-def load(folder: Path, model: str):
-    """The base model with the rotations merged into its weights. InputError if they are not there or do not fit."""
+def load(folder: Path, model: str, device: str | None = None, token: str = TOKEN):
+    """(the base model with the rotations merged in, token). InputError if they are not there or do not fit."""
     from peft import PeftModel
 
     from common.model_files import one_line
     from common.pipelines import load_pipeline
 
-    pipe, adapter = load_pipeline(model), Path(folder) / ADAPTER
+    pipe, adapter = load_pipeline(model, device), Path(folder) / ADAPTER
     if not (adapter / "adapter_model.safetensors").is_file():
         raise InputError(
             f"{folder} holds no {ADAPTER}/adapter_model.safetensors; python -m eval.baselines.oft trains one"
@@ -141,7 +141,7 @@ def load(folder: Path, model: str):
         pipe.unet = PeftModel.from_pretrained(pipe.unet, adapter).merge_and_unload()
     except Exception as problem:  # peft raises all kinds where names or shapes do not fit
         raise InputError(f"the rotations in {adapter} do not fit this model: {one_line(problem)}") from None
-    return pipe
+    return pipe, token
 
 
 if __name__ == "__main__":

@@ -151,12 +151,12 @@ def add_learned_word(pipe, word: str, initial: str, count: int):
     return vectors
 
 
-def load(folder: Path, model: str):
+def load(folder: Path, model: str, device: str | None = None):
     """(pipe, word): the base model that knows the learned word."""
     from common.pipelines import load_pipeline
     from spdinv.customised.loading import find_files, learned_word, load_adapter, read
 
-    pipe = load_pipeline(model)
+    pipe = load_pipeline(model, device)
     load_adapter(pipe, folder)
     (file,) = find_files(Path(folder))
     return pipe, learned_word(file, read(file))[0]

@@ -14,7 +14,7 @@ from diffusers import DiffusionPipeline
 
 from common.data import Subject, fill_prompt, read_subject_prompts, read_subjects
 from common.picturebook.classifier import Reading
-from common.picturebook.scenes import BACKGROUND_WORDS, COLORS, KINDS, MATERIALS, POSES
+from common.picturebook.scenes import BACKGROUND_WORDS, COLORS, HELD_OUT, KINDS, MATERIALS, POSES
 from common.runs import InputError
 
 PICTUREBOOK = "picturebook"
@@ -91,6 +91,22 @@ def sample_subject(
     return sample(pipe, prompts, seeds, how).unflatten(0, (len(templates), how.images_per_prompt))
 
 
+def held_out(subject: Subject, classes: list[str], on_picturebook: bool) -> list[tuple[str, str]]:
+    """(prompt, class) for every class but the subject's own: what personalisation should leave as it was.
+
+    The picturebook's prompts name a colour and a place too, as its captions do.
+    """
+    others = [name for name in dict.fromkeys(classes) if name != subject.class_name]
+    if not on_picturebook:
+        return [(f"a photo of a {name}", name) for name in others]
+    places = list(BACKGROUND_WORDS.values())
+    found = []
+    for number, name in enumerate(others):
+        color = next(c for c in COLORS[3 * number % 10 :] + COLORS if (c, name) not in HELD_OUT)
+        found.append((f"a {color} {name} {places[number % len(places)]}", name))
+    return found
+
+
 # ------------------------------------------------------------------------------------- what the picturebook's eye sees
 
 
@@ -129,7 +145,7 @@ def things_seen(wanted: dict[str, Any], reading: Reading) -> dict[str, dict]:
 
 
 def context_seen(wanted: dict[str, Any], kind: str, reading: Reading) -> bool:
-    """Whether a picture shows all that `asked` found. What is said of the subject counts only where its kind is seen."""
+    """Whether a picture shows all that `asked` found; what is said of the subject counts only if its kind is seen."""
     things = things_seen(wanted, reading)
     for name, value in wanted.items():
         if name in ("background", "light", "style"):

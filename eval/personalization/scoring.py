@@ -1,7 +1,7 @@
 """Scores of one personalised model: fidelity to the subject, adherence to the prompt, diversity.
 
-As in DreamBench (Ruiz et al., CVPR 2023, section 4): DINO and CLIP-I are the mean cosine over all pairs of generated and
-real pictures of the subject, CLIP-T that of picture and prompt without the rare token, averaged over prompts.
+As in DreamBench (Ruiz et al., CVPR 2023, section 4): DINO and CLIP-I are the mean cosine over all pairs of generated
+and real pictures of the subject, CLIP-T that of picture and prompt without the rare token, averaged over prompts.
 """
 
 import math
@@ -57,12 +57,24 @@ def read_references(subject: Subject) -> list[torch.Tensor]:
     return [to_tensor(load_image(path)) for path in subject.paths]
 
 
+def key(name: str, encoder: str) -> str:
+    """A DreamBench score's name in result rows."""
+    return Score(name, 0.0, encoder, PROTOCOL).key
+
+
 def fidelity(pictures: torch.Tensor, references: Sequence[torch.Tensor], eyes: Eyes) -> dict[str, float]:
     """DINO and CLIP-I of pictures [n, 3, H, W]: mean cosine with every reference."""
+    looks = ((dino_similarity, "DINO", eyes.dino), (clip_image_similarity, "CLIP-I", eyes.clip))
     return {
-        "DINO": mean(dino_similarity(pictures, reference, eyes.dino).mean() for reference in references),
-        "CLIP-I": mean(clip_image_similarity(pictures, reference, eyes.clip).mean() for reference in references),
+        key(name, eye.label): mean(similarity(pictures, reference, eye).mean() for reference in references)
+        for similarity, name, eye in looks
     }
+
+
+def ceiling(references: list[torch.Tensor], eyes: Eyes) -> dict[str, float]:
+    """The same of each real picture with the other real ones: the row "Real pictures" of DreamBench's tables."""
+    rows = [fidelity(one, references[:i] + references[i + 1 :], eyes) for i, one in enumerate(references)]
+    return {name: mean(row[name] for row in rows) for name in rows[0]}
 
 
 def diversity(pictures: torch.Tensor, eyes: Eyes) -> float:
@@ -80,11 +92,10 @@ def subject_scores(
     what its prompt asks for (None: nobody judged)."""
     prompts = [fill_prompt(template, "", subject.class_name) for template in templates]
     flat = pictures.flatten(0, 1)
-    values = fidelity(flat, references, eyes)
+    scores = fidelity(flat, references, eyes)
     per_prompt = clip_text_similarity(flat, prompts, eyes.clip).unflatten(0, pictures.shape[:2])
-    values["CLIP-T"] = mean(per_prompt[number, :, number].mean() for number in range(len(prompts)))
-    labels = {"DINO": eyes.dino.label, "CLIP-I": eyes.clip.label, "CLIP-T": eyes.clip.label}
-    scores = {Score(name, 0.0, labels[name], PROTOCOL).key: value for name, value in values.items()}
+    own = [per_prompt[number, :, number].mean() for number in range(len(prompts))]
+    scores[key("CLIP-T", eyes.clip.label)] = mean(own)
     scores[f"diversity ({eyes.lpips.label})"] = diversity(pictures, eyes)
     if eyes.classifier is None:
         return scores, [[None] * pictures.shape[1] for _ in templates]
