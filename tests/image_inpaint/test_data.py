@@ -1,0 +1,161 @@
+"""LSUN's database and folders, boxes, the picturebook's items, scores against naive loops."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from common.images import to_tensor
+from common.runs import InputError
+from image_inpaint import benchmark, boxes, lsun, scoring
+from image_inpaint.masks import box_of
+
+
+def noise(seed: int, size=(30, 20)) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+
+
+@pytest.fixture
+def database(tmp_path):
+    """LSUN's layout: bedroom_train_lmdb/ with webp files under keys of hexadecimal digits."""
+    import lmdb
+
+    place = tmp_path / "lsun" / "bedroom_train_lmdb"
+    place.mkdir(parents=True)
+    with lmdb.open(str(place), map_size=1 << 24) as store, store.begin(write=True) as writer:
+        for number in range(5):
+            file = io.BytesIO()
+            noise(number).save(file, "WEBP", lossless=True)
+            writer.put(f"{number:040x}".encode(), file.getvalue())
+        writer.put(b"f" * 40, b"not a picture")
+    return place.parent
+
+
+def test_an_lsun_database_is_read(database):
+    store = lsun.open_pictures(database)
+    assert len(store.names) == 6 and store.names[3] == f"{3:040x}"
+    assert store.read(store.names[3]) == noise(3)
+    with pytest.raises(InputError, match="damaged picture"):
+        store.read("f" * 40)
+
+
+def test_folders_may_be_nested_and_samples_repeat(tmp_path):
+    for number in range(6):
+        (tmp_path / str(number % 2)).mkdir(exist_ok=True)
+        noise(number).save(tmp_path / str(number % 2) / f"{number}.png")
+    store = lsun.open_pictures(tmp_path)
+    assert store.names == ["0/0.png", "0/2.png", "0/4.png", "1/1.png", "1/3.png", "1/5.png"]
+    first = lsun.random_sample(store.names, 4, 0)
+    assert first == lsun.random_sample(store.names, 4, 0) != lsun.random_sample(store.names, 4, 1)
+    assert len(set(first)) == 4 and len(lsun.random_sample(store.names, 99, 0)) == 6
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="holds no picture"):
+        lsun.open_pictures(tmp_path / "empty")
+
+
+def test_a_detectors_best_box_of_a_wanted_label(tmp_path):
+    """A small random DETR in the published file format: whatever it answers comes back as boxes inside the picture."""
+    from transformers import DetrConfig, DetrForObjectDetection, DetrImageProcessor, ResNetConfig
+
+    backbone = ResNetConfig(embedding_size=8, hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1], out_features=["stage4"])
+    config = DetrConfig(
+        backbone_config=backbone, d_model=16, num_queries=6, encoder_layers=1, decoder_layers=1,
+        encoder_ffn_dim=16, decoder_ffn_dim=16, encoder_attention_heads=2, decoder_attention_heads=2,
+        id2label={0: "N/A", 1: "chair", 2: "bed"}, label2id={"N/A": 0, "chair": 1, "bed": 2},
+    )  # fmt: skip
+    model = DetrForObjectDetection(config)
+    torch.nn.init.zeros_(model.class_labels_classifier.weight)
+    with torch.no_grad():
+        model.class_labels_classifier.bias.copy_(torch.tensor([0.0, 9.0, 0.0, 0.0]))  # a chair everywhere
+    model.save_pretrained(tmp_path)
+    DetrImageProcessor(size={"shortest_edge": 32, "longest_edge": 64}).save_pretrained(tmp_path)
+    eye = boxes.Detector(str(tmp_path), "cpu", ["chair"])
+    found = eye.find(noise(0, (60, 40)))
+    assert found and all(label == "chair" and score > 0.9 for score, label, _ in found)
+    for _, _, (left, top, right, bottom) in found:
+        assert 0 <= left < right <= 60 and 0 <= top < bottom <= 40
+    assert boxes.Detector(str(tmp_path), "cpu", ["bed"]).find(noise(0)) == []
+    with pytest.raises(InputError, match="knows no 'sofa'"):
+        boxes.Detector(str(tmp_path), "cpu", ["sofa"])
+    path = tmp_path / "0.png"
+    noise(0).save(path)
+    with pytest.raises(InputError, match="sees no bed"):
+        boxes.find_boxes("detr", [path], [noise(0)], labels=["bed"], detector=str(tmp_path))
+
+
+def test_boxes_come_from_the_file_beside_then_from_scenes(tmp_path):
+    path = tmp_path / "a.png"
+    noise(0).save(path)
+    (tmp_path / "boxes.json").write_text(json.dumps({"a.png": [1, 2, 10, 12]}))
+    assert boxes.find_boxes("auto", [path], [noise(0)]) == [(1, 2, 10, 12)]
+    assert boxes.find_boxes("whole", [path], [noise(0)]) == [(0, 0, 30, 20)]
+    boxes.write_boxes(tmp_path / "boxes.json", {"a.png": (0, 0, 5, 5)})
+    assert boxes.find_boxes("file", [path], [noise(0)]) == [(0, 0, 5, 5)]
+
+
+def test_items_are_scenes_without_and_with_the_subject():
+    subjects = benchmark.picturebook_subjects("validation", 2)
+    items = benchmark.picturebook_items(subjects, 8, "validation")
+    assert len(items) == 16 and len({item.id for item in items}) == 16
+    assert {item.condition for item in items} > {"as photographed", "light"}
+    for item in items:
+        source, truth = (np.asarray(picture, int) for picture in (item.source, item.truth))
+        changed = (np.abs(source - truth).sum(2) > 30) & (item.region.numpy() > 0)
+        assert changed.sum() > 0.3 * float(item.region.sum())  # the subject is not in the source
+        left, top, right, bottom = box_of(item.region)
+        hole = item.fill[top:bottom, left:right]
+        assert hole.mean() > 0.9 and float(item.fill.sum()) > (right - left) * (bottom - top)
+    again = benchmark.picturebook_items(subjects, 8, "validation")
+    assert all(a.source == b.source and torch.equal(a.fill, b.fill) for a, b in zip(items, again, strict=True))
+
+
+@pytest.mark.parametrize("items, expected", [(12, (2, 6)), (48, (8, 6)), (72, (12, 6)), (240, (12, 20)), (1, (1, 1))])
+def test_how_many_subjects_and_scenes_so_many_items_are(items, expected):
+    assert benchmark.choose(12, 20, items) == expected
+
+
+def test_scores_of_the_hole_against_loops():
+    generator = torch.Generator().manual_seed(0)
+    source, made = torch.rand(2, 1, 3, 6, 7, generator=generator)
+    fill = torch.zeros(1, 1, 6, 7)
+    fill[..., 2:5, 1:6] = 1
+    inside = [(y, x) for y in range(6) for x in range(7) if fill[0, 0, y, x]]
+    different = [(source[0, :, y, x] - made[0, :, y, x]).abs().mean().item() > 0.1 for y, x in inside]
+    assert scoring.painted_share(source, made, fill) == pytest.approx(np.mean(different))
+    steps = [
+        (made[0, :, y, x] - made[0, :, v, u]).abs().mean().item()
+        for y in range(6)
+        for x in range(7)
+        for v, u in ((y + 1, x), (y, x + 1))
+        if v < 6 and u < 7 and fill[0, 0, y, x] != fill[0, 0, v, u]
+    ]
+    assert scoring.step_across(made, fill) == pytest.approx(np.mean(steps), rel=1e-5)
+
+
+def test_kernel_distance_against_a_loop_and_of_the_same_set():
+    a, b = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def kernel(x, y):
+        return (float(x @ y) / 3 + 1) ** 3
+
+    within = [np.mean([kernel(s[i], s[j]) for i in range(5) for j in range(5) if i != j]) for s in (a, b)]
+    across = np.mean([kernel(x, y) for x in a for y in b])
+    assert scoring.kernel_distance(a, b) == pytest.approx(within[0] + within[1] - 2 * across, rel=1e-9)
+
+
+def test_the_true_picture_wins_every_score_and_the_empty_scene_loses():
+    eyes = scoring.load_eyes("picturebook", "cpu")
+    subjects = benchmark.picturebook_subjects("validation", 2)
+    items = benchmark.picturebook_items(subjects, 2, "validation")
+    for item in items:
+        subject = next(one for one in subjects if one.name == item.subject)
+        truth, empty = (scoring.item_scores(item, subject, made, eyes) for made in (item.truth, item.source))
+        assert truth["thing_seen (picturebook)"] == 1 and truth["filled_excess"] == 0 < truth["filled"]
+        assert truth["DINO/region (picturebook)"] > empty["DINO/region (picturebook)"]
+        assert truth["psnr_truth"] == float("inf") and empty["filled"] == 0 and empty["psnr_kept"] == float("inf")
+    found = scoring.set_scores([item.truth for item in items], [item.source for item in items], eyes)
+    assert found["FID (picturebook)"]["n"] == 4 and found["KID (picturebook)"]["mean"] > -1
+    assert to_tensor(items[0].truth).shape == (1, 3, 64, 64)
