@@ -136,9 +136,9 @@ def main(argv: list[str] | None = None) -> None:
             for micro in range(args.gradient_accumulation_steps):
                 process, processes = accelerator.process_index, accelerator.num_processes
                 generator = training.step_generator(args.seed, step, micro, process)
+                batch = batches.next_batch(pipe, args, given, step, micro, process, processes, generator)
+                noisy = add_noise(pipe, batch.latents, generator, args.precondition_outputs)  # z_t, eps
                 with accelerator.autocast():
-                    batch = batches.next_batch(pipe, args, given, step, micro, process, processes, generator)
-                    noisy = add_noise(pipe, batch.latents, generator, args.precondition_outputs)  # z_t, eps
                     prediction = predict(pipe, noisy.z, noisy.t, batch.cond)  # eps_theta(z_t, t, c)
                 error = squared_error(prediction, noisy, batch.mask)  # Alg. 1: ||eps - eps_theta(z_t, t, c)||^2
                 loss = error[: batch.instances].mean()

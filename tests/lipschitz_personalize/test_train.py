@@ -1,7 +1,10 @@
 """lipschitz_personalize.train from end to end: the plain trainer at lambda 0, the penalty, resume, files, bad input."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -10,6 +13,7 @@ from safetensors.torch import load_file
 
 from common.images import list_pictures, load_image, to_tensor
 from common.pipelines import load_pipeline
+from common.runs import ROOT
 from common.training import picture_indices, step_generator
 from lipschitz_personalize import train
 
@@ -30,7 +34,7 @@ def weights_of(output):
     return {f"{path.name}:{key}": value for path in files for key, value in load_file(path).items()}
 
 
-def plain_dreambooth(model, subject, steps, prior=None, regularise=0.0, lr=1e-3):
+def plain_dreambooth(model, subject, steps, prior=None, regularise=0.0, lr=1e-3, processes=1):
     """DreamBooth's loop written anew: squashed pictures, one VAE sample each, Adam, no clipping."""
     pipe = load_pipeline(str(model), "cpu")
     pipe.unet.set_attn_processor(AttnProcessor())
@@ -54,11 +58,12 @@ def plain_dreambooth(model, subject, steps, prior=None, regularise=0.0, lr=1e-3)
         embeds.append(pipe.encode_prompt([prompt], "cpu", 1, False)[0])
     pipe.unet.requires_grad_(True)
     optimizer = torch.optim.AdamW(pipe.unet.parameters(), lr=lr, weight_decay=0)
-    for step in range(steps):
-        generator = step_generator(3, step)
-        x = torch.cat(
-            [latents[i][picture_indices(len(latents[i]), 1, sources[i][2], step)] for i in range(len(sources))]
-        )
+    for step, process in [(step, process) for step in range(steps) for process in range(processes)]:
+        generator = step_generator(3, step, 0, process)
+        seen = [
+            picture_indices(len(x), 1, sources[i][2], step, 0, 1, process, processes) for i, x in enumerate(latents)
+        ]
+        x = torch.cat([latents[i][indices] for i, indices in enumerate(seen)])
         noise = torch.randn(x.shape, generator=generator)
         t = torch.randint(1000, (len(x),), generator=generator)
         a = pipe.scheduler.alphas_cumprod[t].reshape(-1, 1, 1, 1)
@@ -70,7 +75,9 @@ def plain_dreambooth(model, subject, steps, prior=None, regularise=0.0, lr=1e-3)
         if regularise:
             pairs = [(tensor, base[name]) for name, tensor in pipe.unet.named_parameters()]
             loss = loss + regularise * sum((tensor - old).square().mean() for tensor, old in pairs)
-        loss.backward()
+        (loss / processes).backward()
+        if process + 1 < processes:
+            continue
         optimizer.step()
         optimizer.zero_grad()
     return {name: tensor.detach() for name, tensor in pipe.unet.named_parameters()}

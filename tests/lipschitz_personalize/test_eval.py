@@ -1,0 +1,180 @@
+"""lipschitz_personalize.eval and .infer on a small random model: rows, tables, figures, resume, claims, bad input."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from common.data import Subject, write_subjects
+from common.encoders import Clip, Dino
+from common.runs import read_rows
+from lipschitz_personalize import claims, infer, plan, tables, train
+from lipschitz_personalize import eval as evaluate
+from lipschitz_personalize.published import published_table
+from tests.tiny_encoders import write_encoders
+
+QUICK = ["--num_inference_steps", "2", "--train_args", "--max_train_steps", "2", "--num_inference_steps", "2",
+         "--num_validation_images", "1", "--num_class_images", "2", "--learning_rate", "1e-3",
+         "--mixed_precision", "no", "--initializer_token", "cat"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    root, rng = tmp_path_factory.mktemp("bench"), np.random.default_rng(0)
+    subjects = []
+    for name, kind in (("rex", "dog"), ("house1", "house")):
+        (root / name).mkdir()
+        paths = [root / name / f"{number:02d}.png" for number in range(2)]
+        for path in paths:
+            Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(path)
+        subjects.append(Subject(name, kind, kind == "dog", tuple(paths)))
+    write_subjects(
+        root, subjects, {"object": ["a {0} {1} in the snow"], "live": ["a {0} {1} on grass", "a red {0} {1}"]}
+    )
+    return root
+
+
+@pytest.fixture(scope="module")
+def encoders(tmp_path_factory):
+    folder = write_encoders(tmp_path_factory.mktemp("encoders"))
+    (folder / "clip").rename(folder / "clip-vit-base-patch32")
+    (folder / "dino").rename(folder / "dino-vits16")
+    return folder
+
+
+def run(model, dataset, encoders, output, *words):
+    evaluate.main(["--pretrained_model_name_or_path", str(model), "--dataset", str(dataset), "--metric_encoders",
+                   str(encoders), "--output_dir", str(output), *words, *QUICK])  # fmt: skip
+
+
+def test_table_figures_and_drift_from_trainings_that_are_done_once(
+    models, dataset, encoders, tmp_path, capsys, monkeypatch
+):
+    words = ["--methods", "lipschitz@l2_reg_weight=0", "lipschitz@l2_reg_weight=500", "dreambooth+prior", "lipschitz",
+             "--table", "2", "--figure", "2", "3", "4", "5", "--drift"]  # fmt: skip
+    run(models["sd"], dataset, encoders, tmp_path / "out", *words)
+    shown, rows = capsys.readouterr().out, read_rows(tmp_path / "out" / "rows.jsonl")
+    assert [row["item"] for row in rows] == ["rex/0"] * 4
+    assert "Ours (DreamBooth)" in shown and "IP-Adapter" in shown and "measured, " in shown and "cannot say" in shown
+    one = rows[0]["metrics"]
+    assert {"DINO (dino-vits16)", "CLIP-I (clip-vit-base-patch32)", "CLIP-T (clip-vit-base-patch32)", "delta_theta",
+            "delta_eps", "class_recognition", "drift_score (dino-vits16)", "lipschitz all"} <= one.keys()  # fmt: skip
+    drifts = [row["metrics"]["delta_theta"] for row in rows]
+    assert drifts[0] > drifts[1] > 0 and rows[2]["class_seconds"] > 0 == rows[3]["class_seconds"]
+    for name in ("grid.png", "figure_2.png", "figure_3.png", "figure_4.png", "figure_5.png", "results.json"):
+        assert (tmp_path / "out" / name).is_file()
+    assert len(list((tmp_path / "out" / "pictures" / "lipschitz" / "rex-0").iterdir())) == 2  # its live prompts
+    assert not list((tmp_path / "out").rglob("*.safetensors"))  # weights are not kept
+
+    monkeypatch.setattr(train, "main", lambda argv: pytest.fail("trained again"))
+    run(models["sd"], dataset, encoders, tmp_path / "out", "--methods", "lipschitz")
+    assert len(read_rows(tmp_path / "out" / "rows.jsonl")) == 4
+    with pytest.raises(SystemExit):
+        run(models["sd"], dataset, encoders, tmp_path / "out", "--methods", "lipschitz", "--guidance_scale", "3")
+    assert "another --guidance_scale" in capsys.readouterr().err
+
+
+def test_custom_diffusion_is_sampled_with_its_own_word(models, dataset, encoders, tmp_path):
+    run(
+        models["sd"],
+        dataset,
+        encoders,
+        tmp_path / "out",
+        "--methods",
+        "lipschitz_custom_diffusion",
+        "--subjects",
+        "house1",
+    )
+    (row,) = read_rows(tmp_path / "out" / "rows.jsonl")
+    assert row["item"] == "house1/0" and row["metrics"]["delta_theta"] > 0
+    config = json.loads((tmp_path / "out" / "config.json").read_text())["methods"]["lipschitz_custom_diffusion"]
+    assert config["l2_reg_weight"] == 175.0 and config["parameter_space"] == "custom_diffusion"
+
+
+def test_print_config_resolves_whole_tables(capsys, dataset, encoders):
+    evaluate.main(["--pretrained_model_name_or_path", "stable-diffusion-v1-5/stable-diffusion-v1-5", "--dataset",
+                   str(dataset), "--table", "1", "--print_config"])  # fmt: skip
+    methods = json.loads(capsys.readouterr().out)["methods"]
+    assert methods.keys() == {row["method"] for row in published_table("1")["rows"]}
+    assert methods["dreambooth+prior"]["with_prior_preservation"] and methods["dreambooth+prior"]["l2_reg_weight"] == 0
+    assert methods["dreambooth+prior"]["learning_rate"] == 5e-6 and methods["lipschitz"]["l2_reg_weight"] == 500
+
+
+def test_every_own_row_of_the_tables_is_a_method_and_numbers_are_complete():
+    for name, count in (("1", 14), ("2", 9)):
+        table = published_table(name)
+        assert len(table["rows"]) == count
+        for row in table["rows"]:
+            assert len(row["values"]) == len(table["columns"]) and (
+                row.get("foreign") or row["method"] in plan.methods()
+            )
+    assert [row["values"][0] for row in published_table("figure_2")["rows"]] == [0, 500, 1000, 2000, 5000, 10000]
+
+
+def rows_of(gap, count):
+    rng = np.random.default_rng(0)
+    base = {"paper": "", "seed": 0, "seconds": 1.0, "train_seconds": 1.0, "class_seconds": 0.0, "peak_memory_mb": 1.0}
+    rows = []
+    for number in range(count):
+        value = rng.normal()
+        for method, score in (("lipschitz", value + gap + 0.01 * rng.normal()), ("dreambooth+prior", value)):
+            metrics = {"DINO (picturebook)": score, "delta_eps": score, "CLIP-T (picturebook)": rng.normal()}
+            rows.append({**base, "method": method, "item": str(number), "metrics": metrics})
+    return rows
+
+
+@pytest.mark.parametrize("gap, count, dino, eps", [
+    (0.5, 12, claims.HOLDS, claims.FAILS), (-0.5, 12, claims.FAILS, claims.HOLDS), (0.5, 4, *[claims.UNDECIDED] * 2),
+])  # fmt: skip
+def test_claims_are_judged_by_paired_intervals(gap, count, dino, eps):
+    found = {one["score"]: one["verdict"] for one in claims.judge(rows_of(gap, count))}
+    assert (found["DINO"], found["delta_eps"], found["CLIP-T"]) == (dino, eps, claims.UNDECIDED)
+    assert "Table 1" in claims.claims_table(claims.judge(rows_of(gap, count)))
+
+
+def test_a_measured_row_stands_under_its_published_one_of_the_same_backbone():
+    shown = tables.beside_published("1", tables.summarise(rows_of(0.1, 8)), "sd", "measured here")
+    lines = shown.splitlines()
+    place = next(number for number, line in enumerate(lines) if "DreamBooth + ours" in line and "0.6394" in line)
+    assert "measured here" in lines[place + 1] and shown.count("measured here") == 2
+
+
+@pytest.mark.parametrize("words, said", [
+    (["--methods", "nothing"], "there is no method 'nothing'"),
+    (["--subjects", "nobody"], "nobody"),
+    (["--table", "3"], "invalid choice"),
+    (["--dataset", "/nowhere"], "prompts_and_classes.txt"),
+    (["--dataset", "picturebook"], "for the picturebook"),
+    (["--output_dir", __file__], "is a file"),
+    (["--methods", "lipschitz@l2_reg_weight=-1"], "from 0"),
+])  # fmt: skip
+def test_bad_input(models, dataset, encoders, tmp_path, capsys, words, said):
+    with pytest.raises(SystemExit) as exit:
+        run(models["sd"], dataset, encoders, tmp_path / "out", *words)
+    assert exit.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_infer_draws_both_models_and_measures_drift(models, subject, tmp_path, capsys):
+    train.main(["--pretrained_model_name_or_path", str(models["sd"]), "--instance_data_dir", str(subject),
+                "--instance_prompt", "a sks cat", "--class_prompt", "a cat", "--output_dir", str(tmp_path / "t"),
+                "--max_train_steps", "2", "--num_inference_steps", "2", "--num_validation_images", "1"])  # fmt: skip
+    words = ["--trained_dir", str(tmp_path / "t"), "--num_inference_steps", "2", "--num_images", "2", "--drift"]
+    infer.main([*words, "--output_dir", str(tmp_path / "a"), "--strength", "0"])
+    found = json.loads((tmp_path / "a" / "metrics.json").read_text())
+    assert found["delta_theta"] == found["delta_eps"] == 0  # no step of the way is the base model
+    infer.main([*words, "--output_dir", str(tmp_path / "b"), "--prompt", "a sks cat in the snow"])
+    assert json.loads((tmp_path / "b" / "metrics.json").read_text())["delta_eps"] > 0
+    assert {path.name for path in (tmp_path / "b").glob("*.png")} == {"00-00.png", "00-01.png", "grid.png"}
+    for bad, said in ((["--trained_dir", "/nowhere"], "no folder"), (["--trained_dir", str(subject)], "cannot read"),
+                      (["--trained_dir", str(tmp_path / "t"), "--output_dir", __file__], "is a file")):  # fmt: skip
+        with pytest.raises(SystemExit) as exit:
+            infer.main(bad)
+        assert exit.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_encoders_are_those_that_scores_name(encoders):
+    args = evaluate.parse(["--metric_encoders", str(encoders), "--print_config"])
+    clip, dino = evaluate.load_eyes(args)
+    assert isinstance(clip, Clip) and isinstance(dino, Dino) and (clip.label, dino.label) == (
+        "clip-vit-base-patch32", "dino-vits16")  # fmt: skip
