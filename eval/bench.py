@@ -1,5 +1,5 @@
 """Speed and memory: inversions side by side, our DDIM sampling and latent surgery against diffusers' own pipelines, the
-Lipschitz penalty against a training step and against prior preservation.
+Lipschitz penalty against a training step and against prior preservation, spectral shifts against LoRA and full weights.
 
 python -m eval.bench --items 3
 """
@@ -31,7 +31,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--num_inference_steps", type=positive, default=50, help="DDIM steps")
     add("--guidance_scale", type=float, default=7.5, help="of sampling; inversion and its way back have none")
     add("--repeats", type=positive, default=5, help="pairs of samplings, ours and diffusers' in turn")
-    add("--training_shapes", choices=("model", "sd15"), default="model", help="network that the penalty is timed on: "
+    add("--training_shapes", choices=("model", "sd15"), default="model", help="network that trainings are timed on: "
         "the model's, or a random one of Stable Diffusion 1.5's shapes (some 20 GB)")  # fmt: skip
     add("--output_dir", default="outputs/bench", help="folder for bench.json")
     add("--device", help="cpu, cuda, cuda:1, ...; a GPU if there is one by default")
@@ -204,6 +204,26 @@ def print_penalty(found: dict[str, list[dict]]) -> None:
         print(f"Lipschitz run against prior preservation: {mean:.2f} [{low:.2f}, {high:.2f}] of its seconds")
 
 
+def bench_shifts(pipe, args: argparse.Namespace) -> list[dict]:
+    """A training step with spectral shifts (SVDiff) against the frozen model, W' rebuilt, LoRA and full weights."""
+    from svdiff.overhead import random_unet, step_rows
+
+    unet = random_unet(pipe.device) if args.training_shapes == "sd15" else pipe.unet
+    return step_rows(unet, args.repeats)
+
+
+def print_shifts(rows: list[dict]) -> None:
+    """Ratios of seconds, round by round, with the goals that they are held against; bytes of weights."""
+    for one, other, goal in (("shifts", "frozen", "<= 1.35"), ("shifts", "lora", "<= 1.3"), ("rebuilding", "shifts",
+                             ">= 3"), ("full", "shifts", "")):  # fmt: skip
+        ratio = [row[f"{one}_seconds"] / row[f"{other}_seconds"] for row in rows]
+        mean, low, high = paired_bootstrap(ratio, [0.0] * len(ratio))
+        print(f"SVDiff step, {one} / {other}: {mean:.2f} [{low:.2f}, {high:.2f}] {goal and f'(goal {goal})'}")
+    held = {name: rows[0][f"{name}_weights_mb"] for name in ("frozen", "shifts", "rebuilding", "lora", "full")}
+    print("SVDiff weights: " + ", ".join(f"{name} {mb / held['frozen']:.2f}" for name, mb in held.items())
+          + " of the base model's bytes (goal for shifts: <= 1.3)")  # fmt: skip
+
+
 def summary(rows: list[dict], solvers: list[str]) -> str:
     """Means per solver; seconds with the paired difference to the first solver."""
     from spdinv.tables import by, text_table
@@ -250,8 +270,11 @@ def main(argv: list[str] | None = None) -> None:
     )
     penalty = bench_penalty(args.pretrained_model_name_or_path, args)
     print_penalty(penalty)
+    shifts = bench_shifts(pipe, args)
+    print_shifts(shifts)
     output = Path(args.output_dir)
-    write_json(output / "bench.json", {"inversions": inversions, "sampling": sampling, "surgery": surgery, **penalty})
+    write_json(output / "bench.json", {"inversions": inversions, "sampling": sampling, "surgery": surgery, **penalty,
+                                       "shifts": shifts})  # fmt: skip
     write_config(output, args)
     print(f"written to {output / 'bench.json'}")
 

@@ -13,8 +13,8 @@ from spdinv import eval as spdinv_eval
 
 NAME = "text_editing"
 RUN = ("ddim+p2p", "spd+p2p")  # what this track runs by itself
-# What it shows: these two, and whatever spdinv.eval has already run in the same folder (--table 1). In the order of the
-# paper's Table 1, but for the baseline first and the paper's own last.
+# What it shows: these two, and whatever spdinv.eval (--table 1) and eval.svdiff_editing have already run in the same
+# folder. In the order of the paper's Table 1, but for the baseline first and the paper's own last.
 METHODS = {
     "ddim+p2p": "DDIM + P2P", "null_text+p2p": "NTI + P2P", "negative_prompt+p2p": "NPI + P2P",
     "aidi+p2p": "AIDI + P2P", "nmg+p2p": "NMG + P2P", "direct+p2p": "DirectINV + P2P",
@@ -24,6 +24,7 @@ METHODS = {
     "spd+masactrl@as_released": "SPDInv + MasaCtrl, as released",
     "ddim+pnp": "DDIM + PnP", "direct+pnp": "DirectINV + PnP", "aidi+pnp": "AIDI + PnP", "spd+pnp": "SPDInv + PnP",
     "spd+pnp@as_released": "SPDInv + PnP, as released",
+    "svdiff": "SVDiff, tuned on the picture", "svdiff+inversion": "SVDiff, tuned on the picture, DDIM inversion",
     "spd+p2p": "SPDInv + P2P",
 }  # fmt: skip
 COLUMNS = [
@@ -59,6 +60,16 @@ def command(args: argparse.Namespace, *methods: str) -> list[str]:
     return ["--inversions", *inversions, "--engines", engines[0], *flags]
 
 
+def whole_command(args: argparse.Namespace, method: str) -> list[str]:
+    """The module and the arguments that make a method's rows."""
+    if not method.startswith("svdiff"):
+        return ["spdinv.eval", *command(args, method)]
+    names = ("items", "pretrained_model_name_or_path", "dataset", "num_inference_steps", "metric_encoders",
+             "output_dir", "seed", "device")  # fmt: skip
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    return ["eval.svdiff_editing", *(word for name, value in given.items() for word in (f"--{name}", str(value)))]
+
+
 def run(args: argparse.Namespace) -> Track:
     """Run what is missing (spdinv.eval skips what is done) and gather rows and pictures.
 
@@ -87,7 +98,7 @@ def run(args: argparse.Namespace) -> Track:
         columns=COLUMNS,
         runs=[Run("this run", rows, config), *earlier_results(NAME, config)],
         items=[shown(item, folder, output, rows, methods) for item in items],
-        commands={name: "python -m spdinv.eval " + shlex.join(command(args, name)) for name in methods},
+        commands={name: "python -m " + shlex.join(whole_command(args, name)) for name in methods},
         papers={
             "Source Prompt Disentangled Inversion for Boosting Image Editability with Diffusion Models (ECCV 2024)":
                 "https://arxiv.org/abs/2403.11105",

@@ -128,14 +128,16 @@ def read(file: Path) -> Basis | None:
 
 @torch.no_grad()
 def find_bases(
-    model: nn.Module, paths: Iterable[str], folder: Path = FOLDER, device: str | torch.device | None = None
+    model: nn.Module, paths: Iterable[str], folder: str | Path | None = None, device: str | torch.device | None = None
 ) -> dict[str, Basis]:
-    """The basis of each named layer that is not a vector: from `folder`, or computed now (on `device`, by default the
-    layer's own) and put there. model: float32, unchanged. An interrupted computation goes on where it stopped.
+    """The basis of each named layer that is not a vector: from `folder` (FOLDER by default), or computed now (on
+    `device`, by default the layer's own) and put there. model: float32, unchanged. An interrupted computation goes on
+    where it stopped.
 
     Logs a warning for layers whose singular values are so close that shifts are not portable.
     """
-    layers = {path: layer for path, layer in tunable(model).items() if path in set(paths) and layer.weight.ndim > 1}
+    wanted, folder = set(paths), Path(folder or FOLDER)
+    layers = {path: layer for path, layer in tunable(model).items() if path in wanted and layer.weight.ndim > 1}
     files = {path: folder / f"{weight_hash(layer)}.safetensors" for path, layer in layers.items()}
     bases = {path: found for path, file in files.items() if (found := read(file))}
     missing = [path for path in layers if path not in bases]

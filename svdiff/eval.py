@@ -38,7 +38,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--pairs", type=number(int, 1), default=2, help="similar pairs of subjects, and as many dissimilar ones")
     add("--prompts", type=number(int, 1), default=4, help="prompts per subject or pair")
     add("--images_per_prompt", type=number(int, 1), default=2, help="seeds per prompt")
-    add("--items", type=number(int, 1), default=6, help="pictures to edit, for figure 7")
+    add("--items", type=number(int, 1), default=8, help="pictures to edit, for figure 7")
     add("--items_dir", help="a PIE-Bench folder for figure 7; by default the picturebook's")
     add("--max_train_steps", type=number(int, 1), help="of every training; the model's preset by default")
     add("--num_class_images", type=number(int, 1), help="of every training; the model's preset by default")

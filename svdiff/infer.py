@@ -154,17 +154,15 @@ def main(argv: list[str] | None = None) -> None:
     from common.images import center_crop_resize, grid, load_image, save_png, to_pil, to_tensor
     from common.pipelines import load_pipeline, native_resolution
     from svdiff import editing, trained
-    from svdiff.basis import FOLDER
 
     source = load_image(args.image_path) if args.image_path else None
-    basis_folder = Path(args.basis_dir) if args.basis_dir else FOLDER
     pipe = load_pipeline(args.pretrained_model_name_or_path, args.device)
     resolution = args.resolution or native_resolution(pipe)
     if resolution % pipe.vae_scale_factor:
         raise InputError(f"--resolution {resolution} is no multiple of this model's {pipe.vae_scale_factor} pixels")
     models, how = changes(args, pipe), editing.Sampling(**options.sampling_of(args))
     if args.export_merged:
-        export(pipe, *next(iter(models.values())), basis_folder, Path(args.export_merged))
+        export(pipe, *next(iter(models.values())), args.basis_dir, Path(args.export_merged))
         return
     seeds, sheet, output = [args.seed + k for k in range(args.num_images)], [], Path(args.output_dir)
     picture = source and center_crop_resize(source, resolution)
@@ -172,7 +170,7 @@ def main(argv: list[str] | None = None) -> None:
         seeds = seeds[:1]  # such an edit draws no random number
     with measure() as cost:
         for label, (change, scale) in models.items():
-            with trained.applied(pipe, change, scale, basis_folder), autocast(pipe, args.mixed_precision):
+            with trained.applied(pipe, change, scale, args.basis_dir), autocast(pipe, args.mixed_precision):
                 if picture:
                     drawn = editing.edit(
                         pipe, to_tensor(picture).to(pipe.device), args.prompt, how, args.ddim_inversion,
@@ -198,7 +196,7 @@ def autocast(pipe, precision: str):
     return torch.autocast(pipe.device.type, dtype, enabled=precision != "no")
 
 
-def export(pipe, change, scale: float, basis_folder: Path, folder: Path) -> None:
+def export(pipe, change, scale: float, basis_folder: str | None, folder: Path) -> None:
     """Write the tuned model as an ordinary pipeline, float32."""
     from svdiff import trained
 

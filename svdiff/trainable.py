@@ -9,7 +9,7 @@ from torch import nn
 
 from common.runs import atomic_path
 from svdiff import files
-from svdiff.basis import FOLDER, base_hash, find_bases
+from svdiff.basis import base_hash, find_bases
 from svdiff.spectral import attach, shifts_of
 from svdiff.subsets import chosen
 from svdiff.trained import LORA_FILE
@@ -44,8 +44,7 @@ def spectral_shifts(pipe, args) -> Trainable:
         model = getattr(pipe, part)
         base[part] = base_hash(model)
         paths = chosen(model, args.parameter_subset if part == "unet" else "UNet")
-        folder = Path(args.basis_dir) if args.basis_dir else FOLDER
-        attached[part] = attach(model, paths, find_bases(model, paths, folder))
+        attached[part] = attach(model, paths, find_bases(model, paths, args.basis_dir))
     weights = {f"{part}.{path}": layer.delta for part in attached for path, layer in attached[part].items()}
     vectors = {id(layer.delta) for of_part in attached.values() for layer in of_part.values() if hasattr(layer, "norm")}
     groups = [

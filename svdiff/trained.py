@@ -11,7 +11,7 @@ from torch import Tensor
 
 from common.runs import InputError, read_json
 from svdiff import combine, files
-from svdiff.basis import FOLDER, base_hash, find_bases, tunable
+from svdiff.basis import base_hash, find_bases, tunable
 from svdiff.spectral import rebuilt
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -120,7 +120,9 @@ def lora_weights(pipe, file: Path) -> Change:
 # ---------------------------------------------------------------------------------------------------------- writing
 
 
-def new_weights(model, change: Mapping[str, Tensor], kind: str, scale: float, folder: Path) -> Iterator[tuple]:
+def new_weights(
+    model, change: Mapping[str, Tensor], kind: str, scale: float, folder: str | Path | None
+) -> Iterator[tuple]:
     """(parameter, its new value) of everything that a change touches."""
     if kind == "weights":
         parameters = dict(model.named_parameters())
@@ -134,7 +136,7 @@ def new_weights(model, change: Mapping[str, Tensor], kind: str, scale: float, fo
 
 @torch.no_grad()
 def write_into(
-    pipe, change: Change, scale: float = 1.0, basis_folder: Path = FOLDER, keep: bool = False
+    pipe, change: Change, scale: float = 1.0, basis_folder: str | Path | None = None, keep: bool = False
 ) -> list[tuple[Tensor, Tensor]]:
     """Merge a change into the pipeline's weights (Eq. 2 at `scale`); returns (parameter, old value) of all that is
     touched where the old values are to be kept."""
@@ -148,7 +150,7 @@ def write_into(
 
 
 @contextmanager
-def applied(pipe, change: Change | None, scale: float = 1.0, basis_folder: Path = FOLDER) -> Iterator[None]:
+def applied(pipe, change: Change | None, scale: float = 1.0, basis_folder: str | Path | None = None) -> Iterator[None]:
     """Within this context the pipeline is the changed model; afterwards it is the base again, bit for bit."""
     before = write_into(pipe, change, scale, basis_folder, keep=True) if change else []
     try:

@@ -1,8 +1,18 @@
 """Table 1's subsets, trained and scored (Sec. 4.4; the paper's scores are in an appendix that is not public)."""
 
 from common.images import grid, load_image, save_png
-from svdiff import options, trained
-from svdiff.experiments.study import Study, draw, likeness, prompted, prompts_of, read_pictures, references, tuned
+from svdiff import options
+from svdiff.experiments.study import (
+    Study,
+    applied,
+    draw,
+    likeness,
+    prompted,
+    prompts_of,
+    read_pictures,
+    references,
+    tuned,
+)
 
 
 def run(study: Study) -> None:
@@ -12,7 +22,7 @@ def run(study: Study) -> None:
         for subset in options.SUBSET_NAMES:
             change = tuned(study, subject, "svdiff", "--parameter_subset", subset, "--no-train_text_encoder",
                            name=f"{subject.name}-{subset}")  # fmt: skip
-            with trained.applied(study.pipe, change):
+            with applied(study, change):
                 for place, (prompt, plain) in enumerate(prompts_of(study, subject)):
                     score = likeness(study, subject, known, plain)
                     draw(study, subset, f"{subject.name}|{place}", prompted(study, prompt), score, prompt=prompt)

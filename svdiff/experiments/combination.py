@@ -3,7 +3,17 @@
 from common.images import grid, load_image, save_png
 from svdiff import trained
 from svdiff.experiments.multi import inference_prompts
-from svdiff.experiments.study import Study, draw, pair_name, pairs, prompted, read_pictures, seen_in, tuned
+from svdiff.experiments.study import (
+    Study,
+    applied,
+    draw,
+    pair_name,
+    pairs,
+    prompted,
+    read_pictures,
+    seen_in,
+    tuned,
+)
 
 
 def run(study: Study) -> None:
@@ -12,7 +22,7 @@ def run(study: Study) -> None:
         name, row = pair_name(subjects), [load_image(subject.paths[0]) for subject in subjects]
         for space in ("svdiff", "full"):
             total = trained.add([tuned(study, subject, space) for subject in subjects])  # Eq. 4
-            with trained.applied(study.pipe, total):
+            with applied(study, total):
                 for place, prompt in enumerate(inference_prompts(study, subjects)):
 
                     def score(picture, subjects=subjects):

@@ -1,13 +1,15 @@
 """Fig. 7: single-image editing with shifts, full weights and LoRA, with and without DDIM inversion."""
 
+import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from common.data import EDIT_TYPES, read_pie_bench
 from common.images import center_crop_resize, grid, load_image, save_png, to_tensor
 from common.metrics import Score, clip_text_similarity, psnr
 from svdiff import editing, trained
-from svdiff.experiments.study import SPACES, Study, draw, read_pictures, training
+from svdiff.experiments.study import SPACES, Study, applied, draw, read_pictures, training
 
 
 def read_items(study: Study) -> list:
@@ -45,6 +47,8 @@ def scores(study: Study, folder: Path, item, source):
 
 
 def run(study: Study) -> None:
+    """One edit per item and method: an inverted edit draws no random number, so that more seeds would say nothing."""
+    study = replace(study, args=argparse.Namespace(**{**vars(study.args), "images_per_prompt": 1}))
     sheet, labels = [], []
     for folder, item in read_items(study):
         picture = center_crop_resize(load_image(item.image_path), study.resolution)
@@ -53,7 +57,7 @@ def run(study: Study) -> None:
         for space, flags in SPACES.items():
             told = ["--image_path", str(item.image_path), "--instance_prompt", item.source_prompt]
             change = trained.load(study.pipe, training(study, f"edit-{item.id}-{space}", [], *flags, *told))
-            with trained.applied(study.pipe, change):
+            with applied(study, change):
                 for method, inversion in ((space, False), (f"{space}+inversion", True)):
 
                     def make(seeds, inversion=inversion, source=source, item=item):

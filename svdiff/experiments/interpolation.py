@@ -10,6 +10,7 @@ from svdiff import trained
 from svdiff.experiments.study import (
     SPACES,
     Study,
+    applied,
     concept,
     draw,
     pair_name,
@@ -38,7 +39,7 @@ def run(study: Study) -> None:
                 ends.append(trained.load(study.pipe, folder))
             row = [load_image(subjects[1].paths[0])]
             for alpha in ALPHAS:
-                with trained.applied(study.pipe, trained.interpolate(*ends, alpha)):
+                with applied(study, trained.interpolate(*ends, alpha)):
                     draw(study, f"{space}|{alpha}", name, prompted(study, told.instance_prompt),
                          lambda picture, subjects=subjects: sides(study, subjects, picture))  # fmt: skip
                 row.append(read_pictures(study, f"{space}|{alpha}", name)[0])

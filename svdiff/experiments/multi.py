@@ -8,6 +8,7 @@ from svdiff import trained
 from svdiff.experiments.study import (
     SPACES,
     Study,
+    applied,
     concept,
     draw,
     pair_name,
@@ -65,7 +66,7 @@ def run(study: Study) -> None:
             more = ["--unmix_weight", str(study.args.unmix_weight)] if method.endswith("unmix") else []
             concepts = [concept(study, subject) for subject in subjects]
             change = trained.load(study.pipe, training(study, f"{name}-{method}", concepts, *flags, *more))
-            with trained.applied(study.pipe, change):
+            with applied(study, change):
                 for place, prompt in enumerate(inference_prompts(study, subjects)):
                     item, about = f"{name}|{place}", {"group": kind, "prompt": prompt}
                     draw(study, method, item, prompted(study, prompt), score, **about)

@@ -1,10 +1,10 @@
 """Fig. 5 and 9b: one subject, in new places; spectral shifts, full weights and LoRA."""
 
 from common.images import grid, load_image, save_png
-from svdiff import trained
 from svdiff.experiments.study import (
     SPACES,
     Study,
+    applied,
     draw,
     likeness,
     prompted,
@@ -20,7 +20,7 @@ def run(study: Study) -> None:
     for subject in study.subjects:
         known, row = references(study, subject), [load_image(subject.paths[0])]
         for space in SPACES:
-            with trained.applied(study.pipe, tuned(study, subject, space)):
+            with applied(study, tuned(study, subject, space)):
                 for place, (prompt, plain) in enumerate(prompts_of(study, subject)):
                     score = likeness(study, subject, known, plain)
                     draw(study, space, f"{subject.name}|{place}", prompted(study, prompt), score, prompt=prompt)

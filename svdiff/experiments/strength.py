@@ -5,7 +5,17 @@ Rank: of every layer only the shifts of its largest singular values are kept. Sc
 
 from common.images import grid, load_image, save_png
 from svdiff import combine, trained
-from svdiff.experiments.study import Study, draw, likeness, prompted, prompts_of, read_pictures, references, tuned
+from svdiff.experiments.study import (
+    Study,
+    applied,
+    draw,
+    likeness,
+    prompted,
+    prompts_of,
+    read_pictures,
+    references,
+    tuned,
+)
 
 SHARES = (0.05, 0.1, 0.25, 0.5, 1.0)
 SCALES = (0.0, 0.5, 1.0, 1.5, 2.0)
@@ -22,7 +32,7 @@ def run(study: Study) -> None:
             if rank:
                 parts = {part: combine.truncate(change.of(part), value) for part in change.parts}
                 cut = trained.Change("shifts", parts)
-            with trained.applied(study.pipe, cut, 1.0 if rank else value):
+            with applied(study, cut, 1.0 if rank else value):
                 for place, (prompt, plain) in enumerate(prompts_of(study, subject)):
                     score = likeness(study, subject, known, plain)
                     draw(study, method, f"{subject.name}|{place}", prompted(study, prompt), score, prompt=prompt)

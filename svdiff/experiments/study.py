@@ -126,6 +126,11 @@ def tuned(study: Study, subject: Subject, space: str = "svdiff", *flags: str, na
     return trained.load(study.pipe, training(study, name, [concept(study, subject)], *SPACES[space], *flags))
 
 
+def applied(study: Study, change: trained.Change, scale: float = 1.0):
+    """Within this context the study's pipeline is the changed model."""
+    return trained.applied(study.pipe, change, scale, study.args.basis_dir)
+
+
 # --------------------------------------------------------------------------------------------------- pictures, rows
 
 
@@ -133,7 +138,7 @@ def picture_path(study: Study, method: str, item: str, seed: int) -> Path:
     return study.output / "pictures" / method.replace("/", "_") / f"{item.replace('/', '_')}_{seed}.png"
 
 
-def draw(study: Study, method: str, item: str, make, score, scale_of=None, **about) -> None:
+def draw(study: Study, method: str, item: str, make, score, **about) -> None:
     """Rows of one method and item for every seed, unless they are there: `make(seeds)` gives pictures [n,3,H,W] in
     [0,1], `score(picture [1,3,H,W])` its scores. Pictures are scored as their files hold them."""
     done = {(row["method"], row["item"], row["seed"]) for row in read_rows(study.rows)}

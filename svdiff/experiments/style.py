@@ -4,6 +4,7 @@ from common.images import grid, load_image, save_png
 from svdiff import trained
 from svdiff.experiments.study import (
     Study,
+    applied,
     draw,
     likeness,
     pair_name,
@@ -28,7 +29,7 @@ def run(study: Study) -> None:
         changes = {"appearance": appearance, "mixed": trained.style_mix(study.pipe, appearance, geometry, first, last),
                    "added": trained.add([appearance, geometry])}  # fmt: skip
         for method, change in changes.items():
-            with trained.applied(study.pipe, change):
+            with applied(study, change):
                 score = likeness(study, subjects[0], references(study, subjects[0]), plain)
                 draw(study, method, name, prompted(study, prompt), score, prompt=prompt)
             row += read_pictures(study, method, name)[:2]

@@ -1,0 +1,137 @@
+"""What a training step costs: shifts in activation space, as train.py runs them, against what one would run instead."""
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from common.runs import measure
+from svdiff.basis import Basis, as_matrix, decompose, tunable
+from svdiff.spectral import attach, rebuilt
+from svdiff.subsets import shift_length
+
+WORDS = 77
+BATCH = 1
+
+
+def bases_of(unet: nn.Module) -> dict[str, Basis]:
+    """The basis of every matrix, on the UNet's device, kept nowhere."""
+    with torch.no_grad():
+        return {path: decompose(as_matrix(layer)) for path, layer in tunable(unet).items() if layer.weight.ndim > 1}
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """All that a model holds: parameters and buffers."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in [*model.parameters(), *model.buffers()])
+
+
+def inputs(unet: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
+    device, side = next(unet.parameters()).device, unet.config.sample_size
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(BATCH, unet.config.in_channels, side, side, generator=generator)
+    words = torch.randn(BATCH, WORDS, unet.config.cross_attention_dim, generator=generator)
+    return z.to(device), torch.full((BATCH,), 500, device=device), words.to(device)
+
+
+def frozen(unet: nn.Module, bases: dict[str, Basis]) -> tuple[Callable, int, int]:
+    """The base model: forward, and its input's gradient. Like all below: (step, bytes of weights, trained numbers)."""
+    model = copy.deepcopy(unet).requires_grad_(False)
+    z, t, words = inputs(unet)
+    z.requires_grad_()
+
+    def step() -> None:
+        torch.autograd.grad(model(z, t, words).sample.square().mean(), z)
+
+    return step, weight_bytes(model), 0
+
+
+def trained(model: nn.Module, parameters: list[Tensor], forward: Callable | None = None) -> Callable:
+    """A step of AdamW on these parameters."""
+    optimizer, (z, t, words) = torch.optim.AdamW(parameters, lr=1e-6), inputs(model)
+
+    def step() -> None:
+        output = forward(z, t, words) if forward else model(z, t, words).sample
+        output.square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def shifts(unet: nn.Module, bases: dict[str, Basis]) -> tuple[Callable, int, int]:
+    """Spectral shifts of all weights in activation space."""
+    model = copy.deepcopy(unet).requires_grad_(False)
+    attached = attach(model, list(tunable(model)), bases)
+    deltas = [layer.delta for layer in attached.values()]
+    return trained(model, deltas), weight_bytes(model), sum(map(Tensor.numel, deltas))
+
+
+def rebuilding(unet: nn.Module, bases: dict[str, Basis]) -> tuple[Callable, int, int]:
+    """The same shifts with W' written out in every forward pass, as the public implementations do."""
+    model = copy.deepcopy(unet).requires_grad_(False)
+    layers = tunable(model)
+    device = next(model.parameters()).device
+    deltas = {path: torch.zeros(shift_length(layer), device=device).requires_grad_() for path, layer in layers.items()}
+
+    def forward(z: Tensor, t: Tensor, words: Tensor) -> Tensor:
+        new = {f"{path}.weight": rebuilt(layers[path], bases.get(path), delta) for path, delta in deltas.items()}
+        return functional_call(model, new, (z, t, words)).sample
+
+    factors = sum(part.numel() * part.element_size() for basis in bases.values() for part in vars(basis).values())
+    written = sum(layer.weight.numel() * 4 for layer in layers.values())
+    held = weight_bytes(model) + factors + written
+    return trained(model, list(deltas.values()), forward), held, sum(map(Tensor.numel, deltas.values()))
+
+
+def lora(unet: nn.Module, bases: dict[str, Basis], rank: int = 4) -> tuple[Callable, int, int]:
+    """peft's LoRA of rank 4 on the attention."""
+    from peft import LoraConfig
+
+    from svdiff.trainable import LORA_LAYERS
+
+    model = copy.deepcopy(unet).requires_grad_(False)
+    model.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=LORA_LAYERS))
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return trained(model, parameters), weight_bytes(model), sum(map(Tensor.numel, parameters))
+
+
+def full(unet: nn.Module, bases: dict[str, Basis]) -> tuple[Callable, int, int]:
+    """Every parameter."""
+    model = copy.deepcopy(unet).requires_grad_(True)
+    parameters = list(model.parameters())
+    return trained(model, parameters), weight_bytes(model), sum(map(Tensor.numel, parameters))
+
+
+SCHEMES = {"frozen": frozen, "shifts": shifts, "rebuilding": rebuilding, "lora": lora, "full": full}
+
+
+def step_rows(unet: nn.Module, repeats: int) -> list[dict]:
+    """One row per round; in a round every scheme takes one step, in turn, so that all meet the same machine.
+
+    Keys per scheme: <scheme>_seconds, _step_mb (memory beyond what was held before the step), _weights_mb, _trained.
+    """
+    bases = bases_of(unet)
+    steps = {name: make(unet, bases) for name, make in SCHEMES.items()}
+    for step, _, _ in steps.values():  # the first touch of memory, AdamW's state
+        step()
+    rows = []
+    for _ in range(repeats):
+        row: dict[str, float] = {}
+        for name, (step, held, count) in steps.items():
+            before = torch.cuda.memory_allocated() / 2**20 if torch.cuda.is_initialized() else 0.0
+            with measure() as cost:
+                step()
+            row |= {f"{name}_seconds": cost.seconds, f"{name}_step_mb": cost.peak_memory_mb - before,
+                    f"{name}_weights_mb": held / 2**20, f"{name}_trained": count}  # fmt: skip
+        rows.append(row)
+    return rows
+
+
+def random_unet(device: torch.device | str) -> nn.Module:
+    """Stable Diffusion 1.5's UNet with random weights."""
+    from diffusers import UNet2DConditionModel
+
+    with torch.device(device):
+        return UNet2DConditionModel(sample_size=64, cross_attention_dim=768).eval().requires_grad_(False)

@@ -1,0 +1,211 @@
+"""svdiff.eval on a small random model, with trainings that only write files; scores and claims by hand; wrong input."""
+
+import hashlib
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from common.data import Subject, write_subjects
+from common.images import save_png, to_tensor
+from common.model_files import PICTUREBOOK_FOLDER
+from common.picturebook.drawing import draw as paint
+from common.picturebook.scenes import Scene, Thing
+from common.pipelines import load_pipeline
+from common.runs import read_rows
+from svdiff import claims, published, train
+from svdiff import eval as svdiff_eval
+from svdiff.experiments import FIGURES, study, user_study
+from svdiff.trainable import SPACES
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    """Three subjects of noise: two cats and a car."""
+    folder, rng, subjects = tmp_path_factory.mktemp("subjects"), np.random.default_rng(0), []
+    for name, kind in (("cat", "cat"), ("cat2", "cat"), ("car", "car")):
+        paths = []
+        for number in range(2):
+            (folder / name).mkdir(exist_ok=True)
+            paths.append(folder / name / f"{number:02d}.png")
+            Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(paths[-1])
+        subjects.append(Subject(name, kind, kind == "cat", tuple(paths)))
+    write_subjects(folder, subjects, {"object": ["a {0} {1} in the snow"], "live": ["a {0} {1} on grass"]})
+    return folder
+
+
+def quick_training(argv):
+    """In place of svdiff.train.main: flags are parsed and checked, weights are the base's and a little noise."""
+    args = train.parse(argv)
+    concepts = train.options.concepts_of(args)
+    assert concepts
+    pipe = load_pipeline(args.pretrained_model_name_or_path, "cpu")
+    tuned = SPACES[args.parameter_space](pipe, args)
+    seed = int(hashlib.sha256(args.output_dir.encode()).hexdigest()[:8], 16)
+    generator = torch.Generator().manual_seed(seed)
+    for weight in tuned.weights.values():
+        weight.data += 0.05 * torch.randn(weight.shape, generator=generator)
+    tuned.save(Path(args.output_dir))
+
+
+@pytest.fixture
+def evaluate(tiny_folder, dataset, benchmark, encoders, tmp_path_factory, tmp_path, monkeypatch):
+    monkeypatch.setattr(study.train, "main", quick_training)
+    basis = tmp_path_factory.getbasetemp() / "basis"
+
+    def run(*more):
+        svdiff_eval.main([
+            "--pretrained_model_name_or_path", str(tiny_folder), "--dataset", str(dataset), "--items_dir",
+            str(benchmark), "--metric_encoders", str(encoders), "--device", "cpu", "--limit", "1", "--pairs", "1",
+            "--prompts", "1", "--images_per_prompt", "1", "--items", "1", "--num_inference_steps", "1", "--basis_dir",
+            str(basis), "--output_dir", str(tmp_path / "out"), "--geometry_layers", "8,down,0", "4,down,0", *more,
+        ])  # fmt: skip
+        return tmp_path / "out"
+
+    return run
+
+
+def test_figures_of_single_subjects(evaluate, capsys):
+    output = evaluate("--figure", "5", "9", "scaling", "rank", "10")
+    for name in ("single/figure5.png", "single/figure9b.png", "correlation/figure9a.png", "scaling/scaling.png",
+                 "rank/rank.png", "style/figure10.png"):  # fmt: skip
+        assert (output / name).is_file(), name
+    rows = read_rows(output / "single" / "rows.jsonl")
+    assert {row["method"] for row in rows} == {"svdiff", "full", "lora"} and rows[0]["item"] == "cat|0"
+    assert rows[0]["prompt"] == "a sks cat on grass"
+    assert {name.partition(" (")[0] for name in rows[0]["metrics"]} == {"image_alignment", "CLIP-T", "DINO", "CLIP-I"}
+    shown = capsys.readouterr().out
+    assert "SVDiff's likeness to the subject" in shown and "cannot say" in shown
+    calls, original = [], study.train.main
+    study.train.main = lambda argv: calls.append(argv) or original(argv)
+    evaluate("--figure", "5")
+    assert not calls and len(read_rows(output / "single" / "rows.jsonl")) == len(rows)  # nothing is done twice
+    results = json.loads((output / "results.json").read_text())
+    assert set(results) == {"5", "9", "scaling", "rank", "10"}
+
+
+def test_figures_of_several_subjects_and_the_user_study(evaluate, tmp_path, capsys):
+    output = evaluate("--figure", "6", "8", "11", "study")
+    for name in ("multi/figure6.png", "combination/figure8.png", "interpolation/figure11.png"):
+        assert (output / name).is_file(), name
+    rows = read_rows(output / "multi" / "rows.jsonl")
+    assert {row["group"] for row in rows} == {"similar", "dissimilar", "three"}
+    assert {row["item"] for row in rows if row["group"] == "similar"} == {"cat+cat2|0"}
+    assert all(row["metrics"]["seam"] > 0 for row in rows) and "svdiff+cut_mix+negative" in {r["method"] for r in rows}
+    page, key = (output / "user_study" / name for name in ("study.html", "study_key.json"))
+    text, kept = page.read_text(), json.loads(key.read_text())
+    assert "svdiff" not in text and user_study.QUESTION in text and text.count('type="radio"') == 2 * len(kept["key"])
+    chosen = {
+        name: next(side for side in "AB" if sides[side] == "svdiff+cut_mix") for name, sides in kept["key"].items()
+    }
+    (tmp_path / "answers.json").write_text(json.dumps({"page": kept["page"], "answers": chosen}))
+    evaluate("--figure", "study", "--answers", str(tmp_path / "answers.json"))
+    assert "100.0 %" in capsys.readouterr().out
+    (tmp_path / "answers.json").write_text(json.dumps({"page": "other", "answers": chosen}))
+    with pytest.raises(SystemExit):
+        evaluate("--figure", "study", "--answers", str(tmp_path / "answers.json"))
+
+
+def test_editing_and_the_ablation(evaluate):
+    output = evaluate("--figure", "7", "ablation")
+    rows = read_rows(output / "edits" / "rows.jsonl")
+    assert {row["method"] for row in rows} == {
+        f"{space}{way}" for space in ("svdiff", "full", "lora") for way in ("", "+inversion")
+    }  # fmt: skip
+    assert all({"psnr_kept"} <= row["metrics"].keys() for row in rows)
+    assert {row["method"] for row in read_rows(output / "ablation" / "rows.jsonl")} == set(train.options.SUBSET_NAMES)
+    with pytest.raises(SystemExit):
+        evaluate("--figure", "7", "--max_train_steps", "3")  # other settings into the same folder
+
+
+def test_every_claim_names_rows_that_an_experiment_makes():
+    folders = {FIGURES[name] if FIGURES[name] != "strength" else name for name in FIGURES}
+    assert {claim.experiment for claim in claims.CLAIMS} <= folders
+
+
+def test_table_1_is_printed_whole(tmp_path, capsys):
+    svdiff_eval.main(["--output_dir", str(tmp_path)])
+    shown = capsys.readouterr().out
+    assert all(row["subset"] in shown for row in published.published_table("1")["rows"])
+    assert "322,856" in shown and "1404" in shown
+    found = json.loads((tmp_path / "table1.json").read_text())
+    assert found["UNet"]["file_bytes"] <= 1.35e6 and found["Mid-CA"]["values"] == 4096
+
+
+# --------------------------------------------------------------------------------------------------- scores, claims
+
+
+def test_the_eye_tells_whose_colours_are_where(tmp_path):
+    def thing(kind, color, x):
+        return Thing(kind, color, x=x, size=0.2)
+
+    subjects = []
+    for name, kind, color in (("a", "car", "red"), ("b", "house", "blue"), ("c", "car", "yellow")):
+        save_png(tmp_path / f"{name}.png", paint(Scene((thing(kind, color, 0.5),))).picture)
+        subjects.append(Subject(name, kind, False, (tmp_path / f"{name}.png",)))
+    known = SimpleNamespace(pipe=SimpleNamespace(name_or_path=str(PICTUREBOOK_FOLDER)))
+
+    def seen(which, *things):
+        picture = to_tensor(paint(Scene(things)).picture)
+        return study.seen_in(known, [subjects[number] for number in which], picture)
+
+    both = thing("car", "red", 0.25), thing("house", "blue", 0.75)
+    assert seen([0, 1], *both) == {"present": 1.0, "both_present": 1.0}
+    assert seen([0, 1], thing("car", "blue", 0.25), thing("house", "red", 0.75))["both_present"] == 0.0
+    assert seen([0, 1], thing("car", "red", 0.5)) == {"present": 0.5, "both_present": 0.0}
+    assert np.isnan(seen([0, 0], *both)["both_present"])
+
+
+def test_the_seam_stands_out():
+    smooth = torch.linspace(0, 1, 16).expand(1, 3, 16, 16)
+    halves = torch.cat([smooth[..., :8], 1 - smooth[..., 8:]], dim=3)
+    assert study.seam(smooth) == pytest.approx(1, abs=0.01)
+    broken = torch.cat([smooth[..., :8], torch.zeros(1, 3, 16, 8)], dim=3)
+    assert study.seam(broken) > 3 and study.seam(broken.transpose(2, 3)) > 3
+    assert study.seam(halves) < study.seam(broken)
+
+
+@pytest.mark.parametrize("low, high, n, sign, margin, expected", [
+    (0.1, 0.2, 8, 1, None, claims.HOLDS), (-0.2, -0.1, 8, 1, None, claims.FAILS),
+    (-0.2, -0.1, 8, -1, None, claims.HOLDS), (-0.1, 0.1, 8, 1, None, claims.UNDECIDED),
+    (-0.1, 0.1, 8, 1, 0.2, claims.HOLDS), (-0.3, 0.1, 8, 1, 0.2, claims.UNDECIDED),
+    (-0.3, -0.1, 8, 1, 0.2, claims.FAILS), (0.1, 0.2, 7, 1, None, claims.UNDECIDED),
+])  # fmt: skip
+def test_verdicts(low, high, n, sign, margin, expected):
+    assert claims.verdict(low, high, n, sign, margin) == expected
+
+
+def test_claims_are_judged_on_pairs():
+    def row(method, item, value, group="similar"):
+        return {"method": method, "item": str(item), "seed": 0, "group": group,
+                "metrics": {"both_present": value, "seam": 1.0}}  # fmt: skip
+
+    rows = [row("svdiff+cut_mix", item, 1.0) for item in range(9)] + [row("svdiff", item, 0.0) for item in range(9)]
+    rows += [row("svdiff", item, 1.0, "dissimilar") for item in range(20, 29)]
+    rows += [row("svdiff+cut_mix", item, 1.0, "dissimilar") for item in range(20, 29)]
+    found = {one["text"]: one for one in claims.judge("multi", rows)}
+    similar = found["Cut-Mix-Unmix separates similar subjects: shifts"]
+    dissimilar = found["Dissimilar subjects do not need Cut-Mix-Unmix"]
+    assert (similar["n"], similar["mean"], similar["verdict"]) == (9, 1.0, claims.HOLDS)
+    assert (dissimilar["n"], dissimilar["mean"], dissimilar["verdict"]) == (9, 0.0, claims.HOLDS)
+    assert found["The unmix loss reduces stitching"]["verdict"] == claims.UNDECIDED
+
+
+@pytest.mark.parametrize("flags, words", [
+    (["--figure", "12"], "invalid choice"), (["--table", "2"], "invalid choice"),
+    (["--table", "1", "--figure", "5"], "one at a time"), (["--answers", "x"], "--figure study"),
+    (["--figure", "study", "--answers", "/nowhere"], "no file"), (["--dataset", "/nowhere"], "prompts_and_classes"),
+    (["--items_dir", "/nowhere"], "mapping_file.json"), (["--limit", "0"], "from 1"), (["--figures", "5"], "--figure"),
+    (["--output_dir", __file__], "is a file"), (["--geometry_layers", "a", "b"], "no layer"),
+    (["--figure", "5", "--subjects", "nobody"], "nobody"),
+    (["--figure", "5", "--pretrained_model_name_or_path", "/nowhere"], "/nowhere"),
+])  # fmt: skip
+def test_wrong_input(flags, words, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        svdiff_eval.main(["--output_dir", str(tmp_path / "out"), *flags])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and words in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
