@@ -245,6 +245,7 @@ def main(argv: list[str] | None = None) -> None:
     from diffusers import StableDiffusionPipeline
 
     from common.pipelines import load_pipeline
+    from eval import inpainting_bench
 
     pipe = load_pipeline(args.pretrained_model_name_or_path, args.device)
     print(f"Inverting {args.items} pictures under their own prompts, {args.num_inference_steps} steps")
@@ -272,9 +273,10 @@ def main(argv: list[str] | None = None) -> None:
     print_penalty(penalty)
     shifts = bench_shifts(pipe, args)
     print_shifts(shifts)
+    inpainting = inpainting_bench.run(args)
     output = Path(args.output_dir)
     write_json(output / "bench.json", {"inversions": inversions, "sampling": sampling, "surgery": surgery, **penalty,
-                                       "shifts": shifts})  # fmt: skip
+                                       "shifts": shifts, **inpainting})  # fmt: skip
     write_config(output, args)
     print(f"written to {output / 'bench.json'}")
 

@@ -15,10 +15,12 @@ TRACKS = {
     "text_editing": "eval.text_editing",
     "exemplar_editing": "eval.exemplar_editing",
     "personalization": "eval.personalization.track",
+    "subject_inpainting": "eval.subject_inpainting",
 }
 TABLES = {  # paper -> module with its tables, track with its rows
     "spdinv": ("spdinv.tables", "text_editing"),
     "pixels": ("pixels.tables", "exemplar_editing"),
+    "image_inpaint": ("image_inpaint.tables", "subject_inpainting"),
     "lipschitz_personalize": ("eval.personalization.tables", "personalization"),
 }
 

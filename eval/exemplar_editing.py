@@ -7,6 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from common.model_files import PICTUREBOOK_FOLDER
 from common.runs import done_items, read_json, read_rows, write_config
 from eval.measures import find
 from eval.track import Item, Picture, Run, Track, date_of, earlier_results
@@ -24,6 +27,8 @@ METHODS = {
     "differential_diffusion": "Differential Diffusion (text)",
     "pixels": "PIXELS",
 }
+# On the picturebook its image-guided inpainting model takes part, which is Paint-by-Example in miniature.
+INPAINTING = {"paint_by_example": "Paint-by-Example (picturebook)"}
 COLUMNS = [
     "edit_success", "psnr_truth", "lpips_truth", "CLIP-I/same_box", "seam", "seam_truth", "contrast", "psnr_kept",
     "lpips_kept", "seconds", "peak_memory_mb",
@@ -54,8 +59,39 @@ def command(args: argparse.Namespace) -> list[str]:
     return [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
 
 
-def functions() -> dict[str, Any]:
-    """Every method of the track."""
+def methods_of(model: str) -> dict[str, str]:
+    """Name -> title of what runs on a model; the paper's own is last."""
+    weights = PICTUREBOOK_FOLDER if model == "picturebook" else Path(model)
+    if not options.is_picturebook_folder(model) or not (weights / "inpaint_unet").is_dir():
+        return METHODS
+    return {**{name: title for name, title in METHODS.items() if name != "pixels"}, **INPAINTING,
+            "pixels": METHODS["pixels"]}  # fmt: skip
+
+
+def image_guided_inpainting(model: str, device: str | None):
+    """The picturebook's Paint-by-Example as a method of this track: shown the exemplar's part under the map's region,
+    it fills that region of the source."""
+    import torch
+
+    from eval.pretrained_exemplar import as_method
+    from image_inpaint.loading import load
+    from image_inpaint.masks import box_of
+    from image_inpaint.painting import paint
+
+    pipe = load(model, device)
+
+    def edit(pipe, source, exemplar, mask, generator):
+        fill = torch.from_numpy(np.asarray(mask) > 127).float()
+        if not fill.any():
+            return source
+        seed = int(torch.randint(2**62, (), generator=generator))
+        return paint(pipe, [source], [fill], [exemplar.crop(box_of(fill))], [seed])[0]
+
+    return as_method(edit, pipe)
+
+
+def functions(model: str, device: str | None) -> dict[str, Any]:
+    """Every method that runs on a model."""
     from eval.baselines import blended_latent, differential_diffusion, sdedit
     from pixels.baselines import METHODS as OWN
 
@@ -64,7 +100,10 @@ def functions() -> dict[str, Any]:
         "blended_latent": blended_latent.edit,
         "differential_diffusion": differential_diffusion.edit,
     }
-    return {name: {**OWN, **others}[name] for name in METHODS}
+    wanted = methods_of(model)
+    if wanted.keys() & INPAINTING.keys():
+        others["paint_by_example"] = image_guided_inpainting(model, device)
+    return {name: {**OWN, **others}[name] for name in wanted}
 
 
 def own_settings(on_picturebook: bool) -> dict[str, dict[str, Any]]:
@@ -96,7 +135,8 @@ def make_bench(settings: argparse.Namespace, own: dict[str, dict[str, Any]]):
     options.check_steps(model, sampling)
     eyes = load_eyes(settings.metric_encoders, settings.device)
     surgery = Surgery(**options.surgery_of(settings, kind))
-    return Bench(settings, model, size, sampling, surgery, eyes, Path(settings.output_dir), functions(), own)
+    methods = functions(settings.pretrained_model_name_or_path, settings.device)
+    return Bench(settings, model, size, sampling, surgery, eyes, Path(settings.output_dir), methods, own)
 
 
 def run(args: argparse.Namespace) -> Track | None:
@@ -109,17 +149,18 @@ def run(args: argparse.Namespace) -> Track | None:
         return None
     output = Path(args.output_dir) / NAME
     settings = pixels_eval.parse(command(args))
-    settings.methods, settings.dataset = list(METHODS), args.dataset
+    methods = methods_of(settings.pretrained_model_name_or_path)
+    settings.methods, settings.dataset = list(methods), args.dataset
     pixels_eval.check_same_settings(output, settings)
     wanted = {pair.id for pair in pairs}
-    if not all(wanted <= done_items(output / "rows.jsonl", method) for method in METHODS):  # else no model is loaded
+    if not all(wanted <= done_items(output / "rows.jsonl", method) for method in methods):  # else no model is loaded
         own = own_settings(options.is_picturebook_folder(settings.pretrained_model_name_or_path))
         bench = make_bench(settings, own)
-        resolved = {name: {**asdict(bench.sampling), **asdict(bench.surgery), **own.get(name, {})} for name in METHODS}
+        resolved = {name: {**asdict(bench.sampling), **asdict(bench.surgery), **own.get(name, {})} for name in methods}
         write_config(output, settings, methods=resolved)
         pixels_eval.run_all(bench, pairs)
     config = read_json(output / "config.json")
-    rows = [row for row in read_rows(output / "rows.jsonl") if row["item"] in wanted and row["method"] in METHODS]
+    rows = [row for row in read_rows(output / "rows.jsonl") if row["item"] in wanted and row["method"] in methods]
     config["date"] = date_of(output / "rows.jsonl")
     whole = "python -m eval.compare --tracks exemplar_editing --items " + str(args.items)
     own_command = "python -m pixels.eval " + shlex.join(command(args))
@@ -129,12 +170,12 @@ def run(args: argparse.Namespace) -> Track | None:
         about="A part of one picture is to become like another picture, under a grey map: black takes from the "
         "exemplar, white keeps the source, grey is in between. PIXELS puts the noised source back at every step where "
         "the map is still above a rising threshold.",
-        methods=METHODS,
+        methods=methods,
         columns=COLUMNS,
         runs=[Run("this run", rows, config), *earlier_results(NAME, config)],
-        items=[shown(pair, output, rows) for pair in pairs],
+        items=[shown(pair, output, rows, methods) for pair in pairs],
         commands={
-            name: f"{own_command} --methods {name}" if name in pixels_eval.METHOD_NAMES else whole for name in METHODS
+            name: f"{own_command} --methods {name}" if name in pixels_eval.METHOD_NAMES else whole for name in methods
         },
         papers={
             "PIXELS: Progressive Image Xemplar-based Editing with Latent Surgery (AAAI 2025)":
@@ -148,7 +189,7 @@ def run(args: argparse.Namespace) -> Track | None:
     )  # fmt: skip
 
 
-def shown(pair, output: Path, rows: list[dict]) -> Item:
+def shown(pair, output: Path, rows: list[dict], methods: dict[str, str]) -> Item:
     """One pair for the picture grid: source, exemplar, map, true edit where there is one, and each method's edit."""
     key = find(rows, "edit_success")
     success = {row["method"]: row["metrics"].get(key) for row in rows if row["item"] == pair.id}
@@ -157,7 +198,7 @@ def shown(pair, output: Path, rows: list[dict]) -> Item:
                 for name, file in (("source", "source"), ("exemplar", "exemplar_1"), ("map", "map"))]  # fmt: skip
     if pair.truth:
         pictures.append(Picture("true edit", pair.truth))
-    for method in METHODS:
+    for method in methods:
         value = success.get(method)
         pictures.append(Picture("edit", place / f"{method}.png", method, None if value is None else value > 0.5))
     source_prompt = pair.item.source_prompt if pair.item else ""

@@ -9,6 +9,7 @@ An interrupted run goes on where it stopped: start it again with the same flags.
 """
 
 import argparse
+import hashlib
 import json
 from pathlib import Path
 
@@ -28,8 +29,8 @@ from common.training_flags import is_picturebook_folder, number
 from image_inpaint import options
 from image_inpaint.methods import DEFAULT, FIGURES, METHODS, TABLES
 
-SAME = ("pretrained_model_name_or_path", "subjects", "scenes", "split", "metric_encoders", "seed", "training_flags",
-        "scheduler", "num_inference_steps", "guidance_scale", "composite")  # fmt: skip
+SAME = ("pretrained_model_name_or_path", "weights", "subjects", "scenes", "split", "metric_encoders", "seed",
+        "training_flags", "scheduler", "num_inference_steps", "guidance_scale", "composite")  # fmt: skip
 
 
 def add_data_flags(parser: argparse.ArgumentParser) -> None:
@@ -83,9 +84,18 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args.text_model = args.text_model or (
         "picturebook" if on_picturebook else "stable-diffusion-v1-5/stable-diffusion-inpainting"
     )
+    args.weights = weights_of(args.pretrained_model_name_or_path)
     args.metric_encoders = args.metric_encoders or ("picturebook" if on_picturebook else "paper")
     options.check_output(args)
     return args
+
+
+def weights_of(name: str) -> str | None:
+    """Twelve digits of a local model's UNet file, so that rows of other weights are not mixed in; None of a hub id."""
+    root = Path(__file__).parents[1] / "common" / "picturebook" / "models" if name == "picturebook" else Path(name)
+    part = root / ("inpaint_unet" if is_picturebook_folder(name) and (root / "inpaint_unet").is_dir() else "unet")
+    files = sorted(part.glob("*.safetensors"))
+    return hashlib.sha256(files[0].read_bytes()).hexdigest()[:12] if files else None
 
 
 def read_data(args: argparse.Namespace):
@@ -117,13 +127,28 @@ def picture_path(output: Path, item_id: str, method: str) -> Path:
     return output / "pictures" / item_id / f"{method}.png"
 
 
+def keep_picture(output: Path, item, subject, method: str, picture, eyes) -> dict:
+    """Write a painted picture, with what it was made from, and score it as its file holds it; half of its row."""
+    from common.images import load_image, save_png
+    from image_inpaint.samples import with_hole
+    from image_inpaint.scoring import item_scores
+
+    path = picture_path(output, item.id, method)
+    save_png(path, picture)
+    given = {"hole": with_hole(item.source, item.fill), "reference": item.reference, "truth": item.truth}
+    for name, one in given.items():
+        if one is not None:
+            save_png(path.with_name(f"{name}.png"), one)
+    scores = item_scores(item, subject, load_image(path), eyes)
+    return {"method": method, "item": item.id, "metrics": scores, "condition": item.condition}
+
+
 def run_all(args: argparse.Namespace, subjects: list, items: list) -> list[dict]:
     """Train, paint and score what is missing; one row per picture and method. Returns all rows of these items."""
     from tqdm import tqdm
 
-    from common.images import load_image, save_png
     from image_inpaint.methods import Painter, train_method, training_scores
-    from image_inpaint.scoring import item_scores, load_eyes
+    from image_inpaint.scoring import load_eyes
 
     output, painter, eyes = Path(args.output_dir), Painter(args), None
     rows = output / "rows.jsonl"
@@ -139,15 +164,10 @@ def run_all(args: argparse.Namespace, subjects: list, items: list) -> list[dict]
             with measure() as cost:
                 painted = painter.paint(method, weights, missing)
             for item, picture in zip(missing, painted, strict=True):
-                path = picture_path(output, item.id, method)
-                save_png(path, picture)
-                save_png(path.with_name("source.png"), item.source)
-                save_png(path.with_name("reference.png"), item.reference)
+                row = keep_picture(output, item, subject, method, picture, eyes)
                 append_row(rows, {
-                    "paper": "image_inpaint", "method": method, "item": item.id, "seed": args.seed,
-                    "metrics": item_scores(item, subject, load_image(path), eyes) | about,  # as the file holds it
+                    **row, "paper": "image_inpaint", "seed": args.seed, "metrics": row["metrics"] | about,
                     "seconds": cost.seconds / len(missing), "peak_memory_mb": cost.peak_memory_mb,
-                    "condition": item.condition,
                 })  # fmt: skip
     known = {item.id for item in items}
     return [row for row in read_rows(rows) if row["item"] in known and row["method"] in args.methods]

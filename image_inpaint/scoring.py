@@ -16,7 +16,7 @@ from torch import Tensor
 from common import encoders
 from common.images import to_tensor
 from common.metrics import Score, clip_image_similarity, dino_similarity, frechet_distance, lpips_distance, psnr
-from image_inpaint.benchmark import Item, Subject
+from image_inpaint.benchmark import CONDITIONS, Item, Subject
 from image_inpaint.masks import box_of
 
 SQUARE = 224  # crops are squashed to this before CLIP, whose own processor would cut a long crop's ends off
@@ -60,13 +60,16 @@ def item_scores(item: Item, subject: Subject, made: Image.Image, eyes: Eyes) -> 
     """All scores of one picture, by Score.key."""
     region, references = squares([made.crop(box_of(item.fill))]), squares(subject.crops)
     source, picture, fill = to_tensor(item.source), to_tensor(made), item.fill[None, None]
+    likeness = dino_similarity(region, references, eyes.dino).mean().item()
     found = {
-        Score("DINO", 0, eyes.dino.label, "region").key: dino_similarity(region, references, eyes.dino).mean().item(),
+        Score("DINO", 0, eyes.dino.label, "region").key: likeness,
         Score("CLIP-I", 0, eyes.clip.label, "region").key:
             clip_image_similarity(region, references, eyes.clip).mean().item(),
         "psnr_kept": psnr(source, picture, 1 - fill).item(),
         "rim": 255 * (step_across(picture, fill) - step_across(source, fill)),
     }  # fmt: skip
+    if item.condition != CONDITIONS[0]:
+        found[Score("DINO", 0, eyes.dino.label, "unseen").key] = likeness
     if item.truth is not None:
         truth = to_tensor(item.truth)
         found["psnr_truth"] = psnr(truth, picture).item()
