@@ -87,7 +87,7 @@ def edit(
     resolution, schedule = picture.shape[-1], make_schedule(pipe.scheduler, how.num_inference_steps)
     noise = start_noise(pipe, list(seeds), resolution)
     if ddim_inversion:
-        cond = encode_prompt(pipe, [target_prompt])
+        cond = encode_prompt(pipe, [target_prompt], (resolution, resolution))
         z = invert(pipe, schedule, encode_image(pipe, picture).float(), cond).expand(len(seeds), -1, -1, -1)
         noise = slerp(alpha, z, noise) if alpha else z  # Eq. 7
     return draw(pipe, target_prompt, list(seeds), how, resolution, noise)

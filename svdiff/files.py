@@ -83,8 +83,8 @@ def fit(model: nn.Module, shifts: Mapping[str, Tensor], metadata: Mapping[str, s
     theirs = metadata.get("base")
     if theirs not in (None, base):
         raise InputError(
-            f"{file} was trained on another base model (weights {theirs[:12]}, here {base[:12]}): give that model to "
-            "--pretrained_model_name_or_path"
+            f"{file} was trained on another base model, {metadata.get('model', 'unnamed')} with weights {theirs[:12]} "
+            f"(here {base[:12]}): give that one to --pretrained_model_name_or_path"
         )
     if theirs is None:
         log.warning("%s does not say which base model it belongs to; it is taken to be this one", file)

@@ -54,7 +54,8 @@ def spectral_shifts(pipe, args) -> Trainable:
 
     def save(folder: Path) -> list[Path]:
         for part, layers in attached.items():
-            about = {"subset": args.parameter_subset} if part == "unet" else {}
+            about = {"model": args.pretrained_model_name_or_path}
+            about |= {"subset": args.parameter_subset} if part == "unet" else {}
             files.write_shifts(folder / files.file_name(part), shifts_of(layers), base[part], part, **about)
         return [folder / files.file_name(part) for part in attached]
 
