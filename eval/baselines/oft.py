@@ -114,15 +114,18 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def add_rotations(unet, args: argparse.Namespace):
-    """The UNet inside a peft model: W' = W blockdiag(R)^T, R = (I + Q)(I - Q)^-1 with Q skew-symmetric, at first 0."""
+    """The UNet inside a peft model: W' = W blockdiag(R)^T, R = (I + Q)(I - Q)^-1 with Q skew-symmetric, at first 0.
+
+    Raises InputError for a number of blocks that does not divide a layer's width (peft would take the next that does).
+    """
     from peft import OFTConfig, get_peft_model
 
+    for name, layer in unet.named_modules():
+        if name.endswith(tuple(PROJECTIONS)) and layer.in_features % args.blocks:
+            raise InputError(f"--blocks {args.blocks} does not divide the {layer.in_features} inputs of {name}")
     config = OFTConfig(r=args.blocks, oft_block_size=0, target_modules=PROJECTIONS, coft=args.coft, eps=args.coft_eps,
                        use_cayley_neumann=args.cayley_neumann)  # fmt: skip
-    try:
-        return get_peft_model(unet, config)
-    except ValueError as problem:
-        raise InputError(f"--blocks {args.blocks} does not divide this model's attention widths: {problem}") from None
+    return get_peft_model(unet, config)
 
 
 def load(folder: Path, model: str, device: str | None = None, token: str = TOKEN):

@@ -1,0 +1,244 @@
+"""Textual Inversion and OFT on a small random model, against what their equations say; encoder-based baselines."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from common.pipelines import encode_image, load_pipeline
+from common.runs import InputError, write_json
+from common.training import step_generator
+from eval.baselines import blip_diffusion, ip_adapter_subject, oft, subject_training, textual_inversion
+from tests.tiny import tiny_sd
+
+SIDE = 32
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    tiny_sd(folder, latent=8, channels=(16, 32))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def dog(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("dog")
+    for number in range(3):
+        pixels = np.random.default_rng(number).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def no_samples(monkeypatch):
+    """Grids at the end of a training are not what is tested."""
+    monkeypatch.setattr(
+        subject_training, "draw_pictures", lambda pipe, prompts, *rest, **how: [Image.new("RGB", (8, 8))]
+    )
+
+
+def flags(model, dog, out, *more):
+    return ["--pretrained_model_name_or_path", str(model), "--instance_data_dir", str(dog), "--device", "cpu",
+            "--num_validation_images", "1", "--output_dir", str(out), *map(str, more)]  # fmt: skip
+
+
+INVERSION = ("--initializer_token", "dog", "--prompts", "plain", "--gradient_accumulation_steps", 1, "--no-scale_lr",
+             "--no-random_flip", "--adam_weight_decay", 0, "--max_grad_norm", 0, "--learning_rate", 0.01)  # fmt: skip
+ROTATION = ("--instance_prompt", "a photo of qwe dog", "--no-with_prior_preservation", "--no-coft", "--learning_rate",
+            0.01)  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------ Textual Inversion
+
+
+def test_one_step_of_textual_inversion_is_adams_first_step_on_one_row_of_the_token_table(model, dog, tmp_path):
+    """Eq. 2 with the whole table as the variable: the gradient of the word's row alone moves it, by lr g / |g|."""
+    textual_inversion.main(flags(model, dog, tmp_path, *INVERSION, "--max_train_steps", 1))
+    (learned,) = load_file(tmp_path / "learned_embeds.safetensors").values()
+
+    pipe, generator = load_pipeline(str(model), "cpu"), step_generator(0, 0)
+    order = torch.randperm(3, generator=torch.Generator().manual_seed(order_seed()))
+    pixels = np.asarray(Image.open(dog / f"{order[0]}.png"), np.float32) / 255
+    torch.rand(2, generator=generator)  # where a picture that is no square would be cut
+    x = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    z_0 = encode_image(pipe, x, sample=True, generator=generator)
+    noise = torch.randn(z_0.shape, generator=generator)
+    t = torch.randint(1000, (1,), generator=generator)
+    context = ("a {}", "a picture of a {}", "the {}")[int(torch.randint(3, (1,), generator=generator))]
+
+    tokenizer, table = pipe.tokenizer, pipe.text_encoder.get_input_embeddings().weight
+    (dog_id,) = tokenizer("dog", add_special_tokens=False).input_ids
+    words = [tokenizer.bos_token_id, *tokenizer(context.replace("{}", "dog"), add_special_tokens=False).input_ids]
+    ids = torch.tensor([(words + [tokenizer.eos_token_id] * 77)[:77]])
+    row = table[dog_id].clone().requires_grad_(True)
+    pipe.text_encoder.get_input_embeddings().register_forward_hook(
+        lambda layer, inputs, output: torch.where((inputs[0] == dog_id)[..., None], row, output)
+    )
+    a = pipe.scheduler.alphas_cumprod[t]
+    states = pipe.text_encoder(ids)[0]
+    predicted = pipe.unet(a.sqrt() * z_0 + (1 - a).sqrt() * noise, t, states).sample
+    ((predicted - noise) ** 2).mean().backward()
+    expected = row.detach() - 0.01 * row.grad / (row.grad.abs() + 1e-8)
+    moved = (learned[0] - table[dog_id]).abs()
+    assert learned.shape == (1, 32) and torch.allclose(learned[0], expected, atol=2e-4) and moved.min() > 0.005
+
+
+def order_seed() -> int:
+    """Of the first epoch's permutation, as common.training documents it: seeded by (1, seed, epoch)."""
+    return int(np.random.SeedSequence((1, 0, 0)).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def test_textual_inversion_resumes_to_the_same_vector_and_leaves_the_model_alone(model, dog, tmp_path):
+    run = lambda out, *more: textual_inversion.main(flags(model, dog, out, *INVERSION, *more))  # noqa: E731
+    run(tmp_path / "whole", "--max_train_steps", 4, "--num_vectors", 2)
+    run(tmp_path / "cut", "--max_train_steps", 2, "--num_vectors", 2, "--checkpointing_steps", 2)
+    run(tmp_path / "cut", "--max_train_steps", 4, "--num_vectors", 2, "--resume_from_checkpoint", "latest")
+    whole, cut = (load_file(tmp_path / name / "learned_embeds.safetensors")["<sks>"] for name in ("whole", "cut"))
+    assert whole.shape == (2, 32) and torch.equal(whole, cut)
+
+    pipe, word = textual_inversion.load(tmp_path / "cut", str(model), "cpu")
+    base = load_pipeline(str(model), "cpu")
+    assert word == "<sks>"
+    ids = pipe.tokenizer("a <sks>", add_special_tokens=False).input_ids
+    assert torch.equal(pipe.text_encoder.get_input_embeddings().weight[ids[1:]], whole)
+    for name, tensor in base.unet.state_dict().items():
+        assert torch.equal(tensor, pipe.unet.state_dict()[name])
+
+
+# --------------------------------------------------------------------------------------------------------------- OFT
+
+
+def test_oft_turns_each_quarter_of_the_input_and_nothing_else(model, dog, tmp_path):
+    """W' = W blockdiag(R)^T with orthogonal R: each block of columns keeps its Gram matrix W_b W_b^T."""
+    oft.main(flags(model, dog, tmp_path, *ROTATION, "--max_train_steps", 3))
+    (pipe, token), base = oft.load(tmp_path, str(model), "cpu"), load_pipeline(str(model), "cpu")
+    turned, before = pipe.unet.state_dict(), base.unet.state_dict()
+    assert token == "qwe" and turned.keys() == before.keys()
+    targets = [
+        name for name in before if name.endswith(("to_q.weight", "to_k.weight", "to_v.weight", "to_out.0.weight"))
+    ]
+    for name in before:
+        if name not in targets:
+            assert torch.equal(turned[name], before[name]), name
+    assert len(targets) == 4 * 2 * 4  # four projections of self and cross attention in each of four blocks
+    for name in targets:
+        for old, new in zip(before[name].double().chunk(4, 1), turned[name].double().chunk(4, 1), strict=True):
+            assert (old - new).abs().max() > 1e-4 and torch.allclose(old @ old.T, new @ new.T, atol=1e-5)
+    stored = sum(tensor.numel() for tensor in load_file(tmp_path / "oft" / "adapter_model.safetensors").values())
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    widths = [before[name].shape[1] for name in targets]
+    assert stored == metrics["trainable_parameters"] == sum(4 * (n // 4) * (n // 4 - 1) // 2 for n in widths)
+
+
+def test_oft_with_class_pictures_resumes_to_the_same_rotations(model, dog, tmp_path, monkeypatch):
+    monkeypatch.setattr("common.training.draw_pictures", lambda pipe, prompts, *rest, **how: [
+        Image.new("RGB", (SIDE, SIDE), "red") for _ in prompts])  # fmt: skip
+    prior = (*ROTATION[:2], "--class_prompt", "a photo of dog", "--num_class_images", 2, *ROTATION[3:])
+    run = lambda out, *more: oft.main(flags(model, dog, out, *prior, "--class_data_dir", tmp_path / "c", *more))  # noqa: E731
+    run(tmp_path / "whole", "--max_train_steps", 4)
+    run(tmp_path / "cut", "--max_train_steps", 2, "--checkpointing_steps", 2)
+    run(tmp_path / "cut", "--max_train_steps", 4, "--resume_from_checkpoint", "latest")
+    whole, cut = (load_file(tmp_path / name / "oft" / "adapter_model.safetensors") for name in ("whole", "cut"))
+    assert all(torch.equal(whole[name], cut[name]) for name in whole) and len(list((tmp_path / "c").glob("*.png"))) == 2
+    assert any(tensor.abs().max() > 0 for tensor in whole.values())
+
+
+# --------------------------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize("script, more, words", [
+    (textual_inversion, ["--initializer_token", "dogs and cats"], "tokens of this model"),
+    (textual_inversion, [], "give --initializer_token"),
+    (textual_inversion, ["--initializer_token", "dog", "--with_prior_preservation", "--class_prompt", "a dog"],
+     "leave out --with_prior_preservation"),
+    (textual_inversion, ["--initializer_token", "dog", "--resolution", "30"], "no multiple"),
+    (textual_inversion, ["--initialiser_token", "dog"], "did you mean --initializer_token"),
+    (oft, ["--instance_prompt", "a photo of qwe dog"], "needs --class_prompt"),
+    (oft, ["--no-with_prior_preservation"], "needs --instance_prompt"),
+    (oft, ["--no-with_prior_preservation", "--instance_prompt", "qwe dog", "--blocks", "7"], "--blocks 7"),
+    (oft, ["--instance_prompt", "qwe dog", "--no-with_prior_preservation", "--resume_from_checkpoint", "checkpoint-9"],
+     "no checkpoint"),
+])  # fmt: skip
+def test_wrong_input(script, more, words, model, dog, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        script.main(flags(model, dog, tmp_path / "out", "--max_train_steps", 1, *more))
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and words in error and "Traceback" not in error
+    assert not list((tmp_path / "out").rglob("*.safetensors"))
+
+
+def test_what_is_not_there_or_does_not_fit_cannot_be_loaded(model, tmp_path):
+    with pytest.raises(InputError, match="python -m eval.baselines.oft"):
+        oft.load(tmp_path, str(model), "cpu")
+    save_file({"<sks>": torch.zeros(1, 7)}, tmp_path / "learned_embeds.safetensors")
+    with pytest.raises(InputError, match="vectors of shape"):
+        textual_inversion.load(tmp_path, str(model), "cpu")
+
+
+def test_both_print_the_published_settings(capsys):
+    textual_inversion.main(["--pretrained_model_name_or_path", "owner/sd", "--print_config"])
+    settings = json.loads(capsys.readouterr().out)
+    assert (settings["max_train_steps"], settings["learning_rate"], settings["scale_lr"]) == (3000, 5e-4, True)
+    oft.main(["--pretrained_model_name_or_path", "owner/sd", "--print_config"])
+    settings = json.loads(capsys.readouterr().out)
+    assert (settings["max_train_steps"], settings["learning_rate"], settings["blocks"]) == (2005, 6e-5, 4)
+    assert settings["coft"] and settings["with_prior_preservation"] and settings["num_class_images"] == 200
+
+
+# -------------------------------------------------------------------------------------------------- encoder-based rows
+
+
+def write_ip_adapter(folder, unet) -> dict:
+    """An adapter of 4 tokens in the published layout: image_proj.* and ip_adapter.<odd number>.to_{k,v}_ip.weight."""
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    config = CLIPVisionConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
+                              image_size=224, patch_size=112, projection_dim=24)  # fmt: skip
+    torch.manual_seed(0)
+    CLIPVisionModelWithProjection(config).save_pretrained(folder / "models" / "image_encoder")
+    weights = {"image_proj.proj.weight": torch.randn(4 * 32, 24), "image_proj.proj.bias": torch.zeros(4 * 32),
+               "image_proj.norm.weight": torch.ones(32), "image_proj.norm.bias": torch.zeros(32)}  # fmt: skip
+    for number, name in enumerate(name for name in unet.attn_processors if "attn2" in name):
+        width = unet.get_submodule(name.removesuffix(".processor")).to_k.out_features
+        for part in ("k", "v"):
+            weights[f"ip_adapter.{2 * number + 1}.to_{part}_ip.weight"] = torch.randn(width, 32)
+    save_file(weights, folder / "models" / "adapter.safetensors")
+    return {"pretrained_model_name_or_path_or_dict": str(folder), "subfolder": "models", "weight_name":
+            "adapter.safetensors", "local_files_only": True}  # fmt: skip
+
+
+def test_ip_adapter_sees_the_subjects_first_picture_with_every_prompt(model, dog, tmp_path):
+    adapter = write_ip_adapter(tmp_path, load_pipeline(str(model), "cpu").unet)
+    write_json(tmp_path / "reference.json", {"pictures": [str(dog / "0.png")], "class": "dog"})
+    pipe, token = ip_adapter_subject.load(tmp_path, str(model), "cpu", adapter)
+    pipe.set_progress_bar_config(disable=True)
+
+    def draw():
+        generators = [torch.Generator().manual_seed(k) for k in range(2)]
+        return pipe(["a dog", "a red dog"], num_inference_steps=1, generator=generators, output_type="pt").images
+
+    shown = draw()
+    pipe.picture = Image.open(dog / "1.png").convert("RGB")
+    assert token == "" and shown.shape == (2, 3, SIDE, SIDE) and not torch.equal(shown, draw())
+    with pytest.raises(InputError, match="cannot load IP-Adapter"):
+        ip_adapter_subject.load(tmp_path, str(model), "cpu", {**adapter, "weight_name": "other.safetensors"})
+
+
+def test_blip_diffusion_is_told_class_and_the_rest_of_the_prompt():
+    asked = []
+
+    def pipe(prompt, picture, source, target, generator, **settings):
+        asked.append((prompt, picture, source, target, generator.initial_seed(), settings))
+        return SimpleNamespace(images=torch.zeros(1, 3, 8, 8))
+
+    wrapped = blip_diffusion.WithSubject(pipe, "picture", "dog")
+    generators = [torch.Generator().manual_seed(k) for k in (5, 6)]
+    made = wrapped(["a dog in the snow", "a red dog"], generator=generators, output_type="pt").images
+    assert made.shape == (2, 3, 8, 8)
+    assert asked[0] == (["in the snow"], "picture", ["dog"], ["dog"], 5, {"output_type": "pt"})
+    assert asked[1][0] == ["a red dog"] and asked[1][4] == 6
