@@ -39,8 +39,8 @@ class Subject:
 
 @dataclass(frozen=True)
 class Item:
-    """A picture with a hole [H, W] and a reference. truth: the picture with the subject drawn in; kind, color: what a
-    classifier should read; caption: of the subject, in words. None where nobody knows."""
+    """A picture with a hole [H, W] and a reference. truth: the picture with the subject drawn in; kind: of the subject,
+    one of `things` in the true picture; caption: of the subject, in words. None where nobody knows."""
 
     id: str
     subject: str
@@ -51,7 +51,7 @@ class Item:
     truth: Image.Image | None = None
     region: Tensor | None = None  # [H, W], the subject's own pixels in `truth`
     kind: str | None = None
-    color: str | None = None
+    things: int = 1
     caption: str | None = None
 
 
@@ -116,7 +116,7 @@ def draw_item(subject: Subject, thing, number: int, split: str) -> Item:
     fill = loose_mask(box_of(region), (64, 64), rng.uniform(0.3, 0.8))
     return Item(
         f"{subject.name}/{number:02d}", subject.name, condition, draw(scene).picture, fill, reference, truth.picture,
-        region, thing.kind, thing.color, thing_words(wanted),
+        region, thing.kind, len(things), thing_words(wanted),
     )  # fmt: skip
 
 

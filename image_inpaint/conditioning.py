@@ -9,6 +9,8 @@ A mask that a user gives or a function here returns is always a fill mask (white
 way into the network, and names say which is which.
 """
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
@@ -63,7 +65,9 @@ def widen(unet: UNet2DConditionModel, with_weights: bool = True) -> UNet2DCondit
 def new_encoder(vision_tower: nn.Module, width: int) -> PaintByExampleImageEncoder:
     """CLIP's vision tower (CLIPVisionModel), frozen, under an untrained mapper: (layers + 1) // 5 transformer blocks of
     one head, final norm, projection to the UNet's `width`, learned unconditional vector."""
-    encoder = PaintByExampleImageEncoder(vision_tower.config, proj_size=width)
+    config = copy.deepcopy(vision_tower.config)
+    config.projection_dim = width  # what from_pretrained makes the projection by; CLIP's own is not used
+    encoder = PaintByExampleImageEncoder(config)
     encoder.model.load_state_dict(vision_tower.state_dict())
     encoder.model.requires_grad_(False)
     return encoder.eval()

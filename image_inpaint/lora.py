@@ -11,8 +11,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusionInpaintPipeline, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 from common.runs import InputError, atomic_path
@@ -51,17 +52,18 @@ def add_lora(
 
 
 def save_lora(unet: UNet2DConditionModel, folder: str | Path) -> Path:
-    """pytorch_lora_weights.safetensors in `folder`, atomically."""
-    from diffusers.training_utils import _collate_lora_metadata
+    """pytorch_lora_weights.safetensors in `folder`, atomically, as diffusers' save_lora_weights writes it but for the
+    header's second entry, "format": two entries come in any order, and a training would not end in the same bytes."""
     from peft.utils import get_peft_model_state_dict
 
     path = Path(folder) / "pytorch_lora_weights.safetensors"
-    weights = {name: value.float().cpu().contiguous() for name, value in get_peft_model_state_dict(unet).items()}
+    weights = {f"unet.{name}": p.float().cpu().contiguous() for name, p in get_peft_model_state_dict(unet).items()}
+    settings = {
+        f"unet.{name}": sorted(value) if isinstance(value, set | list | tuple) else value
+        for name, value in unet.peft_config["default"].to_dict().items()
+    }
     with atomic_path(path) as temporary:
-        StableDiffusionInpaintPipeline.save_lora_weights(
-            temporary.parent, unet_lora_layers=weights, weight_name=temporary.name,
-            **_collate_lora_metadata({"unet": unet}),
-        )  # fmt: skip
+        save_file(weights, temporary, metadata={"lora_adapter_metadata": json.dumps(settings, sort_keys=True)})
     return path
 
 

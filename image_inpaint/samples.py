@@ -12,8 +12,9 @@ from image_inpaint.benchmark import Subject, crop_to, picturebook_items
 from image_inpaint.examples import Examples
 from image_inpaint.masks import Box, loose_mask
 from image_inpaint.painting import paint
+from image_inpaint.sampling import Sampling
 
-COUNT, LOOSENESS = 4, 0.5
+COUNT, LOOSENESS, STEPS = 4, 0.5, 25
 Shown = tuple[Image.Image, torch.Tensor, Image.Image]  # picture, fill [H, W], reference
 
 
@@ -55,7 +56,8 @@ def sheet(pipe, shown: list[Shown], seed: int) -> Image.Image:
     training = pipe.unet.training
     pipe.unet.eval()
     pictures, fills, references = zip(*shown, strict=True)
-    painted = paint(pipe, pictures, fills, references, [seed + row for row in range(len(shown))])
+    seeds = [seed + row for row in range(len(shown))]
+    painted = paint(pipe, pictures, fills, references, seeds, Sampling(num_inference_steps=STEPS))
     pipe.unet.train(training)
     rows = [[with_hole(p, f), r.resize(p.size), made]
             for p, f, r, made in zip(pictures, fills, references, painted, strict=True)]  # fmt: skip

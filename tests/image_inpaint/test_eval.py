@@ -1,0 +1,135 @@
+"""The protocol from end to end on a small random model: rows, resume, tables, figures, wrong input."""
+
+import json
+import math
+import tomllib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from common.runs import read_rows
+from image_inpaint import eval as script
+from image_inpaint import tables
+from image_inpaint.methods import FIGURES, METHODS, TABLES
+from tests.image_inpaint.models import tiny_inpainter
+from tests.image_inpaint.test_infer import hole, photograph
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """model/ with the picturebook's marker; your/subjects, your/scenes."""
+    folder = tmp_path_factory.mktemp("place")
+    tiny_inpainter(folder / "model")
+    (folder / "model" / "picturebook.json").write_text("{}")
+    tiny_inpainter(folder / "plain")
+    for subject in ("chair", "sofa"):
+        (folder / "subjects" / subject).mkdir(parents=True)
+        for number in range(2):
+            photograph(folder / "subjects" / subject / f"{number}.png", seed=number)
+    (folder / "scenes").mkdir()
+    for name in ("one", "two"):
+        photograph(folder / "scenes" / f"{name}.png", (90, 70))
+        hole(folder / "scenes" / f"{name}_mask.png", (90, 70), (20, 20, 60, 60))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def short_sheets(monkeypatch):
+    """Sample sheets of two steps."""
+    monkeypatch.setattr("image_inpaint.samples.STEPS", 2)
+
+
+def run(place, output, tiny_folder, *flags):
+    script.main(["--pretrained_model_name_or_path", str(place / "model"), "--output_dir", str(output),
+                 "--device", "cpu", "--num_inference_steps", "2", "--metric_encoders", "picturebook", "--text_model", str(tiny_folder),
+                 "--training_flags", "--max_train_steps 1 --train_batch_size 1 --cache_views 0", *flags])  # fmt: skip
+    return read_rows(output / "rows.jsonl")
+
+
+def test_the_protocol_on_the_picturebook(place, tiny_folder, tmp_path, capsys, monkeypatch):
+    rows = run(place, tmp_path, tiny_folder, "--items", "2", "--table", "2", "--figure", "4")
+    wanted = {*TABLES["2"], *FIGURES["4"]}
+    assert {row["method"] for row in rows} == wanted and len(rows) == 2 * len(wanted)
+    lora = next(row["metrics"] for row in rows if row["method"] == "lora")
+    names = ["DINO/region (picturebook)", "CLIP-I/region (picturebook)", "thing_seen (picturebook)", "filled_excess",
+             "psnr_kept", "psnr_truth", "rim", "training_seconds", "file_mb", "trained_parameters"]  # fmt: skip
+    assert set(names) <= set(lora)
+    shown = capsys.readouterr().out
+    assert "71.9" in shown and "FID (picturebook)" in shown and "KID" in shown and "swapped" in shown
+    assert {"grid.png", "figure_4.png", "results.json", "config.json"} <= {path.name for path in tmp_path.iterdir()}
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["overall"]["full"]["FID (picturebook)"]["n"] == 2 and "as photographed" in results["by_condition"]
+    from image_inpaint.methods import Painter
+
+    monkeypatch.setattr(Painter, "paint", lambda *any: pytest.fail("nothing is left to paint"))
+    assert run(place, tmp_path, tiny_folder, "--items", "2", "--table", "2") == rows
+
+
+def test_your_own_subjects_and_scenes(place, tiny_folder, tmp_path):
+    rows = run(place, tmp_path, tiny_folder, "--subjects", str(place / "subjects"), "--scenes", str(place / "scenes"),
+               "--boxes", "whole", "--methods", "untuned", "--items", "4")  # fmt: skip
+    assert [row["item"] for row in rows] == ["chair/one", "chair/two", "sofa/one", "sofa/two"]
+    assert "thing_seen (picturebook)" not in rows[0]["metrics"] and rows[0]["metrics"]["psnr_kept"] > 0
+    assert Image.open(tmp_path / "pictures" / "chair" / "one" / "untuned.png").size == (90, 70)
+
+
+def test_storage_is_printed_without_a_run(capsys):
+    script.main(["--storage"])
+    shown = capsys.readouterr().out
+    assert "199,296" in shown and "0.0232 %" in shown and "12.75 MB" in shown
+
+
+WRONG = [
+    (["--subjects", "SUBJECTS"], "belong together"),
+    (["--subjects", "/no/such", "--scenes", "SCENES"], "is no folder"),
+    (["--subjects", "SCENES", "--scenes", "SCENES"], "holds no folders"),
+    (["--subjects", "SUBJECTS", "--scenes", "NOMASK"], "has no mask"),
+    (["--subjects", "SUBJECTS", "--scenes", "SCENES", "--boxes", "detr", "--detector", "/no"], "no detector"),
+    (["--pretrained_model_name_or_path", "PLAIN"], "only the picturebook brings its own"),
+    (["--methods", "no_prior"], "--no_prior_model"),
+    (["--methods", "magic"], "invalid choice"),
+    (["--figure", "3"], "--dreambooth"),
+    (["--table", "7"], "invalid choice"),
+    (["--items", "0"], "from 1"),
+    (["--methods", "lora", "--training_flags", "--rank zero"], "not an integer"),
+]
+
+
+@pytest.mark.parametrize("flags, message", WRONG, ids=[" ".join(flags) for flags, _ in WRONG])
+def test_wrong_input_is_one_sentence(place, tiny_folder, tmp_path, capsys, flags, message):
+    (tmp_path / "nomask").mkdir()
+    photograph(tmp_path / "nomask" / "a.png")
+    places = {"SUBJECTS": place / "subjects", "SCENES": place / "scenes", "NOMASK": tmp_path / "nomask",
+              "PLAIN": place / "plain"}  # fmt: skip
+    with pytest.raises(SystemExit) as stop:
+        run(place, tmp_path / "out", tiny_folder, *(str(places.get(flag, flag)) for flag in flags))
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert stop.value.code == 2 and message in error and error.startswith("error: ")
+    assert not (tmp_path / "out" / "rows.jsonl").exists()
+
+
+def test_rows_of_other_settings_are_not_mixed_in(place, tiny_folder, tmp_path, capsys):
+    run(place, tmp_path, tiny_folder, "--items", "1", "--methods", "untuned")
+    with pytest.raises(SystemExit):
+        run(place, tmp_path, tiny_folder, "--items", "1", "--methods", "untuned", "--guidance_scale", "2")
+    assert "another --guidance_scale" in capsys.readouterr().err
+
+
+def test_published_numbers_name_methods_that_exist_and_the_swap():
+    found = tomllib.loads(tables.PUBLISHED.read_text())
+    assert set(found) == {"1", "2", "3"}
+    for name, table in found.items():
+        for row in table["rows"]:
+            assert len(row["values"]) == len(table["columns"])
+            assert row["method"] in {*METHODS, "", "dreambooth", "textual_inversion"}
+        assert table["place"].endswith(f"Table {name}") and table["doubts"]
+    assert found["2"]["rows"][0]["values"][:2] == found["3"]["rows"][0]["values"][1::-1] == [66.8, 71.4]
+    assert math.isnan(found["1"]["rows"][0]["values"][0])
+
+
+def test_means_and_intervals_stand_beside_the_published():
+    rows = [{"method": "lora", "metrics": {"DINO/region (x)": value}, "seconds": 1.0} for value in (0.5, 0.7)]
+    shown = tables.beside_published("2", {"here": tables.summarise(rows)["overall"]})
+    assert "60 [50, 70]" in shown and "Table 3" in shown
+    assert np.isclose(tables.summarise(rows)["overall"]["lora"]["seconds"]["mean"], 1)

@@ -1,0 +1,134 @@
+"""image_inpaint.infer from end to end on a small random model: files, odd photographs, trained weights, wrong input."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from image_inpaint import infer, loading
+from tests.image_inpaint.models import tiny_inpainter
+
+FAST = ["--num_inference_steps", "2", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model") / "model"
+    tiny_inpainter(folder)
+    return folder
+
+
+def photograph(path, size=(64, 64), mode="RGB", seed=0):
+    rng = np.random.default_rng(seed)
+    Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)).convert(mode).save(path)
+    return path
+
+
+def hole(path, size=(64, 64), box=(10, 12, 40, 50)):
+    mask = Image.new("L", size)
+    mask.paste(255, box)
+    mask.save(path)
+    return path
+
+
+def run(model, folder, *flags, size=(64, 64)):
+    paths = photograph(folder / "room.png", size), hole(folder / "mask.png", size), photograph(folder / "chair.png")
+    names = ("--image_path", "--mask_path", "--reference_path")
+    given = [word for pair in zip(names, map(str, paths), strict=True) for word in pair]
+    infer.main(["--pretrained_model_name_or_path", str(model), "--output_dir", str(folder / "out"), *given, *FAST,
+                *flags])  # fmt: skip
+    return json.loads((folder / "out" / "metrics.json").read_text())
+
+
+def test_every_file_is_there_and_compositing_keeps_the_background(model, tmp_path):
+    metrics = run(model, tmp_path)
+    names = {"source.png", "hole.png", "inpainted.png", "grid.png", "config.json", "metrics.json"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == names
+    assert metrics["psnr_kept"][0] < 60 and metrics["weights"] == "none"
+    metrics = run(model, tmp_path, "--composite", "--feather", "3")
+    assert metrics["psnr_kept"] == [float("inf")]
+    source, made = (np.asarray(Image.open(tmp_path / "out" / f"{name}.png")) for name in ("source", "inpainted"))
+    outside = np.ones((64, 64), bool)
+    outside[12:50, 10:40] = False
+    assert (source[outside] == made[outside]).all() and (source != made).any()
+
+
+@pytest.mark.parametrize("size", [(100, 70), (31, 90), (300, 64)])
+def test_photographs_of_any_size_come_back_in_it(model, tmp_path, size):
+    run(model, tmp_path, size=size)
+    assert Image.open(tmp_path / "out" / "inpainted.png").size == size
+
+
+def test_each_reference_and_each_seed_gives_a_picture(model, tmp_path):
+    other = str(photograph(tmp_path / "other.png", (20, 40), seed=3))
+    run(model, tmp_path, "--reference_path", str(photograph(tmp_path / "chair.png")), other,
+        "--num_images_per_reference", "2")  # fmt: skip
+    made = sorted((tmp_path / "out").glob("inpainted*.png"))
+    assert [path.name for path in made] == ["inpainted.png", "inpainted_2.png", "inpainted_3.png", "inpainted_4.png"]
+    assert len({path.read_bytes() for path in made}) == 4
+    run(model, tmp_path)
+    assert len(list((tmp_path / "out").glob("inpainted*.png"))) == 1  # those of the earlier run are gone
+
+
+def test_trained_weights_change_the_picture(model, tmp_path):
+    from image_inpaint.lora import add_lora, save_lora
+
+    pipe = tiny_inpainter()
+    for name, parameter in add_lora(pipe.unet, 2, 2, "attention").items():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.5)
+    save_lora(pipe.unet, tmp_path / "trained")
+    run(model, tmp_path)
+    before = (tmp_path / "out" / "inpainted.png").read_bytes()
+    assert run(model, tmp_path, "--lora", str(tmp_path / "trained"))["weights"] == "lora"
+    after = (tmp_path / "out" / "inpainted.png").read_bytes()
+    run(model, tmp_path, "--lora", str(tmp_path / "trained" / loading.LORA_FILE))
+    assert before != after == (tmp_path / "out" / "inpainted.png").read_bytes()
+
+
+WRONG = [
+    (["--image_path", "/no/such"], "is no file"),
+    (["--image_path", "TEXT"], "cannot be read as a picture"),
+    (["--mask_path", "SMALL"], "draw the mask on the photograph"),
+    (["--mask_path", "BLACK"], "is empty"),
+    (["--mask_path", "WHITE"], "white all over"),
+    (["--reference_path", "TEXT"], "cannot be read as a picture"),
+    (["--reference_box", "70", "70", "90", "90"], "nothing of it"),
+    (["--reference_box", "1", "2", "3"], "expected 4"),
+    (["--lora", "/no/such"], "is not there"),
+    (["--lora", "SMALL"], "damaged or no LoRA"),
+    (["--feather", "3"], "is of --composite"),
+    (["--num_inference_steps", "1"], "from 2"),
+    (["--guidance_scale", "nan"], "not a number"),
+    (["--scheduler", "euler"], "invalid choice"),
+    (["--pretrained_model_name_or_path", "/no/such"], "No folder"),
+    (["--pretrained_model_name_or_path", "SD"], "text-to-image model"),
+    (["--refrence_path", "x"], "did you mean --reference_path"),
+    (["--device", "abacus"], "There is no device"),
+    (["--output_dir", "TEXT"], "is a file"),
+]
+
+
+@pytest.mark.parametrize("flags, message", WRONG, ids=[" ".join(flags) for flags, _ in WRONG])
+def test_wrong_input_is_one_sentence_and_leaves_nothing(model, tiny_folder, tmp_path, capsys, flags, message):
+    (tmp_path / "text.png").write_text("hello")
+    places = {"TEXT": tmp_path / "text.png", "SMALL": hole(tmp_path / "small.png", (30, 30), (2, 2, 9, 9)),
+              "BLACK": hole(tmp_path / "black.png", box=(0, 0, 0, 0)), "SD": tiny_folder,
+              "WHITE": hole(tmp_path / "white.png", box=(0, 0, 64, 64))}  # fmt: skip
+    with pytest.raises(SystemExit) as stop:
+        run(model, tmp_path, *(str(places.get(flag, flag)) for flag in flags))
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert stop.value.code == 2 and message in error and error.startswith("error: ")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "flags, message", [(["--image_path", "A"], "belong together"), ([], "only the picturebook brings its own")]
+)
+def test_what_belongs_together_is_asked_for(model, tmp_path, capsys, flags, message):
+    path = str(photograph(tmp_path / "a.png"))
+    with pytest.raises(SystemExit) as stop:
+        infer.main(["--pretrained_model_name_or_path", str(model), *(path if flag == "A" else flag for flag in flags)])
+    assert stop.value.code == 2 and message in capsys.readouterr().err
