@@ -124,6 +124,8 @@ def main(argv: list[str] | None = None) -> None:
     write_json(folder / "metrics.json", metrics)
     write_config(folder, args)
     print(f"{len(painted)} pictures in {cost.seconds:.1f} s; see {folder / 'grid.png'}")
+    if not args.lora:
+        print("untuned: python -m image_inpaint.train learns a subject, and --lora takes what it wrote")
 
 
 if __name__ == "__main__":

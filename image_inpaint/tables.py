@@ -82,10 +82,16 @@ def beside_published(name: str, measured: dict[str, dict[str, dict]]) -> str:
     )
 
 
-def find(values: dict[str, dict], name: str) -> dict[str, float] | None:
-    """The measured score of this name, under the protocol of the paper's table, or under none."""
+def scores_of(values: dict[str, dict], name: str) -> dict[str, float] | None:
+    """The measured score of a name with or without protocol, "DINO/region", whatever encoder looked."""
+    wanted = parse_key(name)
     for key, value in values.items():
         parsed = parse_key(key)
-        if parsed["name"] == name and parsed["protocol"] in (PROTOCOLS.get(name, ""), ""):
+        if (parsed["name"], parsed["protocol"]) == (wanted["name"], wanted["protocol"]):
             return value
     return None
+
+
+def find(values: dict[str, dict], name: str) -> dict[str, float] | None:
+    """The measured score of a column of the paper's tables."""
+    return scores_of(values, f"{name}/{PROTOCOLS[name]}" if name in PROTOCOLS else name)

@@ -42,8 +42,9 @@ def short_sheets(monkeypatch):
 
 def run(place, output, tiny_folder, *flags):
     script.main(["--pretrained_model_name_or_path", str(place / "model"), "--output_dir", str(output),
-                 "--device", "cpu", "--num_inference_steps", "2", "--metric_encoders", "picturebook", "--text_model", str(tiny_folder),
-                 "--training_flags", "--max_train_steps 1 --train_batch_size 1 --cache_views 0", *flags])  # fmt: skip
+                 "--device", "cpu", "--num_inference_steps", "2", "--metric_encoders", "picturebook",
+                 "--text_model", str(tiny_folder), "--training_flags",
+                 "--max_train_steps 1 --train_batch_size 1 --cache_views 0", *flags])  # fmt: skip
     return read_rows(output / "rows.jsonl")
 
 

@@ -1,0 +1,61 @@
+"""Settings of subject inpainting on the picturebook's validation split, as many for every method.
+
+    python -m eval.tune_inpainting                 four settings each of guidance, LoRA and whole-model tuning
+
+Prints PSNR to the true picture and likeness per setting; what is chosen goes into image_inpaint/options.py by hand.
+"""
+
+import argparse
+from pathlib import Path
+
+from common.runs import make_parser, script, write_json
+from eval.compare import positive
+
+# method -> (flags of image_inpaint.eval, flags of its training) of each trial; the first is what options.py has.
+TRIALS = {
+    "untuned": [([f"--guidance_scale={scale}"], "") for scale in (5, 1.5, 3, 7.5)],
+    "lora": [([], f"--learning_rate {rate} --max_train_steps {steps}")
+             for rate, steps in ((2e-3, 200), (1e-3, 200), (4e-3, 200), (2e-3, 400))],
+    "full": [([], f"--learning_rate {rate} --max_train_steps {steps}")
+             for rate, steps in ((2e-4, 200), (1e-4, 200), (4e-4, 200), (2e-4, 400))],
+}  # fmt: skip
+SHOWN = ("psnr_truth", "lpips_truth", "DINO/region", "CLIP-I/region", "thing_seen", "filled_excess", "seconds")
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = make_parser(__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--methods", nargs="+", choices=TRIALS, default=list(TRIALS), help="what to tune")
+    add("--items", type=positive, default=18, help="pictures per trial: 18 are three subjects in six scenes")
+    add("--pretrained_model_name_or_path", default="picturebook", help="picturebook, or a folder with its marker")
+    add("--output_dir", default="outputs/tune_inpainting", help="one folder per trial, and tuning.json")
+    add("--seed", type=int, default=0, help="of every training and picture")
+    return parser.parse_args(argv)
+
+
+@script
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    from common.runs import read_rows
+    from image_inpaint import eval as inpaint_eval
+    from image_inpaint import tables
+
+    output, lines, found = Path(args.output_dir), [["method", "setting", *SHOWN]], []
+    for method in args.methods:
+        for number, (flags, training) in enumerate(TRIALS[method]):
+            place = output / f"{method}-{number}"
+            inpaint_eval.main([
+                "--pretrained_model_name_or_path", args.pretrained_model_name_or_path, "--split", "validation",
+                "--methods", method, "--items", str(args.items), "--seed", str(args.seed), "--output_dir", str(place),
+                f"--training_flags={training}", *flags,
+            ])  # fmt: skip
+            summary = tables.summarise(read_rows(place / "rows.jsonl"))["overall"][method]
+            values = {name: tables.scores_of(summary, name) for name in SHOWN}
+            lines.append([method, " ".join(flags) + training, *(tables.cell(values[name]) for name in SHOWN)])
+            found.append({"method": method, "flags": flags, "training_flags": training, "scores": values})
+            write_json(output / "tuning.json", found)
+    print(tables.text_table(lines))
+
+
+if __name__ == "__main__":
+    main()
