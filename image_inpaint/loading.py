@@ -136,7 +136,11 @@ def from_text_to_image(
     eye = load_clip(clip, device)
     unet = widen(pipe.unet, sd_prior).eval().requires_grad_(False)
     encoder = new_encoder(eye.model.vision_model, unet.config.cross_attention_dim).to(unet.device, unet.dtype)
-    processor = CLIPImageProcessorPil(image_mean=eye.processor.image_mean, image_std=eye.processor.image_std)
+    side = eye.model.config.vision_config.image_size
+    processor = CLIPImageProcessorPil(
+        image_mean=eye.processor.image_mean, image_std=eye.processor.image_std, size={"shortest_edge": side},
+        crop_size={"height": side, "width": side},
+    )  # fmt: skip
     scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
     return assemble(unet, pipe.vae, encoder.requires_grad_(False), scheduler, processor, folder, device)
 

@@ -96,6 +96,8 @@ def train(args: argparse.Namespace) -> dict:
     examples, shown = make_examples(args)
     micros, batch_size = args.gradient_accumulation_steps, args.train_batch_size
     resolution = args.resolution or native_resolution(pipe)
+    if resolution % pipe.vae_scale_factor:
+        raise InputError(f"--resolution {resolution} is no multiple of {pipe.vae_scale_factor}, which this model needs")
     args.max_train_steps = options.training_steps(args, examples.count, processes)
     who = training.identity(args, model=training.fingerprint(pipe.unet.state_dict()))
     trained = make_trainable(pipe, args)
@@ -184,7 +186,6 @@ def train(args: argparse.Namespace) -> dict:
         "peak_memory_mb": cost.peak_memory_mb,
     }
     if accelerator.is_main_process:
-        training.save_training(args, args.max_train_steps, trained, optimizer, schedule, who, accelerator.scaler)
         finish(pipe, args, shown, metrics)
     accelerator.end_training()
     return metrics
