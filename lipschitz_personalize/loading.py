@@ -31,7 +31,7 @@ def load_trained(
         model = read_json(folder / "config.json").get("pretrained_model_name_or_path", "picturebook")
     pipe = load_backbone(model, device, dtype)
     if files[0] == LORA_FILE:
-        _add_lora(pipe, folder, strength)
+        move_weights(network(pipe), merged_lora(network(pipe), _read(folder / LORA_FILE), folder), folder, strength)
     elif files[0] == CUSTOM_DIFFUSION_FILE:
         content = _read(folder / CUSTOM_DIFFUSION_FILE)
         named = {key.replace(".processor", "").replace("_custom_diffusion", ""): value
@@ -74,14 +74,22 @@ def _read_all(folder: Path) -> dict[str, Tensor]:
     return {name: value for file in files for name, value in _read(file).items()}
 
 
-def _add_lora(pipe, folder: Path, strength: float) -> None:
-    _read(folder / LORA_FILE)
-    try:
-        pipe.load_lora_weights(str(folder), weight_name=LORA_FILE, local_files_only=True)
-        pipe.fuse_lora(lora_scale=strength, safe_fusing=True)
-        pipe.unload_lora_weights()
-    except Exception as problem:  # peft and diffusers raise all kinds where names or shapes do not fit
-        raise InputError(f"{folder / LORA_FILE} does not fit this model: {one_line(problem)}") from None
+def merged_lora(net: torch.nn.Module, content: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
+    """W + B A of every layer in the file. (diffusers' own loader only warns of layers that the model does not have.)"""
+    own, merged = net.state_dict(), {}
+    for key, a in content.items():
+        path, down, _ = key.partition(".lora_A.weight")
+        if not down:
+            continue
+        name, b = path.partition(".")[2] + ".weight", content.get(f"{path}.lora_B.weight")
+        if name not in own or b is None or (b.shape[0], a.shape[1]) != tuple(own[name].shape):
+            raise InputError(f"{folder} was trained on another model: the layer {path} does not fit")
+        merged[name] = own[name] + (b.float() @ a.float()).to(own[name])
+    if 2 * len(merged) != len(content):
+        raise InputError(
+            f"{folder / LORA_FILE} holds more than pairs of lora_A and lora_B: it is no file of this trainer"
+        )
+    return merged
 
 
 def _add_word(pipe, file: Path) -> None:

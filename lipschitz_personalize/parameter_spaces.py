@@ -175,13 +175,10 @@ def lora(pipe: DiffusionPipeline, rank: int, alpha: float, targets: list[str]) -
 
     def save(folder: Path) -> None:
         # Loaders differ in where they look for alpha: it is folded into B, and every one of them is right.
-        from diffusers.utils import convert_state_dict_to_diffusers
-
-        content = convert_state_dict_to_diffusers(get_peft_model_state_dict(net))
         part = "transformer" if backbone_of(pipe) == "sd3" else "unet"
-        folded = {f"{part}.{key}": (value * (alpha / rank if ".lora_B." in key or "lora.up." in key else 1.0)).cpu()
-                  for key, value in content.items()}  # fmt: skip
+        content = {f"{part}.{key}": value.detach().float() * (alpha / rank if ".lora_B." in key else 1.0)
+                   for key, value in get_peft_model_state_dict(net).items()}  # fmt: skip
         with atomic_path(folder / LORA_FILE) as path:
-            save_file({key: value.float().contiguous() for key, value in folded.items()}, path)
+            save_file({key: value.cpu().contiguous() for key, value in content.items()}, path)
 
     return Space(parameters, save, change=change)
