@@ -129,6 +129,21 @@ def test_the_penalty_is_that_of_the_released_code(models, subject, tmp_path):
     assert config["l2_convention"] == "mean_sum" and config["cache_latents"] and config["adam_weight_decay"] == 0
 
 
+@pytest.mark.slow
+def test_two_processes_see_different_pictures_and_average(models, subject, tmp_path):
+    words = ["--pretrained_model_name_or_path", str(models["sd"]), "--instance_data_dir", str(subject), *PROMPT, *QUICK,
+             "--output_dir", str(tmp_path / "a"), "--max_train_steps", "2", "--learning_rate", "1e-3",
+             "--l2_reg_weight", "0", "--device", "cpu"]  # fmt: skip
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29617"]
+    done = subprocess.run([*launch, train.__file__, *words], capture_output=True, text=True, cwd=ROOT,
+                          env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    expected, found = plain_dreambooth(models["sd"], subject, 2, processes=2), trained(tmp_path / "a")
+    alone = plain_dreambooth(models["sd"], subject, 2)
+    gap, apart = (sum((found[n] - other[n]).square().sum() for n in found) ** 0.5 for other in (expected, alone))
+    assert gap < 0.02 * apart  # rounding, which Adam enlarges where gradients are tiny
+
+
 @pytest.mark.parametrize(
     "words",
     [
