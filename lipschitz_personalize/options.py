@@ -61,7 +61,7 @@ SMALL = {"train_batch_size": 4, "adam_weight_decay": 0.0, "max_train_steps": 200
          "mixed_precision": "no", "num_class_images": 40}  # fmt: skip
 PICTUREBOOK_PRESET: dict[str, dict[str, Any]] = {
     "full": SMALL | {"learning_rate": 5e-5, "l2_reg_weight": 50.0},
-    "custom_diffusion": SMALL | {"learning_rate": 5e-4, "l2_reg_weight": 5.0, "initializer_token": "pet"},
+    "custom_diffusion": SMALL | {"learning_rate": 5e-4, "l2_reg_weight": 5.0, "initializer_token": None},
     "lora": SMALL | {"learning_rate": 1e-3, "l2_reg_weight": 1e-6, "lora_rank": 8, "lora_alpha": 8.0},
 }
 
@@ -91,7 +91,8 @@ def training_parser() -> argparse.ArgumentParser:
     add("--precondition_outputs", action=argparse.BooleanOptionalAction, default=True,
         help="SD3: take the error in the clean latents, as diffusers' script does")  # fmt: skip
     add("--modifier_token", default="<new1>", help="Custom Diffusion: the new word, to be in --instance_prompt")
-    add("--initializer_token", default="ktn", help="Custom Diffusion: the word begins as this one")
+    add("--initializer_token", default="ktn", help="Custom Diffusion: the word begins as this one (released: a rare one)"
+        "; on the picturebook as the last of the prompt")  # fmt: skip
     add("--augment", action=argparse.BooleanOptionalAction, default=True,
         help="Custom Diffusion: shrink and zoom the pictures, with words in the prompt that say so")  # fmt: skip
     add("--lora_rank", type=number(int, 1), default=4, help="LoRA: r (released: 16 for SD 1.5, 4 for SDXL and SD3)")

@@ -39,7 +39,8 @@ def prepare(pipe, args: argparse.Namespace):
     from lipschitz_personalize import parameter_spaces
 
     if args.parameter_space == "custom_diffusion":
-        return parameter_spaces.custom_diffusion(pipe, args.modifier_token, args.initializer_token)
+        initializer = args.initializer_token or args.instance_prompt.split()[-1]
+        return parameter_spaces.custom_diffusion(pipe, args.modifier_token, initializer)
     if args.parameter_space == "lora":
         return parameter_spaces.lora(pipe, args.lora_rank, args.lora_alpha, args.lora_targets)
     return parameter_spaces.full(pipe)
