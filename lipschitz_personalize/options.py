@@ -91,8 +91,8 @@ def training_parser() -> argparse.ArgumentParser:
     add("--precondition_outputs", action=argparse.BooleanOptionalAction, default=True,
         help="SD3: take the error in the clean latents, as diffusers' script does")  # fmt: skip
     add("--modifier_token", default="<new1>", help="Custom Diffusion: the new word, to be in --instance_prompt")
-    add("--initializer_token", default="ktn", help="Custom Diffusion: the word begins as this one (released: a rare one)"
-        "; on the picturebook as the last of the prompt")  # fmt: skip
+    add("--initializer_token", default="ktn", help="Custom Diffusion: the word begins as this one (released: a rare "
+        "one); on the picturebook as the last of the prompt")  # fmt: skip
     add("--augment", action=argparse.BooleanOptionalAction, default=True,
         help="Custom Diffusion: shrink and zoom the pictures, with words in the prompt that say so")  # fmt: skip
     add("--lora_rank", type=number(int, 1), default=4, help="LoRA: r (released: 16 for SD 1.5, 4 for SDXL and SD3)")
