@@ -81,11 +81,9 @@ def main(argv: list[str] | None = None) -> None:
     if args.print_config:
         print(json.dumps(vars(args), indent=2))
         return
-    import torch
-
     from common.images import grid, save_png, to_tensor
     from common.metrics import psnr
-    from image_inpaint.loading import load, load_weights
+    from image_inpaint.loading import in_precision, load, load_weights
     from image_inpaint.painting import paint
     from image_inpaint.samples import with_hole
     from image_inpaint.sampling import Sampling
@@ -93,7 +91,7 @@ def main(argv: list[str] | None = None) -> None:
     picture, fill, references = read_inputs(args) if args.image_path else benchmark_inputs()
     pipe = load(args.pretrained_model_name_or_path, args.device)
     kind = load_weights(pipe, args.lora) if args.lora else "none"
-    pipe.to(dtype={"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[args.mixed_precision])
+    in_precision(pipe, args.mixed_precision)
     each = args.num_images_per_reference
     shown = [reference for reference in references for _ in range(each)]
     seeds = [args.seed + number for _ in references for number in range(each)]

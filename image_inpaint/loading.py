@@ -85,6 +85,11 @@ def assemble(unet, vae, encoder, scheduler, processor, folder: Path, device: str
         raise InputError(f"There is no device {device!r} here; leave it out, or take cpu.") from None
 
 
+def in_precision(pipe: PaintByExamplePipeline, name: str) -> PaintByExamplePipeline:
+    """--mixed_precision of sampling: all networks in that number format (nothing to do for "no")."""
+    return pipe if name == "no" else pipe.to(dtype={"fp16": torch.float16, "bf16": torch.bfloat16}[name])
+
+
 def load_encoder(folder: Path, dtype: torch.dtype) -> PaintByExampleImageEncoder:
     """The published encoder (`model.vision_model.…`, `mapper.…`), refused if a weight is missing."""
     before = transformers.utils.logging.get_verbosity()

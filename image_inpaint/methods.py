@@ -103,13 +103,13 @@ class Painter:
         self.captions: dict[str, str] = {}
 
     def pipeline(self, method: str, weights: Path | None):
-        from image_inpaint.loading import load, load_weights
+        from image_inpaint.loading import in_precision, load, load_weights
 
         name = self.args.no_prior_model if method == "no_prior" else self.args.pretrained_model_name_or_path
         pipe = load(name, self.args.device)
         if weights:
             load_weights(pipe, weights)
-        return pipe
+        return in_precision(pipe, self.args.mixed_precision)
 
     def paint(self, method: str, weights: Path | None, items: Sequence[Item]) -> list[Image.Image]:
         """One picture per item; the seed of an item is the same for every method."""

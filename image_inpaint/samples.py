@@ -14,7 +14,7 @@ from image_inpaint.masks import Box, loose_mask
 from image_inpaint.painting import paint
 from image_inpaint.sampling import Sampling
 
-COUNT, LOOSENESS, STEPS = 4, 0.5, 25
+LOOSENESS, STEPS = 0.5, 25
 Shown = tuple[Image.Image, torch.Tensor, Image.Image]  # picture, fill [H, W], reference
 
 
@@ -30,15 +30,17 @@ def of_subject(args: argparse.Namespace, photographs: list[tuple[Image.Image, Bo
     known = is_picturebook_folder(args.pretrained_model_name_or_path) and (folder.parent / "scenes.json").is_file()
     if known:
         subject = Subject(folder.name, "", folder, tuple(crops))
-        return [(item.source, item.fill, item.reference) for item in picturebook_items([subject], COUNT, "validation")]
+        items = picturebook_items([subject], args.num_validation_images, "validation")
+        return [(item.source, item.fill, item.reference) for item in items]
     following = crops[1:] + crops[:1]
-    return [in_place(*photograph, crop) for photograph, crop in zip(photographs, following, strict=True)][:COUNT]
+    shown = [in_place(*photograph, crop) for photograph, crop in zip(photographs, following, strict=True)]
+    return shown[: args.num_validation_images]
 
 
-def of_domain(examples: Examples) -> list[Shown]:
+def of_domain(examples: Examples, count: int) -> list[Shown]:
     """The first pictures, each with its own thing as the reference."""
     shown = []
-    for index in range(min(COUNT, examples.count)):
+    for index in range(min(count, examples.count)):
         tensor, box = examples.get(index, torch.Generator().manual_seed(index))
         picture = to_pil(tensor)
         shown.append(in_place(picture, box, crop_to(picture, box)))

@@ -74,7 +74,7 @@ def make_examples(args: argparse.Namespace):
         found, photographs = examples.subject_examples(args)
         return found, samples.of_subject(args, photographs)
     found = examples.domain_examples(args) if args.train_data_dir else examples.scene_examples(args.num_pictures)
-    return found, samples.of_domain(found)
+    return found, samples.of_domain(found, args.num_validation_images)
 
 
 def train(args: argparse.Namespace) -> dict:
@@ -92,8 +92,8 @@ def train(args: argparse.Namespace) -> dict:
 
     accelerator = training.make_accelerator(args, "image_inpaint")
     device, rank, processes = accelerator.device, accelerator.process_index, accelerator.num_processes
-    pipe = load_model(args, str(device))
     examples, shown = make_examples(args)
+    pipe = load_model(args, str(device))
     micros, batch_size = args.gradient_accumulation_steps, args.train_batch_size
     resolution = args.resolution or native_resolution(pipe)
     if resolution % pipe.vae_scale_factor:
