@@ -88,6 +88,7 @@ def test_figures_of_single_subjects(evaluate, capsys):
     assert set(results) == {"5", "9", "scaling", "rank", "10"}
 
 
+@pytest.mark.slow
 def test_figures_of_several_subjects_and_the_user_study(evaluate, tmp_path, capsys):
     output = evaluate("--figure", "6", "8", "11", "study")
     for name in ("multi/figure6.png", "combination/figure8.png", "interpolation/figure11.png"):
