@@ -162,6 +162,7 @@ def random_noisy(
 def predict(pipe, z: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
     """The network's own output at (z, t): noise or velocity, [B,C,h,w]."""
     net = network(pipe)
+    z = z.to(net.dtype)
     if backbone_of(pipe) == "sd3":
         return net(hidden_states=z, timestep=t, encoder_hidden_states=cond.embeds, return_dict=False, **cond.added)[0]
     return net(z, t, encoder_hidden_states=cond.embeds, added_cond_kwargs=cond.added, return_dict=False)[0]

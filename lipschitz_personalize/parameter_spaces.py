@@ -69,9 +69,10 @@ def custom_diffusion(pipe: DiffusionPipeline, word: str | None, initializer: str
         raise InputError("this network has no cross-attention to train; take --parameter_space full")
     parameters: dict[str, Tensor] = {}
     for name, layer in layers.items():
+        _compute_in_float32(layer)
         if backbone != "sd3":  # there the tokens of the prompt have projections of their own
             layer.register_forward_hook(_hold_first_token)
-        layer.to(torch.float32).requires_grad_(True)
+        layer.requires_grad_(True)
         parameters |= {f"{name}.{part}": tensor for part, tensor in layer.named_parameters()}
     words, counts = {}, {}
     if backbone != "sd3":
@@ -91,6 +92,14 @@ def custom_diffusion(pipe: DiffusionPipeline, word: str | None, initializer: str
                 save_file({name: row.detach().cpu().clone() for name, row in names.items()}, path)
 
     return Space(parameters, save, counts, trains_text=bool(words))
+
+
+def _compute_in_float32(layer: torch.nn.Module) -> None:
+    """The layer in float32, inside of a network of any number format."""
+    dtype = layer.weight.dtype
+    layer.to(torch.float32)
+    layer.register_forward_pre_hook(lambda layer, inputs: tuple(value.float() for value in inputs))
+    layer.register_forward_hook(lambda layer, inputs, output: output.to(dtype))
 
 
 def _hold_first_token(layer, inputs, output: Tensor) -> Tensor:

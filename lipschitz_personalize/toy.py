@@ -97,8 +97,9 @@ def train(model, optimizer, alpha_bar, x, c, epochs: int, generator, extra=None,
     """Epochs over points x [n, 2] of classes c [n]. extra(batch size): a loss to add; after_backward(): on the
     gradients."""
     import torch
+    from tqdm import tqdm
 
-    for _ in range(epochs):
+    for _ in tqdm(range(epochs), "epochs", disable=None):
         for picked in torch.randperm(len(x), generator=generator).split(BATCH):
             loss = denoising_loss(model, alpha_bar, x[picked], c[picked], generator)
             if extra is not None:
@@ -203,7 +204,7 @@ def main(argv: list[str] | None = None) -> None:
     generator = torch.Generator().manual_seed(args.seed)
     with measure() as cost:
         data, alpha_bar, model = sample_data(generator), alpha_bar_table(), make_model()
-        optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE)
+        optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE, fused=True)
         old = torch.arange(CLASSES - 1).repeat_interleave(POINTS)
         train(model, optimizer, alpha_bar, data[:-1].flatten(0, 1), old, args.pretrain_epochs, generator)
         pretrained = draw(model, alpha_bar, generator)
@@ -211,7 +212,7 @@ def main(argv: list[str] | None = None) -> None:
         metrics = {"pretrained": {**divergences(data, pretrained), "kl_new": math.nan}}  # it was never shown class 5
         for method in METHODS:
             own = copy.deepcopy(model)
-            tuner = torch.optim.Adam(own.parameters(), LEARNING_RATE)
+            tuner = torch.optim.Adam(own.parameters(), LEARNING_RATE, fused=True)
             tuner.load_state_dict(copy.deepcopy(optimizer.state_dict()))  # Adam goes on, as released
             fine_tune(method, args, own, tuner, alpha_bar, data, generator)
             panels[method] = draw(own, alpha_bar, generator)

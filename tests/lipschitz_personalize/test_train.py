@@ -203,11 +203,16 @@ def test_lambda_by_layer_and_by_sensitivity(models, subject, tmp_path):
     assert any(not torch.equal(plain[name], lipschitz[name]) for name in plain)
 
 
-def test_bfloat16_and_a_copy_on_the_cpu(models, subject, tmp_path):
+@pytest.mark.parametrize(
+    "space", [PROMPT, NEW, [*PROMPT, "--parameter_space", "lora"]], ids=["full", "new word", "lora"]
+)
+def test_bfloat16_networks_and_copies(models, subject, tmp_path, space):
+    """What is trained stays in float32, and pictures are drawn, whatever the rest is kept in."""
     words = ["--max_train_steps", "2", "--l2_base_dtype", "bfloat16", "--l2_base_device", "cpu"]
-    train.main(["--pretrained_model_name_or_path", str(models["sd"]), "--instance_data_dir", str(subject), *PROMPT,
+    train.main(["--pretrained_model_name_or_path", str(models["sd"]), "--instance_data_dir", str(subject), *space,
                 "--output_dir", str(tmp_path / "a"), *QUICK, "--mixed_precision", "bf16", *words])  # fmt: skip
-    assert trained(tmp_path / "a")["conv_in.weight"].dtype == torch.float32
+    weights = weights_of(tmp_path / "a")
+    assert weights and {value.dtype for value in weights.values()} == {torch.float32}
 
 
 def test_print_config_resolves_published_settings_without_a_model(capsys):
