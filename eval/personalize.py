@@ -12,6 +12,7 @@ An interrupted run goes on where it stopped: start it again with the same flags.
 import argparse
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from common.runs import InputError, make_parser, read_json, script, write_config
@@ -51,7 +52,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--split", choices=("test", "validation"), default="test", help="of the picturebook; tune on validation only")
     add("--pretrained_model_name_or_path", default="picturebook", help="picturebook, a local folder or a hub id")
     add("--metric_encoders", help="picturebook, paper (DreamBench's), or a folder with copies of these; by default "
-        "those that suit the dataset")  # fmt: skip
+        "those that suit model and dataset")  # fmt: skip
     add("--output_dir", default="outputs/personalize", help="folder for rows, pictures and index.html")
     add("--shard", metavar="I/N", help="take only the I-th of N parts of subjects and seeds, for N processes")
     add("--keep_weights", action="store_true", help="keep every training's weights (weights/ of --output_dir)")
@@ -69,7 +70,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
             if not given(parser, argv, name):
                 setattr(args, name, value)
     if args.metric_encoders is None:
-        args.metric_encoders = "picturebook" if args.dataset == "picturebook" else "paper"
+        args.metric_encoders = "picturebook" if on_picturebook and args.dataset == "picturebook" else "paper"
     check(args, on_picturebook)
     return args
 
@@ -121,10 +122,10 @@ def plan(args: argparse.Namespace, tuned: dict[str, dict] | None = None):
     return wanted, {variant.name: variants.settings_of(variant, tuned, whole) for variant in wanted}, whole
 
 
-def check_same_settings(output: Path, config: dict) -> None:
-    """Raises InputError if the folder's rows were made with other settings."""
+def check_same_settings(output: Path, config: dict) -> dict[str, dict]:
+    """The settings of all that the folder has rows of or is to have. InputError if its rows were made with others."""
     if not (output / "config.json").is_file():
-        return
+        return config["methods"]
     before = read_json(output / "config.json")
     differing = [name for name in SAME if before.get(name) != config.get(name)]
     then, now = before.get("methods", {}), config["methods"]
@@ -132,6 +133,7 @@ def check_same_settings(output: Path, config: dict) -> None:
     if differing:
         raise InputError(f"the rows in {output} were made with another {differing[0]}: take the same, or another "
                          "--output_dir")  # fmt: skip
+    return then | now
 
 
 def prepare(args: argparse.Namespace, tuned: dict[str, dict] | None = None):
@@ -147,13 +149,16 @@ def prepare(args: argparse.Namespace, tuned: dict[str, dict] | None = None):
     output = Path(args.output_dir)
     methods = {name: whole.get(name, {}) | flags for name, flags in settings.items()}
     config = {**vars(args), "methods": {name: plain(flags) for name, flags in methods.items()}}
-    check_same_settings(output, config)
+    config["methods"] = check_same_settings(output, config)
     eyes = scoring.load_eyes(args.metric_encoders, args.device)
     how = protocol.Sampling(args.num_inference_steps, args.guidance_scale, args.images_per_prompt)
     classes = kinds() if args.dataset == "picturebook" else [one.class_name for one in read_subjects(folder)]
-    write_config(output, config)
     part = f"-{args.shard.replace('/', 'of')}" if args.shard else ""
-    return Arena(args, output, folder, classes, how, wanted, settings, eyes, f"rows{part}.jsonl"), subjects
+    arena = Arena(args, output, folder, classes, how, wanted, settings, eyes, f"rows{part}.jsonl")
+    if any(arena.missing(subject, seed) for subject in subjects for seed in args.seeds):
+        arena.base()  # a model that is not there is reported before anything is written
+    write_config(output, config)
+    return arena, subjects
 
 
 def kinds() -> list[str]:
@@ -192,7 +197,8 @@ def main(argv: list[str] | None = None) -> None:
 
     track = track_of(arena.output, subjects, arena.dataset, args)
     if args.save_results:
-        print(f"kept {save_results(track.name, track.runs[0])}")
+        rows = [{key: value for key, value in row.items() if key != "seen"} for row in track.runs[0].rows]
+        print(f"kept {save_results(track.name, replace(track.runs[0], rows=rows))}")
     print(f"open {write_page(arena.output / 'index.html', [track])}")
 
 

@@ -137,7 +137,10 @@ def main(argv: list[str] | None = None) -> None:
         place = arena.output / "weights" / f"shard-{index}"
         try:
             row = runs.run_variant(arena, variant, subject, 0, scoring.read_references(subject), place)
-        except (InputError, SystemExit):  # it diverged, and has said so; a score of 0
+        except (InputError, SystemExit) as stop:
+            if getattr(stop, "code", 2) != 2:  # Ctrl-C
+                raise
+            # it diverged, and has said so; a score of 0
             row = runs.row_of(METHODS[method].paper, variant.name, subject, 0, {})
         append_row(rows, row)
         shutil.rmtree(place, ignore_errors=True)

@@ -7,6 +7,7 @@ while a subject is at work or with --keep_weights, weights/<subject>/<seed>/<var
 import argparse
 import math
 import shutil
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from lipschitz_personalize.objectives import network
 COST = "cost.json"  # in a training's folder, once it is whole
 REAL = "real"  # the row of the subject's own pictures
 DRIFT_PROMPTS = 4  # held-out prompts at which predictions are compared
+HELD_OUT_PLACE = 900  # their seeds begin where no subject has a prompt
 
 
 @dataclass(eq=False)
@@ -48,7 +50,17 @@ class Arena:
     def model(self) -> str:
         return self.args.pretrained_model_name_or_path
 
+    def done(self, subject: Subject, seed: int) -> set[str]:
+        """The variants that have a row."""
+        own = (subject.name, seed)
+        return {row["method"] for row in read_all_rows(self.output) if (row["item"], row["seed"]) == own}
+
+    def missing(self, subject: Subject, seed: int) -> list[Variant]:
+        done = self.done(subject, seed)
+        return [variant for variant in self.variants if variant.name not in done]
+
     def base(self):
+        """The base model; loaded at the first call."""
         if "pipe" not in self.calm:
             self.calm["pipe"], _ = METHODS["base"].load(self.output, self.model, self.args.device)
         return self.calm["pipe"]
@@ -61,18 +73,16 @@ def read_all_rows(output: Path) -> list[dict]:
 
 
 def run_subject(arena: Arena, subject: Subject, seed: int) -> None:
-    """Every variant that has no row yet, of one subject and seed."""
-    done = {row["method"] for row in read_all_rows(arena.output) if (row["item"], row["seed"]) == (subject.name, seed)}
-    missing = [variant for variant in arena.variants if variant.name not in done]
+    """Every variant that has no row yet, of one subject and seed; first the row of its own pictures."""
+    missing, rows = arena.missing(subject, seed), arena.output / arena.rows_name
     if not missing:
         return
     references = scoring.read_references(subject)
-    if REAL not in done:
-        append_row(arena.output / arena.rows_name, row_of("eval", REAL, subject, seed,
-                                                          scoring.ceiling(references, arena.eyes)))  # fmt: skip
     place = arena.output / "weights" / subject.name / str(seed)
+    if REAL not in arena.done(subject, seed):
+        append_row(rows, row_of("eval", REAL, subject, seed, scoring.ceiling(references, arena.eyes)))
     for variant in tqdm(missing, f"{subject.name}, seed {seed}", disable=None):
-        append_row(arena.output / arena.rows_name, run_variant(arena, variant, subject, seed, references, place))
+        append_row(rows, run_variant(arena, variant, subject, seed, references, place))
     if not arena.args.keep_weights:
         shutil.rmtree(place, ignore_errors=True)
 
@@ -152,20 +162,25 @@ def weight_files(folder: Path) -> tuple[int, int]:
 def drift_of(arena: Arena, pipe, subject: Subject, seed: int, trained: bool) -> dict[str, float]:
     """How the model speaks of everything but the subject: weights, predictions and samples against the base model's
     (from the same noise), and whether the other classes can still be recognised. Of the base itself only the latter."""
+    base, count = arena.base(), arena.args.held_out_images
+    found = drift.weight_drift(network(pipe).state_dict(), network(base).state_dict()) if trained else {}
     on_picturebook = arena.eyes.classifier is not None
     wanted = protocol.held_out(subject, arena.classes, on_picturebook)
-    prompts = [prompt for prompt, _ in wanted for _ in range(arena.args.held_out_images)]
-    kinds = [kind for _, kind in wanted]
-    eye = drift.classifier_eye() if on_picturebook else drift.clip_eye(arena.eyes.clip, kinds)
-    seeds = [protocol.picture_seed(seed, 900 + n // arena.args.held_out_images, n) for n in range(len(prompts))]
+    if not wanted:  # a dataset of one class
+        return found
+    prompts, kinds = [prompt for prompt, _ in wanted for _ in range(count)], [kind for _, kind in wanted]
+    seeds = [protocol.picture_seed(seed, HELD_OUT_PLACE + n // count, n % count) for n in range(len(prompts))]
     ours = protocol.sample(pipe, prompts, seeds, arena.how)
+    eye = drift.classifier_eye() if on_picturebook else drift.clip_eye(arena.eyes.clip, kinds)
     label = "picturebook" if on_picturebook else arena.eyes.clip.label
-    found = {f"held_out ({label})": drift.class_recognition(ours, kinds, eye)["class_recognition"]}
+    found[f"held_out ({label})"] = drift.class_recognition(ours, kinds, eye)["class_recognition"]
     if not trained:
         return found
-    base, key = arena.base(), (subject.class_name, seed)
+    key = (subject.class_name, seed)
     if key not in arena.calm:
         arena.calm[key] = protocol.sample(base, prompts, seeds, arena.how)
-    found |= drift.sample_drift(ours, arena.calm[key], arena.eyes.dino, samples=arena.eyes.embedder)
-    found |= drift.weight_drift(network(pipe).state_dict(), network(base).state_dict())
+    frechet = {"samples": arena.eyes.embedder} if len(prompts) > 1 else {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of few pictures in many dimensions: the definition on the page says so
+        found |= drift.sample_drift(ours, arena.calm[key], arena.eyes.dino, **frechet)
     return found | drift.prediction_drift(pipe, base, [prompt for prompt, _ in wanted][:DRIFT_PROMPTS], seed)

@@ -49,6 +49,7 @@ def command(args: argparse.Namespace) -> list[str]:
         "seeds": args.seed,
         "limit": 1,
         "images_per_prompt": 1,
+        "held_out_images": 1,
         "output_dir": str(Path(args.output_dir) / NAME),
     }
     words = [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
@@ -57,13 +58,13 @@ def command(args: argparse.Namespace) -> list[str]:
 
 def run(args: argparse.Namespace) -> Track | None:
     """Train and score the quick pair where that is missing, and gather it with the committed rows of the whole arena;
-    None for a dataset of edits without subjects.
+    None for a dataset of edits without subjects, and for a model that does not train in minutes.
 
     args: the flags of eval.compare. InputError for input that eval.personalize refuses.
     """
     from eval import personalize
 
-    if args.dataset != "picturebook":
+    if args.dataset != "picturebook" or not personalize.is_picturebook_folder(args.pretrained_model_name_or_path):
         return None
     settings = personalize.parse(command(args))
     arena, subjects = personalize.prepare(settings)

@@ -60,13 +60,12 @@ def variants(methods: list[str], curves: list[str]) -> list[Variant]:
     needed = [CURVES[curve][0] for curve in curves]
     found = []
     for method in dict.fromkeys([*methods, *needed]):
-        belongs = {name: 1.0 for name in curves if CURVES[name][0] == method}
-        found.append(Variant(method, method, curves=belongs))
+        found.append(Variant(method, method, curves={name: 1.0 for name in CURVES if CURVES[name][0] == method}))
     for curve in curves:
         method, knob, factors = CURVES[curve]
         for factor in factors:
             if factor != 1:
-                found.append(Variant(f"{method}@{knob}*{factor:g}", method, knob, factor, {curve: factor}))
+                found.append(Variant(f"{method}@{knob}x{factor:g}", method, knob, factor, {curve: factor}))
     return found
 
 

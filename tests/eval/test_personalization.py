@@ -222,8 +222,8 @@ def test_the_names_of_the_flags_are_those_of_the_code():
 def test_a_curve_turns_one_knob_and_shares_what_it_can():
     found = {one.name: one for one in variants.variants(["base"], ["early_stopping", "interpolation"])}
     assert list(found)[:2] == ["base", "dreambooth"] and len(found) == 2 + 4 + 4
-    assert found["dreambooth"].curves == {"early_stopping": 1.0, "interpolation": 1.0}
-    early, half = found["dreambooth@max_train_steps*0.5"], found["dreambooth@interpolation*0.4"]
+    assert found["dreambooth"].curves == dict.fromkeys(("early_stopping", "lower_rate", "interpolation"), 1.0)
+    early, half = found["dreambooth@max_train_stepsx0.5"], found["dreambooth@interpolationx0.4"]
     assert half.trained_as == "dreambooth" and half.strength == 0.4 and early.strength == 1
     tuned = {"dreambooth": {"learning_rate": 1e-4}}
     whole = {"dreambooth": {"learning_rate": 1e-4, "max_train_steps": 301}}
