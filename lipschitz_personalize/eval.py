@@ -149,7 +149,8 @@ def run_item(args: argparse.Namespace, name: str, subject, seed: int, templates:
         recognise = drift.classifier_eye(args.device) if args.dataset == "picturebook" else drift.clip_eye(clip, others)
         more = {"classes": others, "recognise": recognise, "dino": dino, "clip": clip, "ratios": True}
     held_out = [f"a photo of a {other}" for other in others[:4]] or list(drift.HELD_OUT_PROMPTS)
-    metrics |= drift.measure_drift(pipe, base, held_out, count=args.num_images, seed=seed, sampling=sampling, **more)
+    count = max(2, args.num_images)  # a Frechet distance of one picture there is not
+    metrics |= drift.measure_drift(pipe, base, held_out, count=count, seed=seed, sampling=sampling, **more)
     if not args.keep_weights:
         for path in folder.iterdir():
             if path.name not in ("metrics.json", "config.json", "grid.png"):

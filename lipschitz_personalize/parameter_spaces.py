@@ -37,7 +37,7 @@ class Space:
 
 def full(pipe: DiffusionPipeline) -> Space:
     """Every tensor of the network, as DreamBooth does."""
-    net = network(pipe).to(torch.float32).requires_grad_(True)
+    net = network(pipe).requires_grad_(True)
 
     def save(folder: Path) -> None:
         name = "transformer" if backbone_of(pipe) == "sd3" else "unet"
