@@ -46,14 +46,14 @@ def sd_inpainting_channels(noisy: Tensor, fill: Tensor, masked_latents: Tensor) 
 
 
 def widen(unet: UNet2DConditionModel, with_weights: bool = True) -> UNet2DConditionModel:
-    """A UNet of four input channels -> one of nine that does the same at first: the five new channels start at zero.
+    """A UNet of four input channels -> one of nine, float32, that does the same at first: the new ones start at zero.
 
     with_weights False: random weights throughout, the ablation "without Stable Diffusion prior" (Sec. 5.4).
     Raises InputError for a UNet of other channels.
     """
     if unet.config.in_channels != 4:
         raise InputError(f"a UNet of 4 input channels can be widened; this one has {unet.config.in_channels}")
-    wide = UNet2DConditionModel.from_config(unet.config, in_channels=CHANNELS).to(unet.dtype)
+    wide = UNet2DConditionModel.from_config(unet.config, in_channels=CHANNELS)
     if with_weights:
         weights = unet.state_dict()
         first = weights["conv_in.weight"]

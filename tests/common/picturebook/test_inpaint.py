@@ -100,8 +100,9 @@ def trained(parts, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(inpaint, "BATCH", 4)
         model = inpaint.train(Corpus(work, 8), *parts, work, steps=2)
-    shipping.ship_tokenizer_and_scheduler(models)
+    shipping.ship_clip(parts[1], shipping.ship_tokenizer_and_scheduler(models), models)
     shipping.ship_vae(parts[0], 0.5, models)
+    shipping.ship_unet(parts[2], models)
     shipping.ship_inpainter(model, models)
     return models, model
 
@@ -133,6 +134,20 @@ def test_the_folders_load_in_diffusers_under_published_names(trained):
     assert {"uncond_vector", "proj_out.weight", "final_layer_norm.bias", "mapper.blocks.0.attn1.to_q.weight"} <= names
     assert "model.vision_model.encoder.layers.0.self_attn.q_proj.weight" in names
     assert max(path.stat().st_size for path in models.rglob("*.safetensors")) < 15_000_000
+
+
+@torch.no_grad()
+def test_the_paper_folder_loads_the_same_networks(trained):
+    from common.pipelines import is_picturebook
+    from image_inpaint.loading import load
+
+    models, model = trained
+    pipe = load(str(models), "cpu")
+    assert is_picturebook(pipe) and pipe.unet.config.in_channels == 9
+    assert list(pipe.feature_extractor.image_mean) == [0.5, 0.5, 0.5]
+    pixels = torch.rand(1, 3, 64, 64) * 2 - 1
+    ours, theirs = model["encoder"](pixels), pipe.image_encoder(pixels)
+    assert (ours - theirs).abs().max() < 0.02 * ours.abs().max()
 
 
 def test_the_check_measures_thing_background_and_seam(trained, monkeypatch):
