@@ -24,6 +24,10 @@ COLUMNS = [
     "drift_score", "frechet_samples", "delta_theta_relative", "delta_eps_relative", "trainable_parameters",
     "file_bytes", "seconds", "peak_memory_mb",
 ]  # fmt: skip
+ON_REAL = (
+    "python -m eval.personalize --pretrained_model_name_or_path stable-diffusion-v1-5/stable-diffusion-v1-5 "
+    "--dataset dreambooth/dataset"
+)
 SHOWN_PROMPTS = 4  # per subject, in the picture grid
 SHOWN_SUBJECTS = 4
 NOTES = [
@@ -92,7 +96,11 @@ def track_of(output: Path, subjects: list[Subject], dataset: Path, settings: arg
         columns=COLUMNS,
         runs=runs,
         items=items_of(output, subjects[:SHOWN_SUBJECTS], dataset, rows, settings.seeds[0]),
-        commands={name: f"{whole} --methods {name} --curves" for name in METHODS if name != REAL},
+        commands={
+            name: f"{ON_REAL if TRAINED[name].needs else whole} --methods {name} --curves"
+            for name in METHODS
+            if name != REAL
+        },
         papers={
             "Preserve and Personalize: Personalized Text-to-Image Diffusion Models without Distributional Drift (ICLR "
             "2026)": "https://arxiv.org/abs/2505.19519",
