@@ -57,6 +57,8 @@ CLAIMS = [
           "svdiff+inversion", "lora+inversion"),
     Claim("combination", "Summed shifts interfere more than summed full weights", "Sec. 4.4, Fig. 8", "both_present",
           "full", "svdiff"),
+    Claim("correlation", "Shifts of related subjects (of one class) correlate more than others", "Sec. 4.4, Fig. 9a",
+          "related", "svdiff", 0.0),
     Claim("interpolation", "Interpolated shifts pass from one class to the other in order", "Sec. 4.4, Fig. 11",
           "order", "svdiff", 0.0),
     Claim("ablation", "Cross-attention keeps identity better than its keys and values alone", "Sec. 4.4 (1)",

@@ -1,8 +1,10 @@
 """Fig. 9a: cosines between the shifts of subjects, averaged over layers; on the diagonal two runs of one subject."""
 
+from itertools import combinations
+
 import numpy as np
 
-from common.runs import atomic_path, write_json
+from common.runs import append_row, atomic_path, read_rows, write_json
 from svdiff import combine, options
 from svdiff.experiments.study import Study, tuned
 
@@ -28,6 +30,20 @@ def run(study: Study) -> None:
     for name, value in means.items():
         print(f"mean cosine, {name}: {'-' if value is None else f'{value:.3f}'}")
     draw_matrix(study, names, np.array(matrix))
+    record(study, names, classes, matrix)
+
+
+def record(study: Study, names: list[str], classes: list[str], matrix: list[list[float]]) -> None:
+    """A row per pair of one class: its cosine less the mean of those that either has with other classes."""
+    done = {row["item"] for row in read_rows(study.rows)}
+    for i, j in combinations(range(len(names)), 2):
+        others = [matrix[one][k] for one in (i, j) for k in range(len(names)) if classes[k] != classes[i]]
+        name = f"{names[i]}+{names[j]}"
+        if classes[i] == classes[j] and others and name not in done:
+            append_row(study.rows, {
+                "paper": "svdiff", "method": "svdiff", "item": name, "seed": study.args.seed, "seconds": 0.0,
+                "peak_memory_mb": 0.0, "metrics": {"related": matrix[i][j] - float(np.mean(others))},
+            })  # fmt: skip
 
 
 def draw_matrix(study: Study, names: list[str], matrix) -> None:

@@ -19,7 +19,7 @@ from common.pipelines import load_pipeline
 from common.runs import read_rows
 from svdiff import claims, published, train
 from svdiff import eval as svdiff_eval
-from svdiff.experiments import FIGURES, study, user_study
+from svdiff.experiments import FIGURES, correlation, study, user_study
 from svdiff.trainable import SPACES
 
 
@@ -126,6 +126,15 @@ def test_editing_and_the_ablation(evaluate):
 def test_every_claim_names_rows_that_an_experiment_makes():
     folders = {FIGURES[name] if FIGURES[name] != "strength" else name for name in FIGURES}
     assert {claim.experiment for claim in claims.CLAIMS} <= folders
+
+
+def test_related_subjects_are_compared_with_others(tmp_path):
+    known = SimpleNamespace(rows=tmp_path / "rows.jsonl", args=SimpleNamespace(seed=0))
+    matrix = [[1.0, 0.5, 0.1], [0.5, 1.0, 0.3], [0.1, 0.3, 1.0]]
+    for _ in range(2):  # the second time nothing is left to do
+        correlation.record(known, ["cat", "cat2", "car"], ["cat", "cat", "car"], matrix)
+    (row,) = read_rows(known.rows)
+    assert row["item"] == "cat+cat2" and row["metrics"]["related"] == pytest.approx(0.5 - 0.2)
 
 
 def test_table_1_is_printed_whole(tmp_path, capsys):
