@@ -70,7 +70,7 @@ def paint_from_text(
             parts = [cut_out(pictures[row], fills[row], windows[row]) for row in chosen]
             source, fill = (torch.cat(part) for part in zip(*parts, strict=True))
             painted = pipe(
-                [prompts[row] for row in chosen], image=2 * source - 1, mask_image=fill, height=size[0], width=size[1],
+                [prompts[row] for row in chosen], image=source, mask_image=fill, height=size[0], width=size[1],
                 strength=1.0, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale,
                 generator=[torch.Generator().manual_seed(seeds[row]) for row in chosen], output_type="pt",
             ).images.float().cpu()  # fmt: skip
