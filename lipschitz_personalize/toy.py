@@ -178,7 +178,7 @@ def picture(panels: dict, path: Path) -> None:
 
     from common.runs import atomic_path
 
-    figure, axes = plt.subplots(1, len(panels), figsize=(3 * len(panels), 3.2), constrained_layout=True)
+    figure, axes = plt.subplots(1, len(panels), figsize=(3 * len(panels), 3.4), constrained_layout=True)
     for axis, (title, points) in zip(axes, panels.items(), strict=True):
         for cluster, colour in zip(points, ("C0", "C1", "C2", "C4", "C5", "C3"), strict=False):
             axis.scatter(*cluster.T.numpy(), s=1, color=colour)
