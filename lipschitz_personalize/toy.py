@@ -1,6 +1,6 @@
 """The two-dimensional experiment of Sec. 4.3 (Fig. 1): what a sixth cluster does to a model of five.
 
-    python -m lipschitz_personalize.toy          # under two minutes on one core; toy.png and metrics.json
+    python -m lipschitz_personalize.toy          # 40,000 small steps; writes toy.png and metrics.json
 
 A diffusion model of five Gaussian clusters is fine-tuned on a sixth in three ways: naive; with real samples of one old
 class beside (prior preservation); with the penalty. Settings are those of the released code.
