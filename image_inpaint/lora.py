@@ -6,6 +6,7 @@ channels. The paper gives neither rank nor targets: `storage` says what each cho
 2 to 40 MB and "0.0002 %" can mean.
 """
 
+import functools
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -119,13 +120,19 @@ def target_layers(unet: nn.Module, targets: str) -> Iterable[nn.Module]:
             yield layer
 
 
+@functools.cache
+def unallocated(config: str) -> UNet2DConditionModel:
+    """A UNet of this configuration (JSON) without memory for its weights."""
+    with torch.device("meta"):
+        return UNet2DConditionModel(**json.loads(config))
+
+
 def storage(rank: int, targets: str, config: dict | None = None) -> dict[str, float]:
     """Trained parameters, their share of the whole, and file size in MB (10^6 bytes, float32) of updates of this rank.
 
     config: of the UNet; Stable Diffusion 1.x with nine channels by default. Nothing is allocated.
     """
-    with torch.device("meta"):
-        unet = UNet2DConditionModel(**(config or SD1_CONFIG))
+    unet = unallocated(json.dumps({name: value for name, value in (config or SD1_CONFIG).items() if name[0] != "_"}))
     count = 0
     for layer in target_layers(unet, targets):
         weight = layer.weight

@@ -123,6 +123,8 @@ def kernel_distance(a: Tensor, b: Tensor) -> float:
 def set_scores(real: Sequence[Image.Image], made: Sequence[Image.Image], eyes: Eyes) -> dict[str, dict]:
     """FID and KID of whole pictures with the number of them. From 240 pictures the 2048-dimensional covariance of the
     FID is singular and its value biased upwards: compare at equal n only. KID is unbiased."""
+    if eyes.classifier is not None:  # the picturebook's features are of its own size
+        real, made = ([picture.resize((64, 64)) for picture in one] for one in (real, made))
     features = [torch.cat([eyes.features.embed(to_tensor(picture)) for picture in one]) for one in (real, made)]
     count = min(len(real), len(made))
     if count < 2:

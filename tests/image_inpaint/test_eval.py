@@ -85,7 +85,7 @@ WRONG = [
     (["--subjects", "SUBJECTS"], "belong together"),
     (["--subjects", "/no/such", "--scenes", "SCENES"], "is no folder"),
     (["--subjects", "SCENES", "--scenes", "SCENES"], "holds no folders"),
-    (["--subjects", "SUBJECTS", "--scenes", "NOMASK"], "has no mask"),
+    (["--subjects", "SUBJECTS", "--scenes", "NOMASK", "--boxes", "whole"], "has no mask"),
     (["--subjects", "SUBJECTS", "--scenes", "SCENES", "--boxes", "detr", "--detector", "/no"], "no detector"),
     (["--pretrained_model_name_or_path", "PLAIN"], "only the picturebook brings its own"),
     (["--methods", "no_prior"], "--no_prior_model"),
