@@ -10,7 +10,8 @@ from eval import claims
 from eval.claims import FAILS, HOLDS, UNDECIDED, findings, verdict
 from eval.compare import TRACKS
 from eval.measures import Interval, measure
-from spdinv.tables import published_table
+from eval.personalization.variants import CURVES
+from eval.report import published_table
 from tests.eval.conftest import pairs
 
 CLAIMS = tomllib.loads(claims.CLAIMS.read_text())
@@ -67,10 +68,9 @@ def test_margins_are_in_printed_units():
 def test_every_claim_is_complete(claim):
     assert claim["rule"] in ("better", "no_worse") and (claim["rule"] == "no_worse") == ("margin" in claim)
     assert measure(claim["score"]).sign != 0  # its direction is known before anything is measured
-    methods = importlib.import_module(TRACKS[claim["track"]]).METHODS
+    methods = CURVES if "matched" in claim else importlib.import_module(TRACKS[claim["track"]]).METHODS
     assert claim["method"] in methods and claim["baseline"] in methods
     if "published" in claim:
-        paper, number = claim["published"].split(":")
-        table = published_table(number)
-        assert paper == "spdinv" and claim["score"].split("/")[0] in table["columns"]
+        table = published_table(claim["published"])
+        assert claim["score"].split("/")[0] in table["columns"]
         assert {claim["method"], claim["baseline"]} <= {row.get("method") for row in table["rows"]}

@@ -2,6 +2,7 @@
 
 import math
 import random
+from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -10,11 +11,11 @@ import torch
 from common.data import Subject
 from common.picturebook.benchmarks import LIVE_PROMPTS, OBJECT_PROMPTS
 from common.picturebook.classifier import Reading
-from common.runs import InputError, bootstrap_interval
+from common.runs import InputError, append_row, bootstrap_interval
 from eval import measures, personalize, tune_personalization
 from eval.claims import CLAIMS, findings, read_claims
 from eval.measures import difference, interval, resampling_weights
-from eval.personalization import matched, protocol, scoring, variants
+from eval.personalization import arena, matched, protocol, scoring, variants
 from eval.personalization.methods import METHODS
 from tests.eval.conftest import make_row
 
@@ -278,6 +279,38 @@ def test_tuning_balances_likeness_and_context_and_writes_what_the_arena_reads(tm
     assert variants.tuned_settings() == {"lipschitz": grid[-3], "dreambooth+prior": {"max_train_steps": 150}}
     with pytest.raises(InputError, match="no rows of all subjects"):
         tune_personalization.best_settings(rows[:-1], ["lipschitz"])
+
+
+def test_a_tuning_goes_on_and_a_diverged_training_counts_as_nothing(tmp_path, monkeypatch):
+    grid = tune_personalization.grid(learning_rate=(0.1, 0.2, 0.3))
+    subject, ran = Subject("cat", "cat", True, ()), []
+    stub = Namespace(output=tmp_path, rows_name="rows.jsonl", settings={"lipschitz": {"seed": 5}})
+
+    def scored(name, dino, context):
+        return make_row(name, "cat", {"DINO/dreambench (picturebook)": dino, "context (picturebook)": context})
+
+    def run_subject(arena, subject, seed):
+        append_row(tmp_path / "rows.jsonl", scored("real", 0.9, math.nan))
+        append_row(tmp_path / "rows.jsonl", scored("base", 0.1, 0.9))
+
+    def run_variant(arena, variant, *rest):
+        ran.append(arena.settings[variant.name])
+        rate = ran[-1]["learning_rate"]
+        if rate == 0.3:
+            raise SystemExit(2)
+        return scored(variant.name, rate, 0.5)
+
+    monkeypatch.setattr(tune_personalization, "GRIDS", {"lipschitz": grid})
+    monkeypatch.setattr(personalize, "prepare", lambda settings, tuned: (stub, [subject]))
+    monkeypatch.setattr(arena, "run_subject", run_subject)
+    monkeypatch.setattr(arena, "run_variant", run_variant)
+    monkeypatch.setattr(scoring, "read_references", lambda subject: [])
+    monkeypatch.setattr(variants, "SETTINGS", tmp_path / "settings.toml")
+    tune_personalization.main(["--output_dir", str(tmp_path), "--limit", "1"])
+    assert [one["seed"] for one in ran] == [5, 5, 5] and variants.tuned_settings() == {"lipschitz": grid[1]}
+    assert arena.read_all_rows(tmp_path)[-1]["metrics"] == {}
+    tune_personalization.main(["--output_dir", str(tmp_path), "--limit", "1"])
+    assert len(ran) == 3  # all was done
 
 
 def test_the_differences_of_seeds_are_paired():
