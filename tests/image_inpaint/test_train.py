@@ -199,7 +199,7 @@ def test_wrong_input_is_one_sentence_and_leaves_nothing(place, tiny_folder, tmp_
 
 
 def test_a_checkpoint_of_another_training_is_refused(place, tmp_path, capsys):
-    run(place, tmp_path / "out", "--max_train_steps", "1")
+    run(place, tmp_path / "out", "--max_train_steps", "2", "--checkpointing_steps", "1")
     for flags, message in (
         ([], "of an earlier run"),
         (["--resume_from_checkpoint", "latest", "--rank", "5"], "another"),
