@@ -6,7 +6,7 @@ demo: .venv/.installed
 	.venv/bin/python -m eval.compare
 
 test: .venv/.installed
-	.venv/bin/python -m pytest -q tests
+	.venv/bin/python -m pytest -q -n 2 --dist loadfile tests
 
 lint: .venv/.installed
 	.venv/bin/ruff check .

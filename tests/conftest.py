@@ -1,4 +1,4 @@
-"""No test downloads anything, and all of them run on two threads."""
+"""No test downloads anything, and all of them run on two threads, or in several processes on one thread each."""
 
 import os
 import socket
@@ -6,7 +6,7 @@ import socket
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
 
 _connect = socket.socket.connect
 
