@@ -9,7 +9,15 @@ from common.runs import append_row, atomic_path, read_json, read_rows, write_jso
 
 RESULTS = Path(__file__).parent / "results"  # committed: rows of longer runs, shown beside a live one
 # A committed run is shown beside a live one only if these agree.
-SAME = ("pretrained_model_name_or_path", "weights", "dataset", "split", "metric_encoders", "resolution", "mixed_precision")
+SAME = (
+    "pretrained_model_name_or_path",
+    "weights",
+    "dataset",
+    "split",
+    "metric_encoders",
+    "resolution",
+    "mixed_precision",
+)
 
 
 @dataclass(frozen=True)
