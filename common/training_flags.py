@@ -4,32 +4,15 @@ import argparse
 import importlib.util
 import json
 import sys
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from common.flags import check_writable, is_picturebook_folder, number
 from common.runs import InputError
 
 LR_SCHEDULERS = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
 TRACKERS = ("none", "tensorboard", "wandb")
 SOURCES = ("instance_data_dir", "concepts_list", "image_path")  # of training pictures; the last two are svdiff's own
-
-
-def number(kind: type, low: float, high: float = float("inf")) -> Callable[[str], Any]:
-    """An argparse type: a number of `kind` from low to high; NaN and infinity are refused."""
-
-    def parse(text: str):
-        try:
-            value = kind(text)
-        except ValueError:
-            value = float("nan")
-        if not low <= value <= high or value == float("inf"):  # NaN compares false
-            raise argparse.ArgumentTypeError(f"{text!r} is not {'an integer' if kind is int else 'a number'}"
-                                             f" from {low} to {high}")  # fmt: skip
-        return value
-
-    return parse
 
 
 def add_training_flags(parser: argparse.ArgumentParser, **defaults: Any) -> None:
@@ -92,11 +75,6 @@ def set_defaults(parser: argparse.ArgumentParser, defaults: dict[str, Any]) -> N
     parser.set_defaults(**defaults)
 
 
-def is_picturebook_folder(name: str) -> bool:
-    """Whether the model is a picturebook, known by its marker file, before anything is loaded."""
-    return name == "picturebook" or (Path(name).expanduser() / "picturebook.json").is_file()
-
-
 def parse_training(
     parser: argparse.ArgumentParser, argv: list[str] | None, picturebook_preset: dict[str, Any]
 ) -> argparse.Namespace:
@@ -137,20 +115,3 @@ def check_checkpoints(args: argparse.Namespace) -> None:
         (place / "state.pt").is_file() for place in (Path(wanted), folder / wanted)
     ):
         raise InputError(f"--resume_from_checkpoint {wanted} is no checkpoint; give latest, or such a folder")
-
-
-def check_writable(folder: Path) -> None:
-    """Raises InputError unless files can be put into `folder`, made on trial if need be; leaves no trace."""
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"--output_dir {folder} is a file; give a folder")
-    absent = [place for place in (folder, *folder.parents) if not place.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as problem:
-        raise InputError(f"cannot write to --output_dir {folder}: {problem.strerror}; give another folder") from None
-    finally:
-        for place in absent:
-            if place.is_dir():
-                place.rmdir()

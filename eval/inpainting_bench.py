@@ -7,9 +7,9 @@ import tempfile
 import time
 from pathlib import Path
 
+from common.flags import is_picturebook_folder
 from common.model_files import PICTUREBOOK_FOLDER as MODELS
 from common.runs import paired_bootstrap
-from common.training_flags import is_picturebook_folder
 
 # name -> flags of image_inpaint.train
 TRAININGS = {

@@ -15,8 +15,8 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+from common.flags import check_writable, is_picturebook_folder, number
 from common.runs import InputError, make_parser, read_json, script, write_config
-from common.training_flags import check_writable, is_picturebook_folder, number
 
 PICTUREBOOK_PRESET = {"num_inference_steps": 25}
 PAPER = {  # Table 2 of "Preserve and Personalize": 30 subjects x 25 prompts x 4 pictures
@@ -139,9 +139,9 @@ def check_same_settings(output: Path, config: dict) -> dict[str, dict]:
 def prepare(args: argparse.Namespace, tuned: dict[str, dict] | None = None):
     """The arena with everything loaded that all subjects share, and the subjects."""
     from common.data import read_subjects
+    from common.flags import weights_of
     from eval.personalization import protocol, scoring
     from eval.personalization.arena import Arena
-    from spdinv.items import weights_of
 
     folder, subjects = protocol.find_subjects(args.dataset, args.split, args.subjects, args.limit)
     wanted, settings, whole = plan(args, tuned)

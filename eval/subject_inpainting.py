@@ -10,9 +10,9 @@ import argparse
 import shlex
 from pathlib import Path
 
+from common.flags import is_picturebook_folder
 from common.model_files import PICTUREBOOK_FOLDER as MODELS
 from common.runs import InputError, append_row, done_items, measure, read_json, read_rows, script, write_config
-from common.training_flags import is_picturebook_folder
 from eval.measures import find
 from eval.track import Item, Picture, Run, Track, date_of, earlier_results
 from image_inpaint import eval as inpaint_eval

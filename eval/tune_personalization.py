@@ -14,8 +14,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from common.flags import check_writable, number
 from common.runs import InputError, append_row, atomic_path, make_parser, script
-from common.training_flags import check_writable, number
 from eval import personalize
 
 RATES = (2e-5, 5e-5, 1e-4, 2e-4)  # of all weights

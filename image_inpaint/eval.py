@@ -13,6 +13,7 @@ import hashlib
 import json
 from pathlib import Path
 
+from common.flags import is_picturebook_folder, number
 from common.runs import (
     InputError,
     append_row,
@@ -25,7 +26,6 @@ from common.runs import (
     write_config,
     write_json,
 )  # fmt: skip
-from common.training_flags import is_picturebook_folder, number
 from image_inpaint import options
 from image_inpaint.methods import DEFAULT, FIGURES, METHODS, TABLES
 

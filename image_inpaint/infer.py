@@ -9,8 +9,8 @@ import argparse
 import json
 from pathlib import Path
 
+from common.flags import is_picturebook_folder, number
 from common.runs import InputError, make_parser, measure, script, write_config, write_json
-from common.training_flags import is_picturebook_folder, number
 from image_inpaint import options
 
 

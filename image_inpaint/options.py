@@ -5,8 +5,9 @@ import math
 from pathlib import Path
 from typing import Any
 
+from common.flags import check_writable, is_picturebook_folder, number
 from common.runs import InputError, make_parser
-from common.training_flags import add_training_flags, check_writable, is_picturebook_folder, number, parse_training
+from common.training_flags import add_training_flags, parse_training
 
 STAGES, TUNINGS, PRIORS = ("subject", "pretrain"), ("lora", "full"), ("text_to_image", "inpainting", "none")
 TARGET_NAMES = ("attention", "qv", "cross_kv", "attention+ff", "attention+conv_in")  # keys of lora.TARGETS

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from common.flags import is_picturebook_folder
 from common.images import grid, to_pil
-from common.training_flags import is_picturebook_folder
 from image_inpaint.benchmark import Subject, crop_to, picturebook_items
 from image_inpaint.examples import Examples
 from image_inpaint.masks import Box, loose_mask

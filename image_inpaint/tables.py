@@ -7,6 +7,7 @@ from typing import Any
 
 from common.metrics import aggregate, parse_key
 from common.runs import COSTS, bootstrap_interval
+from common.tables import text_table
 
 PUBLISHED = Path(__file__).parent / "published.toml"
 FACTORS = {"DINO": 100.0, "CLIP-I": 100.0}  # printed value over stored value
@@ -29,13 +30,6 @@ def summarise(rows: list[dict]) -> dict[str, Any]:
             mean, low, high = bootstrap_interval(row["metrics"].get(key, math.nan) for row in own)
             overall[method][key] = {"mean": mean, "low": low, "high": high, "n": score.n}
     return {"overall": overall}
-
-
-def text_table(rows: list[list[str]]) -> str:
-    """Aligned columns; the first row is the header."""
-    widths = [max(len(row[i]) for row in rows if i < len(row)) for i in range(max(map(len, rows)))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)).rstrip() for row in rows]
-    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
 
 
 def cell(value: dict[str, float] | None, factor: float = 1.0) -> str:

@@ -10,8 +10,8 @@ import argparse
 import json
 from pathlib import Path
 
+from common.flags import check_writable, is_picturebook_folder, number
 from common.runs import InputError, append_row, make_parser, read_json, read_rows, script, write_config, write_json
-from common.training_flags import check_writable, is_picturebook_folder, number
 from lipschitz_personalize import options, plan
 
 SETTINGS = ("dataset", "split", "num_images", "num_inference_steps", "guidance_scale", "metric_encoders", "prompts")

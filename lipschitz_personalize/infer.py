@@ -10,8 +10,8 @@ import argparse
 import json
 from pathlib import Path
 
+from common.flags import check_writable, number
 from common.runs import InputError, make_parser, measure, read_json, script, write_config, write_json
-from common.training_flags import check_writable, number
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

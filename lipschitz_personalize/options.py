@@ -6,15 +6,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from common.flags import is_picturebook_folder, number
 from common.runs import InputError, make_parser
-from common.training_flags import (
-    add_subject_flags,
-    add_training_flags,
-    is_picturebook_folder,
-    number,
-    parse_training,
-    set_defaults,
-)
+from common.training_flags import add_subject_flags, add_training_flags, parse_training, set_defaults
 
 CONVENTIONS = ("mean_sum", "sum", "lora_factors", "function")
 SPACES = ("full", "custom_diffusion", "lora")

@@ -5,8 +5,8 @@ A name is the method's, and after @ what departs from its own settings: lipschit
 
 import argparse
 
+from common.flags import is_picturebook_folder
 from common.runs import InputError
-from common.training_flags import is_picturebook_folder
 from lipschitz_personalize import options
 from lipschitz_personalize.published import published_table
 

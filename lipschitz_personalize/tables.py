@@ -5,6 +5,7 @@ from typing import Any
 
 from common.metrics import aggregate, parse_key
 from common.runs import bootstrap_interval
+from common.tables import text_table
 from lipschitz_personalize.published import published_table
 
 COSTS = ("train_seconds", "class_seconds", "peak_memory_mb")
@@ -29,13 +30,6 @@ def cell(value: dict[str, float] | None) -> str:
     if not value or not value["n"]:
         return "-"
     return f"{value['mean']:.4g} [{value['low']:.4g}, {value['high']:.4g}]"
-
-
-def text_table(rows: list[list[str]]) -> str:
-    """Aligned columns; the first row is the header."""
-    widths = [max(len(row[i]) for row in rows if i < len(row)) for i in range(max(map(len, rows)))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)).rstrip() for row in rows]
-    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
 
 
 def scores_table(summary: dict[str, dict]) -> str:

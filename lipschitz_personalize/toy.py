@@ -12,8 +12,8 @@ import json
 import math
 from pathlib import Path
 
+from common.flags import check_writable, number
 from common.runs import make_parser, measure, script, write_config, write_json
-from common.training_flags import check_writable, number
 
 METHODS = ("naive", "prior", "ours")
 CLASSES, POINTS, SPREAD, RADIUS = 6, 1000, 0.5, 3.0  # class 5 is the new one, in the middle of the pentagon

@@ -3,11 +3,11 @@
 import argparse
 import json
 import sys
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from common.flags import is_picturebook_folder, number
 from common.runs import InputError
 
 THRESHOLD_NAMES = ("linear", "quadratic", "cubic", "log", "sigmoid")  # keys of edit_map.THRESHOLDS
@@ -66,22 +66,6 @@ ALGORITHMS = {
     "released": {"schedule": "released", "noise": "fixed", "posterior": "sample"},
     "paper": {"schedule": "paper", "noise": "fresh", "posterior": "mean"},
 }
-
-
-def number(kind: type, low: float, high: float = float("inf")) -> Callable[[str], Any]:
-    """An argparse type: a number of `kind` from low to high."""
-
-    def parse(text: str):
-        try:
-            value = kind(text)
-        except ValueError:
-            value = None
-        if value is None or not low <= value <= high:  # also false for NaN
-            raise argparse.ArgumentTypeError(f"{text!r} is not {'an integer' if kind is int else 'a number'}"
-                                             f" from {low} to {high}")  # fmt: skip
-        return value
-
-    return parse
 
 
 def add_model_flags(parser: argparse.ArgumentParser, output_dir: str) -> None:
@@ -144,11 +128,6 @@ def parse(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.N
     if Path(args.output_dir).exists() and not Path(args.output_dir).is_dir():
         raise InputError(f"--output_dir {args.output_dir} is a file; give a folder")
     return args
-
-
-def is_picturebook_folder(name: str) -> bool:
-    """Whether the model is a picturebook, known by its marker file, before anything is loaded."""
-    return name == "picturebook" or (Path(name).expanduser() / "picturebook.json").is_file()
 
 
 def kind_of(name: str) -> str | None:

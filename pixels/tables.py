@@ -10,6 +10,7 @@ from typing import Any
 
 from common.metrics import aggregate, parse_key
 from common.runs import COSTS, atomic_path, bootstrap_interval
+from common.tables import text_table
 
 PUBLISHED = Path(__file__).parent / "published.toml"
 FACTORS = {"CLIP-I": 100.0}  # printed value over stored value
@@ -60,13 +61,6 @@ def write_csv(path: str | Path, rows: list[dict]) -> None:
         writer.writerow([row["item"], row["method"], *(row["metrics"].get(key, "") for key in keys)])
     with atomic_path(path) as temporary:
         temporary.write_text(text.getvalue(), encoding="utf-8")
-
-
-def text_table(rows: list[list[str]]) -> str:
-    """Aligned columns; the first row is the header."""
-    widths = [max(len(row[i]) for row in rows if i < len(row)) for i in range(max(map(len, rows)))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)).rstrip() for row in rows]
-    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
 
 
 def cell(value: dict[str, float] | None, factor: float = 1.0) -> str:

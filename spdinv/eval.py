@@ -14,6 +14,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+from common.flags import number, weights_of
 from common.runs import (
     InputError,
     append_row,
@@ -28,8 +29,7 @@ from common.runs import (
 from spdinv import options, presets, rows
 from spdinv.baselines import run as baselines
 from spdinv.experiments import EXPERIMENTS
-from spdinv.flags import number
-from spdinv.items import find_dataset, read_items, run_item, weights_of
+from spdinv.items import find_dataset, read_items, run_item
 from spdinv.published import published_table
 
 TABLES = ("1", "2", "3", "s1", "s2")

@@ -2,23 +2,8 @@
 
 import argparse
 from collections.abc import Callable
-from typing import Any
 
-
-def number(kind: type, low: float, high: float = float("inf")) -> Callable[[str], Any]:
-    """An argparse type: a number of `kind` from low to high."""
-
-    def parse(text: str):
-        try:
-            value = kind(text)
-        except ValueError:
-            value = None
-        if value is None or not low <= value <= high:  # also false for NaN
-            raise argparse.ArgumentTypeError(f"{text!r} is not {'an integer' if kind is int else 'a number'}"
-                                             f" from {low} to {high}")  # fmt: skip
-        return value
-
-    return parse
+from common.flags import number
 
 
 def word_number(low: float, high: float = float("inf"), bare: str | None = None) -> Callable[[str], tuple[str, float]]:

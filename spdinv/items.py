@@ -1,13 +1,11 @@
 """One item of a PIE-Bench folder: read, edited by a method, scored. Nothing heavy is imported before it is needed."""
 
 import argparse
-import hashlib
 import json
 import logging
 from dataclasses import replace
 from pathlib import Path
 
-import common
 from common.runs import InputError, measure
 from spdinv import options
 
@@ -118,17 +116,6 @@ def square_mask(item, size: tuple[int, int]):
     side = min(item.mask_size)
     top, left = ((length - side) // 2 for length in item.mask_size)
     return F.interpolate(item.mask[None, None, top : top + side, left : left + side], size)
-
-
-def weights_of(name: str) -> str | None:
-    """Twelve digits of a hash of a picturebook's UNet, which may be replaced under its name; None for other models."""
-    if not options.is_picturebook_folder(name):
-        return None
-    folder = (
-        Path(common.__file__).parent / "picturebook" / "models" if name == "picturebook" else Path(name).expanduser()
-    )
-    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
-    return hashlib.sha256(file.read_bytes()).hexdigest()[:12] if file.is_file() else None
 
 
 def find_dataset(args: argparse.Namespace) -> Path:

@@ -4,14 +4,13 @@ import argparse
 import json
 import re
 import sys
-import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from common.flags import check_writable, is_picturebook_folder, number
 from common.runs import InputError
 from spdinv import presets
-from spdinv.flags import number
 
 # What takes the place of the paper's defaults on the picturebook; to be tuned on its validation split only.
 PICTUREBOOK_PRESET: dict[str, Any] = {}
@@ -226,23 +225,6 @@ def check_inversion_flags(
                                  "or take that inversion")  # fmt: skip
 
 
-def check_writable(folder: Path) -> None:
-    """Raises InputError unless files can be put into `folder`, made on trial if need be; leaves no trace."""
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"--output_dir {folder} is a file; give a folder")
-    absent = [place for place in (folder, *folder.parents) if not place.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as problem:
-        raise InputError(f"cannot write to --output_dir {folder}: {problem.strerror}; give another folder") from None
-    finally:
-        for place in absent:
-            if place.is_dir():
-                place.rmdir()
-
-
 def check_customised(args: argparse.Namespace) -> None:
     """Raises InputError, before anything is loaded, where the flags for customised models do not fit together."""
     for flag, paths in (("adapter", args.adapter or []), ("elite", [args.elite]),
@@ -254,11 +236,6 @@ def check_customised(args: argparse.Namespace) -> None:
     target = getattr(args, "target_prompt", None)
     if args.elite and target is not None and PLACEHOLDER not in target.split(" "):
         raise InputError(f"with --elite the subject is called {PLACEHOLDER}: use that word in --target_prompt")
-
-
-def is_picturebook_folder(name: str) -> bool:
-    """Whether the model is a picturebook, known by its marker file, before anything is loaded."""
-    return name == "picturebook" or (Path(name).expanduser() / "picturebook.json").is_file()
 
 
 def method_of(args: argparse.Namespace, inversion: str, engine: str) -> Method:

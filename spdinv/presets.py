@@ -7,8 +7,9 @@ colour fix (reference in the README). Here each of these extras is a switch of i
 import argparse
 from typing import Any
 
+from common.flags import number
 from common.runs import InputError
-from spdinv.flags import number, word_number
+from spdinv.flags import word_number
 
 # Keyword arguments of the engines' functions, with the values that hold for every inversion of the paper's tables.
 ENGINE_OPTIONS: dict[str, dict[str, Any]] = {

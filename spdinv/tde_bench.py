@@ -14,8 +14,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from common.flags import number
 from common.runs import InputError, atomic_path, make_parser, read_json, script
-from spdinv.flags import number
 from spdinv.tde_rules import RULES, Change, find_things, plain_words
 
 SHARES = {"1": 80, "2": 80, "3": 80, "4": 40, "5": 40, "6": 40, "7": 40, "8": 80, "9": 80}  # PIE-Bench's, less random

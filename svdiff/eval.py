@@ -13,8 +13,8 @@ import io
 import json
 from pathlib import Path
 
+from common.flags import check_writable, is_picturebook_folder, number
 from common.runs import InputError, make_parser, read_json, read_rows, script, write_config, write_json
-from common.training_flags import check_writable, is_picturebook_folder, number
 from svdiff import options
 from svdiff.experiments import FIGURES
 from svdiff.infer import block

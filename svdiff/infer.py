@@ -14,8 +14,8 @@ import argparse
 import re
 from pathlib import Path
 
+from common.flags import check_writable, is_picturebook_folder, number
 from common.runs import InputError, atomic_path, make_parser, measure, read_json, script, write_config, write_json
-from common.training_flags import check_writable, is_picturebook_folder, number
 from svdiff import options
 
 WAYS = ("spectral_shifts", "interpolate", "style_mix")

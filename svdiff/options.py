@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from common.flags import is_picturebook_folder, number
 from common.runs import InputError, read_json
-from common.training_flags import is_picturebook_folder, number
 
 OUTPUT_DIR = "outputs/svdiff"  # of the training, where infer looks when it is not told
 # keys of subsets.SUBSETS, which needs torch

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from common.runs import bootstrap_interval
+from common.tables import text_table
 
 PUBLISHED = Path(__file__).parent / "published.toml"
 
@@ -14,13 +15,6 @@ PUBLISHED = Path(__file__).parent / "published.toml"
 def published_table(name: str) -> dict[str, Any]:
     """One table: title, place, label_columns, columns, doubts, rows."""
     return tomllib.loads(PUBLISHED.read_text(encoding="utf-8"))[name]
-
-
-def text_table(rows: list[list[str]]) -> str:
-    """Aligned columns; the first row is the header."""
-    widths = [max(len(row[i]) for row in rows if i < len(row)) for i in range(max(map(len, rows)))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)).rstrip() for row in rows]
-    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
 
 
 def size_table(costs: dict[str, dict[str, int]]) -> str:

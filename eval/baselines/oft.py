@@ -14,8 +14,9 @@ from pathlib import Path
 if __package__ in (None, ""):  # python eval/baselines/oft.py
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
+from common.flags import number
 from common.runs import InputError, atomic_path, make_parser, script
-from common.training_flags import add_subject_flags, add_training_flags, number, parse_training
+from common.training_flags import add_subject_flags, add_training_flags, parse_training
 
 PICTUREBOOK_PRESET = {"max_train_steps": 300, "learning_rate": 0.003, "coft": False, "train_batch_size": 2,
                       "num_class_images": 24}  # fmt: skip

@@ -14,8 +14,9 @@ from pathlib import Path
 if __package__ in (None, ""):  # python eval/baselines/textual_inversion.py
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
+from common.flags import number
 from common.runs import InputError, atomic_path, make_parser, script
-from common.training_flags import add_subject_flags, add_training_flags, number, parse_training
+from common.training_flags import add_subject_flags, add_training_flags, parse_training
 
 PICTUREBOOK_PRESET = {"max_train_steps": 300, "learning_rate": 0.005, "scale_lr": False, "train_batch_size": 4,
                       "gradient_accumulation_steps": 1, "prompts": "plain", "random_flip": False}  # fmt: skip

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from common.data import Subject
+from common.flags import is_picturebook_folder
 from common.runs import write_json
-from common.training_flags import is_picturebook_folder
 
 TOKEN, WORD = "sks", "<new1>"  # the rare token of diffusers and of the paper's code; Custom Diffusion's new word
 LIPSCHITZ, SVDIFF = "lipschitz_personalize.train", "svdiff.train"

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from common.data import EditItem, encode_mask
+from common.flags import weights_of
 from common.runs import InputError, make_parser, read_rows, write_json
 from spdinv import eval as spdinv_eval
 from spdinv import items, options, tables
@@ -124,9 +125,9 @@ def test_the_quick_subset_may_grow_into_all_items(tmp_path):
 def test_weights_are_those_of_the_file(tmp_path):
     (tmp_path / "unet").mkdir()
     (tmp_path / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"abc")
-    assert items.weights_of(str(tmp_path)) is None  # no picturebook
+    assert weights_of(str(tmp_path)) is None  # no picturebook
     (tmp_path / "picturebook.json").touch()
-    assert items.weights_of(str(tmp_path)) == "ba7816bf8f01" and len(items.weights_of("picturebook")) == 12
+    assert weights_of(str(tmp_path)) == "ba7816bf8f01" and len(weights_of("picturebook")) == 12
 
 
 def test_every_row_of_table_1_runs_and_inversions_are_shared(run, tmp_path, monkeypatch):

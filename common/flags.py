@@ -1,0 +1,60 @@
+"""What a script asks of its flags before it imports anything heavy: numbers, folders, picturebooks."""
+
+import argparse
+import hashlib
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from common.runs import InputError
+
+PICTUREBOOK = Path(__file__).parent / "picturebook" / "models"
+
+
+def number(kind: type, low: float, high: float = float("inf")) -> Callable[[str], Any]:
+    """An argparse type: a number of `kind` from low to high; NaN and infinity are refused."""
+
+    def parse(text: str):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = float("nan")
+        if not low <= value <= high or value == float("inf"):  # NaN compares false
+            raise argparse.ArgumentTypeError(f"{text!r} is not {'an integer' if kind is int else 'a number'}"
+                                             f" from {low} to {high}")  # fmt: skip
+        return value
+
+    return parse
+
+
+def check_writable(folder: Path) -> None:
+    """Raises InputError unless files can be put into `folder`, made on trial if need be; leaves no trace."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--output_dir {folder} is a file; give a folder")
+    absent = [place for place in (folder, *folder.parents) if not place.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as problem:
+        raise InputError(f"cannot write to --output_dir {folder}: {problem.strerror}; give another folder") from None
+    finally:
+        for place in absent:
+            if place.is_dir():
+                place.rmdir()
+
+
+def is_picturebook_folder(name: str) -> bool:
+    """Whether the model is a picturebook, known by its marker file, before anything is loaded."""
+    return name == "picturebook" or (Path(name).expanduser() / "picturebook.json").is_file()
+
+
+def weights_of(name: str) -> str | None:
+    """Twelve digits of a hash of a picturebook's UNet, which may be replaced under its name, so that rows of other
+    weights are not mixed in; None for other models."""
+    if not is_picturebook_folder(name):
+        return None
+    folder = PICTUREBOOK if name == "picturebook" else Path(name).expanduser()
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:12] if file.is_file() else None
