@@ -7,25 +7,22 @@ Writes eval/exemplar_settings.toml, to be committed before the test split is run
 
 import argparse
 from dataclasses import replace
-from itertools import product
 from pathlib import Path
-from typing import Any
 
 from common.runs import append_row, atomic_path, make_parser, read_rows, script
 from eval.compare import positive
+from eval.tuning import Setting, grid, label, least
 
 SCORE = "lpips_truth (picturebook)"  # less is better: nearness to the true edit, inside and outside of the map
-STRENGTHS = [round(0.08 * k, 2) for k in range(1, 13)]
+STRENGTHS = tuple(round(0.08 * k, 2) for k in range(1, 13))
 BLACK_POINTS = (0.0, 0.5, 0.9)  # as drawn; up to the thing's outline; a little beyond it
-GRIDS: dict[str, list[dict[str, Any]]] = {
-    "perturbed": [{"strength": s} for s in STRENGTHS],
-    "noise_scaling": [{"strength": s} for s in STRENGTHS],
-    "sdedit": [{"strength": s} for s in STRENGTHS],
-    "blended_latent": [{"strength": s} for s in STRENGTHS],
-    "differential_diffusion": [
-        {"strength": s, "guidance_scale": g} for s, g in product((0.4, 0.6, 0.8, 1.0), (2.0, 4.0, 7.5))
-    ],
-    "pixels": [{"strength": s, "black_point": b} for s, b in product((0.2, 0.4, 0.6, 0.8), BLACK_POINTS)],
+GRIDS: dict[str, list[Setting]] = {
+    "perturbed": grid(strength=STRENGTHS),
+    "noise_scaling": grid(strength=STRENGTHS),
+    "sdedit": grid(strength=STRENGTHS),
+    "blended_latent": grid(strength=STRENGTHS),
+    "differential_diffusion": grid(strength=(0.4, 0.6, 0.8, 1.0), guidance_scale=(2.0, 4.0, 7.5)),
+    "pixels": grid(strength=(0.2, 0.4, 0.6, 0.8), black_point=BLACK_POINTS),
 }  # paste and latent_paste have nothing to tune
 
 
@@ -39,24 +36,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def label(method: str, setting: dict[str, Any]) -> str:
-    return f"{method} " + " ".join(f"{name}={value}" for name, value in setting.items())
-
-
-def best_settings(rows: list[dict], methods: list[str]) -> dict[str, tuple[dict[str, Any], float]]:
-    """The setting of least mean score per method, and that mean."""
-    means: dict[str, list[float]] = {}
-    for row in rows:
-        means.setdefault(row["method"], []).append(row["metrics"][SCORE])
-    found = {}
-    for method in methods:
-        scored = [(sum(means[label(method, s)]) / len(means[label(method, s)]), i) for i, s in enumerate(GRIDS[method])]
-        least, number = min(scored)
-        found[method] = (GRIDS[method][number], least)
-    return found
-
-
-def write_settings(path: Path, found: dict[str, tuple[dict[str, Any], float]], items: int) -> None:
+def write_settings(path: Path, found: dict[str, tuple[Setting, float]], items: int) -> None:
     """exemplar_settings.toml."""
     lines = [
         "# What each method of the exemplar track runs with on the picturebook, where it differs from pixels' preset.",
@@ -95,7 +75,7 @@ def main(argv: list[str] | None = None) -> None:
             continue
         row, _ = run_item(replace(bench, own={method: bench.own.get(method, {}) | setting}), pair, method)
         append_row(rows, row | {"method": name})
-    found = best_settings(read_rows(rows), args.methods)
+    found = least(read_rows(rows), {method: GRIDS[method] for method in args.methods}, SCORE)
     for method, (setting, score) in found.items():
         print(f"{label(method, setting)}: {SCORE} {score:.4f}")
     write_settings(exemplar_editing.SETTINGS, found, args.items)

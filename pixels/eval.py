@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from common.flags import weights_of
 from common.runs import (
     InputError,
     append_row,
@@ -70,6 +71,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     options.add_method_flags(parser)
     options.add_model_flags(parser, output_dir="outputs/pixels_eval")
     args = options.parse(parser, argv)
+    args.weights = weights_of(args.pretrained_model_name_or_path)
     if args.metric_encoders is None:
         on_picturebook = options.is_picturebook_folder(args.pretrained_model_name_or_path)
         args.metric_encoders = "picturebook" if on_picturebook else "paper"

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from common.runs import InputError, read_rows, write_json
-from eval import compare, exemplar_editing, pretrained_exemplar, track, tune_exemplar
+from eval import compare, exemplar_editing, pretrained_exemplar, track, tune_exemplar, tuning
 from eval.baselines import paint_by_example
 from eval.report import write_page
 from pixels import scoring
@@ -102,9 +102,9 @@ def test_tuning_takes_the_least_score_and_writes_what_the_track_reads(flags, tmp
         for number, setting in enumerate(grid):
             for item in "ab":
                 score = abs(number - 3) + (item == "b")
-                rows.append({"method": tune_exemplar.label(method, setting), "item": item,
+                rows.append({"method": tuning.label(method, setting), "item": item,
                              "metrics": {tune_exemplar.SCORE: score}})  # fmt: skip
-    found = tune_exemplar.best_settings(rows, list(tune_exemplar.GRIDS))
+    found = tuning.least(rows, tune_exemplar.GRIDS, tune_exemplar.SCORE)
     assert all(setting == tune_exemplar.GRIDS[method][3] and score == 0.5 for method, (setting, score) in found.items())
     monkeypatch.setattr(exemplar_editing, "SETTINGS", tmp_path / "settings.toml")
     tune_exemplar.write_settings(tmp_path / "settings.toml", found, 2)

@@ -93,6 +93,7 @@ def hole_of(box: Box, rng: random.Random) -> np.ndarray:
             turned = (math.cos(angle), math.sin(angle))
             points.append(tuple(scale * (m + radius * h * t) for m, h, t in zip(middle, half, turned, strict=True)))
         pen.polygon(points, fill=255)
+        pen.rectangle([round(side * scale) - (k > 1) for k, side in enumerate(box)], fill=255)  # all of the thing
     return (np.asarray(canvas.resize((SIZE, SIZE), Image.Resampling.BOX)) > 127).astype(np.float32)
 
 

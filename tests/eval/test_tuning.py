@@ -1,0 +1,29 @@
+"""Tuning of text-driven editing: the same number of settings for all, the published one among them, the least taken."""
+
+import pytest
+
+from eval import tune_text_editing, tuning
+from spdinv import eval as spdinv_eval
+from spdinv import options, rows
+
+
+def test_a_grid_is_every_combination_and_the_first_of_equals_is_taken():
+    settings = tuning.grid(a=(1, 2), b=(3, 4))
+    assert settings == [{"a": 1, "b": 3}, {"a": 1, "b": 4}, {"a": 2, "b": 3}, {"a": 2, "b": 4}]
+    scores = {0: (5, 1), 1: (1, 1), 2: (0, 2), 3: (0, 9)}  # means 3, 1, 1, 4.5
+    found = [{"method": tuning.label("m", settings[n]), "metrics": {"x": value}} for n in scores for value in scores[n]]
+    assert tuning.least(found, {"m": settings}, "x") == {"m": ({"a": 1, "b": 4}, 1.0)}
+
+
+@pytest.fixture(scope="module")
+def flags(tmp_path_factory):
+    return spdinv_eval.parse(["--output_dir", str(tmp_path_factory.mktemp("out"))])
+
+
+@pytest.mark.parametrize("name", tune_text_editing.GRIDS)
+def test_every_method_has_eight_settings_that_differ_and_the_published_one_is_among_them(flags, name, monkeypatch):
+    monkeypatch.setattr(options, "PICTUREBOOK_PRESET", {})  # the published values, not those tuned from here
+    grid, pair = tune_text_editing.GRIDS[name], name.split("+")
+    tried = [options.method_of(rows.changed(flags, **setting), *pair) for setting in grid]
+    assert len(grid) == 8 and all(tried.count(method) == 1 for method in tried)
+    assert options.method_of(flags, *pair) in tried
