@@ -40,6 +40,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
+def method_of(name: str, setting: Setting):
+    """The spdinv method of a name such as ddim+p2p with these flags; a flag of None is left out."""
+    from spdinv import eval as spdinv_eval
+
+    inversion, engine = name.split("+")
+    given = [word for flag, value in setting.items() if value is not None for word in (f"--{flag}", str(value))]
+    return spdinv_eval.methods_of(spdinv_eval.parse(["--inversions", inversion, "--engines", engine, *given]))[name]
+
+
 @script
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
@@ -49,7 +58,6 @@ def main(argv: list[str] | None = None) -> None:
     from common.encoders import load_encoders
     from spdinv import eval as spdinv_eval
     from spdinv import options
-    from spdinv import rows as methods
     from spdinv.items import find_dataset, read_items, run_item
 
     grids = {name: GRIDS[name] for name in args.methods}
@@ -64,8 +72,7 @@ def main(argv: list[str] | None = None) -> None:
     for item, name, setting in tqdm(runs, "settings", disable=None):
         if (item.id, label(name, setting)) in done:
             continue
-        method = options.method_of(methods.changed(settings, **setting), *name.split("+"))
-        row, _ = run_item(pipe, item, method, encoders, folder, resolution, name=label(name, setting))
+        row, _ = run_item(pipe, item, method_of(name, setting), encoders, folder, resolution, name=label(name, setting))
         append_row(rows, row)
     for name, (setting, score) in least(read_rows(rows), grids, SCORE).items():
         print(f"{label(name, setting)}: {SCORE} {score:.4f}")

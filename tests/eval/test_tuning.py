@@ -3,8 +3,7 @@
 import pytest
 
 from eval import tune_text_editing, tuning
-from spdinv import eval as spdinv_eval
-from spdinv import options, rows
+from spdinv import options
 
 
 def test_a_grid_is_every_combination_and_the_first_of_equals_is_taken():
@@ -15,15 +14,10 @@ def test_a_grid_is_every_combination_and_the_first_of_equals_is_taken():
     assert tuning.least(found, {"m": settings}, "x") == {"m": ({"a": 1, "b": 4}, 1.0)}
 
 
-@pytest.fixture(scope="module")
-def flags(tmp_path_factory):
-    return spdinv_eval.parse(["--output_dir", str(tmp_path_factory.mktemp("out"))])
-
-
 @pytest.mark.parametrize("name", tune_text_editing.GRIDS)
-def test_every_method_has_eight_settings_that_differ_and_the_published_one_is_among_them(flags, name, monkeypatch):
+def test_every_method_has_eight_settings_that_differ_and_the_published_one_is_among_them(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(options, "PICTUREBOOK_PRESET", {})  # the published values, not those tuned from here
-    grid, pair = tune_text_editing.GRIDS[name], name.split("+")
-    tried = [options.method_of(rows.changed(flags, **setting), *pair) for setting in grid]
-    assert len(grid) == 8 and all(tried.count(method) == 1 for method in tried)
-    assert options.method_of(flags, *pair) in tried
+    tried = [tune_text_editing.method_of(name, setting) for setting in tune_text_editing.GRIDS[name]]
+    assert len(tried) == 8 and all(tried.count(method) == 1 for method in tried)
+    assert tune_text_editing.method_of(name, {}) in tried
