@@ -226,7 +226,7 @@ def print_shifts(rows: list[dict]) -> None:
 
 def summary(rows: list[dict], solvers: list[str]) -> str:
     """Means per solver; seconds with the paired difference to the first solver."""
-    from spdinv.tables import by, text_table
+    from common.tables import by, text_table
 
     columns = [name for name in rows[0] if name not in ("solver", "item")]
     lines = [["solver", *columns, f"seconds - {solvers[0]} [95 % interval]"]]

@@ -54,21 +54,21 @@ def positive(text: str) -> int:
 def print_table(name: str, output: Path) -> None:
     """A published table joined with the rows at hand: those in `output`, and otherwise the committed ones."""
     from common.runs import read_json, read_rows
+    from common.tables import by_method, published_table
     from eval.track import RESULTS
 
     paper, _, number = name.partition(":")
     module, track = TABLES[paper]
     tables = importlib.import_module(module)
     try:
-        tables.published_table(number)
+        published_table(paper, number)
     except KeyError:
         raise InputError(f"--table {name}: {paper}/published.toml has no table {number!r}") from None
     places = [(output / track / "rows.jsonl", output / track / "config.json"),
               (RESULTS / f"{track}.jsonl", RESULTS / f"{track}.json")]  # fmt: skip
     rows, config = next(((read_rows(r), read_json(c)) for r, c in places if read_rows(r)), ([], {}))
     measured_on = f"measured: {Path(config.get('dataset', '')).name}, {config.get('metric_encoders')} encoders"
-    summary = tables.summarise(rows)["overall"]
-    print(tables.beside_published(number, {measured_on: tables.of_methods(number, summary)}))
+    print(tables.beside_published(number, {measured_on: tables.of_methods(number, by_method(rows))}))
     if not rows:
         print("\nNothing was measured yet: python -m eval.compare runs it.")
 

@@ -3,7 +3,6 @@
 import base64
 import difflib
 import functools
-import importlib
 import io
 import json
 import math
@@ -18,6 +17,7 @@ from PIL import Image
 from common.images import load_image
 from common.metrics import PIE_SCORES
 from common.runs import atomic_path
+from common.tables import published_table as published_table_of
 from eval import plots
 from eval.claims import FAILS, HOLDS, UNDECIDED, Finding, findings
 from eval.measures import GROUPS, Measure, best_method, difference, find, keys, mean_interval, measure, values
@@ -148,7 +148,7 @@ def published_view(track: Track) -> dict[str, Any] | None:
 @functools.cache
 def published_table(name: str) -> dict[str, Any]:
     paper, _, number = name.partition(":")
-    return importlib.import_module(f"{paper}.tables").published_table(number)
+    return published_table_of(paper, number)
 
 
 def as_printed(values: Sequence[float]) -> list[str]:

@@ -195,6 +195,7 @@ def run_all(bench, pairs: list, name: str = "rows.jsonl") -> None:
 def report(bench, pairs: list) -> None:
     """results.csv, results.json and grid.png of the items and methods at hand, and the tables on the screen."""
     from common.images import grid, load_image, save_png
+    from common.tables import by_method, score_table
     from pixels import tables
 
     args, output = bench.args, bench.output
@@ -202,7 +203,7 @@ def report(bench, pairs: list) -> None:
     others = dict.fromkeys(method for _, method in found if method not in METHOD_NAMES)  # of eval.pretrained_exemplar
     methods = [*args.methods, *(m for m in others if all((pair.id, m) in found for pair in pairs))]
     rows = [found[pair.id, method] for pair in pairs for method in methods]
-    summary = tables.summarise(rows)["overall"]
+    summary = by_method(rows)
     for method, scores in frechet(bench, pairs, methods).items():
         summary[method] |= scores
     tables.write_csv(output / "results.csv", rows)
@@ -210,7 +211,7 @@ def report(bench, pairs: list) -> None:
     columns = ["source", "exemplar_1", "map", *methods]
     sheet = [[load_image(output / "pictures" / pair.id / f"{name}.png") for name in columns] for pair in pairs[:12]]
     save_png(output / "grid.png", grid(sheet, [pair.kind or pair.id for pair in pairs[:12]], columns))
-    print(tables.overall_table(summary), end="\n\n")
+    print(score_table(summary), end="\n\n")
     if args.figure in ("7", "10"):
         from pixels.experiments import threshold_areas, threshold_changes
 

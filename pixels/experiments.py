@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from common.images import grid, load_image, save_png, to_pil
 from common.runs import InputError, paired_bootstrap, write_json
+from common.tables import text_table
 from pixels import lemma as lemmas
 from pixels.baselines import cell_masks
 from pixels.edit_map import THRESHOLDS, thresholds
@@ -23,7 +24,6 @@ from pixels.overhead import overhead
 from pixels.pairs import Pair
 from pixels.scoring import Bench, load_pair
 from pixels.surgery import edit, least
-from pixels.tables import text_table
 
 PAPER_PROMPTS = ["", "boat", "watercolor style", "low poly aesthetic, big monster"]  # Fig. 5
 PICTUREBOOK_PROMPTS = ["", "at night", "a pencil sketch", "a red boat by the sea"]

@@ -12,9 +12,10 @@ from collections.abc import Iterable
 
 from common.metrics import PIE_SCORES, parse_key
 from common.runs import paired_bootstrap
-from spdinv import tables
+from common.tables import cell, text_table
 from spdinv.presets import PRESETS
 from spdinv.rows import OWN
+from spdinv.tables import wanted_keys
 
 LEAST = 8
 HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "cannot say"
@@ -63,7 +64,7 @@ def judge(rows: list[dict], methods: list[str]) -> list[dict]:
             continue
         for baseline in (name for name in methods if name.partition("+")[2] == engine and name != pair):
             for score, (sign, margin) in SCORES.items():
-                for key in tables.wanted_keys(keys, (score,)):
+                for key in wanted_keys(keys, (score,)):
                     gap = compare(rows, key, method, baseline)
                     ruled = verdict(gap["low"], gap["high"], gap["n"], sign, margin)
                     claim = {"method": method, "baseline": baseline, "score": key, "margin": margin}
@@ -81,6 +82,6 @@ def claims_table(found: list[dict]) -> str:
     for one in found:
         factor = PIE_SCORES.get(parse_key(one["score"])["name"], ("", 1.0))[1]
         cells = lines.setdefault(f"{one['method']} - {one['baseline']}", {})
-        cells[one["score"]] = f"{tables.cell(one, factor)} {one['verdict']}"
+        cells[one["score"]] = f"{cell(one, factor)} {one['verdict']}"
     table = [["paper's own - other", *margins], ["the claim is", *rules]]
-    return tables.text_table([*table, *([pair, *cells.values()] for pair, cells in lines.items())])
+    return text_table([*table, *([pair, *cells.values()] for pair, cells in lines.items())])

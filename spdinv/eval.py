@@ -26,11 +26,11 @@ from common.runs import (
     write_config,
     write_json,
 )
+from common.tables import published_table
 from spdinv import options, presets, rows
 from spdinv.baselines import run as baselines
 from spdinv.experiments import EXPERIMENTS
 from spdinv.items import find_dataset, read_items, run_item
-from spdinv.published import published_table
 
 TABLES = ("1", "2", "3", "s1", "s2")
 # What all rows of one folder have in common, beside the settings of each method; --full has the quick subset's items
@@ -116,7 +116,7 @@ def methods_of(args: argparse.Namespace) -> dict[str, options.Method]:
 
 def config_at_paper_scale(args: argparse.Namespace, argv: list[str]) -> dict:
     """What all flags resolve to. Of a table, every row with the paper's model and data, unless others were named."""
-    scale = published_table(args.table)["scale"] if args.table else {}
+    scale = published_table("spdinv", args.table)["scale"] if args.table else {}
     given = {word.split("=")[0].removeprefix("--") for word in argv}
     scale = {name: value for name, value in scale.items() if name not in given}
     flags = [word for name in ("pretrained_model_name_or_path", "metric_encoders") if name in scale
@@ -215,6 +215,7 @@ def main(argv: list[str] | None = None) -> None:
 def report(args: argparse.Namespace, items: list, methods: list[str], dataset: str) -> None:
     """results.csv, results.json and grid.png of the items and methods at hand, and the tables on the screen."""
     from common.images import grid, load_image, save_png
+    from common.tables import score_table
     from spdinv import claims, factorial, tables
 
     output = Path(args.output_dir)
@@ -229,7 +230,7 @@ def report(args: argparse.Namespace, items: list, methods: list[str], dataset: s
 
     wanted = ("edit_success", "psnr_truth", "structure/pie_official", "psnr/pie_official", "clip_whole/pie_official")
     print(tables.edit_type_table(summary["by_edit_type"], wanted), end="\n\n")
-    print(tables.overall_table(summary["overall"]), end="\n\n")
+    print(score_table(summary["overall"]), end="\n\n")
     if args.table:
         called = {preset: f"measured, {preset}: {dataset}, {args.metric_encoders} encoders" for preset in args.presets}
         lines = rows.measured_lines(args, summary["overall"])

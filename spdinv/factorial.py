@@ -11,8 +11,9 @@ import numpy as np
 
 from common.metrics import PIE_SCORES, parse_key
 from common.runs import bootstrap_interval
-from spdinv import tables
+from common.tables import cell, text_table
 from spdinv.rows import FACTORS
+from spdinv.tables import wanted_keys
 
 Cell = tuple[bool, ...]
 NAMES = ("spd instead of ddim", *FACTORS)
@@ -62,7 +63,7 @@ def effects(rows: list[dict], cells: dict[Cell, str]) -> dict[str, dict[str, dic
     """{score: {line of the table: interval}}, for the scores that matter."""
     keys = dict.fromkeys(key for row in rows for key in row["metrics"])
     result = {}
-    for key in tables.wanted_keys(list(keys), WANTED):
+    for key in wanted_keys(list(keys), WANTED):
         scores = collect(rows, cells, key)
         n = len(scores[PLAIN])
         lines = {f"main effect: {name}": main_effect(scores, i) for i, name in enumerate(NAMES)}
@@ -82,6 +83,6 @@ def table(found: dict[str, dict[str, dict]]) -> str:
     lines = [["Prompt-to-Prompt, change of score [95 % interval]", *found]]
     for line in next(iter(found.values())):
         factors = [PIE_SCORES.get(parse_key(key)["name"], ("", 1.0))[1] for key in found]
-        cells = [tables.cell(found[key][line], factor) for key, factor in zip(found, factors, strict=True)]
+        cells = [cell(found[key][line], factor) for key, factor in zip(found, factors, strict=True)]
         lines.append([line, *cells])
-    return tables.text_table(lines)
+    return text_table(lines)

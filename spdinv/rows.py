@@ -10,8 +10,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from common.tables import published_table
 from spdinv import options, presets
-from spdinv.published import published_table
 
 OWN = "spd"  # the paper's inversion: the only one that its released code runs with extras
 SWITCHES = tuple(name for name, value in presets.EXTRAS.items() if value is False)  # extras that are on or off
@@ -69,7 +69,7 @@ def named(args: argparse.Namespace, inversion: str, engine: str, **settings: Any
 def table_rows(args: argparse.Namespace, preset: str) -> list[Row]:
     """The rows of table `args.table`, in its order. preset: of the rows with the paper's own inversion; the others have
     no extras, as in the published runs."""
-    table, rows = published_table(args.table), []
+    table, rows = published_table("spdinv", args.table), []
     for line in table["rows"]:
         pair = line.get("method") or table.get("method")
         if pair is None:

@@ -27,7 +27,7 @@ from common.encoders import Encoders
 from common.images import center_crop_resize, load_image, to_tensor
 from common.pipelines import Conditioning, encode_image, encode_prompt
 from common.runs import append_row, bootstrap_interval, measure, read_rows, write_json
-from spdinv import tables
+from common.tables import intervals, score_table
 from spdinv.claims import verdict
 from spdinv.experiments import draw
 from spdinv.inversions import INVERSIONS, Inversion
@@ -126,10 +126,10 @@ def summarise(losses: list[list[float]], rounds: list[int], threshold: float) ->
 def report(args: argparse.Namespace, names: list[str], items: list, output: Path) -> None:
     found = {(row["method"], row["item"]): row for row in read_rows(output / "rows.jsonl")}
     rows: dict[str, list[dict[str, Any]]] = {name: [found[name, item.id] for item in items] for name in names}
-    summary = {name: tables.intervals(of_name) for name, of_name in rows.items()}
+    summary = {name: intervals(of_name) for name, of_name in rows.items()}
     draw.convergence(output / "convergence.png", rows, args.spd_threshold)
     print(f"Residual: mean square of f(x) - x; threshold {args.spd_threshold:g}; early: the first half of the steps")
-    print(tables.overall_table(summary), end="\n\n")
+    print(score_table(summary), end="\n\n")
     for name in names:
         mean, low, high = bootstrap_interval(row["metrics"]["rounds_early_less_late"] for row in rows[name])
         if summary[name]["rounds"]["mean"] > 0:

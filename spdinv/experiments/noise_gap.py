@@ -25,13 +25,14 @@ from common.encoders import Encoders
 from common.metrics import Score, clip_text_similarity
 from common.pipelines import decode_latents, encode_prompt
 from common.runs import append_row, atomic_path, bootstrap_interval, measure, paired_bootstrap, read_rows, write_json
-from spdinv import tables
+from common.tables import cell, intervals, score_table, text_table
 from spdinv.claims import verdict
 from spdinv.experiments import draw
 from spdinv.experiments.generated import batches, generate, ideal_noise, through_a_file
 from spdinv.experiments.probe import attributes, probe_all
 from spdinv.inversions import INVERSIONS, Inversion
 from spdinv.options import Method
+from spdinv.tables import beside_published, of_methods
 
 STARTS = ("latents", "picture")  # the recorded z_0, and VAE(decode(z_0))
 GAUSSIAN = "gaussian"
@@ -150,7 +151,7 @@ def report(args: argparse.Namespace, inversions: list[str], items: list, output:
         for scale, start in settings(args)
     }
     names = [GAUSSIAN, *(name for panel in panels.values() for name in panel.values())]
-    summary = {name: tables.intervals([rows[name, item] for item in ids]) for name in names}
+    summary = {name: intervals([rows[name, item] for item in ids]) for name in names}
     curves = {name: np.array([rows[name, item]["gap"] for item in ids]) for name in names[1:]}
     codes = {name: np.stack([load_file(code_path(output, name, item))["noise"].numpy() for item in ids])
              for name in names}  # fmt: skip
@@ -164,9 +165,9 @@ def report(args: argparse.Namespace, inversions: list[str], items: list, output:
     draw.code_maps(output / "codes.png", drawn(codes, GAUSSIAN))
     draw.two_goals(output / "two_goals.png", drawn(means))
     for table in ("noise_gap", "s1"):
-        measured = {f"measured: {title}": tables.of_methods(table, found) for title, found in drawn(summary).items()}
-        measured["measured"] = tables.of_methods(table, {GAUSSIAN: summary[GAUSSIAN]})
-        print(tables.beside_published(table, measured), end="\n\n")
+        measured = {f"measured: {title}": of_methods(table, found) for title, found in drawn(summary).items()}
+        measured["measured"] = of_methods(table, {GAUSSIAN: summary[GAUSSIAN]})
+        print(beside_published(table, measured), end="\n\n")
 
     first, *others = inversions
     differences = {}
@@ -177,13 +178,13 @@ def report(args: argparse.Namespace, inversions: list[str], items: list, output:
             differences[panel[other]] = {f"noise gap less {first}'s": interval}
     if differences:
         print("Paired differences")
-        print(tables.overall_table(differences), end="\n\n")
+        print(score_table(differences), end="\n\n")
     for name, ((called, gap),) in ((name, found.items()) for name, found in differences.items()):
         print(f"{name}: {called} is below zero: {verdict(gap['low'], gap['high'], gap['n'], sign=-1)}")
     print()
     shown = {name: {key: value for key, value in values.items() if key in SHOWN or "clip" in key}
              for name, values in summary.items()}  # fmt: skip
-    print(tables.overall_table(shown), end="\n\n")
+    print(score_table(shown), end="\n\n")
     probes = probe_all(codes, [attributes(item) for item in items])
     print(probe_table(probes), end="\n\n")
     write_json(output / "results.json", {
@@ -203,7 +204,7 @@ def probe_table(probes: dict[str, dict[str, Any]]) -> str:
                                                                         probes.items())]]  # fmt: skip
     lines.append(["chance", *(f"{100 * one['chance']:.1f}" for one in probes.values())])
     for name in next(iter(probes.values()))["right"]:
-        cells = [tables.cell(dict(zip(("mean", "low", "high"), bootstrap_interval(one["right"][name]), strict=True)) |
+        cells = [cell(dict(zip(("mean", "low", "high"), bootstrap_interval(one["right"][name]), strict=True)) |
                              {"n": one["n"]}, 100) for one in probes.values()]  # fmt: skip
         lines.append([name, *cells])
-    return tables.text_table(lines)
+    return text_table(lines)

@@ -24,7 +24,7 @@ from common.images import grid, load_image, save_png, to_pil, to_tensor
 from common.metrics import Score, clip_text_similarity, lpips_distance, psnr, structure_distance
 from common.pipelines import decode_latents, encode_prompt
 from common.runs import append_row, measure, paired_bootstrap, read_rows, write_json
-from spdinv import tables
+from common.tables import intervals, score_table
 from spdinv.claims import verdict
 from spdinv.editing import edit_picture
 from spdinv.experiments.generated import batches, generate, ideal_noise, known, pick
@@ -32,6 +32,7 @@ from spdinv.experiments.noise_gap import noise_gap
 from spdinv.inversions import INVERSIONS
 from spdinv.items import EQUALIZER, blended_words
 from spdinv.options import Method, with_words
+from spdinv.tables import wanted_keys
 
 IDEAL = "ideal"
 
@@ -115,13 +116,13 @@ def report(items: list, arms: dict[str, tuple[str, Method]], output: Path) -> No
     """grid.png, results.json, and on the screen the arms' means and all their paired differences."""
     found = {(row["method"], row["item"]): row for row in read_rows(output / "rows.jsonl")}
     ids = [item.id for item in items]
-    summary = {name: tables.intervals([found[name, item] for item in ids]) for name in arms}
+    summary = {name: intervals([found[name, item] for item in ids]) for name in arms}
     sheet = [
         [load_image(output / "pictures" / item / f"{name}.png") for name in ("source", *arms)] for item in ids[:12]
     ]
     labels = [f"{item.source_prompt} -> {item.target_prompt}" for item in items[:12]]
     save_png(output / "grid.png", grid(sheet, labels, ["source", *arms]))
-    print(tables.overall_table(summary), end="\n\n")
+    print(score_table(summary), end="\n\n")
     differences: dict[str, dict[str, dict]] = {}
     for a, b in pairs_of(arms):
         for key in summary[a]:
@@ -131,9 +132,9 @@ def report(items: list, arms: dict[str, tuple[str, Method]], output: Path) -> No
                 interval = dict(zip(("mean", "low", "high"), paired_bootstrap(*zip(*finite, strict=True)), strict=True))
                 differences.setdefault(f"{a} - {b}", {})[key] = interval | {"n": len(finite)}
     print("Paired differences")
-    print(tables.overall_table(differences), end="\n\n")
+    print(score_table(differences), end="\n\n")
     for pair, found_of in differences.items():
-        for key in tables.wanted_keys(list(found_of), ("edit_success",)):
+        for key in wanted_keys(list(found_of), ("edit_success",)):
             ruled = verdict(found_of[key]["low"], found_of[key]["high"], found_of[key]["n"])
             print(f"{pair}: edits succeed more often: {ruled}")
     write_json(output / "results.json", {"summary": summary, "differences": differences})

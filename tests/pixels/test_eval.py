@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 
 from common.runs import InputError, read_rows, write_json
+from common.tables import published_table
 from pixels import eval as pixels_eval
-from pixels import experiments, scoring, study, tables
+from pixels import experiments, scoring, study
 from pixels.baselines import METHODS
 from pixels.overhead import added_bytes
 from tests.pixels.tiny_models import few_numbers, write_eyes
@@ -296,7 +297,7 @@ def test_names_offered_are_names_known():
 
 @pytest.mark.parametrize("name, rows", [("1a", 5), ("1b", 5), ("overhead", 1)])
 def test_published_tables_are_whole(name, rows, capsys):
-    table = tables.published_table(name)
+    table = published_table("pixels", name)
     assert len(table["rows"]) == rows and table["place"] and table["doubts"]
     for row in table["rows"]:
         assert len(row["values"]) == len(table["columns"]) and len(row["label"]) == len(table["label_columns"])
