@@ -47,15 +47,16 @@ class Unit:
 
 
 def units(unet: nn.Module) -> list[Unit]:
-    """A UNet's blocks in the order of execution. The middle's attention is P+'s (8, "down", 0)."""
+    """A UNet's blocks in the order of execution. The middle's attention is P+'s (8, "down", 0); where the last block on
+    the way down attends as well (SDXL's does), it is counted on from there."""
     size, found = unet.config.sample_size, []
 
-    def stage(block: nn.Module, path: str, resolution: int, direction: str) -> None:
-        attentions = list(getattr(block, "attentions", None) or [])
+    def stage(block: nn.Module, path: str, resolution: int, direction: str, first: int = 0) -> None:
+        attentions = getattr(block, "attentions", None) or []
         for number in range(len(block.resnets)):
             found.append(Unit(f"{path}.resnets.{number}"))
             if number < len(attentions):
-                found.append(Unit(f"{path}.attentions.{number}", (resolution, direction, number)))
+                found.append(Unit(f"{path}.attentions.{number}", (resolution, direction, first + number)))
         for kind in ("downsamplers", "upsamplers"):
             if getattr(block, kind, None) is not None:
                 found.append(Unit(f"{path}.{kind}.0"))
@@ -63,7 +64,7 @@ def units(unet: nn.Module) -> list[Unit]:
     for level, block in enumerate(unet.down_blocks):
         stage(block, f"down_blocks.{level}", size >> level, "down")
     lowest = size >> (len(unet.down_blocks) - 1)
-    stage(unet.mid_block, "mid_block", lowest, "down")
+    stage(unet.mid_block, "mid_block", lowest, "down", len(getattr(unet.down_blocks[-1], "attentions", None) or []))
     for level, block in enumerate(unet.up_blocks):
         stage(block, f"up_blocks.{level}", lowest << level, "up")
     return found

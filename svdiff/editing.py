@@ -37,8 +37,11 @@ def denoise(
     pipe: DiffusionPipeline, schedule: Schedule, z: torch.Tensor, cond: Conditioning, uncond: Conditioning,
     how: Sampling, seeds: list[int],
 ) -> torch.Tensor:  # fmt: skip
-    """From z_T to z_0, [B,4,h,w] each: DDIM under classifier-free guidance. seeds: of the noise that eta > 0 adds."""
-    generators = [torch.Generator().manual_seed(seed + 2**32) for seed in seeds]
+    """From z_T to z_0, [B,4,h,w] each: DDIM under classifier-free guidance. seeds: those of start_noise; what eta > 0
+    adds are the same generators' next draws, as in diffusers."""
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    for generator in generators:
+        torch.randn(z.shape[1:], generator=generator)  # was z_T, or what z_T was drawn towards
     for t in schedule.timesteps:
         if how.guidance_scale == 1:
             eps = predict_noise(pipe, schedule, z, t, cond)

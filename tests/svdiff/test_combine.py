@@ -5,6 +5,7 @@ import torch
 
 from svdiff import combine, subsets
 from svdiff.spectral import spectrum
+from tests.tiny import tiny_sdxl
 
 
 def test_addition_sums_first_and_takes_one_relu():
@@ -40,6 +41,12 @@ def test_the_paper_s_layers_of_geometry():
     for first, last in (((16, "down", 2), (8, "down", 0)), ((8, "down", 0), (16, "down", 1))):
         with pytest.raises(ValueError, match="64,down,0"):
             combine.span(unet, first, last)
+
+
+def test_blocks_have_names_of_their_own_where_the_last_block_on_the_way_down_attends():
+    names = {unit.path: unit.name for unit in combine.units(tiny_sdxl().unet) if unit.name}
+    assert names["down_blocks.2.attentions.0"] == (4, "down", 0) and len(set(names.values())) == len(names)
+    assert names["mid_block.attentions.0"] == (4, "down", 1)
 
 
 def test_style_mixing_takes_each_layer_from_one_side():

@@ -59,6 +59,20 @@ def test_edits_start_from_inverted_slerped_or_fresh_noise(pipe):
     assert not torch.equal(noisy[0], noisy[1])
 
 
+def test_noise_that_eta_adds_is_diffusers_and_not_that_which_was_started_from(pipe, monkeypatch):
+    how, added, step = editing.Sampling(4, 3.0, 0.8), [], editing.ddim_step
+    monkeypatch.setattr(editing, "ddim_step", lambda *a: added.append(a[5]) or step(*a))
+    ours = editing.draw(pipe, "a red cat", [3, 8], how)
+    pipe.set_progress_bar_config(disable=True)
+    theirs = pipe(
+        ["a red cat"] * 2, generator=[torch.Generator().manual_seed(seed) for seed in (3, 8)], eta=0.8,
+        num_inference_steps=4, guidance_scale=3.0, output_type="pt",
+    ).images  # fmt: skip
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=5e-4)
+    draws = torch.stack([editing.start_noise(pipe, [3, 8]), *added])[:, 0].flatten(1)
+    assert len(draws) == 5 and (torch.corrcoef(draws) - torch.eye(5)).abs().max() < 0.2
+
+
 def test_eta_adds_each_picture_s_own_noise(pipe):
     how = editing.Sampling(3, 2.0, 1.0)
     two, one = editing.draw(pipe, "a cat", [4, 5], how), editing.draw(pipe, "a cat", [5], how)
