@@ -127,12 +127,9 @@ def read(file: Path) -> Basis | None:
 
 
 @torch.no_grad()
-def find_bases(
-    model: nn.Module, paths: Iterable[str], folder: str | Path | None = None, device: str | torch.device | None = None
-) -> dict[str, Basis]:
-    """The basis of each named layer that is not a vector: from `folder` (FOLDER by default), or computed now (on
-    `device`, by default the layer's own) and put there. model: float32, unchanged. An interrupted computation goes on
-    where it stopped.
+def find_bases(model: nn.Module, paths: Iterable[str], folder: str | Path | None = None) -> dict[str, Basis]:
+    """The basis of each named layer that is not a vector: from `folder` (FOLDER by default), or computed now on the
+    layer's own device and put there. model: float32, unchanged. An interrupted computation goes on where it stopped.
 
     Logs a warning for layers whose singular values are so close that shifts are not portable.
     """
@@ -142,9 +139,8 @@ def find_bases(
     bases = {path: found for path, file in files.items() if (found := read(file))}
     missing = [path for path in layers if path not in bases]
     for path in tqdm(missing, "singular value decompositions", disable=None if missing else True):
-        matrix = as_matrix(layers[path]).detach()
         try:
-            bases[path] = decompose(matrix if device is None else matrix.to(device))
+            bases[path] = decompose(as_matrix(layers[path]))
         except InputError as problem:
             raise InputError(f"{path}: {problem}") from None
         with atomic_path(files[path]) as temporary:

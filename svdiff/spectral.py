@@ -90,7 +90,7 @@ class SpectralEmbedding(SpectralLayer):
     """Rows of U looked up, scaled, times V^T: of the table no more than what the prompt names."""
 
     def forward(self, ids: Tensor) -> Tensor:
-        return self.shifted(F.embedding(ids, self.U)) @ self.Vh
+        return (self.shifted(F.embedding(ids, self.U)) @ self.Vh).to(self.U.dtype)  # a table is not autocast
 
 
 class SpectralConv(SpectralLayer):
@@ -161,7 +161,7 @@ def spectral_form(layer: nn.Module, basis: Basis | None) -> nn.Module:
 def attach(model: nn.Module, paths: Iterable[str], bases: Mapping[str, Basis]) -> dict[str, nn.Module]:
     """Put the layers at `paths` into their spectral form, with zero shifts; returns them by path.
 
-    W leaves the model: load it anew, or `merge` into another copy, for a plain one.
+    W leaves the model: for a plain one load it anew and give the shifts to trained.write_into.
     """
     layers, attached = tunable(model), {}
     for path in paths:
@@ -174,11 +174,3 @@ def attach(model: nn.Module, paths: Iterable[str], bases: Mapping[str, Basis]) -
 def shifts_of(attached: Mapping[str, nn.Module]) -> Shifts:
     """The shifts of layers in spectral form: float32, on the CPU."""
     return {path: layer.delta.detach().float().cpu().clone() for path, layer in attached.items()}
-
-
-@torch.no_grad()
-def merge(model: nn.Module, shifts: Mapping[str, Tensor], bases: Mapping[str, Basis], scale: float = 1.0) -> None:
-    """Write shifts into a plain model's weights: an ordinary model then, exactly as fast as the base."""
-    layers = tunable(model)
-    for path, delta in shifts.items():
-        layers[path].weight.copy_(rebuilt(layers[path], bases.get(path), delta, scale))

@@ -1,11 +1,12 @@
 """What a training changed, read back and written into a pipeline's weights: spectral shifts, full weights or LoRA."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -81,39 +82,60 @@ def load(pipe, path: str | Path) -> Change:
 
 def full_weights(pipe, folder: Path) -> Change:
     """W' - W of every parameter of the models that a full fine-tuning saved in a folder."""
-    from common.model_files import MODELS, load_model
+    from common.model_files import MODELS, load_model, one_line
 
     parts = {}
     for part in files.PARTS:
         if not (folder / part / "config.json").is_file():
             continue
-        tuned = dict(load_model(MODELS[part], folder / part, torch.float32).named_parameters())
+        try:
+            tuned = dict(load_model(MODELS[part], folder / part, torch.float32).named_parameters())
+        except InputError:
+            raise
+        except Exception as problem:  # whatever the libraries make of a file that is missing or cut short
+            raise InputError(f"{folder / part} cannot be read as a model: {one_line(problem)}") from None
         base = dict(getattr(pipe, part).named_parameters())
         if {n: p.shape for n, p in tuned.items()} != {n: p.shape for n, p in base.items()}:
             raise InputError(f"{folder / part} was made for another architecture than this model's {part}")
         parts[part] = {name: (tuned[name] - base[name].cpu()).detach() for name in base}
-    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
-    theirs, ours = config.get("base"), {part: base_hash(getattr(pipe, part)) for part in parts}
-    if theirs and any(theirs.get(part, ours[part]) != ours[part] for part in parts):
-        raise InputError(f"{folder} was trained on another base model: give that to --pretrained_model_name_or_path")
+    check_base(pipe, folder, parts)
     return Change("weights", parts)
 
 
+def check_base(pipe, folder: Path, parts: Iterable[str]) -> None:
+    """Raises InputError if the config.json of a training, where there is one, names another base model."""
+    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    theirs = config.get("base") or {}
+    if any(part in theirs and theirs[part] != base_hash(getattr(pipe, part)) for part in parts):
+        raise InputError(f"{folder} was trained on another base model: give that to --pretrained_model_name_or_path")
+
+
 def lora_weights(pipe, file: Path) -> Change:
-    """B A of every layer in a LoRA file of rank = alpha, as svdiff.train writes them."""
-    tensors, parts = load_file(file), {}
+    """B A of every layer in a LoRA file of rank = alpha, as svdiff.train writes them. Raises InputError for any other:
+    a file with a part that is not understood would draw something else than its maker saw."""
+    try:
+        tensors = load_file(file)
+    except (OSError, SafetensorError) as problem:
+        raise InputError(f"{file} cannot be read as a LoRA: {problem}") from None
+    if not all(value.isfinite().all() for value in tensors.values()):
+        raise InputError(f"{file} holds NaN or infinity; its training went wrong")
+    parts, left = {}, set(tensors)
     for key, up in tensors.items():
         for mine, other in ((".lora_B.weight", ".lora_A.weight"), (".lora.up.weight", ".lora.down.weight")):
-            if key.endswith(mine):
+            partner = key.removesuffix(mine) + other
+            if key.endswith(mine) and partner in tensors:
                 part, _, path = key.removesuffix(mine).partition(".")
-                down = tensors[key.removesuffix(mine) + other]
-                parts.setdefault(part, {})[f"{path}.weight"] = (up.flatten(1) @ down.flatten(1)).float()
+                parts.setdefault(part, {})[f"{path}.weight"] = up.float().flatten(1) @ tensors[partner].float().flatten(
+                    1
+                )
+                left -= {key, partner}
+    if left or not parts:
+        raise InputError(f"{file} holds {min(left, default='nothing')}, which is no part of a LoRA by svdiff.train")
     for part, deltas in parts.items():
         shapes = {name: p.shape for name, p in getattr(pipe, part, torch.nn.Module()).named_parameters()}
         if wrong := [name for name, delta in deltas.items() if shapes.get(name) != delta.shape]:
             raise InputError(f"{file} changes {wrong[0]}, which this model does not have in that shape")
-    if not parts:
-        raise InputError(f"{file} holds no LoRA in diffusers' format")
+    check_base(pipe, file.parent, parts)
     return Change("weights", parts)
 
 
@@ -136,24 +158,25 @@ def new_weights(
 
 @torch.no_grad()
 def write_into(
-    pipe, change: Change, scale: float = 1.0, basis_folder: str | Path | None = None, keep: bool = False
-) -> list[tuple[Tensor, Tensor]]:
-    """Merge a change into the pipeline's weights (Eq. 2 at `scale`); returns (parameter, old value) of all that is
-    touched where the old values are to be kept."""
-    before = []
+    pipe, change: Change, scale: float = 1.0, basis_folder: str | Path | None = None,
+    before: list[tuple[Tensor, Tensor]] | None = None,
+) -> None:  # fmt: skip
+    """Merge a change into the pipeline's weights (Eq. 2 at `scale`): an ordinary model then, exactly as fast as the
+    base. before: gets (parameter, old value) of all that is touched."""
     for part, of_part in change.parts.items():
         for parameter, value in new_weights(getattr(pipe, part), of_part, change.kind, scale, basis_folder):
-            if keep:
+            if before is not None:
                 before.append((parameter, parameter.detach().clone()))
             parameter.copy_(value)
-    return before
 
 
 @contextmanager
 def applied(pipe, change: Change | None, scale: float = 1.0, basis_folder: str | Path | None = None) -> Iterator[None]:
     """Within this context the pipeline is the changed model; afterwards it is the base again, bit for bit."""
-    before = write_into(pipe, change, scale, basis_folder, keep=True) if change else []
+    before: list[tuple[Tensor, Tensor]] = []
     try:
+        if change:
+            write_into(pipe, change, scale, basis_folder, before)
         yield
     finally:
         with torch.no_grad():

@@ -5,9 +5,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from common.pipelines import load_pipeline
-from common.runs import InputError
+from common.runs import InputError, write_json
 from svdiff import basis, files, spectral, subsets, trained
-from tests.tiny import tiny_sd
+from tests.tiny import tiny_sd, tiny_sdxl
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +62,25 @@ def test_files_of_the_community_load(pipe, tmp_path, caplog):
     assert any(name.endswith("position_embedding") for name in change.of("text_encoder"))
 
 
+def test_stable_diffusion_xl_has_three_parts(tmp_path):
+    pipe = tiny_sdxl()
+    shifts = {part: random_shifts(getattr(pipe, part)) for part in files.PARTS}
+    for part, values in shifts.items():
+        files.write_shifts(tmp_path / files.file_name(part), values, basis.base_hash(getattr(pipe, part)), part)
+    assert "text_projection" in shifts["text_encoder_2"]
+    change = trained.load(pipe, tmp_path)
+    assert {part: change.of(part).keys() for part in change.parts} == {part: shifts[part].keys() for part in shifts}
+    assert all(torch.equal(change.of(part)[path], shifts[part][path]) for part in shifts for path in shifts[part])
+
+
+def test_a_change_that_fails_half_way_leaves_the_base(pipe, tmp_path):
+    before = pipe.unet.conv_in.weight.clone()
+    change = trained.Change("shifts", {"unet": {"conv_in": torch.ones(16), "conv_out": torch.ones(5)}})
+    with pytest.raises(RuntimeError), trained.applied(pipe, change, 1.0, tmp_path):  # conv_out has four values
+        pass
+    assert torch.equal(pipe.unet.conv_in.weight, before)
+
+
 def test_applied_changes_the_model_and_gives_it_back(pipe, tmp_path):
     before = {name: value.clone() for name, value in pipe.unet.state_dict().items()}
     change = trained.Change("shifts", {"unet": random_shifts(pipe.unet, "UNet-CA")})
@@ -111,3 +130,39 @@ def test_damaged_and_missing_files_are_refused(pipe, tmp_path):
                          (tmp_path / "none", "is missing")):  # fmt: skip
         with pytest.raises(InputError, match=words):
             trained.load(pipe, place)
+
+
+LAYER = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k.lora"
+UP, DOWN = torch.ones(32, 2), torch.ones(2, 32)
+WRONG_LORA = {
+    "half a pair": ({f"{LAYER}_B.weight": UP}, "no part of a LoRA"),
+    "a scale": ({f"{LAYER}_B.weight": UP, f"{LAYER}_A.weight": DOWN, f"{LAYER}.alpha": torch.ones(1)}, "alpha"),
+    "NaN": ({f"{LAYER}_B.weight": UP * torch.nan, f"{LAYER}_A.weight": DOWN}, "NaN"),
+    "another shape": ({f"{LAYER}_B.weight": UP[:3], f"{LAYER}_A.weight": DOWN}, "in that shape"),
+    "nothing": ({}, "cannot be read|nothing"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG_LORA)
+def test_other_loras_are_refused_in_one_sentence(pipe, tmp_path, kind):
+    tensors, words = WRONG_LORA[kind]
+    save_file(tensors, tmp_path / trained.LORA_FILE)
+    with pytest.raises(InputError, match=words):
+        trained.load(pipe, tmp_path)
+
+
+def test_a_lora_of_another_base_and_damaged_weights_are_refused(pipe, tmp_path):
+    save_file({f"{LAYER}_B.weight": UP, f"{LAYER}_A.weight": DOWN}, tmp_path / trained.LORA_FILE)
+    assert trained.load(pipe, tmp_path).kind == "weights"
+    write_json(tmp_path / "config.json", {"base": {"unet": "f" * 32}})
+    with pytest.raises(InputError, match="another base model"):
+        trained.load(pipe, tmp_path)
+    (tmp_path / trained.LORA_FILE).write_bytes(b"hello")
+    with pytest.raises(InputError, match="cannot be read"):
+        trained.load(pipe, tmp_path)
+    pipe.unet.save_config(tmp_path / "unet")
+    with pytest.raises(InputError, match="cannot be read"):
+        trained.load(pipe, tmp_path)
+    (tmp_path / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"hello")
+    with pytest.raises(InputError, match="cannot be read"):
+        trained.load(pipe, tmp_path)

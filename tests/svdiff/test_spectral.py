@@ -2,6 +2,7 @@
 
 import copy
 import io
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from common.runs import InputError
-from svdiff import basis, spectral, subsets
+from svdiff import basis, spectral, subsets, trained
 from tests.tiny import tiny_sd
 
 LAYERS = {
@@ -103,8 +104,13 @@ def unet():
 
 
 @pytest.fixture(scope="module")
-def bases(unet, tmp_path_factory):
-    return basis.find_bases(unet, subsets.chosen(unet), tmp_path_factory.mktemp("basis"))
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("basis")
+
+
+@pytest.fixture(scope="module")
+def bases(unet, folder):
+    return basis.find_bases(unet, subsets.chosen(unet), folder)
 
 
 def inputs():
@@ -112,17 +118,23 @@ def inputs():
     return torch.randn(2, 4, 16, 16), torch.tensor([3, 700]), torch.randn(2, 77, 32)
 
 
-def test_zero_shifts_are_the_base_model(unet, bases):
+def merge(model, attached, folder):
+    """Shifts of layers in spectral form, written into a plain model."""
+    change = trained.Change("shifts", {"unet": spectral.shifts_of(attached)})
+    trained.write_into(SimpleNamespace(unet=model), change, basis_folder=folder)
+
+
+def test_zero_shifts_are_the_base_model(unet, bases, folder):
     merged, spectral_unet = copy.deepcopy(unet), copy.deepcopy(unet)
     attached = spectral.attach(spectral_unet, subsets.chosen(unet), bases)
-    spectral.merge(merged, spectral.shifts_of(attached), bases)
+    merge(merged, attached, folder)
     assert all(torch.equal(a, b) for a, b in zip(unet.state_dict().values(), merged.state_dict().values(), strict=True))
     with torch.no_grad():
         base, ours = unet(*inputs()).sample, spectral_unet(*inputs()).sample
     assert (ours - base).norm() <= 1e-5 * base.norm()
 
 
-def test_merged_equals_unmerged_and_only_shifts_are_trained(unet, bases):
+def test_merged_equals_unmerged_and_only_shifts_are_trained(unet, bases, folder):
     merged, spectral_unet = copy.deepcopy(unet), copy.deepcopy(unet)
     attached = spectral.attach(spectral_unet, subsets.chosen(unet), bases)
     torch.manual_seed(2)
@@ -130,7 +142,7 @@ def test_merged_equals_unmerged_and_only_shifts_are_trained(unet, bases):
         layer.delta.data = 0.1 * torch.randn_like(layer.delta) * (bases[path].sigma.mean() if path in bases else 1)
     trainable = {name for name, p in spectral_unet.named_parameters() if p.requires_grad}
     assert trainable == {f"{path}.delta" for path in attached}
-    spectral.merge(merged, spectral.shifts_of(attached), bases)
+    merge(merged, attached, folder)
     with torch.no_grad():
         one, two, base = (model(*inputs()).sample for model in (merged, spectral_unet, unet))
     assert (one - two).norm() <= 1e-4 * one.norm() and (one - base).norm() > 1e-2 * base.norm()
