@@ -124,7 +124,8 @@ def generate_class_pictures(
         raise InputError(f"the class pictures in {folder} were drawn with another {name} ({before.get(name)!r}); "
                          "take the same one, or another --class_data_dir")  # fmt: skip
     drawn = [folder / f"class-{number:05d}.png" for number in range(count)]
-    there = {path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES} if folder.is_dir() else set()
+    found = folder.iterdir() if folder.is_dir() else ()  # hidden files are of saves that were killed, or are under way
+    there = {path for path in found if path.suffix.lower() in SUFFIXES and path.name[0] != "."}
     drawn = drawn[: max(0, count - len(there - set(drawn)))]
     missing = [path for path in drawn[process::processes] if path not in there]
     if missing and process == 0:
@@ -250,6 +251,8 @@ def resume_training(args, weights: Mapping[str, Tensor], optimizer, schedule, wh
                          "take the same one, or start anew in another --output_dir")  # fmt: skip
     if tensors.keys() != weights.keys() or any(tensors[name].shape != weights[name].shape for name in weights):
         raise InputError(f"{path} was made for another model: the names or shapes of its tensors differ")
+    if saved["step"] > args.max_train_steps:
+        raise InputError(f"{path} is beyond --max_train_steps {args.max_train_steps}; ask for more, or name another")
     for name, tensor in weights.items():
         tensor.copy_(tensors[name])
     optimizer.load_state_dict(saved["optimizer"])

@@ -11,6 +11,7 @@ as well. Without arguments: what python -m svdiff.train, without arguments, has 
 """
 
 import argparse
+import math
 import re
 from pathlib import Path
 
@@ -25,9 +26,12 @@ def weighted(text: str) -> tuple[str, float]:
     """An argparse type: FILE or FILE:WEIGHT."""
     path, _, weight = text.rpartition(":")
     try:
-        return (path, float(weight)) if path else (text, 1.0)
+        value = float(weight) if path else 1.0
     except ValueError:  # a colon inside of the path
         return text, 1.0
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r} has a weight that is no finite number")
+    return path or text, value
 
 
 def block(text: str) -> tuple[int, str, int]:

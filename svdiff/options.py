@@ -59,6 +59,8 @@ def read_concepts(path: str, prior: bool) -> list[Concept]:
         for name in wanted:
             if not isinstance(entry.get(name), str) or not entry[name].strip():
                 raise InputError(f"--concepts_list {path}, entry {place}: {name} is missing")
+        if wrong := [name for name, value in entry.items() if not isinstance(value, str | None)]:
+            raise InputError(f"--concepts_list {path}, entry {place}: {wrong[0]} has to be text")
         if not Path(entry["instance_data_dir"]).is_dir():
             raise InputError(f"--concepts_list {path}, entry {place}: {entry['instance_data_dir']} is no folder")
         concepts.append(Concept(**entry))
@@ -129,6 +131,8 @@ def resolve_training(args: argparse.Namespace) -> None:
         raise InputError("--concepts_list names all subjects: leave out --instance_data_dir")
     if args.unmix_weight and not args.concepts_list:
         raise InputError("--unmix_weight tells subjects apart: give two of them in --concepts_list")
+    if args.unmix_weight and not args.cut_mix_unmix_prob:
+        raise InputError("--unmix_weight acts on cut-mixed samples: let --cut_mix_unmix_prob be above 0")
     if args.learning_rate is None:
         rates = PICTUREBOOK_LEARNING_RATES if on_picturebook else LEARNING_RATES
         args.learning_rate = rates[args.parameter_space]
@@ -137,7 +141,10 @@ def resolve_training(args: argparse.Namespace) -> None:
 def concepts_of(args: argparse.Namespace) -> list[Concept]:
     """The subjects to be trained: those of --concepts_list, the one of the flags, or one of the picturebook's."""
     if args.concepts_list:
-        return read_concepts(args.concepts_list, args.with_prior_preservation)
+        concepts = read_concepts(args.concepts_list, args.with_prior_preservation)
+        if args.unmix_weight and len(concepts) < 2:
+            raise InputError(f"--unmix_weight tells subjects apart: {args.concepts_list} has only one")
+        return concepts
     if args.instance_data_dir is None and not args.image_path and not args.print_config:
         from common.data import read_subjects
         from common.picturebook.benchmarks import ensure_subjects

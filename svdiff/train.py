@@ -8,6 +8,7 @@ Without arguments: a subject of the picturebook. accelerate launch and torchrun 
 """
 
 import argparse
+import hashlib
 import time
 from pathlib import Path
 
@@ -50,8 +51,9 @@ def main(argv: list[str] | None = None) -> None:
     )
     from svdiff import unmix
     from svdiff.samples import draw_batch
-    from svdiff.trainable import SPACES
+    from svdiff.trainable import SPACES, check_folder
 
+    check_folder(Path(args.output_dir), args)
     accelerator = make_accelerator(args, "svdiff")
     micros, process, processes = args.gradient_accumulation_steps, accelerator.process_index, accelerator.num_processes
     pipe = load_pipeline(args.pretrained_model_name_or_path, accelerator.device)
@@ -163,7 +165,7 @@ def read_pictures(args: argparse.Namespace, pipe, concepts: list, resolution: in
     ]
     classes = []
     if args.with_prior_preservation:
-        model = base_hash(pipe.unet)[:8]
+        model = f"{pipe.name_or_path} {base_hash(pipe.unet)}"
         for concept in concepts:
             folder = Path(concept.class_data_dir or class_folder(concept.class_prompt, model, resolution))
             generate_class_pictures(
@@ -177,9 +179,11 @@ def read_pictures(args: argparse.Namespace, pipe, concepts: list, resolution: in
 
 
 def class_folder(prompt: str, model: str, resolution: int) -> Path:
-    """Where class pictures are kept and found again by later trainings of the same model."""
+    """Where class pictures are kept and found again by later trainings of the same model; models never share a folder,
+    nor do prompts that differ in case or in their ends alone."""
     words = "-".join("".join(letter if letter.isalnum() else " " for letter in prompt.lower()).split())
-    return ROOT / "outputs" / "class_pictures" / f"{words[:60]}-{resolution}-{model}"
+    digest = hashlib.sha256(f"{prompt}\n{model}".encode()).hexdigest()[:8]
+    return ROOT / "outputs" / "class_pictures" / f"{words[:60]}-{resolution}-{digest}"
 
 
 def mixed_places(tokenizer, batch, item: int, concepts: list):

@@ -5,6 +5,7 @@ The paper leaves its layers, its weight and the tokens open. Here: all cross-att
 quarter of the latent's side, 16x16 for Stable Diffusion), the special token's pieces summed, heads and places averaged.
 """
 
+import re
 from collections.abc import Sequence
 
 import torch
@@ -49,20 +50,25 @@ def watch(unet: nn.Module, resolution: int | None = None) -> list[KeepMaps]:
     return list(keepers.values())
 
 
+def whole(words: str, text: str, start: int = 0, end: int | None = None) -> re.Match | None:
+    """Where `words` stand in a text, not as a part of longer words."""
+    return re.compile(rf"(?<!\w){re.escape(words)}(?!\w)").search(text, start, len(text) if end is None else end)
+
+
 def token_places(tokenizer, prompt: str, words: str, among: str) -> list[int]:
-    """The token positions of `words`, as they stand inside of the phrase `among`, in a prompt.
+    """The token positions of all of `words`, as they stand inside of the phrase `among`, in a prompt.
 
     Raises InputError if the prompt, cut to the tokenizer's length, does not hold them.
     """
-    start = prompt.find(among)
-    start = prompt.find(words, start) if start >= 0 else -1
-    encoded = tokenizer(prompt, return_offsets_mapping=True, truncation=True)
-    places = [
-        place
-        for place, (low, high) in enumerate(encoded["offset_mapping"])
-        if start >= 0 and high > low and start <= low and high <= start + len(words)
+    phrase = whole(among, prompt)
+    spans = [whole(word, prompt, *phrase.span()) for word in words.split()] if phrase else [None]
+    offsets = tokenizer(prompt, return_offsets_mapping=True, truncation=True)["offset_mapping"]
+    of_each = [
+        [place for place, (low, high) in enumerate(offsets) if span and span.start() <= low < high <= span.end()]
+        for span in spans
     ]
-    if not places:
+    places = sorted(place for found in of_each for place in found)
+    if not all(of_each):
         raise InputError(f"the words {words!r} are not in the prompt {prompt!r}, or lie beyond the tokenizer's limit")
     return places
 

@@ -120,6 +120,12 @@ def test_tokens_are_found_inside_of_their_phrase():
     assert "".join(pieces[place] for place in places) == "sks</w>"
     (place,) = unmix.token_places(tokenizer, prompt, "red", "a red dog")
     assert pieces[place] == "red</w>"
+    text = "a cathouse on a red cat so blue and a cat"
+    places = unmix.token_places(tokenizer, text, "red blue", "a red cat so blue")  # words apart from each other
+    pieces = tokenizer.convert_ids_to_tokens(tokenizer(text)["input_ids"])
+    assert [pieces[place] for place in places] == ["red</w>", "blue</w>"]
+    (place,) = unmix.token_places(tokenizer, text, "cat", "a cat")  # not the beginning of the house
+    assert place == len(pieces) - 2
     with pytest.raises(InputError, match="not in the prompt"):
         unmix.token_places(tokenizer, prompt, "qwe", "a qwe dog")
     with pytest.raises(InputError, match="beyond the tokenizer's limit"):
@@ -149,6 +155,23 @@ def test_the_loss_is_the_mean_square_outside_of_the_own_half():
     inside[0, 0, [0, 2], 0] = inside[0, 0, [1, 3], 1] = 1.0  # each in its own half of a 2x2 map
     assert float(unmix.unmix_loss([inside], [(False, ([0], [1]))])) == 0
     assert float(unmix.unmix_loss([inside], [None])) == 0
+
+
+def test_the_loss_reaches_the_weights_through_the_maps(tiny_folder):
+    """With gradient checkpointing, where layers run twice, in the same way."""
+    grads = []
+    for checkpointing in (False, True):
+        unet = load_pipeline(tiny_folder, "cpu").unet.train(checkpointing)
+        to_k = unet.mid_block.attentions[0].transformer_blocks[0].attn2.to_k.weight.requires_grad_()
+        keepers = unmix.watch(unet, 4)
+        if checkpointing:
+            unet.enable_gradient_checkpointing()
+        torch.manual_seed(0)
+        unet(torch.randn(1, 4, 16, 16, requires_grad=True), torch.tensor([5]), torch.randn(1, 77, 32))
+        unmix.unmix_loss([keeper.maps for keeper in keepers], [(True, ([1], [2]))]).backward()
+        grads.append(to_k.grad)
+    assert grads[0].abs().sum() > 0
+    torch.testing.assert_close(*grads)
 
 
 def test_maps_are_kept_and_the_network_does_not_notice(tiny_folder):

@@ -123,6 +123,8 @@ WRONG = [
     (["--spectral_shifts", "HERE/a", "--export_merged", "HERE/x", "--scale", "1", "2"], "one --scale"),
     (["--spectral_shifts", "HERE/a", "--resolution", "65"], "multiple"),
     (["--spectral_shifts", "HERE/a", "--eta", "2"], "from 0 to 1"),
+    (["--spectral_shifts", "HERE/a:nan"], "no finite number"),
+    (["--spectral_shifts", "HERE/a", "HERE/b:-inf"], "no finite number"),
     (["--spectral_shift", "HERE/a"], "--spectral_shifts"),
     (["--spectral_shifts", "HERE/a", "--output_dir", __file__], "is a file"),
     (["--spectral_shifts", "HERE/a", "--num_inference_steps", "1000", "--prompt", "a"], "num_inference_steps"),

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ from safetensors.torch import load_file
 from common.pipelines import load_pipeline
 from common.runs import ROOT
 from svdiff import trained
-from svdiff.train import main
+from svdiff.train import average_gradients, class_folder, main
+from tests.tiny import tiny_sdxl
 
 
 @pytest.fixture
@@ -92,7 +94,7 @@ def test_files_and_what_they_change(train, tiny_folder):
     assert set(change.parts) == {"unet", "text_encoder"}
 
 
-def test_resumed_equals_uninterrupted_tensor_for_tensor(train):
+def test_resumed_equals_uninterrupted_tensor_for_tensor(train, capsys):
     more = ("--gradient_accumulation_steps", "2", "--train_batch_size", "2", "--lr_scheduler", "constant_with_warmup",
             "--lr_warmup_steps", "2", "--checkpointing_steps", "2")  # fmt: skip
     whole = train("whole", *more, "--max_train_steps", "4")
@@ -106,6 +108,9 @@ def test_resumed_equals_uninterrupted_tensor_for_tensor(train):
     )["loss"]  # fmt: skip
     with pytest.raises(SystemExit):
         train("part", "--max_train_steps", "5", "--resume_from_checkpoint", "latest")  # other accumulation
+    with pytest.raises(SystemExit):
+        train("part", *more, "--max_train_steps", "1", "--resume_from_checkpoint", "latest")
+    assert "beyond --max_train_steps 1" in capsys.readouterr().err
 
 
 def test_subset_without_text_encoder(train):
@@ -115,6 +120,21 @@ def test_subset_without_text_encoder(train):
     assert set(shifts) == {"spectral_shifts.safetensors"}
     assert all(key.endswith(("attn2.to_k.delta", "attn2.to_v.delta")) for key in shifts["spectral_shifts.safetensors"])
     assert all(value.dtype == torch.float32 for value in shifts["spectral_shifts.safetensors"].values())
+
+
+def test_stable_diffusion_xl_in_bfloat16(train, flags, tmp_path):
+    """All parts and all kinds of layers, in half precision, with spectra in float32."""
+    tiny_sdxl(tmp_path / "xl")
+    base = [str(tmp_path / "xl") if flags[place - 1] == "--pretrained_model_name_or_path" else word
+            for place, word in enumerate(flags)]  # fmt: skip
+    output = train("run", "--mixed_precision", "bf16", "--max_train_steps", "1", base=base)
+    found = weights(output)
+    assert set(found) == {f"spectral_shifts{part}.safetensors" for part in ("", "_te", "_te_2")}
+    for file in found.values():
+        assert all(value.dtype == torch.float32 and value.isfinite().all() for value in file.values())
+    for part, layer in (("", "add_embedding.linear_1"), ("_te", "text_model.embeddings.token_embedding"),
+                        ("_te_2", "text_model.text_projection")):  # fmt: skip
+        assert found[f"spectral_shifts{part}.safetensors"][f"{layer}.delta"].abs().max() > 5e-4
 
 
 @pytest.mark.parametrize("space, file", [("full", "unet"), ("lora", "pytorch_lora_weights.safetensors")])
@@ -213,8 +233,50 @@ CONCEPTS = [
     ([{"instance_data_dir": "HERE", "instance_prompt": "a cat"}], "class_prompt is missing"),
     ([{"instance_data_dir": "/nowhere", "instance_prompt": "a cat", "class_prompt": "a cat"}], "no folder"),
     ([{"instance_data_dir": "HERE", "instance_prompt": "a cat", "class_prompt": "a cat"}] * 2, "own token"),
+    ([{"instance_data_dir": "HERE", "instance_prompt": "a cat", "class_prompt": "a cat", "class_data_dir": 5}], "text"),
     ([{"instance_dir": "HERE"}], "there is no instance_dir"), ({"a": 1}, "list of objects"), ("[", "not a JSON file"),
 ]  # fmt: skip
+
+
+def test_a_folder_holds_one_training(train, tmp_path, capsys):
+    for place, space in (("unet", "svdiff"), ("pytorch_lora_weights.safetensors", "full"),
+                         ("spectral_shifts_te.safetensors", "lora"),
+                         ("spectral_shifts.safetensors", "full")):  # fmt: skip
+        (tmp_path / f"{place}-{space}" / place).mkdir(parents=True)
+        with pytest.raises(SystemExit):
+            train(f"{place}-{space}", "--parameter_space", space)
+        assert f"{place} of another training" in capsys.readouterr().err
+    (tmp_path / "te" / "spectral_shifts_te.safetensors").mkdir(parents=True)
+    with pytest.raises(SystemExit):
+        train("te", "--no-train_text_encoder")
+    assert "spectral_shifts_te.safetensors of another" in capsys.readouterr().err
+
+
+def test_class_pictures_of_other_prompts_and_models_lie_apart():
+    long = "a cat " * 20
+    folders = {class_folder(prompt, model, 64) for prompt in ("a cat", "A cat", "a-cat", long + "1", long + "2")
+               for model in "ab"}  # fmt: skip
+    assert len(folders) == 10 and class_folder("a cat", "a", 64) == class_folder("a cat", "a", 64)
+
+
+def test_gradients_are_averaged_over_processes():
+    accelerator = SimpleNamespace(num_processes=2, reduce=lambda grad, how: {"mean": (grad + 3) / 2}[how])
+    one, two = torch.zeros(2, requires_grad=True), torch.zeros(2, requires_grad=True)
+    one.grad = torch.ones(2)
+    average_gradients(accelerator, [one, two])
+    assert one.grad.tolist() == [2.0, 2.0] and two.grad is None
+
+
+@pytest.mark.parametrize("more, words", [
+    (["--unmix_weight", "1", "--cut_mix_unmix_prob", "0"], "above 0"), (["--unmix_weight", "1"], "has only one"),
+])  # fmt: skip
+def test_the_unmix_loss_needs_cut_mixed_samples(flags, pictures, tmp_path, capsys, more, words):
+    path = Path(concepts_list(pictures))
+    path.write_text(json.dumps(json.loads(path.read_text())[:1]))
+    with pytest.raises(SystemExit):
+        main([*without(flags, "--instance_data_dir"), "--concepts_list", str(path), "--output_dir",
+              str(tmp_path / "out"), *more])  # fmt: skip
+    assert words in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("entries, words", CONCEPTS)
