@@ -2,7 +2,9 @@
 
 The paper names flip, rotation and blur, applied to the source I_s, and gives no parameters. Paint-by-Example augments
 the reference crop: flip, rotation by up to 20 degrees, blur and elastic deformation, with albumentations' defaults.
-Pictures are float32 [1, C, H, W] in [0, 1]; every function draws from the generator it is given.
+What they call elastic is next to nothing but a random affine map: with their defaults the smooth shift of pixels that
+comes on top is of some thousandths of a pixel, and is left out here. Pictures are float32 [1, C, H, W] in [0, 1]; every
+function draws from the generator it is given.
 """
 
 import math
@@ -18,38 +20,42 @@ NAMES = ("flip", "rotation", "blur", "elastic")
 CHANCE = {"flip": 0.5, "rotation": 0.5, "blur": 0.3, "elastic": 0.3}
 MOST_DEGREES = 20.0
 BLUR_KERNELS = (3, 7)  # of 224 pixels
-ELASTIC_DEVIATION, ELASTIC_SHIFT = 50 / 224, 2 / 224  # smoothness, and the root mean square of the shift
+MOST_AFFINE = 50 / 224  # of a side, by which each of three corners is moved along either axis
 
 
 def flip(picture: Tensor) -> Tensor:
     return picture.flip(-1)
 
 
-def rotate(picture: Tensor, degrees: float, padding_mode: str = "reflection") -> Tensor:
-    """Turned about its middle, counterclockwise as seen; what comes in from outside is reflected (or "zeros")."""
-    angle, (height, width) = math.radians(degrees), picture.shape[-2:]
-    cos, sin = math.cos(angle), math.sin(angle)
-    # grid_sample looks up sources in coordinates from -1 to 1 along both sides, whatever their lengths
-    matrix = torch.tensor([[cos, -sin * height / width, 0.0], [sin * width / height, cos, 0.0]])[None]
-    grid = F.affine_grid(matrix.to(picture), list(picture.shape), align_corners=False)
+def warp(picture: Tensor, matrix: Tensor, padding_mode: str = "reflection") -> Tensor:
+    """Every pixel fetched from where the matrix [2, 3] says, in coordinates from -1 to 1 along both sides, whatever
+    their lengths; what comes in from outside is reflected (or "zeros")."""
+    grid = F.affine_grid(matrix[None].to(picture), list(picture.shape), align_corners=False)
     return F.grid_sample(picture, grid, padding_mode=padding_mode, align_corners=False)
+
+
+def rotation(degrees: float, size: Sequence[int]) -> Tensor:
+    """Of warp: a picture of `size` (height, width) turned about its middle, counterclockwise as seen."""
+    angle, (height, width) = math.radians(degrees), size
+    cos, sin = math.cos(angle), math.sin(angle)
+    return torch.tensor([[cos, -sin * height / width, 0.0], [sin * width / height, cos, 0.0]])
+
+
+def elastic(size: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Of warp: the affine map that moves three corners of the middle square, which reaches a third of the shorter side
+    from the centre, by up to 50 of 224 of that side along either axis."""
+    height, width = size
+    unit = 2 * min(size) / torch.tensor([width, height])  # the shorter side, from -1 to 1
+    corners = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, -1.0]]) / 3
+    moved = corners + MOST_AFFINE * (2 * torch.rand(3, 2, generator=generator) - 1)
+    fetch = torch.linalg.solve(torch.cat([moved * unit, torch.ones(3, 1)], dim=1), corners * unit)
+    return fetch.T  # from the moved corners back
 
 
 def blur(picture: Tensor, kernel: int) -> Tensor:
     """The mean over a square of `kernel` (odd) pixels."""
     border = kernel // 2
     return F.avg_pool2d(F.pad(picture, (border,) * 4, mode="reflect"), kernel, 1)
-
-
-def elastic(picture: Tensor, generator: torch.Generator) -> Tensor:
-    """A smooth random shift of every pixel."""
-    height, width = picture.shape[-2:]
-    coarse = max(2, round(1 / ELASTIC_DEVIATION))
-    shift = torch.randn(1, 2, coarse, coarse, generator=generator)
-    shift = F.interpolate(shift, (height, width), mode="bicubic", align_corners=True).permute(0, 2, 3, 1)
-    identity = F.affine_grid(torch.eye(2, 3)[None], [1, 1, height, width], align_corners=False)
-    grid = (identity + 2 * ELASTIC_SHIFT * shift).to(picture)
-    return F.grid_sample(picture, grid, padding_mode="reflection", align_corners=False)
 
 
 def blur_kernel(picture: Tensor, generator: torch.Generator) -> int:
@@ -68,11 +74,12 @@ def augment_reference(reference: Tensor, names: Sequence[str], generator: torch.
     if chosen("flip", names, generator):
         reference = flip(reference)
     if chosen("rotation", names, generator):
-        reference = rotate(reference, uniform(generator, -MOST_DEGREES, MOST_DEGREES))
+        degrees = uniform(generator, -MOST_DEGREES, MOST_DEGREES)
+        reference = warp(reference, rotation(degrees, reference.shape[-2:]))
     if chosen("blur", names, generator):
         reference = blur(reference, blur_kernel(reference, generator))
     if chosen("elastic", names, generator):
-        reference = elastic(reference, generator)
+        reference = warp(reference, elastic(reference.shape[-2:], generator))
     return reference.clamp(0, 1)
 
 
@@ -80,13 +87,17 @@ def augment_source(
     source: Tensor, region: Tensor, names: Sequence[str], generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """The source [1, 3, H, W] and the region of its subject [1, 1, H, W], moved together (Sec. 4.3: I_s)."""
+    size = source.shape[-2:]
+
+    def moved(matrix: Tensor) -> tuple[Tensor, Tensor]:
+        return warp(source, matrix), (warp(region, matrix, "zeros") > 0.5).float()
+
     if chosen("flip", names, generator):
         source, region = flip(source), flip(region)
     if chosen("rotation", names, generator):
-        degrees = uniform(generator, -MOST_DEGREES, MOST_DEGREES)
-        source, region = rotate(source, degrees), (rotate(region, degrees, "zeros") > 0.5).float()
+        source, region = moved(rotation(uniform(generator, -MOST_DEGREES, MOST_DEGREES), size))
     if chosen("blur", names, generator):
         source = blur(source, blur_kernel(source, generator))
     if chosen("elastic", names, generator):
-        source = elastic(source, generator)  # the shifts are under a hundredth of the picture: the region stays
+        source, region = moved(elastic(size, generator))
     return source.clamp(0, 1), region

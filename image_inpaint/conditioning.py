@@ -24,14 +24,15 @@ RESIZES = ("bilinear", "nearest")  # of the mask to the latent grid: Paint-by-Ex
 
 
 def masked_picture(source: Tensor, fill: Tensor) -> Tensor:
-    """The source [B, 3, H, W] in [0, 1] with mid-grey, 0 in [-1, 1], in its hole. fill [B, 1, H, W], 1 = hole."""
-    keep = (fill < 0.5).to(source)
+    """The source [B, 3, H, W] in [0, 1] with mid-grey, 0 in [-1, 1], in its hole. fill [B, 1, H, W], 1 = hole; a soft
+    rim, which training's resizing leaves, fades into the grey, as in the released code."""
+    keep = (1 - fill).to(source)
     return source * keep + 0.5 * (1 - keep)
 
 
 def keep_on_latents(fill: Tensor, size: tuple[int, int], resize: str = "bilinear") -> Tensor:
-    """The keep mask on the latent grid [B, 1, h, w]: binarised at 0.5, then resized; bilinear leaves the rims soft."""
-    keep = (fill < 0.5).float()
+    """The keep mask on the latent grid [B, 1, h, w]; bilinear leaves the rims soft."""
+    keep = 1 - fill.float()
     return F.interpolate(keep, size, mode=resize, **({"align_corners": False} if resize == "bilinear" else {}))
 
 

@@ -4,6 +4,7 @@ Paint-by-Example, on whose training this paper builds, enlarges the box of a thi
 shape of four Bezier curves. Sec. 4.3 wants masks looser than the subject and gives no parameters: these are its.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -33,8 +34,12 @@ def uniform(generator: torch.Generator, low: float = 0.0, high: float = 1.0) -> 
 
 def check_box(box: Sequence[float], size: Size, what: str = "the box") -> Box:
     """The box in whole pixels, clipped to the picture. Raises InputError if nothing of it is left."""
-    if len(box) != 4 or not all(isinstance(side, int | float) and np.isfinite(side) for side in box):
-        raise InputError(f"{what} is {list(box)}; left, top, right and bottom in pixels are needed")
+    if (
+        not isinstance(box, list | tuple)
+        or len(box) != 4
+        or not all(isinstance(side, int | float) and math.isfinite(side) for side in box)
+    ):
+        raise InputError(f"{what} is {box!r}; left, top, right and bottom in pixels are needed")
     left, top = max(round(box[0]), 0), max(round(box[1]), 0)
     right, bottom = min(round(box[2]), size[1]), min(round(box[3]), size[0])
     if right <= left or bottom <= top:

@@ -55,8 +55,9 @@ def sample(
 ) -> Tensor:  # fmt: skip
     """Pictures [B, 3, H, W] in [0, 1] with the reference's subject in the hole; nothing is pasted back.
 
-    source [B, 3, H, W] in [0, 1], H and W multiples of the VAE's factor; fill [B, 1, H, W], 1 = hole; context
-    [B, 1, D']; one CPU generator per picture, from which first the starting noise is drawn and then the posterior.
+    source [B, 3, H, W] in [0, 1], H and W multiples of the VAE's factor; fill [B, 1, H, W], 1 = hole, rounded to 0 and
+    1; context [B, 1, D']; one CPU generator per picture, from which first the starting noise is drawn and then the
+    posterior.
     Raises InputError for wrong sizes and for a result that is not finite.
     """
     sampling = sampling or Sampling()
@@ -65,6 +66,7 @@ def sample(
     if height % factor or width % factor or fill.shape != (batch, 1, height, width):
         raise InputError(f"pictures and masks of equal size, a multiple of {factor}, are needed; got "
                          f"{tuple(source.shape)} and {tuple(fill.shape)}")  # fmt: skip
+    fill = (fill >= 0.5).float()
     unet, scheduler = pipe.unet, make_scheduler(sampling.scheduler, pipe.scheduler.config)
     scheduler.set_timesteps(sampling.num_inference_steps, device=pipe.device)
     grid = (height // factor, width // factor)

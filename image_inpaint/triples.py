@@ -30,7 +30,8 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class Triple:
-    """source [3, R, R] and reference [3, r, r] in [0, 1]; fill [1, R, R], 1 = hole, soft where it was resized."""
+    """source [3, R, R] and reference [3, r, r] in [0, 1]; fill [1, R, R], 1 = hole, its rim soft where it was resized,
+    as in the released code."""
 
     source: Tensor
     reference: Tensor
@@ -39,13 +40,14 @@ class Triple:
 
 def square_window(box: Box, size: tuple[int, int], generator: torch.Generator) -> Box | None:
     """A random square that contains the box: as large as the shorter side, then shrunk towards the box by up to 0.6 of
-    the smallest free space (Paint-by-Example's crop). None where no square of that side contains the box."""
+    the smallest free space (Paint-by-Example's crop). None where such a square has no choice of places: as released,
+    square pictures and those whose box leaves none stay whole."""
     side = min(size)
     ranges = [
         (max(0, box[2] - side), min(box[0], size[1] - side)),  # of the left edge
         (max(0, box[3] - side), min(box[1], size[0] - side)),  # of the top edge
     ]
-    if any(low > high for low, high in ranges):
+    if not any(low < high for low, high in ranges):
         return None
     left, top = (integer(generator, low, high) for low, high in ranges)
     free = min(box[0] - left, box[1] - top, left + side - box[2], top + side - box[3])

@@ -46,6 +46,9 @@ def test_the_hole_is_mid_grey_and_the_keep_mask_one_outside():
     bilinear = conditioning.keep_on_latents(fill, (2, 2))
     assert nearest[0, 0].tolist() == [[0, 1], [0, 1]]
     assert bilinear[0, 0].tolist() == [[0, 1], [0, 1]]  # the mean of columns 1 and 2, and of 5 and 6
+    rim = torch.full((1, 1, 8, 8), 0.25)  # what resizing leaves at the rim of a training mask: as released, not rounded
+    assert torch.allclose(conditioning.masked_picture(source, rim), 0.75 * source + 0.125)
+    assert (conditioning.keep_on_latents(rim, (2, 2)) == 0.75).all()
     soft = torch.zeros(1, 1, 8, 8)
     soft[..., :2] = 1
     assert conditioning.keep_on_latents(soft, (2, 2))[0, 0].tolist() == [[0.5, 1], [0.5, 1]]
@@ -126,6 +129,16 @@ def test_sampling_is_that_of_diffusers_pipeline(pipe, inputs, scheduler, guidanc
     ).images  # fmt: skip
     pipe.scheduler = own
     assert torch.allclose(ours, theirs, atol=2e-4)
+
+
+@torch.no_grad()
+def test_a_users_soft_mask_is_rounded_before_sampling(pipe, inputs):
+    source, fill, reference = inputs
+    context, settings = conditioning.embed_references(pipe, reference), Sampling("ddim", 2)
+    soft = torch.where(fill > 0, 0.6, 0.4)
+    hard, rounded = (sample(pipe, source, mask, context, [torch.Generator().manual_seed(k) for k in (3, 4)], settings)
+                     for mask in (fill, soft))  # fmt: skip
+    assert torch.equal(hard, rounded)
 
 
 @torch.no_grad()

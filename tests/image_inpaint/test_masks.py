@@ -67,7 +67,8 @@ def test_without_augmentation_the_hole_is_the_box_and_with_it_both_shapes_come()
 
 @pytest.mark.parametrize(
     "box, message",
-    [((5, 5, 5, 9), "nothing of it"), ((900, 0, 950, 20), "nothing of it"), ((1, 2, 3), "left, top"),
+    [(7, "left, top"), (None, "left, top"), ([[1, 2, 3, 4]], "left, top"),
+     ((5, 5, 5, 9), "nothing of it"), ((900, 0, 950, 20), "nothing of it"), ((1, 2, 3), "left, top"),
      ((0, 0, math.nan, 4), "left, top"), (("a", 0, 1, 1), "left, top")],
 )  # fmt: skip
 def test_boxes_outside_are_refused(box, message):
@@ -92,7 +93,7 @@ def test_a_loose_mask_is_the_box_moved_out_without_corners():
 def test_rotation_against_scipy():
     rows, columns = np.mgrid[0:40, 0:60]
     smooth = (np.sin(rows / 9) + np.cos(columns / 11)) / 4 + 0.5
-    ours = augment.rotate(torch.tensor(smooth)[None, None], 15.0)[0, 0].numpy()
+    ours = augment.warp(torch.tensor(smooth)[None, None], augment.rotation(15.0, (40, 60)))[0, 0].numpy()
     theirs = ndimage.rotate(smooth, 15.0, reshape=False, order=1, mode="mirror")
     assert np.abs(ours - theirs)[12:28, 18:42].max() < 0.01
 
@@ -105,10 +106,28 @@ def test_blur_is_the_mean_of_a_square_and_flip_mirrors():
     assert {augment.blur_kernel(torch.zeros(1, 3, 224, 224), seeded(seed)) for seed in range(60)} == {3, 5, 7}
 
 
-def test_elastic_shifts_smoothly_by_a_few_pixels():
-    ramp = torch.linspace(0, 1, 224).expand(1, 1, 224, 224).contiguous()
-    moved = (augment.elastic(ramp, seeded(1)) - ramp)[0, 0, 30:-30, 30:-30] * 223
-    assert 0.3 < moved.abs().mean() < 6 and (moved[1:] - moved[:-1]).abs().max() < 0.5
+def test_elastic_moves_three_corners_as_albumentations_does():
+    """Its defaults at 224 pixels: corners 74 from the centre, each coordinate moved by up to 50; warpAffine's forward
+    map from three pairs of points, here solved in float64 and undone by scipy."""
+    height, width = 224, 224
+    rows, columns = np.mgrid[0:height, 0:width]
+    smooth = (np.sin(rows / 30) + np.cos(columns / 40)) / 4 + 0.5
+    shifts = []
+    for seed in range(60):
+        ours = augment.warp(torch.tensor(smooth)[None, None], augment.elastic((height, width), seeded(seed)))[0, 0]
+        draws = 2 * torch.rand(3, 2, generator=seeded(seed)).double().numpy() - 1
+        corners = np.array([[1, 1], [1, -1], [-1, -1]]) * 224 / 3
+        moved = corners + 50 * draws
+        shifts.append(moved - corners)
+        forward = np.linalg.solve(np.c_[corners, np.ones(3)], moved).T  # x, y and 1 to x, y
+        matrix, offset = np.linalg.inv(forward[:, :2]), forward[:, 2]
+        middle = np.array([111.5, 111.5])
+        y, x = rows - middle[0], columns - middle[1]
+        sx, sy = np.einsum("ij,jhw->ihw", matrix, np.stack([x - offset[0], y - offset[1]]))
+        theirs = ndimage.map_coordinates(smooth, [sy + middle[0], sx + middle[1]], order=1)
+        inside = (np.abs(sx) < 110) & (np.abs(sy) < 110)
+        assert inside.sum() > 3000 and np.abs(ours.numpy() - theirs)[inside].max() < 1e-4
+    assert 45 < np.abs(shifts).max() <= 50
 
 
 def test_each_augmentation_has_a_flag_and_its_chance():
@@ -127,9 +146,12 @@ def test_the_source_and_its_region_move_together():
     source = torch.from_numpy(np.array(canvas)).permute(2, 0, 1)[None] / 255
     region = (source[:, :1] < 0.5).float()
     for seed in range(20):
-        turned, moved = augment.augment_source(source, region, ("flip", "rotation"), seeded(seed))
+        names = [("flip", "rotation"), ("elastic",)][seed % 2]
+        turned, moved = augment.augment_source(source, region, names, seeded(seed))
         dark = (turned[:, :1] < 0.5).float()
-        assert ((dark * moved).sum() / torch.maximum(dark, moved).sum()).item() > 0.85
+        assert moved.any() and ((dark * moved).sum() / moved.sum()).item() > 0.85
+        if seed % 2 == 0:  # elastic may bring in the reflection too
+            assert ((dark * moved).sum() / dark.sum()).item() > 0.85
 
 
 def test_square_windows_contain_the_box_and_are_inside():
@@ -141,6 +163,9 @@ def test_square_windows_contain_the_box_and_are_inside():
         found.append((left, right - left))
     assert len({left for left, _ in found}) > 50 and min(side for _, side in found) < 256
     assert square_window((0, 0, 300, 100), size, seeded(0)) is None
+    # as released: no choice of places, no crop, be it that one square alone holds the box or that the picture is one
+    assert square_window((0, 40, 256, 200), size, seeded(0)) is None
+    assert square_window((100, 100, 150, 150), (256, 256), seeded(1)) is None
 
 
 def test_a_triple_is_the_picture_its_hole_and_what_was_in_it():
@@ -152,8 +177,9 @@ def test_a_triple_is_the_picture_its_hole_and_what_was_in_it():
     crop = Image.fromarray((picture[:, 23:51, 19:41].permute(1, 2, 0).numpy() * 255).astype(np.uint8))
     expected = np.asarray(crop.resize((32, 32), Image.Resampling.BILINEAR)) / 255
     assert np.abs(plain.reference.permute(1, 2, 0).numpy() - expected).mean() < 0.02
+    wide = torch.cat([picture, picture.flip(-1)], -1)
     for seed in range(20):  # everything on
-        triple = make_triple(picture, (20, 24, 40, 50), 64, 32, Augmentation(), seeded(seed))
+        triple = make_triple(wide, (20, 24, 40, 50), 64, 32, Augmentation(), seeded(seed))
         assert triple.source.shape == (3, 64, 64) and triple.reference.shape == (3, 32, 32)
         assert triple.fill.max() > 0.9 and triple.fill.mean() < 0.95
         for part in (triple.source, triple.reference, triple.fill):
