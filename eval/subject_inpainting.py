@@ -3,7 +3,8 @@
     python -m eval.subject_inpainting --methods full dreambooth textual_inversion --items 48
 
 runs further methods in the folder where eval.compare finds them. DreamBooth and Textual Inversion are trained by the
-arena's own trainers (eval.personalization.methods) and then inpaint, told "a photo of a <token> <class>".
+arena's own trainers (eval.personalization.methods) and then inpaint, told "a photo of a <token> <class>"; what they
+draw without a scene, as in the paper's Fig. 3, is kept too.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from image_inpaint.options import PICTUREBOOK_PRESET, PICTUREBOOK_RATES
 
 NAME = "subject_inpainting"
 RUN = ("sd_caption", "untuned", "lora")  # what this track runs by itself
+DRAWN = "without_scene"  # what --dreambooth of image_inpaint.eval wants: <method>/<subject>/*.png
 PERSONALISED = {"dreambooth": "DreamBooth, used for inpainting", "textual_inversion": "Textual Inversion, likewise"}
 METHODS = {
     "sd_caption": own.METHODS["sd_caption"].title,
@@ -91,7 +93,7 @@ def run(args: argparse.Namespace) -> Track | None:
     rows = [row for row in read_rows(rows_file) if row["item"] in wanted and row["method"] in methods]
     config = read_json(output / "config.json")
     config["date"] = date_of(rows_file)
-    further = "python -m eval.subject_inpainting --items " + str(args.items) + " --methods "
+    further = f"python -m eval.subject_inpainting --items {args.items} --seed {args.seed} --methods "
     return Track(
         name=NAME,
         title="Subject inpainting",
@@ -157,6 +159,8 @@ def train_personalised(settings: argparse.Namespace, name: str, subject, model: 
 
 def run_personalised(settings: argparse.Namespace, name: str, subjects: list, items: list, model: str) -> None:
     """Train, inpaint and score what is missing of DreamBooth or Textual Inversion."""
+    from common.images import save_png
+    from common.training import draw_pictures, step_generator
     from eval.personalization.methods import METHODS as ARENA
     from image_inpaint.baselines import from_text_to_image, paint_from_text
     from image_inpaint.scoring import load_eyes
@@ -170,12 +174,15 @@ def run_personalised(settings: argparse.Namespace, name: str, subjects: list, it
         eyes = eyes or load_eyes(settings.metric_encoders, settings.device)
         folder = train_personalised(settings, name, subject, model)
         pipe, token = ARENA[name].load(folder, model, settings.device)
-        called = f"{token} {subject.class_name}" if ARENA[name].names_class else token
+        prompt = f"a photo of a {token} {subject.class_name}" if ARENA[name].names_class else f"a photo of a {token}"
+        generator = step_generator(settings.seed, 0)
+        (drawn,) = draw_pictures(pipe, [prompt], [generator], num_inference_steps=settings.num_inference_steps)
+        save_png(output / DRAWN / name / subject.name / "0.png", drawn)
         with measure() as cost:
             painted = paint_from_text(
                 from_text_to_image(pipe), [item.source for item in missing], [item.fill for item in missing],
-                [f"a photo of a {called}"] * len(missing), [own.seed_of(item, settings.seed) for item in missing],
-                settings.num_inference_steps, composite=settings.composite, feather=settings.feather,
+                [prompt] * len(missing), [own.seed_of(item, settings.seed) for item in missing],
+                settings.num_inference_steps, settings.text_guidance_scale, settings.composite, settings.feather,
             )  # fmt: skip
         about = read_json(folder / "cost.json")
         for item, picture in zip(missing, painted, strict=True):

@@ -1,6 +1,6 @@
 """Settings of subject inpainting on the picturebook's validation split, as many for every method.
 
-    python -m eval.tune_inpainting                 four settings each of guidance, LoRA and whole-model tuning
+    python -m eval.tune_inpainting                 four settings each of both guidances, LoRA and whole-model tuning
 
 Prints PSNR to the true picture and likeness per setting; what is chosen goes into image_inpaint/options.py by hand.
 """
@@ -13,6 +13,7 @@ from eval.compare import positive
 
 # method -> (flags of image_inpaint.eval, flags of its training) of each trial; the first is what options.py has.
 TRIALS = {
+    "sd_caption": [([f"--text_guidance_scale={scale}"], "") for scale in (7.5, 3, 5, 12)],
     "untuned": [([f"--guidance_scale={scale}"], "") for scale in (5, 1.5, 3, 7.5)],
     "lora": [([], f"--learning_rate {rate} --max_train_steps {steps}")
              for rate, steps in ((2e-3, 200), (1e-3, 200), (4e-3, 200), (2e-3, 400))],

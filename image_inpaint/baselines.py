@@ -17,11 +17,11 @@ from common.model_files import PICTUREBOOK, find_folder, inspect_folder, load_mo
 from common.pipelines import load_pipeline, native_resolution
 from common.runs import InputError
 from image_inpaint.composite import CONTEXT, cut_out, find_window, paste_back
+from image_inpaint.options import TEXT_GUIDANCE
 from image_inpaint.painting import multiple_of
 
 SD_INPAINTING = "stable-diffusion-v1-5/stable-diffusion-inpainting"
 CAPTIONERS = {"blip": "Salesforce/blip-image-captioning-base", "vit-gpt2": "nlpconnect/vit-gpt2-image-captioning"}
-GUIDANCE = 7.5  # diffusers' own
 
 
 def load_text_inpainting(name: str, device: str | None = None) -> StableDiffusionInpaintPipeline:
@@ -56,7 +56,7 @@ def from_text_to_image(pipe: StableDiffusionPipeline) -> StableDiffusionInpaintP
 @torch.no_grad()
 def paint_from_text(
     pipe: StableDiffusionInpaintPipeline, pictures: Sequence[Image.Image], fills: Sequence[Tensor],
-    prompts: Sequence[str], seeds: Sequence[int], num_inference_steps: int = 50, guidance_scale: float = GUIDANCE,
+    prompts: Sequence[str], seeds: Sequence[int], num_inference_steps: int = 50, guidance_scale: float = TEXT_GUIDANCE,
     composite: bool = False, feather: int = 8, context: float = CONTEXT, batch_size: int = 8,
 ) -> list[Image.Image]:  # fmt: skip
     """As painting.paint, with a prompt in place of a reference."""

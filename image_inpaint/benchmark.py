@@ -149,7 +149,7 @@ def picturebook_items(subjects: Sequence[Subject], scenes: int, split: str) -> l
 
 
 def folder_subjects(folder: Path, args) -> list[Subject]:
-    """A folder of photographs per subject; its name is the subject's, and the class unless --class_name says."""
+    """A folder of photographs per subject; its name is the subject's, and without digits at its end the class."""
     places = sorted(place for place in folder.iterdir() if place.is_dir() and place.name[0] != ".")
     if not places:
         raise InputError(f"--subjects {folder} holds no folders; one folder of photographs per subject is needed")

@@ -1,21 +1,17 @@
 """Where the subject is: boxes from a file, from the picturebook's scenes, or from a detector (Sec. 5.1: DETR)."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 from tqdm import tqdm
 
 from common.runs import InputError, read_json
 from image_inpaint.masks import Box, check_box
+from image_inpaint.options import DETECTOR, LABELS
 
-WAYS = ("auto", "file", "scene", "detr", "whole")
-DETECTOR, REVISION = "facebook/detr-resnet-50", "no_timm"  # the same weights, for transformers without timm
-FURNITURE = ("bed", "couch", "chair", "dining table", "potted plant", "tv", "refrigerator", "toilet", "bench", "vase",
-             "clock")  # fmt: skip
+REVISION = "no_timm"  # of the published detector: the same weights, for transformers without timm
 THRESHOLD = 0.7
 SCENES, BOXES = "scenes.json", "boxes.json"
 
@@ -51,7 +47,7 @@ def from_scenes(path: str | Path, names: Sequence[str]) -> dict[str, Box]:
 class Detector:
     """DETR with published weights: the best box of the wanted labels in each picture."""
 
-    def __init__(self, name: str = DETECTOR, device: str = "cpu", labels: Sequence[str] = FURNITURE):
+    def __init__(self, name: str = DETECTOR, device: str = "cpu", labels: Sequence[str] = LABELS):
         from transformers import DetrForObjectDetection, DetrImageProcessor
 
         revision = REVISION if name == DETECTOR and not Path(name).is_dir() else "main"
@@ -82,7 +78,7 @@ class Detector:
 
 def find_boxes(
     way: str, paths: Sequence[Path], pictures: Sequence[Image.Image], file: str | None = None,
-    labels: Sequence[str] = FURNITURE, detector: str = DETECTOR, device: str = "cpu",
+    labels: Sequence[str] = LABELS, detector: str = DETECTOR, device: str = "cpu",
 ) -> list[Box]:  # fmt: skip
     """One box per photograph. way "auto": boxes.json beside the pictures, else the picturebook's scenes, else DETR.
 
@@ -111,11 +107,3 @@ def find_boxes(
             raise InputError(f"{path}: the detector sees no {wanted}; name others with --labels, or give --boxes_file")
         boxes.append(things[0][2])
     return boxes
-
-
-def write_boxes(path: Path, boxes: dict[str, Box]) -> None:
-    """Keep boxes as from_file reads them."""
-    from common.runs import atomic_path
-
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps({name: np.asarray(box).tolist() for name, box in boxes.items()}) + "\n")

@@ -13,7 +13,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from common.flags import is_picturebook_folder, number
+from common.flags import PICTUREBOOK, is_picturebook_folder, number
 from common.runs import (
     InputError,
     append_row,
@@ -30,7 +30,9 @@ from image_inpaint import options
 from image_inpaint.methods import DEFAULT, FIGURES, METHODS, TABLES
 
 SAME = ("pretrained_model_name_or_path", "weights", "subjects", "scenes", "split", "metric_encoders", "seed",
-        "training_flags", "scheduler", "num_inference_steps", "guidance_scale", "composite")  # fmt: skip
+        "training_flags", "scheduler", "num_inference_steps", "guidance_scale", "posterior", "mask_resize", "composite",
+        "feather", "context", "mixed_precision", "boxes", "detector", "labels", "text_model", "text_guidance_scale",
+        "captioner")  # fmt: skip
 
 
 def add_data_flags(parser: argparse.ArgumentParser) -> None:
@@ -55,6 +57,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add(
         "--captioner", default="blip", help="of your own pictures: blip (Sec. 5.3), vit-gpt2 (Sec. 5.4), a folder or id"
     )
+    add("--text_guidance_scale", type=number(float, 0), help="of method sd_caption; by default diffusers' "
+        f"{options.TEXT_GUIDANCE:g}, on the picturebook {options.PICTUREBOOK_TEXT_GUIDANCE:g}")  # fmt: skip
     add("--dreambooth", metavar="FOLDER", help="of figure 3: pictures drawn by DreamBooth, <subject>/*.png")
     add("--metric_encoders", choices=("picturebook", "paper"), help="paper: DINO ViT-S/16, CLIP ViT-B/32, Inception; "
         "by default those that suit the model")  # fmt: skip
@@ -84,18 +88,22 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args.text_model = args.text_model or (
         "picturebook" if on_picturebook else "stable-diffusion-v1-5/stable-diffusion-inpainting"
     )
+    if args.text_guidance_scale is None:
+        args.text_guidance_scale = options.PICTUREBOOK_TEXT_GUIDANCE if on_picturebook else options.TEXT_GUIDANCE
     args.weights = weights_of(args.pretrained_model_name_or_path)
     args.metric_encoders = args.metric_encoders or ("picturebook" if on_picturebook else "paper")
-    options.check_output(args)
+    options.check_sampling(args)
     return args
 
 
 def weights_of(name: str) -> str | None:
-    """Twelve digits of a local model's UNet file, so that rows of other weights are not mixed in; None of a hub id."""
-    root = Path(__file__).parents[1] / "common" / "picturebook" / "models" if name == "picturebook" else Path(name)
-    part = root / ("inpaint_unet" if is_picturebook_folder(name) and (root / "inpaint_unet").is_dir() else "unet")
-    files = sorted(part.glob("*.safetensors"))
-    return hashlib.sha256(files[0].read_bytes()).hexdigest()[:12] if files else None
+    """Twelve digits of a local model's networks, so that rows of other weights are not mixed in; None of a hub id."""
+    root, digest = PICTUREBOOK if name == "picturebook" else Path(name).expanduser(), hashlib.sha256()
+    parts = ("unet", "image_encoder", "inpaint_unet", "inpaint_image_encoder")
+    for path in sorted(path for part in parts for path in (root / part).glob("*.safetensors")):
+        with open(path, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:12] if root.is_dir() else None
 
 
 def read_data(args: argparse.Namespace):

@@ -2,20 +2,20 @@
 
 import argparse
 import json
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from common.images import list_pictures, load_image, to_tensor
-from common.runs import InputError
+from common.runs import InputError, read_json
 from image_inpaint.boxes import Detector, find_boxes
-from image_inpaint.masks import Box, box_of, integer, usable
+from image_inpaint.masks import Box, box_of, check_box, integer, usable
 
 MOST_PIXELS = 1024  # a photograph's longer side, before training cuts it
 
@@ -76,52 +76,71 @@ def scene_examples(count: int) -> Examples:
     return Examples(count, get, [])
 
 
-def domain_examples(args: argparse.Namespace) -> Examples:
+def domain_examples(
+    args: argparse.Namespace, rank: int = 0, processes: int = 1, wait: Callable[[], None] = lambda: None
+) -> Examples:
     """A random sample of a domain's pictures that show a usable thing, with the boxes of a file or of the detector.
 
-    What the detector finds is kept in <output_dir>/boxes.jsonl, picture by picture: a killed run goes on there.
+    Several processes share the detector's work out; `wait` returns when all of them have come to it.
     """
     from image_inpaint.lsun import open_pictures, random_sample
 
     store = open_pictures(args.train_data_dir)
     names = random_sample(store.names, args.num_pictures, args.seed)
-    known = boxes_of_domain(args, store, names)
+    known = boxes_of_domain(args, store, names, rank, processes, wait)
     names = [name for name in names if known.get(name)]
     if not names:
         raise InputError(f"no picture of {args.train_data_dir} has a box of 2 to 80 % of its area; see --labels")
 
     def get(index: int, generator: torch.Generator) -> tuple[Tensor, Box]:
-        boxes = known[names[index]]
-        picture, box = smaller(store.read(names[index]), tuple(boxes[integer(generator, 0, len(boxes) - 1)]))
+        name, picture = names[index], store.read(names[index])
+        box = known[name][integer(generator, 0, len(known[name]) - 1)]
+        picture, box = smaller(picture, check_box(box, (picture.height, picture.width), f"the box of {name}"))
         return picture_tensor(picture), box
 
     return Examples(len(names), get, names)
 
 
-def boxes_of_domain(args: argparse.Namespace, store, names: list[str]) -> dict[str, list[Box]]:
-    """name -> usable boxes."""
+def boxes_of_domain(
+    args: argparse.Namespace, store, names: list[str], rank: int, processes: int, wait: Callable[[], None]
+) -> dict[str, list]:
+    """name -> boxes; usable ones, where a detector looked. What it finds is kept in <output_dir>/boxes_*.jsonl, picture
+    by picture and a file per process: a killed run goes on there. The name tells detectors and labels apart."""
     if args.boxes == "file" or args.boxes_file:
         if not args.boxes_file:
             raise InputError("--boxes file needs --boxes_file, JSON of {name: [[left, top, right, bottom], …]}")
-        found = json.loads(Path(args.boxes_file).read_text(encoding="utf-8"))
-        return {name: [tuple(box) for box in np.atleast_2d(found[name]).tolist()] for name in names if name in found}
+        found = read_json(args.boxes_file)
+        if not isinstance(found, dict):
+            raise InputError(f"{args.boxes_file} is no object {{name: [[left, top, right, bottom], …]}}")
+        one = {name: box for name, box in found.items() if isinstance(box, list) and box and isinstance(box[0], list)}
+        return {name: one.get(name, [found[name]]) for name in names if found.get(name)}
     if args.boxes == "whole":
         return {name: [centre(store.read(name))] for name in tqdm(names, "sizes", disable=None)}
-    path = Path(args.output_dir) / "boxes.jsonl"
-    whole = path.read_text().rpartition("\n")[0].splitlines() if path.is_file() else []
-    known = {name: boxes for line in whole for name, boxes in json.loads(line).items()}
-    missing = [name for name in names if name not in known]
+    folder = Path(args.output_dir)
+    stem = f"boxes_{zlib.crc32(' '.join([args.detector, *sorted(args.labels)]).encode()):08x}"
+    known = detected(folder, stem)
+    missing = [name for name in names[rank::processes] if name not in known]
     if missing:
         eye = Detector(args.detector, args.device or ("cuda" if torch.cuda.is_available() else "cpu"), args.labels)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(line + "\n" for line in whole))  # without a line that a killed run left torn
-        with open(path, "a", encoding="utf-8") as file:
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / f"{stem}_{rank}.jsonl", "ab+") as file:
+            file.seek(0)
+            file.truncate(file.read().rfind(b"\n") + 1)  # without a line that a killed run left torn
             for name in tqdm(missing, "boxes", disable=None):
                 picture = store.read(name)
                 size = (picture.height, picture.width)
-                known[name] = [list(box) for _, _, box in eye.find(picture) if usable(box, size)]
-                file.write(json.dumps({name: known[name]}) + "\n")
-    return known
+                boxes = [list(box) for _, _, box in eye.find(picture) if usable(box, size)]
+                file.write(json.dumps({name: boxes}).encode() + b"\n")
+                file.flush()
+    wait()
+    return detected(folder, stem)
+
+
+def detected(folder: Path, stem: str) -> dict[str, list]:
+    """What all processes have found so far."""
+    lines = [line for path in sorted(folder.glob(f"{stem}_*.jsonl"))
+             for line in path.read_bytes().rpartition(b"\n")[0].splitlines()]  # fmt: skip
+    return {name: boxes for line in lines for name, boxes in json.loads(line).items()}
 
 
 def centre(picture: Image.Image) -> Box:

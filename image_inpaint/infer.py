@@ -21,7 +21,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--mask_path", help="its hole, white = fill, of the same size")
     add("--reference_path", nargs="+", help="pictures of the subject; each gives a result of its own")
     add("--reference_box", nargs=4, type=number(int, 0), metavar=("L", "T", "R", "B"), help="where the subject is in "
-        "the reference, in pixels; all of it by default")  # fmt: skip
+        "the reference, in pixels (cut out with training's small margin); all of it by default")  # fmt: skip
     add("--lora", metavar="PATH", help="what train.py wrote: its --output_dir, or the file; of either tuning")
     add("--num_images_per_reference", type=number(int, 1, 100), default=1, help="results per reference, with seeds "
         "--seed, --seed + 1, …")  # fmt: skip
@@ -42,13 +42,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
                 raise InputError(f"--{flag} {path} is no file; give a picture")
     if args.lora and not Path(args.lora).exists():
         raise InputError(f"--lora {args.lora} is not there; python -m image_inpaint.train makes it")
-    options.check_output(args)
+    options.check_sampling(args)
     return args
 
 
 def read_inputs(args: argparse.Namespace):
     """(picture, fill [H, W], references)."""
     from common.images import load_image, load_mask
+    from image_inpaint.benchmark import crop_to
     from image_inpaint.masks import check_box
 
     picture, mask = load_image(args.image_path), load_image(args.mask_path)
@@ -63,7 +64,7 @@ def read_inputs(args: argparse.Namespace):
     references = [load_image(path) for path in args.reference_path]
     if args.reference_box:
         size = (references[0].height, references[0].width)
-        references = [references[0].crop(check_box(args.reference_box, size, "--reference_box"))]
+        references = [crop_to(references[0], check_box(args.reference_box, size, "--reference_box"))]
     return picture, fill, references
 
 

@@ -35,7 +35,7 @@ SD1_CONFIG = {
 
 
 def lora_config(rank: int, alpha: float, targets: str, dropout: float = 0.0):
-    """peft's LoraConfig with the original initialisation: A Gaussian-like (Kaiming), B zero, scale alpha / rank."""
+    """peft's LoraConfig with the initialisation of LoRA's released code: A uniform (Kaiming), B zero, alpha / rank."""
     from peft import LoraConfig
 
     return LoraConfig(r=rank, lora_alpha=alpha, target_modules=TARGETS[targets], lora_dropout=dropout)

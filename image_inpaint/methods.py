@@ -135,4 +135,5 @@ class Painter:
                 self.captions[item.subject + item.condition] = words
         prompts = [self.captions[item.subject + item.condition] for item in items]
         steps = self.sampling.num_inference_steps
-        return paint_from_text(self.text, pictures, fills, prompts, seeds, steps, **self.where)
+        guidance = self.args.text_guidance_scale
+        return paint_from_text(self.text, pictures, fills, prompts, seeds, steps, guidance, **self.where)

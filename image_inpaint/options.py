@@ -12,7 +12,9 @@ from common.training_flags import add_training_flags, parse_training
 STAGES, TUNINGS, PRIORS = ("subject", "pretrain"), ("lora", "full"), ("text_to_image", "inpainting", "none")
 TARGET_NAMES = ("attention", "qv", "cross_kv", "attention+ff", "attention+conv_in")  # keys of lora.TARGETS
 AUGMENTATIONS = ("none", "flip", "rotation", "blur", "elastic")  # augment.NAMES, or nothing
-BOX_WAYS = ("auto", "file", "scene", "detr", "whole")  # boxes.WAYS
+BOX_WAYS = ("auto", "file", "scene", "detr", "whole")
+DETECTOR = "facebook/detr-resnet-50"  # Sec. 5.1
+LABELS = ("bed", "couch", "chair", "dining table")  # of COCO
 FEATHER = 8
 PUBLISHED = "Fantasy-Studio/Paint-by-Example"
 LEARNING_RATES = {"subject": 3e-5, "pretrain": 1e-6}  # Sec. 5.1
@@ -25,6 +27,8 @@ PICTUREBOOK_PRESET: dict[str, dict[str, Any]] = {
                  "random_crop": False},
 }  # fmt: skip
 PICTUREBOOK_RATES = {"lora": 2e-3, "full": 2e-4}
+GUIDANCE, PICTUREBOOK_GUIDANCE = 5.0, 5.0  # Paint-by-Example's; tuned
+TEXT_GUIDANCE, PICTUREBOOK_TEXT_GUIDANCE = 7.5, 7.5  # of the baseline that is told a caption: diffusers'; tuned
 
 
 def add_model_flags(parser: argparse.ArgumentParser, output_dir: str) -> None:
@@ -43,7 +47,8 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("sampling").add_argument
     add("--scheduler", choices=("plms", "ddim"), default="plms", help="Paint-by-Example: plms")
     add("--num_inference_steps", type=number(int, 2, 1000), default=50, help="Paint-by-Example: 50")
-    add("--guidance_scale", type=number(float, 0), default=5.0, help="Paint-by-Example: 5; up to 1 there is none")
+    add("--guidance_scale", type=number(float, 0), help=f"Paint-by-Example: {GUIDANCE:g}, the default; on the "
+        f"picturebook {PICTUREBOOK_GUIDANCE:g}; up to 1 there is none")  # fmt: skip
     add("--posterior", choices=("sample", "mean"), default="sample", help="of the masked picture's latents")
     add("--mask_resize", choices=("bilinear", "nearest"), default="bilinear", help="of the mask to the latent grid: "
         "Paint-by-Example's code, and diffusers' port")  # fmt: skip
@@ -51,7 +56,7 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
         "outside of the hole (published: no; the background is painted anew)")  # fmt: skip
     add(
         "--feather",
-        type=number(int, 0),
+        type=number(int, 0, 1000),
         help=f"of --composite: pixels over which the rim fades in; {FEATHER} by default",
     )
     add("--context", type=number(float, 1), default=2.0, help="of pictures larger than the model's: side of the window "
@@ -60,15 +65,11 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
 
 def add_box_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("where the subject is").add_argument
-    add("--boxes", choices=BOX_WAYS, default="auto", help="file: --boxes_file; scene: of the picturebook; detr: a "
-        "detector (Sec. 5.1); whole: all of it; auto: the first of file, scene, detr that there is")  # fmt: skip
-    add(
-        "--boxes_file",
-        help='JSON, {"file name": [left, top, right, bottom]}; by default boxes.json beside the pictures',
-    )
-    add("--detector", default="facebook/detr-resnet-50", help="hub id or folder of the detector (Sec. 5.1)")
-    add("--labels", nargs="+", default=["bed", "couch", "chair", "dining table"], help="of COCO, that the detector "
-        "looks for")  # fmt: skip
+    add("--boxes", choices=BOX_WAYS, default="auto", help="file: boxes.json beside the pictures, {file name: [left, "
+        "top, right, bottom]}; scene: of the picturebook; detr: a detector (Sec. 5.1); whole: all of it; auto: the "
+        "first of file, scene, detr that there is")  # fmt: skip
+    add("--detector", default=DETECTOR, help="hub id or folder of the detector (Sec. 5.1)")
+    add("--labels", nargs="+", default=list(LABELS), help="of COCO, that the detector looks for")
 
 
 def add_stage_flags(parser: argparse.ArgumentParser, stage: str) -> None:
@@ -130,6 +131,7 @@ def new_training_parser(argv: list[str] | None) -> argparse.ArgumentParser:
     add_stage_flags(parser, stage)
     add_method_flags(parser)
     add_box_flags(parser)
+    parser.add_argument("--boxes_file", help="of --boxes file and auto: this JSON file, in place of boxes.json")
     add_training_flags(parser, output_dir="outputs/image_inpaint", train_batch_size=16, validation_steps=None, seed=42)
     parser.add_argument("--num_train_epochs", type=number(int, 1), default=40, help="Sec. 5.1; --max_train_steps wins")
     return parser
@@ -159,6 +161,8 @@ def parse_train(argv: list[str] | None) -> argparse.Namespace:
         raise InputError("--validation_prompt: there are no prompts here; leave it out")
     if args.boxes_file and not Path(args.boxes_file).is_file():
         raise InputError(f"--boxes_file {args.boxes_file} is no file; give a JSON file of boxes")
+    if args.boxes_file and args.boxes not in ("auto", "file"):
+        raise InputError(f"--boxes_file goes with --boxes file, not with {args.boxes}; leave out one of the two")
     if args.stage == "pretrain" and not args.print_config:
         if args.train_data_dir and not Path(args.train_data_dir).is_dir():
             raise InputError(f"--train_data_dir {args.train_data_dir} is no folder; give one of pictures, or an LMDB")
@@ -176,8 +180,12 @@ def training_steps(args: argparse.Namespace, pictures: int, processes: int = 1) 
     return args.num_train_epochs * math.ceil(pictures * args.repeats / batch)
 
 
-def check_output(args: argparse.Namespace) -> None:
-    """Raises InputError for what cannot be written, and for a feather without an edge."""
+def check_sampling(args: argparse.Namespace) -> None:
+    """Sampling flags that were not given get their values. Raises InputError for what cannot be written, and for a
+    feather without an edge."""
+    if args.guidance_scale is None:
+        on_picturebook = is_picturebook_folder(args.pretrained_model_name_or_path)
+        args.guidance_scale = PICTUREBOOK_GUIDANCE if on_picturebook else GUIDANCE
     if args.feather is not None and not args.composite:
         raise InputError("--feather is of --composite: give that too")
     args.feather = FEATHER if args.feather is None else args.feather

@@ -65,7 +65,7 @@ def make_network(pipe):
     return Network()
 
 
-def make_examples(args: argparse.Namespace):
+def make_examples(args: argparse.Namespace, rank: int, processes: int, wait):
     """(examples, what the sample sheet shows)."""
     from image_inpaint import examples, samples
 
@@ -73,7 +73,10 @@ def make_examples(args: argparse.Namespace):
         args.instance_data_dir = args.instance_data_dir or str(examples.picturebook_subject())
         found, photographs = examples.subject_examples(args)
         return found, samples.of_subject(args, photographs)
-    found = examples.domain_examples(args) if args.train_data_dir else examples.scene_examples(args.num_pictures)
+    if args.train_data_dir:
+        found = examples.domain_examples(args, rank, processes, wait)
+    else:
+        found = examples.scene_examples(args.num_pictures)
     return found, samples.of_domain(found, args.num_validation_images)
 
 
@@ -92,7 +95,7 @@ def train(args: argparse.Namespace) -> dict:
 
     accelerator = training.make_accelerator(args, "image_inpaint")
     device, rank, processes = accelerator.device, accelerator.process_index, accelerator.num_processes
-    examples, shown = make_examples(args)
+    examples, shown = make_examples(args, rank, processes, accelerator.wait_for_everyone)
     pipe = load_model(args, str(device))
     micros, batch_size = args.gradient_accumulation_steps, args.train_batch_size
     resolution = args.resolution or native_resolution(pipe)

@@ -4,6 +4,7 @@ from argparse import Namespace
 from dataclasses import replace
 
 import pytest
+from PIL import Image
 
 from common.runs import read_rows
 from eval import subject_inpainting, track
@@ -64,6 +65,8 @@ def test_personalised_models_inpaint_what_they_were_trained_on(flags, tmp_path, 
     rows = read_rows(tmp_path / "out" / "subject_inpainting" / "rows.jsonl")
     assert trained == [(subjects[0].name, 0)] and [row["item"] for row in rows] == [item.id for item in items]
     assert rows[0]["paper"] == "baselines" and rows[0]["metrics"]["training_seconds"] >= 0
+    (drawn,) = (tmp_path / "out" / "subject_inpainting").glob("without_scene/dreambooth/*/*.png")  # of Fig. 3
+    assert drawn.parent.name == subjects[0].name and Image.open(drawn).size == (64, 64)
 
 
 def test_other_data_has_no_such_track(flags):

@@ -2,6 +2,7 @@
 
 import io
 import json
+from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 from PIL import Image
 
 from common.runs import InputError
-from image_inpaint import benchmark, boxes, lsun, scoring
+from image_inpaint import benchmark, boxes, examples, lsun, scoring
 from image_inpaint.masks import box_of
 
 
@@ -91,8 +92,56 @@ def test_boxes_come_from_the_file_beside_then_from_scenes(tmp_path):
     (tmp_path / "boxes.json").write_text(json.dumps({"a.png": [1, 2, 10, 12]}))
     assert boxes.find_boxes("auto", [path], [noise(0)]) == [(1, 2, 10, 12)]
     assert boxes.find_boxes("whole", [path], [noise(0)]) == [(0, 0, 30, 20)]
-    boxes.write_boxes(tmp_path / "boxes.json", {"a.png": (0, 0, 5, 5)})
+    (tmp_path / "boxes.json").write_text(json.dumps({"a.png": [0, 0, 5, 5]}))
     assert boxes.find_boxes("file", [path], [noise(0)]) == [(0, 0, 5, 5)]
+
+
+def domain(tmp_path, **given):
+    return Namespace(**{"train_data_dir": str(tmp_path / "lsun"), "num_pictures": 9, "seed": 0, "boxes": "auto",
+                        "boxes_file": None, "output_dir": str(tmp_path / "out"), "detector": "d", "labels": ["bed"],
+                        "device": "cpu", **given})  # fmt: skip
+
+
+def test_processes_share_the_detectors_work_out_and_a_killed_one_goes_on(tmp_path, monkeypatch):
+    (tmp_path / "lsun").mkdir()
+    for number in range(5):
+        noise(number).save(tmp_path / "lsun" / f"{number}.png")
+    seen = []
+
+    def find(self, picture):
+        seen.append(picture)
+        return [(0.9, "bed", (2, 3, 20, 15)), (0.8, "bed", (0, 0, 2, 2))]  # the second is under 2 % of the picture
+
+    monkeypatch.setattr(examples, "Detector", lambda *any: type("Eye", (), {"find": find})())
+    others = [
+        lambda: None,
+        lambda: examples.domain_examples(domain(tmp_path), 1, 2),
+    ]  # the second process runs while the first waits
+    found = examples.domain_examples(domain(tmp_path), 0, 2, lambda: others.pop()())
+    assert found.count == len(seen) == 5 and found.get(3, torch.Generator())[1] == (2, 3, 20, 15)
+    files = sorted((tmp_path / "out").glob("boxes_*.jsonl"))
+    assert [len(file.read_text().splitlines()) for file in files] == [3, 2]
+    with open(files[0], "r+b") as file:
+        file.truncate(file.seek(0, 2) - 4)  # killed in its last line
+    assert examples.domain_examples(domain(tmp_path)).count == 5 and len(seen) == 6
+    assert examples.domain_examples(domain(tmp_path, labels=["chair"])).count == 5 and len(seen) == 11
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [("no json", "not a JSON file"), ("[1]", "is no object"), ('{"0.png": 5}', "left, top"),
+     ('{"0.png": [900, 0, 950, 9]}', "nothing of it"), ('{"1.png": [1, 2, 8, 9]}', "has a box")],
+)  # fmt: skip
+def test_a_file_of_boxes_of_a_domain_is_checked(tmp_path, content, message):
+    (tmp_path / "lsun").mkdir()
+    noise(0).save(tmp_path / "lsun" / "0.png")
+    (tmp_path / "boxes").write_text(content)
+    with pytest.raises(InputError, match=message):
+        examples.domain_examples(domain(tmp_path, boxes_file=str(tmp_path / "boxes"))).get(0, torch.Generator())
+    for good in ([1, 2, 8, 9], [[1.2, 2, 8, 9]]):
+        (tmp_path / "boxes").write_text(json.dumps({"0.png": good}))
+        found = examples.domain_examples(domain(tmp_path, boxes_file=str(tmp_path / "boxes")))
+        assert found.get(0, torch.Generator())[1] == (1, 2, 8, 9)
 
 
 def test_items_are_scenes_without_and_with_the_subject():

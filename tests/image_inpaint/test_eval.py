@@ -93,6 +93,7 @@ WRONG = [
     (["--figure", "3"], "--dreambooth"),
     (["--table", "7"], "invalid choice"),
     (["--items", "0"], "from 1"),
+    (["--boxes_file", "x"], "unknown argument --boxes_file"),
     (["--methods", "lora", "--training_flags", "--rank zero"], "not an integer"),
 ]
 
@@ -112,9 +113,33 @@ def test_wrong_input_is_one_sentence(place, tiny_folder, tmp_path, capsys, flags
 
 def test_rows_of_other_settings_are_not_mixed_in(place, tiny_folder, tmp_path, capsys):
     run(place, tmp_path, tiny_folder, "--items", "1", "--methods", "untuned")
-    with pytest.raises(SystemExit):
-        run(place, tmp_path, tiny_folder, "--items", "1", "--methods", "untuned", "--guidance_scale", "2")
-    assert "another --guidance_scale" in capsys.readouterr().err
+    for flag, value in (("guidance_scale", "2"), ("posterior", "mean"), ("mask_resize", "nearest"), ("context", "3"),
+                        ("mixed_precision", "bf16"), ("text_guidance_scale", "2")):  # fmt: skip
+        with pytest.raises(SystemExit):
+            run(place, tmp_path, tiny_folder, "--items", "1", "--methods", "untuned", f"--{flag}", value)
+        assert f"another --{flag}" in capsys.readouterr().err
+
+
+def test_weights_are_told_apart_by_all_of_their_networks(tmp_path):
+    before = []
+    for part in ("unet", "image_encoder"):
+        for content in (b"a", b"b"):
+            (tmp_path / part).mkdir(exist_ok=True)
+            (tmp_path / part / "model.safetensors").write_bytes(content)
+            before.append(script.weights_of(str(tmp_path)))
+    assert len(set(before)) == 4 and script.weights_of("owner/model") is None and script.weights_of("picturebook")
+
+
+def test_the_caption_baseline_has_a_guidance_of_its_own(place, tiny_folder, tmp_path, monkeypatch):
+    scales = []
+
+    def paint(pipe, pictures, fills, prompts, seeds, steps, guidance, **where):
+        scales.append(guidance)
+        return list(pictures)
+
+    monkeypatch.setattr("image_inpaint.baselines.paint_from_text", paint)
+    run(place, tmp_path, tiny_folder, "--items", "1", "--methods", "sd_caption", "--text_guidance_scale", "3")
+    assert scales == [3.0]
 
 
 def test_published_numbers_name_methods_that_exist_and_the_swap():

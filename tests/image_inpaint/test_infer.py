@@ -72,6 +72,13 @@ def test_each_reference_and_each_seed_gives_a_picture(model, tmp_path):
     assert len(list((tmp_path / "out").glob("inpainted*.png"))) == 1  # those of the earlier run are gone
 
 
+def test_a_reference_is_cut_out_with_the_margin_of_training(model, tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr("image_inpaint.painting.paint", lambda *given, **more: shown.extend(given[3]) or [given[1][0]])
+    run(model, tmp_path, "--reference_box", "10", "12", "40", "50")
+    assert [picture.size for picture in shown] == [(32, 40)]  # a pixel on each side at 64 pixels
+
+
 def test_trained_weights_change_the_picture(model, tmp_path):
     from image_inpaint.lora import add_lora, save_lora
 

@@ -162,6 +162,7 @@ WRONG = [
     (["--pretrained_model_name_or_path", "SD"], "text-to-image model"),
     (["--boxes_file", "/no/such.json"], "is no file"),
     (["--boxes_file", "TEXT"], "not a JSON file"),
+    (["--boxes", "whole", "--boxes_file", "TEXT"], "goes with --boxes file"),
     (["--boxes_file", "NOBOX"], "has no box for 1.png"),
     (["--boxes_file", "OUTSIDE"], "nothing of it lies in"),
     (["--boxes", "detr", "--detector", "/no/detector"], "no detector at"),
