@@ -242,6 +242,8 @@ def method_of(args: argparse.Namespace, inversion: str, engine: str) -> Method:
     """The method that the flags describe; the words of a picture (to blend, to reweight) come on top."""
     tuned = PICTUREBOOK_PRESET if is_picturebook_folder(args.pretrained_model_name_or_path) else {}
     engine_options, extras = presets.resolve(args, engine, tuned)
+    if engine == "pnp" and engine_options["source_latents"] is None:
+        engine_options["source_latents"] = presets.SOURCE_LATENTS.get(inversion, "trajectory")
     source_guidance_scale = engine_options.get("source_guidance_scale")
     if source_guidance_scale is None:
         source_guidance_scale = args.guidance_scale

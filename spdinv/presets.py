@@ -17,8 +17,11 @@ ENGINE_OPTIONS: dict[str, dict[str, Any]] = {
     "p2p": {"controller": "refine", "cross_replace_steps": 0.4, "self_replace_steps": 0.6},
     "masactrl": {"start_step": 4, "start_layer": None, "inject_uncond": "src", "inject_cond": "src",
                  "source_guidance_scale": None},
-    "pnp": {"feature_steps": 0.8, "attention_steps": 0.5, "negative_prompt": "", "source_latents": "trajectory"},
+    "pnp": {"feature_steps": 0.8, "attention_steps": 0.5, "negative_prompt": "", "source_latents": None},
 }  # fmt: skip
+# Plug-and-Play's source where --source_latents is not given. PIE-Bench's runners, behind the published numbers, read
+# DDIM's from a reconstruction and Direct Inversion's from its trajectory: that is all that tells the two apart.
+SOURCE_LATENTS = {"ddim": "reconstruction"}  # all others: trajectory
 # The same, for what belongs to one picture and its prompts.
 PICTURE_OPTIONS = {
     "none": (),
@@ -180,7 +183,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     fraction(pnp, "attention_steps", "self-attention queries and keys")
     add(pnp, "negative_prompt", "unconditional text of the target")
     add(pnp, "source_latents", "where the source's latents come from: the inversion's trajectory, or a reconstruction "
-        "from its noise", choices=("trajectory", "reconstruction"))  # fmt: skip
+        "from its noise; none: the first for "
+        "all but ddim, as published", choices=("trajectory", "reconstruction"))  # fmt: skip
 
     extras = parser.add_argument_group("extras, for any engine and inversion")
     switch = {"action": argparse.BooleanOptionalAction}

@@ -57,6 +57,15 @@ LITERALLY = [
 ]  # fmt: skip
 
 
+def test_plug_and_play_reads_ddim_from_a_reconstruction_and_all_others_from_their_trajectory(capsys):
+    def source(*flags):
+        return resolved(capsys, "--engine", "pnp", *flags)["engine_options"]["source_latents"]
+
+    assert source("--inversion", "ddim") == "reconstruction"
+    assert {source("--inversion", one) for one in ("direct", "aidi", "spd")} == {"trajectory"}
+    assert source("--inversion", "ddim", "--source_latents", "trajectory") == "trajectory"
+
+
 def resolved(capsys, *flags):
     infer.main(["--print_config", *flags])
     return json.loads(capsys.readouterr().out)["method"]
