@@ -30,7 +30,7 @@ class Source:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """latents [B,C,h,w], cond of B, mask [B,1,h,w] or None; the first `instances` of B show the subject."""
+    """latents [B,C,h,w], cond of B; the first `instances` of B show the subject, mask [instances,1,h,w] or None."""
 
     latents: Tensor
     cond: Conditioning
@@ -66,12 +66,11 @@ def next_batch(
     generator: torch.Generator,
 ) -> Batch:  # fmt: skip
     """The pictures of a micro-step, --train_batch_size of each source; all that is random comes from the generator."""
-    latents, conds, masks = [], [], []
+    latents, conds, mask = [], [], None
     for source in given:
         indices = picture_indices(len(source.pictures), args.train_batch_size, source.seed, step, micro,
                                   args.gradient_accumulation_steps, process, processes)  # fmt: skip
         prompts = [source.prompt] * len(indices)
-        mask = None
         if source.latents is not None:
             latents.append(source.latents[indices])
         else:
@@ -79,16 +78,13 @@ def next_batch(
             if source.augmented:
                 changed = [augment(picture, pipe.vae_scale_factor, generator) for picture in pictures]
                 pictures = torch.stack([picture for picture, _, _ in changed])
-                mask = torch.stack([inside for _, inside, _ in changed])
+                mask = torch.stack([inside for _, inside, _ in changed]).to(pipe.device)
                 prompts = [prefix + prompt for (_, _, prefix), prompt in zip(changed, prompts, strict=True)]
             latents.append(encode_pictures(pipe, pictures, generator))
         if source.conditioning is not None and prompts == [source.prompt] * len(indices):
             conds.append(source.conditioning[[0] * len(indices)])
         else:
             conds.append(encode_text(pipe, prompts, args.resolution))
-        masks.append(mask if mask is not None else torch.ones(len(indices), 1, *latents[-1].shape[-2:]))
-    masked = any(source.augmented for source in given)
-    mask = torch.cat(masks).to(latents[0]) if masked else None
     return Batch(torch.cat(latents), Conditioning.cat(*conds), mask, len(latents[0]))
 
 

@@ -188,13 +188,13 @@ def clip_eye(clip, classes: Sequence[str]) -> Callable[[Tensor], list[str]]:
 
 
 def measure_drift(
-    pipe, base_pipe, prompts: Sequence[str] = HELD_OUT_PROMPTS, classes: Sequence[str] = (), count: int = 4, seed: int =
-    0, dino=None, recognise: Callable[[Tensor], list[str]] | None = None, ratios: bool = False, sampling: dict | None =
-    None, **embedders,
+    pipe, base_pipe, prompts: Sequence[str] = HELD_OUT_PROMPTS, classes: Sequence[str] = (), count: int = 4,
+    seed: int = 0, dino=None, recognise: Callable[[Tensor], list[str]] | None = None, ratios: bool = False,
+    sampling: dict | None = None, class_prompt: str = "a photo of a {}", **embedders,
 ) -> dict[str, float]:  # fmt: skip
-    """All of it. classes: held-out class names for class_recognition ("a photo of a <class>"), by `recognise`; count:
-    pictures per prompt and class; sampling: of draw_pictures; ratios: lipschitz_ratios too. Without dino, embedders and
-    classes nothing is drawn, and the measurement takes seconds."""
+    """All of it. classes: held-out class names for class_recognition, drawn with `class_prompt`, judged by `recognise`;
+    count: pictures per prompt and class; sampling: of draw_pictures; ratios: lipschitz_ratios too. Without dino,
+    embedders and classes nothing is drawn, and the measurement takes seconds."""
     found = weight_drift(effective_weights(network(pipe)), effective_weights(network(base_pipe)))
     found |= prediction_drift(pipe, base_pipe, prompts, seed)
     if ratios:
@@ -204,9 +204,8 @@ def measure_drift(
     if classes:
         if recognise is None:
             raise InputError("class recognition needs an eye: classifier_eye or clip_eye")
-        ours, base = draw_both(
-            pipe, base_pipe, [f"a photo of a {name}" for name in classes], count, seed, **(sampling or {})
-        )
+        asked = [class_prompt.format(name) for name in classes]
+        ours, base = draw_both(pipe, base_pipe, asked, count, seed, **(sampling or {}))
         found |= class_recognition(ours, classes, recognise)
         found["class_recognition_base"] = class_recognition(base, classes, recognise)["class_recognition"]
     return found

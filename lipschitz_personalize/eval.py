@@ -10,11 +10,13 @@ import argparse
 import json
 from pathlib import Path
 
-from common.flags import check_writable, is_picturebook_folder, number
+from common.flags import check_writable, is_picturebook_folder, number, weights_of
 from common.runs import InputError, append_row, make_parser, read_json, read_rows, script, write_config, write_json
 from lipschitz_personalize import options, plan
 
-SETTINGS = ("dataset", "split", "num_images", "num_inference_steps", "guidance_scale", "metric_encoders", "prompts")
+NEVER = 10**9  # a training that is interrupted is begun anew
+SETTINGS = ("weights", "dataset", "split", "num_images", "num_inference_steps", "guidance_scale", "metric_encoders",
+            "prompts")  # fmt: skip
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -36,8 +38,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--seeds", nargs="+", type=number(int, 0, 2**62), default=[0], help="one training per subject and seed")
     add("--prompts", type=number(int, 1), default=5, help="the first so many prompts; with --full all")
     add("--num_images", type=number(int, 1), default=1, help="pictures per prompt; with --full 4")
-    add("--num_inference_steps", type=number(int, 1, 1000), default=50, help="of sampling (released: 50, SD3 28)")
-    add("--guidance_scale", type=number(float, 0), default=7.5, help="of sampling (released: 7.5)")
+    add("--num_inference_steps", type=number(int, 1, 1000), help="of sampling; by default as released: 50, SD3 28")
+    add(
+        "--guidance_scale", type=number(float, 0), help="by default as released: 7.5; SD3 and SDXL's Custom Diffusion 5"
+    )
     add("--metric_encoders", help="picturebook, or a folder with clip-vit-base-patch32/ and dino-vits16/; by default "
         "the picturebook's for the picturebook, the published ones for other models")  # fmt: skip
     add("--keep_weights", action="store_true", help="keep every training's weights")
@@ -50,6 +54,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         args.prompts, args.num_images = 10**6, 4
     on_picturebook = is_picturebook_folder(args.pretrained_model_name_or_path)
     args.metric_encoders = args.metric_encoders or ("picturebook" if on_picturebook else "published")
+    args.weights = weights_of(args.pretrained_model_name_or_path)
     if args.dataset == "picturebook" and not on_picturebook:
         raise InputError("--dataset picturebook is for the picturebook; give a DreamBench folder for other models")
     if args.dataset != "picturebook" and not (Path(args.dataset) / "prompts_and_classes.txt").is_file():
@@ -68,19 +73,24 @@ def training_flags(args: argparse.Namespace, name: str, subject=None, seed: int 
     if args.device:
         flags += ["--device", args.device]
     if subject is not None:
-        start = "a" if is_picturebook_folder(model) else "a photo of a"
-        flags += ["--instance_data_dir", str(subject.paths[0].parent)]
-        flags += ["--instance_prompt", f"{start} {token_of(name)} {subject.class_name}"]
-        flags += ["--class_prompt", f"{start} {subject.class_name}"]
+        flags += ["--instance_data_dir", str(subject.paths[0].parent), "--checkpointing_steps", str(NEVER)]
+        flags += ["--instance_prompt", f"{start_of(args)} {token_of(args, name)} {subject.class_name}"]
+        flags += ["--class_prompt", f"{start_of(args)} {subject.class_name}"]
         # one folder of class pictures for all methods, subjects and seeds of a class would save time, and then the
         # price of prior preservation could not be measured: every training draws its own
         flags += ["--output_dir", str(folder_of(args, name, subject, seed))]
     return [*flags, *args.train_args]
 
 
-def token_of(name: str) -> str:
-    """The word for the subject: Custom Diffusion's new one, else the rare "sks"."""
-    return "<new1>" if "custom_diffusion" in name else "sks"
+def start_of(args: argparse.Namespace) -> str:
+    """How a training's prompts begin; no caption of the picturebook says "photo"."""
+    return "a" if is_picturebook_folder(args.pretrained_model_name_or_path) else "a photo of a"
+
+
+def token_of(args: argparse.Namespace, name: str) -> str:
+    """The word for the subject: Custom Diffusion's new one (of SD3 none is trained), else the rare "sks"."""
+    backbone = args.backbone or options.guess_backbone(args.pretrained_model_name_or_path)
+    return "<new1>" if "custom_diffusion" in name and backbone != "sd3" else "sks"
 
 
 def folder_of(args: argparse.Namespace, name: str, subject, seed: int) -> Path:
@@ -125,16 +135,23 @@ def run_item(args: argparse.Namespace, name: str, subject, seed: int, templates:
 
     folder = folder_of(args, name, subject, seed)
     if not (folder / "metrics.json").is_file():
-        resume = ["--resume_from_checkpoint", "latest"] if list(folder.glob("checkpoint-*")) else []
-        train.main([*training_flags(args, name, subject, seed), *resume])
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that was interrupted: the time is to be that of one piece
+        train.main(training_flags(args, name, subject, seed))
     cost, config = read_json(folder / "metrics.json"), read_json(folder / "config.json")
     pipe = load_trained(folder, args.pretrained_model_name_or_path, args.device)
     wanted = [(p, template, n) for p, template in enumerate(templates) for n in range(args.num_images)]
-    pictures, sampling = [], {"resolution": config["resolution"], "num_inference_steps": args.num_inference_steps,
-                              "guidance_scale": args.guidance_scale}  # fmt: skip
+    steps, guidance = options.SAMPLING.get((config["backbone"], config["parameter_space"]), (50, 7.5))
+    pictures, sampling = (
+        [],
+        {
+            "resolution": config["resolution"],
+            "num_inference_steps": args.num_inference_steps or steps,
+            "guidance_scale": guidance if args.guidance_scale is None else args.guidance_scale,
+        },
+    )
     for start in range(0, len(wanted), 8):
         part = wanted[start : start + 8]
-        prompts = [fill_prompt(template, token_of(name), subject.class_name) for _, template, _ in part]
+        prompts = [fill_prompt(template, token_of(args, name), subject.class_name) for _, template, _ in part]
         generators = [step_generator(seed, p, n) for p, _, n in part]
         for (p, _, n), image in zip(part, draw_pictures(pipe, prompts, generators, **sampling), strict=True):
             save_png(picture_path(args, name, subject, seed, p, n), image)
@@ -148,13 +165,10 @@ def run_item(args: argparse.Namespace, name: str, subject, seed: int, templates:
     if args.drift:
         recognise = drift.classifier_eye(args.device) if args.dataset == "picturebook" else drift.clip_eye(clip, others)
         more = {"classes": others, "recognise": recognise, "dino": dino, "clip": clip, "ratios": True}
-    held_out = [f"a photo of a {other}" for other in others[:4]] or list(drift.HELD_OUT_PROMPTS)
+    more["class_prompt"] = start_of(args) + " {}"
+    held_out = [f"{start_of(args)} {other}" for other in others[:4]] or list(drift.HELD_OUT_PROMPTS)
     count = max(2, args.num_images)  # a Frechet distance of one picture there is not
     metrics |= drift.measure_drift(pipe, base, held_out, count=count, seed=seed, sampling=sampling, **more)
-    if not args.keep_weights:
-        for path in folder.iterdir():
-            if path.name not in ("metrics.json", "config.json", "grid.png"):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
     return {
         "paper": "lipschitz_personalize",
         "method": name,
@@ -169,6 +183,15 @@ def run_item(args: argparse.Namespace, name: str, subject, seed: int, templates:
         "trainable_parameters": cost["trainable_parameters"],
         "file_bytes": cost["file_bytes"],
     }
+
+
+def drop_weights(folder: Path) -> None:
+    """Once a training's row is written: all but its settings, costs and pictures."""
+    import shutil
+
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.name not in ("metrics.json", "config.json", "grid.png"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def picture_path(args: argparse.Namespace, name: str, subject, seed: int, prompt: int, number: int) -> Path:
@@ -239,10 +262,11 @@ def main(argv: list[str] | None = None) -> None:
     done = {(row["method"], row["item"]) for row in read_rows(output / "rows.jsonl")}
     items = [(name, subject, seed) for subject in subjects for seed in args.seeds for name in names]
     for name, subject, seed in tqdm(items, "trainings", disable=None):
-        if (name, f"{subject.name}/{seed}") in done:
-            continue
-        templates = prompts["live" if subject.live else "object"][: args.prompts]
-        append_row(output / "rows.jsonl", run_item(args, name, subject, seed, templates, classes, eyes, base))
+        if (name, f"{subject.name}/{seed}") not in done:
+            templates = prompts["live" if subject.live else "object"][: args.prompts]
+            append_row(output / "rows.jsonl", run_item(args, name, subject, seed, templates, classes, eyes, base))
+        if not args.keep_weights:
+            drop_weights(folder_of(args, name, subject, seed))
     at_hand = {(name, f"{subject.name}/{seed}") for name, subject, seed in items}
     rows = [row for row in read_rows(output / "rows.jsonl") if (row["method"], row["item"]) in at_hand]
     report(args, names, rows)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from common.flags import check_writable, number
 from common.runs import InputError, make_parser, measure, read_json, script, write_config, write_json
+from lipschitz_personalize import options
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -21,8 +22,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--prompt", nargs="+", help="what to draw; by default the training's own prompt, and that with its class alone")
     add("--pretrained_model_name_or_path", help="the base model; by default the one that was trained on")
     add("--num_images", type=number(int, 1), default=4, help="pictures per prompt")
-    add("--num_inference_steps", type=number(int, 1, 1000), default=50, help="of sampling (released: 50, SD3 28)")
-    add("--guidance_scale", type=number(float, 0), default=7.5, help="released: 7.5, SDXL and SD3 5")
+    add("--num_inference_steps", type=number(int, 1, 1000), help="of sampling; by default as released: 50, SD3 28")
+    add(
+        "--guidance_scale", type=number(float, 0), help="by default as released: 7.5; SD3 and SDXL's Custom Diffusion 5"
+    )
     add("--resolution", type=number(int, 16), help="side of the square picture; by default that of the training")
     add(
         "--strength",
@@ -67,6 +70,12 @@ def main(argv: list[str] | None = None) -> None:
     from lipschitz_personalize.objectives import load_backbone
 
     trained = read_json(Path(args.trained_dir) / "config.json")
+    if not {"parameter_space", "backbone", "instance_prompt", "resolution"} <= trained.keys():
+        raise InputError(f"{args.trained_dir} is of another script; python -m lipschitz_personalize.train makes what "
+                         "is drawn with here")  # fmt: skip
+    steps, guidance = options.SAMPLING.get((trained["backbone"], trained["parameter_space"]), (50, 7.5))
+    args.num_inference_steps = args.num_inference_steps or steps
+    args.guidance_scale = guidance if args.guidance_scale is None else args.guidance_scale
     args.pretrained_model_name_or_path = args.pretrained_model_name_or_path or trained["pretrained_model_name_or_path"]
     args.prompt = args.prompt or list(filter(None, (trained["instance_prompt"], trained["class_prompt"])))
     args.resolution = args.resolution or trained["resolution"]

@@ -40,7 +40,10 @@ def load_trained(
         for file in sorted(folder.glob("<*>.safetensors")):
             _add_word(pipe, file)
     else:
-        move_weights(network(pipe), _read_all(folder / files[0]), folder, strength)
+        weights, net = _read_all(folder / files[0]), network(pipe)
+        if missing := net.state_dict().keys() - weights.keys():
+            raise InputError(f"{folder / files[0]} lacks {min(missing)}: a file is missing, or it is of another model")
+        move_weights(net, weights, folder, strength)
     return pipe
 
 

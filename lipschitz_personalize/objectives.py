@@ -37,6 +37,11 @@ def load_backbone(name: str, device: str | torch.device | None = None, dtype: to
     pipeline_class, parts = inspect_folder(folder, accepted, SD3_MODELS)
     if pipeline_class is not StableDiffusion3Pipeline:
         return load_pipeline(name, device, dtype)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):  # torch was built without it, or there is no such thing
+        raise InputError(f"there is no device {str(device)!r} here; leave it out, or take cpu") from None
     try:
         models = {part: load_model(SD3_MODELS[part], folder / part, dtype) for part in parts}
         models |= {part: None for part in ("text_encoder_3", "tokenizer_3") if "text_encoder_3" not in parts}
@@ -45,7 +50,7 @@ def load_backbone(name: str, device: str | torch.device | None = None, dtype: to
         raise
     except Exception as error:  # whatever the libraries make of a file that is not what its name says
         raise InputError(f"cannot load the model in {folder}: {one_line(error)}") from error
-    return pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return pipe.to(device)
 
 
 def backbone_of(pipe) -> str:
@@ -88,13 +93,14 @@ def encode_pictures(pipe, pictures: Tensor, generator: torch.Generator) -> Tenso
 
     Raises InputError for sides that are no multiple of the VAE's factor.
     """
-    factor, vae = pipe.vae_scale_factor, pipe.vae
+    factor, vae, dtype = pipe.vae_scale_factor, pipe.vae, pipe.vae.dtype
     if pictures.shape[2] % factor or pictures.shape[3] % factor:
         raise InputError(f"training pictures of {pictures.shape[3]} pixels do not fit: the side must be a multiple of"
                          f" {factor}; change --resolution")  # fmt: skip
-    if vae.dtype == torch.float16 and vae.config.force_upcast:
+    if dtype == torch.float16 and vae.config.force_upcast:
         vae.to(torch.float32)
     posterior = vae.encode((pictures * 2 - 1).to(vae.device, vae.dtype)).latent_dist
+    vae.to(dtype)  # in which the pipeline decodes; float16 to float32 and back loses nothing
     return ((posterior.sample(generator) - (vae.config.shift_factor or 0)) * vae.config.scaling_factor).float()
 
 
@@ -168,10 +174,17 @@ def predict(pipe, z: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
     return net(z, t, encoder_hidden_states=cond.embeds, added_cond_kwargs=cond.added, return_dict=False)[0]
 
 
-def squared_error(prediction: Tensor, noisy: Noisy, mask: Tensor | None = None) -> Tensor:
-    """The loss of each picture [B]: the mean squared error, or that inside of mask [B,1,h,w] (Custom Diffusion)."""
+def squared_error(prediction: Tensor, noisy: Noisy, mask: Tensor | None = None, sum_channels: bool = False) -> Tensor:
+    """The loss of each picture [B]: the mean squared error; of the first b pictures that inside of mask [b,1,h,w].
+
+    sum_channels: inside of the mask the channels are summed and only places averaged, C times the mean. So it is in
+    Custom Diffusion's code, which divides by the sum of a mask of one channel.
+    """
     error = (prediction.float() - noisy.target.float()).square()
-    if mask is None:
-        return noisy.weight * error.mean((1, 2, 3))
-    inside = mask.expand_as(error)
-    return noisy.weight * (error * inside).sum((1, 2, 3)) / inside.sum((1, 2, 3))
+    loss = error.mean((1, 2, 3))
+    if mask is not None:
+        masked = error[: len(mask)]
+        masked = masked.sum(1, keepdim=True) if sum_channels else masked.mean(1, keepdim=True)
+        masked = (masked * mask).sum((1, 2, 3)) / mask.sum((1, 2, 3))
+        loss = torch.cat([masked, loss[len(mask) :]])
+    return noisy.weight * loss

@@ -23,16 +23,18 @@ FULL = {
     "max_train_steps": 1000, "cache_latents": True, "squash": True,
 }  # fmt: skip
 CUSTOM = {"scale_lr": True, "train_batch_size": 2, "max_train_steps": 250, "squash": True, "random_flip": True}
-LORA = {"l2_convention": "lora_factors", "max_train_steps": 500}
+LORA = {"l2_convention": "lora_factors", "max_train_steps": 500, "seed": 0}
 PUBLISHED: dict[tuple[str, str], dict[str, Any]] = {
     ("sd", "full"): FULL,
     ("sd", "custom_diffusion"): CUSTOM | {"l2_reg_weight": 175.0, "learning_rate": 3e-5},
     ("sd", "lora"): LORA | {
         "l2_reg_weight": 1e-7, "learning_rate": 1e-4, "adam_weight_decay": 0.0, "train_batch_size": 4, "lora_rank": 16,
-        "lora_alpha": 27.0, "lora_targets": ["to_q", "to_v"],
+        "lora_alpha": 27.0, "lora_targets": ["to_q", "to_v"], "lora_init": "kaiming",
     },
     ("sdxl", "full"): FULL,
-    ("sdxl", "custom_diffusion"): CUSTOM | {"l2_reg_weight": 50.0, "learning_rate": 5e-5, "resolution": 512},
+    ("sdxl", "custom_diffusion"): CUSTOM | {
+        "l2_reg_weight": 50.0, "learning_rate": 5e-5, "resolution": 512, "mask_loss": "mean",
+    },
     ("sdxl", "lora"): LORA | {
         "l2_reg_weight": 1e-6, "learning_rate": 5e-4, "adam_weight_decay": 1e-4, "gradient_accumulation_steps": 4,
         "mixed_precision": "fp16",
@@ -40,7 +42,7 @@ PUBLISHED: dict[tuple[str, str], dict[str, Any]] = {
     ("sd3", "full"): FULL | {"resolution": 512},
     ("sd3", "custom_diffusion"): {
         "l2_reg_weight": 10.1, "learning_rate": 1e-4, "gradient_accumulation_steps": 4, "max_train_steps": 500,
-        "mixed_precision": "fp16", "resolution": 512,
+        "mixed_precision": "fp16", "resolution": 512, "seed": 0, "augment": False,
     },
     # The released script computes 15.0 times its penalty, logs it, and never adds it to the loss: in effect 0.
     ("sd3", "lora"): LORA | {
@@ -48,6 +50,9 @@ PUBLISHED: dict[tuple[str, str], dict[str, Any]] = {
         "mixed_precision": "fp16", "resolution": 512,
     },
 }  # fmt: skip
+
+# Steps and guidance of the released sampling scripts, where they are not 50 and 7.5.
+SAMPLING = {("sdxl", "custom_diffusion"): (50, 5.0)} | {("sd3", space): (28, 5.0) for space in SPACES}
 
 # What takes their place on the picturebook, to be tuned on its validation split only: a network of six million weights
 # and pictures of 64 pixels want other learning rates, and mean_sum's lambda depends on the tensors' sizes.
@@ -89,9 +94,14 @@ def training_parser() -> argparse.ArgumentParser:
         "one); on the picturebook as the last of the prompt")  # fmt: skip
     add("--augment", action=argparse.BooleanOptionalAction, default=True,
         help="Custom Diffusion: shrink and zoom the pictures, with words in the prompt that say so")  # fmt: skip
+    add("--mask_loss", choices=("sum", "mean"), default="sum",
+        help="Custom Diffusion's augmented pictures: errors of the channels are summed (its code), or averaged as "
+        "everywhere else")  # fmt: skip
     add("--lora_rank", type=number(int, 1), default=4, help="LoRA: r (released: 16 for SD 1.5, 4 for SDXL and SD3)")
     add("--lora_alpha", type=number(float, 0), help="LoRA: additions are scaled by alpha / rank; default: the rank")
     add("--lora_targets", nargs="+", default=QKVO, help="LoRA: ends of the layers' names")
+    add("--lora_init", choices=("gaussian", "kaiming"), default="gaussian", help="LoRA: how A begins, normal of "
+        "deviation 1 / rank (diffusers' scripts) or Kaiming's uniform (peft's own; released for SD 1.5)")  # fmt: skip
     add("--guidance_scale", type=number(float, 0), default=7.5, help="of class and validation pictures")
     add("--num_inference_steps", type=number(int, 1, 1000), default=50, help="of class and validation pictures")
     add_training_flags(parser, output_dir="outputs/lipschitz_personalize/train", max_train_steps=1000, seed=2025)
@@ -132,7 +142,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     else:
         set_defaults(parser, LORA if args.parameter_space == "lora" else {})
     args = parse_training(parser, argv, PICTUREBOOK_PRESET[args.parameter_space])
-    args.backbone, args.lora_alpha = backbone, args.lora_alpha or float(args.lora_rank)
+    args.backbone = backbone
+    args.lora_alpha = float(args.lora_rank) if args.lora_alpha is None else args.lora_alpha
     check(args)
     return args
 

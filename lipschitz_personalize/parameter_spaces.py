@@ -163,14 +163,17 @@ def add_word(pipe, tokenizer, encoder, word: str, initializer: str | Tensor) -> 
 # --------------------------------------------------------------------------------------------------------------- LoRA
 
 
-def lora(pipe: DiffusionPipeline, rank: int, alpha: float, targets: list[str]) -> Space:
-    """Low-rank additions alpha / rank * B A to the layers whose names end in one of `targets`, through peft."""
+def lora(pipe: DiffusionPipeline, rank: int, alpha: float, targets: list[str], init: str = "gaussian") -> Space:
+    """Low-rank additions alpha / rank * B A to the layers whose names end in one of `targets`, through peft.
+
+    B begins at 0, A "gaussian", N(0, 1 / rank^2), or "kaiming", uniform in +-1 / sqrt(inputs).
+    """
     from peft import LoraConfig, get_peft_model_state_dict
     from peft.tuners.lora import LoraLayer
 
-    net = network(pipe)
+    net, begin = network(pipe), {"gaussian": "gaussian", "kaiming": True}[init]
     try:
-        net.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=targets))
+        net.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights=begin, target_modules=targets))
     except ValueError:
         raise InputError(f"no layer of this network is called {' or '.join(targets)}; change --lora_targets") from None
     parameters = {name: tensor for name, tensor in net.named_parameters() if tensor.requires_grad}

@@ -4,6 +4,7 @@ A name is the method's, and after @ what departs from its own settings: lipschit
 """
 
 import argparse
+from typing import Any
 
 from common.flags import is_picturebook_folder
 from common.runs import InputError
@@ -14,12 +15,33 @@ SPACE_NAMES = {"full": "dreambooth", "custom_diffusion": "custom_diffusion", "lo
 OWN = {"full": "lipschitz", "custom_diffusion": "lipschitz_custom_diffusion", "lora": "lipschitz_lora"}
 
 # Baselines' own recipes on real models (README.md, "Baselines"); on the picturebook they share the preset of ours.
-RECIPES = {
-    "full": {"learning_rate": 5e-6, "adam_weight_decay": 1e-2, "max_grad_norm": 1.0, "max_train_steps": 800},
-    "custom_diffusion": {"learning_rate": 2e-5, "max_train_steps": 500},  # times batch 2: 4e-5
-    "lora": {"learning_rate": 1e-4, "adam_weight_decay": 1e-2, "lora_rank": 4, "lora_alpha": 4, "train_batch_size": 1},
-}
+RECIPES: dict[str, dict[str, Any]] = {
+    "full": {"learning_rate": 5e-6, "adam_weight_decay": 1e-2, "max_grad_norm": 1.0, "max_train_steps": 800,
+             "squash": False, "cache_latents": False},
+    "custom_diffusion": {"learning_rate": 2e-5, "max_train_steps": 500, "mask_loss": "sum"},  # times batch 2: 4e-5
+    "lora": {"learning_rate": 1e-4, "adam_weight_decay": 1e-2, "lora_rank": 4, "lora_alpha": 4, "train_batch_size": 1,
+             "lora_init": "gaussian"},
+}  # fmt: skip
 LAMBDA_FACTORS = (0, 1, 2, 4, 10, 20)  # Fig. 2: 0, 0.5k, 1k, 2k, 5k, 10k; multiples of the full space's own lambda
+
+
+def recipe(space: str, model: str) -> dict[str, Any]:
+    """The settings of a baseline, over the trainer's defaults, which are those of the penalty."""
+    if is_picturebook_folder(model):
+        return {}
+    sd_lora = space == "lora" and options.guess_backbone(model) == "sd"  # the penalty's is of queries and values alone
+    return RECIPES[space] | ({"lora_targets": options.QKVO} if sd_lora else {})
+
+
+def as_flags(given: dict[str, Any]) -> list[str]:
+    """The command line that says `given`; what is None is left out."""
+    words: list[str] = []
+    for name, value in given.items():
+        if isinstance(value, bool):
+            words.append(f"--{name}" if value else f"--no-{name}")
+        elif value is not None:
+            words += [f"--{name}", *(map(str, value) if isinstance(value, list) else [str(value)])]
+    return words
 
 
 def methods() -> dict[str, list[str]]:
@@ -40,9 +62,9 @@ def flags_of(name: str, model: str) -> list[str]:
     if method not in known:
         raise InputError(f"there is no method {method!r}; take one of {', '.join(known)}")
     flags = list(known[method])
-    if method not in OWN.values() and not is_picturebook_folder(model):
-        recipe = RECIPES[next(space for space, plain in SPACE_NAMES.items() if plain == method.removesuffix("+prior"))]
-        flags += [word for key, value in recipe.items() for word in (f"--{key}", str(value))]
+    if method not in OWN.values():
+        space = next(space for space, plain in SPACE_NAMES.items() if plain == method.removesuffix("+prior"))
+        flags += as_flags(recipe(space, model))
     for change in filter(None, changes.split(",")):
         key, equals, value = change.partition("=")
         flags += [f"--{key}", value] if equals else [f"--{key}"]

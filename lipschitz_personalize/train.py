@@ -42,7 +42,7 @@ def prepare(pipe, args: argparse.Namespace):
         initializer = args.initializer_token or args.instance_prompt.split()[-1]
         return parameter_spaces.custom_diffusion(pipe, args.modifier_token, initializer)
     if args.parameter_space == "lora":
-        return parameter_spaces.lora(pipe, args.lora_rank, args.lora_alpha, args.lora_targets)
+        return parameter_spaces.lora(pipe, args.lora_rank, args.lora_alpha, args.lora_targets, args.lora_init)
     return parameter_spaces.full(pipe)
 
 
@@ -57,11 +57,11 @@ def penalty(pipe, args: argparse.Namespace, space):
         return None
     factors = regularizer.layer_factors(space.parameters, args.l2_layer_weights)
     if args.l2_lipschitz:
-        cond = objectives.encode_text(pipe, [args.class_prompt or args.instance_prompt], args.resolution)
+        prompt = args.instance_prompt if space.trains_text else args.class_prompt or args.instance_prompt
 
         def output(share: float):
             z, t = objectives.random_noisy(pipe, share, step_generator(args.seed, 0, 2, int(100 * share)))
-            return lambda: objectives.predict(pipe, z, t, cond)
+            return lambda: objectives.predict(pipe, z, t, objectives.encode_text(pipe, [prompt], args.resolution))
 
         measured = regularizer.lipschitz_factors(
             space.parameters, [output(share) for share in (0.1, 0.3, 0.5, 0.7, 0.9)], step_generator(args.seed, 0, 3),
@@ -141,7 +141,8 @@ def main(argv: list[str] | None = None) -> None:
                 noisy = add_noise(pipe, batch.latents, generator, args.precondition_outputs)  # z_t, eps
                 with accelerator.autocast():
                     prediction = predict(pipe, noisy.z, noisy.t, batch.cond)  # eps_theta(z_t, t, c)
-                error = squared_error(prediction, noisy, batch.mask)  # Alg. 1: ||eps - eps_theta(z_t, t, c)||^2
+                sum_channels = args.mask_loss == "sum"
+                error = squared_error(prediction, noisy, batch.mask, sum_channels)  # Alg. 1: ||eps - eps_theta||^2
                 loss = error[: batch.instances].mean()
                 if args.with_prior_preservation:
                     loss = loss + args.prior_loss_weight * error[batch.instances :].mean()

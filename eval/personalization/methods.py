@@ -13,6 +13,7 @@ from typing import Any
 from common.data import Subject
 from common.flags import is_picturebook_folder
 from common.runs import write_json
+from lipschitz_personalize.plan import as_flags, recipe
 
 TOKEN, WORD = "sks", "<new1>"  # the rare token of diffusers and of the paper's code; Custom Diffusion's new word
 LIPSCHITZ, SVDIFF = "lipschitz_personalize.train", "svdiff.train"
@@ -40,20 +41,19 @@ class Method:
     def own_flags(self, model: str) -> dict[str, Any]:
         """The flags that make the script this method; on real models with the baselines' own recipes, which the
         trainer's defaults, those of the penalty, are not."""
-        from lipschitz_personalize.plan import RECIPES
-
-        if self.own.get("l2_reg_weight") == 0 and not is_picturebook_folder(model):
-            return {**self.own, **RECIPES[self.own["parameter_space"]]}
+        if self.own.get("l2_reg_weight") == 0:
+            return {**self.own, **recipe(self.own["parameter_space"], model)}
         return self.own
 
     def flags(self, subject: Subject, folder: Path, model: str, settings: dict[str, Any], seed: int) -> list[str]:
         """The command line of one training. settings: of the method, over the script's own defaults."""
         called = f"{self.token} {subject.class_name}" if self.names_class else self.token
+        start = "a" if is_picturebook_folder(model) else "a photo of a"  # no caption of the picturebook says "photo"
         given = {
             "pretrained_model_name_or_path": model,
             "instance_data_dir": subject.paths[0].parent,
-            "instance_prompt": f"a photo of a {called}",
-            "class_prompt": f"a photo of a {subject.class_name}",
+            "instance_prompt": f"{start} {called}",
+            "class_prompt": f"{start} {subject.class_name}",
             "class_data_dir": folder / "class_pictures",  # made only where the method wants them
             "checkpointing_steps": NEVER,
             "num_validation_images": 1,
@@ -73,16 +73,6 @@ class Method:
         elif self.needs:
             about = {"pictures": [str(path.resolve()) for path in subject.paths], "class": subject.class_name}
             write_json(folder / REFERENCE, about)
-
-
-def as_flags(given: dict[str, Any]) -> list[str]:
-    words = []
-    for name, value in given.items():
-        if value is True or value is False:
-            words.append(f"--{name}" if value else f"--no-{name}")
-        elif value is not None:
-            words += [f"--{name}", str(value)]
-    return words
 
 
 # ---------------------------------------------------------------------------------------------------------- loading

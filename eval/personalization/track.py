@@ -9,6 +9,7 @@ from common.runs import read_json, write_json
 from eval.personalization.arena import REAL, read_all_rows, run_subject
 from eval.personalization.methods import METHODS as TRAINED
 from eval.personalization.pareto import draw_pareto
+from eval.personalization.variants import tuned_settings
 from eval.track import Figure, Item, Picture, Run, Track, date_of, earlier_results
 
 NAME = "personalization"
@@ -39,8 +40,12 @@ NOTES = [
     "whole training, class pictures included; a subject's file is what has to be kept of it.",
     "IP-Adapter and BLIP-Diffusion need weights: encoders trained for Stable Diffusion 1.5, which the picturebook has "
     "no counterpart of. Their rows stay empty there.",
-    "For every method the same number of settings was tried on the validation subjects (eval/tune_personalization.py).",
 ]  # fmt: skip
+TUNED = {
+    True: "For every method the same number of settings was tried on the validation subjects "
+    "(eval/tune_personalization.py).",
+    False: "The methods are not tuned yet (eval/tune_personalization.py does that): all have their scripts' presets.",
+}
 
 
 def command(args: argparse.Namespace) -> list[str]:
@@ -111,7 +116,7 @@ def track_of(output: Path, subjects: list[Subject], dataset: Path, settings: arg
             "OFT (NeurIPS 2023)": "https://arxiv.org/abs/2306.07280",
         },
         published="lipschitz_personalize:2",
-        notes=NOTES,
+        notes=[*NOTES, TUNED[bool(tuned_settings())]],
         figures=figures(output, largest),
         time_of="training",
         keep=settings.curves != [] or settings.methods != QUICK,

@@ -128,6 +128,7 @@ def test_only_missing_class_pictures_are_drawn_and_always_the_same(tmp_path):
 
     (tmp_path / "own").mkdir()
     Image.new("RGB", (9, 9)).save(tmp_path / "own" / "mine.jpg")
+    Image.new("RGB", (9, 9)).save(tmp_path / "own" / ".class-00001.7.png")  # of a save that was killed
     assert len(training.generate_class_pictures(painter, "a photo of a dog", tmp_path / "own", 3, 8)) == 2
 
 

@@ -108,6 +108,7 @@ class Eye:
         return torch.nn.functional.normalize(pictures.mean((2, 3)), dim=-1)
 
     def embed_text(self, prompts):
+        assert prompts in (["a red cat", "a green cat"], ["a red", "a cat"])  # without the token, and without its gap
         return torch.tensor([[1.0, 0, 0] if "red" in prompt else [0, 1.0, 0] for prompt in prompts])
 
     def layer_maps(self, a, b):
@@ -247,7 +248,10 @@ def test_every_method_has_a_command_line_that_its_script_takes(name, tmp_path):
     words = METHODS[name].flags(subject, tmp_path / "out", "picturebook", {"learning_rate": 0.5}, 3)
     flags = dict(zip(words, words[1:], strict=False))
     assert flags["--learning_rate"] == "0.5" and flags["--seed"] == "3"
-    assert flags["--instance_prompt"] == f"a photo of a {METHODS[name].token}" + (" dog" * METHODS[name].names_class)
+    called = METHODS[name].token + " dog" * METHODS[name].names_class
+    assert flags["--instance_prompt"] == f"a {called}" and flags["--class_prompt"] == "a dog"  # as its captions say
+    words = METHODS[name].flags(subject, tmp_path / "out", "owner/sd", {}, 3)
+    assert words[words.index("--instance_prompt") + 1] == f"a photo of a {called}"
     assert ("--with_prior_preservation" in words) == (name == "oft" or name.endswith("+prior"))
 
 

@@ -1,15 +1,17 @@
 """lipschitz_personalize.eval and .infer on a small random model: rows, tables, figures, resume, claims, bad input."""
 
 import json
+from argparse import Namespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from common.data import Subject, write_subjects
 from common.encoders import Clip, Dino
 from common.runs import read_rows
-from lipschitz_personalize import claims, infer, plan, tables, train
+from lipschitz_personalize import claims, infer, options, plan, scores, tables, train
 from lipschitz_personalize import eval as evaluate
 from lipschitz_personalize.published import published_table
 from tests.tiny_encoders import write_encoders
@@ -101,6 +103,62 @@ def test_print_config_resolves_whole_tables(capsys, dataset, encoders):
     assert methods["dreambooth+prior"]["learning_rate"] == 5e-6 and methods["lipschitz"]["l2_reg_weight"] == 500
 
 
+def test_baselines_have_their_own_recipes_and_each_backbone_its_word():
+    def settings(name, model):
+        return vars(options.parse([*plan.flags_of(name, model), "--pretrained_model_name_or_path", model,
+                                   "--print_config"]))  # fmt: skip
+
+    sd, sd3 = "owner/sd", "owner/stable-diffusion-3"
+    lora, ours = settings("lora+prior", sd), settings("lipschitz_lora", sd)
+    assert (lora["lora_targets"], lora["lora_init"], lora["lora_rank"]) == (options.QKVO, "gaussian", 4)
+    assert ours["lora_targets"] == ["to_q", "to_v"] and settings("lora", sd3)["lora_targets"] == options.SD3_TARGETS
+    full = settings("dreambooth+prior", sd)
+    assert not full["squash"] and not full["cache_latents"] and full["learning_rate"] == 5e-6
+    assert settings("custom_diffusion+prior", "owner/sdxl")["mask_loss"] == "sum"
+    for model, word in ((sd, "<new1>"), (sd3, "sks")):
+        args = Namespace(pretrained_model_name_or_path=model, backbone=None)
+        assert evaluate.token_of(args, "lipschitz_custom_diffusion") == word
+
+
+def test_lambdas_are_those_of_figure_2():
+    names = plan.lambda_sweep("owner/sd")
+    published = [row["values"][0] for row in published_table("figure_2")["rows"]]
+    assert [float(name.partition("l2_reg_weight=")[2]) for name in names] == published
+
+
+def test_prompts_are_scored_without_the_token():
+    asked = []
+
+    class Clip:
+        label = "toy"
+
+        def embed(self, pictures):
+            return pictures.mean((2, 3))
+
+        def embed_text(self, prompts):
+            asked.extend(prompts)
+            return torch.eye(3)[: len(prompts)]
+
+    pictures = torch.rand(2, 3, 4, 4)
+    found = scores.adherence(pictures, ["a {0} {1} in the snow", "a red {0} {1}"], "cat", Clip())
+    assert asked == ["a cat in the snow", "a red cat"]
+    assert found == {"CLIP-T (toy)": pytest.approx(pictures.mean((2, 3)).diagonal().mean().item())}
+
+
+def test_a_run_that_was_killed_goes_on(models, dataset, encoders, tmp_path, monkeypatch):
+    """In the middle of a training: it is begun anew. Before the row: the weights are still there."""
+    folder, words = tmp_path / "out" / "trained" / "lipschitz" / "rex-0", ["--methods", "lipschitz"]
+    (folder / "checkpoint-1").mkdir(parents=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate, "append_row", lambda *given: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(SystemExit):
+            run(models["sd"], dataset, encoders, tmp_path / "out", *words)
+    assert (folder / "unet").is_dir() and not (folder / "checkpoint-1").exists()
+    monkeypatch.setattr(train, "main", lambda argv: pytest.fail("trained again"))
+    run(models["sd"], dataset, encoders, tmp_path / "out", *words)
+    assert len(read_rows(tmp_path / "out" / "rows.jsonl")) == 1 and not (folder / "unet").exists()
+
+
 def test_every_own_row_of_the_tables_is_a_method_and_numbers_are_complete():
     for name, count in (("1", 14), ("2", 9)):
         table = published_table(name)
@@ -166,7 +224,10 @@ def test_infer_draws_both_models_and_measures_drift(models, subject, tmp_path, c
     infer.main([*words, "--output_dir", str(tmp_path / "b"), "--prompt", "a sks cat in the snow"])
     assert json.loads((tmp_path / "b" / "metrics.json").read_text())["delta_eps"] > 0
     assert {path.name for path in (tmp_path / "b").glob("*.png")} == {"00-00.png", "00-01.png", "grid.png"}
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "config.json").write_text('{"pretrained_model_name_or_path": "picturebook"}')
     for bad, said in ((["--trained_dir", "/nowhere"], "no folder"), (["--trained_dir", str(subject)], "cannot read"),
+                      (["--trained_dir", str(tmp_path / "foreign")], "of another script"),
                       (["--trained_dir", str(tmp_path / "t"), "--output_dir", __file__], "is a file")):  # fmt: skip
         with pytest.raises(SystemExit) as exit:
             infer.main(bad)

@@ -103,11 +103,29 @@ def test_levels_that_are_asked_for(pipes, name):
     assert levels[0][1] < 0.1 < levels[1][1] < levels[2][1]  # of zeros nothing is left but noise, more and more of it
 
 
-def test_the_masked_error_is_the_mean_inside():
-    noisy = objectives.Noisy(None, None, torch.zeros(1, 2, 2, 2), torch.ones(1))
-    prediction = torch.tensor([[[[1.0, 2], [3, 4]], [[5, 6], [7, 8]]]])
-    mask = torch.tensor([[[[1.0, 0], [0, 1]]]])
-    assert objectives.squared_error(prediction, noisy, mask).item() == pytest.approx((1 + 16 + 25 + 64) / 4)
+def test_the_masked_error_is_that_inside_and_of_the_masked_pictures_alone():
+    noisy = objectives.Noisy(None, None, torch.zeros(2, 2, 2, 2), torch.ones(2))
+    prediction = torch.tensor([[[[1.0, 2], [3, 4]], [[5, 6], [7, 8]]]] * 2)
+    mask = torch.tensor([[[[1.0, 0], [0, 1]]]])  # of the first; the second shows the class
+    inside, whole = 1 + 16 + 25 + 64, sum(n**2 for n in range(1, 9)) / 8
+    assert objectives.squared_error(prediction, noisy, mask).tolist() == pytest.approx([inside / 4, whole])
+    summed = objectives.squared_error(prediction, noisy, mask, sum_channels=True)
+    assert summed.tolist() == pytest.approx([inside / 2, whole])  # divided by the mask's sum, as Custom Diffusion does
+
+
+@pytest.mark.parametrize("name", ["sd", "sd3"])
+def test_encoding_leaves_a_vae_of_sixteen_bits_as_the_pipeline_needs_it(models, name):
+    pipe = objectives.load_backbone(str(models[name]), "cpu", torch.float16)
+    assert pipe.vae.config.force_upcast  # in float32 it is encoded
+    latents = objectives.encode_pictures(pipe, torch.rand(1, 3, 32, 32), step_generator(0, 0))
+    assert latents.dtype == torch.float32 and pipe.vae.dtype == torch.float16
+    assert {tensor.dtype for tensor in pipe.vae.parameters()} == {torch.float16}
+
+
+@pytest.mark.parametrize("name", ["sd", "sd3"])
+def test_a_device_that_is_not_there_is_said_in_words(models, name):
+    with pytest.raises(InputError, match="no device 'meteor'"):
+        objectives.load_backbone(str(models[name]), "meteor")
 
 
 def test_a_folder_of_another_kind_is_refused(tmp_path):

@@ -148,6 +148,25 @@ def test_lora_changes_what_its_product_says_and_loads_everywhere(models, tmp_pat
     assert space.change().item() == pytest.approx(change.item(), rel=1e-3)
 
 
+def test_how_loras_first_factor_begins(models):
+    for init, expected in (("gaussian", lambda inputs: 1 / 16**2), ("kaiming", lambda inputs: 1 / (3 * inputs))):
+        space = parameter_spaces.lora(load(models, "sd"), 16, 16.0, ["to_q", "to_v"], init)
+        firsts = [tensor for name, tensor in space.parameters.items() if ".lora_A." in name]
+        ratio = sum(tensor.square().sum() / expected(tensor.shape[1]) for tensor in firsts)
+        assert ratio.item() / sum(tensor.numel() for tensor in firsts) == pytest.approx(1, abs=0.05), init
+        assert not any(tensor.any() for name, tensor in space.parameters.items() if ".lora_B." in name)
+
+
+def test_a_network_that_lacks_a_file_is_refused(models, tmp_path):
+    pipe = load(models, "sd")
+    network(pipe).save_pretrained(tmp_path / "unet", max_shard_size="100KB")
+    parts = sorted((tmp_path / "unet").glob("*.safetensors"))
+    assert len(parts) > 1 and torch.equal(says(load_trained(tmp_path, str(models["sd"]), "cpu")), says(pipe))
+    parts[1].unlink()
+    with pytest.raises(InputError, match="lacks .*: a file is missing"):
+        load_trained(tmp_path, str(models["sd"]), "cpu")
+
+
 def test_what_does_not_fit_is_refused(models, tmp_path):
     with pytest.raises(InputError, match="no layer"):
         parameter_spaces.lora(load(models, "sd"), 2, 2, ["to_nothing"])

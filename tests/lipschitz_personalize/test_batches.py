@@ -1,0 +1,55 @@
+"""What a micro-step sees: pictures and words of Custom Diffusion's augmentation, and class pictures beside them."""
+
+from argparse import Namespace
+
+import pytest
+import torch
+
+from common.images import list_pictures
+from common.training import step_generator
+from lipschitz_personalize import batches
+from lipschitz_personalize.augmentation import SMALL
+from lipschitz_personalize.objectives import encode_text, load_backbone
+
+
+@pytest.fixture(scope="module")
+def pipe(models):
+    return load_backbone(str(models["sd"]), "cpu")
+
+
+def flags(subject, **more):
+    return Namespace(**{
+        "instance_prompt": "a red cat", "class_prompt": "a cat", "class_data_dir": str(subject), "seed": 0,
+        "resolution": 32, "squash": False, "center_crop": False, "random_flip": False, "cache_latents": False,
+        "parameter_space": "custom_diffusion", "augment": True, "with_prior_preservation": True, "train_batch_size": 2,
+        "gradient_accumulation_steps": 1,
+    } | more)  # fmt: skip
+
+
+def test_a_shrunk_picture_comes_with_its_words_and_its_mask_and_class_pictures_are_left_alone(pipe, subject):
+    args, met = flags(subject), set()
+    given = batches.sources(pipe, args, list_pictures(subject), trains_text=True)
+    for step in range(12):
+        batch = batches.next_batch(pipe, args, given, step, 0, 0, 1, step_generator(0, step))
+        assert batch.latents.shape == (4, 4, 8, 8) and len(batch.cond) == 4 and batch.instances == 2
+        assert batch.mask.shape == (2, 1, 8, 8)
+        assert torch.allclose(batch.cond.embeds[2:], encode_text(pipe, ["a cat"] * 2).embeds, atol=1e-6)
+        for mask, embeds in zip(batch.mask, batch.cond.embeds, strict=False):
+            words = ["", *SMALL, "zoomed in ", "close up "]
+            said = encode_text(pipe, [word + "a red cat" for word in words]).embeds
+            (found,) = [word for word, one in zip(words, said, strict=True) if torch.allclose(one, embeds, atol=1e-5)]
+            assert (found in SMALL) == (not mask.all())
+            met.add(found)
+    assert len(met) >= 4
+
+
+def test_cached_latents_are_one_sample_per_picture_and_flags_decide_the_rest(pipe, subject):
+    args = flags(subject, parameter_space="full", squash=True, cache_latents=True, with_prior_preservation=False)
+    (source,) = batches.sources(pipe, args, list_pictures(subject), trains_text=False)
+    assert source.latents.shape == (3, 4, 8, 8) and len(source.conditioning) == 1 and not source.augmented
+    first, again = (batches.next_batch(pipe, args, [source], 0, 0, 0, 1, step_generator(0, n)) for n in (0, 1))
+    assert torch.equal(first.latents, again.latents) and first.mask is None  # whatever the step's own noise
+    args.cache_latents = False
+    (source,) = batches.sources(pipe, args, list_pictures(subject), trains_text=False)
+    first, again = (batches.next_batch(pipe, args, [source], 0, 0, 0, 1, step_generator(0, n)) for n in (0, 1))
+    assert source.latents is None and not torch.equal(first.latents, again.latents)
