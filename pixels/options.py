@@ -45,7 +45,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "negative_prompt": RELEASED_NEGATIVE,
     },
     "kandinsky": {"num_inference_steps": 100, "strength": 0.05, "guidance_scale": 4.0, "negative_prompt": ""},
-    "picturebook": {"num_inference_steps": 50, "strength": 0.4, "guidance_scale": 1.0, "black_point": 0.9},
+    "picturebook": {"num_inference_steps": 50, "strength": 0.2, "guidance_scale": 1.0, "black_point": 0.9},
 }
 PIPELINE_KINDS = {
     "StableDiffusionPipeline": "sd",
