@@ -70,6 +70,15 @@ def edit(pipe, item, folder: Path, how, inversion: bool, seed: int) -> tuple[dic
     return {**drawn, "edited": to_pil(edited)}, cost.seconds
 
 
+def check_same(output: Path, before: dict, ours: dict) -> None:
+    """Raises InputError if the folder's rows, or a training that was interrupted, are of other settings."""
+    for name, settings in ours.items():
+        then = before.get(name, settings)
+        if changed := [key for key in settings if then.get(key) != settings[key]]:
+            raise InputError(f"{output} holds {name} with another {changed[0]} ({then.get(changed[0])}); take the same "
+                             "one, or another --output_dir")  # fmt: skip
+
+
 @script
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
@@ -90,7 +99,9 @@ def main(argv: list[str] | None = None) -> None:
     how = Sampling(num_inference_steps=settings.num_inference_steps, guidance_scale=settings.guidance_scale)
     config = read_json(output / "config.json")
     told = {"parameter_space": "svdiff", "max_train_steps": args.max_train_steps, **vars(how)}
-    config["methods"] |= {name: {**told, "ddim_inversion": inverted} for name, inverted in METHODS.items()}
+    ours = {name: {**told, "ddim_inversion": inverted} for name, inverted in METHODS.items()}
+    check_same(output, config["methods"], ours)
+    config["methods"] |= ours
     write_json(output / "config.json", config)
     for item in tqdm(read_items(folder, settings), "items", disable=None):
         missing = [name for name in METHODS if item.id not in done_items(output / "rows.jsonl", name)]

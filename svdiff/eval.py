@@ -21,7 +21,7 @@ from svdiff.infer import block
 
 # What all rows of an output folder have in common.
 SAME = ("pretrained_model_name_or_path", "weights", "dataset", "split", "metric_encoders", "seed", "max_train_steps",
-        "num_inference_steps", "guidance_scale", "eta", "negative_prompt")  # fmt: skip
+        "num_inference_steps", "guidance_scale", "eta", "negative_prompt", "geometry_layers")  # fmt: skip
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -120,8 +120,9 @@ def check_same(args: argparse.Namespace) -> None:
     """Raises InputError if the folder holds rows of another model, other pictures or other settings."""
     file = Path(args.output_dir) / "config.json"
     before = read_json(file) if file.is_file() else {}
+    now = json.loads(json.dumps({name: getattr(args, name) for name in SAME}))
     for name in SAME:
-        if before and before.get(name) != getattr(args, name):
+        if before and before.get(name) != now[name]:
             flag = "UNet" if name == "weights" else f"--{name}"
             raise InputError(f"{args.output_dir} holds results with another {flag} ({before.get(name)}); take the same "
                              "one, or another --output_dir")  # fmt: skip

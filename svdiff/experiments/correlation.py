@@ -4,7 +4,7 @@ from itertools import combinations
 
 import numpy as np
 
-from common.runs import append_row, atomic_path, read_rows, write_json
+from common.runs import append_row, atomic_path, write_json
 from svdiff import combine, options
 from svdiff.experiments.study import Study, tuned
 
@@ -34,15 +34,15 @@ def run(study: Study) -> None:
 
 
 def record(study: Study, names: list[str], classes: list[str], matrix: list[list[float]]) -> None:
-    """A row per pair of one class: its cosine less the mean of those that either has with other classes."""
-    done = {row["item"] for row in read_rows(study.rows)}
+    """A row per pair of one class: its cosine less the mean of those that either has with other classes. Earlier rows,
+    which may be of other subjects, go."""
+    study.rows.unlink(missing_ok=True)
     for i, j in combinations(range(len(names)), 2):
         others = [matrix[one][k] for one in (i, j) for k in range(len(names)) if classes[k] != classes[i]]
-        name = f"{names[i]}+{names[j]}"
-        if classes[i] == classes[j] and others and name not in done:
+        if classes[i] == classes[j] and others:
             append_row(study.rows, {
-                "paper": "svdiff", "method": "svdiff", "item": name, "seed": study.args.seed, "seconds": 0.0,
-                "peak_memory_mb": 0.0, "metrics": {"related": matrix[i][j] - float(np.mean(others))},
+                "paper": "svdiff", "method": "svdiff", "item": f"{names[i]}+{names[j]}", "seed": study.args.seed,
+                "seconds": 0.0, "peak_memory_mb": 0.0, "metrics": {"related": matrix[i][j] - float(np.mean(others))},
             })  # fmt: skip
 
 

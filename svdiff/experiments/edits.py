@@ -1,13 +1,13 @@
 """Fig. 7: single-image editing with shifts, full weights and LoRA, with and without DDIM inversion."""
 
 import argparse
-import json
 from dataclasses import replace
 from pathlib import Path
 
 from common.data import EDIT_TYPES, read_pie_bench
 from common.images import center_crop_resize, grid, load_image, save_png, to_tensor
 from common.metrics import Score, clip_text_similarity, psnr
+from common.runs import write_json
 from svdiff import editing, trained
 from svdiff.experiments.study import SPACES, Study, applied, draw, read_pictures, training
 
@@ -70,4 +70,4 @@ def run(study: Study) -> None:
         labels.append(f"{EDIT_TYPES[item.edit_type]}: {item.source_prompt} -> {item.target_prompt}")
     columns = ["source", *(name for space in SPACES for name in (space, f"{space}+inversion"))]
     save_png(study.output / "figure7.png", grid(sheet, labels, columns))
-    (study.output / "items.json").write_text(json.dumps(labels, indent=2))
+    write_json(study.output / "items.json", labels)

@@ -14,7 +14,7 @@ from common.encoders import Encoders
 from common.images import center_crop_resize, load_image, save_png, to_tensor
 from common.metrics import Score, clip_image_similarity, clip_text_similarity, dino_similarity, lpips_distance
 from common.pipelines import is_picturebook
-from common.runs import InputError, append_row, measure, read_json, read_rows
+from common.runs import InputError, append_row, measure, read_json, read_rows, write_json
 from svdiff import editing, options, train, trained
 
 # Rare words, one for each subject of a dataset in turn.
@@ -112,11 +112,11 @@ def training(study: Study, name: str, concepts: list[options.Concept], *flags: s
             return folder
         raise InputError(f"{folder} was trained with other flags; take the same ones, or another --output_dir")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    listed.write_text(json.dumps(order["concepts"], indent=2))
+    write_json(listed, order["concepts"])
     print(f"training {name}")
     resume = ["--resume_from_checkpoint", "latest"] if list(folder.glob("checkpoint-*")) else []
     train.main([*words, *resume])
-    (folder / "order.json").write_text(json.dumps(order, indent=2))
+    write_json(folder / "order.json", order)
     return folder
 
 
@@ -142,17 +142,18 @@ def draw(study: Study, method: str, item: str, make, score, **about) -> None:
     """Rows of one method and item for every seed, unless they are there: `make(seeds)` gives pictures [n,3,H,W] in
     [0,1], `score(picture [1,3,H,W])` its scores. Pictures are scored as their files hold them."""
     done = {(row["method"], row["item"], row["seed"]) for row in read_rows(study.rows)}
-    seeds = [seed for seed in study.seeds if (method, item, seed) not in done]
-    if not seeds:
+    if all((method, item, seed) in done for seed in study.seeds):
         return
     with measure() as cost:
-        made = make(seeds)
-    for seed, picture in zip(seeds, made, strict=True):
+        made = make(study.seeds)  # all of them, since a picture depends, in its last bits, on the size of its batch
+    for seed, picture in zip(study.seeds, made, strict=True):
+        if (method, item, seed) in done:
+            continue
         save_png(picture_path(study, method, item, seed), picture)
         seen = to_tensor(load_image(picture_path(study, method, item, seed)))
         append_row(study.rows, {
             "paper": "svdiff", "method": method, "item": item, "seed": seed, "metrics": score(seen),
-            "seconds": cost.seconds / len(seeds), "peak_memory_mb": cost.peak_memory_mb, **about,
+            "seconds": cost.seconds / len(study.seeds), "peak_memory_mb": cost.peak_memory_mb, **about,
         })  # fmt: skip
 
 

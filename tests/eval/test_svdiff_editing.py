@@ -6,7 +6,7 @@ from common.runs import read_rows
 from eval import compare, svdiff_editing, track
 
 
-def test_rows_join_the_track(tiny_folder, benchmark, encoders, tmp_path, monkeypatch):
+def test_rows_join_the_track(tiny_folder, benchmark, encoders, tmp_path, monkeypatch, capsys):
     from svdiff import basis
 
     monkeypatch.setattr(track, "RESULTS", tmp_path / "results")
@@ -22,6 +22,9 @@ def test_rows_join_the_track(tiny_folder, benchmark, encoders, tmp_path, monkeyp
     assert {row["method"] for row in rows} == {"svdiff", "svdiff+inversion"}
     assert all("psnr_reconstruction" in row["metrics"] for row in rows)
     svdiff_editing.main([*flags, "--max_train_steps", "1"])  # nothing is left to do
+    with pytest.raises(SystemExit):
+        svdiff_editing.main([*flags, "--max_train_steps", "2"])  # beside rows of one step
+    assert "another max_train_steps (1)" in capsys.readouterr().err
     compare.main([*flags, "--tracks", "text_editing"])
     html = (tmp_path / "out" / "index.html").read_text()
     assert "SVDiff, tuned on the picture" in html and "python -m eval.svdiff_editing" in html

@@ -119,8 +119,9 @@ def test_editing_and_the_ablation(evaluate):
     }  # fmt: skip
     assert all({"psnr_kept"} <= row["metrics"].keys() for row in rows)
     assert {row["method"] for row in read_rows(output / "ablation" / "rows.jsonl")} == set(train.options.SUBSET_NAMES)
-    with pytest.raises(SystemExit):
-        evaluate("--figure", "7", "--max_train_steps", "3")  # other settings into the same folder
+    for other in (["--max_train_steps", "3"], ["--geometry_layers", "4,down,0", "4,down,0"]):
+        with pytest.raises(SystemExit):
+            evaluate("--figure", "7", *other)  # other settings into the same folder
 
 
 def test_every_claim_names_rows_that_an_experiment_makes():
@@ -131,10 +132,25 @@ def test_every_claim_names_rows_that_an_experiment_makes():
 def test_related_subjects_are_compared_with_others(tmp_path):
     known = SimpleNamespace(rows=tmp_path / "rows.jsonl", args=SimpleNamespace(seed=0))
     matrix = [[1.0, 0.5, 0.1], [0.5, 1.0, 0.3], [0.1, 0.3, 1.0]]
-    for _ in range(2):  # the second time nothing is left to do
-        correlation.record(known, ["cat", "cat2", "car"], ["cat", "cat", "car"], matrix)
+    for count in (2, 3):  # rows of another choice of subjects go
+        correlation.record(known, ["cat", "cat2", "car"][:count], ["cat", "cat", "car"][:count], matrix)
+        assert len(read_rows(known.rows)) == count - 2
+    matrix[1][2] = 0.5
+    correlation.record(known, ["cat", "cat2", "car"], ["cat", "cat", "car"], matrix)
     (row,) = read_rows(known.rows)
-    assert row["item"] == "cat+cat2" and row["metrics"]["related"] == pytest.approx(0.5 - 0.2)
+    assert row["item"] == "cat+cat2" and row["metrics"]["related"] == pytest.approx(0.5 - 0.3)
+
+
+def test_pictures_that_are_missing_are_drawn_as_if_all_were(tmp_path):
+    def make(seeds):
+        return torch.tensor(seeds).reshape(-1, 1, 1, 1).expand(-1, 3, 8, 8) / 255 * len(seeds)
+
+    known = SimpleNamespace(rows=tmp_path / "rows.jsonl", output=tmp_path, seeds=[4, 5, 6])
+    for _ in range(2):
+        study.draw(known, "a", "b", make, lambda picture: {"mean": float(picture.mean()) * 255})
+        rows = read_rows(known.rows)
+        assert {row["seed"]: round(row["metrics"]["mean"]) for row in rows} == {4: 12, 5: 15, 6: 18} and len(rows) == 3
+        known.rows.write_text("".join(line + "\n" for line in known.rows.read_text().splitlines()[:1]))
 
 
 def test_table_1_is_printed_whole(tmp_path, capsys):

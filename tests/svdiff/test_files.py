@@ -73,6 +73,18 @@ def test_stable_diffusion_xl_has_three_parts(tmp_path):
     assert all(torch.equal(change.of(part)[path], shifts[part][path]) for part in shifts for path in shifts[part])
 
 
+def test_style_mixing_of_trainings(pipe):
+    one, two = (trained.Change("shifts", {part: random_shifts(getattr(pipe, part), seed=seed)
+                for part in ("unet", "text_encoder")}) for seed in (0, 1))  # fmt: skip
+    mixed = trained.style_mix(pipe, one, two, (8, "down", 0), (4, "down", 0))
+    geometry = ("down_blocks.1.attentions.0.", "down_blocks.1.downsamplers.", "down_blocks.2.", "mid_block.resnets.0.",
+                "mid_block.attentions.0.")  # fmt: skip
+    for part in ("unet", "text_encoder"):
+        assert mixed.of(part).keys() == one.of(part).keys()
+        for path, delta in mixed.of(part).items():
+            assert delta is (two if path.startswith(geometry) else one).of(part)[path], path
+
+
 def test_a_change_that_fails_half_way_leaves_the_base(pipe, tmp_path):
     before = pipe.unet.conv_in.weight.clone()
     change = trained.Change("shifts", {"unet": {"conv_in": torch.ones(16), "conv_out": torch.ones(5)}})
