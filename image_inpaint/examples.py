@@ -127,9 +127,13 @@ def boxes_of_domain(
             file.seek(0)
             file.truncate(file.read().rfind(b"\n") + 1)  # without a line that a killed run left torn
             for name in tqdm(missing, "boxes", disable=None):
-                picture = store.read(name)
-                size = (picture.height, picture.width)
-                boxes = [list(box) for _, _, box in eye.find(picture) if usable(box, size)]
+                try:
+                    picture = store.read(name)
+                    size = (picture.height, picture.width)
+                    boxes = [list(box) for _, _, box in eye.find(picture) if usable(box, size)]
+                except InputError as problem:  # one damaged picture of 300,000 stops nobody
+                    print(f"left out: {problem}")
+                    boxes = []
                 file.write(json.dumps({name: boxes}).encode() + b"\n")
                 file.flush()
     wait()

@@ -179,13 +179,14 @@ def train(args: argparse.Namespace) -> dict:
                 save_png(Path(args.output_dir) / "samples" / f"{done}.png", sheet(pipe, shown, args.seed))
         stepping = time.perf_counter() - start
     accelerator.wait_for_everyone()
+    pace = stepping / len(losses) if losses else float("nan")
     metrics = {
         "steps": args.max_train_steps,
         "loss": sum(losses[-50:]) / len(losses[-50:]) if losses else None,  # mean of the last fifty
         "trained_parameters": sum(p.numel() for p in trained.values()),
         "all_parameters": sum(p.numel() for p in [*pipe.unet.parameters(), *pipe.image_encoder.parameters()]),
-        "seconds": cost.seconds,
-        "seconds_per_step": stepping / max(len(losses), 1),
+        "seconds": cost.seconds + (first * pace if first else 0),  # steps before an interruption, at the later pace
+        "seconds_per_step": pace,
         "peak_memory_mb": cost.peak_memory_mb,
     }
     if accelerator.is_main_process:

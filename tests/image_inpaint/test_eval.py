@@ -12,6 +12,7 @@ from common.runs import read_rows
 from image_inpaint import eval as script
 from image_inpaint import tables
 from image_inpaint.methods import FIGURES, METHODS, TABLES
+from image_inpaint.options import parse_train
 from tests.image_inpaint.models import tiny_inpainter
 from tests.image_inpaint.test_infer import hole, photograph
 
@@ -49,8 +50,8 @@ def run(place, output, tiny_folder, *flags):
 
 
 def test_the_protocol_on_the_picturebook(place, tiny_folder, tmp_path, capsys, monkeypatch):
-    rows = run(place, tmp_path, tiny_folder, "--items", "2", "--table", "2", "--figure", "4")
-    wanted = {*TABLES["2"], *FIGURES["4"]}
+    rows = run(place, tmp_path, tiny_folder, "--items", "2", "--table", "2", "--figure", "2")
+    wanted = {*TABLES["2"], *FIGURES["2"]}
     assert {row["method"] for row in rows} == wanted and len(rows) == 2 * len(wanted)
     lora = next(row["metrics"] for row in rows if row["method"] == "lora")
     names = ["DINO/region (picturebook)", "CLIP-I/region (picturebook)", "thing_seen (picturebook)", "filled_excess",
@@ -58,7 +59,7 @@ def test_the_protocol_on_the_picturebook(place, tiny_folder, tmp_path, capsys, m
     assert set(names) <= set(lora)
     shown = capsys.readouterr().out
     assert "71.9" in shown and "FID (picturebook)" in shown and "KID" in shown and "swapped" in shown
-    assert {"grid.png", "figure_4.png", "results.json", "config.json"} <= {path.name for path in tmp_path.iterdir()}
+    assert {"grid.png", "figure_2.png", "results.json", "config.json"} <= {path.name for path in tmp_path.iterdir()}
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["overall"]["full"]["FID (picturebook)"]["n"] == 2 and "as photographed" in results["by_condition"]
     from image_inpaint.methods import Painter
@@ -152,6 +153,21 @@ def test_published_numbers_name_methods_that_exist_and_the_swap():
         assert table["place"].endswith(f"Table {name}") and table["doubts"]
     assert found["2"]["rows"][0]["values"][:2] == found["3"]["rows"][0]["values"][1::-1] == [66.8, 71.4]
     assert math.isnan(found["1"]["rows"][0]["values"][0])
+
+
+def test_the_rows_of_table_3_add_one_thing_each():
+    def settings(name):
+        model = ["--pretrained_model_name_or_path", "owner/model"]
+        return vars(parse_train([*model, "--print_config", *METHODS[name].training]))
+
+    plain, both = settings("lora_plain"), settings("lora")
+    assert plain["augment_source"] == plain["augment_reference"] == [] and not plain["mask_augmentation"]
+    assert both["augment_source"] and both["augment_reference"] and both["mask_augmentation"]
+    pictures = {"augment_source": both["augment_source"], "augment_reference": both["augment_reference"]}
+    assert settings("lora_reference") == plain | pictures and settings("lora_mask") == plain | {
+        "mask_augmentation": True
+    }
+    assert both == plain | pictures | {"mask_augmentation": True} and settings("full") == both | {"tuning": "full"}
 
 
 def test_means_and_intervals_stand_beside_the_published():

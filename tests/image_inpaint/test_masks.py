@@ -186,6 +186,17 @@ def test_a_triple_is_the_picture_its_hole_and_what_was_in_it():
             assert part.min() >= 0 and part.max() <= 1
 
 
+def test_the_hole_is_cropped_with_the_picture():
+    """The picture shows its own hole: whatever the crop, what is white is to be filled."""
+    for seed in range(5):
+        box = (40 + 3 * seed, 20, 80, 44)
+        picture = masks.box_mask(box, (64, 128)).expand(3, -1, -1)
+        triple = make_triple(picture, box, 64, 32, Augmentation((), (), False, True), seeded(seed))
+        assert triple.fill.sum() >= 24 * (40 - 3 * seed) and torch.allclose(
+            triple.source, triple.fill.expand(3, -1, -1), atol=1e-6
+        )
+
+
 def test_windows_hold_the_hole_and_keep_the_proportions():
     for height, width, box in (
         (64, 64, (10, 10, 30, 30)),

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -89,11 +90,23 @@ def naive_loss(place) -> float:
 def test_a_killed_training_ends_in_the_same_bytes(place, tmp_path, flags):
     run(place, tmp_path / "whole", "--max_train_steps", "4", "--checkpointing_steps", "2", *flags)
     shutil.copytree(tmp_path / "whole" / "checkpoint-2", tmp_path / "parts" / "checkpoint-2")  # all that was left
-    run(place, tmp_path / "parts", "--max_train_steps", "4", "--resume_from_checkpoint", "latest", *flags)
+    metrics = run(place, tmp_path / "parts", "--max_train_steps", "4", "--resume_from_checkpoint", "latest", *flags)
+    assert metrics["seconds"] > 3.9 * metrics["seconds_per_step"]  # of all four steps
     files = sorted(path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").rglob("*.safetensors"))
     assert files
     for file in files:
         assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "parts" / file).read_bytes()
+
+
+def test_cached_views_differ(monkeypatch):
+    """From view to view and from photograph to photograph, and are the same when a killed training goes on."""
+    monkeypatch.setattr("image_inpaint.views.encode", lambda pipe, triples: triples)
+    args = Namespace(seed=0, cache_views=3)
+    first, second, again = (
+        train.cached_views(None, lambda index, generator: torch.rand((), generator=generator).item(), index, args)
+        for index in (0, 1, 0)
+    )
+    assert len({*first, *second}) == 6 and first == again
 
 
 def test_lora_trains_the_updates_and_full_the_unet_the_mapper_and_the_vector(place, tmp_path):
