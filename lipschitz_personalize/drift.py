@@ -17,7 +17,7 @@ from common.runs import InputError
 from common.training import draw_pictures, step_generator
 from lipschitz_personalize.objectives import encode_text, network, predict, random_noisy
 
-HELD_OUT_PROMPTS = ("a photo of a cat", "a house by the sea", "a red car in the snow", "a tree in a meadow")
+HELD_OUT_PROMPTS = ("a cat on a beach", "a house by the sea", "a red car in the snow", "a tree in a meadow")
 TIMESTEP_SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the training timesteps: where predictions are compared
 
 

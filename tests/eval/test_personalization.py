@@ -108,7 +108,7 @@ class Eye:
         return torch.nn.functional.normalize(pictures.mean((2, 3)), dim=-1)
 
     def embed_text(self, prompts):
-        assert prompts in (["a red cat", "a green cat"], ["a red", "a cat"])  # without the token, and without its gap
+        assert prompts in (["a red cat", "a green cat"], ["a red", "a"])  # without the token
         return torch.tensor([[1.0, 0, 0] if "red" in prompt else [0, 1.0, 0] for prompt in prompts])
 
     def layer_maps(self, a, b):
