@@ -111,3 +111,16 @@ def beside_published(
     doubts = "\n".join(f"- {doubt}" for doubt in table["doubts"])
     head = f"{table['title']}\n({table['place']})"
     return f"{head}\n\n{text_table(lines)}\n\nDoubts about the published numbers:\n{doubts}"
+
+
+def with_others(
+    table: dict[str, Any],
+    measured: dict[str, dict[str, Summary]],
+    protocols: dict[str, str] | None = None,
+    factors: dict[str, float] | None = None,
+) -> str:
+    """beside_published for summaries by method: those that the table names go under its rows, the others follow it."""
+    listed = [row["method"] for row in table["rows"]]
+    rows = {called: [found.get(method) for method in listed] for called, found in measured.items()}
+    others = {called: {m: found[m] for m in found if m not in listed} for called, found in measured.items()}
+    return beside_published(table, rows, others, protocols, factors)

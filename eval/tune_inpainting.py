@@ -38,8 +38,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     from common.runs import read_rows
+    from common.tables import cell, intervals, text_table
     from image_inpaint import eval as inpaint_eval
-    from image_inpaint import tables
+    from image_inpaint.tables import scores_of
 
     output, lines, found = Path(args.output_dir), [["method", "setting", *SHOWN]], []
     for method in args.methods:
@@ -50,12 +51,12 @@ def main(argv: list[str] | None = None) -> None:
                 "--methods", method, "--items", str(args.items), "--seed", str(args.seed), "--output_dir", str(place),
                 f"--training_flags={training}", *flags,
             ])  # fmt: skip
-            summary = tables.summarise(read_rows(place / "rows.jsonl"))["overall"][method]
-            values = {name: tables.scores_of(summary, name) for name in SHOWN}
-            lines.append([method, " ".join(flags) + training, *(tables.cell(values[name]) for name in SHOWN)])
+            summary = intervals(read_rows(place / "rows.jsonl"))
+            values = {name: scores_of(summary, name) for name in SHOWN}
+            lines.append([method, " ".join(flags) + training, *(cell(values[name]) for name in SHOWN)])
             found.append({"method": method, "flags": flags, "training_flags": training, "scores": values})
             write_json(output / "tuning.json", found)
-    print(tables.text_table(lines))
+    print(text_table(lines))
 
 
 if __name__ == "__main__":

@@ -214,34 +214,34 @@ def draw_figure(args: argparse.Namespace, items: list, columns: list[str], path:
 
 def report(args: argparse.Namespace, items: list, rows: list[dict]) -> None:
     """results.json, grid.png, figures, and the tables on the screen."""
-    from image_inpaint import tables
+    from common.tables import by, by_method, score_table
+    from image_inpaint.tables import beside_published
 
     output = Path(args.output_dir)
-    summary = tables.summarise(rows)
+    summary = {"overall": by_method(rows), "by_condition": {}}
     for method, found in sets_of(args, items).items():
         summary["overall"][method] |= found
-    for condition in dict.fromkeys(row["condition"] for row in rows):
-        own = [row for row in rows if row["condition"] == condition]
-        summary.setdefault("by_condition", {})[condition] = tables.summarise(own)["overall"]
+    for condition, own in by(rows, "condition").items():
+        summary["by_condition"][condition] = by_method(own)
     draw_figure(args, items, args.methods, output / "grid.png")
     for figure in args.figure or []:
         draw_figure(args, items, FIGURES[figure], output / f"figure_{figure}.png")
-    print(tables.overall_table(summary["overall"]), end="\n\n")
-    for condition, found in summary.get("by_condition", {}).items():
+    print(score_table(summary["overall"]), end="\n\n")
+    for condition, found in summary["by_condition"].items():
         shown = {method: {key: v for key, v in values.items() if key.startswith(("DINO", "thing_seen", "psnr_truth"))}
                  for method, values in found.items()}  # fmt: skip
-        print(f"{condition}\n{tables.overall_table(shown)}", end="\n\n")
+        print(f"{condition}\n{score_table(shown)}", end="\n\n")
     if args.table:
         called = f"measured: {Path(args.subjects or 'picturebook').name}, {args.metric_encoders} encoders"
-        print(tables.beside_published(args.table, {called: summary["overall"]}), end="\n\n")
+        print(beside_published(args.table, {called: summary["overall"]}), end="\n\n")
     write_json(output / "results.json", summary)
     print(f"{len(rows)} rows; everything in {output}, pictures in {output / 'grid.png'}")
 
 
 def print_storage() -> None:
     """What the paper's 2 to 40 MB can be, on Stable Diffusion 1.x with nine channels."""
+    from common.tables import text_table
     from image_inpaint.lora import TARGETS, storage
-    from image_inpaint.tables import text_table
 
     lines = [["targets", "rank", "parameters", "share", "file, float32"]]
     for targets in TARGETS:

@@ -35,8 +35,4 @@ def beside_published(name: str, measured: dict[str, dict[str, Summary]]) -> str:
 
     measured: what a measured line is called (it says which pictures and encoders are behind it), and the summaries.
     """
-    table = tables.published_table("pixels", name)
-    listed = [row["method"] for row in table["rows"]]
-    rows = {called: [found.get(method) for method in listed] for called, found in measured.items()}
-    others = {called: {m: found[m] for m in found if m not in listed} for called, found in measured.items()}
-    return tables.beside_published(table, rows, others, PROTOCOLS, FACTORS)
+    return tables.with_others(tables.published_table("pixels", name), measured, PROTOCOLS, FACTORS)

@@ -2,13 +2,13 @@
 
 import json
 import math
-import tomllib
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from common.runs import read_rows
+from common.tables import by_method, published_table
 from image_inpaint import eval as script
 from image_inpaint import tables
 from image_inpaint.methods import FIGURES, METHODS, TABLES
@@ -144,8 +144,7 @@ def test_the_caption_baseline_has_a_guidance_of_its_own(place, tiny_folder, tmp_
 
 
 def test_published_numbers_name_methods_that_exist_and_the_swap():
-    found = tomllib.loads(tables.PUBLISHED.read_text())
-    assert set(found) == {"1", "2", "3"}
+    found = {name: published_table("image_inpaint", name) for name in "123"}
     for name, table in found.items():
         for row in table["rows"]:
             assert len(row["values"]) == len(table["columns"])
@@ -172,6 +171,6 @@ def test_the_rows_of_table_3_add_one_thing_each():
 
 def test_means_and_intervals_stand_beside_the_published():
     rows = [{"method": "lora", "metrics": {"DINO/region (x)": value}, "seconds": 1.0} for value in (0.5, 0.7)]
-    shown = tables.beside_published("2", {"here": tables.summarise(rows)["overall"]})
+    shown = tables.beside_published("2", {"here": by_method(rows)})
     assert "60 [50, 70]" in shown and "Table 3" in shown
-    assert np.isclose(tables.summarise(rows)["overall"]["lora"]["seconds"]["mean"], 1)
+    assert np.isclose(by_method(rows)["lora"]["seconds"]["mean"], 1)
