@@ -11,7 +11,7 @@ import math
 
 from common.metrics import parse_key
 from common.runs import paired_bootstrap
-from lipschitz_personalize import tables
+from common.tables import cell, text_table
 from lipschitz_personalize.plan import OWN, SPACE_NAMES
 
 LEAST = 8
@@ -63,6 +63,6 @@ def claims_table(findings: list[dict]) -> str:
     """One line per claim: difference with its interval, and the verdict."""
     if not findings:
         return "No claim to judge: that takes a method with the penalty and the same one without it."
-    lines = [[f"{one['method']} - {one['baseline']}", one["score"], tables.cell(one), one["verdict"], one["place"]]
+    lines = [[f"{one['method']} - {one['baseline']}", one["score"], cell(one), one["verdict"], one["place"]]
              for one in findings]  # fmt: skip
-    return tables.text_table([["ours - baseline", "score", "difference", "verdict", "the claim"], *lines])
+    return text_table([["ours - baseline", "score", "difference", "verdict", "the claim"], *lines])

@@ -222,15 +222,17 @@ def keep_config(args: argparse.Namespace, settings: dict[str, dict]) -> None:
 
 def report(args: argparse.Namespace, names: list[str], rows: list[dict]) -> None:
     """results.json, and tables and claims on the screen."""
+    from common.tables import by_method, score_table
     from lipschitz_personalize import claims, tables
 
-    summary = tables.summarise(rows)
+    summary = by_method(rows, tables.COSTS)
     findings = claims.judge(rows)
-    print(tables.scores_table(summary), end="\n\n")
+    print(score_table(summary, "subjects x seeds"), end="\n\n")
     if args.table:
         backbone = args.backbone or options.guess_backbone(args.pretrained_model_name_or_path)
         called = f"measured, {args.dataset}, {args.metric_encoders} encoders"
-        print(tables.beside_published(args.table, summary, backbone, called), end="\n\n")
+        measured = {called: tables.of_methods(args.table, summary, backbone)}
+        print(tables.beside_published(args.table, measured), end="\n\n")
     print(claims.claims_table(findings), end="\n\n")
     write_json(Path(args.output_dir) / "results.json", {"overall": summary, "claims": findings})
 

@@ -7,9 +7,8 @@ from pathlib import Path
 from common.data import fill_prompt
 from common.images import center_crop_resize, grid, load_image, save_png
 from common.runs import atomic_path
-from lipschitz_personalize import tables
+from common.tables import by_method, find, published_table
 from lipschitz_personalize.plan import lambda_sweep
-from lipschitz_personalize.published import published_table
 
 
 def draw(
@@ -47,12 +46,12 @@ def curves(args: argparse.Namespace, rows: list[dict], sweep: list[str], output:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    summary = tables.summarise([row for row in rows if row["method"] in sweep])
+    summary = by_method([row for row in rows if row["method"] in sweep])
     weights = {row["method"]: row["l2_reg_weight"] for row in rows}
     names = sorted((name for name in sweep if name in summary), key=weights.get)
     unit = next((weights[name] for name in names if weights[name] > 0), 1.0)
     if 2 in args.figure:
-        published = [row["values"] for row in published_table("figure_2")["rows"]]
+        published = [row["values"] for row in published_table("lipschitz_personalize", "figure_2")["rows"]]
         figure, axes = plt.subplots(1, 2, figsize=(8, 3.2), constrained_layout=True)
         for axis, key, column in zip(axes, ("delta_theta_sum", "delta_eps"), (1, 2), strict=True):
             values = [summary[name][key] for name in names]
@@ -71,7 +70,7 @@ def curves(args: argparse.Namespace, rows: list[dict], sweep: list[str], output:
     if 4 in args.figure:
         figure, axes = plt.subplots(1, 2, figsize=(8, 3.2), constrained_layout=True)
         for axis, score in zip(axes, ("DINO", "CLIP-I"), strict=True):
-            points = [(tables.find(summary[name], score)["mean"], tables.find(summary[name], "CLIP-T")["mean"])
+            points = [(find(summary[name], score)["mean"], find(summary[name], "CLIP-T")["mean"])
                       for name in names]  # fmt: skip
             axis.plot(*zip(*points, strict=True), "o-")
             for name, point in zip(names, points, strict=True):

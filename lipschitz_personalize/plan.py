@@ -8,8 +8,8 @@ from typing import Any
 
 from common.flags import is_picturebook_folder
 from common.runs import InputError
+from common.tables import published_table
 from lipschitz_personalize import options
-from lipschitz_personalize.published import published_table
 
 SPACE_NAMES = {"full": "dreambooth", "custom_diffusion": "custom_diffusion", "lora": "lora"}
 OWN = {"full": "lipschitz", "custom_diffusion": "lipschitz_custom_diffusion", "lora": "lipschitz_lora"}
@@ -84,7 +84,11 @@ def wanted(args: argparse.Namespace) -> list[str]:
     names: list[str] = []
     backbone = args.backbone or options.guess_backbone(args.pretrained_model_name_or_path)
     if args.table:
-        names += [row["method"] for row in published_table(args.table)["rows"] if row.get("backbone") == backbone]
+        names += [
+            row["method"]
+            for row in published_table("lipschitz_personalize", args.table)["rows"]
+            if row.get("backbone") == backbone
+        ]
     if set(args.figure) & {2, 4, 5}:
         names += lambda_sweep(args.pretrained_model_name_or_path)
     if 3 in args.figure or not names and 1 not in args.figure:

@@ -11,9 +11,9 @@ from PIL import Image
 from common.data import Subject, write_subjects
 from common.encoders import Clip, Dino
 from common.runs import read_rows
+from common.tables import by_method, published_table
 from lipschitz_personalize import claims, infer, options, plan, scores, tables, train
 from lipschitz_personalize import eval as evaluate
-from lipschitz_personalize.published import published_table
 from tests.tiny_encoders import write_encoders
 
 QUICK = ["--num_inference_steps", "2", "--train_args", "--max_train_steps", "2", "--num_inference_steps", "2",
@@ -98,7 +98,7 @@ def test_print_config_resolves_whole_tables(capsys, dataset, encoders):
     evaluate.main(["--pretrained_model_name_or_path", "stable-diffusion-v1-5/stable-diffusion-v1-5", "--dataset",
                    str(dataset), "--table", "1", "--print_config"])  # fmt: skip
     methods = json.loads(capsys.readouterr().out)["methods"]
-    assert methods.keys() == {row["method"] for row in published_table("1")["rows"]}
+    assert methods.keys() == {row["method"] for row in published_table("lipschitz_personalize", "1")["rows"]}
     assert methods["dreambooth+prior"]["with_prior_preservation"] and methods["dreambooth+prior"]["l2_reg_weight"] == 0
     assert methods["dreambooth+prior"]["learning_rate"] == 5e-6 and methods["lipschitz"]["l2_reg_weight"] == 500
 
@@ -122,7 +122,7 @@ def test_baselines_have_their_own_recipes_and_each_backbone_its_word():
 
 def test_lambdas_are_those_of_figure_2():
     names = plan.lambda_sweep("owner/sd")
-    published = [row["values"][0] for row in published_table("figure_2")["rows"]]
+    published = [row["values"][0] for row in published_table("lipschitz_personalize", "figure_2")["rows"]]
     assert [float(name.partition("l2_reg_weight=")[2]) for name in names] == published
 
 
@@ -161,13 +161,20 @@ def test_a_run_that_was_killed_goes_on(models, dataset, encoders, tmp_path, monk
 
 def test_every_own_row_of_the_tables_is_a_method_and_numbers_are_complete():
     for name, count in (("1", 14), ("2", 9)):
-        table = published_table(name)
+        table = published_table("lipschitz_personalize", name)
         assert len(table["rows"]) == count
         for row in table["rows"]:
             assert len(row["values"]) == len(table["columns"]) and (
                 row.get("foreign") or row["method"] in plan.methods()
             )
-    assert [row["values"][0] for row in published_table("figure_2")["rows"]] == [0, 500, 1000, 2000, 5000, 10000]
+    assert [row["values"][0] for row in published_table("lipschitz_personalize", "figure_2")["rows"]] == [
+        0,
+        500,
+        1000,
+        2000,
+        5000,
+        10000,
+    ]
 
 
 def rows_of(gap, count):
@@ -192,7 +199,7 @@ def test_claims_are_judged_by_paired_intervals(gap, count, dino, eps):
 
 
 def test_a_measured_row_stands_under_its_published_one_of_the_same_backbone():
-    shown = tables.beside_published("1", tables.summarise(rows_of(0.1, 8)), "sd", "measured here")
+    shown = tables.beside_published("1", {"measured here": tables.of_methods("1", by_method(rows_of(0.1, 8)))})
     lines = shown.splitlines()
     place = next(number for number, line in enumerate(lines) if "DreamBooth + ours" in line and "0.6394" in line)
     assert "measured here" in lines[place + 1] and shown.count("measured here") == 2
