@@ -132,8 +132,8 @@ def run_figure(study, name: str) -> dict:
     """Run one figure in a folder of its own; prints its scores and claims, and returns both."""
     from dataclasses import replace
 
+    from common.tables import by_method, score_table, text_table
     from svdiff import claims
-    from svdiff.published import score_table, summarise, text_table
 
     module = FIGURES[name]
     folder = name if module == "strength" else module
@@ -142,9 +142,9 @@ def run_figure(study, name: str) -> dict:
     study.output.mkdir(parents=True, exist_ok=True)
     importlib.import_module(f"svdiff.experiments.{module}").run(study)
     rows = read_rows(study.rows)
-    summary, found = summarise(rows), claims.judge(folder, rows) if rows else []
+    summary, found = by_method(rows, costs=()), claims.judge(folder, rows) if rows else []
     if summary:
-        print(f"\n{name}, {study.args.metric_encoders} encoders\n\n{score_table(summary)}\n")
+        print(f"\n{name}, {study.args.metric_encoders} encoders\n\n{score_table(summary, 'pictures')}\n")
     if found:
         print(text_table(claims.claims_table(found)), end="\n\n")
     return {"summary": summary, "claims": found}
@@ -158,7 +158,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     output = Path(args.output_dir)
     if not args.figure:
-        from svdiff.published import size_table
+        from svdiff.tables import size_table
 
         found = sizes()
         print(size_table(found))

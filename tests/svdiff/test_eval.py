@@ -17,7 +17,8 @@ from common.picturebook.drawing import draw as paint
 from common.picturebook.scenes import Scene, Thing
 from common.pipelines import load_pipeline
 from common.runs import read_rows
-from svdiff import claims, published, train
+from common.tables import published_table
+from svdiff import claims, train
 from svdiff import eval as svdiff_eval
 from svdiff.experiments import FIGURES, correlation, study, user_study
 from svdiff.trainable import SPACES
@@ -156,7 +157,7 @@ def test_pictures_that_are_missing_are_drawn_as_if_all_were(tmp_path):
 def test_table_1_is_printed_whole(tmp_path, capsys):
     svdiff_eval.main(["--output_dir", str(tmp_path)])
     shown = capsys.readouterr().out
-    assert all(row["subset"] in shown for row in published.published_table("1")["rows"])
+    assert all(row["subset"] in shown for row in published_table("svdiff", "1")["rows"])
     assert "322,856" in shown and "1404" in shown
     found = json.loads((tmp_path / "table1.json").read_text())
     assert found["UNet"]["file_bytes"] <= 1.35e6 and found["Mid-CA"]["values"] == 4096
