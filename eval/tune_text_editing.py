@@ -2,7 +2,7 @@
 
     python -m eval.tune_text_editing --items 6
 
-An engine is tuned with DDIM inversion, an inversion under Prompt-to-Prompt as published. Prints what to write into
+An engine is tuned with DDIM inversion, an inversion under Prompt-to-Prompt as published. Prints the best of each, for
 spdinv/options.py: PICTUREBOOK_PRESET, before the test split is run. An interrupted run goes on.
 """
 

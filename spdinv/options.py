@@ -12,7 +12,8 @@ from common.flags import check_writable, is_picturebook_folder, number
 from common.runs import InputError
 from spdinv import presets
 
-# What takes the place of the paper's defaults on the picturebook; to be tuned on its validation split only.
+# What takes the place of the paper's defaults on the picturebook: on its validation split nothing beat the published
+# settings of the engines (README.md).
 PICTUREBOOK_PRESET: dict[str, Any] = {}
 
 # keys of inversions.INVERSIONS and engines.ENGINES, which are heavy to import
