@@ -127,8 +127,11 @@ def resolve_training(args: argparse.Namespace) -> None:
         if not args.instance_prompt:
             raise InputError("--image_path needs --instance_prompt, the picture's caption")
         args.with_prior_preservation = False  # lambda = 0 (Sec. 3.2)
-    if args.concepts_list and args.instance_data_dir:
-        raise InputError("--concepts_list names all subjects: leave out --instance_data_dir")
+    for name in Concept.__dataclass_fields__:
+        if args.concepts_list and getattr(args, name):
+            raise InputError(f"--concepts_list names all subjects: leave out --{name}")
+    if args.parameter_space != "svdiff" and args.parameter_subset != "UNet":
+        raise InputError(f"--parameter_subset is of spectral shifts: leave it out with {args.parameter_space}")
     if args.unmix_weight and not args.concepts_list:
         raise InputError("--unmix_weight tells subjects apart: give two of them in --concepts_list")
     if args.unmix_weight and not args.cut_mix_unmix_prob:

@@ -62,6 +62,9 @@ def train(flags, tmp_path, monkeypatch):
     return run
 
 
+ONE_SUBJECT = ("--instance_data_dir", "--instance_prompt", "--class_prompt", "--class_data_dir")
+
+
 def without(flags, *names):
     kept = list(flags)
     for name in names:
@@ -176,7 +179,7 @@ def concepts_list(pictures, **changes):
 
 @pytest.mark.parametrize("space", ["svdiff", "full"])
 def test_two_subjects_with_cut_mix_and_unmix(train, flags, pictures, space):
-    base = without(flags, "--instance_data_dir", "--instance_prompt", "--class_prompt", "--class_data_dir")
+    base = without(flags, *ONE_SUBJECT)
     base += ["--concepts_list", concepts_list(pictures), "--parameter_space", space, "--max_train_steps", "2"]
     plain = train("plain", "--cut_mix_unmix_prob", "1", base=base)
     unmixed = train("unmixed", "--cut_mix_unmix_prob", "1", "--unmix_weight", "100", base=base)
@@ -215,6 +218,7 @@ WRONG = [
     (["--unmix_weight", "1"], "--concepts_list"),
     (["--image_path", "/nowhere.png"], "leave out --concepts_list"),
     (["--concepts_list", "/nowhere.json"], "leave out --instance_data_dir"),
+    (["--parameter_space", "lora", "--parameter_subset", "UNet-1D"], "leave it out with lora"),
     (["--resolution", "63"], "multiple"),
     (["--max_train_step", "3"], "--max_train_steps"),
     (["--mixed_precision", "fp16"], "needs a GPU"),
@@ -297,7 +301,7 @@ def test_the_unmix_loss_needs_cut_mixed_samples(flags, pictures, tmp_path, capsy
     path = Path(concepts_list(pictures))
     path.write_text(json.dumps(json.loads(path.read_text())[:1]))
     with pytest.raises(SystemExit):
-        main([*without(flags, "--instance_data_dir"), "--concepts_list", str(path), "--output_dir",
+        main([*without(flags, *ONE_SUBJECT), "--concepts_list", str(path), "--output_dir",
               str(tmp_path / "out"), *more])  # fmt: skip
     assert words in capsys.readouterr().err
 
@@ -307,7 +311,7 @@ def test_wrong_concepts(flags, pictures, tmp_path, capsys, entries, words):
     text = entries if isinstance(entries, str) else json.dumps(entries).replace("HERE", str(pictures / "cat"))
     (tmp_path / "list.json").write_text(text)
     with pytest.raises(SystemExit) as stop:
-        main([*without(flags, "--instance_data_dir", "--instance_prompt"), "--output_dir", str(tmp_path / "out"),
+        main([*without(flags, *ONE_SUBJECT), "--output_dir", str(tmp_path / "out"),
               "--concepts_list", str(tmp_path / "list.json")])  # fmt: skip
     assert stop.value.code == 2 and words in capsys.readouterr().err and not (tmp_path / "out").exists()
 
