@@ -71,6 +71,7 @@ def experiment(backbone: Backbone, latents: Tensor, generator: torch.Generator) 
     x = start = latents.double() + sigmas[0] * noise()
     squares = []
     for i, t in enumerate(timesteps):
+        backbone.start()  # Euler scales its input by the step that it counts, and no step() is called here to count on
         z = (signal[i] * x).to(latents.dtype)
         eps = epsilon(backbone, backbone.predict(z, t), z, signal[i], noise_level[i]).double()
         score = -eps / sigmas[i]

@@ -10,7 +10,7 @@ from scipy import stats
 from pixels.backbones.backbone import Backbone, select_timesteps
 from pixels.lemma import Trial, chi_square_tail, corrected_bound, epsilon, experiment, paper_bound
 from pixels.surgery import noise_levels
-from tests.pixels.toy import CONFIG
+from tests.pixels.toy import CONFIG, toy_backbone
 
 
 def backbone_of(network, kind="ddim", steps=20, strength=0.6, prediction_type="epsilon"):
@@ -83,6 +83,16 @@ def test_the_distance_of_a_perfect_score():
         )
         assert trial.distance**0.5 == pytest.approx(start.norm().item(), abs=0.3)  # the last step's noise is 0.04
         assert trial.holds(corrected_bound, 0.05)
+
+
+def test_a_network_is_shown_the_same_latents_by_every_scheduler():
+    """Euler's scaling of the input belongs to the timestep, not to the first step."""
+    latents = torch.randn(2, 4, 4, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    vp, ve = (experiment(toy_backbone(kind, strength=0.8), latents, torch.Generator().manual_seed(0))
+              for kind in ("ddim", "euler"))  # fmt: skip
+    for one, other in zip(vp, ve, strict=True):
+        assert one.distance == pytest.approx(other.distance, rel=1e-4)
+        assert one.score_bound == pytest.approx(other.score_bound, rel=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["ddim", "euler"])
