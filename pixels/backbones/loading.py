@@ -69,6 +69,10 @@ def load_model(
     be loaded whole or does not belong together.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):  # torch was built without it, or there is no such thing
+        raise InputError(f"There is no device {str(device)!r} here; leave it out, or take cpu.") from None
     folder = find_folder(str(name), bool(constants.HF_HUB_OFFLINE), PIPELINES | REFINER | KANDINSKY)
     pipeline_class, _ = inspect_folder(folder, PIPELINES | REFINER | KANDINSKY, ())
     if pipeline_class in PIPELINES.values():
