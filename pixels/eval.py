@@ -107,8 +107,9 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def check_same_settings(output: Path, args: argparse.Namespace) -> None:
-    """Raises InputError if the folder holds rows that were made with other settings."""
-    if not any(output.glob("rows*.jsonl")):
+    """Raises InputError if the folder holds rows that were made with other settings (rows of eval.pretrained_exemplar,
+    which knows none of them, do not count)."""
+    if not any([*output.glob("rows.jsonl"), *output.glob("rows-[0-9]*of*.jsonl")]):
         return
     before = read_json(output / "config.json")
     changed = [name for name, value in vars(args).items() if name not in FREE and before.get(name) != value]
@@ -228,26 +229,32 @@ def report(bench, pairs: list) -> None:
 
 
 def frechet(bench, pairs: list, methods: list[str]) -> dict[str, dict]:
-    """{method: {"FID (encoder)": …}} of the edited pictures against the sources themselves, in every embedder of eyes.
+    """{method: {"FID (encoder)": …}} of the edited pictures against the sources themselves, at the size of the method's
+    pictures (not all methods have the frame's), in every embedder of eyes.
 
     A single value of a set has no interval over items; n is the number of pictures."""
+    import torch
+
     from common.images import load_image, to_tensor
     from common.metrics import frechet_distance
+    from pixels.frames import frame_tensor
 
     if len(pairs) < 2:
         return {}
 
-    def features(embedder, name: str):
-        import torch
-
-        places = (bench.output / "pictures" / pair.id / f"{name}.png" for pair in pairs)
-        return torch.cat([embedder.embed(to_tensor(load_image(place))) for place in places])
+    def edited(pair, method: str):
+        return to_tensor(load_image(bench.output / "pictures" / pair.id / f"{method}.png"))
 
     result: dict[str, dict] = {method: {} for method in methods}
     for embedder in bench.eyes.fid:
-        reference = features(embedder, "source")
+        sources: dict[tuple[int, int], torch.Tensor] = {}
         for method in methods:
-            score = frechet_distance(reference, features(embedder, method), embedder.label)
+            size = tuple(edited(pairs[0], method).shape[-2:])
+            if size not in sources:
+                pictures = (frame_tensor(load_image(pair.source), size, "squash") for pair in pairs)
+                sources[size] = torch.cat([embedder.embed(picture) for picture in pictures])
+            features = torch.cat([embedder.embed(edited(pair, method)) for pair in pairs])
+            score = frechet_distance(sources[size], features, embedder.label)
             result[method][score.key] = {"mean": score.value, "low": score.value, "high": score.value, "n": score.n}
     return result
 

@@ -23,11 +23,11 @@ SDXL_LATENTS = (1, 4, 128, 128)  # of 1024 pixels
 def clock(function, device: torch.device) -> float:
     """Seconds of one call, the GPU's work included."""
     if device.type == "cuda":
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device)
     start = time.perf_counter()
     function()
     if device.type == "cuda":
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device)
     return time.perf_counter() - start
 
 
@@ -35,8 +35,7 @@ def paired_runs(bench: Bench, loaded: dict[str, Any], repeats: int) -> list[dict
     """Loops alone, ours and diffusers' img2img in turn: both begin at latents and end at latents, so that neither the
     exemplar's pass through the VAE nor the decoder is in the difference. One row per pair; the first warms up."""
     backbone = bench.bind(loaded)
-    source, exemplar = (backbone.encode(picture, False, None) for picture in (loaded["source"], loaded["exemplars"][0]))
-    known = {id(loaded["source"]): source, id(loaded["exemplars"][0]): exemplar}
+    known = {id(picture): backbone.encode(picture, False, None) for picture in (loaded["source"], *loaded["exemplars"])}
     loop = replace(backbone, encode=lambda picture, sample, generator: known[id(picture)], decode=lambda z: z)
     pipe = AutoPipelineForImage2Image.from_pipe(bench.model.pipe)
     pipe.scheduler = type(bench.model.scheduler).from_config(bench.model.scheduler.config)
@@ -44,8 +43,8 @@ def paired_runs(bench: Bench, loaded: dict[str, Any], repeats: int) -> list[dict
     told = bench.sampling
     settings: dict[str, Any] = {
         "prompt": told.prompt, "negative_prompt": told.negative_prompt, "guidance_scale": told.guidance_scale,
-        "num_inference_steps": told.num_inference_steps, "strength": told.strength or 1.0, "image": source,
-        "output_type": "latent",
+        "num_inference_steps": told.num_inference_steps, "strength": told.strength or 1.0,
+        "image": known[id(loaded["source"])], "output_type": "latent",
     }  # fmt: skip
     if told.denoising_start is not None:
         settings["denoising_start"] = told.denoising_start
@@ -62,9 +61,12 @@ def paired_runs(bench: Bench, loaded: dict[str, Any], repeats: int) -> list[dict
     def measured(function) -> dict[str, float]:
         cuda = backbone.device.type == "cuda"
         if cuda:
-            torch.cuda.reset_peak_memory_stats()
+            torch.cuda.reset_peak_memory_stats(backbone.device)
         seconds = clock(function, backbone.device)
-        return {"seconds": seconds, "mb": torch.cuda.max_memory_allocated() / 2**20 if cuda else float("nan")}
+        return {
+            "seconds": seconds,
+            "mb": torch.cuda.max_memory_allocated(backbone.device) / 2**20 if cuda else float("nan"),
+        }
 
     rows = []
     for repeat in range(repeats + 1):

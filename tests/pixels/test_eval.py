@@ -109,6 +109,23 @@ def test_the_distance_to_the_sources_is_that_of_the_pictures_on_disk(whole):
     assert summary["pixels"]["FID (inception)"]["mean"] == pytest.approx(expected, rel=1e-4)
 
 
+def test_rows_and_pictures_of_other_weights_may_be_there_before(run, whole, tmp_path):
+    """eval.pretrained_exemplar runs at a size of its own, and leaves source.png at that size."""
+    out = tmp_path / "out"
+    run(out, "--table", "1a", "--methods", "paste")
+    rows = [row | {"method": "ip_adapter"} for row in read_rows(out / "rows.jsonl")]
+    for k in range(3):
+        place = out / "pictures" / f"p{k}"
+        Image.open(place / "paste.png").resize((16, 16)).save(place / "ip_adapter.png")
+        Image.open(place / "source.png").resize((16, 16)).save(place / "source.png")
+    for old in ("rows.jsonl", "config.json", "results.json"):
+        (out / old).unlink()
+    (out / "rows-ip_adapter.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run(out, "--table", "1a", "--methods", "paste")
+    summary, alone = (json.loads((folder / "results.json").read_text()) for folder in (out, whole))
+    assert summary["paste"]["FID (inception)"] == alone["paste"]["FID (inception)"] and "ip_adapter" in summary
+
+
 def test_an_interrupted_run_goes_on_and_ends_in_the_same_bytes(run, whole, tmp_path, monkeypatch):
     original, calls = scoring.run_item, []
 
@@ -204,6 +221,14 @@ def test_overhead(run, tmp_path):
     numbers = json.loads((tmp_path / "out" / "overhead.json").read_text())
     assert len(numbers["rows"]) == 2 and "PIXELS  published" in printed and "1x4x128x128" in printed
     assert numbers["operations"]["1x4x128x128"]["stacks"] == 2 * 3 * 4 * 128 * 128 * 4
+
+
+def test_overhead_of_several_exemplars(run, dataset, tmp_path):
+    entry = json.loads((dataset / "pairs.json").read_text())[2]
+    places = {key: [str(dataset / name) for name in entry[key]] for key in ("exemplars", "edit_maps")}
+    write_json(tmp_path / "pairs.json", [entry | places | {"source": str(dataset / entry["source"])}])
+    flags = ["--dataset", str(tmp_path), "--overhead", "--repeats", "1", "--scheduler", "ddim"]
+    assert "% time" in run(tmp_path / "out", *flags).out
 
 
 def test_added_bytes_stay_below_the_mark():
