@@ -62,6 +62,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--table", choices=TABLES, help="run the rows of this table of the paper, and print them inside it")
     add("--presets", nargs="+", choices=presets.PRESETS, help="run under each of these in place of --preset; of a "
         "table, only rows with the paper's own inversion: no other was published with extras")  # fmt: skip
+    add("--null_source_prompt", action="store_true", help='invert and redraw the source under "", as published '
+        "of ddim and direct under masactrl do; spdinv.infer has --source_prompt for it")  # fmt: skip
     add("--factorial", action="store_true", help="run ddim and spd under p2p with every combination of extras (2 "
         "inversions and 32 edits per item), and print how much each explains")  # fmt: skip
     add("--experiment", choices=EXPERIMENTS, help="run this instead, in a folder of its own inside --output_dir; table "

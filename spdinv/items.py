@@ -40,12 +40,14 @@ def run_item(
 
     image = center_crop_resize(load_image(item.image_path), resolution or native_resolution(pipe))
     words = blended_words(pipe, item)
-    method = options.with_words(method, words, {words[1]: EQUALIZER} if words else None)
-    key = json.dumps([method.inversion, method.inversion_options, method.num_inference_steps, method.inversion_steps])
+    method = options.with_words(method, words, {words[1]: EQUALIZER} if words and words[1] else None)
+    source_prompt = "" if method.null_source_prompt else item.source_prompt
+    key = json.dumps([source_prompt, method.inversion, method.inversion_options, method.num_inference_steps,
+                      method.inversion_steps])  # fmt: skip
     before, memory = (inverted or {}).get(key, (None, 0.0))
     with measure() as cost:
         edit = edit_picture(
-            pipe, to_tensor(image).to(pipe.device), item.source_prompt, item.target_prompt, method, inversion=before
+            pipe, to_tensor(image).to(pipe.device), source_prompt, item.target_prompt, method, inversion=before
         )
     memory = max(memory, cost.peak_memory_mb)
     if inverted is not None:
@@ -72,17 +74,22 @@ def run_item(
     return row, pictures
 
 
-def blended_words(pipe, item) -> tuple[str, str] | None:
-    """The item's words for LocalBlend, or None, with a warning, where one of them is not in its prompt."""
-    from spdinv.engines.alignment import word_mask
+def blended_words(pipe, item) -> tuple[str | None, str | None] | None:
+    """The item's words for LocalBlend; None, with a warning, for one that is not in its prompt. As released, the other
+    then says alone where to blend; where both are missing nothing is blended (the released code edits nothing)."""
+    from spdinv.engines.alignment import find_word
 
-    if item.blended_words:
+    if not item.blended_words:
+        return None
+    found = []
+    for prompt, word in zip((item.source_prompt, item.target_prompt), item.blended_words, strict=True):
         try:
-            word_mask(pipe.tokenizer, [item.source_prompt, item.target_prompt], item.blended_words)
+            find_word(pipe.tokenizer, prompt, word)
+            found.append(word)
         except InputError as problem:
-            log.warning("item %s runs without LocalBlend and reweighting: %s", item.id, problem)
-            return None
-    return item.blended_words
+            log.warning("item %s: LocalBlend and reweighting do without a word: %s", item.id, problem)
+            found.append(None)
+    return tuple(found) if any(found) else None
 
 
 def scores(item, pictures: dict, encoders, folder: Path | None) -> dict[str, float]:

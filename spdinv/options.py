@@ -32,7 +32,7 @@ class Method:
     inversion: a key of inversions.INVERSIONS; inversion_options: keyword arguments of its `invert`.
     engine: a key of engines.ENGINES; engine_options: keyword arguments of its function.
     extras: what is done on top (extras.apply, and color_fix). inversion_steps: of the inversion, where they are more
-    than the sampler's (see editing.thin).
+    than the sampler's (see editing.thin). null_source_prompt: an item's source prompt is not told (items.run_item).
     Raises InputError for what does not go together.
     """
 
@@ -44,6 +44,7 @@ class Method:
     engine_options: dict[str, Any] = field(default_factory=dict)
     extras: dict[str, Any] = field(default_factory=dict)
     inversion_steps: int | None = None
+    null_source_prompt: bool = False
 
     def __post_init__(self):
         if self.inversion_steps and self.inversion not in TRAJECTORY_ONLY:
@@ -250,10 +251,12 @@ def method_of(args: argparse.Namespace, inversion: str, engine: str) -> Method:
         source_guidance_scale = args.guidance_scale
     settings = inversion_options(args, source_guidance_scale).get(inversion, {})
     return Method(inversion, engine, args.num_inference_steps, args.guidance_scale, settings, engine_options,
-                  extras, args.inversion_steps)  # fmt: skip
+                  extras, args.inversion_steps, getattr(args, "null_source_prompt", False))  # fmt: skip
 
 
-def with_words(method: Method, blended_words: tuple[str, str] | None, equalizer: dict[str, float] | None) -> Method:
+def with_words(
+    method: Method, blended_words: tuple[str | None, ...] | None, equalizer: dict[str, float] | None
+) -> Method:
     """The method with a picture's words for LocalBlend and reweighting (engine p2p only)."""
     words = {"blended_words": blended_words, "equalizer": equalizer}
     return replace(method, engine_options={**method.engine_options, **words}) if method.engine == "p2p" else method

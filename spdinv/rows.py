@@ -53,6 +53,7 @@ def name_of(args: argparse.Namespace, inversion: str, engine: str, **settings: A
         value = getattr(own, switch)
         if value is not None and value != preset.get(switch, False):
             tags.append(switch if value else f"no_{switch}")
+    tags += ["null_source_prompt"] if getattr(own, "null_source_prompt", False) else []
     tags += ["elite"] if own.elite else []
     tags += [Path(path).stem for path in own.adapter or []]
     others = settings.keys() - {"preset", "elite", "adapter", *SWITCHES}

@@ -111,11 +111,12 @@ def equalizer_weights(tokenizer: PreTrainedTokenizerBase, target: str, equalizer
     return weights
 
 
-def word_mask(tokenizer: PreTrainedTokenizerBase, prompts: list[str], words: list[str]) -> torch.Tensor:
-    """[2, L]: 1 on the tokens of word i in prompt i (source, target). Raises InputError for a missing word."""
+def word_mask(tokenizer: PreTrainedTokenizerBase, prompts: list[str], words: list[str | None]) -> torch.Tensor:
+    """[2, L]: 1 on the tokens of word i in prompt i (source, target), none for None. InputError for a missing word."""
     mask = torch.zeros(len(prompts), tokenizer.model_max_length)
     for row, prompt, word in zip(mask, prompts, words, strict=True):
-        row[find_word(tokenizer, prompt, word)] = 1
+        if word is not None:
+            row[find_word(tokenizer, prompt, word)] = 1
     return mask
 
 

@@ -10,12 +10,13 @@ START = 0.2  # fraction of the steps after which blending begins
 def blend_mask(maps: torch.Tensor, latent_size: tuple[int, int], pool: bool) -> torch.Tensor:
     """bool [2, 1, h, w]: where either the source's or each picture's word map exceeds 0.3 of its own maximum.
 
-    maps [2, 1, mh, mw] >= 0, source first. pool: take the largest of 3x3 neighbours first. Upsampling is nearest.
+    maps [2, 1, mh, mw] >= 0, source first; one of zeros only, of a missing word, has no say. pool: take the largest of
+    3x3 neighbours first. Upsampling is nearest.
     """
     if pool:
         maps = F.max_pool2d(maps, 3, stride=1, padding=1)
     maps = F.interpolate(maps, size=latent_size)
-    mask = maps / maps.amax(dim=(2, 3), keepdim=True) > THRESHOLD
+    mask = maps / maps.amax(dim=(2, 3), keepdim=True) > THRESHOLD  # 0 / 0 is above nothing
     return mask[:1] | mask
 
 

@@ -65,7 +65,7 @@ def run(
             item, (arm, method) = batch[i], arms[name]
             inversion, drawn = pick(inversions[arm], i), decode_latents(pipe, true[0, i : i + 1])
             words = blended_words(pipe, item)
-            method = with_words(method, words, {words[1]: EQUALIZER} if words else None)
+            method = with_words(method, words, {words[1]: EQUALIZER} if words and words[1] else None)
             with measure() as cost:
                 edit = edit_picture(pipe, drawn, item.source_prompt, item.target_prompt, method, inversion=inversion)
             place = output / "pictures" / item.id

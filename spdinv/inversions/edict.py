@@ -45,7 +45,7 @@ def invert(
     mixing: p. guidance_scale: of classifier-free guidance (EDICT: 3); the way back is exact for the same one only.
     The trajectory is that of the first latent; the second is remembered by the inversion's step. EDICT itself walks 0.8
     of the way, from a posterior sample; here it is the whole way, from the latent that all inversions start from.
-    Which latent begins the alternation is not known; here it is the first, at the noisiest step.
+    As released, the first latent begins the alternation, at the noisiest step.
     """
     start, steps, images = clock(latents), len(schedule.timesteps), len(latents)
     null = encode_prompt(pipe, [""])[[0] * images]

@@ -3,11 +3,14 @@
 import csv
 import json
 import math
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import CLIPTokenizer
 
 from common.data import EditItem, encode_mask
 from common.flags import weights_of
@@ -45,7 +48,7 @@ def test_rows_pictures_and_tables(run, finished):
     rows = read_rows(finished / "rows.jsonl")
     order = [(item, method) for item in "012" for method in ("ddim+p2p", "spd+p2p")]
     assert [(row["item"][-1], row["method"]) for row in rows] == order
-    assert [row["blended_words"] for row in rows[::2]] == [["red", "blue"], None, None]
+    assert [row["blended_words"] for row in rows[::2]] == [["red", "blue"], None, [None, "big"]]
     for row in rows:
         folder = finished / "pictures" / row["item"]
         assert {path.name for path in folder.iterdir()} >= {"source.png", f"{row['method']}.png",
@@ -171,6 +174,30 @@ def test_run_item_alone(tiny_folder, benchmark, encoders):
     row, pictures = items.run_item(pipe, item, Method("ddim", num_inference_steps=2), load_encoders(encoders))
     assert row["method"] == "ddim+p2p" and row["metrics"]["rounds"] == 0
     assert pictures["edited"].size == (64, 64)
+
+
+@pytest.mark.parametrize("words, found", [
+    (("cat", "dog"), ("cat", "dog")), (("cat", "hat"), ("cat", None)), (("hat", "dog"), (None, "dog")),
+    (("hat", "hat"), None), (None, None),
+])  # fmt: skip
+def test_a_missing_word_leaves_blending_to_the_other(tiny_folder, words, found):
+    pipe = SimpleNamespace(tokenizer=CLIPTokenizer.from_pretrained(tiny_folder / "tokenizer"))
+    item = EditItem("0", None, "a cat", "a dog", "", "1", words, ())
+    assert items.blended_words(pipe, item) == found
+
+
+def test_the_source_prompt_can_be_left_untold(tiny_folder, benchmark, encoders, monkeypatch):
+    from common.data import read_pie_bench
+    from common.encoders import load_encoders
+    from common.pipelines import load_pipeline
+
+    pipe, item, told = load_pipeline(tiny_folder, "cpu"), read_pie_bench(benchmark, limit=1)[0], {}
+    for null in (False, True):
+        method = Method("ddim", "masactrl", num_inference_steps=6, null_source_prompt=null)
+        _, told[null] = items.run_item(pipe, item, method, load_encoders(encoders), inverted=(cache := {}))
+        items.run_item(pipe, replace(item, source_prompt="a bird"), method, load_encoders(encoders), inverted=cache)
+        assert len(cache) == 2 - null  # "" is the same for both
+    assert np.any(np.array(told[False]["edited"]) != np.array(told[True]["edited"]))
 
 
 def test_picturebook_items_are_scored_against_the_true_edit(tiny_folder, encoders, tmp_path, monkeypatch):
