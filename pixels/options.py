@@ -100,7 +100,8 @@ def add_method_flags(parser: argparse.ArgumentParser) -> None:
     add("--guidance_scale", type=number(float, 0), help="classifier-free guidance, off up to 1 (released: 17.5 on "
         "SDXL's refiner, 0 on SD 2, 4 on Kandinsky)")  # fmt: skip
     add("--prompt", default="", help="what the edit may also follow (paper: empty but in Fig. 5)")
-    add("--negative_prompt", help=f"(released on SDXL's refiner: {RELEASED_NEGATIVE!r})")
+    add("--negative_prompt", help=f"counts at a guidance above 1 alone (released on SDXL's refiner: "
+        f"{RELEASED_NEGATIVE!r})")  # fmt: skip
     add("--algorithm", choices=ALGORITHMS, default="released", help="released: N network calls, thresholds i / N, one "
         "noise per picture, a sample of the VAE's posterior; paper: thresholds 0 to 1, new noise at every step, its "
         "mean")  # fmt: skip
