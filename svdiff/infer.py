@@ -13,6 +13,7 @@ as well. Without arguments: what python -m svdiff.train, without arguments, has 
 import argparse
 import math
 import re
+import shutil
 from pathlib import Path
 
 from common.flags import check_writable, is_picturebook_folder, number
@@ -201,12 +202,15 @@ def autocast(pipe, precision: str):
 
 
 def export(pipe, change, scale: float, basis_folder: str | None, folder: Path) -> None:
-    """Write the tuned model as an ordinary pipeline, float32."""
+    """Write the tuned model as an ordinary pipeline, float32; a picturebook stays one, by its marker."""
+    from common.pipelines import is_picturebook
     from svdiff import trained
 
     trained.write_into(pipe, change, scale, basis_folder)
     with atomic_path(folder) as temporary:
         pipe.save_pretrained(temporary)
+        if is_picturebook(pipe):
+            shutil.copy(Path(pipe.name_or_path) / "picturebook.json", temporary)
     print(f"a diffusers pipeline with the tuned weights is in {folder}")
 
 

@@ -1,6 +1,7 @@
 """svdiff.infer from end to end on a small random model: pictures, combinations, export, wrong input."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -107,6 +108,18 @@ def test_the_merged_export_is_an_ordinary_pipeline_and_draws_the_same(infer, shi
     other = editing.draw(unmerged, "a cat", [0], editing.Sampling(2))
     torch.testing.assert_close(drawn, other, rtol=0, atol=1e-3)
     assert (drawn - editing.draw(base, "a cat", [0], editing.Sampling(2))).abs().max() > 0.005
+
+
+def test_an_exported_picturebook_stays_one(tiny_folder, tmp_path, monkeypatch):
+    from common.flags import is_picturebook_folder
+    from svdiff import infer
+
+    monkeypatch.setattr(trained, "write_into", lambda *arguments: None)
+    book = shutil.copytree(tiny_folder, tmp_path / "book")
+    (book / "picturebook.json").write_text("{}")
+    for source, place in ((tiny_folder, "plain"), (book, "marked")):
+        infer.export(load_pipeline(source, "cpu"), None, 1.0, None, tmp_path / place)
+    assert is_picturebook_folder(str(tmp_path / "marked")) and not is_picturebook_folder(str(tmp_path / "plain"))
 
 
 WRONG = [
