@@ -3,7 +3,6 @@
 Each takes what surgery.edit takes and gives the edited picture [B, 3, H, W] in [0, 1].
 """
 
-import inspect
 from dataclasses import replace
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from pixels.backbones.backbone import Backbone, Generators
 from pixels.edit_map import binarize, to_latent_grid
-from pixels.surgery import Surgery, edit, noise_levels
+from pixels.surgery import Surgery, edit, noise_levels, stepper
 
 
 def never_again(i: Tensor, n: int) -> Tensor:
@@ -77,9 +76,9 @@ def noise_scaling(
     signal, sigma = noise_levels(scheduler, timesteps, z)
     noise = randn_tensor(z.shape, generator, z.device, z.dtype)
     z = signal[0] * z + sigma[0] * noise * (1 - torch.stack(torch.broadcast_tensors(*mus)).amin(0)).to(z.dtype)
-    draws = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
+    step = stepper(scheduler, generator)
     for t in timesteps:
-        z = scheduler.step(backbone.predict(z, t), t, z, return_dict=False, **draws)[0]
+        z = step(backbone.predict(z, t), t, z)
     return backbone.decode(z)
 
 

@@ -7,6 +7,7 @@ those of Algorithm 2 as "2: l. 14".
 
 import inspect
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -131,7 +132,7 @@ def edit(
             mu.min(),
         )
     signal, sigma = noise_levels(scheduler, timesteps, z_source)
-    draws = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
+    step = stepper(scheduler, generator)
 
     for i, t in enumerate(tqdm(timesteps, "surgery", leave=False, disable=None)):
         if surgery.noise == "fresh" and i > 0:
@@ -148,7 +149,7 @@ def edit(
                 trace.append(Trace(float(t), z_source_t, z, keep))
             z = torch.where(keep, z_source_t, z)  # l. 15; 2: l. 20
         output = backbone.predict(z, t)  # l. 11, l. 16: the network under guidance, then the scheduler
-        z = scheduler.step(output, t, z, return_dict=False, **draws)[0]
+        z = step(output, t, z)
 
     if surgery.composite == "latent":
         z = torch.where(mu > levels[-1], z_source, z)
@@ -164,6 +165,12 @@ def edit(
 def least(maps: list[Tensor]) -> Tensor:
     """The minimum of several maps, cell by cell."""
     return torch.stack(torch.broadcast_tensors(*maps)).amin(0)
+
+
+def stepper(scheduler, generator: Generators) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """(network's output, t, z) -> the scheduler's next z; what it draws, if anything, comes from the generator."""
+    draws = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
+    return lambda output, t, z: scheduler.step(output, t, z, return_dict=False, **draws)[0]
 
 
 def noise_levels(scheduler, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,9 @@
 """Blended latent diffusion (Avrahami, Fried and Lischinski, SIGGRAPH 2023) under a binary mask.
 
 The published method starts from text alone. Here its masked region starts from the exemplar, so that it can know what
-is wanted; the blend itself is as published, and as in diffusers' inpainting with a four-channel model: after each
-step, the source at the next level outside of the mask, and in the end the source's own latents.
+is wanted. The blend is that of diffusers' inpainting with a four-channel model: after each step, the source at the next
+level outside of the mask, under one noise, and in the end the source's own latents. (The authors' script blends with
+the source at the level just left, under new noise each time, and leaves the end as it is.)
 """
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from pixels.backbones import Backbone
 from pixels.baselines import cell_masks
-from pixels.surgery import Surgery, least, noise_levels
+from pixels.surgery import Surgery, least, noise_levels, stepper
 
 
 @torch.no_grad()
@@ -20,6 +21,7 @@ def edit(
 ) -> Tensor:
     """The edited picture [B, 3, H, W] in [0, 1]. Maps are binarised; several exemplars enter as in a paste."""
     timesteps, scheduler = backbone.start(), backbone.scheduler
+    step = stepper(scheduler, generator)
     z_source = backbone.encode(source, surgery.posterior == "sample", generator)
     noise = randn_tensor(z_source.shape, generator, z_source.device, z_source.dtype)
     masks = [mask.to(z_source.device) > 0 for mask in cell_masks(backbone, source, edit_maps)]  # true = keep
@@ -30,7 +32,7 @@ def edit(
     signal, sigma = noise_levels(scheduler, timesteps, z)
     z = signal[0] * z + sigma[0] * noise
     for i, t in enumerate(timesteps):
-        z = scheduler.step(backbone.predict(z, t), t, z, return_dict=False)[0]
+        z = step(backbone.predict(z, t), t, z)
         last = i + 1 == len(timesteps)
         background = z_source if last else signal[i + 1] * z_source + sigma[i + 1] * noise
         z = torch.where(keep, background, z)

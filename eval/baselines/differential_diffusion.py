@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pixels.backbones import Backbone
 from pixels.edit_map import to_latent_grid
-from pixels.surgery import Surgery, least, noise_levels
+from pixels.surgery import Surgery, least, noise_levels, stepper
 
 
 @torch.no_grad()
@@ -23,6 +23,7 @@ def edit(
     and adds denoising_start: the same at strength 1; below it, its thresholds never reach white.)
     """
     timesteps, scheduler = backbone.start(), backbone.scheduler
+    step = stepper(scheduler, generator)
     z_source = backbone.encode(source, surgery.posterior == "sample", generator)
     noise = randn_tensor(z_source.shape, generator, z_source.device, z_source.dtype)
     mu = least([to_latent_grid(edit_map.to(z_source.device), z_source.shape[-2:]) for edit_map in edit_maps])
@@ -31,5 +32,5 @@ def edit(
     for i, t in enumerate(timesteps):
         if i > 0:
             z = torch.where(mu > i / len(timesteps), signal[i] * z_source + sigma[i] * noise, z)
-        z = scheduler.step(backbone.predict(z, t), t, z, return_dict=False)[0]
+        z = step(backbone.predict(z, t), t, z)
     return backbone.decode(z)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from pixels.backbones import Backbone
 from pixels.baselines import paste
-from pixels.surgery import Surgery, noise_levels
+from pixels.surgery import Surgery, noise_levels, stepper
 
 
 @torch.no_grad()
@@ -16,10 +16,11 @@ def edit(
     """The edited picture [B, 3, H, W] in [0, 1]. The guide is the paste of the binarised map, as SDEdit's image
     compositing has it; nothing is put back, so that the source changes too."""
     timesteps, scheduler = backbone.start(), backbone.scheduler
+    step = stepper(scheduler, generator)
     guide = paste(backbone, source, exemplars, edit_maps, surgery, generator)
     z = backbone.encode(guide, surgery.posterior == "sample", generator)
     signal, sigma = noise_levels(scheduler, timesteps, z)
     z = signal[0] * z + sigma[0] * randn_tensor(z.shape, generator, z.device, z.dtype)
     for t in timesteps:
-        z = scheduler.step(backbone.predict(z, t), t, z, return_dict=False)[0]
+        z = step(backbone.predict(z, t), t, z)
     return backbone.decode(z)

@@ -26,6 +26,15 @@ def test_differential_diffusion_is_pixels_with_the_source_as_exemplar_and_one_no
     assert (own - theirs).abs().max() > 1e-3  # where the map is black, the exemplar has a noise of its own
 
 
+@pytest.mark.parametrize("method", [sdedit, blended_latent, differential_diffusion])
+def test_what_a_scheduler_draws_is_the_generators(method):
+    one, same, other = (
+        method.edit(toy_backbone("ddpm"), SOURCE, [FIRST], [MAP], Surgery(), torch.Generator().manual_seed(seed))
+        for seed in (0, 0, 1)
+    )
+    assert torch.equal(one, same) and not torch.equal(one, other)
+
+
 def step(z, t, below):
     e = network(z, t)
     a, b = AB[t], AB[max(below, 0)]

@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, EulerDiscreteScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler
 from diffusers.utils.torch_utils import randn_tensor
 
 from pixels.backbones.backbone import Backbone, select_timesteps
@@ -31,8 +31,8 @@ def mean_latents(picture: np.ndarray) -> np.ndarray:
 
 
 def toy_backbone(kind="ddim", steps=10, strength=1.0, discarded=(), **config) -> Backbone:
-    cls = {"ddim": DDIMScheduler, "euler": EulerDiscreteScheduler}[kind]
-    extra = {"clip_sample": False, "set_alpha_to_one": False} if kind == "ddim" else {}
+    cls = {"ddim": DDIMScheduler, "ddpm": DDPMScheduler, "euler": EulerDiscreteScheduler}[kind]
+    extra = {"ddim": {"clip_sample": False, "set_alpha_to_one": False}, "ddpm": {"clip_sample": False}}.get(kind, {})
     scheduler = cls(**CONFIG, **extra, **config)
 
     def encode(picture, sample, generator):
