@@ -1,4 +1,4 @@
-# Each target sets up .venv by itself; only make and a Python >= 3.11 with its venv module are needed.
+# Each target sets up .venv by itself; only make and a Python 3.11 to 3.13 with its venv module are needed.
 
 .PHONY: demo test lint bench
 
@@ -16,11 +16,11 @@ bench: .venv/.installed
 
 .venv/.installed: requirements.txt pyproject.toml
 	@for python in python3.13 python3.12 python3.11 python3; do \
-		$$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue; \
+		$$python -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null || continue; \
 		echo "installing into .venv with $$($$python --version); the first time downloads a few gigabytes"; \
 		exec $$python -m venv .venv; \
 	done; \
-	echo "error: no Python >= 3.11 with its venv module was found (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1
+	echo "error: no Python 3.11 to 3.13 with its venv module was found (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	@touch $@
