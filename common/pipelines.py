@@ -175,7 +175,7 @@ def encode_image(
     if not (picture.min() >= 0 and picture.max() <= 1):  # also false for NaN
         raise InputError("Pictures must hold values in [0,1]; this one has NaN or values outside.")
     config = pipe.vae.config
-    with _without_overflow(pipe.vae) as vae:
+    with without_overflow(pipe.vae) as vae:
         posterior = vae.encode((picture * 2 - 1).to(pipe.device, vae.dtype)).latent_dist
     z = posterior.sample(generator) if sample else posterior.mean
     return ((z - (config.shift_factor or 0)) * config.scaling_factor).to(pipe.unet.dtype)
@@ -185,12 +185,12 @@ def decode_latents(pipe: DiffusionPipeline, latents: torch.Tensor) -> torch.Tens
     """Scaled latents [B,4,h,w] to pictures [B,3,H,W] float32, clamped to [0,1]."""
     config = pipe.vae.config
     z = 1 / config.scaling_factor * latents + (config.shift_factor or 0)  # rounded as the released code rounds
-    with _without_overflow(pipe.vae) as vae:
+    with without_overflow(pipe.vae) as vae:
         return (vae.decode(z.to(vae.dtype)).sample.float() / 2 + 0.5).clamp(0, 1)
 
 
 @contextmanager
-def _without_overflow(vae: diffusers.AutoencoderKL) -> Iterator[diffusers.AutoencoderKL]:
+def without_overflow(vae: diffusers.AutoencoderKL) -> Iterator[diffusers.AutoencoderKL]:
     """The VAE, in float32 for as long as it is used if it is in float16 and its config says that it overflows there
     (SDXL's does)."""
     if vae.dtype != torch.float16 or not vae.config.force_upcast:

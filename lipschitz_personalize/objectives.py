@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import CLIPTextModelWithProjection, T5EncoderModel
 
 from common.model_files import PIPELINES, find_folder, inspect_folder, load_model, one_line
-from common.pipelines import Conditioning, load_pipeline, warn_of_lost_words
+from common.pipelines import Conditioning, load_pipeline, warn_of_lost_words, without_overflow
 from common.pipelines import encode_prompt as encode_sd_prompt
 from common.runs import InputError
 from common.training import noised, target
@@ -93,15 +93,13 @@ def encode_pictures(pipe, pictures: Tensor, generator: torch.Generator) -> Tenso
 
     Raises InputError for sides that are no multiple of the VAE's factor.
     """
-    factor, vae, dtype = pipe.vae_scale_factor, pipe.vae, pipe.vae.dtype
+    factor, config = pipe.vae_scale_factor, pipe.vae.config
     if pictures.shape[2] % factor or pictures.shape[3] % factor:
         raise InputError(f"training pictures of {pictures.shape[3]} pixels do not fit: the side must be a multiple of"
                          f" {factor}; change --resolution")  # fmt: skip
-    if dtype == torch.float16 and vae.config.force_upcast:
-        vae.to(torch.float32)
-    posterior = vae.encode((pictures * 2 - 1).to(vae.device, vae.dtype)).latent_dist
-    vae.to(dtype)  # in which the pipeline decodes; float16 to float32 and back loses nothing
-    return ((posterior.sample(generator) - (vae.config.shift_factor or 0)) * vae.config.scaling_factor).float()
+    with without_overflow(pipe.vae) as vae:
+        posterior = vae.encode((pictures * 2 - 1).to(vae.device, vae.dtype)).latent_dist
+    return ((posterior.sample(generator) - (config.shift_factor or 0)) * config.scaling_factor).float()
 
 
 # --------------------------------------------------------------------------------------------------- noise and targets
