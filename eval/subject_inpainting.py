@@ -81,6 +81,7 @@ def run(args: argparse.Namespace) -> Track | None:
     if args.pretrained_model_name_or_path == "picturebook" and not (MODELS / "inpaint_unet").is_dir():
         print("subject inpainting is left out: python -m common.picturebook.build inpaint trains its model")
         return None
+    args = argparse.Namespace(**{**vars(args), "items": -(-args.items // 2)})  # half: a training stands behind each six
     output = Path(args.output_dir) / NAME
     settings = inpaint_eval.parse(command(args, list(RUN)))
     inpaint_eval.check_same_settings(output, settings)
@@ -223,9 +224,8 @@ def main(argv: list[str] | None = None) -> None:
     inpaint_eval.run_all(settings, subjects, items)
     for name in [name for name in args.methods if name in PERSONALISED]:
         run_personalised(settings, name, subjects, items, args.pretrained_model_name_or_path)
-    print(
-        f"{len(items)} pictures of {', '.join(args.methods)} in {output}; eval.compare --items {args.items} shows them"
-    )
+    print(f"{len(items)} pictures of {', '.join(args.methods)} in {output}")
+    print(f"eval.compare --items {2 * args.items} shows them")
 
 
 if __name__ == "__main__":

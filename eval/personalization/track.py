@@ -13,7 +13,7 @@ from eval.personalization.variants import tuned_settings
 from eval.track import Figure, Item, Picture, Run, Track, date_of, earlier_results
 
 NAME = "personalization"
-QUICK = ["dreambooth+prior", "lipschitz"]  # what eval.compare trains by itself, on one subject
+QUICK = ["dreambooth", "lipschitz"]  # what eval.compare trains by itself, on one subject: a minute each
 # In this order, because the page compares the first with the last.
 ORDER = (
     "dreambooth+prior", REAL, "base", "textual_inversion", "oft", "ip_adapter", "blip_diffusion", "svdiff",

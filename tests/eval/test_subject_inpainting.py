@@ -16,7 +16,7 @@ from tests.tiny import tiny_sd
 
 @pytest.fixture
 def flags(tmp_path, tiny_folder, monkeypatch):
-    """Those of eval.compare, two items of one subject; trainings of one step."""
+    """Those of eval.compare, of which this track takes two items of one subject; trainings of one step."""
     tiny_inpainter(tmp_path / "model")
     (tmp_path / "model" / "picturebook.json").write_text("{}")
     monkeypatch.setattr(track, "RESULTS", tmp_path / "results")
@@ -26,7 +26,7 @@ def flags(tmp_path, tiny_folder, monkeypatch):
     original = subject_inpainting.command
     monkeypatch.setattr(subject_inpainting, "command", lambda *given: [*original(*given), *small])
     return Namespace(
-        pretrained_model_name_or_path=str(tmp_path / "model"), items=2, num_inference_steps=2, device="cpu", seed=0,
+        pretrained_model_name_or_path=str(tmp_path / "model"), items=4, num_inference_steps=2, device="cpu", seed=0,
         metric_encoders=None, output_dir=str(tmp_path / "out"), dataset="picturebook",
     )  # fmt: skip
 
