@@ -183,7 +183,7 @@ def test_rows_of_other_settings_are_not_mixed(calls, model, dataset, tmp_path, c
 
 
 def test_the_quick_track_trains_a_pair_and_shows_the_kept_arena_beside_it(calls, model, dataset, tmp_path, monkeypatch):
-    monkeypatch.setattr(personalization, "QUICK", PAIR[2:])
+    monkeypatch.setattr(personalization, "QUICK", [*PAIR[2:4]])
     monkeypatch.setattr(personalization, "command", lambda args: flags(model, dataset, args.output_dir, "--limit", "1",
                                                                        *PAIR[:1], *PAIR[2:]))  # fmt: skip
     personalize.main(flags(model, dataset, tmp_path / "full", *PAIR, "--save_results"))
