@@ -99,32 +99,40 @@ def run_view(track: Track, run: Run, columns: list[Measure]) -> dict[str, Any]:
     best = {column.key: best_method(run.rows, column.key, list(track.methods), LEAST) for column in columns}
     lines = [
         {"name": name, "cells": [cell(run.rows, column, method, best[column.key] == method) for column in columns]}
-        for method, name in track.methods.items()
+        for method, name in own_methods(track, run).items()
     ]
     return run_head(run) | {"lines": lines}
+
+
+def own_methods(track: Track, run: Run) -> dict[str, str]:
+    """The track's methods that this run has rows of."""
+    own = {row["method"] for row in run.rows}
+    return {method: name for method, name in track.methods.items() if method in own}
 
 
 def all_scores(track: Track, run: Run) -> dict[str, Any]:
     """Scores down, methods across, of both protocols and all costs."""
     columns = [measure(key) for key in keys(run.rows)]
-    lines = [{"column": c, "cells": [cell(run.rows, c, method) for method in track.methods]} for c in columns]
-    return run_head(run) | {"lines": lines}
+    methods = own_methods(track, run)
+    lines = [{"column": c, "cells": [cell(run.rows, c, method) for method in methods]} for c in columns]
+    return run_head(run) | {"lines": lines, "methods": list(methods.values())}
 
 
 def breakdown(track: Track, run: Run) -> dict[str, Any] | None:
-    """Means per edit type, or None where rows have none."""
+    """Means of the baseline and of the paper's own per edit type, or None where rows have none."""
     kinds = sorted({row["edit_type"] for row in run.rows if "edit_type" in row})
     if not kinds or not track.breakdown:
         return None
     from common.data import EDIT_TYPES
 
     columns = [measure(key) for key in (find(run.rows, name) for name in track.breakdown) if key]
+    baseline, *_, own = track.methods
     lines = []
     for kind in kinds:
         rows = [row for row in run.rows if row.get("edit_type") == kind]
-        cells = [cell(rows, column, method) for column in columns for method in track.methods]
+        cells = [cell(rows, column, method) for column in columns for method in (baseline, own)]
         lines.append({"kind": EDIT_TYPES[kind], "items": len({row["item"] for row in rows}), "cells": cells})
-    return {"columns": columns, "lines": lines}
+    return {"columns": columns, "lines": lines, "methods": [track.methods[baseline], track.methods[own]]}
 
 
 def published_view(track: Track) -> dict[str, Any] | None:
@@ -287,7 +295,7 @@ def item_view(item: Item, methods: dict[str, str]) -> dict[str, Any]:
     groups = [
         {"name": methods.get(method, ""),
          "pictures": [{"shown": p, "uri": data_uri(p.path)} for p in item.pictures if p.method == method]}
-        for method in ("", *methods)
+        for method in ("", *methods) if any(p.method == method for p in item.pictures)
     ]  # fmt: skip
     return {"item": item, "source": marked[0], "target": marked[1], "groups": groups}
 

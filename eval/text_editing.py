@@ -81,13 +81,17 @@ def run(args: argparse.Namespace) -> Track:
     folder = spdinv_eval.find_dataset(settings)
     items = spdinv_eval.read_items(folder, settings)
     wanted = {item.id for item in items}
-    done = {name for name in METHODS if wanted <= done_items(output / "rows.jsonl", name)}
-    if not done.issuperset(RUN):  # else no model is loaded
+    if not all(wanted <= done_items(output / "rows.jsonl", name) for name in RUN):  # else no model is loaded
         spdinv_eval.main(command(args, *RUN))
-    methods = {name: shown for name, shown in METHODS.items() if name in done.union(RUN)}
+    # Further methods may have run on some items only; they are shown from half of them on.
+    done = {name: wanted & done_items(output / "rows.jsonl", name) for name in METHODS}
+    shown_here = [name for name, have in done.items() if 2 * len(have) >= len(wanted)]
+    rows = [row for row in read_rows(output / "rows.jsonl") if row["item"] in wanted and row["method"] in shown_here]
     config = read_json(output / "config.json")
-    rows = [row for row in read_rows(output / "rows.jsonl") if row["item"] in wanted and row["method"] in methods]
     config["date"] = date_of(output / "rows.jsonl")
+    runs = [Run("this run", rows, config), *earlier_results(NAME, config)]
+    measured = {row["method"] for run in runs for row in run.rows}
+    methods = {name: called for name, called in METHODS.items() if name in measured}
     return Track(
         name=NAME,
         title="Text-driven editing",
@@ -96,7 +100,7 @@ def run(args: argparse.Namespace) -> Track:
         "backwards; SPDInv searches at every step for the fixed point that makes the reading exact.",
         methods=methods,
         columns=COLUMNS,
-        runs=[Run("this run", rows, config), *earlier_results(NAME, config)],
+        runs=runs,
         items=[shown(item, folder, output, rows, methods) for item in items],
         commands={name: "python -m " + shlex.join(whole_command(args, name)) for name in methods},
         papers={
@@ -120,8 +124,8 @@ def shown(item, folder: Path, output: Path, rows: list[dict], methods: dict[str,
     pictures = [Picture("source", place / "source.png")]
     if "truth_path" in item.extras:
         pictures.append(Picture("true edit", folder / item.extras["truth_path"]))
-    for method in methods:
-        value = success.get(method)
+    for method in (name for name in methods if name in success):
+        value = success[method]
         judged = None if value is None or value != value else value > 0.5
         pictures.append(Picture("reconstruction", place / f"{method}_reconstruction.png", method))
         pictures.append(Picture("edit", place / f"{method}.png", method, judged))

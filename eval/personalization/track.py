@@ -16,8 +16,8 @@ NAME = "personalization"
 QUICK = ["dreambooth", "lipschitz"]  # what eval.compare trains by itself, on one subject: a minute each
 # In this order, because the page compares the first with the last.
 ORDER = (
-    "dreambooth+prior", REAL, "base", "textual_inversion", "oft", "ip_adapter", "blip_diffusion", "svdiff",
-    "custom_diffusion+prior", "lipschitz_custom_diffusion", "lora+prior", "lipschitz_lora", "dreambooth", "lipschitz",
+    "dreambooth+prior", "dreambooth", REAL, "base", "textual_inversion", "oft", "ip_adapter", "blip_diffusion",
+    "svdiff", "custom_diffusion+prior", "lipschitz_custom_diffusion", "lora+prior", "lipschitz_lora", "lipschitz",
 )  # fmt: skip
 METHODS = {name: "Real pictures" if name == REAL else TRAINED[name].title for name in ORDER}
 COLUMNS = [
@@ -39,7 +39,7 @@ NOTES = [
     "Drift is against the base model from the same noise, on prompts of the other classes. Seconds and memory are of a "
     "whole training, class pictures included; a subject's file is what has to be kept of it.",
     "IP-Adapter and BLIP-Diffusion need weights: encoders trained for Stable Diffusion 1.5, which the picturebook has "
-    "no counterpart of. Their rows stay empty there.",
+    "no counterpart of: they have no rows there.",
 ]  # fmt: skip
 TUNED = {
     True: "For every method the same number of settings was tried on the validation subjects "
@@ -87,6 +87,8 @@ def track_of(output: Path, subjects: list[Subject], dataset: Path, settings: arg
     rows, config = read_all_rows(output), read_json(output / "config.json")
     config["date"] = max(date_of(path) for path in output.glob("rows*.jsonl"))
     runs = [Run("this run", rows, config), *earlier_results(NAME, config)]
+    measured = {row["method"] for run in runs for row in run.rows}
+    methods = {name: title for name, title in METHODS.items() if name in measured}
     largest = max(runs, key=lambda run: len(run.rows))
     write_json(output / "metrics.json", {name: means(rows, name) for name in dict.fromkeys(r["method"] for r in rows)})
     same = ("pretrained_model_name_or_path", "dataset", "images_per_prompt", "num_inference_steps", "output_dir")
@@ -97,13 +99,13 @@ def track_of(output: Path, subjects: list[Subject], dataset: Path, settings: arg
         title="Personalization",
         about="A handful of pictures of one subject, and a model that has to draw it in new places without forgetting "
         "everything else. DreamBooth + penalty keeps the weights near the base model's and needs no class pictures.",
-        methods=METHODS,
+        methods=methods,
         columns=COLUMNS,
         runs=runs,
         items=items_of(output, subjects[:SHOWN_SUBJECTS], dataset, rows, settings.seeds[0]),
         commands={
             name: f"{ON_REAL if TRAINED[name].needs else whole} --methods {name} --curves"
-            for name in METHODS
+            for name in methods
             if name != REAL
         },
         papers={
