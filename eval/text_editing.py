@@ -89,6 +89,8 @@ def run(args: argparse.Namespace) -> Track:
     rows = [row for row in read_rows(output / "rows.jsonl") if row["item"] in wanted and row["method"] in shown_here]
     config = read_json(output / "config.json")
     config["date"] = date_of(output / "rows.jsonl")
+    partial = [f"{METHODS[name]}: {len(done[name])}" for name in shown_here if done[name] < wanted]
+    fewer = [f"Methods that ran on fewer than {len(wanted)} items: {', '.join(partial)}."] if partial else []
     runs = [Run("this run", rows, config), *earlier_results(NAME, config)]
     measured = {row["method"] for run in runs for row in run.rows}
     methods = {name: called for name, called in METHODS.items() if name in measured}
@@ -111,7 +113,7 @@ def run(args: argparse.Namespace) -> Track:
         },
         published="spdinv:1",
         breakdown=["edit_success", "psnr_truth", "psnr/pie_official", "structure/pie_official"],
-        notes=NOTES,
+        notes=[*NOTES, *fewer],
         judge=claims.judge,
     )  # fmt: skip
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from common.runs import read_rows
+from common.runs import append_row, read_rows
 from eval import compare, track
 from spdinv import eval as spdinv_eval
 
@@ -44,6 +44,11 @@ def test_run_skip_keep_and_table(run, tmp_path, monkeypatch, capsys):
     assert len(calls) == 4 and "this run: 1 item," in html and "earlier run: 2 items" in html
     command = spdinv_eval.parse(html.split("python -m spdinv.eval ")[1].split("</code>")[0].split())
     assert command.limit == 1 and command.num_inference_steps == 1 and command.inversions == ["ddim"]
+
+    rows = output / "text_editing" / "rows.jsonl"  # a method of --table 1 that ran on one of two items
+    append_row(rows, read_rows(rows)[0] | {"method": "ddim+masactrl"})
+    assert "fewer than 2 items: DDIM + MasaCtrl: 1." in (run("--items", "2") / "index.html").read_text()
+    assert len(calls) == 4
 
     capsys.readouterr()
     compare.main(["--table", "spdinv:1", "--output_dir", str(tmp_path / "nothing")])
