@@ -11,6 +11,7 @@ import numpy as np
 
 from common.model_files import PICTUREBOOK_FOLDER
 from common.runs import done_items, read_json, read_rows, write_config
+from eval.exemplar_front import draw_front
 from eval.measures import find
 from eval.track import Item, Picture, Run, Track, date_of, earlier_results
 from pixels import eval as pixels_eval
@@ -162,6 +163,7 @@ def run(args: argparse.Namespace) -> Track | None:
     config = read_json(output / "config.json")
     rows = [row for row in read_rows(output / "rows.jsonl") if row["item"] in wanted and row["method"] in methods]
     config["date"] = date_of(output / "rows.jsonl")
+    runs = [Run("this run", rows, config), *earlier_results(NAME, config)]
     whole = "python -m eval.compare --tracks exemplar_editing --items " + str(args.items)
     own_command = "python -m pixels.eval " + shlex.join(command(args))
     return Track(
@@ -172,7 +174,8 @@ def run(args: argparse.Namespace) -> Track | None:
         "the map is still above a rising threshold.",
         methods=methods,
         columns=COLUMNS,
-        runs=[Run("this run", rows, config), *earlier_results(NAME, config)],
+        runs=runs,
+        figures=draw_front(output / "front.png", max(runs, key=lambda run: len(run.rows)).rows, methods),
         items=[shown(pair, output, rows, methods) for pair in pairs],
         commands={
             name: f"{own_command} --methods {name}" if name in pixels_eval.METHOD_NAMES else whole for name in methods
