@@ -98,6 +98,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     options.check_inversion_flags(parser, argv, args, inversions)
     presets.check(args, engines, inversions)
+    if args.null_source_prompt and (args.experiment or "p2p" in engines):
+        raise InputError("--null_source_prompt is for edits under masactrl and pnp (p2p aligns the words of both "
+                         "prompts): leave it out, or give --engines")  # fmt: skip
     return args
 
 

@@ -241,6 +241,8 @@ def test_flags_offer_what_there_is():
     (["--experiment", "noise_gap", "--table", "1"], "by itself"),
     (["--experiment", "premise", "--inversion_steps", "10"], "--inversion_steps"),
     (["--experiment", "convergence", "--self_replace_steps", "0.5"], "--engine p2p"),
+    (["--null_source_prompt"], "under masactrl and pnp"),
+    (["--null_source_prompt", "--engines", "masactrl", "--experiment", "premise"], "under masactrl and pnp"),
     (["--metric_encoders", "/no/such/place"], "/no/such/place"),
     (["--pretrained_model_name_or_path", "/no/such/place"], "/no/such/place"),
 ])  # fmt: skip
