@@ -192,7 +192,7 @@ def make_optimizer(parameters: Iterable, args: argparse.Namespace, processes: in
     from diffusers.optimization import get_scheduler
 
     optimizer = torch.optim.AdamW(parameters, args.learning_rate, (args.adam_beta1, args.adam_beta2),
-                                  args.adam_epsilon, args.adam_weight_decay)  # fmt: skip
+                                  args.adam_epsilon, args.adam_weight_decay, fused=True)  # fmt: skip
     if args.scale_lr:
         for group in optimizer.param_groups:
             group["lr"] *= args.gradient_accumulation_steps * args.train_batch_size * processes

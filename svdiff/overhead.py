@@ -48,8 +48,8 @@ def frozen(unet: nn.Module, bases: dict[str, Basis]) -> tuple[Callable, int, int
 
 
 def trained(model: nn.Module, parameters: list[Tensor], forward: Callable | None = None) -> Callable:
-    """A step of AdamW on these parameters."""
-    optimizer, (z, t, words) = torch.optim.AdamW(parameters, lr=1e-6), inputs(model)
+    """A step of AdamW on these parameters, as common.training has it."""
+    optimizer, (z, t, words) = torch.optim.AdamW(parameters, lr=1e-6, fused=True), inputs(model)
 
     def step() -> None:
         output = forward(z, t, words) if forward else model(z, t, words).sample

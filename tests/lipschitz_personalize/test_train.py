@@ -57,7 +57,7 @@ def plain_dreambooth(model, subject, steps, prior=None, regularise=0.0, processe
         latents.append(torch.cat(encoded))
         embeds.append(pipe.encode_prompt([prompt], "cpu", 1, False)[0])
     pipe.unet.requires_grad_(True)
-    optimizer = torch.optim.AdamW(pipe.unet.parameters(), lr=1e-3, weight_decay=0)
+    optimizer = torch.optim.AdamW(pipe.unet.parameters(), lr=1e-3, weight_decay=0, fused=True)
     parts = [(micro, process) for micro in range(micros) for process in range(processes)]
     for step, (micro, process) in [(step, part) for step in range(steps) for part in parts]:
         generator = step_generator(3, step, micro, process)
