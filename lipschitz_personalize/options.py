@@ -56,10 +56,10 @@ SAMPLING = {("sdxl", "custom_diffusion"): (50, 5.0)} | {("sd3", space): (28, 5.0
 
 # What takes their place on the picturebook, to be tuned on its validation split only: a network of six million weights
 # and pictures of 64 pixels want other learning rates, and mean_sum's lambda depends on the tensors' sizes.
-SMALL = {"train_batch_size": 4, "adam_weight_decay": 0.0, "max_train_steps": 200, "scale_lr": False, "seed": 0,
-         "mixed_precision": "no", "num_class_images": 40}  # fmt: skip
+SMALL = {"train_batch_size": 4, "adam_weight_decay": 0.0, "max_train_steps": 100, "scale_lr": False, "seed": 0,
+         "mixed_precision": "no", "num_class_images": 20}  # fmt: skip
 PICTUREBOOK_PRESET: dict[str, dict[str, Any]] = {
-    "full": SMALL | {"learning_rate": 5e-5, "l2_reg_weight": 50.0, "cache_latents": True, "squash": True},
+    "full": SMALL | {"learning_rate": 1e-4, "l2_reg_weight": 30.0, "cache_latents": True, "squash": True},
     "custom_diffusion": SMALL | {"learning_rate": 5e-4, "l2_reg_weight": 5.0, "initializer_token": None},
     "lora": SMALL | {"learning_rate": 1e-3, "l2_reg_weight": 1e-6, "lora_rank": 8, "lora_alpha": 8.0},
 }

@@ -161,12 +161,13 @@ def weight_files(folder: Path) -> tuple[int, int]:
 
 def drift_of(arena: Arena, pipe, subject: Subject, seed: int, trained: bool) -> dict[str, float]:
     """How the model speaks of everything but the subject: weights, predictions and samples against the base model's
-    (from the same noise), and whether the other classes can still be recognised. Of the base itself only the latter."""
+    (from the same noise), and whether the other classes can still be recognised. Of the base itself only the latter.
+    Nothing with --held_out_images 0, as in tuning."""
     base, count = arena.base(), arena.args.held_out_images
     found = drift.weight_drift(network(pipe).state_dict(), network(base).state_dict()) if trained else {}
     on_picturebook = arena.eyes.classifier is not None
     wanted = protocol.held_out(subject, arena.classes, on_picturebook)
-    if not wanted:  # a dataset of one class
+    if not wanted or not count:  # a dataset of one class
         return found
     prompts, kinds = [prompt for prompt, _ in wanted for _ in range(count)], [kind for _, kind in wanted]
     seeds = [protocol.picture_seed(seed, HELD_OUT_PLACE + n // count, n % count) for n in range(len(prompts))]

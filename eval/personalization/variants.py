@@ -22,11 +22,11 @@ SETTINGS = Path(__file__).parents[1] / "personalization_settings.toml"  # tuned 
 INTERPOLATION = "interpolation"  # the one knob that is turned after the training
 # curve -> method, knob, factors of its tuned value; 1 is the method itself
 CURVES = {
-    "penalty": ("lipschitz", "l2_reg_weight", (0.1, 0.3, 1, 3, 10)),
-    "prior": ("dreambooth+prior", "prior_loss_weight", (0.1, 0.3, 1, 3, 10)),
-    "early_stopping": ("dreambooth", "max_train_steps", (0.15, 0.3, 0.5, 0.75, 1)),
-    "lower_rate": ("dreambooth", "learning_rate", (0.05, 0.1, 0.25, 0.5, 1)),
-    "interpolation": ("dreambooth", INTERPOLATION, (0.2, 0.4, 0.6, 0.8, 1)),
+    "penalty": ("lipschitz", "l2_reg_weight", (0.1, 1, 10)),
+    "prior": ("dreambooth+prior", "prior_loss_weight", (0.1, 1, 10)),
+    "early_stopping": ("dreambooth", "max_train_steps", (0.2, 0.5, 1)),
+    "lower_rate": ("dreambooth", "learning_rate", (0.1, 0.3, 1)),
+    "interpolation": ("dreambooth", INTERPOLATION, (0.3, 0.6, 1)),
 }
 CURVE_TITLES = {
     "penalty": "penalty, λ", "prior": "prior preservation, weight", "early_stopping": "early stopping",

@@ -115,7 +115,7 @@ PAIR = ("--methods", "base", "dreambooth+prior", "lipschitz", "--curves")
 def test_rows_pictures_costs_and_the_page(calls, model, dataset, tmp_path):
     personalize.main(flags(model, dataset, tmp_path, *PAIR, "interpolation", "--save_results"))
     rows = {(row["method"], row["item"]): row for row in read_rows(tmp_path / "rows.jsonl")}
-    names = ["real", "base", "dreambooth+prior", "lipschitz", "dreambooth", "dreambooth@interpolationx0.4"]
+    names = ["real", "base", "dreambooth+prior", "lipschitz", "dreambooth", "dreambooth@interpolationx0.3"]
     assert list(rows) == [(name, subject) for subject in ("dog2", "vase") for name in names]
     assert [call[:3] for call in calls[:3]] == [("dreambooth+prior", "dog2", 0), ("lipschitz", "dog2", 0),
                                                 ("dreambooth", "dog2", 0)] and len(calls) == 6  # fmt: skip
