@@ -48,8 +48,9 @@ def frozen(unet: nn.Module, bases: dict[str, Basis]) -> tuple[Callable, int, int
 
 
 def trained(model: nn.Module, parameters: list[Tensor], forward: Callable | None = None) -> Callable:
-    """A step of AdamW on these parameters, as common.training has it."""
-    optimizer, (z, t, words) = torch.optim.AdamW(parameters, lr=1e-6, fused=True), inputs(model)
+    """A step of AdamW on these parameters, as common.training has it; a timing, so that nothing moves."""
+    optimizer = torch.optim.AdamW(parameters, lr=0.0, weight_decay=0.0, fused=True)
+    z, t, words = inputs(model)
 
     def step() -> None:
         output = forward(z, t, words) if forward else model(z, t, words).sample
@@ -108,23 +109,23 @@ SCHEMES = {"frozen": frozen, "shifts": shifts, "rebuilding": rebuilding, "lora":
 
 
 def step_rows(unet: nn.Module, repeats: int) -> list[dict]:
-    """One row per round; in a round every scheme takes one step, in turn, so that all meet the same machine.
+    """One row per round; in a round every scheme is set up, takes a step to warm up and a step that counts, and is
+    given up, so that all meet the same machine and no two need memory at once.
 
     Keys per scheme: <scheme>_seconds, _step_mb (memory beyond what was held before the step), _weights_mb, _trained.
     """
-    bases = bases_of(unet)
-    steps = {name: make(unet, bases) for name, make in SCHEMES.items()}
-    for step, _, _ in steps.values():  # the first touch of memory, AdamW's state
-        step()
-    rows = []
+    bases, rows = bases_of(unet), []
     for _ in range(repeats):
         row: dict[str, float] = {}
-        for name, (step, held, count) in steps.items():
+        for name, make in SCHEMES.items():
+            step, held, count = make(unet, bases)
+            step()  # the first touch of memory, AdamW's state
             before = torch.cuda.memory_allocated() / 2**20 if torch.cuda.is_initialized() else 0.0
             with measure() as cost:
                 step()
             row |= {f"{name}_seconds": cost.seconds, f"{name}_step_mb": cost.peak_memory_mb - before,
                     f"{name}_weights_mb": held / 2**20, f"{name}_trained": count}  # fmt: skip
+            del step
         rows.append(row)
     return rows
 
