@@ -26,7 +26,7 @@ Shifts = dict[str, Tensor]  # path of a layer -> delta [r]
 
 def spectrum(sigma: Tensor, delta: Tensor, scale: float = 1.0) -> Tensor:
     """ReLU(sigma + scale * delta) [r] (Eq. 2); the scale of a shift stands inside of the ReLU."""
-    return torch.relu(sigma + scale * delta)
+    return torch.relu(torch.add(sigma, delta, alpha=scale))
 
 
 def rebuilt(layer: nn.Module, basis: Basis | None, delta: Tensor, scale: float = 1.0) -> Tensor:
