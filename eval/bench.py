@@ -164,7 +164,8 @@ def bench_surgery(pipe, args: argparse.Namespace) -> list[dict]:
     loaded = {"source": source, "exemplars": [exemplar], "maps": [gradient((side, side))]}
     model = Model("sd" if isinstance(pipe, StableDiffusionPipeline) else "sdxl", pipe, pipe.scheduler)
     told = Sampling("", "", args.guidance_scale, args.num_inference_steps, strength=0.5)
-    bench = Bench(argparse.Namespace(seed=0), model, (side, side), told, Surgery(black_point=0.1), None, Path(args.output_dir))
+    seeds, surgery = argparse.Namespace(seed=0), Surgery(black_point=0.1)
+    bench = Bench(seeds, model, (side, side), told, surgery, None, Path(args.output_dir))
     return paired_runs(bench, loaded, args.repeats)
 
 

@@ -7,6 +7,7 @@ while a subject is at work or with --keep_weights, weights/<subject>/<seed>/<var
 import argparse
 import math
 import shutil
+import sys
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ from tqdm import tqdm
 
 from common.data import Subject
 from common.images import save_png
-from common.runs import append_row, measure, read_json, read_rows, write_json
+from common.runs import InputError, append_row, measure, read_json, read_rows, write_json
 from eval.personalization import protocol, scoring
 from eval.personalization.methods import METHODS
 from eval.personalization.variants import Variant
@@ -73,7 +74,10 @@ def read_all_rows(output: Path) -> list[dict]:
 
 
 def run_subject(arena: Arena, subject: Subject, seed: int) -> None:
-    """Every variant that has no row yet, of one subject and seed; first the row of its own pictures."""
+    """Every variant that has no row yet, of one subject and seed; first the row of its own pictures.
+
+    A variant that stops in one sentence, as a diverged training does, is left without a row; the others go on.
+    """
     missing, rows = arena.missing(subject, seed), arena.output / arena.rows_name
     if not missing:
         return
@@ -82,7 +86,12 @@ def run_subject(arena: Arena, subject: Subject, seed: int) -> None:
     if REAL not in arena.done(subject, seed):
         append_row(rows, row_of("eval", REAL, subject, seed, scoring.ceiling(references, arena.eyes)))
     for variant in tqdm(missing, f"{subject.name}, seed {seed}", disable=None):
-        append_row(rows, run_variant(arena, variant, subject, seed, references, place))
+        try:
+            append_row(rows, run_variant(arena, variant, subject, seed, references, place))
+        except (InputError, SystemExit) as stop:
+            if getattr(stop, "code", 2) != 2:  # Ctrl-C
+                raise
+            print(f"{variant.name} has no row of {subject.name}: {stop}", file=sys.stderr)
     if not arena.args.keep_weights:
         shutil.rmtree(place, ignore_errors=True)
 

@@ -112,10 +112,27 @@ def flags(model, dataset, out, *more):
 PAIR = ("--methods", "base", "dreambooth+prior", "lipschitz", "--curves")
 
 
+def test_a_training_that_diverges_leaves_its_row_out_and_the_others_go_on(calls, model, dataset, tmp_path, capsys):
+    def stop(code):
+        def train(*args):
+            raise SystemExit(code)
+
+        return train
+
+    object.__setattr__(methods.METHODS["dreambooth+prior"], "train", stop(2))
+    personalize.main(flags(model, dataset, tmp_path, *PAIR))
+    rows = read_rows(tmp_path / "rows.jsonl")
+    assert {row["method"] for row in rows} == {"real", "base", "lipschitz"} and len(rows) == 6
+    assert "dreambooth+prior has no row of vase" in capsys.readouterr().err
+    object.__setattr__(methods.METHODS["lipschitz"], "train", stop(130))  # Ctrl-C
+    with pytest.raises(SystemExit, match="130"):
+        personalize.main(flags(model, dataset, tmp_path / "other", *PAIR))
+
+
 def test_rows_pictures_costs_and_the_page(calls, model, dataset, tmp_path):
     personalize.main(flags(model, dataset, tmp_path, *PAIR, "interpolation", "--save_results"))
     rows = {(row["method"], row["item"]): row for row in read_rows(tmp_path / "rows.jsonl")}
-    names = ["real", "base", "dreambooth+prior", "lipschitz", "dreambooth", "dreambooth@interpolationx0.3"]
+    names = ["real", "base", "dreambooth+prior", "lipschitz", "dreambooth", "dreambooth@interpolationx0.4"]
     assert list(rows) == [(name, subject) for subject in ("dog2", "vase") for name in names]
     assert [call[:3] for call in calls[:3]] == [("dreambooth+prior", "dog2", 0), ("lipschitz", "dog2", 0),
                                                 ("dreambooth", "dog2", 0)] and len(calls) == 6  # fmt: skip
