@@ -2,7 +2,8 @@
 
     python -m eval.tune_inpainting                 four settings each of both guidances, LoRA and whole-model tuning
 
-Prints PSNR to the true picture and likeness per setting; what is chosen goes into image_inpaint/options.py by hand.
+Prints the scores of every setting. The highest likeness to the photographs (DINO of the region, the paper's score) goes
+into image_inpaint/options.py by hand.
 """
 
 import argparse
