@@ -18,7 +18,7 @@ from eval.measures import find
 from eval.track import Item, Picture, Run, Track, date_of, earlier_results
 from image_inpaint import eval as inpaint_eval
 from image_inpaint import methods as own
-from image_inpaint.options import PICTUREBOOK_PRESET, PICTUREBOOK_RATES
+from image_inpaint.options import PICTUREBOOK_PRESET, PICTUREBOOK_TUNING
 
 NAME = "subject_inpainting"
 RUN = ("sd_caption", "untuned", "lora")  # what this track runs by itself
@@ -64,7 +64,7 @@ def command(args: argparse.Namespace, methods: list[str]) -> list[str]:
 
 def keep_config(output: Path, settings: argparse.Namespace) -> None:
     """config.json, with what every image-guided method is trained with: rows of other settings are told apart by it."""
-    training = {"preset": PICTUREBOOK_PRESET["subject"], "rates": PICTUREBOOK_RATES, "more": settings.training_flags}
+    training = {"preset": PICTUREBOOK_PRESET["subject"], "tuning": PICTUREBOOK_TUNING, "more": settings.training_flags}
     methods = {name: {"flags": method.training, **(training if method.training else {})}
                for name, method in own.METHODS.items()}  # fmt: skip
     write_config(output, settings, dataset="picturebook", methods=methods)

@@ -162,7 +162,7 @@ def test_paper_scale(capsys):
 
 def test_the_picturebook_has_a_preset_that_flags_override(tmp_path, capsys):
     args = options.parse_train(["--output_dir", str(tmp_path / "out"), "--rank", "3"])
-    assert args.max_train_steps == options.PICTUREBOOK_PRESET["subject"]["max_train_steps"] and args.rank == 3
+    assert args.max_train_steps == options.PICTUREBOOK_TUNING["lora"]["max_train_steps"] and args.rank == 3
     assert "picturebook preset" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
