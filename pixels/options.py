@@ -172,6 +172,17 @@ def announce(kind: str, sampling: Sampling) -> None:
     print(f"{kind} preset: {json.dumps(PRESETS[kind])}; with flags: {json.dumps(values)}", file=sys.stderr)
 
 
+def check_kind(args: argparse.Namespace, kind: str) -> None:
+    """InputError for a flag that this kind of model has no use for."""
+    kandinsky = kind == "kandinsky"
+    if args.posterior and kandinsky:
+        raise InputError("--posterior is of a VAE that has one; Kandinsky's gives the latents themselves: leave it out")
+    if args.image_embedding != "prior" and not kandinsky:
+        raise InputError(f"--image_embedding is Kandinsky's, and this model is of the kind {kind}: leave it out")
+    if args.refiner_start != 0.8 and not args.refiner_model_name_or_path:
+        raise InputError("--refiner_start says where a refiner takes over: give --refiner_model_name_or_path too")
+
+
 def load(args: argparse.Namespace):
     """(Model, kind of preset, frame (height, width)) that the flags name."""
     import torch
@@ -183,6 +194,7 @@ def load(args: argparse.Namespace):
         args.pretrained_model_name_or_path, args.scheduler, args.refiner_model_name_or_path,
         args.prior_model_name_or_path, args.device, dtype,
     )  # fmt: skip
+    check_kind(args, model.kind)
     kind = "picturebook" if is_picturebook_folder(args.pretrained_model_name_or_path) else model.kind
     size = (args.height or model.native_resolution, args.width or model.native_resolution)
     for name, side in zip(("height", "width"), size, strict=True):

@@ -9,6 +9,7 @@ from PIL import Image
 
 from common.images import load_image
 from common.metrics import psnr
+from common.runs import InputError
 from pixels import infer, options
 from pixels.edit_map import THRESHOLDS
 from tests.pixels.tiny_models import write_kandinsky, write_refiner, write_sdxl
@@ -202,8 +203,24 @@ def test_flags_override_a_preset_and_an_algorithm():
     assert options.THRESHOLD_NAMES == tuple(THRESHOLDS)
 
 
+@pytest.mark.parametrize(
+    "kind, flags, message",
+    [
+        ("kandinsky", ["--posterior", "mean"], "Kandinsky's gives the latents themselves"),
+        ("sd", ["--image_embedding", "exemplar"], "of the kind sd"),
+        ("sdxl", ["--refiner_start", "0.5"], "give --refiner_model_name_or_path too"),
+    ],
+)
+def test_flags_that_a_model_has_no_use_for_are_refused(kind, flags, message):
+    with pytest.raises(InputError, match=message):
+        options.check_kind(infer.parse(flags), kind)
+    for fine in ([], ["--refiner_start", "0.5", "--refiner_model_name_or_path", "x"], ["--algorithm", "paper"]):
+        options.check_kind(infer.parse(fine), "sdxl")
+
+
 MISSING = "/no/such/place"
 WRONG = [
+    (["--image_embedding", "exemplar"], "is Kandinsky's"),
     (["--image_path", MISSING], "is no file"),
     (["--image_path", "TEXT"], "cannot be read as a picture"),
     (["--exemplar_path", "MAP"], "2 --exemplar_path and 1 --edit_map_path"),
