@@ -2,10 +2,11 @@
 
 import argparse
 import hashlib
+import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from common.runs import InputError
 
@@ -26,6 +27,28 @@ def number(kind: type, low: float, high: float = float("inf")) -> Callable[[str]
         return value
 
     return parse
+
+
+class Shard(NamedTuple):
+    """The `index`-th, from 1, of `count` parts of a run, each for a process of its own."""
+
+    index: int = 1
+    count: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
+
+    def of(self, things: Sequence) -> list:
+        """This part of them: every count-th."""
+        return list(things[self.index - 1 :: self.count])
+
+
+def shard(text: str) -> Shard:
+    """An argparse type: I/N, I from 1 to N."""
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise argparse.ArgumentTypeError(f"{text!r} is not I/N with I from 1 to N, such as 2/4")
+    return Shard(int(found[1]), int(found[2]))
 
 
 def check_writable(folder: Path) -> None:

@@ -11,11 +11,10 @@ An interrupted run goes on where it stopped: start it again with the same flags.
 
 import argparse
 import json
-import re
 from dataclasses import replace
 from pathlib import Path
 
-from common.flags import check_writable, is_picturebook_folder, number
+from common.flags import Shard, check_writable, is_picturebook_folder, number, shard
 from common.runs import InputError, make_parser, read_json, script, write_config
 
 PICTUREBOOK_PRESET = {"num_inference_steps": 25}
@@ -54,7 +53,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--metric_encoders", help="picturebook, paper (DreamBench's), or a folder with copies of these; by default "
         "those that suit model and dataset")  # fmt: skip
     add("--output_dir", default="outputs/personalize", help="folder for rows, pictures and index.html")
-    add("--shard", metavar="I/N", help="take only the I-th of N parts of subjects and seeds, for N processes")
+    add(
+        "--shard",
+        type=shard,
+        metavar="I/N",
+        help="take only the I-th of N parts of subjects and seeds, for N processes",
+    )
     add("--keep_weights", action="store_true", help="keep every training's weights (weights/ of --output_dir)")
     add("--save_results", action="store_true", help="keep the rows in eval/results, to be shown by eval.compare")
     add("--device", help="cpu, cuda; a GPU if there is one by default")
@@ -86,12 +90,8 @@ def check(args: argparse.Namespace, on_picturebook: bool) -> None:
     """Raises InputError, before anything heavy is imported."""
     if args.metric_encoders == "picturebook" and args.dataset != "picturebook":
         raise InputError("--metric_encoders picturebook knows the picturebook's pictures only; take paper")
-    if args.shard is not None:
-        found = re.fullmatch(r"(\d+)/(\d+)", args.shard)
-        if not found or not 1 <= int(found[1]) <= int(found[2]):
-            raise InputError(f"--shard {args.shard} is not I/N with I from 1 to N, such as 2/4")
-        if args.save_results:
-            raise InputError("--save_results wants all rows: run once more without --shard when all shards are done")
+    if args.shard and args.save_results:
+        raise InputError("--save_results wants all rows: run once more without --shard when all shards are done")
     if args.print_config:
         return
     if args.dataset != "picturebook" and not (Path(args.dataset) / "prompts_and_classes.txt").is_file():
@@ -153,7 +153,7 @@ def prepare(args: argparse.Namespace, tuned: dict[str, dict] | None = None):
     eyes = scoring.load_eyes(args.metric_encoders, args.device)
     how = protocol.Sampling(args.num_inference_steps, args.guidance_scale, args.images_per_prompt)
     classes = kinds() if args.dataset == "picturebook" else [one.class_name for one in read_subjects(folder)]
-    part = f"-{args.shard.replace('/', 'of')}" if args.shard else ""
+    part = f"-{args.shard.index}of{args.shard.count}" if args.shard else ""
     arena = Arena(args, output, folder, classes, how, wanted, settings, eyes, f"rows{part}.jsonl")
     if any(arena.missing(subject, seed) for subject in subjects for seed in args.seeds):
         arena.base()  # a model that is not there is reported before anything is written
@@ -185,8 +185,7 @@ def main(argv: list[str] | None = None) -> None:
 
     arena, subjects = prepare(args)
     runs = [(subject, seed) for seed in args.seeds for subject in subjects]
-    index, count = map(int, (args.shard or "1/1").split("/"))
-    for subject, seed in runs[index - 1 :: count]:
+    for subject, seed in (args.shard or Shard()).of(runs):
         run_subject(arena, subject, seed)
     if args.shard:
         print(f"shard {args.shard} is done; start without --shard for the page when all are")

@@ -12,7 +12,7 @@ import argparse
 import shutil
 from pathlib import Path
 
-from common.flags import check_writable, number
+from common.flags import Shard, check_writable, number, shard
 from common.runs import InputError, append_row, atomic_path, make_parser, script
 from eval import personalize
 from eval.tuning import Setting, grid
@@ -44,7 +44,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--images_per_prompt", type=number(int, 1, 1000), default=1, help="pictures")
     add("--num_inference_steps", type=number(int, 1, 1000), help="of sampling; the arena's by default")
     add("--output_dir", default="outputs/tune_personalization", help="folder for rows")
-    add("--shard", metavar="I/N", help="take only the I-th of N parts of the settings, for N processes")
+    add("--shard", type=shard, metavar="I/N", help="take only the I-th of N parts of the settings, for N processes")
     add("--device", help="cpu, cuda; a GPU if there is one by default")
     args = parser.parse_args(argv)
     check_writable(Path(args.output_dir))
@@ -118,19 +118,19 @@ def main(argv: list[str] | None = None) -> None:
 
     arena, subjects = personalize.prepare(settings, tuned={})
     shared, rows = arena.settings, arena.output / arena.rows_name
-    index, count = map(int, (args.shard or "1/1").split("/"))
-    if index == 1:
+    mine = args.shard or Shard()
+    if mine.index == 1:
         arena.variants = [Variant("base", "base")]
         for subject in subjects:
             runs.run_subject(arena, subject, 0)  # and the row of the real pictures
     wanted = [(method, setting, one) for method in args.methods for setting in GRIDS[method] for one in subjects]
     done = {(row["method"], row["item"]) for row in runs.read_all_rows(arena.output)}
-    for method, setting, subject in tqdm(wanted[index - 1 :: count], "settings", disable=None):
+    for method, setting, subject in tqdm(mine.of(wanted), "settings", disable=None):
         variant = Variant(label(method, setting), method, knob="tuned")
         if (variant.name, subject.name) in done:
             continue
         arena.settings = {variant.name: shared[method] | setting}
-        place = arena.output / "weights" / f"shard-{index}"
+        place = arena.output / "weights" / f"shard-{mine.index}"
         try:
             row = runs.run_variant(arena, variant, subject, 0, scoring.read_references(subject), place)
         except (InputError, SystemExit) as stop:

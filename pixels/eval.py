@@ -4,7 +4,7 @@
     python -m pixels.eval --figure 7
 
 An interrupted run goes on where it stopped: start it again with the same flags. Large runs are shared among processes:
---shard 0 8 to --shard 7 8, each with the same flags, then once without --shard for the tables.
+--shard 1/8 to --shard 8/8, each with the same flags, then once without --shard for the tables.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from common.flags import weights_of
+from common.flags import shard, weights_of
 from common.runs import (
     InputError,
     append_row,
@@ -32,7 +32,7 @@ TABLES = ("1a", "1b", "overhead")
 FIGURES = ("2", "3", "4", "5", "6", "7", "8", "10")
 # What may change from run to run in one folder; --full has the quick subset's items among its own.
 FREE = set(
-    "full methods limit table figure shard device output_dir print_config user_study study_answers overhead lemma "
+    "full methods limit table figure shard device output_dir print_config user_study answers overhead lemma "
     "repeats pairs maps pair_count prompts".split()
 )
 
@@ -49,7 +49,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--maps", metavar="FOLDER", help="of --pairs: the database of maps, white = keep; drawn by default")
     add("--pair_count", type=options.number(int, 1), default=3000, help="of --pairs (paper: 3000)")
     add("--user_study", action="store_true", help="write the blinded page for Table 1b from the pictures at hand")
-    add("--study_answers", nargs="+", metavar="JSON", help="average the ranks of these answer files, and stop")
+    add("--answers", nargs="+", metavar="JSON", help="average the ranks of these answer files, and stop")
     add(
         "--dataset", default="picturebook", help="a folder with pairs.json or triples, or picturebook: the quick subset"
     )
@@ -63,7 +63,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="each is run; by default those that the table or figure needs",
     )
     add("--limit", type=options.number(int, 1), help="take only so many items")
-    add("--shard", nargs=2, type=int, metavar=("I", "N"), help="run every N-th item from the I-th, and print no table")
+    add("--shard", type=shard, metavar="I/N", help="take only the I-th of N parts of the pairs, for N processes")
     add("--metric_encoders", help="picturebook; paper: CLIP ViT-B/32, LPIPS, and for FID also Inception; or a folder "
         "with copies of these; default: by the model")  # fmt: skip
     add("--prompts", nargs="+", help="of --figure 5")
@@ -75,8 +75,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     if args.metric_encoders is None:
         on_picturebook = options.is_picturebook_folder(args.pretrained_model_name_or_path)
         args.metric_encoders = "picturebook" if on_picturebook else "paper"
-    if args.shard and not 0 <= args.shard[0] < args.shard[1]:
-        raise InputError(f"--shard {args.shard[0]} {args.shard[1]}: I from 0 to N - 1 is needed")
     if args.pairs and args.dataset == "picturebook":
         raise InputError("--pairs writes to --dataset: name a folder there")
     if not args.pairs and args.dataset != "picturebook" and not Path(args.dataset).is_dir():
@@ -138,10 +136,10 @@ def main(argv: list[str] | None = None) -> None:
         written = build_pairs(args.pairs, args.dataset, args.pair_count, args.seed, args.maps)
         print(f"{written} pairs in {Path(args.dataset) / 'pairs.json'}")
         return
-    if args.study_answers:
+    if args.answers:
         from pixels.study import print_ranks
 
-        print_ranks(args.study_answers, output)
+        print_ranks(args.answers, output)
         return
     if args.table in ("1b", "overhead") and not args.overhead:
         from pixels.tables import beside_published
@@ -179,8 +177,8 @@ def run_all(bench, pairs: list, name: str = "rows.jsonl") -> None:
     from pixels.scoring import run_item
 
     args, output = bench.args, bench.output
-    mine = pairs[args.shard[0] :: args.shard[1]] if args.shard else pairs
-    rows = output / ("rows-{}of{}.jsonl".format(*args.shard) if args.shard else name)
+    mine = args.shard.of(pairs) if args.shard else pairs
+    rows = output / (f"rows-{args.shard.index}of{args.shard.count}.jsonl" if args.shard else name)
     done = {(row["item"], row["method"]) for row in gather_rows(output)}
     for pair in tqdm(mine, "items", disable=None):
         for method in args.methods:

@@ -234,7 +234,7 @@ def test_the_table_is_joined_with_the_arenas_rows(calls, model, dataset, tmp_pat
 @pytest.mark.parametrize("more, words", [
     (["--methods", "magic"], "invalid choice"),
     (["--method", "lipschitz"], "did you mean --methods"),
-    (["--shard", "3/2"], "--shard 3/2"),
+    (["--shard", "3/2"], "is not I/N with I from 1 to N"),
     (["--shard", "1/2", "--save_results"], "without --shard"),
     (["--methods", "ip_adapter"], "needs weights"),
     (["--subjects", "unicorn"], "unicorn"),

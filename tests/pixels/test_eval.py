@@ -151,10 +151,10 @@ def test_an_interrupted_run_goes_on_and_ends_in_the_same_bytes(run, whole, tmp_p
 
 def test_shards_share_a_run(run, whole, tmp_path):
     out = tmp_path / "out"
-    for number in ("0", "1"):
-        printed = run(out, "--shard", number, "2").out
+    for number in (1, 2):
+        printed = run(out, "--shard", f"{number}/2").out
         assert "items" not in printed
-    assert [row["item"] for row in read_rows(out / "rows-0of2.jsonl")][::5] == ["p0", "p2"]
+    assert [row["item"] for row in read_rows(out / "rows-1of2.jsonl")][::5] == ["p0", "p2"]
     assert not (out / "results.csv").exists()
     run(out)
     assert (
@@ -257,7 +257,7 @@ def test_the_study_page_is_blind_and_its_answers_are_averaged(run, whole, tmp_pa
         write_json(tmp_path / f"{who}.json", answer(who, first))
     ranks = study.average_ranks([answer("a", "pixels"), answer("c", "paste")], key)
     assert ranks["pixels"]["realism"] == [1, 5] and ranks["paste"]["adherence"] == [4, 1]
-    printed = run(whole, "--study_answers", *(str(tmp_path / f"{who}.json") for who in "abc")).out
+    printed = run(whole, "--answers", *(str(tmp_path / f"{who}.json") for who in "abc")).out
     line = next(line.split() for line in printed.splitlines() if line.startswith("PIXELS") and "measured" in line)
     assert "2.333" in line  # of 1, 1 and 5
     wrong = answer("d", "pixels")
@@ -287,10 +287,10 @@ def test_pairs_are_written(run, dataset, tmp_path):
         (["--limit", "0"], "from 1"),
         (["--table", "2"], "invalid choice"),
         (["--figure", "1"], "invalid choice"),
-        (["--shard", "2", "2"], "I from 0 to N - 1"),
+        (["--shard", "3/2"], "I from 1 to N"),
         (["--metric_encoders", "/no/such/place"], "/no/such/place"),
         (["--pretrained_model_name_or_path", "/no/such/place"], "/no/such/place"),
-        (["--study_answers", "/no/such/place"], "/no/such/place"),
+        (["--answers", "/no/such/place"], "/no/such/place"),
         (["--pairs", "/no/such/place", "--dataset", "picturebook"], "name a folder"),
         (["--strength", "0.1"], "leaves none of 4 steps"),
         (["--height", "63"], "no multiple of 4"),
