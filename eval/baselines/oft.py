@@ -18,7 +18,7 @@ from common.flags import number
 from common.runs import InputError, atomic_path, make_parser, script
 from common.training_flags import add_subject_flags, add_training_flags, parse_training
 
-PICTUREBOOK_PRESET = {"max_train_steps": 300, "learning_rate": 0.003, "coft": False, "train_batch_size": 2,
+PICTUREBOOK_PRESET = {"max_train_steps": 100, "learning_rate": 0.003, "coft": False, "train_batch_size": 2,
                       "num_class_images": 24}  # fmt: skip
 PROJECTIONS = ["to_q", "to_k", "to_v", "to_out.0"]  # of every attention layer
 ADAPTER = "oft"  # folder of the adapter inside --output_dir

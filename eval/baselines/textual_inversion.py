@@ -18,7 +18,7 @@ from common.flags import number
 from common.runs import InputError, atomic_path, make_parser, script
 from common.training_flags import add_subject_flags, add_training_flags, parse_training
 
-PICTUREBOOK_PRESET = {"max_train_steps": 300, "learning_rate": 0.005, "scale_lr": False, "train_batch_size": 4,
+PICTUREBOOK_PRESET = {"max_train_steps": 200, "learning_rate": 0.002, "scale_lr": False, "train_batch_size": 4,
                       "gradient_accumulation_steps": 1, "prompts": "plain", "random_flip": False}  # fmt: skip
 # The paper's neutral contexts, derived from CLIP's ImageNet templates (its Sec. 4 and appendix).
 PHOTOS = (
