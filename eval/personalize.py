@@ -53,12 +53,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--metric_encoders", help="picturebook, paper (DreamBench's), or a folder with copies of these; by default "
         "those that suit model and dataset")  # fmt: skip
     add("--output_dir", default="outputs/personalize", help="folder for rows, pictures and index.html")
-    add(
-        "--shard",
-        type=shard,
-        metavar="I/N",
-        help="take only the I-th of N parts of subjects and seeds, for N processes",
-    )
+    add("--shard", type=shard, metavar="I/N", help="take the I-th of N parts of subjects and seeds, for N processes")
     add("--keep_weights", action="store_true", help="keep every training's weights (weights/ of --output_dir)")
     add("--save_results", action="store_true", help="keep the rows in eval/results, to be shown by eval.compare")
     add("--device", help="cpu, cuda; a GPU if there is one by default")
