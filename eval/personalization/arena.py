@@ -171,7 +171,7 @@ def weight_files(folder: Path) -> tuple[int, int]:
 def drift_of(arena: Arena, pipe, subject: Subject, seed: int, trained: bool) -> dict[str, float]:
     """How the model speaks of everything but the subject: weights, predictions and samples against the base model's
     (from the same noise), and whether the other classes can still be recognised. Of the base itself only the latter.
-    Nothing with --held_out_images 0, as in tuning."""
+    Where no held-out picture is wanted, as in tuning, the weights alone."""
     base, count = arena.base(), arena.args.held_out_images
     found = drift.weight_drift(network(pipe).state_dict(), network(base).state_dict()) if trained else {}
     on_picturebook = arena.eyes.classifier is not None

@@ -32,7 +32,8 @@ ON_REAL = (
 SHOWN_PROMPTS = 4  # per subject, in the picture grid
 SHOWN_SUBJECTS = 4
 NOTES = [
-    "DreamBench's protocol: every prompt of every subject, four pictures each; the quick form is of one subject, one "
+    "DreamBench's protocol: every prompt of every subject, four pictures each unless the command gives another "
+    "--images_per_prompt; the quick form is of one subject, one "
     "picture per prompt and one training, and decides nothing. Intervals resample subjects, and seeds within them.",
     "CLIP-T is of the prompt without the rare token. Context and identity are what the attribute classifier, which no "
     "model was trained with, sees: all that the prompt asks for, and the subject's kind in its usual colour.",
@@ -139,7 +140,7 @@ def figures(output: Path, run: Run) -> list[Figure]:
     if path is None:
         return []
     caption = (
-        f"Points: methods, with 95 % intervals ({run.label}). Lines: one knob turned in five steps; at the same DINO "
+        f"Points: methods, with 95 % intervals ({run.label}). Lines: one knob turned in three steps; at the same DINO "
         "the higher line is the better one where the axis says so, and the lower one for drift."
     )
     return [Figure("Fidelity against prompt adherence and drift", path, caption)]
