@@ -260,3 +260,9 @@ def resume_training(args, weights: Mapping[str, Tensor], optimizer, schedule, wh
     if scaler and saved["scaler"]:
         scaler.load_state_dict(saved["scaler"])
     return saved["step"]
+
+
+def whole_seconds(seconds: float, first: int, steps: int) -> float:
+    """What a training of `steps` steps takes that was measured from step `first` on: the steps before an interruption
+    count at the pace of those after it."""
+    return seconds * steps / (steps - first) if first < steps else seconds

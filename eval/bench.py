@@ -1,10 +1,12 @@
 """Speed and memory: inversions side by side, our DDIM sampling and latent surgery against diffusers' own pipelines, the
 Lipschitz penalty against a training step and against prior preservation, spectral shifts against LoRA and full weights.
 
-python -m eval.bench --items 3
+    python -m eval.bench --items 3
+    python -m eval.bench --parts shifts --training_shapes sd15
 """
 
 import argparse
+import copy
 import time
 from pathlib import Path
 
@@ -19,11 +21,13 @@ SOLVERS = {
     "spd_descent": ("spd", {"solver": "descent"}),
     "spd_anderson": ("spd", {"solver": "anderson"}),
 }
+PARTS = ("inversions", "sampling", "surgery", "penalty", "shifts", "inpainting")
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = make_parser(__doc__.splitlines()[0])
     add = parser.add_argument
+    add("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure; all by default")
     add("--pretrained_model_name_or_path", default="picturebook", help="picturebook, a local folder or a hub id")
     add("--dataset", default="picturebook", help="picturebook, or a PIE-Bench folder; its first pictures are used")
     add("--items", type=positive, default=3, help="pictures to invert")
@@ -31,8 +35,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--num_inference_steps", type=positive, default=50, help="DDIM steps")
     add("--guidance_scale", type=float, default=7.5, help="of sampling; inversion and its way back have none")
     add("--repeats", type=positive, default=5, help="pairs of samplings, ours and diffusers' in turn")
-    add("--training_shapes", choices=("model", "sd15"), default="model", help="network that trainings are timed on: "
-        "the model's, or a random one of Stable Diffusion 1.5's shapes (some 20 GB)")  # fmt: skip
+    add("--training_shapes", choices=("model", "sd15"), default="model", help="network of the parts penalty and "
+        "shifts: the model's, or a random one of Stable Diffusion 1.5's shapes (some 20 GB)")  # fmt: skip
     add("--output_dir", default="outputs/bench", help="folder for bench.json")
     add("--device", help="cpu, cuda, cuda:1, ...; a GPU if there is one by default")
     args = parser.parse_args(argv)
@@ -169,7 +173,7 @@ def bench_surgery(pipe, args: argparse.Namespace) -> list[dict]:
     return paired_runs(bench, loaded, args.repeats)
 
 
-def bench_penalty(name: str, args: argparse.Namespace) -> dict[str, list[dict]]:
+def bench_penalty(args: argparse.Namespace) -> dict[str, list[dict]]:
     """The Lipschitz penalty's gradient against one step of full fine-tuning, with a frozen copy of 32 and of 16 bits,
     and a whole run (200 steps) against prior preservation (40 class pictures); a pipeline of its own, for it is
     trained."""
@@ -178,7 +182,7 @@ def bench_penalty(name: str, args: argparse.Namespace) -> dict[str, list[dict]]:
     from common.pipelines import load_pipeline
     from lipschitz_personalize.overhead import penalty_rows, run_rows, sd15_shapes
 
-    pipe = load_pipeline(name, args.device)
+    pipe = load_pipeline(args.pretrained_model_name_or_path, args.device)
     if args.training_shapes == "sd15":
         return {"penalty": penalty_rows(sd15_shapes(pipe), args.repeats)}
     return {
@@ -209,8 +213,9 @@ def bench_shifts(pipe, args: argparse.Namespace) -> list[dict]:
     """A training step with spectral shifts (SVDiff) against the frozen model, W' rebuilt, LoRA and full weights."""
     from svdiff.overhead import random_unet, step_rows
 
-    unet = random_unet(pipe.device) if args.training_shapes == "sd15" else pipe.unet
-    return step_rows(unet, args.repeats)
+    if args.training_shapes == "sd15":
+        return step_rows(lambda: random_unet(pipe.device), args.repeats)
+    return step_rows(lambda: copy.deepcopy(pipe.unet), args.repeats)
 
 
 def print_shifts(rows: list[dict]) -> None:
@@ -239,45 +244,67 @@ def summary(rows: list[dict], solvers: list[str]) -> str:
     return text_table(lines)
 
 
+def print_sampling(rows: list[dict], args: argparse.Namespace) -> None:
+    """Ours against diffusers' seconds, in percent with paired intervals."""
+    relative = [row["ours"] / row["diffusers"] - 1 for row in rows]
+    mean, low, high = (100 * value for value in paired_bootstrap(relative, [0.0] * len(relative)))
+    ours, theirs = (sum(row[name] for row in rows) / len(rows) for name in ("ours", "diffusers"))
+    print(
+        f"Sampling, {args.num_inference_steps} steps, guidance {args.guidance_scale:g}, {len(rows)} pairs: "
+        f"ours {ours:.3f} s, diffusers {theirs:.3f} s; ours {mean:+.1f} % [{low:+.1f}, {high:+.1f}]; "
+        f"largest difference of latents {max(row['largest_difference'] for row in rows):.1e}"
+    )
+
+
+def print_surgery(rows: list[dict], args: argparse.Namespace) -> None:
+    """Latent surgery against img2img, in percent with paired intervals."""
+    relative = [row["ours_seconds"] / row["theirs_seconds"] - 1 for row in rows]
+    mean, low, high = (100 * value for value in paired_bootstrap(relative, [0.0] * len(relative)))
+    print(
+        f"Latent surgery, half of {args.num_inference_steps} steps, {len(rows)} pairs: {mean:+.1f} % "
+        f"[{low:+.1f}, {high:+.1f}] against diffusers' img2img"
+    )
+
+
+def run_part(part: str, pipe, args: argparse.Namespace) -> dict[str, list[dict]]:
+    """Measure one of PARTS and print what was found; {name in bench.json: rows}."""
+    from diffusers import StableDiffusionPipeline
+
+    from eval import inpainting_bench
+
+    if part == "inpainting":
+        return inpainting_bench.run(args)
+    if part == "penalty":
+        found = bench_penalty(args)
+        print_penalty(found)
+        return found
+    if part == "inversions":
+        print(f"Inverting {args.items} pictures under their own prompts, {args.num_inference_steps} steps")
+        rows = bench_inversions(pipe, args)
+        print(summary(rows, args.solvers), end="\n\n")
+    elif part == "sampling":
+        rows = bench_sampling(pipe, args) if isinstance(pipe, StableDiffusionPipeline) else []
+        if rows:
+            print_sampling(rows, args)
+    elif part == "surgery":
+        rows = bench_surgery(pipe, args)
+        print_surgery(rows, args)
+    else:
+        rows = bench_shifts(pipe, args)
+        print_shifts(rows)
+    return {part: rows}
+
+
 @script
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
-
-    from diffusers import StableDiffusionPipeline
-
     from common.pipelines import load_pipeline
-    from eval import inpainting_bench
 
     pipe = load_pipeline(args.pretrained_model_name_or_path, args.device)
-    print(f"Inverting {args.items} pictures under their own prompts, {args.num_inference_steps} steps")
-    inversions = bench_inversions(pipe, args)
-    print(summary(inversions, args.solvers), end="\n\n")
-
-    sampling = bench_sampling(pipe, args) if isinstance(pipe, StableDiffusionPipeline) else []
-    if sampling:
-        relative = [row["ours"] / row["diffusers"] - 1 for row in sampling]
-        mean, low, high = (100 * value for value in paired_bootstrap(relative, [0.0] * len(relative)))
-        ours, theirs = (sum(row[name] for row in sampling) / len(sampling) for name in ("ours", "diffusers"))
-        print(
-            f"Sampling, {args.num_inference_steps} steps, guidance {args.guidance_scale:g}, {len(sampling)} pairs: "
-            f"ours {ours:.3f} s, diffusers {theirs:.3f} s; ours {mean:+.1f} % [{low:+.1f}, {high:+.1f}]; "
-            f"largest difference of latents {max(row['largest_difference'] for row in sampling):.1e}"
-        )
-    surgery = bench_surgery(pipe, args)
-    relative = [row["ours_seconds"] / row["theirs_seconds"] - 1 for row in surgery]
-    mean, low, high = (100 * value for value in paired_bootstrap(relative, [0.0] * len(relative)))
-    print(
-        f"Latent surgery, half of {args.num_inference_steps} steps, {len(surgery)} pairs: {mean:+.1f} % "
-        f"[{low:+.1f}, {high:+.1f}] against diffusers' img2img"
-    )
-    penalty = bench_penalty(args.pretrained_model_name_or_path, args)
-    print_penalty(penalty)
-    shifts = bench_shifts(pipe, args)
-    print_shifts(shifts)
-    inpainting = inpainting_bench.run(args)
-    output = Path(args.output_dir)
-    write_json(output / "bench.json", {"inversions": inversions, "sampling": sampling, "surgery": surgery, **penalty,
-                                       "shifts": shifts, **inpainting})  # fmt: skip
+    output, found = Path(args.output_dir), {}
+    for part in args.parts:
+        found |= run_part(part, pipe, args)
+        write_json(output / "bench.json", found)  # after each, so that an interrupted run has measured something
     write_config(output, args)
     print(f"written to {output / 'bench.json'}")
 

@@ -186,7 +186,7 @@ def main(argv: list[str] | None = None) -> None:
         "penalty": regularizer.value() if regularizer else 0.0,
         "trainable_parameters": sum(tensor.numel() for tensor in weights),
         "file_bytes": sum(path.stat().st_size for path in output.rglob("*.safetensors")),
-        "seconds": cost.seconds,
+        "seconds": training.whole_seconds(cost.seconds, start, args.max_train_steps),
         "class_seconds": class_seconds,
         "peak_memory_mb": cost.peak_memory_mb,
     }

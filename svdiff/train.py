@@ -48,6 +48,7 @@ def main(argv: list[str] | None = None) -> None:
         save_training,
         step_generator,
         target,
+        whole_seconds,
     )
     from svdiff import unmix
     from svdiff.samples import draw_batch
@@ -137,7 +138,7 @@ def main(argv: list[str] | None = None) -> None:
         if args.validation_prompt and (step + 1) % args.validation_steps == 0 and process == 0:
             with accelerator.autocast():
                 show(args, pipe, concepts, source, f"validation-{step + 1}.png")
-    seconds = time.perf_counter() - began
+    seconds = whole_seconds(time.perf_counter() - began, start, args.max_train_steps)
     accelerator.wait_for_everyone()
     if process == 0:
         written = tuned.save(Path(args.output_dir))

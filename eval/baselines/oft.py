@@ -109,7 +109,8 @@ def main(argv: list[str] | None = None) -> None:
         with atomic_path(Path(args.output_dir) / ADAPTER) as temporary:
             unet.save_pretrained(temporary)
         count = sum(tensor.numel() for tensor in trained.values())
-        costs = {"seconds": cost.seconds, "peak_memory_mb": cost.peak_memory_mb}
+        seconds = training.whole_seconds(cost.seconds, first, args.max_train_steps)
+        costs = {"seconds": seconds, "peak_memory_mb": cost.peak_memory_mb}
         shared.finish(args, pipe, args.validation_prompt or prompts[0], losses, trainable_parameters=count, **costs)
     accelerator.end_training()
 

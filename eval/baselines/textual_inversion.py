@@ -120,7 +120,8 @@ def main(argv: list[str] | None = None) -> None:
         with atomic_path(Path(args.output_dir) / "learned_embeds.safetensors") as temporary:
             save_file({args.placeholder_token: vectors.detach().cpu().contiguous()}, temporary)
         prompt = args.validation_prompt or f"a {args.placeholder_token}"
-        costs = {"seconds": cost.seconds, "peak_memory_mb": cost.peak_memory_mb}
+        seconds = training.whole_seconds(cost.seconds, first, args.max_train_steps)
+        costs = {"seconds": seconds, "peak_memory_mb": cost.peak_memory_mb}
         shared.finish(args, pipe, prompt, losses, trainable_parameters=vectors.numel(), **costs)
     accelerator.end_training()
 

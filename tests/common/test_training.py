@@ -247,3 +247,8 @@ def test_a_preset_takes_the_place_of_defaults_but_not_of_flags(tmp_path, capsys)
     assert "picturebook preset" in capsys.readouterr().err
     with pytest.raises(ValueError, match="no flags"):
         add_subject_flags(argparse.ArgumentParser(), nothing=1)
+
+
+def test_an_interrupted_training_counts_whole():
+    assert training.whole_seconds(30.0, 40, 100) == 50.0  # sixty steps in thirty seconds
+    assert training.whole_seconds(30.0, 0, 100) == training.whole_seconds(30.0, 100, 100) == 30.0

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from svdiff import overhead
-from svdiff.basis import Basis, as_matrix, tunable
+from svdiff.basis import Basis, as_matrix, find_bases, tunable
 from svdiff.spectral import attach
 from svdiff.subsets import stable_diffusion_unet
 from tests.tiny import tiny_sd
@@ -14,7 +14,7 @@ from tests.tiny import tiny_sd
 
 def test_every_scheme_takes_its_step():
     unet = tiny_sd(channels=(16, 16), latent=8).unet
-    rows = overhead.step_rows(unet, 2)
+    rows = overhead.step_rows(lambda: copy.deepcopy(unet), 2)
     assert len(rows) == 2 and all(row[f"{name}_seconds"] > 0 for row in rows for name in overhead.SCHEMES)
     counts = {name: rows[0][f"{name}_trained"] for name in overhead.SCHEMES}
     assert counts["frozen"] == 0 and counts["shifts"] == counts["rebuilding"] < counts["full"]
@@ -22,9 +22,9 @@ def test_every_scheme_takes_its_step():
     assert rows[0]["frozen_weights_mb"] < rows[0]["shifts_weights_mb"] < rows[0]["rebuilding_weights_mb"]
 
 
-def test_both_forms_of_a_step_train_the_same_numbers():
+def test_both_forms_of_a_step_train_the_same_numbers(tmp_path):
     unet = tiny_sd(channels=(16, 16), latent=8).unet
-    bases, inputs = overhead.bases_of(unet), overhead.inputs(unet)
+    bases, inputs = find_bases(unet, tunable(unet), tmp_path), overhead.inputs(unet)
     model = copy.deepcopy(unet)
     attached = attach(model, list(tunable(unet)), bases)
     model(*inputs).sample.square().mean().backward()
