@@ -1,6 +1,7 @@
 """What a script asks of its flags before it imports anything heavy: numbers, folders, picturebooks."""
 
 import argparse
+import contextlib
 import hashlib
 import re
 import tempfile
@@ -58,13 +59,13 @@ def check_writable(folder: Path) -> None:
     absent = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
+        with contextlib.suppress(FileNotFoundError), tempfile.TemporaryFile(dir=folder):  # see below
             pass
     except OSError as problem:
         raise InputError(f"cannot write to --output_dir {folder}: {problem.strerror}; give another folder") from None
     finally:
         for place in absent:
-            if place.is_dir():
+            with contextlib.suppress(OSError):  # gone, or in use: another process of this run tries the same folder
                 place.rmdir()
 
 

@@ -191,13 +191,17 @@ def decode_latents(pipe: DiffusionPipeline, latents: torch.Tensor) -> torch.Tens
 
 @contextmanager
 def without_overflow(vae: diffusers.AutoencoderKL) -> Iterator[diffusers.AutoencoderKL]:
-    """The VAE, in float32 for as long as it is used if it is in float16 and its config says that it overflows there
-    (SDXL's does)."""
-    if vae.dtype != torch.float16 or not vae.config.force_upcast:
+    """The VAE, in float32 for as long as it is used if it, or autocast, is in float16 and its config says that it
+    overflows there (SDXL's does)."""
+    kind, half = vae.device.type, vae.dtype == torch.float16
+    cast = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16
+    if not (half or cast) or not vae.config.force_upcast:
         yield vae
         return
     vae.to(torch.float32)
     try:
-        yield vae
+        with torch.autocast(kind, enabled=False):
+            yield vae
     finally:
-        vae.to(torch.float16)  # the pipeline's own calls expect it so
+        if half:
+            vae.to(torch.float16)  # the pipeline's own calls expect it so

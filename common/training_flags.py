@@ -31,8 +31,8 @@ def add_training_flags(parser: argparse.ArgumentParser, **defaults: Any) -> None
         help="multiply --learning_rate by accumulation, batch size and number of processes")  # fmt: skip
     add("--lr_scheduler", choices=LR_SCHEDULERS, default="constant", help="course of the learning rate")
     add("--lr_warmup_steps", type=number(int, 0), default=0, help="optimiser steps of warm-up")
-    add("--adam_beta1", type=number(float, 0, 1), default=0.9, help="of AdamW")
-    add("--adam_beta2", type=number(float, 0, 1), default=0.999, help="of AdamW")
+    add("--adam_beta1", type=number(float, 0, 0.999999), default=0.9, help="of AdamW")
+    add("--adam_beta2", type=number(float, 0, 0.999999), default=0.999, help="of AdamW")
     add("--adam_weight_decay", type=number(float, 0), default=1e-2, help="of AdamW; at 0 it is Adam")
     add("--adam_epsilon", type=number(float, 0), default=1e-8, help="of AdamW")
     add("--max_grad_norm", type=number(float, 0), default=1.0, help="gradients are clipped to it; 0: never")

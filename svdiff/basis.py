@@ -128,8 +128,9 @@ def read(file: Path) -> Basis | None:
 
 @torch.no_grad()
 def find_bases(model: nn.Module, paths: Iterable[str], folder: str | Path | None = None) -> dict[str, Basis]:
-    """The basis of each named layer that is not a vector: from `folder` (FOLDER by default), or computed now on the
-    layer's own device and put there. model: float32, unchanged. An interrupted computation goes on where it stopped.
+    """The basis of each named layer that is not a vector, on the CPU: from `folder` (FOLDER by default), or computed
+    now on the layer's own device and put there. model: float32, unchanged. An interrupted computation goes on where it
+    stopped.
 
     Logs a warning for layers whose singular values are so close that shifts are not portable.
     """
@@ -139,12 +140,14 @@ def find_bases(model: nn.Module, paths: Iterable[str], folder: str | Path | None
     bases = {path: found for path, file in files.items() if (found := read(file))}
     missing = [path for path in layers if path not in bases]
     for path in tqdm(missing, "singular value decompositions", disable=None if missing else True):
+        matrix = as_matrix(layers[path])
+        matrix = matrix.cpu() if matrix.device.type == "mps" else matrix  # which has no float64
         try:
-            bases[path] = decompose(as_matrix(layers[path]))
+            bases[path] = Basis(*(part.cpu() for part in vars(decompose(matrix)).values()))
         except InputError as problem:
             raise InputError(f"{path}: {problem}") from None
         with atomic_path(files[path]) as temporary:
-            save_file({name: part.cpu() for name, part in vars(bases[path]).items()}, temporary)
+            save_file(vars(bases[path]), temporary)
     close = {path: count for path, basis in bases.items() if (count := close_pairs(basis.sigma))}
     if close:
         path = max(close, key=close.get)

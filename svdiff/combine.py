@@ -101,10 +101,13 @@ def correlation(one: Tensors, two: Tensors) -> float:
     return torch.stack(cosines).mean().item()
 
 
-def truncate(shifts: Tensors, share: float) -> dict[str, Tensor]:
-    """Only the shifts of the largest singular values, `share` of each layer's, rounded up; the others are zero."""
-    kept = {}
+def truncate(shifts: Tensors, share: float, whole: Iterable[str] = ()) -> dict[str, Tensor]:
+    """Only the shifts of the largest singular values, `share` of each layer's, rounded up; the others are zero. whole:
+    layers that stay as they are, as vectors do, which have no order of singular values."""
+    kept = {name: shifts[name] for name in whole}
     for name, delta in shifts.items():
+        if name in kept:
+            continue
         count = -int(-share * len(delta) // 1)
         kept[name] = torch.cat([delta[:count], torch.zeros_like(delta[count:])])
     return kept

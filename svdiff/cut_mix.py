@@ -13,7 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-PREFIX = re.compile(r"^((?:an? )?(?:photo|picture|painting|drawing|sketch|rendering|image) of )?(.+)$", re.IGNORECASE)
+PREFIX = re.compile(
+    r"^((?:an? )?(?:photo|picture|painting|drawing|sketch|rendering|image) of )?(.+)$", re.IGNORECASE | re.DOTALL
+)
 PLACES = {False: ("on the left", "on the right"), True: ("at the top", "at the bottom")}
 
 

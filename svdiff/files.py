@@ -59,7 +59,8 @@ def read_shifts(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def find_files(path: Path) -> dict[str, Path]:
-    """part -> file, of a training's folder or of a file; beside spectral_shifts.safetensors the other parts count."""
+    """part -> file, of a training's folder or of a file. Beside the UNet's file those of the text encoders count, whose
+    names end in _te and _te_2; a file of ours says itself which part it is of."""
     if path.is_dir():
         found = {part: path / file_name(part) for part in PARTS if (path / file_name(part)).is_file()}
         if not found:
@@ -67,10 +68,12 @@ def find_files(path: Path) -> dict[str, Path]:
         return found
     if not path.is_file():
         raise InputError(f"{path} is missing; train one with python -m svdiff.train")
-    if path.name == file_name("unet"):
-        return find_files(path.parent)
-    part = next((part for part in reversed(PARTS) if PARTS[part] and path.stem.endswith(PARTS[part])), "unet")
-    return {part: path}
+    named = next((part for part in reversed(PARTS) if PARTS[part] and path.stem.endswith(PARTS[part])), "unet")
+    part = read_shifts(path)[1].get("part", named)
+    if part != "unet":
+        return {part: path}
+    beside = {part: path.with_stem(f"{path.stem}{ending}") for part, ending in PARTS.items()}
+    return {part: file for part, file in beside.items() if file.is_file()}
 
 
 def fit(model: nn.Module, shifts: Mapping[str, Tensor], metadata: Mapping[str, str], base: str, file: Path) -> dict:

@@ -60,7 +60,8 @@ def draw_batch(
         for kind, (stock, texts) in enumerate(kinds):
 
             def pick(which: int, stock=stock, item=item) -> Tensor:
-                order = picture_indices(len(stock[which]), size, seed, step, micro, micros, process, processes)
+                own = seed + which  # an order for each concept: mixed pictures of two meet in all combinations
+                order = picture_indices(len(stock[which]), size, own, step, micro, micros, process, processes)
                 return source.picture(stock[which], order[item], generator)
 
             if mix:

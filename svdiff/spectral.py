@@ -3,13 +3,13 @@
 Two forms of the same thing. `rebuilt` writes the new weight out, as Eq. 2 does: the readable reference, used to merge.
 The layers below never form it. They apply the three factors to the activations one after the other,
 
-    y = U (s * (V^T x)),  s = ReLU(sigma + scale * delta),
+    y = U (s * (V^T x)),  s = ReLU(sigma + delta),
 
 so that a training step costs a quarter more than the frozen model's instead of several times as much: no W', and no
 gradient of a weight. U and V take the place of W in memory, and the gradient of delta falls off for nothing (the
 product of V^T x, which is kept, with U^T g, which the input's gradient needs anyway).
 
-Vectors (weights of norms) are shifted elementwise and without ReLU, W + scale * delta, as the author does.
+Vectors (weights of norms) are shifted elementwise and without ReLU, W + delta, as the author does.
 The spectrum is float32 whatever the network's format: a step of 1e-3 is lost beside a sigma of 1 in float16.
 """
 
@@ -44,7 +44,7 @@ def rebuilt(layer: nn.Module, basis: Basis | None, delta: Tensor, scale: float =
 
 
 class SpectralLayer(nn.Module):
-    """A layer in activation space. `delta` [r] is the only thing that can be trained; `scale` multiplies it."""
+    """A layer in activation space. `delta` [r] is the only thing that can be trained."""
 
     def __init__(self, layer: nn.Module, basis: Basis):
         super().__init__()
@@ -54,7 +54,6 @@ class SpectralLayer(nn.Module):
             self.register_buffer(name, getattr(basis, name).to(layer.weight.device), persistent=False)
         self.U, self.Vh = self.U.to(layer.weight.dtype), self.Vh.to(layer.weight.dtype)
         self.delta = nn.Parameter(torch.zeros_like(self.sigma))
-        self.scale = 1.0
         self.train(layer.training)
 
     def _apply(self, fn, recurse: bool = True):
@@ -69,7 +68,7 @@ class SpectralLayer(nn.Module):
     @property
     def matrix(self) -> Tensor:
         """W' as a matrix, made anew on every access: for those who ask a layer for its weight."""
-        return (self.U * spectrum(self.sigma, self.delta, self.scale).to(self.U)) @ self.Vh
+        return (self.U * spectrum(self.sigma, self.delta).to(self.U)) @ self.Vh
 
     @property
     def weight(self) -> Tensor:
@@ -77,7 +76,7 @@ class SpectralLayer(nn.Module):
 
     def shifted(self, h: Tensor, dim: int = -1) -> Tensor:
         """h = V^T x with its r channels (at `dim`) scaled by the new singular values."""
-        s = spectrum(self.sigma, self.delta, self.scale)
+        s = spectrum(self.sigma, self.delta)
         return (h * (s if dim == -1 else s[:, None, None])).to(h.dtype)
 
 
@@ -123,11 +122,12 @@ class SpectralConv(SpectralLayer):
 
 
 class SpectralNorm(nn.Module):
-    """A norm whose weight is shifted elementwise. `norm` is the layer itself, frozen."""
+    """A norm whose weight is shifted elementwise, and computed in float32: beside a weight of 1 a shift of 1e-3 is lost
+    in bfloat16. `norm` is the layer itself, frozen."""
 
     def __init__(self, layer: nn.GroupNorm | nn.LayerNorm):
         super().__init__()
-        self.norm, self.scale = layer, 1.0
+        self.norm = layer
         self.delta = nn.Parameter(torch.zeros_like(layer.weight, dtype=torch.float32, requires_grad=True))
 
     @property
@@ -136,18 +136,22 @@ class SpectralNorm(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        return (self.norm.weight + self.scale * self.delta).to(self.norm.weight.dtype)
+        return self.norm.weight + self.delta
 
     def _apply(self, fn, recurse: bool = True):
-        exact = self.delta.data
+        """Moves and casts as any module, but never takes weight and shift below float32."""
+        exact = self.delta.data, self.norm.weight.data
         super()._apply(fn, recurse)
-        self.delta.data = exact.to(self.delta.device, torch.promote_types(self.delta.dtype, torch.float32))
+        dtype = torch.promote_types(self.delta.dtype, torch.float32)
+        self.delta.data, self.norm.weight.data = (tensor.to(self.delta.device, dtype) for tensor in exact)
         return self
 
     def forward(self, x: Tensor) -> Tensor:
+        h, weight = x.to(torch.promote_types(x.dtype, torch.float32)), self.weight
+        bias = None if self.norm.bias is None else self.norm.bias.to(weight)
         if isinstance(self.norm, nn.GroupNorm):
-            return F.group_norm(x, self.norm.num_groups, self.weight, self.norm.bias, self.norm.eps)
-        return F.layer_norm(x, self.norm.normalized_shape, self.weight, self.norm.bias, self.norm.eps)
+            return F.group_norm(h, self.norm.num_groups, weight, bias, self.norm.eps).to(x.dtype)
+        return F.layer_norm(h, self.norm.normalized_shape, weight, bias, self.norm.eps).to(x.dtype)
 
 
 def spectral_form(layer: nn.Module, basis: Basis | None) -> nn.Module:
@@ -166,7 +170,7 @@ def attach(model: nn.Module, paths: Iterable[str], bases: Mapping[str, Basis]) -
     layers, attached = tunable(model), {}
     for path in paths:
         parent, _, name = path.rpartition(".")
-        attached[path] = spectral_form(layers[path], bases.get(path))
+        attached[path] = spectral_form(layers.pop(path), bases.get(path))  # W goes before the next U and V come
         setattr(model.get_submodule(parent), name, attached[path])
     return attached
 

@@ -54,10 +54,10 @@ def main(argv: list[str] | None = None) -> None:
     from svdiff.samples import draw_batch
     from svdiff.trainable import SPACES, check_folder
 
-    check_folder(Path(args.output_dir), args)
     accelerator = make_accelerator(args, "svdiff")
     micros, process, processes = args.gradient_accumulation_steps, accelerator.process_index, accelerator.num_processes
     pipe = load_pipeline(args.pretrained_model_name_or_path, accelerator.device)
+    check_folder(Path(args.output_dir), pipe, args)
     resolution = args.resolution or native_resolution(pipe)
     if resolution % pipe.vae_scale_factor:
         raise InputError(f"--resolution {resolution} is no multiple of this model's {pipe.vae_scale_factor} pixels")

@@ -102,13 +102,13 @@ def lora(pipe, args) -> Trainable:
     return Trainable([{"params": list(weights.values()), "lr": args.learning_rate}], weights, base, save)
 
 
-def check_folder(folder: Path, args) -> None:
+def check_folder(folder: Path, pipe, args) -> None:
     """Raises InputError if a folder holds weights that this training would leave there: a reader would mix them up."""
     places = {"svdiff": {part: files.file_name(part) for part in files.PARTS},
               "full": {part: part for part in files.PARTS}, "lora": {"unet": LORA_FILE}}  # fmt: skip
     for space, of_space in places.items():
         for part, name in of_space.items():
-            written = space == args.parameter_space and (part == "unet" or args.train_text_encoder)
+            written = space == args.parameter_space and part in parts_of(pipe, args.train_text_encoder)
             if not written and (folder / name).exists():
                 raise InputError(f"{folder} holds {name} of another training, which this one would leave there; remove "
                                  "it, or take another --output_dir")  # fmt: skip

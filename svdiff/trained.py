@@ -162,11 +162,11 @@ def write_into(
     before: list[tuple[Tensor, Tensor]] | None = None,
 ) -> None:  # fmt: skip
     """Merge a change into the pipeline's weights (Eq. 2 at `scale`): an ordinary model then, exactly as fast as the
-    base. before: gets (parameter, old value) of all that is touched."""
+    base. before: gets (parameter, old value on the CPU) of all that is touched."""
     for part, of_part in change.parts.items():
         for parameter, value in new_weights(getattr(pipe, part), of_part, change.kind, scale, basis_folder):
             if before is not None:
-                before.append((parameter, parameter.detach().clone()))
+                before.append((parameter, parameter.detach().to("cpu", copy=True)))
             parameter.copy_(value)
 
 

@@ -55,9 +55,11 @@ def groups(study: Study) -> list[tuple[str, tuple]]:
 
 
 def run(study: Study) -> None:
-    sheet, labels = [], []
-    for kind, subjects in groups(study):
-        name, row = pair_name(subjects), [load_image(subject.paths[0]) for subject in subjects[:2]]
+    sheet, labels, found = [], [], groups(study)
+    most = max(len(subjects) for _, subjects in found)
+    for kind, subjects in found:
+        name, row = pair_name(subjects), [load_image(subject.paths[0]) for subject in subjects]
+        row += [None] * (most - len(row))
 
         def score(picture, subjects=subjects):
             return {**seen_in(study, list(subjects), picture), "seam": seam(picture)}
@@ -76,4 +78,4 @@ def run(study: Study) -> None:
             row.append(read_pictures(study, method, f"{name}|0")[0])
         sheet.append(row)
         labels.append(f"{name} ({kind})")
-    save_png(study.output / "figure6.png", grid(sheet, labels, ["input", "input", *METHODS]))
+    save_png(study.output / "figure6.png", grid(sheet, labels, [*["input"] * most, *METHODS]))

@@ -5,6 +5,7 @@ Rank: of every layer only the shifts of its largest singular values are kept. Sc
 
 from common.images import grid, load_image, save_png
 from svdiff import combine, trained
+from svdiff.basis import tunable
 from svdiff.experiments.study import (
     Study,
     applied,
@@ -30,8 +31,7 @@ def run(study: Study) -> None:
         for method, value in zip(methods, SHARES if rank else SCALES, strict=True):
             cut = change
             if rank:
-                parts = {part: combine.truncate(change.of(part), value) for part in change.parts}
-                cut = trained.Change("shifts", parts)
+                cut = truncated(study, change, value)
             with applied(study, cut, 1.0 if rank else value):
                 for place, (prompt, plain) in enumerate(prompts_of(study, subject)):
                     score = likeness(study, subject, known, plain)
@@ -40,3 +40,12 @@ def run(study: Study) -> None:
         sheet.append(row)
     labels = [subject.name for subject in study.subjects]
     save_png(study.output / f"{study.args.figure}.png", grid(sheet, labels, ["input", *methods]))
+
+
+def truncated(study: Study, change: trained.Change, share: float) -> trained.Change:
+    """Of every matrix the shifts of its largest singular values; vectors, which have no such order, whole."""
+    parts = {}
+    for part in change.parts:
+        layers, shifts = tunable(getattr(study.pipe, part)), change.of(part)
+        parts[part] = combine.truncate(shifts, share, [path for path in shifts if layers[path].weight.ndim == 1])
+    return trained.Change("shifts", parts)

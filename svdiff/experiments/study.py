@@ -2,8 +2,10 @@
 
 import argparse
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -66,10 +68,12 @@ def concept(study: Study, subject: Subject, word: str | None = None, token: str 
 
 
 def pairs(study: Study, count: int) -> list[tuple[str, tuple[Subject, Subject]]]:
-    """("similar" or "dissimilar", two subjects): `count` of each kind. Similar: of one class, or both alive."""
+    """("similar" or "dissimilar", two subjects): `count` of each kind, of the subjects that --subjects names or of
+    all. Similar: of one class, or both alive. Raises InputError if there is no pair."""
     found: dict[str, list] = {"similar": [], "dissimilar": []}
+    stock = study.subjects if study.args.subjects else study.every
     ordered = sorted(
-        ((one, two) for i, one in enumerate(study.every) for two in study.every[i + 1 :]),
+        ((one, two) for i, one in enumerate(stock) for two in stock[i + 1 :]),
         key=lambda pair: pair[0].class_name != pair[1].class_name,
     )  # pairs of one class first
     used: dict[str, int] = {}
@@ -80,6 +84,8 @@ def pairs(study: Study, count: int) -> list[tuple[str, tuple[Subject, Subject]]]
             found[kind].append((kind, (one, two)))
             if kind == "dissimilar":
                 used[one.name] = used[two.name] = 1
+    if not found["similar"] + found["dissimilar"]:
+        raise InputError("this figure takes pairs: name two subjects at least, or leave out --subjects")
     return found["similar"] + found["dissimilar"]
 
 
@@ -134,8 +140,9 @@ def applied(study: Study, change: trained.Change, scale: float = 1.0):
 # --------------------------------------------------------------------------------------------------- pictures, rows
 
 
-def picture_path(study: Study, method: str, item: str, seed: int) -> Path:
-    return study.output / "pictures" / method.replace("/", "_") / f"{item.replace('/', '_')}_{seed}.png"
+def picture_path(output: Path, method: str, item: str, seed: int) -> Path:
+    method, item = (re.sub(r"[^\w.+-]", "-", name) for name in (method, item))  # as every file system takes it
+    return output / "pictures" / method / f"{item}_{seed}.png"
 
 
 def draw(study: Study, method: str, item: str, make, score, **about) -> None:
@@ -149,8 +156,8 @@ def draw(study: Study, method: str, item: str, make, score, **about) -> None:
     for seed, picture in zip(study.seeds, made, strict=True):
         if (method, item, seed) in done:
             continue
-        save_png(picture_path(study, method, item, seed), picture)
-        seen = to_tensor(load_image(picture_path(study, method, item, seed)))
+        save_png(picture_path(study.output, method, item, seed), picture)
+        seen = to_tensor(load_image(picture_path(study.output, method, item, seed)))
         append_row(study.rows, {
             "paper": "svdiff", "method": method, "item": item, "seed": seed, "metrics": score(seen),
             "seconds": cost.seconds / len(study.seeds), "peak_memory_mb": cost.peak_memory_mb, **about,
@@ -163,7 +170,7 @@ def prompted(study: Study, prompt: str, how: editing.Sampling | None = None):
 
 
 def read_pictures(study: Study, method: str, item: str) -> list:
-    return [load_image(picture_path(study, method, item, seed)) for seed in study.seeds]
+    return [load_image(picture_path(study.output, method, item, seed)) for seed in study.seeds]
 
 
 def references(study: Study, subject: Subject) -> Tensor:
@@ -202,6 +209,7 @@ def prompts_of(study: Study, subject: Subject) -> list[tuple[str, str]]:
 # ------------------------------------------------------------------------------------- what the picturebook's eye sees
 
 
+@cache
 def usual_color(subject: Subject, classifier) -> str:
     """The colour in which the classifier most often sees a subject in its own pictures."""
     readings = [classifier.read(to_tensor(load_image(path)))[0] for path in subject.paths]

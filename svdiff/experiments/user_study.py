@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from common.runs import InputError, atomic_path, read_json, read_rows, write_json
-from svdiff.experiments.study import Study
+from svdiff.experiments.study import Study, picture_path
 
 METHODS = ("svdiff+cut_mix", "full+cut_mix")
 QUESTION = "Which image contains both objects from the two input images with a consistent background?"  # Sec. 4.2
@@ -55,7 +55,7 @@ def run(study: Study) -> None:
         sides = list(METHODS)
         rng.shuffle(sides)
         inputs = [by_name[name].paths[0] for name in item.partition("|")[0].split("+")]
-        drawn = [source / "pictures" / method / f"{item}_{seed}.png" for method in sides]
+        drawn = [picture_path(source, method, item, seed) for method in sides]
         key[f"q{number}"] = dict(zip("AB", sides, strict=True)) | {"item": item, "seed": seed}
         sections.append(section(f"q{number}", inputs, drawn))
     page = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]
@@ -85,7 +85,9 @@ def count(kept: dict, files: list[Path], output: Path) -> dict:
         given = read_json(file)
         if not isinstance(given, dict) or given.get("page") != kept["page"]:
             raise InputError(f"{file} holds answers to another page than the one in {output}")
-        chosen = [kept["key"][name].get(side) for name, side in given.get("answers", {}).items() if name in kept["key"]]
+        answers = given.get("answers")
+        answers = answers if isinstance(answers, dict) else {}
+        chosen = [kept["key"].get(name, {}).get(side) for name, side in answers.items() if side in ("A", "B")]
         chosen = [method for method in chosen if method]
         if not chosen:
             raise InputError(f"{file} answers none of the questions")

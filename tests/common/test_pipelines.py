@@ -154,6 +154,11 @@ def test_float16_vae_that_overflows_is_run_in_float32():
     assert latents.dtype == pipe.vae.dtype == torch.float16 and picture.dtype == torch.float32  # as the pipeline had it
     pipe.vae.float()
     assert torch.equal(picture, decode_latents(pipe, latents))
+    with torch.autocast("cpu", torch.float16):  # as trainings and infer run it with --mixed_precision fp16
+        assert torch.equal(picture, decode_latents(pipe, latents))
+    pipe.vae.register_to_config(force_upcast=False)
+    with torch.autocast("cpu", torch.float16):
+        assert not torch.equal(picture, decode_latents(pipe, latents))
 
 
 @pytest.mark.parametrize(

@@ -68,3 +68,5 @@ def test_truncation_keeps_the_largest_singular_values():
     assert kept.tolist() == [1.0, 2.0, 3.0, 0.0, 0.0]
     assert combine.truncate({"a": torch.ones(4)}, 0.0)["a"].tolist() == [0.0] * 4
     assert combine.truncate({"a": torch.ones(4)}, 1.0)["a"].tolist() == [1.0] * 4
+    some = combine.truncate({"a": torch.ones(4), "norm": torch.ones(4)}, 0.5, whole=["norm"])
+    assert some["a"].tolist() == [1.0, 1.0, 0.0, 0.0] and some["norm"].tolist() == [1.0] * 4

@@ -93,6 +93,24 @@ def test_batches_show_what_their_prompts_say():
     assert abs(mixed / 400 - 0.6) < 0.08
 
 
+def test_any_picture_of_one_meets_any_of_the_other():
+    concepts = [Concept("", f"a {token} thing", None, None) for token in ("sks", "qwe")]
+    shades = [[torch.full((3, 8, 8), 20 * picture + 5 * which, dtype=torch.uint8) for picture in range(5)]
+              for which in (0, 1)]  # fmt: skip
+    known, met, alone = Source(concepts, shades, [], 8, 1.0), set(), Counter()
+    for step in range(400):
+        picture = (draw_batch(known, 1, step_generator(0, step), 0, step).pictures[0] * 255).round()
+        met.add(tuple(sorted(int(value) for value in picture.unique())))
+        single = Source(concepts[:1], shades[:1], [], 8, 0.0)
+        alone[int((draw_batch(single, 1, step_generator(0, step), 0, step).pictures[0] * 255).round().max())] += 1
+    assert len(met) == 25
+    assert set(alone.values()) == {80}  # of one subject every picture comes once per epoch
+
+
+def test_a_prompt_of_several_lines_is_split_too():
+    assert cut_mix.split_prompt("photo of a sks dog\nin a box") == ("photo of ", "a sks dog\nin a box")
+
+
 def test_without_cut_mix_or_prior():
     for known in (source(3, False, 0.0), source(1, False, 1.0)):
         batches = [draw_batch(known, 1, step_generator(0, step), 0, step) for step in range(30)]

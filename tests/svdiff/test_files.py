@@ -38,6 +38,11 @@ def test_what_is_written_is_read_back(pipe, tmp_path):
             assert change.of(part).keys() == values.keys()
             assert all(torch.equal(change.of(part)[path], delta) for path, delta in values.items())
     assert set(trained.load(pipe, tmp_path / "spectral_shifts_te.safetensors").parts) == {"text_encoder"}
+    for part, name in (("unet", "dog"), ("text_encoder", "dog_te")):  # renamed together they stay together
+        (tmp_path / files.file_name(part)).rename(tmp_path / f"{name}.safetensors")
+    assert set(trained.load(pipe, tmp_path / "dog.safetensors").parts) == {"unet", "text_encoder"}
+    (tmp_path / "dog_te.safetensors").rename(tmp_path / "words.safetensors")  # the file itself says what it is of
+    assert set(trained.load(pipe, tmp_path / "words.safetensors").parts) == {"text_encoder"}
 
 
 def test_files_of_the_community_load(pipe, tmp_path, caplog):
