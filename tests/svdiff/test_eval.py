@@ -16,7 +16,7 @@ from common.model_files import PICTUREBOOK_FOLDER
 from common.picturebook.drawing import draw as paint
 from common.picturebook.scenes import Scene, Thing
 from common.pipelines import load_pipeline
-from common.runs import read_rows
+from common.runs import InputError, read_rows
 from common.tables import published_table
 from svdiff import claims, train
 from svdiff import eval as svdiff_eval
@@ -107,9 +107,10 @@ def test_figures_of_several_subjects_and_the_user_study(evaluate, tmp_path, caps
     (tmp_path / "answers.json").write_text(json.dumps({"page": kept["page"], "answers": chosen}))
     evaluate("--figure", "study", "--answers", str(tmp_path / "answers.json"))
     assert "100.0 %" in capsys.readouterr().out
-    (tmp_path / "answers.json").write_text(json.dumps({"page": "other", "answers": chosen}))
-    with pytest.raises(SystemExit):
-        evaluate("--figure", "study", "--answers", str(tmp_path / "answers.json"))
+    for wrong in ({"page": "other", "answers": chosen}, {"page": kept["page"], "answers": []}):
+        (tmp_path / "answers.json").write_text(json.dumps(wrong))
+        with pytest.raises(SystemExit):
+            evaluate("--figure", "study", "--answers", str(tmp_path / "answers.json"))
 
 
 def test_editing_and_the_ablation(evaluate):
@@ -236,3 +237,17 @@ def test_wrong_input(flags, words, tmp_path, capsys):
         svdiff_eval.main(["--output_dir", str(tmp_path / "out"), *flags])
     error = capsys.readouterr().err
     assert stop.value.code == 2 and words in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_pictures_are_named_as_every_file_system_takes_it(tmp_path):
+    path = study.picture_path(tmp_path, "svdiff|0.25", "cat+car|0", 1)
+    assert path == tmp_path / "pictures" / "svdiff-0.25" / "cat+car-0_1.png"
+
+
+def test_pairs_are_of_the_subjects_that_are_named():
+    every = [Subject(name, name.strip("2"), True, ()) for name in ("cat", "cat2", "dog", "bird")]
+    some = SimpleNamespace(every=every, subjects=every[:3], args=SimpleNamespace(subjects=["cat", "cat2", "dog"]))
+    names = [study.pair_name(pair) for _, pair in study.pairs(some, 9)]
+    assert sorted(names) == ["cat+cat2", "cat+dog", "cat2+dog"]
+    with pytest.raises(InputError, match="two subjects"):
+        study.pairs(SimpleNamespace(**{**vars(some), "subjects": every[:1]}), 9)
