@@ -64,7 +64,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         args.__dict__.update({name: value for name, value in PAPER.items() if not given(parser, argv, name)})
     on_picturebook = is_picturebook_folder(args.pretrained_model_name_or_path)
     if on_picturebook:
-        parser.set_defaults(**PICTUREBOOK_PRESET)
         for name, value in PICTUREBOOK_PRESET.items():
             if not given(parser, argv, name):
                 setattr(args, name, value)

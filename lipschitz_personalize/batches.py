@@ -11,7 +11,7 @@ from common.pipelines import Conditioning
 from common.runs import InputError
 from common.training import generate_class_pictures, load_pictures, picture_batch, picture_indices, step_generator
 from lipschitz_personalize.augmentation import augment
-from lipschitz_personalize.objectives import encode_pictures, encode_text, resolution_of
+from lipschitz_personalize.objectives import backbone_of, encode_pictures, encode_text, network, resolution_of
 
 CLASS_SEED = 2**62  # added to the seed: class pictures come in an order of their own
 
@@ -110,10 +110,11 @@ def use_picturebook_subject(args: argparse.Namespace) -> list[Path]:
 def check_resolution(pipe, args: argparse.Namespace) -> None:
     """Fill in the model's own resolution. Raises InputError for one that does not fit its latents."""
     args.resolution = args.resolution or resolution_of(pipe)
-    if args.resolution % pipe.vae_scale_factor:
-        raise InputError(
-            f"--resolution {args.resolution} is no multiple of this model's {pipe.vae_scale_factor} pixels"
-        )
+    side = pipe.vae_scale_factor
+    if backbone_of(pipe) == "sd3":
+        side *= network(pipe).config.patch_size  # its transformer takes the latents in patches
+    if args.resolution % side:
+        raise InputError(f"--resolution {args.resolution} is no multiple of this model's {side} pixels")
 
 
 def ensure_class_pictures(pipe, args: argparse.Namespace, accelerator) -> float:

@@ -125,10 +125,11 @@ def lipschitz_ratios(pipe, base_pipe, prompts: Sequence[str] = HELD_OUT_PROMPTS,
 
 
 def draw_both(
-    pipe, base_pipe, prompts: Sequence[str], count: int, seed: int = 0, batch_size: int = 8, **sampling
-) -> tuple[Tensor, Tensor]:
-    """`count` pictures per prompt of both models from the same noise: two batches [prompts * count, 3, H, W] in [0,
-    1]."""
+    pipe, base_pipe, prompts: Sequence[str], count: int, seed: int = 0, batch_size: int = 8, kept: dict | None = None,
+    **sampling,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """`count` pictures per prompt of both models from the same noise: two batches [prompts * count, 3, H, W] in [0, 1].
+    kept: holds the base's pictures from call to call, of one base_pipe."""
     from common.images import to_tensor
 
     def draw(one) -> Tensor:
@@ -140,7 +141,10 @@ def draw_both(
             pictures += draw_pictures(one, [prompt for prompt, _, _ in part], generators, **sampling)
         return torch.cat([to_tensor(picture) for picture in pictures])
 
-    return draw(pipe), draw(base_pipe)
+    kept, key = {} if kept is None else kept, (*prompts, count, seed, *sorted(sampling.items()))
+    if key not in kept:
+        kept[key] = draw(base_pipe)
+    return draw(pipe), kept[key]
 
 
 def sample_drift(ours: Tensor, base: Tensor, dino=None, **embedders) -> dict[str, float]:
@@ -190,22 +194,23 @@ def clip_eye(clip, classes: Sequence[str]) -> Callable[[Tensor], list[str]]:
 def measure_drift(
     pipe, base_pipe, prompts: Sequence[str] = HELD_OUT_PROMPTS, classes: Sequence[str] = (), count: int = 4,
     seed: int = 0, dino=None, recognise: Callable[[Tensor], list[str]] | None = None, ratios: bool = False,
-    sampling: dict | None = None, class_prompt: str = "a photo of a {}", **embedders,
+    sampling: dict | None = None, class_prompt: str = "a photo of a {}", kept: dict | None = None, **embedders,
 ) -> dict[str, float]:  # fmt: skip
     """All of it. classes: held-out class names for class_recognition, drawn with `class_prompt`, judged by `recognise`;
-    count: pictures per prompt and class; sampling: of draw_pictures; ratios: lipschitz_ratios too. Without dino,
-    embedders and classes nothing is drawn, and the measurement takes seconds."""
+    count: pictures per prompt and class; sampling: of draw_pictures; kept: see draw_both; ratios: lipschitz_ratios too.
+    Without dino, embedders and classes nothing is drawn, and the measurement takes seconds."""
+    how = {"kept": kept, **(sampling or {})}
     found = weight_drift(effective_weights(network(pipe)), effective_weights(network(base_pipe)))
     found |= prediction_drift(pipe, base_pipe, prompts, seed)
     if ratios:
         found |= lipschitz_ratios(pipe, base_pipe, prompts, seed)
     if dino is not None or embedders:
-        found |= sample_drift(*draw_both(pipe, base_pipe, prompts, count, seed, **(sampling or {})), dino, **embedders)
+        found |= sample_drift(*draw_both(pipe, base_pipe, prompts, count, seed, **how), dino, **embedders)
     if classes:
         if recognise is None:
             raise InputError("class recognition needs an eye: classifier_eye or clip_eye")
         asked = [class_prompt.format(name) for name in classes]
-        ours, base = draw_both(pipe, base_pipe, asked, count, seed, **(sampling or {}))
+        ours, base = draw_both(pipe, base_pipe, asked, count, seed, **how)
         found |= class_recognition(ours, classes, recognise)
         found["class_recognition_base"] = class_recognition(base, classes, recognise)["class_recognition"]
     return found

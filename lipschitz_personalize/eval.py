@@ -16,7 +16,7 @@ from lipschitz_personalize import options, plan
 
 NEVER = 10**9  # a training that is interrupted is begun anew
 SETTINGS = ("weights", "dataset", "split", "num_images", "num_inference_steps", "guidance_scale", "metric_encoders",
-            "prompts")  # fmt: skip
+            "prompts", "held_out_classes")  # fmt: skip
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -26,6 +26,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--figure", nargs="+", type=int, choices=(1, 2, 3, 4, 5), default=[], help="1: the toy; 2: drift over lambda; "
         "3: methods side by side; 4: scores over lambda; 5: pictures over lambda")  # fmt: skip
     add("--drift", action="store_true", help="also measure drift of samples and held-out classes")
+    add("--held_out_classes", nargs="+", metavar="NAME", help="what drift is measured on; by default the dataset's "
+        "classes but the subject's own")  # fmt: skip
     add(
         "--methods", nargs="+", metavar="NAME", help=f"instead: {', '.join(plan.methods())}, each with @flag=value, ..."
     )
@@ -42,8 +44,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add(
         "--guidance_scale", type=number(float, 0), help="by default as released: 7.5; SD3 and SDXL's Custom Diffusion 5"
     )
-    add("--metric_encoders", help="picturebook, or a folder with clip-vit-base-patch32/ and dino-vits16/; by default "
-        "the picturebook's for the picturebook, the published ones for other models")  # fmt: skip
+    add("--metric_encoders", help="picturebook, or a folder with clip-vit-base-patch32/ and dino-vits16/, and for "
+        "the FID inception-2015-12-05.pt; by default the picturebook's for the picturebook, the published ones for "
+        "other models")  # fmt: skip
     add("--keep_weights", action="store_true", help="keep every training's weights")
     add("--output_dir", default="outputs/lipschitz_personalize/eval", help="folder for results; what is done is kept")
     add("--device", choices=("cpu", "cuda"), help="a GPU if there is one by default")
@@ -59,6 +62,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         raise InputError("--dataset picturebook is for the picturebook; give a DreamBench folder for other models")
     if args.dataset != "picturebook" and not (Path(args.dataset) / "prompts_and_classes.txt").is_file():
         raise InputError(f"--dataset {args.dataset} holds no prompts_and_classes.txt; give a DreamBench folder")
+    if args.dataset == "picturebook" and args.held_out_classes:
+        from common.picturebook.scenes import KINDS
+
+        if unknown := [name for name in args.held_out_classes if name not in KINDS]:
+            raise InputError(f"--held_out_classes {unknown[0]}: the picturebook knows {', '.join(KINDS)}")
     if not args.print_config:
         check_writable(Path(args.output_dir))
     return args
@@ -109,20 +117,25 @@ def read_data(args: argparse.Namespace):
 
 
 def load_eyes(args: argparse.Namespace):
-    """(CLIP, DINO) of the scores: ViT-B/32 and ViT-S/16, as in the DreamBooth paper, or the picturebook's."""
-    from common.encoders import load_clip, load_dino
+    """(CLIP, DINO, Inception) of the scores: ViT-B/32 and ViT-S/16, as in the DreamBooth paper, or the picturebook's;
+    with --drift the FID's Inception, else None, as on the picturebook and for a folder that has none."""
+    from common.encoders import INCEPTION_FILE, load_clip, load_dino, load_inception
 
     if args.metric_encoders == "picturebook":
-        return load_clip("picturebook", args.device), load_dino("picturebook", args.device)
+        return load_clip("picturebook", args.device), load_dino("picturebook", args.device), None
     if args.metric_encoders == "published":
-        return load_clip("openai/clip-vit-base-patch32", args.device), load_dino("facebook/dino-vits16", args.device)
-    folder = Path(args.metric_encoders)
-    return load_clip(folder / "clip-vit-base-patch32", args.device), load_dino(folder / "dino-vits16", args.device)
+        clip, dino, folder = "openai/clip-vit-base-patch32", "facebook/dino-vits16", None
+    else:
+        folder = Path(args.metric_encoders)
+        clip, dino = folder / "clip-vit-base-patch32", folder / "dino-vits16"
+    with_fid = args.drift and (folder is None or (folder / INCEPTION_FILE).is_file())
+    inception = load_inception(folder, args.device) if with_fid else None
+    return load_clip(clip, args.device), load_dino(dino, args.device), inception
 
 
 def run_item(args: argparse.Namespace, name: str, subject, seed: int, templates: list[str], classes: list[str], eyes,
-             base) -> dict:  # fmt: skip
-    """Train (unless that is done), sample, score; returns the result row."""
+             base, kept: dict) -> dict:  # fmt: skip
+    """Train (unless that is done), sample, score; returns the result row. kept: of drift.draw_both."""
     import shutil
 
     import torch
@@ -156,19 +169,22 @@ def run_item(args: argparse.Namespace, name: str, subject, seed: int, templates:
         for (p, _, n), image in zip(part, draw_pictures(pipe, prompts, generators, **sampling), strict=True):
             save_png(picture_path(args, name, subject, seed, p, n), image)
             pictures.append(to_tensor(image))
-    drawn, clip, dino = torch.cat(pictures), *eyes
+    drawn, clip, dino, inception = torch.cat(pictures), *eyes
     real = torch.cat([to_tensor(center_crop_resize(load_image(path), config["resolution"])) for path in subject.paths])
     metrics = scores.fidelity(drawn, real, clip, dino)
     metrics |= scores.adherence(drawn, [template for _, template, _ in wanted], subject.class_name, clip)
-    others = [other for other in classes if other != subject.class_name]
+    others = [other for other in args.held_out_classes or classes if other != subject.class_name]
     more = {}
     if args.drift:
-        recognise = drift.classifier_eye(args.device) if args.dataset == "picturebook" else drift.clip_eye(clip, others)
+        # among the subject's own class too: what drifted towards the subject is to be seen as such
+        every = list(dict.fromkeys([*classes, *others]))
+        recognise = drift.classifier_eye(args.device) if args.dataset == "picturebook" else drift.clip_eye(clip, every)
         more = {"classes": others, "recognise": recognise, "dino": dino, "clip": clip, "ratios": True}
+        more |= {"inception": inception} if inception else {}
     more["class_prompt"] = start_of(args) + " {}"
     held_out = [f"{start_of(args)} {other}" for other in others[:4]] or list(drift.HELD_OUT_PROMPTS)
     count = max(2, args.num_images)  # a Frechet distance of one picture there is not
-    metrics |= drift.measure_drift(pipe, base, held_out, count=count, seed=seed, sampling=sampling, **more)
+    metrics |= drift.measure_drift(pipe, base, held_out, count=count, seed=seed, sampling=sampling, kept=kept, **more)
     return {
         "paper": "lipschitz_personalize",
         "method": name,
@@ -263,10 +279,14 @@ def main(argv: list[str] | None = None) -> None:
     eyes, base = load_eyes(args), load_backbone(args.pretrained_model_name_or_path, args.device)
     done = {(row["method"], row["item"]) for row in read_rows(output / "rows.jsonl")}
     items = [(name, subject, seed) for subject in subjects for seed in args.seeds for name in names]
+    kept, last = {}, None
     for name, subject, seed in tqdm(items, "trainings", disable=None):
+        if (subject.class_name, seed) != last:  # the base's pictures for drift are the same for all methods
+            kept, last = {}, (subject.class_name, seed)
         if (name, f"{subject.name}/{seed}") not in done:
             templates = prompts["live" if subject.live else "object"][: args.prompts]
-            append_row(output / "rows.jsonl", run_item(args, name, subject, seed, templates, classes, eyes, base))
+            row = run_item(args, name, subject, seed, templates, classes, eyes, base, kept)
+            append_row(output / "rows.jsonl", row)
         if not args.keep_weights:
             drop_weights(folder_of(args, name, subject, seed))
     at_hand = {(name, f"{subject.name}/{seed}") for name, subject, seed in items}

@@ -37,7 +37,7 @@ def load_trained(
         named = {key.replace(".processor", "").replace("_custom_diffusion", ""): value
                  for key, value in content.items() if len(value)}  # fmt: skip
         move_weights(network(pipe), named, folder, strength)
-        for file in sorted(folder.glob("<*>.safetensors")):
+        for file in _word_files(folder):
             _add_word(pipe, file)
     else:
         weights, net = _read_all(folder / files[0]), network(pipe)
@@ -93,6 +93,13 @@ def merged_lora(net: torch.nn.Module, content: dict[str, Tensor], folder: Path) 
             f"{folder / LORA_FILE} holds more than pairs of lora_A and lora_B: it is no file of this trainer"
         )
     return merged
+
+
+def _word_files(folder: Path) -> list[Path]:
+    """The file of the word that config.json names, which need not look like <new1>; else all that do."""
+    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    named = folder / f"{config.get('modifier_token')}.safetensors"
+    return [named] if named.is_file() else sorted(folder.glob("<*>.safetensors"))
 
 
 def _add_word(pipe, file: Path) -> None:

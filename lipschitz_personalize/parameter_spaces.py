@@ -1,8 +1,10 @@
 """What is trained: the whole network, Custom Diffusion's keys and values with a new word, or LoRA; and its files.
 
-Each function prepares a pipeline and returns a Space. Names in `parameters` are those of the network's own tensors.
+`full`, `custom_diffusion` and `lora` each prepare a pipeline and return a Space. Names in `parameters` are those of the
+network's own tensors.
 """
 
+import argparse
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +35,18 @@ class Space:
     counts: dict[str, int] = field(default_factory=dict)
     change: Callable[[], Tensor] | None = None
     trains_text: bool = False
+
+
+def check_folder(folder: Path, args: argparse.Namespace) -> None:
+    """Raises InputError if a folder holds weights that this training would leave there: a reader would mix them up."""
+    backbone = "transformer" if args.backbone == "sd3" else "unet"
+    words = set() if args.backbone == "sd3" else {f"{args.modifier_token}.safetensors"}
+    own = {"full": {backbone}, "custom_diffusion": {CUSTOM_DIFFUSION_FILE} | words, "lora": {LORA_FILE}}
+    names = ("unet", "transformer", CUSTOM_DIFFUSION_FILE, LORA_FILE)
+    for place in [*(folder / name for name in names), *sorted(folder.glob("*.safetensors"))]:  # words come last
+        if place.exists() and place.name not in own[args.parameter_space]:
+            raise InputError(f"{folder} holds {place.name} of another training, which this one would leave there; "
+                             "remove it, or take another --output_dir")  # fmt: skip
 
 
 def full(pipe: DiffusionPipeline) -> Space:
@@ -179,7 +193,12 @@ def lora(pipe: DiffusionPipeline, rank: int, alpha: float, targets: list[str], i
     parameters = {name: tensor for name, tensor in net.named_parameters() if tensor.requires_grad}
     for tensor in parameters.values():
         tensor.data = tensor.data.float()
-    layers = [module for module in net.modules() if isinstance(module, LoraLayer)]
+    named = {name: module for name, module in net.named_modules() if isinstance(module, LoraLayer)}
+    for name, layer in named.items():
+        if not isinstance(layer.base_layer, torch.nn.Linear):
+            kind = type(layer.base_layer).__name__
+            raise InputError(f"the layer {name} is a {kind}, and LoRA here is of linear layers; change --lora_targets")
+    layers = list(named.values())
 
     def change() -> Tensor:
         return lora_change((layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name])

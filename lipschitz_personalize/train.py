@@ -109,7 +109,9 @@ def main(argv: list[str] | None = None) -> None:
     from common.images import grid, save_png
     from lipschitz_personalize import batches
     from lipschitz_personalize.objectives import add_noise, network, predict, squared_error
+    from lipschitz_personalize.parameter_spaces import check_folder
 
+    check_folder(Path(args.output_dir), args)
     accelerator = training.make_accelerator(args, "lipschitz_personalize")
     torch.manual_seed(args.seed)  # the first values of LoRA's factors
     paths = batches.use_picturebook_subject(args)

@@ -30,7 +30,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--blocks", type=number(int, 1), default=4, help="blocks r of each rotation; the authors' is 4")
     add("--coft", action=argparse.BooleanOptionalAction, default=True, help="keep the rotations near the identity")
-    add("--coft_eps", type=number(float, 0), default=6e-5, help="how near, see --coft")
+    add("--coft_eps", type=number(float, 0), default=6e-5,
+        help="how near, see --coft: times the square of a block's side, as the authors' code has it")  # fmt: skip
     add("--cayley_neumann", action=argparse.BooleanOptionalAction, default=False,
         help="peft's five-term series in place of the Cayley transform's inverse")  # fmt: skip
     add_training_flags(parser, output_dir="outputs/oft", max_train_steps=2005, learning_rate=6e-5)
@@ -127,7 +128,22 @@ def add_rotations(unet, args: argparse.Namespace):
             raise InputError(f"--blocks {args.blocks} does not divide the {layer.in_features} inputs of {name}")
     config = OFTConfig(r=args.blocks, oft_block_size=0, target_modules=PROJECTIONS, coft=args.coft, eps=args.coft_eps,
                        use_cayley_neumann=args.cayley_neumann)  # fmt: skip
-    return get_peft_model(unet, config)
+    return give_authors_radius(get_peft_model(unet, config))
+
+
+def give_authors_radius(turned):
+    """The peft model with COFT's radius as in the authors' code: each block's Q keeps to ||Q|| <= eps d^2 / sqrt(r), d
+    the block's side.
+
+    peft leaves d^2 out: with eps 6e-5 and four blocks no weights could then change by more than a relative 4e-5. It
+    projects again whenever it merges, so that what loads an adapter needs the radius too.
+    """
+    from peft.tuners.oft.layer import OFTRotationModule
+
+    for module in turned.modules():
+        if isinstance(module, OFTRotationModule):
+            module.eps *= module.block_size**2
+    return turned
 
 
 def load(folder: Path, model: str, device: str | None = None, token: str = TOKEN):
@@ -143,7 +159,7 @@ def load(folder: Path, model: str, device: str | None = None, token: str = TOKEN
             f"{folder} holds no {ADAPTER}/adapter_model.safetensors; python -m eval.baselines.oft trains one"
         )
     try:
-        pipe.unet = PeftModel.from_pretrained(pipe.unet, adapter).merge_and_unload()
+        pipe.unet = give_authors_radius(PeftModel.from_pretrained(pipe.unet, adapter)).merge_and_unload()
     except Exception as problem:  # peft raises all kinds where names or shapes do not fit
         raise InputError(f"the rotations in {adapter} do not fit this model: {one_line(problem)}") from None
     return pipe, token

@@ -18,15 +18,18 @@ from common.training import draw_pictures, picture_batch, picture_indices, step_
 PICTUREBOOK_SUBJECT = "cat"  # of the validation split; trained on where no pictures are given
 
 
-def give_subject(args: argparse.Namespace, instance_prompt: str, class_prompt: str) -> None:
-    """Without --instance_data_dir: the picturebook's subject, and the two prompts ("{}" is its class)."""
-    if args.instance_data_dir is None:
-        from common.picturebook.benchmarks import ensure_subjects
+def give_subject(args: argparse.Namespace, instance_prompt: str, class_prompt: str) -> str | None:
+    """Without --instance_data_dir: the picturebook's subject, and the two prompts ("{}" is its class). Returns that
+    class, or None where pictures are given."""
+    if args.instance_data_dir is not None:
+        return None
+    from common.picturebook.benchmarks import ensure_subjects
 
-        (subject,) = read_subjects(ensure_subjects("validation"), [PICTUREBOOK_SUBJECT])
-        args.instance_data_dir = str(subject.paths[0].parent)
-        args.instance_prompt = args.instance_prompt or instance_prompt.format(subject.class_name)
-        args.class_prompt = args.class_prompt or class_prompt.format(subject.class_name)
+    (subject,) = read_subjects(ensure_subjects("validation"), [PICTUREBOOK_SUBJECT])
+    args.instance_data_dir = str(subject.paths[0].parent)
+    args.instance_prompt = args.instance_prompt or instance_prompt.format(subject.class_name)
+    args.class_prompt = args.class_prompt or class_prompt.format(subject.class_name)
+    return subject.class_name
 
 
 def print_config(args: argparse.Namespace) -> None:

@@ -72,8 +72,8 @@ def main(argv: list[str] | None = None) -> None:
     from common.runs import measure
 
     if args.instance_data_dir is None:
-        shared.give_subject(args, "{}", "a {}")
-        args.initializer_token = args.initializer_token or args.instance_prompt.rsplit(" ", 1)[-1]
+        kind = shared.give_subject(args, "{}", "a {}")
+        args.initializer_token = args.initializer_token or kind
     accelerator = training.make_accelerator(args, "textual_inversion")
     with measure() as cost:
         pipe, resolution = shared.load_frozen(args, accelerator.device)

@@ -1,10 +1,11 @@
 """One subject and seed through the arena: train, sample, score, one row per variant; what is done is left alone.
 
 A run's folder: rows*.jsonl (one file per shard), pictures/<method>/<subject>/<seed>/<prompt>_<k>.png, config.json, and,
-while a subject is at work or with --keep_weights, weights/<subject>/<seed>/<variant>/.
+while a variant is at work or with --keep_weights, weights/<subject>/<seed>/<variant>/.
 """
 
 import argparse
+import gc
 import math
 import shutil
 import sys
@@ -85,13 +86,16 @@ def run_subject(arena: Arena, subject: Subject, seed: int) -> None:
     place = arena.output / "weights" / subject.name / str(seed)
     if REAL not in arena.done(subject, seed):
         append_row(rows, row_of("eval", REAL, subject, seed, scoring.ceiling(references, arena.eyes)))
-    for variant in tqdm(missing, f"{subject.name}, seed {seed}", disable=None):
+    for number, variant in enumerate(tqdm(missing, f"{subject.name}, seed {seed}", disable=None)):
         try:
             append_row(rows, run_variant(arena, variant, subject, seed, references, place))
         except (InputError, SystemExit) as stop:
             if getattr(stop, "code", 2) != 2:  # Ctrl-C
                 raise
             print(f"{variant.name} has no row of {subject.name}: {stop}", file=sys.stderr)
+        shared = any(other.trained_as == variant.trained_as for other in missing[number + 1 :])
+        if not (arena.args.keep_weights or shared):  # a full model of SD 1.5 is 3.4 GB
+            shutil.rmtree(place / variant.trained_as, ignore_errors=True)
     if not arena.args.keep_weights:
         shutil.rmtree(place, ignore_errors=True)
 
@@ -141,10 +145,14 @@ def train_once(arena: Arena, variant: Variant, subject: Subject, seed: int, fold
     if (folder / COST).is_file():
         return read_json(folder / COST)
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was interrupted: it is to be timed whole
+    held = 0.0
+    if torch.cuda.is_initialized():  # there `measure` counts all that is allocated: base model and encoders too
+        gc.collect()  # what an earlier training left
+        held = torch.cuda.memory_allocated() / 2**20
     with measure() as cost:  # the scripts measure their loops inside; what remains is the peak since then
         METHODS[variant.method].train(subject, folder, arena.model, arena.settings[variant.trained_as], seed)
     numbers, size = weight_files(folder)
-    write_json(folder / COST, {"seconds": cost.seconds, "peak_memory_mb": cost.peak_memory_mb,
+    write_json(folder / COST, {"seconds": cost.seconds, "peak_memory_mb": cost.peak_memory_mb - held,
                                "trainable_parameters": numbers, "file_bytes": size})  # fmt: skip
     return read_json(folder / COST)
 
@@ -181,7 +189,9 @@ def drift_of(arena: Arena, pipe, subject: Subject, seed: int, trained: bool) -> 
     prompts, kinds = [prompt for prompt, _ in wanted for _ in range(count)], [kind for _, kind in wanted]
     seeds = [protocol.picture_seed(seed, HELD_OUT_PLACE + n // count, n % count) for n in range(len(prompts))]
     ours = protocol.sample(pipe, prompts, seeds, arena.how)
-    eye = drift.classifier_eye() if on_picturebook else drift.clip_eye(arena.eyes.clip, kinds)
+    # among all classes, the subject's own too: what drifted towards the subject is to be seen as such
+    every = list(dict.fromkeys(arena.classes))
+    eye = drift.classifier_eye() if on_picturebook else drift.clip_eye(arena.eyes.clip, every)
     label = "picturebook" if on_picturebook else arena.eyes.clip.label
     found[f"held_out ({label})"] = drift.class_recognition(ours, kinds, eye)["class_recognition"]
     if not trained:

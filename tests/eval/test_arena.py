@@ -1,6 +1,7 @@
 """eval.personalize from end to end on a small random model, with trainings that only pretend: rows, resume, shards, the
 page, the quick track of eval.compare, wrong input. And one real training of each kind of file, loaded again."""
 
+import contextlib
 import copy
 import json
 from argparse import Namespace
@@ -13,7 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from common.data import Subject, write_subjects
-from common.runs import InputError, read_rows
+from common.runs import Cost, InputError, read_rows
 from eval import compare, personalize, track
 from eval.personalization import arena, methods, scoring, variants
 from eval.personalization import track as personalization
@@ -164,6 +165,54 @@ def test_rows_pictures_costs_and_the_page(calls, model, dataset, tmp_path):
     assert len(calls) == before  # nothing was left to do
     personalize.main(flags(model, dataset, tmp_path, *PAIR, "--seeds", "0", "1", "--limit", "1"))
     assert [call[:3] for call in calls[before:]] == [("dreambooth+prior", "dog2", 1), ("lipschitz", "dog2", 1)]
+
+
+def test_weights_go_after_their_last_row_unless_they_are_to_be_kept(calls, model, dataset, tmp_path, monkeypatch):
+    """Interpolation shares its method's training, which stays until then; no other model is kept beside."""
+    place, met, append = tmp_path / "out" / "weights" / "dog2" / "0", [], arena.append_row
+
+    def looked(path, row):
+        met.append((row["method"], sorted(path.name for path in place.glob("*"))))
+        append(path, row)
+
+    monkeypatch.setattr(arena, "append_row", looked)
+    words = (*PAIR, "interpolation", "--limit", "1")
+    personalize.main(flags(model, dataset, tmp_path / "out", *words))
+    names = ["base", "dreambooth+prior", "lipschitz", "dreambooth"]
+    expected = [("real", []), *((name, [name]) for name in names), ("dreambooth@interpolationx0.4", ["dreambooth"])]
+    assert met == expected and len(calls) == 3 and not place.exists()
+    met.clear()
+    personalize.main(flags(model, dataset, tmp_path / "kept", *words, "--keep_weights"))
+    kept = tmp_path / "kept" / "weights" / "dog2" / "0"
+    assert sorted(path.name for path in kept.iterdir()) == sorted(names) and (kept / "lipschitz" / "unet").is_dir()
+
+
+def test_classes_are_recognised_among_the_subjects_own_too(calls, model, dataset, tmp_path, monkeypatch):
+    seen = []
+
+    def eye(clip, classes):
+        seen.append(classes)
+        return lambda pictures: ["dog"] * len(pictures)  # all has drifted towards dog2
+
+    monkeypatch.setattr(arena.drift, "clip_eye", eye)
+    personalize.main(flags(model, dataset, tmp_path, "--methods", "lipschitz", "--curves", "--limit", "1"))
+    row = read_rows(tmp_path / "rows.jsonl")[-1]
+    assert seen == [["dog", "vase"]] and row["metrics"]["held_out (toy)"] == 0
+
+
+def test_what_a_gpu_holds_before_a_training_is_no_cost_of_it(calls, monkeypatch, tmp_path):
+    @contextlib.contextmanager
+    def measured():
+        yield Cost(seconds=5.0, peak_memory_mb=100.0)
+
+    stub = Namespace(model="", settings={"lipschitz": {}})
+    monkeypatch.setattr(arena, "measure", measured)
+    object.__setattr__(methods.METHODS["lipschitz"], "train", lambda *given: None)
+    train = lambda place: arena.train_once(stub, variants.Variant("lipschitz", "lipschitz"), None, 0, place)  # noqa: E731
+    assert train(tmp_path / "cpu")["peak_memory_mb"] == 100
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 30 * 2**20)
+    assert train(tmp_path / "gpu")["peak_memory_mb"] == 70
 
 
 def test_an_interrupted_run_goes_on_and_shards_make_the_same_rows(calls, model, dataset, tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ from eval import claims
 from eval.claims import FAILS, HOLDS, UNDECIDED, findings, verdict
 from eval.compare import TRACKS
 from eval.measures import Interval, measure
-from eval.personalization.variants import CURVES
+from eval.personalization.variants import CURVES, variants
 from eval.report import published_table
 from tests.eval.conftest import pairs
 
@@ -69,6 +69,8 @@ def test_every_claim_is_complete(claim):
     assert claim["rule"] in ("better", "no_worse") and (claim["rule"] == "no_worse") == ("margin" in claim)
     assert measure(claim["score"]).sign != 0  # its direction is known before anything is measured
     methods = CURVES if "matched" in claim else importlib.import_module(TRACKS[claim["track"]]).METHODS
+    if claim["track"] == "personalization":
+        methods = {*methods, *(one.name for one in variants([], list(CURVES)))}  # points of the curves
     assert claim["method"] in methods and claim["baseline"] in methods
     if "published" in claim:
         table = published_table(claim["published"])

@@ -17,6 +17,7 @@ from eval.claims import CLAIMS, findings, read_claims
 from eval.measures import difference, interval, resampling_weights
 from eval.personalization import arena, matched, protocol, scoring, variants
 from eval.personalization.methods import METHODS
+from eval.report import claim_view
 from tests.eval.conftest import make_row
 
 
@@ -209,9 +210,28 @@ def test_claims_name_what_the_arena_has():
     claims, least = read_claims("personalization")
     assert CLAIMS.is_file() and least == 8 and len(claims) > 15
     for claim in claims:
-        known = variants.CURVES if "matched" in claim else METHODS
+        points = [one.name for one in variants.variants(list(METHODS), list(variants.CURVES))]
+        known = variants.CURVES if "matched" in claim else points
         assert {claim["method"], claim["baseline"]} <= set(known), claim["claim"]
         assert measures.measure(claim["score"]).sign, claim["score"]
+
+
+def test_weights_and_predictions_are_compared_along_the_penaltys_own_curve():
+    """Both sides are of one learning rate, and the page shows a claim whose sides are no methods of its tables."""
+    rng = np.random.default_rng(0)
+    means = {"lipschitz@l2_reg_weightx10": 0.05, "lipschitz@l2_reg_weightx0.1": 0.09, "lipschitz": 0.2,
+             "dreambooth": 0.01}  # fmt: skip
+    rows = [make_row(name, str(s), {"delta_eps_relative": mean + rng.normal(0, 0.01)})
+            for name, mean in means.items() for s in range(10)]  # fmt: skip
+    (found,) = [one for one in findings("personalization", rows) if one.claim["score"] == "delta_eps_relative"]
+    assert found.verdict == "holds" and found.difference.mean == pytest.approx(-0.04, abs=0.02)
+    assert claim_view([found])["measured"][0]["verdict"] == "holds"
+    settings = {"lipschitz": {"learning_rate": 1e-4, "l2_reg_weight": 5.0}}
+    sides = {one.name: variants.settings_of(one, settings, settings)
+             for one in variants.variants(["lipschitz"], ["penalty"])}  # fmt: skip
+    ours, theirs = (sides[found.claim[side]] for side in ("method", "baseline"))
+    assert ours["learning_rate"] == theirs["learning_rate"]
+    assert (ours["l2_reg_weight"], theirs["l2_reg_weight"]) == (50.0, 0.5)
 
 
 # ---------------------------------------------------------------------------------------------------------- variants

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from common.data import Subject, write_subjects
 from common.pipelines import encode_image, load_pipeline
 from common.runs import InputError, write_json
 from common.training import step_generator
@@ -110,6 +111,18 @@ def test_textual_inversion_resumes_to_the_same_vector_and_leaves_the_model_alone
         assert torch.equal(tensor, pipe.unet.state_dict()[name])
 
 
+def test_without_arguments_textual_inversion_begins_with_the_picturebook_subjects_class(
+    model, dog, tmp_path, monkeypatch
+):
+    cat = Subject("cat", "cat", True, tuple(sorted(dog.iterdir())))
+    write_subjects(tmp_path / "set", [cat], {"object": ["a {0} {1}"], "live": ["a {0} {1}"]})
+    monkeypatch.setattr("common.picturebook.benchmarks.ensure_subjects", lambda split: tmp_path / "set")
+    monkeypatch.setattr(subject_training, "load_frozen", lambda *given: (load_pipeline(str(model), "cpu"), SIDE))
+    textual_inversion.main(["--output_dir", str(tmp_path / "out"), "--max_train_steps", "1", "--device", "cpu"])
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["initializer_token"] == "cat"
+    assert load_file(tmp_path / "out" / "learned_embeds.safetensors").keys() == {"<sks>"}
+
+
 # --------------------------------------------------------------------------------------------------------------- OFT
 
 
@@ -146,6 +159,33 @@ def test_oft_with_class_pictures_resumes_to_the_same_rotations(model, dog, tmp_p
     whole, cut = (load_file(tmp_path / name / "oft" / "adapter_model.safetensors") for name in ("whole", "cut"))
     assert all(torch.equal(whole[name], cut[name]) for name in whole) and len(list((tmp_path / "c").glob("*.png"))) == 2
     assert any(tensor.abs().max() > 0 for tensor in whole.values())
+
+
+def test_constrained_oft_reaches_the_authors_radius_and_is_loaded_as_it_was_trained(model, dog, tmp_path, monkeypatch):
+    """||Q|| of a block is at most eps d^2 / sqrt(r): W' - W = W (R^T - 1) with R = (1 + Q) / (1 - Q), which for a Q of
+    one plane and this norm is at most 2 q / sqrt(1 + q^2) of W, q = ||Q|| / sqrt(2)."""
+    trained, add = [], oft.add_rotations
+    monkeypatch.setattr(oft, "add_rotations", lambda unet, args: trained.append(add(unet, args)) or trained[0])
+    words = ["--coft" if word == "--no-coft" else word for word in ROTATION]
+    oft.main(flags(model, dog, tmp_path, *words[:-1], 1.0, "--coft_eps", 0.001, "--max_train_steps", 2))
+    z, t, c = torch.randn(1, 4, 8, 8), torch.tensor([10]), torch.randn(1, 77, 32)
+    with torch.no_grad():
+        wanted = trained[0](z, t, c).sample
+        pipe, _ = oft.load(tmp_path, str(model), "cpu")
+        assert torch.allclose(pipe.unet(z, t, c).sample, wanted, atol=1e-5)
+        assert not torch.allclose(load_pipeline(str(model), "cpu").unet(z, t, c).sample, wanted, atol=1e-4)
+    turned = [module for module in trained[0].modules() if type(module).__name__ == "OFTRotationModule"]
+    assert len(turned) == 4 * 2 * 4
+    for module in turned:
+        norms = (2 * module.weight.square().sum(1)).sqrt()  # Q holds each number twice
+        d = module.in_features // 4
+        assert torch.allclose(norms, torch.full_like(norms, 0.001 * d * d / 4**0.5), rtol=1e-4)
+        with torch.no_grad():
+            module.weight.zero_()[:, 0] = 1  # a turn in one plane, far beyond the radius
+            blocks = module.get_weight()
+        q = 0.001 * d * d / 4**0.5 / 2**0.5
+        change = (blocks - torch.eye(4 * d)).square().sum(0).sqrt().max()
+        assert change.item() == pytest.approx(2 * q / (1 + q * q) ** 0.5, rel=1e-4)
 
 
 # --------------------------------------------------------------------------------------------------------- bad input

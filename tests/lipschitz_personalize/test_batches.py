@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from common.images import list_pictures
+from common.runs import InputError
 from common.training import step_generator
 from lipschitz_personalize import batches
 from lipschitz_personalize.augmentation import SMALL
@@ -53,3 +54,14 @@ def test_cached_latents_are_one_sample_per_picture_and_flags_decide_the_rest(pip
     (source,) = batches.sources(pipe, args, list_pictures(subject), trains_text=False)
     first, again = (batches.next_batch(pipe, args, [source], 0, 0, 0, 1, step_generator(0, n)) for n in (0, 1))
     assert source.latents is None and not torch.equal(first.latents, again.latents)
+
+
+def test_sd3_wants_whole_patches_of_latents(models, subject):
+    sd3, sd = (load_backbone(str(models[name]), "cpu") for name in ("sd3", "sd"))
+    with pytest.raises(InputError, match="--resolution 36 is no multiple of this model's 8 pixels"):
+        batches.check_resolution(sd3, flags(subject, resolution=36))
+    batches.check_resolution(sd3, flags(subject, resolution=40))
+    batches.check_resolution(sd, flags(subject, resolution=36))  # latents of 9
+    args = flags(subject, resolution=None)
+    batches.check_resolution(sd3, args)
+    assert args.resolution == 32

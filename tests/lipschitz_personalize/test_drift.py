@@ -43,6 +43,21 @@ def test_ratio_of_the_last_bias_is_known_and_the_base_is_restored(pair):
     assert change["delta_eps"] == pytest.approx(0.5 * 8, rel=1e-3)
 
 
+@torch.no_grad()
+def test_a_groups_ratio_is_that_of_a_model_in_which_it_alone_was_changed(models):
+    def ratios(*names):
+        pipe, base_pipe = (load_backbone(str(models["sd"]), "cpu") for _ in range(2))
+        for name in names:
+            pipe.unet.get_parameter(name).add_(torch.linspace(-0.5, 0.7, pipe.unet.get_parameter(name).numel()))
+        return drift.lipschitz_ratios(pipe, base_pipe, ["a cat"])
+
+    both = ratios("conv_out.bias", "conv_norm_out.weight")
+    assert both.keys() == {"lipschitz convolution", "lipschitz norm", "lipschitz all"}
+    assert both["lipschitz convolution"] == ratios("conv_out.bias")["lipschitz convolution"]
+    assert both["lipschitz norm"] == ratios("conv_norm_out.weight")["lipschitz norm"]
+    assert len(set(both.values())) == 3
+
+
 def test_groups_cover_every_backbone(models):
     groups = {}
     for name in ("sd", "sdxl", "sd3"):
@@ -85,12 +100,20 @@ def test_sample_scores_of_known_pictures():
     assert drift.class_recognition(pictures, ["red", "green", "red"], recognise)["class_recognition"] == 10 / 12
 
 
-def test_samples_of_both_models_start_from_the_same_noise(pair):
+def test_samples_of_both_models_start_from_the_same_noise(pair, monkeypatch):
     found = drift.measure_drift(
         *pair, prompts=["a cat"], classes=["cat", "dog"], count=2, recognise=lambda pictures: ["cat"] * len(pictures),
         dino=Eye(), sampling={"num_inference_steps": 2},
     )  # fmt: skip
     assert found["drift_score (colour)"] == pytest.approx(0, abs=1e-6)
     assert found["class_recognition"] == found["class_recognition_base"] == 0.5
+    drawn, kept, draw = [], {}, drift.draw_pictures
+    monkeypatch.setattr(
+        drift, "draw_pictures", lambda one, *given, **how: drawn.append(one) or draw(one, *given, **how)
+    )
+    first, again = (drift.draw_both(*pair, ["a cat"], 2, seed, kept=kept, num_inference_steps=1) for seed in (0, 0))
+    assert drawn.count(pair[0]) == 2 and drawn.count(pair[1]) == 1  # the base's pictures were kept
+    assert torch.equal(first[1], again[1]) and torch.equal(first[0], first[1])
+    assert not torch.equal(drift.draw_both(*pair, ["a cat"], 2, 1, kept=kept, num_inference_steps=1)[1], first[1])
     with pytest.raises(InputError, match="needs an eye"):
         drift.measure_drift(*pair, prompts=["a cat"], classes=["cat"])

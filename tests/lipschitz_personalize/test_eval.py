@@ -1,6 +1,7 @@
 """lipschitz_personalize.eval and .infer on a small random model: rows, tables, figures, resume, claims, bad input."""
 
 import json
+import shutil
 from argparse import Namespace
 
 import numpy as np
@@ -12,7 +13,7 @@ from common.data import Subject, write_subjects
 from common.encoders import Clip, Dino
 from common.runs import read_rows
 from common.tables import by_method, published_table
-from lipschitz_personalize import claims, infer, options, plan, scores, tables, train
+from lipschitz_personalize import claims, drift, infer, options, plan, scores, tables, train
 from lipschitz_personalize import eval as evaluate
 from tests.tiny_encoders import write_encoders
 
@@ -75,6 +76,44 @@ def test_table_figures_and_drift_from_trainings_that_are_done_once(
     with pytest.raises(SystemExit):
         run(models["sd"], dataset, encoders, tmp_path / "out", "--methods", "lipschitz", "--guidance_scale", "3")
     assert "another --guidance_scale" in capsys.readouterr().err
+
+
+def test_held_out_classes_are_recognised_among_all_and_the_fid_stands_beside(
+    models, dataset, encoders, tmp_path, monkeypatch
+):
+    class Inception:
+        label = "inception"
+
+        def embed(self, pictures):
+            return pictures.mean((2, 3))
+
+    seen = []
+
+    def eye(clip, classes):
+        seen.append(classes)
+        return lambda pictures: ["dog"] * len(pictures)  # all has drifted towards the subject
+
+    monkeypatch.setattr(drift, "clip_eye", eye)
+    monkeypatch.setattr("common.encoders.load_inception", lambda folder, device: Inception())
+    shutil.copytree(encoders, tmp_path / "encoders")
+    (tmp_path / "encoders" / "inception-2015-12-05.pt").touch()
+    words = ["--methods", "lipschitz", "--drift"]
+    run(models["sd"], dataset, tmp_path / "encoders", tmp_path / "out", *words)
+    (row,) = read_rows(tmp_path / "out" / "rows.jsonl")
+    assert seen == [["dog", "house"]] and row["metrics"]["class_recognition"] == 0
+    assert row["metrics"]["frechet_inception (inception)"] >= 0
+    words += ["--held_out_classes", "cat", "dog", "tree"]
+    run(models["sd"], dataset, encoders, tmp_path / "named", *words)
+    (row,) = read_rows(tmp_path / "named" / "rows.jsonl")
+    assert seen[1] == ["dog", "house", "cat", "tree"] and "frechet_inception (inception)" not in row["metrics"]
+
+
+def test_a_dataset_of_one_class_has_drift_without_a_study_of_classes(models, dataset, encoders, tmp_path):
+    rex = Subject("rex", "dog", True, tuple(sorted((dataset / "rex").iterdir())))
+    write_subjects(tmp_path / "set", [rex], {"object": ["a {0} {1}"], "live": ["a {0} {1}"]})
+    run(models["sd"], tmp_path / "set", encoders, tmp_path / "out", "--methods", "lipschitz", "--drift")
+    (row,) = read_rows(tmp_path / "out" / "rows.jsonl")
+    assert "drift_score (dino-vits16)" in row["metrics"] and "class_recognition" not in row["metrics"]
 
 
 def test_custom_diffusion_is_sampled_with_its_own_word(models, dataset, encoders, tmp_path):
@@ -213,6 +252,8 @@ def test_a_measured_row_stands_under_its_published_one_of_the_same_backbone():
     (["--dataset", "picturebook"], "for the picturebook"),
     (["--output_dir", __file__], "is a file"),
     (["--methods", "lipschitz@l2_reg_weight=-1"], "from 0"),
+    (["--pretrained_model_name_or_path", "picturebook", "--dataset", "picturebook", "--held_out_classes", "unicorn"],
+     "--held_out_classes unicorn: the picturebook knows"),
 ])  # fmt: skip
 def test_bad_input(models, dataset, encoders, tmp_path, capsys, words, said):
     with pytest.raises(SystemExit) as exit:
@@ -241,8 +282,15 @@ def test_infer_draws_both_models_and_measures_drift(models, subject, tmp_path, c
         assert exit.value.code == 2 and said in capsys.readouterr().err
 
 
-def test_encoders_are_those_that_scores_name(encoders):
+def test_encoders_are_those_that_scores_name(encoders, monkeypatch):
     args = evaluate.parse(["--metric_encoders", str(encoders), "--print_config"])
-    clip, dino = evaluate.load_eyes(args)
+    clip, dino, inception = evaluate.load_eyes(args)
     assert isinstance(clip, Clip) and isinstance(dino, Dino) and (clip.label, dino.label) == (
         "clip-vit-base-patch32", "dino-vits16")  # fmt: skip
+    assert inception is None
+    for name in ("clip", "dino", "inception"):
+        monkeypatch.setattr(f"common.encoders.load_{name}", lambda *given, name=name: (name, str(given[0])))
+    for words, inception in ((["--drift"], ("inception", "None")), ([], None)):
+        args = evaluate.parse(["--metric_encoders", "published", "--print_config", *words])
+        published = ("clip", "openai/clip-vit-base-patch32"), ("dino", "facebook/dino-vits16"), inception
+        assert evaluate.load_eyes(args) == published

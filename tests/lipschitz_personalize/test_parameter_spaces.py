@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from common.runs import InputError
+from common.runs import InputError, write_json
 from lipschitz_personalize import parameter_spaces
 from lipschitz_personalize.drift import effective_weights
 from lipschitz_personalize.loading import load_trained, move_weights
@@ -102,6 +102,16 @@ def test_custom_diffusion_files_are_diffusers_own_and_load_everywhere(models, tm
     assert torch.allclose(says(theirs, "a <new1> on grass"), wanted, atol=1e-5)
 
 
+def test_a_word_without_angle_brackets_is_loaded_too(models, tmp_path):
+    pipe = load(models, "sd")
+    space = parameter_spaces.custom_diffusion(pipe, "newdog", "cat")
+    stirred(space.parameters)
+    space.save(tmp_path)
+    write_json(tmp_path / "config.json", {"modifier_token": "newdog"})
+    ours = load_trained(tmp_path, str(models["sd"]), "cpu")
+    assert torch.allclose(says(ours, "a newdog on grass"), says(pipe, "a newdog on grass"), atol=1e-6)
+
+
 def test_custom_diffusion_of_sdxl_has_a_word_in_both_encoders(models, tmp_path):
     pipe = load(models, "sdxl")
     space = parameter_spaces.custom_diffusion(pipe, "<new1>", "cat")
@@ -170,6 +180,8 @@ def test_a_network_that_lacks_a_file_is_refused(models, tmp_path):
 def test_what_does_not_fit_is_refused(models, tmp_path):
     with pytest.raises(InputError, match="no layer"):
         parameter_spaces.lora(load(models, "sd"), 2, 2, ["to_nothing"])
+    with pytest.raises(InputError, match="the layer .*conv1 is a Conv2d, and LoRA here is of linear layers"):
+        parameter_spaces.lora(load(models, "sd"), 2, 2, ["to_q", "conv1"])
     with pytest.raises(InputError, match="known to this model"):
         parameter_spaces.custom_diffusion(load(models, "sd"), "cat</w>", "dog")
     with pytest.raises(InputError, match="holds no finished training"):

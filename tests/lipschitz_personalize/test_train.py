@@ -15,7 +15,7 @@ from common.images import list_pictures, load_image, to_tensor
 from common.pipelines import load_pipeline
 from common.runs import ROOT
 from common.training import picture_indices, step_generator
-from lipschitz_personalize import options, regularizer, train
+from lipschitz_personalize import batches, options, parameter_spaces, regularizer, train
 
 QUICK = ["--num_inference_steps", "2", "--num_validation_images", "1", "--mixed_precision", "no", "--seed", "3"]
 PROMPT = ["--instance_prompt", "a sks cat"]
@@ -195,6 +195,52 @@ def test_an_interrupted_training_ends_in_the_same_bytes(models, subject, tmp_pat
     whole, cut = weights_of(tmp_path / "whole"), weights_of(tmp_path / "cut")
     assert whole.keys() == cut.keys() and all(torch.equal(whole[name], cut[name]) for name in whole)
     assert (tmp_path / "whole" / "grid.png").read_bytes() == (tmp_path / "cut" / "grid.png").read_bytes()
+
+
+def test_weights_of_another_training_are_not_mixed_up_with(models, subject, tmp_path, capsys):
+    words, out = ["--max_train_steps", "2", "--checkpointing_steps", "1"], tmp_path / "a"
+    run(models["sd"], subject, out, *words, *NEW)
+    before = (out / "metrics.json").read_bytes()
+    other = [*NEW[:3], "a <new2> cat", *NEW[4:], "--modifier_token", "<new2>"]
+    for space, left in (
+        (["--parameter_space", "lora"], "pytorch_custom_diffusion_weights.safetensors"),
+        ([], "pytorch_custom_diffusion_weights.safetensors"),
+        (other, "<new1>.safetensors"),
+    ):
+        with pytest.raises(SystemExit) as exit:
+            run(models["sd"], subject, out, *words, *space, "--resume_from_checkpoint", "latest")
+        said = f"holds {left} of another training, which this one would leave there; remove it, or take another"
+        assert exit.value.code == 2 and said in " ".join(capsys.readouterr().err.split())
+    assert (out / "metrics.json").read_bytes() == before and not (out / "unet").exists()
+    run(models["sd"], subject, out, "--max_train_steps", "3", *NEW, "--resume_from_checkpoint", "latest")  # its own
+    (tmp_path / "b" / "unet").mkdir(parents=True)
+    with pytest.raises(SystemExit):
+        run(models["sd3"], subject, tmp_path / "b", *words)
+    assert "holds unet of another training" in capsys.readouterr().err
+
+
+def test_custom_diffusion_trains_on_the_error_inside_of_the_mask(models, subject, tmp_path):
+    """The first step's loss, by hand in float64: of a picture shrunk onto grey only what is inside of it counts."""
+    words = [*NEW, "--train_batch_size", "4", "--max_train_steps", "1", "--l2_reg_weight", "0", "--resolution", "32"]
+    metrics = run(models["sd"], subject, tmp_path, *words)
+    args = options.parse(["--pretrained_model_name_or_path", str(models["sd"]), "--instance_data_dir", str(subject),
+                          *QUICK, *words, "--print_config"])  # fmt: skip
+    pipe = load_pipeline(str(models["sd"]), "cpu")
+    parameter_spaces.custom_diffusion(pipe, "<new1>", "cat")
+    generator = step_generator(3, 0)
+    given = batches.sources(pipe, args, list_pictures(subject), trains_text=True)
+    batch = batches.next_batch(pipe, args, given, 0, 0, 0, 1, generator)
+    assert not batch.mask.all() and len(batch.mask) == 4
+    noise = torch.randn(batch.latents.shape, generator=generator)
+    t = torch.randint(1000, (4,), generator=generator)
+    a = pipe.scheduler.alphas_cumprod[t].reshape(-1, 1, 1, 1)
+    said = pipe.unet(a.sqrt() * batch.latents + (1 - a).sqrt() * noise, t, batch.cond.embeds).sample
+    error, losses = (said - noise).double() ** 2, []
+    for number in range(4):
+        inside = batch.mask[number, 0] == 1
+        losses.append(error[number][:, inside].sum().item() / inside.sum().item())  # channels summed, places averaged
+    assert metrics["loss"] == pytest.approx(sum(losses) / 4, rel=1e-5)
+    assert abs(metrics["loss"] - 4 * error.mean().item()) > 1e-3  # which it would be without the mask
 
 
 @pytest.mark.parametrize("backbone", ["sd_v", "sdxl", "sd3"])
