@@ -3,13 +3,18 @@ each way of tuning takes."""
 
 import argparse
 import json
+import os
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
 
 from common.flags import is_picturebook_folder
 from common.model_files import PICTUREBOOK_FOLDER as MODELS
-from common.runs import paired_bootstrap
+from common.runs import InputError, paired_bootstrap
+
+ROOT = Path(__file__).parents[1]
 
 # name -> flags of image_inpaint.train
 TRAININGS = {
@@ -20,6 +25,12 @@ TRAININGS = {
 }
 STEPS = 20
 MEASURED = ("seconds_per_step", "peak_memory_mb", "trained_parameters", "file_bytes")
+# Runs a command without its output, and prints the most memory in KiB (in bytes on macOS) that it was resident with. A
+# process counts what the program that started it had, so that a small one has to stand between us and the training.
+PEAK = """import resource, subprocess, sys
+code = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL).returncode
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+sys.exit(code)"""
 
 
 def bench_painting(model: str, device: str | None, steps: int, guidance: float, repeats: int) -> list[dict]:
@@ -66,19 +77,39 @@ def bench_painting(model: str, device: str | None, steps: int, guidance: float, 
 
 
 def bench_training(model: str, device: str | None, subject: str | None = None) -> list[dict]:
-    """Seconds and memory of a step, trained parameters and file size, per way of tuning."""
-    from image_inpaint import train
+    """Seconds of a step, memory, trained parameters and file size, per way of tuning, each in a process of its own.
+
+    Memory is the most that the process was resident with; on a GPU what its allocator held.
+    """
+    import torch
 
     rows = []
+    on_gpu = (device or ("cuda" if torch.cuda.is_available() else "cpu")).startswith("cuda")
     given = ["--instance_data_dir", subject] if subject else []
     given += ["--device", device.partition(":")[0]] if device else []
     for name, flags in TRAININGS.items():
         with tempfile.TemporaryDirectory() as folder:
-            train.main(["--pretrained_model_name_or_path", model, "--output_dir", folder, "--max_train_steps",
-                        str(STEPS), *given, *flags])  # fmt: skip
+            peak = peak_memory_mb(["--pretrained_model_name_or_path", model, "--output_dir", folder,
+                                   "--max_train_steps", str(STEPS), *given, *flags])  # fmt: skip
             found = json.loads((Path(folder) / "metrics.json").read_text())
+            if not on_gpu:
+                found["peak_memory_mb"] = peak
         rows.append({"training": name, **{key: found[key] for key in MEASURED}})
     return rows
+
+
+def peak_memory_mb(flags: list[str]) -> float:
+    """Train with these flags of image_inpaint.train in a process of its own; the most MiB that it was resident with.
+
+    Raises InputError with the training's own last line if it fails.
+    """
+    command = [sys.executable, "-c", PEAK, sys.executable, "-m", "image_inpaint.train", *flags]
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        raise InputError(f"image_inpaint.train failed: {last.removeprefix('error: ')}")
+    return int(done.stdout) / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def run(args: argparse.Namespace) -> dict:

@@ -3,11 +3,12 @@
     python -m eval.subject_inpainting --methods full dreambooth textual_inversion --items 48
 
 runs further methods in the folder where eval.compare finds them. DreamBooth and Textual Inversion are trained by the
-arena's own trainers (eval.personalization.methods) and then inpaint, told "a photo of a <token> <class>"; what they
-draw without a scene, as in the paper's Fig. 3, is kept too.
+arena's own trainers (eval.personalization.methods) and then inpaint, told "a <token> <class>", as in training; what
+they draw without a scene, as in the paper's Fig. 3, is kept too.
 """
 
 import argparse
+import json
 import shlex
 from pathlib import Path
 
@@ -42,7 +43,8 @@ NOTES = [
     "Likeness is the mean cosine of the hole's bounding box with each photograph, cut to the subject, as in the paper "
     "(Sec. 5.1). DINO of unseen views is over the items that ask for a facing, pose or light that no photograph shows.",
     "The baseline is told the subject's exact description; what it cannot be told is the marking. It and the "
-    "personalised text-to-image models put the noised source back around the hole at every step.",
+    "personalised text-to-image models put the noised source back around the hole at every step. All three are sampled "
+    "with the same text guidance, which was tuned for the baseline only.",
     "Nothing is pasted back into the pictures of the image-guided methods: PSNR of the kept part is the VAE's and the "
     "network's own.",
 ]
@@ -63,11 +65,29 @@ def command(args: argparse.Namespace, methods: list[str]) -> list[str]:
 
 
 def keep_config(output: Path, settings: argparse.Namespace) -> None:
-    """config.json, with what every image-guided method is trained with: rows of other settings are told apart by it."""
+    """config.json, with what every method is trained with: rows of other settings are told apart by it.
+
+    Raises InputError if the folder has rows of a method that was trained otherwise.
+    """
+    from eval.personalization.variants import tuned_settings
+
     training = {"preset": PICTUREBOOK_PRESET["subject"], "tuning": PICTUREBOOK_TUNING, "more": settings.training_flags}
     methods = {name: {"flags": method.training, **(training if method.training else {})}
                for name, method in own.METHODS.items()}  # fmt: skip
+    methods |= {name: {"flags": None, "settings": tuned_settings().get(name, {})} for name in PERSONALISED}
+    before = read_json(output / "config.json") if (output / "config.json").is_file() else {}
+    then = before.get("methods")
+    for name in methods if isinstance(then, dict) else ():  # a run of image_inpaint.eval leaves a list of names alone
+        if name in then and used(then[name]) != used(methods[name]) and done_items(output / "rows.jsonl", name):
+            raise InputError(f"{output} holds rows of {name} that was trained with other settings; take another "
+                             "--output_dir, or the settings that its config.json has")  # fmt: skip
     write_config(output, settings, dataset="picturebook", methods=methods)
+
+
+def used(settings: dict) -> dict:
+    """A method's settings as JSON has them, without the tuning of the other way."""
+    tuning = {way: values for way, values in settings.get("tuning", {}).items() if way in settings["flags"]}
+    return json.loads(json.dumps({**settings, "tuning": tuning}))
 
 
 def run(args: argparse.Namespace) -> Track | None:
@@ -175,7 +195,8 @@ def run_personalised(settings: argparse.Namespace, name: str, subjects: list, it
         eyes = eyes or load_eyes(settings.metric_encoders, settings.device)
         folder = train_personalised(settings, name, subject, model)
         pipe, token = ARENA[name].load(folder, model, settings.device)
-        prompt = f"a photo of a {token} {subject.class_name}" if ARENA[name].names_class else f"a photo of a {token}"
+        start = "a" if is_picturebook_folder(model) else "a photo of a"  # as in its training
+        prompt = f"{start} {token} {subject.class_name}" if ARENA[name].names_class else f"{start} {token}"
         generator = step_generator(settings.seed, 0)
         (drawn,) = draw_pictures(pipe, [prompt], [generator], num_inference_steps=settings.num_inference_steps)
         save_png(output / DRAWN / name / subject.name / "0.png", drawn)

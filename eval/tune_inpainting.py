@@ -1,6 +1,6 @@
-"""Settings of subject inpainting on the picturebook's validation split, as many for every method.
+"""Settings of subject inpainting on the picturebook's validation split, four for every method and five for LoRA.
 
-    python -m eval.tune_inpainting                 four settings each of both guidances, LoRA and whole-model tuning
+    python -m eval.tune_inpainting                 settings of both guidances, LoRA and whole-model tuning
 
 Prints the scores of every setting. The highest likeness to the photographs (DINO of the region, the paper's score) goes
 into image_inpaint/options.py by hand.
@@ -12,13 +12,15 @@ from pathlib import Path
 from common.runs import make_parser, script, write_json
 from eval.compare import positive
 
-# method -> (flags of image_inpaint.eval, flags of its training) of each trial; the first is what options.py has.
+# method -> (flags of image_inpaint.eval, flags of its training) of each trial. Trainings are compared at guidance 5,
+# Paint-by-Example's: they were chosen before the guidance was. A trial's place in its list names its folder, so that
+# new ones go to the end.
 TRIALS = {
     "sd_caption": [([f"--text_guidance_scale={scale}"], "") for scale in (7.5, 3, 5, 12)],
     "untuned": [([f"--guidance_scale={scale}"], "") for scale in (5, 1.5, 3, 7.5)],
-    "lora": [([], f"--learning_rate {rate} --max_train_steps {steps}")
-             for rate, steps in ((2e-3, 200), (1e-3, 200), (4e-3, 200), (2e-3, 400))],
-    "full": [([], f"--learning_rate {rate} --max_train_steps {steps}")
+    "lora": [(["--guidance_scale=5"], f"--learning_rate {rate} --max_train_steps {steps}")
+             for rate, steps in ((2e-3, 200), (1e-3, 200), (4e-3, 200), (2e-3, 400), (2e-3, 300))],
+    "full": [(["--guidance_scale=5"], f"--learning_rate {rate} --max_train_steps {steps}")
              for rate, steps in ((2e-4, 200), (1e-4, 200), (4e-4, 200), (2e-4, 400))],
 }  # fmt: skip
 SHOWN = ("psnr_truth", "lpips_truth", "DINO/region", "CLIP-I/region", "thing_seen", "filled_excess", "seconds")
@@ -54,7 +56,7 @@ def main(argv: list[str] | None = None) -> None:
             ])  # fmt: skip
             summary = intervals(read_rows(place / "rows.jsonl"))
             values = {name: scores_of(summary, name) for name in SHOWN}
-            lines.append([method, " ".join(flags) + training, *(cell(values[name]) for name in SHOWN)])
+            lines.append([method, " ".join([*flags, training]).strip(), *(cell(values[name]) for name in SHOWN)])
             found.append({"method": method, "flags": flags, "training_flags": training, "scores": values})
             write_json(output / "tuning.json", found)
     print(text_table(lines))

@@ -57,7 +57,7 @@ def from_text_to_image(pipe: StableDiffusionPipeline) -> StableDiffusionInpaintP
 def paint_from_text(
     pipe: StableDiffusionInpaintPipeline, pictures: Sequence[Image.Image], fills: Sequence[Tensor],
     prompts: Sequence[str], seeds: Sequence[int], num_inference_steps: int = 50, guidance_scale: float = TEXT_GUIDANCE,
-    composite: bool = False, feather: int = 8, context: float = CONTEXT, batch_size: int = 8,
+    composite: bool = False, feather: int | None = None, context: float = CONTEXT, batch_size: int = 8,
 ) -> list[Image.Image]:  # fmt: skip
     """As painting.paint, with a prompt in place of a reference."""
     native, multiple = native_resolution(pipe), multiple_of(pipe)

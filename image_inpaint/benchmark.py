@@ -24,6 +24,7 @@ from image_inpaint.triples import REFERENCE_PADDING
 VERSION = 1
 SUBJECTS, SCENES = 12, 20  # Sec. 5.1
 CONDITIONS = ("as photographed", "facing", "light", "pose")
+ORDER = (0, 3, 4, 7, 1, 2, 5, 6)  # of each eight scenes: four have all conditions
 OTHER_KINDS = ("fish", "star")  # what stands beside a subject in half of the scenes: no subject is one
 
 
@@ -62,9 +63,17 @@ def crop_to(picture: Image.Image, box: Sequence[int]) -> Image.Image:
 
 
 def choose(subjects: int, scenes: int, items: int) -> tuple[int, int]:
-    """How many subjects and scenes so many items are: 12 -> 2 x 6, 48 -> 8 x 6, 240 -> 12 x 20."""
+    """How many subjects and scenes so many items are: 12 -> 2 x 6, 48 -> 8 x 6, 240 -> 12 x 20. Six scenes of each
+    subject come first and further scenes after that, so that more items only add."""
     per_subject = min(scenes, max(6, -(-items // subjects)))
-    return min(subjects, -(-items // per_subject)), min(per_subject, items)
+    return min(subjects, -(-items // min(scenes, 6))), min(per_subject, items)
+
+
+def scene_numbers(count: int) -> list[int]:
+    """The numbers of the first `count` scenes of a subject, 0, 3, 4, 7, 1, 2, 5, 6, 8, 11, …: so ordered, few scenes
+    have all conditions too, each with and without another thing beside. All twenty are those from 0 to 19."""
+    last = max(count, SCENES)
+    return [start + k for start in range(0, last, len(ORDER)) for k in ORDER if start + k < last][:count]
 
 
 # ----------------------------------------------------------------------------------------------------- picturebook
@@ -141,7 +150,7 @@ def picturebook_items(subjects: Sequence[Subject], scenes: int, split: str) -> l
         known = read_json(subject.folder.parent / "scenes.json")
         first = next(scene for key, scene in known.items() if key.startswith(subject.name + "/"))
         thing = Scene.from_dict(first).things[0]
-        items += [draw_item(subject, thing, number, split) for number in range(scenes)]
+        items += [draw_item(subject, thing, number, split) for number in scene_numbers(scenes)]
     return items
 
 
@@ -157,7 +166,9 @@ def folder_subjects(folder: Path, args) -> list[Subject]:
     for place in places:
         paths = list_pictures(place)
         pictures = [load_image(path) for path in paths]
-        boxes = find_boxes(args.boxes, paths, pictures, None, args.labels, args.detector, args.device or "cpu")
+        boxes = find_boxes(
+            args.boxes, paths, pictures, None, args.labels, args.detector, args.device or "cpu", args.detector_threshold
+        )  # fmt: skip
         crops = tuple(crop_to(picture, box) for picture, box in zip(pictures, boxes, strict=True))
         found.append(Subject(place.name, place.name.rstrip("0123456789"), place, crops))
     return found

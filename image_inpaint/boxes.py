@@ -9,10 +9,9 @@ from tqdm import tqdm
 
 from common.runs import InputError, read_json
 from image_inpaint.masks import Box, check_box
-from image_inpaint.options import DETECTOR, LABELS
+from image_inpaint.options import DETECTOR, DETECTOR_THRESHOLD, LABELS
 
 REVISION = "no_timm"  # of the published detector: the same weights, for transformers without timm
-THRESHOLD = 0.7
 SCENES, BOXES = "scenes.json", "boxes.json"
 
 
@@ -45,9 +44,12 @@ def from_scenes(path: str | Path, names: Sequence[str]) -> dict[str, Box]:
 
 
 class Detector:
-    """DETR with published weights: the best box of the wanted labels in each picture."""
+    """DETR with published weights: the best box of the wanted labels in each picture, of at least this score."""
 
-    def __init__(self, name: str = DETECTOR, device: str = "cpu", labels: Sequence[str] = LABELS):
+    def __init__(
+        self, name: str = DETECTOR, device: str = "cpu", labels: Sequence[str] = LABELS,
+        threshold: float = DETECTOR_THRESHOLD,
+    ):  # fmt: skip
         from transformers import DetrForObjectDetection, DetrImageProcessor
 
         revision = REVISION if name == DETECTOR and not Path(name).is_dir() else "main"
@@ -60,14 +62,14 @@ class Detector:
         known = set(self.model.config.id2label.values())
         if unknown := [label for label in labels if label not in known]:
             raise InputError(f"the detector knows no {unknown[0]!r}; it knows {', '.join(sorted(known)[:12])}, …")
-        self.labels = set(labels)
+        self.labels, self.threshold = set(labels), threshold
 
     @torch.no_grad()
     def find(self, picture: Image.Image) -> list[tuple[float, str, Box]]:
         """(score, label, box) of the wanted things, surest first."""
         inputs = self.processor(images=picture, return_tensors="pt").to(self.model.device)
         sizes = [(picture.height, picture.width)]
-        found = self.processor.post_process_object_detection(self.model(**inputs), THRESHOLD, sizes)[0]
+        found = self.processor.post_process_object_detection(self.model(**inputs), self.threshold, sizes)[0]
         things = []
         for score, label, box in zip(found["scores"], found["labels"], found["boxes"], strict=True):
             name = self.model.config.id2label[int(label)]
@@ -79,6 +81,7 @@ class Detector:
 def find_boxes(
     way: str, paths: Sequence[Path], pictures: Sequence[Image.Image], file: str | None = None,
     labels: Sequence[str] = LABELS, detector: str = DETECTOR, device: str = "cpu",
+    threshold: float = DETECTOR_THRESHOLD,
 ) -> list[Box]:  # fmt: skip
     """One box per photograph. way "auto": boxes.json beside the pictures, else the picturebook's scenes, else DETR.
 
@@ -99,11 +102,12 @@ def find_boxes(
     if way == "scene":
         keys = [f"{folder.name}/{name}" for name in names]
         return list(from_scenes(places["scene"], keys).values())
-    eye, boxes = Detector(detector, device, labels), []
+    eye, boxes = Detector(detector, device, labels, threshold), []
     for path, picture in zip(paths, tqdm(pictures, "boxes", disable=None), strict=True):
         things = eye.find(picture)
         if not things:
             wanted = ", ".join(labels)
-            raise InputError(f"{path}: the detector sees no {wanted}; name others with --labels, or give --boxes_file")
+            raise InputError(f"{path}: the detector sees no {wanted}; name others with --labels, lower "
+                             "--detector_threshold, or give --boxes_file")  # fmt: skip
         boxes.append(things[0][2])
     return boxes

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from common.images import to_pil, to_tensor
 from image_inpaint.masks import Box, Size, box_of
+from image_inpaint.options import FEATHER
 
 CONTEXT = 2.0  # side of the window over the longer side of the hole's box, where the picture is larger than the model's
 
@@ -35,7 +36,7 @@ def find_window(fill: Tensor, native: int, multiple: int, context: float = CONTE
     short = min(height, width)
     spans = []
     for low, high, length in ((left, right, width), (top, bottom, height)):
-        side = min(length, max(min(wanted, short), high - low))  # a hole longer than the short side makes it oblong
+        side = min(length, wanted if high - low > short else min(wanted, short))  # oblong for so long a hole
         start = min(max(round((low + high - side) / 2), 0), length - side)
         spans.append((start, start + side))
     (x0, x1), (y0, y1) = spans
@@ -56,6 +57,11 @@ def cut_out(picture: Image.Image, fill: Tensor, window: Window) -> tuple[Tensor,
     return to_tensor(source), part
 
 
+def default_feather(size: tuple[int, int]) -> int:
+    """Pixels of the rim in a picture of this size: FEATHER at 512 of its shorter side."""
+    return max(1, round(FEATHER * min(size) / 512))
+
+
 def feathered(fill: Tensor, feather: int) -> Tensor:
     """Opacity [H, W] of what was painted: 0 outside of the hole, rising to 1 over `feather` pixels inside of it."""
     opacity, eroded = torch.zeros_like(fill), fill
@@ -66,11 +72,12 @@ def feathered(fill: Tensor, feather: int) -> Tensor:
 
 
 def paste_back(
-    picture: Image.Image, painted: Tensor, fill: Tensor, window: Window, composite: bool, feather: int
+    picture: Image.Image, painted: Tensor, fill: Tensor, window: Window, composite: bool, feather: int | None = None
 ) -> Image.Image:
     """The painted window [1, 3, h, w] back in the picture, at its size.
 
-    composite False: the window as a whole, as the published code would. True: its hole alone, feathered.
+    composite False: the window as a whole, as the published code would. True: its hole alone, feathered; feather in
+    pixels, default_feather of the picture where it is None.
     """
     left, top, right, bottom = window.box
     piece = to_pil(painted)
@@ -80,6 +87,7 @@ def paste_back(
     if not composite:
         result.paste(piece, (left, top))
         return result
+    feather = default_feather(picture.size) if feather is None else feather
     opacity = feathered(fill, feather)[top:bottom, left:right, None].numpy()
     old = np.asarray(picture.crop(window.box), dtype=np.float32)
     mixed = old + opacity * (np.asarray(piece, dtype=np.float32) - old)  # exactly the old where the opacity is 0

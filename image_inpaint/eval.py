@@ -30,9 +30,9 @@ from image_inpaint import options
 from image_inpaint.methods import DEFAULT, FIGURES, METHODS, TABLES
 
 SAME = ("pretrained_model_name_or_path", "weights", "subjects", "scenes", "split", "metric_encoders", "seed",
-        "training_flags", "scheduler", "num_inference_steps", "guidance_scale", "posterior", "mask_resize", "composite",
-        "feather", "context", "mixed_precision", "boxes", "detector", "labels", "text_model", "text_guidance_scale",
-        "captioner")  # fmt: skip
+        "no_prior_model", "training_flags", "scheduler", "num_inference_steps", "guidance_scale", "posterior",
+        "mask_resize", "composite", "feather", "context", "mixed_precision", "boxes", "detector", "detector_threshold",
+        "labels", "text_model", "text_guidance_scale", "captioner")  # fmt: skip
 
 
 def add_data_flags(parser: argparse.ArgumentParser) -> None:
@@ -125,7 +125,10 @@ def check_same_settings(output: Path, args: argparse.Namespace) -> None:
     if not (output / "rows.jsonl").exists():
         return
     before, now = read_json(output / "config.json"), vars(args)
+    without_prior = done_items(output / "rows.jsonl", "no_prior")
     for name in SAME:
+        if name == "feather" and not args.composite or name == "no_prior_model" and not without_prior:
+            continue  # nothing in the folder depends on it
         if before.get(name) != now[name]:
             raise InputError(f"{output} holds results with another --{name} ({before.get(name)}); take the same one, "
                              "or another --output_dir")  # fmt: skip
@@ -170,7 +173,7 @@ def run_all(args: argparse.Namespace, subjects: list, items: list) -> list[dict]
             weights = train_method(args, method, subject) if METHODS[method].training else None
             about = training_scores(weights) if weights else {}
             with measure() as cost:
-                painted = painter.paint(method, weights, missing)
+                painted = painter.paint(method, weights, missing, subject)
             for item, picture in zip(missing, painted, strict=True):
                 row = keep_picture(output, item, subject, method, picture, eyes)
                 append_row(rows, {
@@ -182,12 +185,14 @@ def run_all(args: argparse.Namespace, subjects: list, items: list) -> list[dict]
 
 
 def sets_of(args: argparse.Namespace, items: list) -> dict[str, dict]:
-    """FID and KID of each method's pictures. Real pictures: the true ones where they are known, else the scenes."""
+    """FID and KID of each method's pictures. Real pictures: the true ones where they are known, else the scenes,
+    each once however many subjects stand in it."""
     from common.images import load_image
     from image_inpaint.scoring import load_eyes, set_scores
 
     eyes, output = load_eyes(args.metric_encoders, args.device), Path(args.output_dir)
-    real = [item.truth or item.source for item in items]
+    shown = [item.truth or item.source for item in items]
+    real = list({id(picture): picture for picture in shown}.values())
     return {method: set_scores(real, [load_image(picture_path(output, item.id, method)) for item in items], eyes)
             for method in args.methods}  # fmt: skip
 
@@ -219,14 +224,17 @@ def report(args: argparse.Namespace, items: list, rows: list[dict]) -> None:
 
     output = Path(args.output_dir)
     summary = {"overall": by_method(rows), "by_condition": {}}
+    counts = ""
     for method, found in sets_of(args, items).items():
         summary["overall"][method] |= found
+        for score in found.values():  # of every method and score the same
+            counts = f"FID and KID: n = {score['n']} generated and {score['n_real']} real pictures\n"
     for condition, own in by(rows, "condition").items():
         summary["by_condition"][condition] = by_method(own)
     draw_figure(args, items, args.methods, output / "grid.png")
     for figure in args.figure or []:
         draw_figure(args, items, FIGURES[figure], output / f"figure_{figure}.png")
-    print(score_table(summary["overall"]), end="\n\n")
+    print(score_table(summary["overall"]), counts, sep="\n\n")
     for condition, found in summary["by_condition"].items():
         shown = {method: {key: v for key, v in values.items() if key.startswith(("DINO", "thing_seen", "psnr_truth"))}
                  for method, values in found.items()}  # fmt: skip
@@ -239,7 +247,7 @@ def report(args: argparse.Namespace, items: list, rows: list[dict]) -> None:
 
 
 def print_storage() -> None:
-    """What the paper's 2 to 40 MB can be, on Stable Diffusion 1.x with nine channels."""
+    """What the paper's 2 to 40 MB can be, on Stable Diffusion 1.x with nine channels, and the whole UNet beside it."""
     from common.tables import text_table
     from image_inpaint.lora import TARGETS, storage
 
@@ -250,6 +258,8 @@ def print_storage() -> None:
             lines.append([targets, str(rank), f"{found['parameters']:,}", f"{found['share_percent']:.4f} %",
                           f"{found['megabytes']:.2f} MB"])  # fmt: skip
     print(text_table(lines))
+    whole, rank16 = 4 * storage(16, "attention")["total"] / 1e6, storage(16, "attention")["megabytes"]
+    print(f"\nwhole UNet, float32: {whole:,.0f} MB, {whole / rank16:.0f} times the file of rank 16 on attention")
 
 
 @script

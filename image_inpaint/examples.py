@@ -50,7 +50,8 @@ def subject_examples(args: argparse.Namespace) -> tuple[Examples, list[tuple[Ima
     paths = list_pictures(folder)
     pictures = [load_image(path) for path in paths]
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    boxes = find_boxes(args.boxes, paths, pictures, args.boxes_file, args.labels, args.detector, device)
+    boxes = find_boxes(args.boxes, paths, pictures, args.boxes_file, args.labels, args.detector, device,
+                       args.detector_threshold)  # fmt: skip
     shown = [smaller(picture, box) for picture, box in zip(pictures, boxes, strict=True)]
     tensors = [(picture_tensor(picture), box) for picture, box in shown]
     return Examples(len(paths), lambda index, generator: tensors[index], [path.name for path in paths]), shown
@@ -79,7 +80,9 @@ def scene_examples(count: int) -> Examples:
 def domain_examples(
     args: argparse.Namespace, rank: int = 0, processes: int = 1, wait: Callable[[], None] = lambda: None
 ) -> Examples:
-    """A random sample of a domain's pictures that show a usable thing, with the boxes of a file or of the detector.
+    """A random sample of a domain's pictures that show a usable thing, with the boxes of a file or of the detector;
+    with --boxes whole all of the sample, the box being the middle. A picture that cannot be read is named on the screen
+    and the next one taken in its place.
 
     Several processes share the detector's work out; `wait` returns when all of them have come to it.
     """
@@ -87,25 +90,41 @@ def domain_examples(
 
     store = open_pictures(args.train_data_dir)
     names = random_sample(store.names, args.num_pictures, args.seed)
-    known = boxes_of_domain(args, store, names, rank, processes, wait)
-    names = [name for name in names if known.get(name)]
+    known = {}
+    if args.boxes != "whole":
+        known = boxes_of_domain(args, store, names, rank, processes, wait)
+        names = [name for name in names if known.get(name)]
     if not names:
         raise InputError(f"no picture of {args.train_data_dir} has a box of 2 to 80 % of its area; see --labels")
 
     def get(index: int, generator: torch.Generator) -> tuple[Tensor, Box]:
-        name, picture = names[index], store.read(names[index])
-        box = known[name][integer(generator, 0, len(known[name]) - 1)]
+        name, picture = readable(store, names, index)
+        boxes = known.get(name) or [centre(picture)]
+        box = boxes[integer(generator, 0, len(boxes) - 1)]
         picture, box = smaller(picture, check_box(box, (picture.height, picture.width), f"the box of {name}"))
         return picture_tensor(picture), box
 
     return Examples(len(names), get, names)
 
 
+def readable(store, names: list[str], index: int) -> tuple[str, Image.Image]:
+    """The name and the picture at this index, or at the next one that can be read: one damaged picture of 300,000 stops
+    nobody. Raises InputError if none can."""
+    for further in range(len(names)):
+        name = names[(index + further) % len(names)]
+        try:
+            return name, store.read(name)
+        except InputError as problem:
+            print(f"left out: {problem}")
+    raise InputError(f"none of the {len(names)} pictures can be read; see --train_data_dir")
+
+
 def boxes_of_domain(
     args: argparse.Namespace, store, names: list[str], rank: int, processes: int, wait: Callable[[], None]
 ) -> dict[str, list]:
     """name -> boxes; usable ones, where a detector looked. What it finds is kept in <output_dir>/boxes_*.jsonl, picture
-    by picture and a file per process: a killed run goes on there. The name tells detectors and labels apart."""
+    by picture and a file per process: a killed run goes on there. The name tells detectors, labels and
+    thresholds apart."""
     if args.boxes == "file" or args.boxes_file:
         if not args.boxes_file:
             raise InputError("--boxes file needs --boxes_file, JSON of {name: [[left, top, right, bottom], …]}")
@@ -114,14 +133,14 @@ def boxes_of_domain(
             raise InputError(f"{args.boxes_file} is no object {{name: [[left, top, right, bottom], …]}}")
         one = {name: box for name, box in found.items() if isinstance(box, list) and box and isinstance(box[0], list)}
         return {name: one.get(name, [found[name]]) for name in names if found.get(name)}
-    if args.boxes == "whole":
-        return {name: [centre(store.read(name))] for name in tqdm(names, "sizes", disable=None)}
     folder = Path(args.output_dir)
-    stem = f"boxes_{zlib.crc32(' '.join([args.detector, *sorted(args.labels)]).encode()):08x}"
+    looked_for = [args.detector, *sorted(args.labels), f"{args.detector_threshold:g}"]
+    stem = f"boxes_{zlib.crc32(' '.join(looked_for).encode()):08x}"
     known = detected(folder, stem)
     missing = [name for name in names[rank::processes] if name not in known]
     if missing:
-        eye = Detector(args.detector, args.device or ("cuda" if torch.cuda.is_available() else "cpu"), args.labels)
+        device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        eye = Detector(args.detector, device, args.labels, args.detector_threshold)
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / f"{stem}_{rank}.jsonl", "ab+") as file:
             file.seek(0)
@@ -131,7 +150,7 @@ def boxes_of_domain(
                     picture = store.read(name)
                     size = (picture.height, picture.width)
                     boxes = [list(box) for _, _, box in eye.find(picture) if usable(box, size)]
-                except InputError as problem:  # one damaged picture of 300,000 stops nobody
+                except InputError as problem:
                     print(f"left out: {problem}")
                     boxes = []
                 file.write(json.dumps({name: boxes}).encode() + b"\n")

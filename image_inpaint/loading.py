@@ -23,11 +23,11 @@ from common.model_files import find_folder, inspect_folder, load_model, one_line
 from common.pipelines import is_picturebook, load_pipeline
 from common.runs import InputError, atomic_path
 from image_inpaint.conditioning import CHANNELS, new_encoder, trained_part, widen
+from image_inpaint.lora import LORA_FILE, load_lora
 
 CLASSES = {cls.__name__: cls for cls in (PaintByExamplePipeline, StableDiffusionPipeline)}
 CLIP = "openai/clip-vit-large-patch14"  # whose tower Paint-by-Example reads references with
 MARKER = "picturebook.json"
-LORA_FILE = "pytorch_lora_weights.safetensors"
 
 
 def load(
@@ -195,8 +195,6 @@ def load_weights(pipe: PaintByExamplePipeline, path: str | Path) -> str:
 
     Raises InputError if there is nothing there, or it was trained on another model.
     """
-    from image_inpaint.lora import load_lora
-
     path = Path(path)
     file = path / LORA_FILE if path.is_dir() else path
     if file.is_file():

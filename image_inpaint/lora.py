@@ -19,6 +19,8 @@ from torch import nn
 
 from common.runs import InputError, atomic_path
 
+LORA_FILE = "pytorch_lora_weights.safetensors"  # diffusers' name
+
 # What of every transformer block is updated, as peft's target_modules.
 TARGETS: dict[str, list[str] | str] = {
     "attention": ["to_q", "to_k", "to_v", "to_out.0"],
@@ -57,7 +59,7 @@ def save_lora(unet: UNet2DConditionModel, folder: str | Path) -> Path:
     header's second entry, "format": two entries come in any order, and a training would not end in the same bytes."""
     from peft.utils import get_peft_model_state_dict
 
-    path = Path(folder) / "pytorch_lora_weights.safetensors"
+    path = Path(folder) / LORA_FILE
     weights = {f"unet.{name}": p.float().cpu().contiguous() for name, p in get_peft_model_state_dict(unet).items()}
     settings = {
         f"unet.{name}": sorted(value) if isinstance(value, set | list | tuple) else value
@@ -97,14 +99,6 @@ def load_lora(unet: UNet2DConditionModel, file: str | Path) -> None:
     unet.load_lora_adapter(str(file.parent), prefix="unet", weight_name=file.name)
     unet.fuse_lora()
     unet.unload_lora()
-
-
-def settings_of(file: str | Path) -> dict:
-    """rank, alpha and targets as the file's header has them; empty without a header."""
-    with safe_open(file, "pt") as stored:
-        header = (stored.metadata() or {}).get("lora_adapter_metadata")
-    found = json.loads(header) if header else {}
-    return {name.removeprefix("unet."): value for name, value in found.items()}
 
 
 def target_layers(unet: nn.Module, targets: str) -> Iterable[nn.Module]:

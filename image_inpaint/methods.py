@@ -65,8 +65,9 @@ def train_method(args: argparse.Namespace, method: str, subject: Subject) -> Pat
     flags = [
         "--pretrained_model_name_or_path", args.pretrained_model_name_or_path, "--instance_data_dir",
         str(subject.folder), "--output_dir", str(folder), "--seed", str(args.seed), "--boxes", args.boxes,
-        "--detector", args.detector, "--labels", *args.labels, "--checkpoints_total_limit", "1",
-        "--resume_from_checkpoint", "latest", *METHODS[method].training, *shlex.split(args.training_flags),
+        "--detector", args.detector, "--detector_threshold", str(args.detector_threshold), "--labels", *args.labels,
+        "--checkpoints_total_limit", "1", "--resume_from_checkpoint", "latest", *METHODS[method].training,
+        *shlex.split(args.training_flags),
     ]  # fmt: skip
     if args.device:
         flags += ["--device", args.device.partition(":")[0]]
@@ -111,29 +112,34 @@ class Painter:
             load_weights(pipe, weights)
         return in_precision(pipe, self.args.mixed_precision)
 
-    def paint(self, method: str, weights: Path | None, items: Sequence[Item]) -> list[Image.Image]:
-        """One picture per item; the seed of an item is the same for every method."""
+    def paint(self, method: str, weights: Path | None, items: Sequence[Item], subject: Subject) -> list[Image.Image]:
+        """One picture per item of a subject; the seed of an item is the same for every method."""
         from image_inpaint.painting import paint
 
         pictures, fills = [item.source for item in items], [item.fill for item in items]
         seeds = [seed_of(item, self.args.seed) for item in items]
         if method == "sd_caption":
-            return self.from_captions(items, pictures, fills, seeds)
+            return self.from_captions(items, subject, pictures, fills, seeds)
         pipe = self.pipeline(method, weights)
         references = [item.reference for item in items]
         return paint(pipe, pictures, fills, references, seeds, self.sampling, **self.where)
 
-    def from_captions(self, items, pictures, fills, seeds) -> list[Image.Image]:
-        from image_inpaint.baselines import Captioner, load_text_inpainting, paint_from_text
+    def caption(self, item: Item, subject: Subject) -> str:
+        """The item's own, or what the captioner says of the subject's first photograph, whichever item comes first."""
+        from image_inpaint.baselines import Captioner
+
+        if item.caption is not None:
+            return item.caption
+        if subject.name not in self.captions:
+            self.captioner = self.captioner or Captioner(self.args.captioner, self.args.device)
+            self.captions[subject.name] = self.captioner.caption(subject.crops[0])
+        return self.captions[subject.name]
+
+    def from_captions(self, items, subject: Subject, pictures, fills, seeds) -> list[Image.Image]:
+        from image_inpaint.baselines import load_text_inpainting, paint_from_text
 
         self.text = self.text or load_text_inpainting(self.args.text_model, self.args.device)
-        for item in items:
-            if item.subject + item.condition not in self.captions:
-                if item.caption is None and self.captioner is None:
-                    self.captioner = Captioner(self.args.captioner, self.args.device)
-                words = item.caption or self.captioner.caption(item.reference)
-                self.captions[item.subject + item.condition] = words
-        prompts = [self.captions[item.subject + item.condition] for item in items]
+        prompts = [self.caption(item, subject) for item in items]
         steps = self.sampling.num_inference_steps
         guidance = self.args.text_guidance_scale
         return paint_from_text(self.text, pictures, fills, prompts, seeds, steps, guidance, **self.where)

@@ -14,8 +14,9 @@ TARGET_NAMES = ("attention", "qv", "cross_kv", "attention+ff", "attention+conv_i
 AUGMENTATIONS = ("none", "flip", "rotation", "blur", "elastic")  # augment.NAMES, or nothing
 BOX_WAYS = ("auto", "file", "scene", "detr", "whole")
 DETECTOR = "facebook/detr-resnet-50"  # Sec. 5.1
+DETECTOR_THRESHOLD = 0.7
 LABELS = ("bed", "couch", "chair", "dining table")  # of COCO
-FEATHER = 8
+FEATHER = 8  # pixels in a picture of 512 on its shorter side
 PUBLISHED = "Fantasy-Studio/Paint-by-Example"
 LEARNING_RATES = {"subject": 3e-5, "pretrain": 1e-6}  # Sec. 5.1
 
@@ -39,7 +40,8 @@ def add_model_flags(parser: argparse.ArgumentParser, output_dir: str) -> None:
     add("--pretrained_model_name_or_path", default="picturebook", help="an image-guided inpainting model: picturebook, "
         f"a folder written by --stage pretrain, or a folder or hub id such as {PUBLISHED}")  # fmt: skip
     add("--output_dir", default=output_dir, help="folder for results")
-    add("--device", help="cpu, cuda, cuda:1, ...; a GPU if there is one by default")
+    add("--device", help="cpu, cuda, cuda:1, ...; a GPU if there is one by default (trainings know cpu and cuda only: "
+        "they take the first GPU)")  # fmt: skip
     add("--mixed_precision", choices=("no", "fp16", "bf16"), default="no", help="number format of the networks")
     add("--seed", type=number(int, 0, 2**63 - 1), default=42, help="of every random number (Paint-by-Example: 42)")
     add("--print_config", action="store_true", help="print what all flags resolve to, and stop")
@@ -49,7 +51,7 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     """The paper gives no sampler; defaults are those of Paint-by-Example's commands."""
     add = parser.add_argument_group("sampling").add_argument
     add("--scheduler", choices=("plms", "ddim"), default="plms", help="Paint-by-Example: plms")
-    add("--num_inference_steps", type=number(int, 2, 1000), default=50, help="Paint-by-Example: 50")
+    add("--num_inference_steps", type=number(int, 2, 999), default=50, help="Paint-by-Example: 50")
     add("--guidance_scale", type=number(float, 0), help=f"Paint-by-Example: {GUIDANCE:g}, the default; on the "
         f"picturebook {PICTUREBOOK_GUIDANCE:g}; up to 1 there is none")  # fmt: skip
     add("--posterior", choices=("sample", "mean"), default="sample", help="of the masked picture's latents")
@@ -57,11 +59,8 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
         "Paint-by-Example's code, and diffusers' port")  # fmt: skip
     add("--composite", action=argparse.BooleanOptionalAction, default=False, help="put the source's own pixels back "
         "outside of the hole (published: no; the background is painted anew)")  # fmt: skip
-    add(
-        "--feather",
-        type=number(int, 0, 1000),
-        help=f"of --composite: pixels over which the rim fades in; {FEATHER} by default",
-    )
+    add("--feather", type=number(int, 0, 1000), help="of --composite: pixels over which the rim fades in; by default "
+        f"{FEATHER} where the picture's shorter side has 512, in proportion elsewhere, at least 1")  # fmt: skip
     add("--context", type=number(float, 1), default=2.0, help="of pictures larger than the model's: side of the window "
         "that is painted, over the longer side of the hole")  # fmt: skip
 
@@ -72,6 +71,8 @@ def add_box_flags(parser: argparse.ArgumentParser) -> None:
         "top, right, bottom]}; scene: of the picturebook; detr: a detector (Sec. 5.1); whole: all of it; auto: the "
         "first of file, scene, detr that there is")  # fmt: skip
     add("--detector", default=DETECTOR, help="hub id or folder of the detector (Sec. 5.1)")
+    add("--detector_threshold", type=number(float, 0, 1), default=DETECTOR_THRESHOLD, help="the least score of a box "
+        f"that the detector's answer counts with; not given, {DETECTOR_THRESHOLD:g} by default")  # fmt: skip
     add("--labels", nargs="+", default=list(LABELS), help="of COCO, that the detector looks for")
 
 
@@ -191,7 +192,6 @@ def check_sampling(args: argparse.Namespace) -> None:
         args.guidance_scale = PICTUREBOOK_GUIDANCE if on_picturebook else GUIDANCE
     if args.feather is not None and not args.composite:
         raise InputError("--feather is of --composite: give that too")
-    args.feather = FEATHER if args.feather is None else args.feather
     if not args.print_config:
         check_writable(Path(args.output_dir))
 

@@ -28,7 +28,7 @@ def embed(pipe, references: Sequence[Image.Image]) -> Tensor:
 
 def paint(
     pipe, pictures: Sequence[Image.Image], fills: Sequence[Tensor], references: Sequence[Image.Image],
-    seeds: Sequence[int], sampling: Sampling | None = None, composite: bool = False, feather: int = 8,
+    seeds: Sequence[int], sampling: Sampling | None = None, composite: bool = False, feather: int | None = None,
     context: float = CONTEXT, batch_size: int = 8, progress: bool = False,
 ) -> list[Image.Image]:  # fmt: skip
     """Each reference's subject in the hole of its picture. fills: [H, W] of the picture's size, 1 = hole.

@@ -121,15 +121,16 @@ def kernel_distance(a: Tensor, b: Tensor) -> float:
 
 @torch.no_grad()
 def set_scores(real: Sequence[Image.Image], made: Sequence[Image.Image], eyes: Eyes) -> dict[str, dict]:
-    """FID and KID of whole pictures with the number of them. From 240 pictures the 2048-dimensional covariance of the
-    FID is singular and its value biased upwards: compare at equal n only. KID is unbiased."""
+    """FID and KID of whole pictures; n: how many were made, n_real: how many they are compared with. From 240 pictures
+    the 2048-dimensional covariance of the FID is singular and its value biased upwards: compare at equal n only. KID is
+    unbiased."""
     if eyes.classifier is not None:  # the picturebook's features are of its own size
         real, made = ([picture.resize((64, 64)) for picture in one] for one in (real, made))
     features = [torch.cat([eyes.features.embed(to_tensor(picture)) for picture in one]) for one in (real, made)]
-    count = min(len(real), len(made))
-    if count < 2:
+    if min(len(real), len(made)) < 2:
         return {}
     fid = frechet_distance(*features, eyes.features.label)
-    kid = Score("KID", kernel_distance(*features), eyes.features.label, n=count)
-    return {score.key: {"mean": score.value, "low": score.value, "high": score.value, "n": count}
+    kid = Score("KID", kernel_distance(*features), eyes.features.label)
+    counts = {"n": len(made), "n_real": len(real)}
+    return {score.key: {"mean": score.value, "low": score.value, "high": score.value, **counts}
             for score in (fid, kid)}  # fmt: skip

@@ -17,13 +17,17 @@ from image_inpaint import options
 
 
 def load_model(args: argparse.Namespace, device: str):
-    """The model to start from, float32."""
+    """The model to start from, float32; what is random in it depends on --seed alone, so that it can be made again."""
+    import torch
+
     from image_inpaint import loading
 
     name = args.pretrained_model_name_or_path
     if args.stage == "subject" or args.prior == "inpainting":
         return loading.load(name, device)
-    return loading.from_text_to_image(name, args.clip_model_name_or_path, device, args.prior == "text_to_image")
+    with torch.random.fork_rng():
+        torch.manual_seed(args.seed)
+        return loading.from_text_to_image(name, args.clip_model_name_or_path, device, args.prior == "text_to_image")
 
 
 def make_trainable(pipe, args: argparse.Namespace) -> dict:
@@ -179,14 +183,13 @@ def train(args: argparse.Namespace) -> dict:
                 save_png(Path(args.output_dir) / "samples" / f"{done}.png", sheet(pipe, shown, args.seed))
         stepping = time.perf_counter() - start
     accelerator.wait_for_everyone()
-    pace = stepping / len(losses) if losses else float("nan")
     metrics = {
         "steps": args.max_train_steps,
         "loss": sum(losses[-50:]) / len(losses[-50:]) if losses else None,  # mean of the last fifty
         "trained_parameters": sum(p.numel() for p in trained.values()),
         "all_parameters": sum(p.numel() for p in [*pipe.unet.parameters(), *pipe.image_encoder.parameters()]),
-        "seconds": cost.seconds + (first * pace if first else 0),  # steps before an interruption, at the later pace
-        "seconds_per_step": pace,
+        "seconds": training.whole_seconds(cost.seconds, first, args.max_train_steps),
+        "seconds_per_step": stepping / len(losses) if losses else None,
         "peak_memory_mb": cost.peak_memory_mb,
     }
     if accelerator.is_main_process:

@@ -12,6 +12,8 @@ from torch import Tensor
 from image_inpaint.conditioning import class_tokens, keep_on_latents, masked_picture, reference_pixels
 from image_inpaint.triples import Triple
 
+CHUNK = 4  # triples that the VAE takes at once: memory stays that of eight pictures, whatever the batch
+
 
 @dataclass(frozen=True)
 class Views:
@@ -38,13 +40,16 @@ class Views:
 
 @torch.no_grad()
 def encode(pipe, triples: Sequence[Triple], resize: str = "bilinear") -> Views:
-    """One forward pass of VAE and CLIP for all of the triples."""
+    """The triples through the VAE, a few at a time, and through CLIP."""
     source = torch.stack([triple.source for triple in triples])
     fill = torch.stack([triple.fill for triple in triples])
-    both = torch.cat([source, masked_picture(source, fill)]) * 2 - 1
-    posterior = pipe.vae.encode(both.to(pipe.device, pipe.vae.dtype)).latent_dist
-    mean, masked_mean = posterior.mean.float().cpu().chunk(2)
-    std, masked_std = posterior.std.float().cpu().chunk(2)
+    masked, encoded = masked_picture(source, fill), []
+    for start in range(0, len(triples), CHUNK):
+        rows = slice(start, start + CHUNK)
+        both = torch.cat([source[rows], masked[rows]]) * 2 - 1
+        posterior = pipe.vae.encode(both.to(pipe.device, pipe.vae.dtype)).latent_dist
+        encoded.append([*posterior.mean.float().cpu().chunk(2), *posterior.std.float().cpu().chunk(2)])
+    mean, masked_mean, std, masked_std = (torch.cat(part) for part in zip(*encoded, strict=True))
     pixels = reference_pixels(torch.stack([triple.reference for triple in triples]), pipe)
     tokens = class_tokens(pipe.image_encoder, pixels).float().cpu()
     keep = keep_on_latents(fill, mean.shape[-2:], resize)

@@ -1,13 +1,14 @@
 """The subject-inpainting track on a small random model: rows, pictures, page; personalised text-to-image models."""
 
+import json
 from argparse import Namespace
 from dataclasses import replace
 
 import pytest
 from PIL import Image
 
-from common.runs import read_rows
-from eval import subject_inpainting, track
+from common.runs import InputError, read_json, read_rows
+from eval import inpainting_bench, subject_inpainting, track, tune_inpainting
 from eval.report import write_page
 from image_inpaint import eval as inpaint_eval
 from tests.image_inpaint.models import tiny_inpainter
@@ -46,7 +47,9 @@ def test_the_track_runs_its_methods_and_makes_a_page(flags, tmp_path):
 def test_personalised_models_inpaint_what_they_were_trained_on(flags, tmp_path, monkeypatch):
     from eval.personalization.methods import METHODS as ARENA
 
-    trained = []
+    trained, told = [], []
+    monkeypatch.setattr("common.training.draw_pictures", lambda pipe, prompts, *any, **more: told.extend(prompts) or [
+        Image.new("RGB", (64, 64))])  # fmt: skip
 
     def load(folder, model, device=None):
         return tiny_sd(), "sks"
@@ -64,9 +67,55 @@ def test_personalised_models_inpaint_what_they_were_trained_on(flags, tmp_path, 
         )
     rows = read_rows(tmp_path / "out" / "subject_inpainting" / "rows.jsonl")
     assert trained == [(subjects[0].name, 0)] and [row["item"] for row in rows] == [item.id for item in items]
+    assert told == [f"a sks {subjects[0].class_name}"]  # as in training: no caption of the picturebook says "photo"
     assert rows[0]["paper"] == "baselines" and rows[0]["metrics"]["training_seconds"] >= 0
     (drawn,) = (tmp_path / "out" / "subject_inpainting").glob("without_scene/dreambooth/*/*.png")  # of Fig. 3
     assert drawn.parent.name == subjects[0].name and Image.open(drawn).size == (64, 64)
+
+
+@pytest.mark.parametrize("name", ["lora", "dreambooth"])
+def test_rows_of_a_method_that_was_trained_otherwise_are_not_mixed_in(flags, tmp_path, monkeypatch, name):
+    settings = inpaint_eval.parse(subject_inpainting.command(flags, ["lora"]))
+    subject_inpainting.keep_config(tmp_path, settings)
+    before = read_json(tmp_path / "config.json")
+    if name == "lora":
+        monkeypatch.setitem(subject_inpainting.PICTUREBOOK_TUNING, "lora", {"learning_rate": 1.0})
+    else:
+        monkeypatch.setattr("eval.personalization.variants.tuned_settings", lambda: {name: {"learning_rate": 1.0}})
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"method": name, "item": "cat/00"}) + "\n")
+    with pytest.raises(InputError, match=f"rows of {name} that was trained with other settings"):
+        subject_inpainting.keep_config(tmp_path, settings)
+    assert read_json(tmp_path / "config.json") == before
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"method": "full", "item": "cat/00"}) + "\n")
+    subject_inpainting.keep_config(tmp_path, settings)  # no row of it: nothing is mixed
+    (tmp_path / "config.json").write_text(json.dumps({"methods": ["lora"]}))  # what image_inpaint.eval leaves
+    subject_inpainting.keep_config(tmp_path, settings)
+    assert read_json(tmp_path / "config.json")["methods"][name] != before["methods"][name]
+
+
+def test_trainings_are_compared_at_one_guidance_and_new_trials_go_to_the_end():
+    for method in ("lora", "full"):
+        assert all(flags == ["--guidance_scale=5"] for flags, _ in tune_inpainting.TRIALS[method])
+    assert tune_inpainting.TRIALS["lora"][-1][1] == "--learning_rate 0.002 --max_train_steps 300"
+
+
+def test_trainings_are_measured_in_processes_of_their_own(flags, tmp_path, monkeypatch):
+    from tests.image_inpaint.test_train import BOXES
+
+    (tmp_path / "subject").mkdir()
+    for name in BOXES:
+        Image.new("RGB", (64, 64), "red").save(tmp_path / "subject" / name)
+    (tmp_path / "subject" / "boxes.json").write_text(json.dumps(BOXES))
+    monkeypatch.setattr(inpainting_bench, "STEPS", 1)
+    small = ["--tuning", "lora", "--train_batch_size", "1", "--cache_views", "0"]
+    monkeypatch.setattr(inpainting_bench, "TRAININGS", {"lora": small})
+    model, subject = flags.pretrained_model_name_or_path, str(tmp_path / "subject")
+    (row,) = inpainting_bench.bench_training(model, "cpu", subject)
+    assert set(row) == {"training", *inpainting_bench.MEASURED} and row["trained_parameters"] > 0
+    assert row["peak_memory_mb"] > 200  # all of a process with torch in it, not what it grew by
+    monkeypatch.setattr(inpainting_bench, "TRAININGS", {"lora": [*small, "--rank", "0"]})
+    with pytest.raises(InputError, match="image_inpaint.train failed: .*from 1"):
+        inpainting_bench.bench_training(model, "cpu", subject)
 
 
 def test_other_data_has_no_such_track(flags):

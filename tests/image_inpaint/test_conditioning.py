@@ -7,9 +7,10 @@ import torch.nn.functional as F
 from PIL import Image
 
 from common.runs import InputError
-from image_inpaint import conditioning, loading
+from image_inpaint import conditioning, loading, views
 from image_inpaint.painting import paint
 from image_inpaint.sampling import Sampling, sample
+from image_inpaint.triples import Triple
 from tests.image_inpaint.models import tiny_inpainter, vision_tower, write_published
 from tests.tiny import tiny_sd
 
@@ -105,6 +106,20 @@ def test_the_reference_is_squashed_normalised_and_read_by_the_class_token(pipe):
     assert torch.allclose(
         conditioning.embed_references(pipe, long), conditioning.embed_references(pipe, squashed), atol=1e-5
     )
+
+
+def test_the_vae_takes_four_triples_at_a_time(pipe, monkeypatch):
+    draw = torch.Generator().manual_seed(0)
+    triples = [Triple(torch.rand(3, 64, 64, generator=draw), torch.rand(3, 32, 32, generator=draw),
+                      torch.rand(1, 64, 64, generator=draw).round()) for _ in range(9)]  # fmt: skip
+    encode, sizes = pipe.vae.encode, []
+    monkeypatch.setattr(pipe.vae, "encode", lambda pictures: sizes.append(len(pictures)) or encode(pictures))
+    found = views.encode(pipe, triples)
+    assert sizes == [8, 8, 2]
+    for row, triple in enumerate(triples):
+        alone = views.encode(pipe, [triple])
+        for name in ("mean", "std", "masked_mean", "masked_std", "keep", "tokens"):
+            assert torch.allclose(getattr(found, name)[row], getattr(alone, name)[0], atol=1e-5)
 
 
 def test_guidance_goes_from_the_unconditional_through_the_conditional():

@@ -11,6 +11,7 @@ from PIL import Image
 
 from common.runs import InputError
 from image_inpaint import benchmark, boxes, examples, lsun, scoring
+from image_inpaint import eval as script
 from image_inpaint.masks import box_of
 
 
@@ -78,6 +79,7 @@ def test_a_detectors_best_box_of_a_wanted_label(tmp_path):
     for _, _, (left, top, right, bottom) in found:
         assert 0 <= left < right <= 60 and 0 <= top < bottom <= 40
     assert boxes.Detector(str(tmp_path), "cpu", ["bed"]).find(noise(0)) == []
+    assert boxes.Detector(str(tmp_path), "cpu", ["chair"], 1.0).find(noise(0)) == []  # none is as sure as that
     with pytest.raises(InputError, match="knows no 'sofa'"):
         boxes.Detector(str(tmp_path), "cpu", ["sofa"])
     path = tmp_path / "0.png"
@@ -99,7 +101,7 @@ def test_boxes_come_from_the_file_beside_then_from_scenes(tmp_path):
 def domain(tmp_path, **given):
     return Namespace(**{"train_data_dir": str(tmp_path / "lsun"), "num_pictures": 9, "seed": 0, "boxes": "auto",
                         "boxes_file": None, "output_dir": str(tmp_path / "out"), "detector": "d", "labels": ["bed"],
-                        "device": "cpu", **given})  # fmt: skip
+                        "detector_threshold": 0.7, "device": "cpu", **given})  # fmt: skip
 
 
 def test_processes_share_the_detectors_work_out_and_a_killed_one_goes_on(tmp_path, monkeypatch):
@@ -125,6 +127,28 @@ def test_processes_share_the_detectors_work_out_and_a_killed_one_goes_on(tmp_pat
         file.truncate(file.seek(0, 2) - 4)  # killed in its last line
     assert examples.domain_examples(domain(tmp_path)).count == 5 and len(seen) == 6
     assert examples.domain_examples(domain(tmp_path, labels=["chair"])).count == 5 and len(seen) == 11
+    assert examples.domain_examples(domain(tmp_path, detector_threshold=0.5)).count == 5 and len(seen) == 16
+
+
+@pytest.mark.parametrize("way", ["whole", "file"])
+def test_a_damaged_picture_is_named_and_the_next_one_taken(tmp_path, capsys, way):
+    (tmp_path / "lsun").mkdir()
+    for number in range(3):
+        noise(number).save(tmp_path / "lsun" / f"{number}.png")
+    (tmp_path / "lsun" / "1.png").write_bytes(b"damaged")
+    (tmp_path / "boxes").write_text(json.dumps({f"{number}.png": [7, 5, 23, 15] for number in range(3)}))
+    file = str(tmp_path / "boxes") if way == "file" else None
+    found = examples.domain_examples(domain(tmp_path, boxes=way, boxes_file=file))
+    assert capsys.readouterr().out == ""  # no picture is opened before it is asked for
+    shown = [found.get(index, torch.Generator()) for index in range(found.count)]
+    assert found.count == 3 and {box for _, box in shown} == {(7, 5, 23, 15)}
+    assert "1.png" in capsys.readouterr().out
+    index = found.names.index("1.png")
+    assert torch.equal(shown[index][0], shown[(index + 1) % 3][0])
+    for number in (0, 2):
+        (tmp_path / "lsun" / f"{number}.png").write_bytes(b"damaged")
+    with pytest.raises(InputError, match="none of the 3 pictures"):
+        found.get(0, torch.Generator())
 
 
 @pytest.mark.parametrize(
@@ -166,6 +190,30 @@ def test_items_are_scenes_without_and_with_the_subject():
 @pytest.mark.parametrize("items, expected", [(12, (2, 6)), (48, (8, 6)), (72, (12, 6)), (240, (12, 20)), (1, (1, 1))])
 def test_how_many_subjects_and_scenes_so_many_items_are(items, expected):
     assert benchmark.choose(12, 20, items) == expected
+
+
+def test_few_scenes_have_all_conditions_and_more_items_only_add():
+    cat = Namespace(kind="cat")
+    for count, wanted in ((4, 1), (8, 2), (12, 3), (16, 4)):
+        conditions = [benchmark.condition_of(number, cat) for number in benchmark.scene_numbers(count)]
+        assert all(conditions.count(condition) == wanted for condition in benchmark.CONDITIONS)
+    for start in (0, 8):  # each condition once alone, once beside another thing
+        eight = benchmark.scene_numbers(16)[start : start + 8]
+        assert len({(benchmark.condition_of(number, cat), number % 2) for number in eight}) == 8
+    assert benchmark.scene_numbers(6) == [0, 3, 4, 7, 1, 2]
+    assert sorted(benchmark.scene_numbers(20)) == list(range(20)) and len(benchmark.scene_numbers(30)) == 30
+    before: set = set()
+    for items in range(1, 241):
+        subjects, scenes = benchmark.choose(12, 20, items)
+        now = {(subject, number) for subject in range(subjects) for number in benchmark.scene_numbers(scenes)}
+        assert before <= now and len(now) >= items
+        before = now
+
+
+def test_six_scenes_of_an_animal_ask_for_another_pose():
+    items = benchmark.picturebook_items(benchmark.picturebook_subjects("validation", 1), 6, "validation")
+    assert {item.condition for item in items} == set(benchmark.CONDITIONS)
+    assert [item.id[-2:] for item in items] == ["00", "03", "04", "07", "01", "02"]
 
 
 def test_scores_of_the_hole_against_loops():
@@ -218,3 +266,26 @@ def test_the_true_picture_wins_every_score_and_the_empty_scene_loses():
         assert mean(truths, key) > mean(empties, key) + gap
     found = scoring.set_scores([item.truth for item in items], [item.source for item in items], eyes)
     assert found["FID (picturebook)"]["n"] == 12 and found["KID (picturebook)"]["mean"] > -1
+
+
+def test_sets_are_compared_with_each_real_picture_once(tmp_path, monkeypatch):
+    rooms, fill = [noise(0, (64, 64)), noise(1, (64, 64))], torch.ones(64, 64)
+    items = [benchmark.Item(f"{subject}/{k}", subject, "as photographed", room, fill, room)
+             for subject in ("chair", "sofa", "bed") for k, room in enumerate(rooms)]  # fmt: skip
+    for item in items:
+        path = script.picture_path(tmp_path, item.id, "untuned")
+        path.parent.mkdir(parents=True)
+        item.source.save(path)
+    shown = []
+    monkeypatch.setattr(scoring, "load_eyes", lambda *any: None)
+    monkeypatch.setattr(scoring, "set_scores", lambda real, made, eyes: shown.append((real, made)) or {})
+    args = Namespace(metric_encoders="picturebook", device="cpu", output_dir=tmp_path, methods=["untuned"])
+    script.sets_of(args, items)
+    ((real, made),) = shown
+    assert real == rooms and len(made) == 6
+
+
+def test_sets_carry_both_their_sizes():
+    eyes = scoring.load_eyes("picturebook", "cpu")
+    found = scoring.set_scores([noise(k) for k in range(2)], [noise(k) for k in range(3)], eyes)
+    assert all((score["n"], score["n_real"]) == (3, 2) for score in found.values()) and len(found) == 2

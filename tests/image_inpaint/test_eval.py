@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from common.runs import read_rows
+from common.runs import InputError, read_rows
 from common.tables import by_method, published_table
 from image_inpaint import eval as script
 from image_inpaint import tables
@@ -61,6 +61,7 @@ def test_the_protocol_on_the_picturebook(place, tiny_folder, tmp_path, capsys, m
     assert "71.9" in shown and "FID (picturebook)" in shown and "KID" in shown and "swapped" in shown
     assert {"grid.png", "figure_2.png", "results.json", "config.json"} <= {path.name for path in tmp_path.iterdir()}
     results = json.loads((tmp_path / "results.json").read_text())
+    assert "n = 2 generated and 2 real pictures" in shown
     assert results["overall"]["full"]["FID (picturebook)"]["n"] == 2 and "as photographed" in results["by_condition"]
     from image_inpaint.methods import Painter
 
@@ -79,6 +80,7 @@ def test_your_own_subjects_and_scenes(place, tiny_folder, tmp_path):
 def test_storage_is_printed_without_a_run(capsys):
     script.main(["--storage"])
     shown = capsys.readouterr().out
+    assert "3,438 MB, 270 times" in shown
     assert "199,296" in shown and "0.0232 %" in shown and "12.75 MB" in shown
 
 
@@ -121,6 +123,30 @@ def test_rows_of_other_settings_are_not_mixed_in(place, tiny_folder, tmp_path, c
         assert f"another --{flag}" in capsys.readouterr().err
 
 
+def settings(output, *flags):
+    return script.parse(["--subjects", str(output), "--scenes", str(output), "--output_dir", str(output),
+                         "--pretrained_model_name_or_path", "owner/model", *flags])  # fmt: skip
+
+
+def test_settings_that_no_row_depends_on_are_not_compared(tmp_path):
+    """A feather without --composite, another model for no_prior before there are rows of it; folders from before
+    --detector_threshold were made with 0.7."""
+    first = vars(settings(tmp_path)) | {"feather": 8}
+    del first["detector_threshold"]
+    (tmp_path / "config.json").write_text(json.dumps(first))
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"method": "untuned", "item": "a"}) + "\n")
+    script.check_same_settings(tmp_path, settings(tmp_path))
+    script.check_same_settings(tmp_path, settings(tmp_path, "--no_prior_model", "one", "--methods", "no_prior"))
+    with pytest.raises(InputError, match="another --detector_threshold"):
+        script.check_same_settings(tmp_path, settings(tmp_path, "--detector_threshold", "0.5"))
+    (tmp_path / "config.json").write_text(json.dumps({**first, "no_prior_model": "one", "composite": True}))
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"method": "no_prior", "item": "a"}) + "\n")
+    with pytest.raises(InputError, match="another --no_prior_model"):
+        script.check_same_settings(tmp_path, settings(tmp_path, "--composite", "--no_prior_model", "two"))
+    with pytest.raises(InputError, match="another --feather"):
+        script.check_same_settings(tmp_path, settings(tmp_path, "--composite", "--no_prior_model", "one"))
+
+
 def test_weights_are_told_apart_by_all_of_their_networks(tmp_path):
     before = []
     for part in ("unet", "image_encoder"):
@@ -141,6 +167,27 @@ def test_the_caption_baseline_has_a_guidance_of_its_own(place, tiny_folder, tmp_
     monkeypatch.setattr("image_inpaint.baselines.paint_from_text", paint)
     run(place, tmp_path, tiny_folder, "--items", "1", "--methods", "sd_caption", "--text_guidance_scale", "3")
     assert scales == [3.0]
+
+
+def test_a_subject_of_your_own_has_one_caption_whichever_item_comes_first(tmp_path, monkeypatch):
+    from image_inpaint.benchmark import Item, Subject
+    from image_inpaint.methods import Painter
+
+    class Captioner:
+        def __init__(self, *any):
+            pass
+
+        def caption(self, picture):
+            return f"a thing of {picture.width} pixels"
+
+    monkeypatch.setattr("image_inpaint.baselines.Captioner", Captioner)
+    crops = tuple(Image.new("RGB", (side, 9)) for side in (5, 6, 7))
+    subject = Subject("chair", "chair", tmp_path, crops)
+    items = [Item(f"chair/{k}", "chair", "as photographed", crops[0], None, crops[k]) for k in range(3)]
+    painter = Painter(settings(tmp_path))
+    assert {painter.caption(item, subject) for item in (items[2], items[0])} == {"a thing of 5 pixels"}
+    known = Item("chair/x", "chair", "light", crops[0], None, crops[0], caption="a red chair")
+    assert painter.caption(known, subject) == "a red chair"
 
 
 def test_published_numbers_name_methods_that_exist_and_the_swap():

@@ -33,6 +33,14 @@ def hole(path, size=(64, 64), box=(10, 12, 40, 50)):
     return path
 
 
+def layer(path):
+    """A mask as a layer without a background: white painted on nothing."""
+    mask = Image.new("RGBA", (64, 64))
+    mask.paste((255, 255, 255, 255), (10, 12, 40, 50))
+    mask.save(path)
+    return path
+
+
 def run(model, folder, *flags, size=(64, 64)):
     paths = photograph(folder / "room.png", size), hole(folder / "mask.png", size), photograph(folder / "chair.png")
     names = ("--image_path", "--mask_path", "--reference_path")
@@ -72,6 +80,20 @@ def test_each_reference_and_each_seed_gives_a_picture(model, tmp_path):
     assert len(list((tmp_path / "out").glob("inpainted*.png"))) == 1  # those of the earlier run are gone
 
 
+def test_a_mask_with_an_opaque_alpha_channel_is_a_mask(model, tmp_path):
+    Image.open(hole(tmp_path / "grey.png")).convert("RGBA").save(tmp_path / "rgba.png")
+    assert run(model, tmp_path, "--mask_path", str(tmp_path / "rgba.png"))["hole_share"] == 30 * 38 / 64**2
+
+
+@pytest.mark.parametrize("scheduler", ["plms", "ddim"])
+def test_as_many_steps_as_there_are_fit_the_models_noise_levels(scheduler):
+    from image_inpaint.sampling import make_scheduler
+
+    made = make_scheduler(scheduler, tiny_inpainter().scheduler.config)
+    made.set_timesteps(999)
+    assert int(max(made.timesteps)) < len(made.alphas_cumprod)
+
+
 def test_a_reference_is_cut_out_with_the_margin_of_training(model, tmp_path, monkeypatch):
     shown = []
     monkeypatch.setattr("image_inpaint.painting.paint", lambda *given, **more: shown.extend(given[3]) or [given[1][0]])
@@ -108,6 +130,8 @@ WRONG = [
     (["--lora", "SMALL"], "damaged or no LoRA"),
     (["--feather", "3"], "is of --composite"),
     (["--num_inference_steps", "1"], "from 2"),
+    (["--num_inference_steps", "1000"], "to 999"),
+    (["--mask_path", "LAYER"], "flatten it"),
     (["--guidance_scale", "nan"], "not a number"),
     (["--scheduler", "euler"], "invalid choice"),
     (["--pretrained_model_name_or_path", "/no/such"], "No folder"),
@@ -123,6 +147,7 @@ def test_wrong_input_is_one_sentence_and_leaves_nothing(model, tiny_folder, tmp_
     (tmp_path / "text.png").write_text("hello")
     places = {"TEXT": tmp_path / "text.png", "SMALL": hole(tmp_path / "small.png", (30, 30), (2, 2, 9, 9)),
               "BLACK": hole(tmp_path / "black.png", box=(0, 0, 0, 0)), "SD": tiny_folder,
+              "LAYER": layer(tmp_path / "layer.png"),
               "WHITE": hole(tmp_path / "white.png", box=(0, 0, 64, 64))}  # fmt: skip
     with pytest.raises(SystemExit) as stop:
         run(model, tmp_path, *(str(places.get(flag, flag)) for flag in flags))

@@ -1,10 +1,12 @@
 """Low-rank updates: Eq. 7, files that diffusers itself loads onto nine channels, sizes on Stable Diffusion's shapes."""
 
 import copy
+import json
 
 import pytest
 import torch
 from diffusers import StableDiffusionInpaintPipeline
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from common.runs import InputError
@@ -75,7 +77,9 @@ def test_eq_7_on_one_layer(base, tmp_path):
     a, b = (weights[f"unet.{name}.lora_{part}.weight"].double() for part in "AB")
     expected = base.unet.get_submodule(name).weight.double() + 6 / 3 * (b @ a)
     assert torch.allclose(merged.get_submodule(name).weight.double(), expected, atol=1e-5)
-    assert lora.settings_of(path)["r"] == 3 and lora.settings_of(path)["lora_alpha"] == 6.0
+    with safe_open(path, "pt") as stored:
+        settings = json.loads(stored.metadata()["lora_adapter_metadata"])
+    assert settings["unet.r"] == 3 and settings["unet.lora_alpha"] == 6.0
 
 
 def test_files_of_other_models_are_refused_before_they_are_loaded(base, tmp_path):

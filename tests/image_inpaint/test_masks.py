@@ -214,6 +214,24 @@ def test_windows_hold_the_hole_and_keep_the_proportions():
     assert composite.find_window(torch.ones(64, 64), 64, 16).box == (0, 0, 64, 64)
 
 
+def test_a_hole_longer_than_the_short_side_has_surroundings_too():
+    window = composite.find_window(masks.box_mask((400, 1000, 3600, 2000), (3000, 4000)), 512, 64)
+    assert window.box == (0, 0, 4000, 3000) and window.size == (512, 704)
+    long = composite.find_window(masks.box_mask((2000, 20, 2200, 60), (100, 5000)), 64, 16)
+    assert long.box == (1900, 0, 2300, 100)  # twice the hole's side, where the picture has room
+
+
+def test_the_default_feather_grows_with_the_picture():
+    assert [composite.default_feather(size) for size in ((512, 512), (4000, 3072), (64, 64), (20, 9))] == [8, 48, 1, 1]
+    picture, painted = Image.new("RGB", (64, 64)), torch.ones(1, 3, 64, 64)
+    fill = masks.box_mask((20, 20, 50, 50), (64, 64))
+    window = composite.find_window(fill, 64, 16)
+    by_default, one, eight = (
+        composite.paste_back(picture, painted, fill, window, True, feather) for feather in (None, 1, 8)
+    )
+    assert by_default == one != eight
+
+
 def test_the_feather_rises_inside_of_the_hole_only():
     fill = masks.box_mask((20, 20, 50, 50), (64, 64))
     opacity = composite.feathered(fill, 4)

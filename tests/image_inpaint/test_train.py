@@ -129,10 +129,46 @@ def test_lora_trains_the_updates_and_full_the_unet_the_mapper_and_the_vector(pla
     assert len(list((tmp_path / "full" / "samples").iterdir())) == 2
 
 
-def test_pretraining_starts_from_a_text_to_image_model_or_from_nothing(tiny_folder, encoders, place, tmp_path):
-    base = ["--stage", "pretrain", "--pretrained_model_name_or_path", str(tiny_folder), "--train_data_dir",
+def pretraining(tiny_folder, encoders, place) -> list[str]:
+    return ["--stage", "pretrain", "--pretrained_model_name_or_path", str(tiny_folder), "--train_data_dir",
             str(place / "subject"), "--clip_model_name_or_path", str(encoders / "clip-vit-large-patch14"), "--boxes",
-            "whole", "--max_train_steps", "1", "--train_batch_size", "2", "--device", "cpu"]  # fmt: skip
+            "whole", "--train_batch_size", "2", "--device", "cpu", "--max_train_steps"]  # fmt: skip
+
+
+@pytest.mark.parametrize("prior", ["none", "text_to_image"])
+def test_what_is_random_before_the_first_step_is_of_the_seed_alone(tiny_folder, encoders, place, prior):
+    args = options.parse_train([*pretraining(tiny_folder, encoders, place), "1", "--prior", prior])
+    first, second = (train.load_model(args, "cpu") for _ in range(2))
+    args.seed += 1
+    third = train.load_model(args, "cpu")
+    for part in ("unet", "image_encoder"):
+        states = [getattr(pipe, part).state_dict() for pipe in (first, second, third)]
+        assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+        drawn = part == "image_encoder" or prior == "none"
+        assert any(not torch.equal(states[0][name], states[2][name]) for name in states[0]) == drawn
+
+
+def test_a_killed_pretraining_without_a_prior_ends_in_the_same_bytes(tiny_folder, encoders, place, tmp_path):
+    base = [*pretraining(tiny_folder, encoders, place), "2", "--prior", "none"]
+    train.main([*base, "--output_dir", str(tmp_path / "whole"), "--checkpointing_steps", "1"])
+    shutil.copytree(tmp_path / "whole" / "checkpoint-1", tmp_path / "parts" / "checkpoint-1")
+    torch.manual_seed(99)
+    train.main([*base, "--output_dir", str(tmp_path / "parts"), "--resume_from_checkpoint", "latest"])
+    whole, parts = (tmp_path / name / "model" for name in ("whole", "parts"))
+    files = [path.relative_to(whole) for path in whole.rglob("*.safetensors")]
+    assert len(files) == 3 and all((whole / file).read_bytes() == (parts / file).read_bytes() for file in files)
+
+
+def test_a_training_resumed_at_its_last_step_has_a_time(place, tmp_path):
+    run(place, tmp_path / "whole", "--max_train_steps", "2", "--checkpointing_steps", "1", "--lr_scheduler", "constant")
+    shutil.copytree(tmp_path / "whole" / "checkpoint-1", tmp_path / "parts" / "checkpoint-1")
+    metrics = run(place, tmp_path / "parts", "--max_train_steps", "1", "--lr_scheduler", "constant",
+                  "--resume_from_checkpoint", "latest")  # fmt: skip
+    assert metrics["seconds"] >= 0 and metrics["seconds_per_step"] is None and metrics["loss"] is None
+
+
+def test_pretraining_starts_from_a_text_to_image_model_or_from_nothing(tiny_folder, encoders, place, tmp_path):
+    base = [*pretraining(tiny_folder, encoders, place), "1"]
     train.main([*base, "--output_dir", str(tmp_path / "prior")])
     train.main([*base, "--output_dir", str(tmp_path / "none"), "--prior", "none"])
     text = loading.load_pipeline(str(tiny_folder))
