@@ -129,10 +129,8 @@ def settings(output, *flags):
 
 
 def test_settings_that_no_row_depends_on_are_not_compared(tmp_path):
-    """A feather without --composite, another model for no_prior before there are rows of it; folders from before
-    --detector_threshold were made with 0.7."""
+    """A feather without --composite, another model for no_prior before there are rows of it."""
     first = vars(settings(tmp_path)) | {"feather": 8}
-    del first["detector_threshold"]
     (tmp_path / "config.json").write_text(json.dumps(first))
     (tmp_path / "rows.jsonl").write_text(json.dumps({"method": "untuned", "item": "a"}) + "\n")
     script.check_same_settings(tmp_path, settings(tmp_path))
