@@ -16,7 +16,7 @@ from pathlib import Path
 from common.flags import check_writable, is_picturebook_folder, number
 from common.runs import InputError, make_parser, read_json, read_rows, script, write_config, write_json
 from svdiff import options
-from svdiff.experiments import FIGURES
+from svdiff.experiments import FIGURES, folder_name
 from svdiff.infer import block
 
 # What all rows of an output folder have in common.
@@ -135,12 +135,11 @@ def run_figure(study, name: str) -> dict:
     from common.tables import by_method, score_table, text_table
     from svdiff import claims
 
-    module = FIGURES[name]
-    folder = name if module == "strength" else module
+    folder = folder_name(name)
     args = argparse.Namespace(**{**vars(study.args), "figure": name})
     study = replace(study, args=args, output=Path(args.output_dir) / folder)
     study.output.mkdir(parents=True, exist_ok=True)
-    importlib.import_module(f"svdiff.experiments.{module}").run(study)
+    importlib.import_module(f"svdiff.experiments.{FIGURES[name]}").run(study)
     rows = read_rows(study.rows)
     summary, found = by_method(rows, costs=()), claims.judge(folder, rows) if rows else []
     if summary:
@@ -171,9 +170,7 @@ def main(argv: list[str] | None = None) -> None:
         results[name] = run_figure(study, name)
         before = read_json(output / "results.json") if (output / "results.json").is_file() else {}
         write_json(output / "results.json", {**before, **results})
-    print(
-        json.dumps({name: str(output / (name if FIGURES[name] == "strength" else FIGURES[name])) for name in results})
-    )
+    print(json.dumps({name: str(output / folder_name(name)) for name in results}))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from common.runs import InputError, read_rows
 from common.tables import published_table
 from svdiff import claims, train
 from svdiff import eval as svdiff_eval
-from svdiff.experiments import FIGURES, correlation, study, user_study
+from svdiff.experiments import FIGURES, correlation, folder_name, study, user_study
 from svdiff.trainable import SPACES
 
 
@@ -127,7 +127,7 @@ def test_editing_and_the_ablation(evaluate):
 
 
 def test_every_claim_names_rows_that_an_experiment_makes():
-    folders = {FIGURES[name] if FIGURES[name] != "strength" else name for name in FIGURES}
+    folders = {folder_name(name) for name in FIGURES}
     assert {claim.experiment for claim in claims.CLAIMS} <= folders
 
 
