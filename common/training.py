@@ -9,6 +9,7 @@ The training loops stand in each folder's train.py.
 import argparse
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -176,7 +177,10 @@ def make_accelerator(args: argparse.Namespace, name: str):
         raise InputError("--device cuda: there is no GPU here; leave it out, or take cpu")
     if args.mixed_precision == "fp16" and (args.device == "cpu" or not torch.cuda.is_available()):
         raise InputError("--mixed_precision fp16 needs a GPU; take bf16 or no")
-    accelerator = Accelerator(mixed_precision=args.mixed_precision, cpu=args.device == "cpu", log_with=tracker,
+    several = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    # told nothing, accelerate would run several processes without a GPU side by side, each as if it were alone
+    cpu = args.device == "cpu" or several and not torch.cuda.is_available()
+    accelerator = Accelerator(mixed_precision=args.mixed_precision, cpu=cpu, log_with=tracker,
                               project_dir=args.output_dir)  # fmt: skip
     if tracker:
         plain = {key: value for key, value in vars(args).items() if isinstance(value, int | float | str | bool)}

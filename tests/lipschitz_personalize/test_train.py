@@ -149,10 +149,10 @@ def test_micro_steps_are_averaged_and_the_penalty_is_clipped_with_the_loss(model
 def test_two_processes_see_different_pictures_and_average(models, subject, tmp_path):
     words = ["--pretrained_model_name_or_path", str(models["sd"]), "--instance_data_dir", str(subject), *PROMPT, *QUICK,
              "--output_dir", str(tmp_path / "a"), "--max_train_steps", "2", "--learning_rate", "1e-3",
-             "--l2_reg_weight", "0", "--device", "cpu"]  # fmt: skip
+             "--l2_reg_weight", "0"]  # fmt: skip
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29617"]
-    done = subprocess.run([*launch, train.__file__, *words], capture_output=True, text=True, cwd=ROOT,
-                          env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})  # fmt: skip
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([*launch, train.__file__, *words], capture_output=True, text=True, cwd=ROOT, env=env)
     assert done.returncode == 0, done.stderr[-2000:]
     expected, found = plain_dreambooth(models["sd"], subject, 2, processes=2), trained(tmp_path / "a")
     alone = plain_dreambooth(models["sd"], subject, 2)
