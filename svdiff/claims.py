@@ -4,7 +4,8 @@ A claim is about the mean paired difference of two methods, method less baseline
 have, with its 95 % bootstrap interval. "better": holds if the whole interval lies on the good side of zero, does not
 hold if on the bad side, and cannot be decided otherwise. "no worse": holds if the interval lies above minus the margin,
 does not hold if it reaches below and lies on the bad side of zero as a whole. "above": the method's own mean against a
-number. Fewer than LEAST pairs decide nothing.
+number. Fewer than LEAST pairs decide nothing, nor do two methods that never score at all: at the floor everything is as
+good as everything else.
 """
 
 import math
@@ -106,10 +107,12 @@ def judge(experiment: str, rows: list[dict]) -> list[dict]:
             shared = [key for key in ours if key in theirs]
             pairs = [ours[key] for key in shared], [theirs[key] for key in shared]
             mean, low, high = paired_bootstrap(*pairs)
+            at_floor = claim.sign > 0 and not any(pairs[0]) and not any(pairs[1])
         else:
             shared = list(ours)
             mean, low, high = bootstrap_interval([value - claim.baseline for value in ours.values()])
-        ruled = verdict(low, high, len(shared), claim.sign, claim.margin)
+            at_floor = False
+        ruled = UNDECIDED if at_floor else verdict(low, high, len(shared), claim.sign, claim.margin)
         found.append({**vars(claim), "mean": mean, "low": low, "high": high, "n": len(shared), "verdict": ruled})
     return found
 

@@ -221,6 +221,8 @@ def test_claims_are_judged_on_pairs():
     assert (similar["n"], similar["mean"], similar["verdict"]) == (9, 1.0, claims.HOLDS)
     assert (dissimilar["n"], dissimilar["mean"], dissimilar["verdict"]) == (9, 0.0, claims.HOLDS)
     assert found["The unmix loss reduces stitching"]["verdict"] == claims.UNDECIDED
+    never = [{**one, "metrics": {"both_present": 0.0}} for one in rows]
+    assert {one["verdict"] for one in claims.judge("multi", never)} == {claims.UNDECIDED}  # nobody scores at all
 
 
 @pytest.mark.parametrize("flags, words", [
