@@ -55,11 +55,12 @@ def draw_pareto(path: Path, rows: list[dict], methods: dict[str, str]) -> Path |
 def draw_curves(axis, rows: list[dict], at: str, key: str) -> None:
     """The means along each curve, in the order of its knob."""
     styles = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
-    for style, (name, title) in zip(styles, CURVE_TITLES.items(), strict=True):
+    for number, (style, (name, title)) in enumerate(zip(styles, CURVE_TITLES.items(), strict=True)):
         points = [(mean_interval(rows, at, m).mean, mean_interval(rows, key, m).mean) for _, m in curve_of(rows, name)]
         points = [point for point in points if math.isfinite(sum(point))]
         if len(points) > 1:
-            axis.plot(*zip(*points, strict=True), ls=style, lw=1.6, marker=".", color="0.35", label=title, zorder=0)
+            look = {"ls": style, "lw": 1.8, "marker": ".", "color": f"C{number}"}
+            axis.plot(*zip(*points, strict=True), label=title, zorder=3, **look)
 
 
 def whiskers(found) -> list[list[float]] | None:
