@@ -57,15 +57,15 @@ def check_writable(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output_dir {folder} is a file; give a folder")
     absent = [place for place in (folder, *folder.parents) if not place.exists()]
-    try:
+    try:  # several processes of one run may be at this at once, and take the folder away from each other
         folder.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileNotFoundError), tempfile.TemporaryFile(dir=folder):  # see below
+        with contextlib.suppress(FileNotFoundError), tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as problem:
         raise InputError(f"cannot write to --output_dir {folder}: {problem.strerror}; give another folder") from None
     finally:
         for place in absent:
-            with contextlib.suppress(OSError):  # gone, or in use: another process of this run tries the same folder
+            with contextlib.suppress(OSError):  # gone, or in use
                 place.rmdir()
 
 
