@@ -115,6 +115,14 @@ def native_resolution(pipe: DiffusionPipeline) -> int:
     return pipe.unet.config.sample_size * pipe.vae_scale_factor
 
 
+def chosen_resolution(pipe: DiffusionPipeline, resolution: int | None) -> int:
+    """--resolution, or the model's own. Raises InputError for a side that the VAE, or diffusers (8 pixels), refuses."""
+    unit = max(8, pipe.vae_scale_factor)
+    if resolution and resolution % unit:
+        raise InputError(f"--resolution {resolution} is no multiple of {unit} pixels, which this model needs")
+    return resolution or native_resolution(pipe)
+
+
 def encode_prompt(pipe: DiffusionPipeline, prompts: list[str], size: tuple[int, int] | None = None) -> Conditioning:
     """Text to conditioning, through the pipeline's own encode_prompt; "" is the null text of guidance.
 

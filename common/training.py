@@ -214,15 +214,28 @@ def fingerprint(weights: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()[:12]
 
 
+def check_finite(weights: Mapping[str, Tensor]) -> None:
+    """Raises InputError if a tensor holds NaN or infinity, which the loss of the step before does not tell."""
+    for name, tensor in weights.items():
+        if not tensor.isfinite().all():
+            raise InputError(f"{name} has diverged: lower --learning_rate, or train in float32; nothing is saved")
+
+
 def identity(args: argparse.Namespace, **base: str) -> dict[str, Any]:
-    """What a checkpoint and the run that takes it up have in common: the flags but FREE, and base=fingerprint(…)."""
+    """What a checkpoint and the run that takes it up have in common: the flags but FREE, the number of processes, and
+    base=fingerprint(…)."""
     free = FREE | ({"max_train_steps"} if args.lr_scheduler in CONSTANT else set())
     flags = {name: value for name, value in vars(args).items() if name not in free}
+    flags["processes"] = int(os.environ.get("WORLD_SIZE", 1))  # each draws samples and noise of its own
     return json.loads(json.dumps({**flags, **base}, default=str))
 
 
 def save_training(args, step: int, weights: Mapping[str, Tensor], optimizer, schedule, who: dict, scaler=None) -> Path:
-    """checkpoint-<step> in --output_dir: the trained tensors, AdamW's state, the schedule's, and `who` (identity)."""
+    """checkpoint-<step> in --output_dir: the trained tensors, AdamW's state, the schedule's, and `who` (identity).
+
+    Raises InputError if a tensor has diverged.
+    """
+    check_finite(weights)
     state = {"who": who, "weights": {name: tensor.detach().cpu() for name, tensor in weights.items()},
              "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(),
              "scaler": scaler.state_dict() if scaler else {}}  # fmt: skip
@@ -255,8 +268,9 @@ def resume_training(args, weights: Mapping[str, Tensor], optimizer, schedule, wh
                          "take the same one, or start anew in another --output_dir")  # fmt: skip
     if tensors.keys() != weights.keys() or any(tensors[name].shape != weights[name].shape for name in weights):
         raise InputError(f"{path} was made for another model: the names or shapes of its tensors differ")
-    if saved["step"] > args.max_train_steps:
-        raise InputError(f"{path} is beyond --max_train_steps {args.max_train_steps}; ask for more, or name another")
+    if saved["step"] >= args.max_train_steps:
+        raise InputError(f"{path} leaves nothing to train up to --max_train_steps {args.max_train_steps}; ask for "
+                         "more, or name another")  # fmt: skip
     for name, tensor in weights.items():
         tensor.copy_(tensors[name])
     optimizer.load_state_dict(saved["optimizer"])

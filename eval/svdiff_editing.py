@@ -16,6 +16,7 @@ from common.runs import InputError, append_row, done_items, make_parser, read_js
 from eval import text_editing
 from spdinv import eval as spdinv_eval
 
+TRAININGS = "svdiff_trainings"
 METHODS = {"svdiff+inversion": True, "svdiff": False}  # whether DDIM inversion is used
 
 
@@ -100,14 +101,14 @@ def main(argv: list[str] | None = None) -> None:
     config = read_json(output / "config.json")
     told = {"parameter_space": "svdiff", "max_train_steps": args.max_train_steps, **vars(how)}
     ours = {name: {**told, "ddim_inversion": inverted} for name, inverted in METHODS.items()}
-    check_same(output, config["methods"], ours)
+    check_same(output, config["methods"] if (output / TRAININGS).is_dir() else {}, ours)
     config["methods"] |= ours
     write_json(output / "config.json", config)
     for item in tqdm(read_items(folder, settings), "items", disable=None):
         missing = [name for name in METHODS if item.id not in done_items(output / "rows.jsonl", name)]
         if not missing:
             continue
-        tuned = output / "svdiff_trainings" / item.id
+        tuned = output / TRAININGS / item.id
         train(item, tuned, args)
         training_seconds = read_json(tuned / "metrics.json")["seconds"]
         for name in missing:

@@ -60,14 +60,15 @@ def command(args: argparse.Namespace, *methods: str) -> list[str]:
     return ["--inversions", *inversions, "--engines", engines[0], *flags]
 
 
-def whole_command(args: argparse.Namespace, method: str) -> list[str]:
-    """The module and the arguments that make a method's rows."""
+def whole_command(args: argparse.Namespace, method: str, settings: dict) -> list[str]:
+    """The module and the arguments that make a method's rows. settings: of the method, by the folder's config."""
     if not method.startswith("svdiff"):
         return ["spdinv.eval", *command(args, method)]
     names = ("items", "pretrained_model_name_or_path", "dataset", "num_inference_steps", "metric_encoders",
              "output_dir", "seed", "device")  # fmt: skip
-    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    return ["eval.svdiff_editing", *(word for name, value in given.items() for word in (f"--{name}", str(value)))]
+    given = {**{name: getattr(args, name) for name in names}, "max_train_steps": settings.get("max_train_steps")}
+    flags = [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
+    return ["eval.svdiff_editing", *flags]
 
 
 def run(args: argparse.Namespace) -> Track:
@@ -104,7 +105,8 @@ def run(args: argparse.Namespace) -> Track:
         columns=COLUMNS,
         runs=runs,
         items=[shown(item, folder, output, rows, methods) for item in items],
-        commands={name: "python -m " + shlex.join(whole_command(args, name)) for name in methods},
+        commands={name: "python -m " + shlex.join(whole_command(args, name, config["methods"].get(name, {})))
+                  for name in methods},
         papers={
             "Source Prompt Disentangled Inversion for Boosting Image Editability with Diffusion Models (ECCV 2024)":
                 "https://arxiv.org/abs/2403.11105",

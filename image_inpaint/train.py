@@ -91,7 +91,7 @@ def train(args: argparse.Namespace) -> dict:
 
     from common import training
     from common.images import save_png
-    from common.pipelines import native_resolution
+    from common.pipelines import chosen_resolution
     from image_inpaint.conditioning import nine_channels
     from image_inpaint.samples import sheet
     from image_inpaint.triples import Augmentation, make_triple
@@ -102,9 +102,7 @@ def train(args: argparse.Namespace) -> dict:
     examples, shown = make_examples(args, rank, processes, accelerator.wait_for_everyone)
     pipe = load_model(args, str(device))
     micros, batch_size = args.gradient_accumulation_steps, args.train_batch_size
-    resolution = args.resolution or native_resolution(pipe)
-    if resolution % pipe.vae_scale_factor:
-        raise InputError(f"--resolution {resolution} is no multiple of {pipe.vae_scale_factor}, which this model needs")
+    resolution = chosen_resolution(pipe, args.resolution)
     args.max_train_steps = options.training_steps(args, examples.count, processes)
     who = training.identity(args, model=training.fingerprint(pipe.unet.state_dict()))
     trained = make_trainable(pipe, args)

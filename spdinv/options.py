@@ -266,14 +266,12 @@ def load(args: argparse.Namespace):
     """The pipeline that the model flags name, and the side of its pictures."""
     import torch
 
-    from common.pipelines import load_pipeline, native_resolution
+    from common.pipelines import chosen_resolution, load_pipeline
 
     dtype = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[args.mixed_precision]
     torch.manual_seed(args.seed)
     pipe = load_pipeline(args.pretrained_model_name_or_path, args.device, dtype)
-    resolution = args.resolution or native_resolution(pipe)
-    if resolution % pipe.vae_scale_factor:
-        raise InputError(f"--resolution {resolution} is no multiple of this model's {pipe.vae_scale_factor} pixels")
+    resolution = chosen_resolution(pipe, args.resolution)
     if args.adapter or args.elite:
         from spdinv.customised import customise
 

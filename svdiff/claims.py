@@ -1,11 +1,15 @@
-"""The paper's claims, and the rule by which each is judged; fixed before the test split was run.
+"""The paper's claims, and the rule by which each is judged.
 
-A claim is about the mean paired difference of two methods, method less baseline, over the (item, seed) pairs that both
-have, with its 95 % bootstrap interval. "better": holds if the whole interval lies on the good side of zero, does not
-hold if on the bad side, and cannot be decided otherwise. "no worse": holds if the interval lies above minus the margin,
-does not hold if it reaches below and lies on the bad side of zero as a whole. "above": the method's own mean against a
-number. Fewer than LEAST pairs decide nothing, nor do two methods that never score at all: at the floor everything is as
-good as everything else.
+A claim is about the mean paired difference of two methods, method less baseline, over the subjects, pairs of subjects
+or edited pictures that both have, with its 95 % bootstrap interval. Each counts once, by the mean over its prompts and
+seeds: these share one training, and a hundred pictures of one training say nothing of the next. "better": holds if the
+whole interval lies on the good side of zero, does not hold if on the bad side, and cannot be decided otherwise. "no
+worse": holds if the interval lies above minus the margin, does not hold if it reaches below and lies on the bad side of
+zero as a whole. "above": the method's own mean against a number. Fewer than LEAST decide nothing, nor do two methods
+that never score at all: at the floor everything is as good as everything else.
+
+Claims, scores and margins were fixed before the test split was run. That the floor decides nothing and that pictures of
+one training count once came later; both only take verdicts away.
 """
 
 import math
@@ -86,6 +90,23 @@ def verdict(low: float, high: float, n: int, sign: int = 1, margin: float | None
     return FAILS if high < 0 else UNDECIDED
 
 
+def by_subject(rows: list[dict]) -> list[dict]:
+    """A row for each method and subject, or pair, or edited picture: what stands before the "|" of "item". Its metrics
+    are means over prompts and seeds of those that are finite."""
+    grouped: dict[tuple, list[dict]] = {}
+    for row in rows:
+        grouped.setdefault((row["method"], row["item"].partition("|")[0]), []).append(row)
+    found = []
+    for (method, item), same in grouped.items():
+        scores: dict[str, list[float]] = {}
+        for name, value in ((name, value) for row in same for name, value in row["metrics"].items()):
+            if value is not None and math.isfinite(value):
+                scores.setdefault(name, []).append(value)
+        metrics = {name: math.fsum(values) / len(values) for name, values in scores.items()}
+        found.append({"method": method, "item": item, "seed": None, "group": same[0].get("group"), "metrics": metrics})
+    return found
+
+
 def values(rows: list[dict], method: str, score: str, group: str | None = None) -> dict[tuple, float]:
     """{(item, seed): score} of a method, of one group where one is named; encoders' names in brackets are ignored."""
     found = {}
@@ -98,8 +119,8 @@ def values(rows: list[dict], method: str, score: str, group: str | None = None) 
 
 
 def judge(experiment: str, rows: list[dict]) -> list[dict]:
-    """Every claim of one experiment against its rows."""
-    found = []
+    """Every claim of one experiment against its rows, one per picture or by subject."""
+    rows, found = by_subject(rows), []
     for claim in (claim for claim in CLAIMS if claim.experiment == experiment):
         ours = values(rows, claim.method, claim.score, claim.group)
         if isinstance(claim.baseline, str):
@@ -118,7 +139,7 @@ def judge(experiment: str, rows: list[dict]) -> list[dict]:
 
 
 def claims_table(found: list[dict]) -> list[list[str]]:
-    lines = [["claim", "place", "difference of", "mean [95 % interval]", "pairs", "verdict"]]
+    lines = [["claim", "place", "difference of", "mean [95 % interval]", "subjects", "verdict"]]
     for one in found:
         gap = f"{one['mean']:+.3g} [{one['low']:+.3g}, {one['high']:+.3g}]" if one["n"] else "-"
         pair = f"{one['score']}: {one['method']} - {one['baseline']}"

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from common.runs import InputError
+
 Tensors = Mapping[str, Tensor]
 
 
@@ -73,14 +75,14 @@ def units(unet: nn.Module) -> list[Unit]:
 def span(unet: nn.Module, first: tuple[int, str, int], last: tuple[int, str, int]) -> list[str]:
     """Paths of all blocks that run from cross-attention block `first` to `last`, both included.
 
-    The paper's (16, "down", 1) to (8, "down", 0) includes the resnets in between. Raises ValueError, which names what
+    The paper's (16, "down", 1) to (8, "down", 0) includes the resnets in between. Raises InputError, which names what
     there is, for a block that this UNet does not have, or a `last` before `first`.
     """
     order = units(unet)
     places = {unit.name: place for place, unit in enumerate(order) if unit.name}
     if first not in places or last not in places or places[first] > places[last]:
         there = ", ".join(f"{r},{direction},{number}" for r, direction, number in places)
-        raise ValueError(f"the layers have to be two of {there}, in this order")
+        raise InputError(f"the layers have to be two of {there}, in this order")
     return [unit.path for unit in order[places[first] : places[last] + 1]]
 
 

@@ -8,10 +8,13 @@ prompts; here the seam is in the middle, upright or level.
 
 import re
 from dataclasses import dataclass
+from itertools import permutations
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from common.runs import InputError
 
 PREFIX = re.compile(
     r"^((?:an? )?(?:photo|picture|painting|drawing|sketch|rendering|image) of )?(.+)$", re.IGNORECASE | re.DOTALL
@@ -51,6 +54,16 @@ def mixed_prompt(mix: Mix, prompts: list[str]) -> str:
         first, second = PLACES[mix.stacked]
         return f"{prefix}{one} {first} and {two} {second}"
     return f"{prefix}{two} and {one}" if mix.swapped else f"{prefix}{one} and {two}"
+
+
+def check_length(tokenizer, prompts: list[str]) -> None:
+    """Raises InputError if a prompt of two subjects is longer than the tokenizer takes: the second would be cut off."""
+    for pair in permutations(range(len(prompts)), 2):
+        for stacked in (False, True):
+            prompt = mixed_prompt(Mix(pair, stacked, places=True, swapped=False), prompts)
+            if len(tokenizer(prompt).input_ids) > tokenizer.model_max_length:
+                raise InputError(f"the prompt {prompt!r} is longer than this model's {tokenizer.model_max_length} "
+                                 "tokens; shorten the subjects' instance prompts")  # fmt: skip
 
 
 def paste(one: Tensor, two: Tensor, stacked: bool, fit: str = "crop") -> Tensor:

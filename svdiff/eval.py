@@ -21,7 +21,16 @@ from svdiff.infer import block
 
 # What all rows of an output folder have in common.
 SAME = ("pretrained_model_name_or_path", "weights", "dataset", "split", "metric_encoders", "seed", "max_train_steps",
-        "num_inference_steps", "guidance_scale", "eta", "negative_prompt", "geometry_layers")  # fmt: skip
+        "learning_rate", "num_inference_steps", "guidance_scale", "eta", "negative_prompt",
+        "geometry_layers")  # fmt: skip
+
+
+def rate(text: str) -> tuple[str, float]:
+    """An argparse type: a parameter space and its learning rate, "svdiff=1e-3"."""
+    space, _, value = text.partition("=")
+    if space not in options.PARAMETER_SPACES:
+        raise argparse.ArgumentTypeError(f"{text!r} names no parameter space; svdiff=1e-3 is one with its rate")
+    return space, number(float, 0)(value)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -41,6 +50,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--items", type=number(int, 1), default=8, help="pictures to edit, for figure 7")
     add("--items_dir", help="a PIE-Bench folder for figure 7; by default the picturebook's")
     add("--max_train_steps", type=number(int, 1), help="of every training; the model's preset by default")
+    add("--learning_rate", nargs="+", type=rate, metavar="SPACE=RATE", help="of every training in svdiff, full or "
+        "lora; the model's preset by default")  # fmt: skip
     add("--num_class_images", type=number(int, 1), help="of every training; the model's preset by default")
     add("--unmix_weight", type=number(float, 0), default=0.1, help="of the rows with the unmix regularisation")
     add("--geometry_layers", nargs=2, type=block, default=[(16, "down", 1), (8, "down", 0)], metavar=("FIRST", "LAST"),
@@ -119,7 +130,8 @@ def open_study(args: argparse.Namespace):
 def check_same(args: argparse.Namespace) -> None:
     """Raises InputError if the folder holds rows of another model, other pictures or other settings."""
     file = Path(args.output_dir) / "config.json"
-    before = read_json(file) if file.is_file() else {}
+    begun = any(Path(args.output_dir).glob("*/rows.jsonl"))
+    before = read_json(file) if begun and file.is_file() else {}
     now = json.loads(json.dumps({name: getattr(args, name) for name in SAME}))
     for name in SAME:
         if before and before.get(name) != now[name]:
@@ -141,9 +153,9 @@ def run_figure(study, name: str) -> dict:
     study.output.mkdir(parents=True, exist_ok=True)
     importlib.import_module(f"svdiff.experiments.{FIGURES[name]}").run(study)
     rows = read_rows(study.rows)
-    summary, found = by_method(rows, costs=()), claims.judge(folder, rows) if rows else []
+    summary, found = by_method(claims.by_subject(rows), costs=()), claims.judge(folder, rows) if rows else []
     if summary:
-        print(f"\n{name}, {study.args.metric_encoders} encoders\n\n{score_table(summary, 'pictures')}\n")
+        print(f"\n{name}, {study.args.metric_encoders} encoders\n\n{score_table(summary, 'subjects')}\n")
     if found:
         print(text_table(claims.claims_table(found)), end="\n\n")
     return {"summary": summary, "claims": found}

@@ -3,6 +3,7 @@
 import argparse
 import json
 from dataclasses import dataclass
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +65,10 @@ def read_concepts(path: str, prior: bool) -> list[Concept]:
         if not Path(entry["instance_data_dir"]).is_dir():
             raise InputError(f"--concepts_list {path}, entry {place}: {entry['instance_data_dir']} is no folder")
         concepts.append(Concept(**entry))
-    prompts = [concept.instance_prompt for concept in concepts]
-    if len(set(prompts)) < len(prompts):
-        raise InputError(f"--concepts_list {path} gives two subjects one instance_prompt; give each its own token")
+    for one, other in permutations((concept.instance_prompt for concept in concepts), 2):
+        if f" {one.strip()} " in f" {other} ":  # in a prompt of both nobody could tell them apart
+            raise InputError(f"--concepts_list {path}: the instance_prompt {one!r} is a part of {other!r}; give each "
+                             "subject its own token")  # fmt: skip
     return concepts
 
 
@@ -78,8 +80,8 @@ def add_svdiff_flags(parser: argparse.ArgumentParser) -> None:
     add("--learning_rate_1d", type=number(float, 0), default=1e-6,
         help="of the shifts of norms; that of all others is --learning_rate (the author: 1e-6 and 1e-3)")  # fmt: skip
     add("--parameter_subset", choices=SUBSET_NAMES, default="UNet", help="of the UNet's weights (Table 1)")
-    add("--train_text_encoder", action=argparse.BooleanOptionalAction, default=True,
-        help="tune the text encoder too, embeddings included (in the paper's 1.7 MB)")  # fmt: skip
+    add("--train_text_encoder", action=argparse.BooleanOptionalAction, help="tune the text encoder too, embeddings "
+        "included (in the paper's 1.7 MB); the default, but for lora")  # fmt: skip
     add("--rank", type=number(int, 1), default=4, help="of --parameter_space lora")
     add("--basis_dir", help="where singular bases are kept; outputs/spectral_basis of the project by default")
     add = parser.add_argument_group("one picture, many subjects").add_argument
@@ -116,12 +118,14 @@ def show_config(args: argparse.Namespace, **extra: Any) -> None:
 def resolve_training(args: argparse.Namespace) -> None:
     """Fill in what depends on other flags, and refuse what does not go together. Raises InputError."""
     on_picturebook = is_picturebook_folder(args.pretrained_model_name_or_path)
-    if args.parameter_space == "lora":
-        args.train_text_encoder = False
+    if args.parameter_space == "lora" and args.train_text_encoder:
+        raise InputError("--parameter_space lora is of the UNet's attention: leave out --train_text_encoder")
+    if args.train_text_encoder is None:
+        args.train_text_encoder = args.parameter_space != "lora"
     if args.image_path:
-        if args.concepts_list or args.instance_data_dir:
-            raise InputError("--image_path is a training picture of its own: leave out --concepts_list and "
-                             "--instance_data_dir")  # fmt: skip
+        for name in ("concepts_list", "instance_data_dir", "class_data_dir", "class_prompt"):
+            if getattr(args, name):
+                raise InputError(f"--image_path is a training picture of its own, without prior: leave out --{name}")
         if not Path(args.image_path).is_file():
             raise InputError(f"--image_path {args.image_path} is no file; give a picture")
         if not args.instance_prompt:

@@ -38,8 +38,10 @@ def main(argv: list[str] | None = None) -> None:
     import torch.nn.functional as F
     from tqdm import tqdm
 
-    from common.pipelines import Conditioning, encode_image, encode_prompt, load_pipeline, native_resolution
+    from common.pipelines import Conditioning, chosen_resolution, encode_image, encode_prompt, load_pipeline
     from common.training import (
+        check_finite,
+        fingerprint,
         identity,
         make_accelerator,
         make_optimizer,
@@ -51,6 +53,7 @@ def main(argv: list[str] | None = None) -> None:
         whole_seconds,
     )
     from svdiff import unmix
+    from svdiff.cut_mix import check_length
     from svdiff.samples import draw_batch
     from svdiff.trainable import SPACES, check_folder
 
@@ -58,9 +61,9 @@ def main(argv: list[str] | None = None) -> None:
     micros, process, processes = args.gradient_accumulation_steps, accelerator.process_index, accelerator.num_processes
     pipe = load_pipeline(args.pretrained_model_name_or_path, accelerator.device)
     check_folder(Path(args.output_dir), pipe, args)
-    resolution = args.resolution or native_resolution(pipe)
-    if resolution % pipe.vae_scale_factor:
-        raise InputError(f"--resolution {resolution} is no multiple of this model's {pipe.vae_scale_factor} pixels")
+    resolution = chosen_resolution(pipe, args.resolution)
+    if args.cut_mix_unmix_prob:
+        check_length(pipe.tokenizer, [concept.instance_prompt for concept in concepts])
     source = read_pictures(args, pipe, concepts, resolution, accelerator)
     with accelerator.main_process_first():  # the others then find the basis on disk
         tuned = SPACES[args.parameter_space](pipe, args)
@@ -74,7 +77,9 @@ def main(argv: list[str] | None = None) -> None:
         pipe.unet.enable_gradient_checkpointing()
         pipe.unet.train()  # diffusers checkpoints in this mode only; there is no dropout
     optimizer, schedule = make_optimizer(tuned.groups, args, processes)
-    who = identity(args, base=tuned.base, concepts=[vars(concept) for concept in concepts])
+    given = {f"{which}-{k}": picture for which, own in enumerate(source.instances) for k, picture in enumerate(own)}
+    who = identity(args, base=tuned.base, picture_fingerprint=fingerprint(given),
+                   concepts=[vars(concept) for concept in concepts])  # fmt: skip
     start = resume_training(args, tuned.weights, optimizer, schedule, who, accelerator.scaler)
     alpha_bar, prediction_type = pipe.scheduler.alphas_cumprod, pipe.scheduler.config.prediction_type
     parameters, known = list(tuned.weights.values()), {}
@@ -140,6 +145,7 @@ def main(argv: list[str] | None = None) -> None:
                 show(args, pipe, concepts, source, f"validation-{step + 1}.png")
     seconds = whole_seconds(time.perf_counter() - began, start, args.max_train_steps)
     accelerator.wait_for_everyone()
+    check_finite(tuned.weights)
     if process == 0:
         written = tuned.save(Path(args.output_dir))
         shown = [vars(concept) for concept in concepts]

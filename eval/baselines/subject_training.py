@@ -11,7 +11,7 @@ from torch import Tensor
 
 from common.data import read_subjects
 from common.images import grid
-from common.pipelines import encode_image, load_pipeline, native_resolution
+from common.pipelines import chosen_resolution, encode_image, load_pipeline
 from common.runs import InputError, atomic_path, write_config, write_json
 from common.training import draw_pictures, picture_batch, picture_indices, step_generator
 
@@ -41,9 +41,7 @@ def load_frozen(args: argparse.Namespace, device: torch.device):
     pipe = load_pipeline(args.pretrained_model_name_or_path, device)
     if getattr(pipe, "text_encoder_2", None) is not None:
         raise InputError(f"{args.pretrained_model_name_or_path} is an SDXL model; this baseline trains SD 1.x and 2.x")
-    resolution = args.resolution or native_resolution(pipe)
-    if resolution % pipe.vae_scale_factor:
-        raise InputError(f"--resolution {resolution} is no multiple of this model's {pipe.vae_scale_factor} pixels")
+    resolution = chosen_resolution(pipe, args.resolution)
     if args.gradient_checkpointing:
         pipe.unet.enable_gradient_checkpointing()
         pipe.unet.train()  # diffusers checkpoints in this mode only; there is no dropout

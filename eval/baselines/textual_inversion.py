@@ -112,7 +112,8 @@ def main(argv: list[str] | None = None) -> None:
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
-            if accelerator.is_main_process and (step + 1) % args.checkpointing_steps == 0:
+            due = (step + 1) % args.checkpointing_steps == 0 and step + 1 < args.max_train_steps
+            if accelerator.is_main_process and due:
                 training.save_training(args, step + 1, trained, optimizer, schedule, who, scaler)
             if accelerator.is_main_process and args.validation_prompt and (step + 1) % args.validation_steps == 0:
                 shared.validate(args, pipe, args.validation_prompt, f"validation-{step + 1}.png")

@@ -9,6 +9,7 @@ from svdiff.experiments.study import (
     draw,
     pair_name,
     pairs,
+    phrase,
     prompted,
     read_pictures,
     seen_in,
@@ -19,11 +20,12 @@ from svdiff.experiments.study import (
 def run(study: Study) -> None:
     sheet, labels = [], []
     for kind, subjects in pairs(study, study.args.pairs):
+        phrases = [phrase(study, subject) for subject in subjects]
         name, row = pair_name(subjects), [load_image(subject.paths[0]) for subject in subjects]
         for space in ("svdiff", "full"):
             total = trained.add([tuned(study, subject, space) for subject in subjects])  # Eq. 4
             with applied(study, total):
-                for place, prompt in enumerate(inference_prompts(study, subjects)):
+                for place, prompt in enumerate(inference_prompts(study, phrases)):
 
                     def score(picture, subjects=subjects):
                         return seen_in(study, list(subjects), picture)

@@ -7,7 +7,7 @@ from pathlib import Path
 from common.data import EDIT_TYPES, read_pie_bench
 from common.images import center_crop_resize, grid, load_image, save_png, to_tensor
 from common.metrics import Score, clip_text_similarity, psnr
-from common.runs import write_json
+from common.runs import InputError, write_json
 from svdiff import editing, trained
 from svdiff.experiments.study import SPACES, Study, applied, draw, read_pictures, training
 
@@ -21,6 +21,8 @@ def read_items(study: Study) -> list:
     by_type: dict[str, list] = {}
     for item in items:
         by_type.setdefault(item.edit_type, []).append(item)
+    if not items:
+        raise InputError(f"{folder} holds no edit of a known type (1 to 9)")
     rounds = [found[k] for k in range(len(items)) for found in by_type.values() if k < len(found)]
     return [(folder, item) for item in rounds[: study.args.items]]
 

@@ -5,7 +5,7 @@ import math
 from scipy.stats import spearmanr
 
 from common.images import grid, load_image, save_png
-from common.pipelines import is_picturebook
+from common.runs import InputError
 from svdiff import trained
 from svdiff.experiments.study import (
     SPACES,
@@ -13,6 +13,7 @@ from svdiff.experiments.study import (
     applied,
     concept,
     draw,
+    load_eye,
     pair_name,
     pairs,
     presences,
@@ -27,9 +28,10 @@ TOKEN, WORD = "sks", "thing"
 
 def run(study: Study) -> None:
     sheet, labels = [], []
-    for kind, subjects in pairs(study, study.args.pairs):
-        if kind == "similar":
-            continue
+    chosen = [subjects for kind, subjects in pairs(study, study.args.pairs) if kind == "dissimilar"]
+    if not chosen:
+        raise InputError("this figure passes between classes: name --subjects of which one is alive and one is not")
+    for subjects in chosen:
         name = pair_name(subjects)
         for space in ("svdiff", "full"):
             ends = []
@@ -52,11 +54,9 @@ def run(study: Study) -> None:
 
 def sides(study: Study, subjects, picture) -> dict[str, float]:
     """How much more the classifier sees of A than of B, -1 to 1; nothing without one."""
-    if not is_picturebook(study.pipe) or picture.shape[-1] != 64:
+    if (classifier := load_eye(study)) is None:
         return {}
-    from common.picturebook.classifier import load_classifier
-
-    one, two = presences(list(subjects), picture, load_classifier())
+    one, two = presences(list(subjects), picture, classifier)
     return {"A minus B": one - two}
 
 

@@ -69,21 +69,24 @@ def concept(study: Study, subject: Subject, word: str | None = None, token: str 
 
 def pairs(study: Study, count: int) -> list[tuple[str, tuple[Subject, Subject]]]:
     """("similar" or "dissimilar", two subjects): `count` of each kind, of the subjects that --subjects names or of
-    all. Similar: of one class, or both alive. Raises InputError if there is no pair."""
+    all. Similar: of one class, or both alive; dissimilar ones share no subject as long as there are others. Raises
+    InputError if there is no pair."""
     found: dict[str, list] = {"similar": [], "dissimilar": []}
     stock = study.subjects if study.args.subjects else study.every
     ordered = sorted(
         ((one, two) for i, one in enumerate(stock) for two in stock[i + 1 :]),
         key=lambda pair: pair[0].class_name != pair[1].class_name,
     )  # pairs of one class first
-    used: dict[str, int] = {}
-    for one, two in ordered:
-        kind = "similar" if one.class_name == two.class_name or (one.live and two.live) else "dissimilar"
-        fresh = kind == "similar" or not (used.get(one.name) or used.get(two.name))
-        if len(found[kind]) < count and fresh:
+    used: set[str] = set()
+    for fresh_only in (True, False):
+        for one, two in ordered:
+            kind = "similar" if one.class_name == two.class_name or (one.live and two.live) else "dissimilar"
+            again = kind == "dissimilar" and fresh_only and used & {one.name, two.name}
+            if len(found[kind]) == count or again or (kind, (one, two)) in found[kind]:
+                continue
             found[kind].append((kind, (one, two)))
             if kind == "dissimilar":
-                used[one.name] = used[two.name] = 1
+                used |= {one.name, two.name}
     if not found["similar"] + found["dissimilar"]:
         raise InputError("this figure takes pairs: name two subjects at least, or leave out --subjects")
     return found["similar"] + found["dissimilar"]
@@ -103,6 +106,8 @@ def training(study: Study, name: str, concepts: list[options.Concept], *flags: s
     listed = folder.with_suffix(".json")
     words = ["--pretrained_model_name_or_path", study.args.pretrained_model_name_or_path, "--output_dir", str(folder),
              "--num_validation_images", "2", "--seed", str(study.args.seed), *flags]  # fmt: skip
+    if rates := [rate for space, rate in study.args.learning_rate or [] if space in flags]:
+        words += [] if "--learning_rate" in flags else ["--learning_rate", str(rates[-1])]
     for flag in ("device", "max_train_steps", "basis_dir", "num_class_images"):
         if getattr(study.args, flag, None) is not None:
             words += [f"--{flag}", str(getattr(study.args, flag))]
@@ -209,6 +214,15 @@ def prompts_of(study: Study, subject: Subject) -> list[tuple[str, str]]:
 # ------------------------------------------------------------------------------------- what the picturebook's eye sees
 
 
+def load_eye(study: Study):
+    """The attribute classifier; None for models of other worlds than the picturebook, which it cannot judge."""
+    if not is_picturebook(study.pipe) or study.resolution != 64:
+        return None
+    from common.picturebook.classifier import load_classifier
+
+    return load_classifier()
+
+
 @cache
 def usual_color(subject: Subject, classifier) -> str:
     """The colour in which the classifier most often sees a subject in its own pictures."""
@@ -232,11 +246,8 @@ def presences(subjects: list[Subject], picture: Tensor, classifier) -> list[floa
 def seen_in(study: Study, subjects: list[Subject], picture: Tensor) -> dict[str, float]:
     """{"present": share of the subjects that are there, "both_present": 1 if all are}; nothing without a classifier.
     NaN for subjects of one kind and colour, which it cannot tell apart."""
-    if not is_picturebook(study.pipe) or picture.shape[-1] != 64:
+    if (classifier := load_eye(study)) is None:
         return {}
-    from common.picturebook.classifier import load_classifier
-
-    classifier = load_classifier()
     looks = [(subject.class_name, usual_color(subject, classifier)) for subject in subjects]
     if len(set(looks)) < len(looks):
         return {"present": float("nan"), "both_present": float("nan")}

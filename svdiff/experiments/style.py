@@ -1,7 +1,7 @@
 """Fig. 10: style mixing. Geometry from one subject's shifts in a span of layers, everything else from another's."""
 
 from common.images import grid, load_image, save_png
-from svdiff import trained
+from svdiff import combine, trained
 from svdiff.experiments.study import (
     Study,
     applied,
@@ -22,6 +22,7 @@ SUBSET = ["--parameter_subset", "UNet-2D", "--no-train_text_encoder"]
 def run(study: Study) -> None:
     sheet, labels = [], []
     first, last = study.args.geometry_layers
+    combine.span(study.pipe.unet, first, last)  # refuses layers that there are not, before anything is trained
     for _, subjects in pairs(study, study.args.pairs):
         appearance, geometry = (tuned(study, one, "svdiff", *SUBSET, name=f"{one.name}-UNet-2D") for one in subjects)
         prompt, plain = prompts_of(study, subjects[0])[0]

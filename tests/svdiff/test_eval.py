@@ -175,7 +175,7 @@ def test_the_eye_tells_whose_colours_are_where(tmp_path):
     for name, kind, color in (("a", "car", "red"), ("b", "house", "blue"), ("c", "car", "yellow")):
         save_png(tmp_path / f"{name}.png", paint(Scene((thing(kind, color, 0.5),))).picture)
         subjects.append(Subject(name, kind, False, (tmp_path / f"{name}.png",)))
-    known = SimpleNamespace(pipe=SimpleNamespace(name_or_path=str(PICTUREBOOK_FOLDER)))
+    known = SimpleNamespace(pipe=SimpleNamespace(name_or_path=str(PICTUREBOOK_FOLDER)), resolution=64)
 
     def seen(which, *things):
         picture = to_tensor(paint(Scene(things)).picture)
@@ -208,6 +208,8 @@ def test_verdicts(low, high, n, sign, margin, expected):
 
 
 def test_claims_are_judged_on_pairs():
+    """Nine pairs of subjects count as nine, nine pictures of one pair as one."""
+
     def row(method, item, value, group="similar"):
         return {"method": method, "item": str(item), "seed": 0, "group": group,
                 "metrics": {"both_present": value, "seam": 1.0}}  # fmt: skip
@@ -221,6 +223,9 @@ def test_claims_are_judged_on_pairs():
     assert (similar["n"], similar["mean"], similar["verdict"]) == (9, 1.0, claims.HOLDS)
     assert (dissimilar["n"], dissimilar["mean"], dissimilar["verdict"]) == (9, 0.0, claims.HOLDS)
     assert found["The unmix loss reduces stitching"]["verdict"] == claims.UNDECIDED
+    one_training = [{**row, "item": f"cat+dog|{row['item']}"} for row in rows if row["group"] == "similar"]
+    (judged,) = (found for found in claims.judge("multi", one_training) if found["text"] == similar["text"])
+    assert (judged["n"], judged["mean"], judged["verdict"]) == (1, 1.0, claims.UNDECIDED)  # nine pictures of one pair
     never = [{**one, "metrics": {"both_present": 0.0}} for one in rows]
     assert {one["verdict"] for one in claims.judge("multi", never)} == {claims.UNDECIDED}  # nobody scores at all
 
@@ -230,6 +235,7 @@ def test_claims_are_judged_on_pairs():
     (["--table", "1", "--figure", "5"], "one at a time"), (["--answers", "x"], "--figure study"),
     (["--figure", "study", "--answers", "/nowhere"], "no file"), (["--dataset", "/nowhere"], "prompts_and_classes"),
     (["--items_dir", "/nowhere"], "mapping_file.json"), (["--limit", "0"], "from 1"), (["--figures", "5"], "--figure"),
+    (["--learning_rate", "1e-3"], "names no parameter space"), (["--learning_rate", "full=x"], "'x' is not a number"),
     (["--output_dir", __file__], "is a file"), (["--geometry_layers", "a", "b"], "no layer"),
     (["--figure", "5", "--subjects", "nobody"], "nobody"),
     (["--figure", "5", "--pretrained_model_name_or_path", "/nowhere"], "/nowhere"),
@@ -246,10 +252,35 @@ def test_pictures_are_named_as_every_file_system_takes_it(tmp_path):
     assert path == tmp_path / "pictures" / "svdiff-0.25" / "cat+car-0_1.png"
 
 
+def test_layers_and_pairs_that_there_are_not_cost_nothing(evaluate, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(study.train, "main", lambda argv: pytest.fail("nothing is to be trained"))
+    for flags, words in ((["--figure", "10", "--geometry_layers", "16,down,5", "8,down,0"], "layers have to be two of"),
+                         (["--figure", "11", "--subjects", "cat", "cat2"], "passes between classes")):  # fmt: skip
+        with pytest.raises(SystemExit):
+            evaluate(*flags)
+        assert words in capsys.readouterr().err
+    monkeypatch.undo()
+    monkeypatch.setattr(study.train, "main", quick_training)
+    assert (evaluate("--figure", "10") / "style" / "figure10.png").is_file()  # the same folder, other layers
+
+
+def test_rates_of_trainings_are_those_that_are_given(evaluate, monkeypatch):
+    told = []
+    monkeypatch.setattr(study.train, "main", lambda argv: told.append(argv) or quick_training(argv))
+    evaluate("--figure", "5", "--learning_rate", "svdiff=0.25", "full=0.5")
+    rates = {argv[argv.index("--parameter_space") + 1]: argv[argv.index("--learning_rate") + 1]
+             for argv in told if "--learning_rate" in argv}  # fmt: skip
+    assert rates == {"svdiff": "0.25", "full": "0.5"} and len(told) == 3
+
+
 def test_pairs_are_of_the_subjects_that_are_named():
     every = [Subject(name, name.strip("2"), True, ()) for name in ("cat", "cat2", "dog", "bird")]
     some = SimpleNamespace(every=every, subjects=every[:3], args=SimpleNamespace(subjects=["cat", "cat2", "dog"]))
     names = [study.pair_name(pair) for _, pair in study.pairs(some, 9)]
     assert sorted(names) == ["cat+cat2", "cat+dog", "cat2+dog"]
+    more = [*every, *(Subject(name, name, False, ()) for name in ("car", "cup"))]
+    known = SimpleNamespace(every=more, subjects=more, args=SimpleNamespace(subjects=None))
+    names = [study.pair_name(pair) for kind, pair in study.pairs(known, 3) if kind == "dissimilar"]
+    assert names == ["cat+car", "cat2+cup", "cat+cup"]  # no subject twice, until there is no other
     with pytest.raises(InputError, match="two subjects"):
         study.pairs(SimpleNamespace(**{**vars(some), "subjects": every[:1]}), 9)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -118,7 +119,24 @@ def test_resumed_equals_uninterrupted_tensor_for_tensor(train, capsys):
         train("part", "--max_train_steps", "5", "--resume_from_checkpoint", "latest")  # other accumulation
     with pytest.raises(SystemExit):
         train("part", *more, "--max_train_steps", "1", "--resume_from_checkpoint", "latest")
-    assert "beyond --max_train_steps 1" in capsys.readouterr().err
+    assert "nothing to train up to --max_train_steps 1" in capsys.readouterr().err
+
+
+def test_resuming_on_other_pictures_is_refused(train, flags, pictures, tmp_path, capsys):
+    mine = shutil.copytree(pictures / "cat", tmp_path / "mine")
+    base = [*without(flags, "--instance_data_dir"), "--instance_data_dir", str(mine), "--checkpointing_steps", "1"]
+    train("run", "--max_train_steps", "2", base=base)
+    (first, *_) = sorted(mine.iterdir())
+    Image.open(first).transpose(Image.Transpose.FLIP_TOP_BOTTOM).save(first)
+    with pytest.raises(SystemExit):
+        train("run", "--max_train_steps", "3", "--resume_from_checkpoint", "latest", base=base)
+    assert "another picture_fingerprint" in capsys.readouterr().err
+
+
+def test_shifts_that_have_diverged_are_not_saved(train, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        train("far", "--max_train_steps", "1", "--learning_rate", "1e39")  # beyond float32
+    assert "has diverged" in capsys.readouterr().err and not list((tmp_path / "far").glob("*.safetensors"))
 
 
 def test_subset_without_text_encoder(train):
@@ -216,10 +234,11 @@ WRONG = [
     (["--learning_rate_1d", "-1"], "from 0"),
     (["--cut_mix_unmix_prob", "1.5"], "from 0 to 1"),
     (["--unmix_weight", "1"], "--concepts_list"),
-    (["--image_path", "/nowhere.png"], "leave out --concepts_list"),
+    (["--image_path", "/nowhere.png"], "leave out --instance_data_dir"),
     (["--concepts_list", "/nowhere.json"], "leave out --instance_data_dir"),
     (["--parameter_space", "lora", "--parameter_subset", "UNet-1D"], "leave it out with lora"),
-    (["--resolution", "63"], "multiple"),
+    (["--resolution", "60"], "no multiple of 8"),
+    (["--parameter_space", "lora", "--train_text_encoder"], "leave out --train_text_encoder"),
     (["--max_train_step", "3"], "--max_train_steps"),
     (["--mixed_precision", "fp16"], "needs a GPU"),
     (["--pretrained_model_name_or_path", "/nowhere"], "/nowhere"),
@@ -243,6 +262,10 @@ CONCEPTS = [
     ([{"instance_data_dir": "/nowhere", "instance_prompt": "a cat", "class_prompt": "a cat"}], "no folder"),
     ([{"instance_data_dir": "HERE", "instance_prompt": "a cat", "class_prompt": "a cat"}] * 2, "own token"),
     ([{"instance_data_dir": "HERE", "instance_prompt": "a cat", "class_prompt": "a cat", "class_data_dir": 5}], "text"),
+    ([{"instance_data_dir": "HERE", "instance_prompt": f"a sks cat{more}", "class_prompt": "a cat"}
+      for more in (" statue", " ")], "is a part of 'a sks cat statue'"),
+    ([{"instance_data_dir": "HERE", "instance_prompt": f"a {word} cat " + "very " * 40, "class_prompt": "a cat"}
+      for word in ("sks", "qwe")], "longer than this model's 77 tokens"),
     ([{"instance_dir": "HERE"}], "there is no instance_dir"), ({"a": 1}, "list of objects"), ("[", "not a JSON file"),
 ]  # fmt: skip
 
