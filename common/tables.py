@@ -28,6 +28,30 @@ def by(rows: Iterable[dict], field: str) -> dict[str, list[dict]]:
     return groups
 
 
+def subject_of(item: str) -> str:
+    """The "cat" of "cat/03" and of "cat|3", pictures of one training; an item that stands alone is its own."""
+    return item.replace("|", "/").partition("/")[0]
+
+
+def by_subject(rows: list[dict], costs: tuple[str, ...] = COSTS) -> list[dict]:
+    """A row per method and subject with the means of its finite scores and costs over prompts, scenes and seeds: a
+    hundred pictures of one training say nothing of the next."""
+    grouped: dict[tuple, list[dict]] = {}
+    for row in rows:
+        grouped.setdefault((row["method"], subject_of(row["item"])), []).append(row)
+    found = []
+    for (_, subject), same in grouped.items():
+        columns: dict[str, list[float]] = {}
+        for row in same:
+            for key, value in {**row["metrics"], **{cost: row[cost] for cost in costs if cost in row}}.items():
+                if value is not None and math.isfinite(value):
+                    columns.setdefault(key, []).append(value)
+        means = {key: math.fsum(values) / len(values) for key, values in columns.items()}
+        own = {cost: means.pop(cost) for cost in costs if cost in means}
+        found.append({**same[0], "item": subject, "metrics": means, **own})
+    return found
+
+
 def intervals(rows: list[dict], costs: tuple[str, ...] = COSTS) -> Summary:
     """Per metric and cost the mean over rows with its 95 % bootstrap interval; NaN and None drop out.
 

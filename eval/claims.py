@@ -29,7 +29,7 @@ def read_claims(track: str) -> tuple[list[dict], int]:
 
 def verdict(gap: Interval, sign: int, rule: str, margin: float = 0.0, least_pairs: int = 1) -> str:
     """Judge a paired difference. sign: +1 where more is better, -1 where less is; margin in the units of `gap`."""
-    if gap.n < least_pairs:
+    if gap.independent < least_pairs:
         return UNDECIDED
     low, high = sorted((gap.low * sign, gap.high * sign))  # from here on, up is good
     if rule == "no_worse" and low > -margin:

@@ -11,6 +11,7 @@ import numpy as np
 
 from common.metrics import PIE_SCORES, parse_key
 from common.runs import COSTS, bootstrap_interval
+from common.tables import subject_of
 
 DEFINITIONS = Path(__file__).parent / "measures.toml"
 GROUPS = {
@@ -102,12 +103,18 @@ def values(rows: Iterable[dict], key: str, method: str) -> dict[tuple, float]:
 
 @dataclass(frozen=True)
 class Interval:
-    """Mean with its 95 % bootstrap interval over items, and how many of them had a value."""
+    """Mean with its 95 % bootstrap interval over items, and how many of them had a value. subjects: how many of these
+    say something of their own, where pictures share a training or runs an item; None for all."""
 
     mean: float
     low: float
     high: float
     n: int
+    subjects: int | None = None
+
+    @property
+    def independent(self) -> int:
+        return self.n if self.subjects is None else self.subjects
 
     @property
     def excludes_zero(self) -> bool:
@@ -115,12 +122,14 @@ class Interval:
 
 
 def interval(found: dict[tuple, float]) -> Interval:
-    """Of {(item, seed): finite number}: the mean with its bootstrap interval. Where an item has several seeds, items
-    are drawn first and then seeds within them, because runs of one item are alike."""
-    if len({item for item, _ in found}) == len(found):
+    """Of {(item, seed): finite number}: the mean with its bootstrap interval. Where a subject has several pictures, or
+    an item several seeds, subjects are drawn first and then pictures within them, because those of one are alike."""
+    subjects = len({subject_of(item) for item, _ in found})
+    if subjects == len(found):
         return Interval(*bootstrap_interval(found.values()), len(found))
     means = resampling_weights(list(found)) @ np.array(list(found.values()))
-    return Interval(float(np.mean(list(found.values()))), *map(float, np.quantile(means, (0.025, 0.975))), len(found))
+    return Interval(float(np.mean(list(found.values()))), *map(float, np.quantile(means, (0.025, 0.975))), len(found),
+                    subjects)  # fmt: skip
 
 
 @functools.cache
@@ -128,10 +137,10 @@ def _resampling_weights(pairs: tuple[tuple, ...], n: int, seed: int) -> np.ndarr
     rng = np.random.default_rng(seed)
     groups: dict[str, list[int]] = {}
     for place, (item, _) in enumerate(pairs):
-        groups.setdefault(item, []).append(place)
+        groups.setdefault(subject_of(item), []).append(place)
     sizes = np.array([len(members) for members in groups.values()])
     table = np.array([members + [0] * (sizes.max() - len(members)) for members in groups.values()])
-    drawn = rng.integers(len(sizes), size=(n, len(sizes)))  # items, and then for each as many seeds as it has
+    drawn = rng.integers(len(sizes), size=(n, len(sizes)))  # subjects, and for each as many pictures as it has
     rows, weights = np.arange(n)[:, None], np.zeros((n, len(pairs)))
     for number in range(sizes.max()):
         seeds = (rng.random(drawn.shape) * sizes[drawn]).astype(int)
@@ -140,7 +149,7 @@ def _resampling_weights(pairs: tuple[tuple, ...], n: int, seed: int) -> np.ndarr
 
 
 def resampling_weights(pairs: list[tuple], n: int = 2000, seed: int = 0) -> np.ndarray:
-    """[n, pairs]: what share of the mean each (item, seed) has in n resamples of items, and of seeds within an item."""
+    """[n, pairs]: what share of the mean each (item, seed) has in n resamples of subjects, and of what each has."""
     return _resampling_weights(tuple(pairs), n, seed)
 
 
@@ -164,7 +173,7 @@ def best_method(rows: list[dict], key: str, methods: list[str], least: int = 1) 
 
     def beats(one: str, other: str) -> bool:
         gap = difference(rows, key, one, other)
-        return gap.n >= least and gap.excludes_zero and gap.mean * sign > 0
+        return gap.independent >= least and gap.excludes_zero and gap.mean * sign > 0
 
     winners = [one for one in methods if all(beats(one, other) for other in methods if other != one)]
     return winners[0] if len(winners) == 1 and len(methods) > 1 else None

@@ -191,6 +191,7 @@ def claim_view(found: Sequence[Finding]) -> dict[str, Any]:
             "text": column.text(one.difference.mean, signed=True),
             "spread": column.span(one.difference.low, one.difference.high, signed=True),
             "n": one.difference.n,
+            "subjects": one.difference.subjects,
             "verdict": one.verdict,
             "class": CLASSES[one.verdict],
         }

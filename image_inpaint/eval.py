@@ -219,26 +219,26 @@ def draw_figure(args: argparse.Namespace, items: list, columns: list[str], path:
 
 def report(args: argparse.Namespace, items: list, rows: list[dict]) -> None:
     """results.json, grid.png, figures, and the tables on the screen."""
-    from common.tables import by, by_method, score_table
+    from common.tables import by, by_method, by_subject, score_table
     from image_inpaint.tables import beside_published
 
     output = Path(args.output_dir)
-    summary = {"overall": by_method(rows), "by_condition": {}}
+    summary = {"overall": by_method(by_subject(rows)), "by_condition": {}}
     counts = ""
     for method, found in sets_of(args, items).items():
         summary["overall"][method] |= found
         for score in found.values():  # of every method and score the same
             counts = f"FID and KID: n = {score['n']} generated and {score['n_real']} real pictures\n"
     for condition, own in by(rows, "condition").items():
-        summary["by_condition"][condition] = by_method(own)
+        summary["by_condition"][condition] = by_method(by_subject(own))
     draw_figure(args, items, args.methods, output / "grid.png")
     for figure in args.figure or []:
         draw_figure(args, items, FIGURES[figure], output / f"figure_{figure}.png")
-    print(score_table(summary["overall"]), counts, sep="\n\n")
+    print(score_table(summary["overall"], "subjects"), counts, sep="\n\n")
     for condition, found in summary["by_condition"].items():
         shown = {method: {key: v for key, v in values.items() if key.startswith(("DINO", "thing_seen", "psnr_truth"))}
                  for method, values in found.items()}  # fmt: skip
-        print(f"{condition}\n{score_table(shown)}", end="\n\n")
+        print(f"{condition}\n{score_table(shown, 'subjects')}", end="\n\n")
     if args.table:
         called = f"measured: {Path(args.subjects or 'picturebook').name}, {args.metric_encoders} encoders"
         print(beside_published(args.table, {called: summary["overall"]}), end="\n\n")

@@ -16,6 +16,7 @@ import math
 from dataclasses import dataclass
 
 from common.runs import bootstrap_interval, paired_bootstrap
+from common.tables import by_subject
 
 LEAST = 8
 HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "cannot say"
@@ -88,23 +89,6 @@ def verdict(low: float, high: float, n: int, sign: int = 1, margin: float | None
     if low > (0 if margin is None else -margin):
         return HOLDS
     return FAILS if high < 0 else UNDECIDED
-
-
-def by_subject(rows: list[dict]) -> list[dict]:
-    """A row for each method and subject, or pair, or edited picture: what stands before the "|" of "item". Its metrics
-    are means over prompts and seeds of those that are finite."""
-    grouped: dict[tuple, list[dict]] = {}
-    for row in rows:
-        grouped.setdefault((row["method"], row["item"].partition("|")[0]), []).append(row)
-    found = []
-    for (method, item), same in grouped.items():
-        scores: dict[str, list[float]] = {}
-        for name, value in ((name, value) for row in same for name, value in row["metrics"].items()):
-            if value is not None and math.isfinite(value):
-                scores.setdefault(name, []).append(value)
-        metrics = {name: math.fsum(values) / len(values) for name, values in scores.items()}
-        found.append({"method": method, "item": item, "seed": None, "group": same[0].get("group"), "metrics": metrics})
-    return found
 
 
 def values(rows: list[dict], method: str, score: str, group: str | None = None) -> dict[tuple, float]:

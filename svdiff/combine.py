@@ -82,7 +82,7 @@ def span(unet: nn.Module, first: tuple[int, str, int], last: tuple[int, str, int
     places = {unit.name: place for place, unit in enumerate(order) if unit.name}
     if first not in places or last not in places or places[first] > places[last]:
         there = ", ".join(f"{r},{direction},{number}" for r, direction, number in places)
-        raise InputError(f"the layers have to be two of {there}, in this order")
+        raise InputError(f"--geometry_layers: the layers have to be two of {there}, in this order")
     return [unit.path for unit in order[places[first] : places[last] + 1]]
 
 

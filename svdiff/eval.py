@@ -144,7 +144,7 @@ def run_figure(study, name: str) -> dict:
     """Run one figure in a folder of its own; prints its scores and claims, and returns both."""
     from dataclasses import replace
 
-    from common.tables import by_method, score_table, text_table
+    from common.tables import by_method, by_subject, score_table, text_table
     from svdiff import claims
 
     folder = folder_name(name)
@@ -153,7 +153,7 @@ def run_figure(study, name: str) -> dict:
     study.output.mkdir(parents=True, exist_ok=True)
     importlib.import_module(f"svdiff.experiments.{FIGURES[name]}").run(study)
     rows = read_rows(study.rows)
-    summary, found = by_method(claims.by_subject(rows), costs=()), claims.judge(folder, rows) if rows else []
+    summary, found = by_method(by_subject(rows), costs=()), claims.judge(folder, rows) if rows else []
     if summary:
         print(f"\n{name}, {study.args.metric_encoders} encoders\n\n{score_table(summary, 'subjects')}\n")
     if found:

@@ -43,18 +43,26 @@ def write_shifts(place: Path | Any, shifts: Mapping[str, Tensor], base: str, par
         place.write(content)
 
 
-def read_shifts(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """({layer's path: delta}, metadata) of a file of ours or of the community's. Raises InputError for any other."""
+def read_tensors(file: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """(tensors, metadata) of a file that is to hold a training of this kind. Raises InputError."""
     try:
         with safe_open(file, "pt") as opened:
             metadata = opened.metadata() or {}
             tensors = {key: opened.get_tensor(key) for key in opened.keys()}
     except (OSError, SafetensorError) as problem:
-        raise InputError(f"{file} cannot be read as spectral shifts: {problem}") from None
-    if not tensors or not all(key.endswith(".delta") and value.ndim == 1 for key, value in tensors.items()):
-        raise InputError(f"{file} holds no spectral shifts: their keys end in .delta and each is a vector")
+        raise InputError(f"{file} cannot be read as {kind}: {problem}") from None
     if not all(value.isfinite().all() for value in tensors.values()):
         raise InputError(f"{file} holds NaN or infinity; its training went wrong")
+    return tensors, metadata
+
+
+def read_shifts(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """({layer's path: delta}, metadata) of a file of ours or of the community's. Raises InputError for any other."""
+    tensors, metadata = read_tensors(file, "spectral shifts")
+    if not tensors or not all(key.endswith(".delta") and value.ndim == 1 for key, value in tensors.items()):
+        raise InputError(f"{file} holds no spectral shifts: their keys end in .delta and each is a vector")
+    if (part := metadata.get("part", "unet")) not in PARTS:
+        raise InputError(f"{file} says that it is of the part {part}; shifts are of {', '.join(PARTS)}")
     return {key.removesuffix(".delta"): value.float() for key, value in tensors.items()}, metadata
 
 

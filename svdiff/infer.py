@@ -15,12 +15,14 @@ import math
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 from common.flags import check_writable, is_picturebook_folder, number
 from common.runs import InputError, atomic_path, make_parser, measure, read_json, script, write_config, write_json
 from svdiff import options
 
 WAYS = ("spectral_shifts", "interpolate", "style_mix")
+ONLY_WITH = {"alpha": "interpolate", "geometry_layers": "style_mix", "ddim_inversion": "image_path"}
 
 
 def weighted(text: str) -> tuple[str, float]:
@@ -64,7 +66,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--slerp_alpha", type=number(float, 0, 1), default=0.0, help="how far that is drawn towards noise (Eq. 7)")
     options.add_sampling_flags(parser)
     add = parser.add_argument
-    add("--num_images", type=number(int, 1), default=4, help="pictures, with seeds from --seed on")
+    add("--num_images", type=number(int, 1), default=4, help="pictures, with seeds from --seed on; 1 for an edit "
+        "that draws no random number")  # fmt: skip
     add("--seed", type=number(int, 0, 2**31), default=0, help="of the first picture")
     add("--resolution", type=number(int, 16), help="side of the pictures; the model's own by default")
     add("--mixed_precision", choices=("no", "fp16", "bf16"), default="no", help="of the networks while drawing")
@@ -76,12 +79,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     if is_picturebook_folder(args.pretrained_model_name_or_path):
         parser.set_defaults(**options.SAMPLING_PRESET)
         args = parser.parse_args(argv)
-    check(args)
+    missing = object()  # a flag's default takes only the place of what the namespace lacks
+    typed = vars(parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(vars(args), missing))))
+    check(args, {name for name, value in typed.items() if value is not missing})
     return args
 
 
-def check(args: argparse.Namespace) -> None:
-    """Raises InputError for what does not go together, before anything is loaded."""
+def check(args: argparse.Namespace, typed: set[str]) -> None:
+    """Raises InputError for what does not go together, before anything is loaded. typed: the flags that were given."""
     given = [way for way in WAYS if getattr(args, way)]
     if len(given) > 1:
         raise InputError(f"--{given[0]} and --{given[1]} are two ways to combine trainings: give one of them")
@@ -98,9 +103,21 @@ def check(args: argparse.Namespace) -> None:
         raise InputError(f"--image_path {args.image_path} is no file; give a picture")
     if args.image_path and not args.prompt and not args.export_merged:
         raise InputError("--image_path needs --prompt, which says what the edited picture should show")
-    if args.slerp_alpha and not (args.image_path and args.ddim_inversion):
+    if "slerp_alpha" in typed and not (args.image_path and args.ddim_inversion):
         raise InputError("--slerp_alpha draws an inverted picture's noise towards fresh noise: give --image_path, and "
                          "leave --no-ddim_inversion out")  # fmt: skip
+    for name, other in ONLY_WITH.items():
+        if name in typed and not getattr(args, other):
+            flag = name if getattr(args, name) else f"no-{name}"
+            raise InputError(f"--{flag} does nothing without --{other}: give that as well, or leave --{flag} out")
+    for name in ("scale", "alpha"):
+        if len(set(getattr(args, name))) < len(getattr(args, name)):
+            raise InputError(f"--{name} has a value twice, which would be the same pictures: give each value once")
+    if args.image_path and args.ddim_inversion and not (args.eta or args.slerp_alpha):
+        if "num_images" in typed and args.num_images > 1:
+            raise InputError("--num_images has to be 1 where an edit draws no random number: leave it out, or add "
+                             "noise with --slerp_alpha, --eta or --no-ddim_inversion")  # fmt: skip
+        args.num_images = 1
     if args.export_merged:
         if len(args.scale) > 1 or (args.interpolate and len(args.alpha) > 1):
             raise InputError("--export_merged writes one model: give one --scale and one --alpha")
@@ -114,23 +131,25 @@ def paths_of(args: argparse.Namespace) -> list[str]:
     return [path for path, _ in args.spectral_shifts or []] + [*(args.interpolate or []), *(args.style_mix or [])]
 
 
+def written(value: float) -> str:
+    """As short as it can be, and of this number alone: 1, 0.5, 0.5000001."""
+    return repr(value).removesuffix(".0")
+
+
 def changes(args: argparse.Namespace, pipe) -> dict:
     """label -> (trained.Change, scale): every model that is to draw."""
     from svdiff import trained
 
     loaded = [trained.load(pipe, path) for path in paths_of(args)]
     if args.interpolate:
-        made = {f"alpha {alpha:g}": trained.interpolate(*loaded, alpha) for alpha in args.alpha}
+        made = {f"alpha {written(alpha)}": trained.interpolate(*loaded, alpha) for alpha in args.alpha}
     elif args.style_mix:
-        try:
-            made = {"mixed": trained.style_mix(pipe, *loaded, *args.geometry_layers)}
-        except ValueError as problem:
-            raise InputError(f"--geometry_layers: {problem}") from None
+        made = {"mixed": trained.style_mix(pipe, *loaded, *args.geometry_layers)}
     else:
         made = {"tuned": trained.add(loaded, [weight for _, weight in args.spectral_shifts])}
     several = len(args.scale) > 1 or args.scale != [1.0]
     return {
-        (f"{label}, scale {scale:g}" if several else label): (change, scale)
+        (f"{label}, scale {written(scale)}" if several else label): (change, scale)
         for label, change in made.items()
         for scale in args.scale
     }
@@ -140,12 +159,20 @@ def default_prompt(args: argparse.Namespace) -> str:
     """What the first training's grid.png shows."""
     folder = Path(paths_of(args)[0]).expanduser()
     config = (folder if folder.is_dir() else folder.parent) / "config.json"
-    known = read_json(config) if config.is_file() else {}
-    if not known.get("concepts"):
+    known = read_json(config) if config.is_file() else None
+    if not (concepts := concepts_in(known)):
         raise InputError(f"give --prompt: beside {paths_of(args)[0]} there is no config.json that says what it shows")
-    return known.get("validation_prompt") or options.default_validation_prompt(
-        args, [options.Concept(**concept) for concept in known["concepts"]]
-    )
+    return known.get("validation_prompt") or options.default_validation_prompt(args, concepts)
+
+
+def concepts_in(config: Any) -> list[options.Concept]:
+    """The subjects in a config.json as svdiff.train writes it; none in any other."""
+    try:
+        concepts = [options.Concept(**concept) for concept in config["concepts"]]
+    except (KeyError, TypeError):
+        return []
+    prompts = [config.get("validation_prompt") or "a", *(concept.instance_prompt for concept in concepts)]
+    return concepts if all(isinstance(prompt, str) and prompt.strip() for prompt in prompts) else []
 
 
 @script
@@ -157,22 +184,18 @@ def main(argv: list[str] | None = None) -> None:
     if args.prompt is None and not args.export_merged:
         args.prompt = default_prompt(args)
     from common.images import center_crop_resize, grid, load_image, save_png, to_pil, to_tensor
-    from common.pipelines import load_pipeline, native_resolution
+    from common.pipelines import chosen_resolution, load_pipeline
     from svdiff import editing, trained
 
     source = load_image(args.image_path) if args.image_path else None
     pipe = load_pipeline(args.pretrained_model_name_or_path, args.device)
-    resolution = args.resolution or native_resolution(pipe)
-    if resolution % pipe.vae_scale_factor:
-        raise InputError(f"--resolution {resolution} is no multiple of this model's {pipe.vae_scale_factor} pixels")
+    resolution = chosen_resolution(pipe, args.resolution)
     models, how = changes(args, pipe), editing.Sampling(**options.sampling_of(args))
     if args.export_merged:
         export(pipe, *next(iter(models.values())), args.basis_dir, Path(args.export_merged))
         return
     seeds, sheet, output = [args.seed + k for k in range(args.num_images)], [], Path(args.output_dir)
     picture = source and center_crop_resize(source, resolution)
-    if picture and args.ddim_inversion and not (how.eta or args.slerp_alpha):
-        seeds = seeds[:1]  # such an edit draws no random number
     with measure() as cost:
         for label, (change, scale) in models.items():
             with trained.applied(pipe, change, scale, args.basis_dir), autocast(pipe, args.mixed_precision):

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from common.runs import InputError, read_json
 from svdiff import combine, files
 from svdiff.basis import base_hash, find_bases, tunable
+from svdiff.lora_file import read_lora
 from svdiff.spectral import rebuilt
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -104,35 +103,21 @@ def full_weights(pipe, folder: Path) -> Change:
 
 def check_base(pipe, folder: Path, parts: Iterable[str]) -> None:
     """Raises InputError if the config.json of a training, where there is one, names another base model."""
-    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
-    theirs = config.get("base") or {}
+    file = folder / "config.json"
+    config = read_json(file) if file.is_file() else {}
+    theirs = config.get("base") or {} if isinstance(config, dict) else None
+    if not isinstance(theirs, dict):
+        raise InputError(f"{file} does not name the base model as svdiff.train does: write it anew, or take it away")
     if any(part in theirs and theirs[part] != base_hash(getattr(pipe, part)) for part in parts):
         raise InputError(f"{folder} was trained on another base model: give that to --pretrained_model_name_or_path")
 
 
 def lora_weights(pipe, file: Path) -> Change:
-    """B A of every layer in a LoRA file of rank = alpha, as svdiff.train writes them. Raises InputError for any other:
-    a file with a part that is not understood would draw something else than its maker saw."""
-    try:
-        tensors = load_file(file)
-    except (OSError, SafetensorError) as problem:
-        raise InputError(f"{file} cannot be read as a LoRA: {problem}") from None
-    if not all(value.isfinite().all() for value in tensors.values()):
-        raise InputError(f"{file} holds NaN or infinity; its training went wrong")
-    parts, left = {}, set(tensors)
-    for key, up in tensors.items():
-        for mine, other in ((".lora_B.weight", ".lora_A.weight"), (".lora.up.weight", ".lora.down.weight")):
-            partner = key.removesuffix(mine) + other
-            if key.endswith(mine) and partner in tensors:
-                part, _, path = key.removesuffix(mine).partition(".")
-                parts.setdefault(part, {})[f"{path}.weight"] = up.float().flatten(1) @ tensors[partner].float().flatten(
-                    1
-                )
-                left -= {key, partner}
-    if left or not parts:
-        raise InputError(f"{file} holds {min(left, default='nothing')}, which is no part of a LoRA by svdiff.train")
+    """Raises InputError for a LoRA of layers that the pipeline lacks, or of another base."""
+    parts = read_lora(file)
     for part, deltas in parts.items():
-        shapes = {name: p.shape for name, p in getattr(pipe, part, torch.nn.Module()).named_parameters()}
+        model = getattr(pipe, part, None) if part in files.PARTS else None
+        shapes = {name: p.shape for name, p in model.named_parameters()} if model is not None else {}
         if wrong := [name for name, delta in deltas.items() if shapes.get(name) != delta.shape]:
             raise InputError(f"{file} changes {wrong[0]}, which this model does not have in that shape")
     check_base(pipe, file.parent, parts)

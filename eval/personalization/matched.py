@@ -40,7 +40,7 @@ def matched_difference(rows: list[dict], key: str, at: str, curve: str, other: s
     if len(kept) < 0.95 * len(resamples):
         return Interval(mean, math.nan, math.nan, len(pairs))
     low, high = np.quantile(kept, (0.025, 0.975))
-    return Interval(mean, float(low), float(high), len(pairs))
+    return Interval(mean, float(low), float(high), len(pairs), len({subject for subject, _ in pairs}))
 
 
 def gap(ours: np.ndarray, theirs: np.ndarray) -> float:

@@ -1,5 +1,7 @@
 """Files of shifts: ours, the community's written out from their published layout, and everything that is neither."""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -130,6 +132,7 @@ WRONG = {
     "not vectors": ({"conv_in.delta": torch.zeros(4, 4)}, {}, "no spectral shifts"),
     "empty": ({}, {}, "cannot be read"),
     "NaN": ({"conv_in.delta": torch.full((16,), float("nan"))}, {}, "NaN"),
+    "another part": ({"conv_in.delta": torch.zeros(16)}, {"part": "scheduler"}, "of the part scheduler; shifts are of"),
 }
 
 
@@ -137,8 +140,9 @@ WRONG = {
 def test_other_files_are_refused_in_one_sentence(pipe, tmp_path, kind):
     tensors, metadata, words = WRONG[kind]
     save_file(tensors, tmp_path / "spectral_shifts.safetensors", metadata)
-    with pytest.raises(InputError, match=words):
-        trained.load(pipe, tmp_path)
+    for place in (tmp_path, tmp_path / "spectral_shifts.safetensors"):
+        with pytest.raises(InputError, match=words):
+            trained.load(pipe, place)
 
 
 def test_damaged_and_missing_files_are_refused(pipe, tmp_path):
@@ -152,6 +156,9 @@ def test_damaged_and_missing_files_are_refused(pipe, tmp_path):
 LAYER = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k.lora"
 UP, DOWN = torch.ones(32, 2), torch.ones(2, 32)
 WRONG_LORA = {
+    "no pair": ({f"{LAYER}_B.weight": UP, f"{LAYER}_A.weight": torch.ones(3, 32)}, "do not fit"),
+    "vectors": ({f"{LAYER}_B.weight": UP.flatten(), f"{LAYER}_A.weight": DOWN[0]}, "do not fit"),
+    "of no model": ({"scheduler.a.lora_B.weight": UP, "scheduler.a.lora_A.weight": DOWN}, "does not have"),
     "half a pair": ({f"{LAYER}_B.weight": UP}, "no part of a LoRA"),
     "a scale": ({f"{LAYER}_B.weight": UP, f"{LAYER}_A.weight": DOWN, f"{LAYER}.alpha": torch.ones(1)}, "alpha"),
     "NaN": ({f"{LAYER}_B.weight": UP * torch.nan, f"{LAYER}_A.weight": DOWN}, "NaN"),
@@ -165,6 +172,78 @@ def test_other_loras_are_refused_in_one_sentence(pipe, tmp_path, kind):
     tensors, words = WRONG_LORA[kind]
     save_file(tensors, tmp_path / trained.LORA_FILE)
     with pytest.raises(InputError, match=words):
+        trained.load(pipe, tmp_path)
+
+
+SETTINGS = {
+    "none": None,
+    "alpha is the rank": {"r": 2, "lora_alpha": 2},
+    "alpha is another": {"r": 2, "lora_alpha": 6, "init_lora_weights": "gaussian", "lora_dropout": 0.1},
+    "patterns": {"r": 2, "lora_alpha": 6, "rank_pattern": {"attn2.to_k": 3},
+                 "alpha_pattern": {"attn2.to_k": 1, "to_k": 5, "^mid_block.*to_q": 0.5}},
+    "rank-stabilised": {"r": 2, "lora_alpha": 6, "use_rslora": True},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", SETTINGS)
+def test_a_lora_counts_as_in_diffusers(pipe, tiny_folder, tmp_path, kind):
+    """Its settings, where diffusers' scripts leave them, scale it; without any, alpha is the rank of each layer."""
+    from diffusers.utils import convert_state_dict_to_diffusers
+    from peft import LoraConfig, get_peft_model_state_dict
+
+    maker, generator = load_pipeline(tiny_folder, "cpu"), torch.Generator().manual_seed(0)
+    maker.unet.add_adapter(LoraConfig(**(SETTINGS[kind] or {"r": 2, "rank_pattern": {"to_k": 3}}),
+                                      target_modules=["to_q", "to_k", "to_v", "to_out.0"]))  # fmt: skip
+    for name, weight in maker.unet.named_parameters():
+        if "lora_" in name:
+            weight.data.copy_(torch.randn(weight.shape, generator=generator))
+    about = {} if SETTINGS[kind] is None else maker.unet.peft_config["default"].to_dict()
+    maker.save_lora_weights(
+        tmp_path, convert_state_dict_to_diffusers(get_peft_model_state_dict(maker.unet)),
+        unet_lora_adapter_metadata=about,
+    )  # fmt: skip
+    theirs = load_pipeline(tiny_folder, "cpu")
+    theirs.load_lora_weights(tmp_path)
+    theirs.fuse_lora()
+    theirs.unload_lora_weights()
+    expected = theirs.unet.state_dict()
+    with trained.applied(pipe, trained.load(pipe, tmp_path)):
+        for name, value in pipe.unet.state_dict().items():
+            torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5)
+
+
+WRONG_SETTINGS = {
+    "no JSON": ("{", "no JSON object"),
+    "no object": ([1], "no JSON object"),
+    "a magnitude": ({"unet.r": 2, "unet.lora_alpha": 2, "unet.use_dora": True}, "unet.use_dora = True"),
+    "another start": ({"unet.r": 2, "unet.lora_alpha": 2, "unet.init_lora_weights": "pissa"}, "pissa"),
+    "a setting of the future": ({"unet.r": 2, "unet.lora_alpha": 2, "unet.power": 3}, "unet.power = 3"),
+    "of no part": ({"r": 2, "lora_alpha": 2}, "r = 2"),
+    "of another part": ({"text_encoder.r": 2, "text_encoder.lora_alpha": 2}, "rank None"),
+    "no alpha": ({"unet.r": 2}, "alpha None"),
+    "another rank": ({"unet.r": 4, "unet.lora_alpha": 4}, "rank 4"),
+    "text": ({"unet.r": 2, "unet.lora_alpha": "2"}, "alpha 2"),
+    "NaN": ({"unet.r": 2, "unet.lora_alpha": float("nan")}, "alpha nan"),
+    "a list": ({"unet.r": 2, "unet.lora_alpha": 2, "unet.alpha_pattern": ["to_k"]}, "cannot be read"),
+    "no pattern": ({"unet.r": 2, "unet.lora_alpha": 2, "unet.alpha_pattern": {"(": 2}}, "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG_SETTINGS)
+def test_settings_of_a_lora_that_are_not_understood_are_refused(pipe, tmp_path, kind):
+    settings, words = WRONG_SETTINGS[kind]
+    text = settings if isinstance(settings, str) else json.dumps(settings)
+    tensors = {f"{LAYER}_B.weight": UP, f"{LAYER}_A.weight": DOWN}
+    save_file(tensors, tmp_path / trained.LORA_FILE, {"lora_adapter_metadata": text})
+    with pytest.raises(InputError, match=words):
+        trained.load(pipe, tmp_path)
+
+
+@pytest.mark.parametrize("config", [[], 1, "abc", None, {"base": "abc"}, {"base": [1]}], ids=json.dumps)
+def test_a_config_that_names_no_base_is_refused(pipe, tmp_path, config):
+    save_file({f"{LAYER}_B.weight": UP, f"{LAYER}_A.weight": DOWN}, tmp_path / trained.LORA_FILE)
+    write_json(tmp_path / "config.json", config)
+    with pytest.raises(InputError, match="does not name the base model"):
         trained.load(pipe, tmp_path)
 
 

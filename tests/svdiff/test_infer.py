@@ -11,7 +11,7 @@ from PIL import Image
 from common.images import load_image, to_tensor
 from common.pipelines import load_pipeline
 from svdiff import basis, editing, files, subsets, trained
-from svdiff.infer import main
+from svdiff.infer import main, written
 from tests.tiny import tiny_sd
 
 
@@ -77,6 +77,18 @@ def test_interpolation_ends_are_the_trainings(infer, shifts):
     assert (both / "alpha_0.5_0.png").exists()
 
 
+def test_scales_that_differ_in_a_late_digit_are_two_models(infer, shifts):
+    output = infer("--interpolate", shifts / "a", shifts / "b", "--alpha", "0.5", "0.5000001", "--scale", "0.25",
+                   "0.25000001", "--prompt", "a", "--num_images", 1)  # fmt: skip
+    assert pictures(output) == {"grid"} | {f"alpha_{alpha}_scale_{scale}_0" for alpha in ("0.5", "0.5000001")
+                                           for scale in ("0.25", "0.25000001")}  # fmt: skip
+
+
+@pytest.mark.parametrize("value, name", [(1.0, "1"), (0.0, "0"), (0.8, "0.8"), (-10.0, "-10"), (1e-05, "1e-05")])
+def test_ordinary_scales_are_written_as_short_as_can_be(value, name):
+    assert written(value) == name == f"{value:g}"
+
+
 def test_style_mixing(infer, shifts):
     output = infer("--style_mix", shifts / "a", shifts / "b", "--geometry_layers", "8,down,0", "4,down,0",
                    "--prompt", "a cat", "--num_images", 1)  # fmt: skip
@@ -89,6 +101,37 @@ def test_editing(infer, shifts, tmp_path):
     edit = ("--spectral_shifts", shifts / "a", "--image_path", tmp_path / "in.png", "--prompt", "a blue cat")
     assert pictures(infer(*edit)) == {"tuned_0", "grid"}  # one picture: nothing is random
     assert pictures(infer(*edit, "--slerp_alpha", "0.5", "--num_images", "2")) == {"tuned_0", "tuned_1", "grid"}
+
+
+def test_what_the_flags_resolve_to_is_shown(infer, shifts, tmp_path, capsys):
+    shown = []
+    for more in ((), ("--image_path", __file__, "--prompt", "a"),
+                 ("--image_path", __file__, "--prompt", "a", "--eta", "1")):  # fmt: skip
+        infer("--spectral_shifts", shifts / "a", *more, "--print_config")
+        shown.append(json.loads(capsys.readouterr().out))
+    assert [config["num_images"] for config in shown] == [4, 1, 4]  # an edit without noise is one picture
+    assert shown[0]["alpha"] == [0, 0.25, 0.5, 0.75, 1] and shown[0]["geometry_layers"][0] == [16, "down", 1]
+    assert shown[0]["ddim_inversion"] is True and shown[0]["slerp_alpha"] == 0
+
+
+CONCEPT = {"instance_data_dir": "x", "instance_prompt": "a cat"}
+STRANGE_CONFIGS = [
+    [], "abc", 1, None, {}, {"concepts": []}, {"concepts": "abc"}, {"concepts": 1}, {"concepts": ["abc"]},
+    {"concepts": {"bad": 1}}, {"concepts": [{"bad": 1}]}, {"concepts": [{"instance_prompt": "x"}]},
+    {"concepts": [{**CONCEPT, "bad": 1}]}, {"concepts": [{**CONCEPT, "instance_prompt": None}]},
+    {"concepts": [CONCEPT, {**CONCEPT, "instance_prompt": " "}]}, {"concepts": [CONCEPT], "validation_prompt": 5},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("config", STRANGE_CONFIGS, ids=json.dumps)
+def test_a_config_of_no_training_is_answered_with_give_prompt(infer, shifts, tmp_path, capsys, config):
+    training = shutil.copytree(shifts / "b", tmp_path / "training")
+    (training / "config.json").write_text(json.dumps(config))
+    with pytest.raises(SystemExit) as stop:
+        infer("--spectral_shifts", training)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and "give --prompt" in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_merged_export_is_an_ordinary_pipeline_and_draws_the_same(infer, shifts, tmp_path):
@@ -126,12 +169,22 @@ WRONG = [
     (["--spectral_shifts", "/nowhere"], "is missing"),
     (["--spectral_shifts", "HERE/a", "--interpolate", "HERE/a", "HERE/b"], "two ways"),
     (["--style_mix", "HERE/a", "HERE/b", "--geometry_layers", "16,down,9", "8,down,0"], "the layers have to be"),
+    (["--style_mix", "HERE/a", "HERE/b", "--geometry_layers", "8,down,0", "16,down,0"], "in this order"),
     (["--style_mix", "HERE/a", "HERE/b", "--geometry_layers", "mid", "8,down,0"], "no layer"),
+    (["--style_mix", "HERE/a", "HERE/b", "--geometry_layers", "16,side,1", "8,down,0"], "no layer"),
     (["--spectral_shifts", "HERE/b"], "give --prompt"),
     (["--spectral_shifts", "HERE/a", "--image_path", "/nowhere.png"], "no file"),
     (["--spectral_shifts", "HERE/a", "--image_path", __file__], "needs --prompt"),
     (["--spectral_shifts", "HERE/a", "--image_path", __file__, "--prompt", "a"], "cannot be read as a picture"),
     (["--spectral_shifts", "HERE/a", "--slerp_alpha", "0.5"], "inverted picture"),
+    (["--spectral_shifts", "HERE/a", "--slerp_alpha", "0"], "inverted picture"),
+    (["--spectral_shifts", "HERE/a", "--ddim_inversion"], "--ddim_inversion does nothing without --image_path"),
+    (["--spectral_shifts", "HERE/a", "--no-ddim_inversion"], "--no-ddim_inversion does nothing without --image_path"),
+    (["--spectral_shifts", "HERE/a", "--alpha", "0.5"], "--alpha does nothing without --interpolate"),
+    (["--spectral_shifts", "HERE/a", "--geometry_layers", "16,down,1", "8,down,0"], "without --style_mix"),
+    (["--spectral_shifts", "HERE/a", "--image_path", __file__, "--prompt", "a", "--num_images", "8"], "has to be 1"),
+    (["--spectral_shifts", "HERE/a", "--scale", "0.5", "0.50"], "twice"),
+    (["--interpolate", "HERE/a", "HERE/b", "--alpha", "0", "0.5", "0"], "twice"),
     (["--spectral_shifts", "HERE/a", "--export_merged", "HERE"], "is there already"),
     (["--spectral_shifts", "HERE/a", "--export_merged", "HERE/x", "--scale", "1", "2"], "one --scale"),
     (["--spectral_shifts", "HERE/a", "--resolution", "65"], "multiple"),
