@@ -19,6 +19,7 @@ from svdiff import options
 from svdiff.experiments import FIGURES, folder_name
 from svdiff.infer import block
 
+PICTUREBOOK = ("picturebook", "picturebook-twins")
 # What all rows of an output folder have in common.
 SAME = ("pretrained_model_name_or_path", "weights", "dataset", "split", "metric_encoders", "seed", "max_train_steps",
         "learning_rate", "num_inference_steps", "guidance_scale", "eta", "negative_prompt",
@@ -40,11 +41,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--figure", nargs="+", choices=FIGURES, default=[], help="figures of the paper; ablation (the subsets of Table "
         "1), rank and scaling (Sec. 4.4); study (Sec. 4.2)")  # fmt: skip
     add("--pretrained_model_name_or_path", default="picturebook", help="picturebook, a local folder or a hub id")
-    add("--dataset", default="picturebook", help="picturebook, or a DreamBooth-dataset folder")
+    add("--dataset", default="picturebook", help="picturebook, picturebook-twins (eight pairs of one class) or a "
+        "DreamBooth-dataset folder")  # fmt: skip
     add("--split", choices=("test", "validation"), default="test", help="of the picturebook; tune on validation only")
     add("--subjects", nargs="+", help="take these of the dataset; by default the first --limit")
     add("--limit", type=number(int, 1), default=4, help="how many subjects (the paper: 5)")
-    add("--pairs", type=number(int, 1), default=2, help="similar pairs of subjects, and as many dissimilar ones")
+    add("--pairs", nargs="+", type=number(int, 0), default=[2], metavar="N", help="similar pairs of subjects, and "
+        "dissimilar ones: two numbers, or one for both")  # fmt: skip
     add("--prompts", type=number(int, 1), default=4, help="prompts per subject or pair")
     add("--images_per_prompt", type=number(int, 1), default=2, help="seeds per prompt")
     add("--items", type=number(int, 1), default=8, help="pictures to edit, for figure 7")
@@ -70,6 +73,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         parser.set_defaults(**options.SAMPLING_PRESET)
         args = parser.parse_args(argv)
     args.metric_encoders = args.metric_encoders or ("picturebook" if known else "pie")
+    if len(args.pairs) > 2 or not any(args.pairs):
+        raise InputError("--pairs takes one number, of 1 or more, or two: of similar pairs and of dissimilar ones")
     if args.table and args.figure:
         raise InputError("--table and --figure are run one at a time: leave one out")
     if args.answers and args.figure != ["study"]:
@@ -77,7 +82,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     for path in args.answers or []:
         if not Path(path).is_file():
             raise InputError(f"--answers {path} is no file; give what the page saved")
-    if args.dataset != "picturebook" and not (Path(args.dataset) / "prompts_and_classes.txt").is_file():
+    if args.dataset not in PICTUREBOOK and not (Path(args.dataset) / "prompts_and_classes.txt").is_file():
         raise InputError(f"--dataset {args.dataset} holds no prompts_and_classes.txt; give a DreamBooth-dataset folder")
     if args.items_dir and not (Path(args.items_dir) / "mapping_file.json").is_file():
         raise InputError(f"--items_dir {args.items_dir} holds no mapping_file.json; give a PIE-Bench folder")
@@ -108,13 +113,14 @@ def open_study(args: argparse.Namespace):
     """Model, subjects, prompts and encoders, loaded once for all figures."""
     from common.data import read_subject_prompts, read_subjects
     from common.encoders import load_encoders
-    from common.picturebook.benchmarks import ensure_subjects
+    from common.picturebook.benchmarks import ensure_subjects, ensure_twins
     from common.pipelines import load_pipeline, native_resolution
     from svdiff.basis import base_hash
     from svdiff.editing import Sampling
     from svdiff.experiments.study import Study
 
-    folder = ensure_subjects(args.split) if args.dataset == "picturebook" else Path(args.dataset)
+    made = {"picturebook": ensure_subjects, "picturebook-twins": ensure_twins}.get(args.dataset)
+    folder = made(args.split) if made else Path(args.dataset)
     every = read_subjects(folder)
     wanted = read_subjects(folder, args.subjects) if args.subjects else every[: args.limit]
     kinds = read_subject_prompts(folder)

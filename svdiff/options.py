@@ -19,6 +19,9 @@ PARAMETER_SPACES = ("svdiff", "full", "lora")
 # of AdamW: the author's; those of DreamBooth with a text encoder and of LoRA in diffusers' examples
 LEARNING_RATES = {"svdiff": 1e-3, "full": 2e-6, "lora": 1e-4}
 PICTUREBOOK_LEARNING_RATES = {"svdiff": 2e-2, "full": 3e-4, "lora": 3e-4}
+# of several subjects, by whether they are cut and mixed
+PICTUREBOOK_RATES_OF_SEVERAL = {True: {"svdiff": 5e-3, "full": 3e-5, "lora": 3e-4},
+                                False: {"svdiff": 5e-3, "full": 3e-4, "lora": 3e-4}}  # fmt: skip
 PICTUREBOOK_SUBJECT = "cat"  # of the validation split: trained on where no pictures are given
 
 # What takes the place of the paper's defaults on the picturebook; tuned on its validation split only.
@@ -142,6 +145,8 @@ def resolve_training(args: argparse.Namespace) -> None:
         raise InputError("--unmix_weight acts on cut-mixed samples: let --cut_mix_unmix_prob be above 0")
     if args.learning_rate is None:
         rates = PICTUREBOOK_LEARNING_RATES if on_picturebook else LEARNING_RATES
+        if on_picturebook and args.concepts_list:
+            rates = PICTUREBOOK_RATES_OF_SEVERAL[args.cut_mix_unmix_prob > 0]
         args.learning_rate = rates[args.parameter_space]
 
 

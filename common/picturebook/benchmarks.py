@@ -33,6 +33,7 @@ PIE_TYPES = {
     "9": ("9_change_style_80", 80, 4),
 }  # fmt: skip
 
+TWIN_KINDS = ("cat", "dog", "bird", "fish", "car", "boat", "house", "cup")
 SUBJECT_COUNT, PICTURES_PER_SUBJECT = 12, 5
 OBJECT_PROMPTS = [
     "a {0} {1} in a meadow",
@@ -125,14 +126,34 @@ def pie_bench(folder: Path, split: str = "test", quick: bool = True) -> None:
 
 
 def subjects(folder: Path, split: str = "test") -> None:
-    """Writes a DreamBooth-dataset folder: twelve individuals, one of each kind but with the cat and the dog twice
-    (pairs of one class) in place of the fish and the star, five pictures each, and prompts."""
+    """Twelve individuals: one of each kind but with the cat and the dog twice (pairs of one class) in place of the
+    fish and the star."""
     kinds = [kind for kind in KINDS if kind not in ("fish", "star")] + ["cat", "dog"]
-    lines, scenes = ["Classes", "", "subject_name,class,live"], {}
+    chosen = {}
     for number, kind in enumerate(kinds):
         rng = random.Random(f"subject {VERSION} {split} {number}")
-        name = kind + ("2" if number >= len(KINDS) - 2 else "")
-        thing = subject_of(rng, kind)
+        chosen[kind + ("2" if number >= len(KINDS) - 2 else "")] = subject_of(rng, kind), rng
+    write_subjects(folder, chosen)
+
+
+def twins(folder: Path, split: str = "test") -> None:
+    """Two individuals of each of eight kinds, of different colours: pairs of one class."""
+    chosen = {}
+    for kind in TWIN_KINDS:
+        rng = random.Random(f"twins {VERSION} {split} {kind}")
+        one = two = subject_of(rng, kind)
+        while two.color == one.color:
+            two = subject_of(rng, kind)
+        chosen |= {kind: (one, rng), f"{kind}2": (two, rng)}
+    write_subjects(folder, chosen)
+
+
+def write_subjects(folder: Path, chosen: dict[str, tuple[Thing, random.Random]]) -> None:
+    """A DreamBooth-dataset folder of individuals by name, each with the generator that draws its scenes: five pictures
+    each, classes and prompts."""
+    lines, scenes = ["Classes", "", "subject_name,class,live"], {}
+    for name, (thing, rng) in chosen.items():
+        kind = thing.kind
         (folder / name).mkdir(parents=True, exist_ok=True)
         for picture in range(PICTURES_PER_SUBJECT):
             view = replace(thing, **layout(rng, 1)[0])
@@ -168,6 +189,11 @@ def ensure_pie_bench(split: str = "test", quick: bool = True) -> Path:
 def ensure_subjects(split: str = "test") -> Path:
     """The folder of the twelve subjects of a split, drawn if need be."""
     return drawn_once(f"subjects-{split}", lambda folder: subjects(folder, split))
+
+
+def ensure_twins(split: str = "test") -> Path:
+    """The folder of the sixteen subjects, pairs of one class, of a split, drawn if need be."""
+    return drawn_once(f"twins-{split}", lambda folder: twins(folder, split))
 
 
 def edit_success(item, picture: torch.Tensor, classifier=None) -> bool:

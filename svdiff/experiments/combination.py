@@ -19,7 +19,7 @@ from svdiff.experiments.study import (
 
 def run(study: Study) -> None:
     sheet, labels = [], []
-    for kind, subjects in pairs(study, study.args.pairs):
+    for kind, subjects in pairs(study):
         phrases = [phrase(study, subject) for subject in subjects]
         name, row = pair_name(subjects), [load_image(subject.paths[0]) for subject in subjects]
         for space in ("svdiff", "full"):

@@ -28,7 +28,7 @@ TOKEN, WORD = "sks", "thing"
 
 def run(study: Study) -> None:
     sheet, labels = [], []
-    chosen = [subjects for kind, subjects in pairs(study, study.args.pairs) if kind == "dissimilar"]
+    chosen = [subjects for kind, subjects in pairs(study) if kind == "dissimilar"]
     if not chosen:
         raise InputError("this figure passes between classes: name --subjects of which one is alive and one is not")
     for subjects in chosen:

@@ -48,7 +48,7 @@ def inference_prompts(study: Study, phrases: list[str]) -> list[str]:
 
 def groups(study: Study) -> list[tuple[str, tuple]]:
     """Similar and dissimilar pairs, and one group of three."""
-    found = pairs(study, study.args.pairs)
+    found = pairs(study)
     similar, dissimilar = ([pair for kind, pair in found if kind == want] for want in ("similar", "dissimilar"))
     if similar and dissimilar:
         third = next((subject for subject in dissimilar[0] if subject not in similar[0]), None)

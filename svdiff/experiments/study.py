@@ -67,11 +67,12 @@ def concept(study: Study, subject: Subject, word: str | None = None, token: str 
     return options.Concept(str(subject.paths[0].parent), f"{before}a {token} {word}", None, f"{before}a {word}")
 
 
-def pairs(study: Study, count: int) -> list[tuple[str, tuple[Subject, Subject]]]:
-    """("similar" or "dissimilar", two subjects): `count` of each kind, of the subjects that --subjects names or of
+def pairs(study: Study) -> list[tuple[str, tuple[Subject, Subject]]]:
+    """("similar" or "dissimilar", two subjects): --pairs of each kind, of the subjects that --subjects names or of
     all. Similar: of one class, or both alive; dissimilar ones share no subject as long as there are others. Raises
     InputError if there is no pair."""
     found: dict[str, list] = {"similar": [], "dissimilar": []}
+    counts = {"similar": study.args.pairs[0], "dissimilar": study.args.pairs[-1]}
     stock = study.subjects if study.args.subjects else study.every
     ordered = sorted(
         ((one, two) for i, one in enumerate(stock) for two in stock[i + 1 :]),
@@ -82,7 +83,7 @@ def pairs(study: Study, count: int) -> list[tuple[str, tuple[Subject, Subject]]]
         for one, two in ordered:
             kind = "similar" if one.class_name == two.class_name or (one.live and two.live) else "dissimilar"
             again = kind == "dissimilar" and fresh_only and used & {one.name, two.name}
-            if len(found[kind]) == count or again or (kind, (one, two)) in found[kind]:
+            if len(found[kind]) == counts[kind] or again or (kind, (one, two)) in found[kind]:
                 continue
             found[kind].append((kind, (one, two)))
             if kind == "dissimilar":

@@ -23,7 +23,7 @@ def run(study: Study) -> None:
     sheet, labels = [], []
     first, last = study.args.geometry_layers
     combine.span(study.pipe.unet, first, last)  # refuses layers that there are not, before anything is trained
-    for _, subjects in pairs(study, study.args.pairs):
+    for _, subjects in pairs(study):
         appearance, geometry = (tuned(study, one, "svdiff", *SUBSET, name=f"{one.name}-UNet-2D") for one in subjects)
         prompt, plain = prompts_of(study, subjects[0])[0]
         name, row = pair_name(subjects), [load_image(subject.paths[0]) for subject in subjects]

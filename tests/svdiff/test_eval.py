@@ -235,6 +235,7 @@ def test_claims_are_judged_on_pairs():
     (["--table", "1", "--figure", "5"], "one at a time"), (["--answers", "x"], "--figure study"),
     (["--figure", "study", "--answers", "/nowhere"], "no file"), (["--dataset", "/nowhere"], "prompts_and_classes"),
     (["--items_dir", "/nowhere"], "mapping_file.json"), (["--limit", "0"], "from 1"), (["--figures", "5"], "--figure"),
+    (["--pairs", "0"], "takes one number"), (["--pairs", "1", "1", "1"], "takes one number"),
     (["--learning_rate", "1e-3"], "names no parameter space"), (["--learning_rate", "full=x"], "'x' is not a number"),
     (["--output_dir", __file__], "is a file"), (["--geometry_layers", "a", "b"], "no layer"),
     (["--figure", "5", "--subjects", "nobody"], "nobody"),
@@ -275,12 +276,13 @@ def test_rates_of_trainings_are_those_that_are_given(evaluate, monkeypatch):
 
 def test_pairs_are_of_the_subjects_that_are_named():
     every = [Subject(name, name.strip("2"), True, ()) for name in ("cat", "cat2", "dog", "bird")]
-    some = SimpleNamespace(every=every, subjects=every[:3], args=SimpleNamespace(subjects=["cat", "cat2", "dog"]))
-    names = [study.pair_name(pair) for _, pair in study.pairs(some, 9)]
+    args = SimpleNamespace(subjects=["cat", "cat2", "dog"], pairs=[9])
+    some = SimpleNamespace(every=every, subjects=every[:3], args=args)
+    names = [study.pair_name(pair) for _, pair in study.pairs(some)]
     assert sorted(names) == ["cat+cat2", "cat+dog", "cat2+dog"]
     more = [*every, *(Subject(name, name, False, ()) for name in ("car", "cup"))]
-    known = SimpleNamespace(every=more, subjects=more, args=SimpleNamespace(subjects=None))
-    names = [study.pair_name(pair) for kind, pair in study.pairs(known, 3) if kind == "dissimilar"]
+    known = SimpleNamespace(every=more, subjects=more, args=SimpleNamespace(subjects=None, pairs=[0, 3]))
+    names = [study.pair_name(pair) for _, pair in study.pairs(known)]
     assert names == ["cat+car", "cat2+cup", "cat+cup"]  # no subject twice, until there is no other
     with pytest.raises(InputError, match="two subjects"):
-        study.pairs(SimpleNamespace(**{**vars(some), "subjects": every[:1]}), 9)
+        study.pairs(SimpleNamespace(**{**vars(some), "subjects": every[:1]}))
