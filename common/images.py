@@ -123,11 +123,14 @@ def grid(
         raise ValueError("a grid needs at least one picture")
     width, height = max(cell.width for cell in cells), max(cell.height for cell in cells)
     font = ImageFont.load_default(size=14)
-    left = [_wrap(label, width, font) for label in row_labels or []]
+    for aside in (width, 2 * width):  # a long label makes its room on the left, before it stretches all rows
+        left = [_wrap(label, aside, font) for label in row_labels or []]
+        if all(_text_height(label, font) <= height for label in left):
+            break
     above = [_wrap(label, width, font) for label in column_labels or []]
-    margin = width + gap if left else 0
+    margin = aside + gap if left else 0
     header = max((_text_height(label, font) + gap for label in above), default=0)
-    height = max([height, *(_text_height(label, font) for label in left)])  # a long label makes its room
+    height = max([height, *(_text_height(label, font) for label in left)])
     columns = max(len(row) for row in rows)
     sheet = Image.new("RGB", (margin + columns * (width + gap), header + len(rows) * (height + gap)), "white")
     pen = ImageDraw.Draw(sheet)

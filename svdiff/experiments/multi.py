@@ -81,7 +81,8 @@ def run(study: Study) -> None:
                         draw(study, f"{method}+negative", item, prompted(study, prompt, how), score, **about)
             row.append(read_pictures(study, method, f"{name}|0")[0])
         if eye:  # how well the untuned model draws both when their colours are said
-            looks = [thing_words(Thing(subject.class_name, usual_color(subject, eye))) for subject in subjects]
+            things = [Thing(subject.class_name, usual_color(subject, eye)) for subject in subjects]
+            looks = [thing_words(thing, mention=lambda attribute: attribute != "facing") for thing in things]
             for place, prompt in enumerate(inference_prompts(study, looks)):
                 draw(study, TOLD, f"{name}|{place}", prompted(study, prompt), score, group=kind, prompt=prompt)
             row.append(read_pictures(study, TOLD, f"{name}|0")[0])

@@ -113,6 +113,19 @@ def test_figures_of_several_subjects_and_the_user_study(evaluate, tmp_path, caps
             evaluate("--figure", "study", "--answers", str(tmp_path / "answers.json"))
 
 
+@pytest.mark.slow
+def test_the_untuned_picturebook_is_told_the_colours(tmp_path, monkeypatch):
+    monkeypatch.setattr(study.train, "main", quick_training)
+    monkeypatch.setattr("common.picturebook.benchmarks.CACHE", tmp_path / "drawn")
+    svdiff_eval.main(["--figure", "6", "--dataset", "picturebook-twins", "--pairs", "1", "0", "--prompts", "1",
+                      "--images_per_prompt", "1", "--num_inference_steps", "2", "--device", "cpu", "--basis_dir",
+                      str(tmp_path / "basis"), "--output_dir", str(tmp_path / "out")])  # fmt: skip
+    rows = {row["method"]: row for row in read_rows(tmp_path / "out" / "multi" / "rows.jsonl")}
+    assert rows["base, colours told"]["prompt"] == "an orange cat and a brown cat in a meadow"
+    assert rows["svdiff+cut_mix"]["prompt"] == "a sks cat and a qwe cat in a meadow"
+    assert all({"present", "both_present", "seam"} <= row["metrics"].keys() for row in rows.values())
+
+
 def test_editing_and_the_ablation(evaluate):
     output = evaluate("--figure", "7", "ablation")
     rows = read_rows(output / "edits" / "rows.jsonl")

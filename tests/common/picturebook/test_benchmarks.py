@@ -1,5 +1,6 @@
 """The benchmark folders: published formats, true edits, masks that hold the change, splits that stay apart."""
 
+import json
 import random
 from collections import Counter
 
@@ -8,7 +9,7 @@ import pytest
 from PIL import Image
 
 from common.data import read_pie_bench, read_subject_prompts, read_subjects
-from common.picturebook.benchmarks import PIE_TYPES, drawn_once, pie_bench, subjects
+from common.picturebook.benchmarks import PIE_TYPES, drawn_once, pie_bench, subjects, twins
 from common.picturebook.classifier import Reading
 from common.picturebook.drawing import draw
 from common.picturebook.edits import EDIT_NAMES, edit_from_dict, make_edit, shows, with_brackets
@@ -107,6 +108,19 @@ def test_twelve_subjects_with_pairs_of_one_class(tmp_path):
     assert {subject.class_name for subject in found if subject.live} == {"cat", "dog", "bird"}
     prompts = read_subject_prompts(tmp_path)
     assert len(prompts["object"]) == len(prompts["live"]) == 15
+
+
+def test_twins_are_of_one_class_and_of_two_colours(tmp_path):
+    twins(tmp_path, "test")
+    individuals = read_subjects(tmp_path)
+    scenes = json.loads((tmp_path / "scenes.json").read_text())
+    colors = {name: scenes[f"{name}/00.png"]["things"][0]["color"] for name in (one.name for one in individuals)}
+    assert len(individuals) == 16 and all(len(one.paths) == 5 for one in individuals)
+    for one, two in zip(individuals[::2], individuals[1::2], strict=True):
+        assert one.class_name == two.class_name and colors[one.name] != colors[two.name]
+    (tmp_path / "validation").mkdir()
+    twins(tmp_path / "validation", "validation")
+    assert (tmp_path / "validation" / "scenes.json").read_text() != (tmp_path / "scenes.json").read_text()
 
 
 def test_a_folder_is_drawn_once_and_never_half(tmp_path, monkeypatch):
