@@ -34,7 +34,7 @@ def subject_of(item: str) -> str:
 
 
 def by_subject(rows: list[dict], costs: tuple[str, ...] = COSTS) -> list[dict]:
-    """A row per method and subject with the means of its finite scores and costs over prompts, scenes and seeds: a
+    """A row per method and subject with the means of its scores and costs over prompts, scenes and seeds: a
     hundred pictures of one training say nothing of the next."""
     grouped: dict[tuple, list[dict]] = {}
     for row in rows:
@@ -44,7 +44,7 @@ def by_subject(rows: list[dict], costs: tuple[str, ...] = COSTS) -> list[dict]:
         columns: dict[str, list[float]] = {}
         for row in same:
             for key, value in {**row["metrics"], **{cost: row[cost] for cost in costs if cost in row}}.items():
-                if value is not None and math.isfinite(value):
+                if value is not None and not math.isnan(value):
                     columns.setdefault(key, []).append(value)
         means = {key: math.fsum(values) / len(values) for key, values in columns.items()}
         own = {cost: means.pop(cost) for cost in costs if cost in means}

@@ -39,6 +39,7 @@ def test_no_worse_allows_the_margin_and_no_more(low, high, expected):
 def test_too_few_pairs_decide_nothing():
     assert verdict(Interval(2, 1, 3, 7), 1, "better", least_pairs=8) == UNDECIDED
     assert verdict(Interval(2, 1, 3, 8), 1, "better", least_pairs=8) == HOLDS
+    assert verdict(Interval(2, 1, 3, 48, subjects=7), 1, "better", least_pairs=8) == UNDECIDED  # seven trainings
 
 
 def verdicts(rows):

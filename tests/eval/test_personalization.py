@@ -150,6 +150,14 @@ def test_with_one_seed_an_interval_is_the_plain_bootstraps():
     assert (found.mean, found.low, found.high) == bootstrap_interval(values.values()) and found.n == 9
 
 
+def test_pictures_of_one_training_are_resampled_together():
+    """Scenes "cat/00", "cat/01" … of four subjects: as many independent values as subjects, as wide as over them."""
+    values = {(f"{subject}/{scene:02d}", 0): float(subject) for subject in range(4) for scene in range(30)}
+    found, of_means = interval(values), bootstrap_interval(range(4))
+    assert (found.n, found.independent, found.mean) == (120, 4, 1.5)
+    assert found.high - found.low == pytest.approx(of_means[2] - of_means[1], rel=0.1)
+
+
 def test_with_several_seeds_items_are_resampled_first():
     """Items that differ and seeds that do not: as wide as over the items' means, not narrower for the many seeds."""
     values = {(str(i), seed): float(i) for i in range(6) for seed in range(20)}
