@@ -30,7 +30,8 @@ def run(study: Study) -> None:
     sheet, labels = [], []
     chosen = [subjects for kind, subjects in pairs(study) if kind == "dissimilar"]
     if not chosen:
-        raise InputError("this figure passes between classes: name --subjects of which one is alive and one is not")
+        raise InputError("this figure passes between classes: name --subjects of two that are not both alive, and let "
+                         "--pairs ask for dissimilar ones")  # fmt: skip
     for subjects in chosen:
         name = pair_name(subjects)
         for space in ("svdiff", "full"):
