@@ -268,9 +268,8 @@ def resume_training(args, weights: Mapping[str, Tensor], optimizer, schedule, wh
                          "take the same one, or start anew in another --output_dir")  # fmt: skip
     if tensors.keys() != weights.keys() or any(tensors[name].shape != weights[name].shape for name in weights):
         raise InputError(f"{path} was made for another model: the names or shapes of its tensors differ")
-    if saved["step"] >= args.max_train_steps:
-        raise InputError(f"{path} leaves nothing to train up to --max_train_steps {args.max_train_steps}; ask for "
-                         "more, or name another")  # fmt: skip
+    if saved["step"] > args.max_train_steps:
+        raise InputError(f"{path} is beyond --max_train_steps {args.max_train_steps}; ask for more, or name another")
     for name, tensor in weights.items():
         tensor.copy_(tensors[name])
     optimizer.load_state_dict(saved["optimizer"])

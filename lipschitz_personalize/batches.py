@@ -110,7 +110,7 @@ def use_picturebook_subject(args: argparse.Namespace) -> list[Path]:
 def check_resolution(pipe, args: argparse.Namespace) -> None:
     """Fill in the model's own resolution. Raises InputError for one that does not fit its latents."""
     args.resolution = args.resolution or resolution_of(pipe)
-    side = max(8, pipe.vae_scale_factor)  # diffusers wants 8
+    side = pipe.vae_scale_factor
     if backbone_of(pipe) == "sd3":
         side *= network(pipe).config.patch_size  # its transformer takes the latents in patches
     if args.resolution % side:

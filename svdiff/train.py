@@ -151,7 +151,8 @@ def main(argv: list[str] | None = None) -> None:
         shown = [vars(concept) for concept in concepts]
         write_config(args.output_dir, args, base=tuned.base, concepts=shown)
         write_json(Path(args.output_dir) / "metrics.json", {
-            "loss": loss.item(), "trained_numbers": tuned.count, "seconds": seconds,
+            "loss": loss.item() if start < args.max_train_steps else None,
+            "trained_numbers": tuned.count, "seconds": seconds,
             "bytes": {file.name: file.stat().st_size for file in written},
         })  # fmt: skip
         with accelerator.autocast():

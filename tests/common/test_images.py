@@ -263,9 +263,10 @@ def test_grid_enlarges_places_and_labels():
 
 def test_long_row_labels_do_not_run_into_the_next_row():
     cell = Image.new("RGB", (128, 128), "red")
-    long = images.grid([[cell]] * 2, row_labels=["a word " * 40] * 2)
+    assert images.grid([[cell]] * 2, row_labels=["a word " * 20] * 2).size == (2 * 128 + 128 + 8, 2 * 132)  # more room
+    long = images.grid([[cell]] * 2, row_labels=["a word " * 80] * 2)
     pixels = np.asarray(long).astype(int)
-    margin = pixels[:, :128].sum(2) < 300  # the labels' ink
+    margin = pixels[:, :256].sum(2) < 300  # the labels' ink
     gaps = np.flatnonzero(~margin.any(1))
     second = long.height // 2
     assert len(gaps) and abs(gaps - second).min() < 8 and long.height > 2 * 200

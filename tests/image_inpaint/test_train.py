@@ -218,7 +218,7 @@ WRONG = [
     (["--augment_source", "none", "flip"], "goes with no other"),
     (["--augment_source", "shear"], "invalid choice"),
     (["--rank", "0"], "from 1"),
-    (["--resolution", "66"], "no multiple of 4"),
+    (["--resolution", "68"], "no multiple of 8"),
     (["--condition_dropout", "1.5"], "from 0 to 1"),
     (["--learning_rate", "nan"], "not a number"),
     (["--learning_rate", "1e30"], "lower --learning_rate"),

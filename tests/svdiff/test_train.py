@@ -115,11 +115,13 @@ def test_resumed_equals_uninterrupted_tensor_for_tensor(train, capsys):
     assert json.loads((whole / "metrics.json").read_text())["loss"] == json.loads(
         (resumed / "metrics.json").read_text()
     )["loss"]  # fmt: skip
+    again = train("part", *more, "--max_train_steps", "2", "--resume_from_checkpoint", "latest")  # at its last step
+    assert json.loads((again / "metrics.json").read_text())["loss"] is None
     with pytest.raises(SystemExit):
         train("part", "--max_train_steps", "5", "--resume_from_checkpoint", "latest")  # other accumulation
     with pytest.raises(SystemExit):
         train("part", *more, "--max_train_steps", "1", "--resume_from_checkpoint", "latest")
-    assert "nothing to train up to --max_train_steps 1" in capsys.readouterr().err
+    assert "beyond --max_train_steps 1" in capsys.readouterr().err
 
 
 def test_resuming_on_other_pictures_is_refused(train, flags, pictures, tmp_path, capsys):
