@@ -115,7 +115,8 @@ def generate_class_pictures(
 ) -> list[Path]:  # fmt: skip
     """`count` pictures of `prompt` in a folder, of which only the missing ones are drawn; returns the paths made here.
 
-    A user's own pictures count. Raises InputError if the folder's own were drawn with another prompt or model.
+    A user's own pictures count. Raises InputError if the folder's own were drawn with another prompt or model, and for
+    a resolution that the pipeline refuses.
     sampling: num_inference_steps, guidance_scale of draw_pictures. Several processes share the drawing out.
     """
     folder = Path(folder)
@@ -129,6 +130,8 @@ def generate_class_pictures(
     there = {path for path in found if path.suffix.lower() in SUFFIXES and path.name[0] != "."}
     drawn = drawn[: max(0, count - len(there - set(drawn)))]
     missing = [path for path in drawn[process::processes] if path not in there]
+    if missing and resolution and resolution % 8:
+        raise InputError(f"class pictures of --resolution {resolution} cannot be drawn: take a multiple of 8")
     if missing and process == 0:
         write_json(folder / CLASS_FILE, about)
     for start in tqdm(range(0, len(missing), batch_size), "class pictures", disable=None if missing else True):

@@ -101,7 +101,8 @@ def main(argv: list[str] | None = None) -> None:
     config = read_json(output / "config.json")
     told = {"parameter_space": "svdiff", "max_train_steps": args.max_train_steps, **vars(how)}
     ours = {name: {**told, "ddim_inversion": inverted} for name, inverted in METHODS.items()}
-    check_same(output, config["methods"] if (output / TRAININGS).is_dir() else {}, ours)
+    begun = (output / TRAININGS).is_dir() or any(done_items(output / "rows.jsonl", name) for name in METHODS)
+    check_same(output, config["methods"] if begun else {}, ours)
     config["methods"] |= ours
     write_json(output / "config.json", config)
     for item in tqdm(read_items(folder, settings), "items", disable=None):

@@ -15,6 +15,8 @@ from svdiff.files import read_tensors
 SETTINGS = "lora_adapter_metadata"  # where diffusers keeps peft's LoraConfig, in the metadata of a LoRA's file
 # Of LoraConfig: what `scale_of` reads, and what leaves an update as it is, or says nothing about it.
 SCALE = {"r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora"}
+# A layer's path, whole or its end. peft takes any regular expression, but a stranger's could run for ever.
+PATTERN = re.compile(r"\^?[\w.]+(\.\*[\w.]+){0,2}")
 NO_MATTER = {
     "auto_mapping", "base_model_name_or_path", "exclude_modules", "inference_mode", "layers_pattern",
     "layers_to_transform", "lora_dropout", "peft_version", "revision", "target_modules", "task_type",
@@ -74,14 +76,14 @@ def scale_of(file: Path, settings: Mapping[str, Any] | None, part: str, layer: s
 
     def of_layer(name: str, patterns: str) -> Any:
         """A pattern is of all layers whose path ends in it; the first one counts."""
-        own = (settings.get(f"{part}.{patterns}") or {}).items()
-        found = (value for pattern, value in own if re.fullmatch(rf"(.*\.)?({pattern})", layer))
+        own = settings.get(f"{part}.{patterns}") or {}
+        if not isinstance(own, dict) or not all(PATTERN.fullmatch(pattern) for pattern in own):
+            raise InputError(f"{file} has a {patterns} that cannot be read: it should name layers by their paths, with "
+                             "two gaps .* at most")  # fmt: skip
+        found = (value for pattern, value in own.items() if re.fullmatch(rf"(.*\.)?({pattern})", layer))
         return next(found, settings.get(f"{part}.{name}"))
 
-    try:
-        r, alpha = of_layer("r", "rank_pattern"), of_layer("lora_alpha", "alpha_pattern")
-    except (AttributeError, re.error) as problem:
-        raise InputError(f"{file} has a rank_pattern or an alpha_pattern that cannot be read: {problem}") from None
+    r, alpha = of_layer("r", "rank_pattern"), of_layer("lora_alpha", "alpha_pattern")
     if not (r == rank > 0 and isinstance(alpha, int | float) and math.isfinite(alpha)):
         raise InputError(f"{file} gives {part}.{layer} rank {r} and alpha {alpha}, and weights of rank {rank}")
     return alpha / (math.sqrt(rank) if settings.get(f"{part}.use_rslora") else rank)

@@ -123,6 +123,8 @@ def test_only_missing_class_pictures_are_drawn_and_always_the_same(tmp_path):
         for p in (1, 0)
     ]
     assert sorted(path.name for share in shares for path in share) == [path.name for path in made]
+    with pytest.raises(InputError, match="multiple of 8"):
+        training.generate_class_pictures(painter, "a photo of a dog", tmp_path / "odd", 1, 20)
     with pytest.raises(InputError, match="another prompt"):
         training.generate_class_pictures(painter, "a photo of a cat", tmp_path / "a", 5, 8)
 

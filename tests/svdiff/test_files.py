@@ -225,6 +225,10 @@ WRONG_SETTINGS = {
     "text": ({"unet.r": 2, "unet.lora_alpha": "2"}, "alpha 2"),
     "NaN": ({"unet.r": 2, "unet.lora_alpha": float("nan")}, "alpha nan"),
     "a list": ({"unet.r": 2, "unet.lora_alpha": 2, "unet.alpha_pattern": ["to_k"]}, "cannot be read"),
+    "a pattern that runs for ever": (
+        {"unet.r": 2, "unet.lora_alpha": 2, "unet.rank_pattern": {"([a-z_0-9.]+)+!": 2}},
+        "cannot be read",
+    ),
     "no pattern": ({"unet.r": 2, "unet.lora_alpha": 2, "unet.alpha_pattern": {"(": 2}}, "cannot be read"),
 }
 
