@@ -17,7 +17,13 @@ ROOT = Path(__file__).parents[1]
 
 def published_table(paper: str, name: str) -> dict[str, Any]:
     """A table of the paper as printed: title, place, label_columns, columns, doubts, rows, and what else it has."""
-    return tomllib.loads((ROOT / paper / "published.toml").read_text(encoding="utf-8"))[name]
+    return tomllib.loads(published_file(paper).read_text(encoding="utf-8"))[name]
+
+
+def published_file(paper: str) -> Path:
+    """Where the published numbers of `paper`, the name of its folder, stand."""
+    inner = ROOT / paper / "reproduction" / "published.toml"
+    return inner if inner.exists() else ROOT / paper / "published.toml"
 
 
 def by(rows: Iterable[dict], field: str) -> dict[str, list[dict]]:

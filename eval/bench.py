@@ -75,8 +75,8 @@ def bench_inversions(pipe, args: argparse.Namespace) -> list[dict]:
     from common.pipelines import decode_latents, encode_image, encode_prompt, native_resolution
     from common.runs import measure
     from spdinv.engines import ENGINES
-    from spdinv.experiments.generated import generate, ideal_noise, through_a_file
     from spdinv.inversions import INVERSIONS
+    from spdinv.reproduction.experiments.generated import generate, ideal_noise, through_a_file
 
     folder = ensure_pie_bench() if args.dataset == "picturebook" else args.dataset
     schedule = make_schedule(pipe.scheduler, args.num_inference_steps)

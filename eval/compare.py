@@ -18,7 +18,7 @@ TRACKS = {
     "subject_inpainting": "eval.subject_inpainting",
 }
 TABLES = {  # paper -> module with its tables, track with its rows
-    "spdinv": ("spdinv.tables", "text_editing"),
+    "spdinv": ("spdinv.reproduction.tables", "text_editing"),
     "pixels": ("pixels.tables", "exemplar_editing"),
     "image_inpaint": ("image_inpaint.tables", "subject_inpainting"),
     "lipschitz_personalize": ("lipschitz_personalize.tables", "personalization"),

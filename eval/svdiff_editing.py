@@ -88,7 +88,7 @@ def main(argv: list[str] | None = None) -> None:
     from common.encoders import load_encoders
     from common.images import save_png
     from common.pipelines import load_pipeline
-    from spdinv.items import find_dataset, read_items, scores
+    from spdinv.reproduction.items import find_dataset, read_items, scores
     from svdiff.editing import Sampling
 
     output = Path(args.output_dir) / text_editing.NAME

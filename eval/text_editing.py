@@ -8,8 +8,8 @@ from common.data import EDIT_TYPES
 from common.runs import done_items, read_json, read_rows
 from eval.measures import find
 from eval.track import Item, Picture, Run, Track, date_of, earlier_results
-from spdinv import claims
 from spdinv import eval as spdinv_eval
+from spdinv.reproduction import claims
 
 NAME = "text_editing"
 RUN = ("ddim+p2p", "spd+p2p")  # what this track runs by itself

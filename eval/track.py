@@ -66,7 +66,7 @@ class Track:
     published: "<paper>:<table>" of that paper's published.toml. commands: method -> the command that makes its rows.
     time_of: what a row's seconds are of. keep: whether --save_results is to keep the live rows; not where they are a
     quick look at what a command of its own measures in full.
-    judge: (rows, methods) -> the paper's own method against each other one, score by score (spdinv.claims.judge).
+    judge: (rows, methods) -> the paper's own method against each other one, score by score (reproduction.claims).
     """
 
     name: str

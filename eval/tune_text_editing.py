@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
     from common.encoders import load_encoders
     from spdinv import eval as spdinv_eval
     from spdinv import options
-    from spdinv.items import find_dataset, read_items, run_item
+    from spdinv.reproduction.items import find_dataset, read_items, run_item
 
     grids = {name: GRIDS[name] for name in args.methods}
     flags = ["--split", "validation", "--limit", str(args.items), "--output_dir", args.output_dir]

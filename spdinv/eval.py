@@ -27,10 +27,11 @@ from common.runs import (
     write_json,
 )
 from common.tables import published_table
-from spdinv import options, presets, rows
-from spdinv.baselines import run as baselines
-from spdinv.experiments import EXPERIMENTS
-from spdinv.items import find_dataset, read_items, run_item
+from spdinv import options, presets
+from spdinv.reproduction import rows
+from spdinv.reproduction.baselines import run as baselines
+from spdinv.reproduction.experiments import EXPERIMENTS
+from spdinv.reproduction.items import find_dataset, read_items, run_item
 
 TABLES = ("1", "2", "3", "s1", "s2")
 # What all rows of one folder have in common, beside the settings of each method; --full has the quick subset's items
@@ -221,7 +222,7 @@ def report(args: argparse.Namespace, items: list, methods: list[str], dataset: s
     """results.csv, results.json and grid.png of the items and methods at hand, and the tables on the screen."""
     from common.images import grid, load_image, save_png
     from common.tables import score_table
-    from spdinv import claims, factorial, tables
+    from spdinv.reproduction import claims, factorial, tables
 
     output = Path(args.output_dir)
     found = {(row["item"], row["method"]): row for row in read_rows(output / "rows.jsonl")}

@@ -11,7 +11,7 @@ from eval import plots
 from eval.measures import Interval
 from eval.report import as_printed, write_page
 from eval.track import Run
-from spdinv import claims
+from spdinv.reproduction import claims
 
 VOID = {"meta", "img", "link", "br", "hr", "input"}
 

@@ -17,11 +17,12 @@ from common.flags import weights_of
 from common.runs import InputError, make_parser, read_rows, write_json
 from common.tables import cell, intervals, published_table
 from spdinv import eval as spdinv_eval
-from spdinv import items, options
+from spdinv import options
 from spdinv.engines import ENGINES
 from spdinv.inversions import INVERSIONS
 from spdinv.inversions.spd import SOLVERS
 from spdinv.options import Method
+from spdinv.reproduction import items
 
 
 @pytest.fixture

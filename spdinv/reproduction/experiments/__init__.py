@@ -5,7 +5,7 @@ Each: run(args, methods, pipe, resolution, items, encoders, output) for spdinv.e
 
 # name -> module; imported when it is run
 EXPERIMENTS = {
-    "noise_gap": "spdinv.experiments.noise_gap",
-    "premise": "spdinv.experiments.premise",
-    "convergence": "spdinv.experiments.convergence",
+    "noise_gap": "spdinv.reproduction.experiments.noise_gap",
+    "premise": "spdinv.reproduction.experiments.premise",
+    "convergence": "spdinv.reproduction.experiments.convergence",
 }

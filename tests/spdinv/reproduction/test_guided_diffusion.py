@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from common.runs import InputError
-from spdinv.baselines import guided_diffusion
-from tests.spdinv.test_baselines import small_unet
+from spdinv.reproduction.baselines import guided_diffusion
+from tests.spdinv.reproduction.test_baselines import small_unet
 
 SHAPE = {"widths": (32, 64, 64), "attending": (1, 2), "blocks": 2, "head": 16, "size": 32}
 

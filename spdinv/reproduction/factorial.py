@@ -12,8 +12,8 @@ import numpy as np
 from common.metrics import PIE_SCORES, parse_key
 from common.runs import bootstrap_interval
 from common.tables import cell, text_table
-from spdinv.rows import FACTORS
-from spdinv.tables import wanted_keys
+from spdinv.reproduction.rows import FACTORS
+from spdinv.reproduction.tables import wanted_keys
 
 Cell = tuple[bool, ...]
 NAMES = ("spd instead of ddim", *FACTORS)

@@ -53,8 +53,8 @@ def load(args: argparse.Namespace, pipe, elite) -> dict[str, Callable]:
     import torch.nn.functional as F
 
     from common.encoders import load_clip
-    from spdinv.baselines import blended_diffusion, from_noise, guided_diffusion, instruct_pix2pix
     from spdinv.customised.elite import trained_key_values
+    from spdinv.reproduction.baselines import blended_diffusion, from_noise, guided_diffusion, instruct_pix2pix
 
     def latents(item, picture, mask):
         return blended_diffusion.edit_latents(pipe, picture, mask, item.target_prompt, seed=args.seed)
@@ -93,7 +93,7 @@ def load(args: argparse.Namespace, pipe, elite) -> dict[str, Callable]:
 def run_item(draw: Callable, name: str, pipe, item, encoders, folder: Path | None, resolution: int, seed: int = 0):
     """(row, pictures) as items.run_item gives them, for one baseline; there is no reconstruction among the pictures."""
     from common.images import center_crop_resize, load_image, to_pil, to_tensor
-    from spdinv.items import scores, square_mask
+    from spdinv.reproduction.items import scores, square_mask
 
     image = center_crop_resize(load_image(item.image_path), resolution)
     picture = to_tensor(image).to(pipe.device)

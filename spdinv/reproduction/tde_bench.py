@@ -1,6 +1,6 @@
 """TDE-Bench, rebuilt: a PIE-Bench folder of pictures from COCO 2017, with the paper's edit types (Sec. 4.1, suppl. C).
 
-    python -m spdinv.tde_bench --coco_dir COCO --output_dir outputs/tde_bench
+    python -m spdinv.reproduction.tde_bench --coco_dir COCO --output_dir outputs/tde_bench
 
 The authors took 100 random pictures of the validation split and thought up a target prompt for each; neither list nor
 prompts nor masks were released. Here a source prompt is one of COCO's own captions, the target prompt changes it by one
@@ -16,7 +16,7 @@ from typing import Any
 
 from common.flags import number
 from common.runs import InputError, atomic_path, make_parser, read_json, script
-from spdinv.tde_rules import RULES, Change, find_things, plain_words
+from spdinv.reproduction.tde_rules import RULES, Change, find_things, plain_words
 
 SHARES = {"1": 80, "2": 80, "3": 80, "4": 40, "5": 40, "6": 40, "7": 40, "8": 80, "9": 80}  # PIE-Bench's, less random
 LEAST, MOST = 0.02, 0.7  # share of the picture that the changed thing may cover

@@ -28,11 +28,11 @@ from common.images import center_crop_resize, load_image, to_tensor
 from common.pipelines import Conditioning, encode_image, encode_prompt
 from common.runs import append_row, bootstrap_interval, measure, read_rows, write_json
 from common.tables import intervals, score_table
-from spdinv.claims import verdict
-from spdinv.experiments import draw
 from spdinv.inversions import INVERSIONS, Inversion
 from spdinv.inversions.residual import f_theta, mean_square
 from spdinv.options import Method
+from spdinv.reproduction.claims import verdict
+from spdinv.reproduction.experiments import draw
 
 
 @contextmanager

@@ -25,14 +25,14 @@ from common.metrics import Score, clip_text_similarity, lpips_distance, psnr, st
 from common.pipelines import decode_latents, encode_prompt
 from common.runs import append_row, measure, paired_bootstrap, read_rows, write_json
 from common.tables import intervals, score_table
-from spdinv.claims import verdict
 from spdinv.editing import edit_picture
-from spdinv.experiments.generated import batches, generate, ideal_noise, known, pick
-from spdinv.experiments.noise_gap import noise_gap
 from spdinv.inversions import INVERSIONS
-from spdinv.items import EQUALIZER, blended_words
 from spdinv.options import Method, with_words
-from spdinv.tables import wanted_keys
+from spdinv.reproduction.claims import verdict
+from spdinv.reproduction.experiments.generated import batches, generate, ideal_noise, known, pick
+from spdinv.reproduction.experiments.noise_gap import noise_gap
+from spdinv.reproduction.items import EQUALIZER, blended_words
+from spdinv.reproduction.tables import wanted_keys
 
 IDEAL = "ideal"
 

@@ -14,8 +14,8 @@ from common.metrics import PIE_SCORES, parse_key
 from common.runs import paired_bootstrap
 from common.tables import cell, text_table
 from spdinv.presets import PRESETS
-from spdinv.rows import OWN
-from spdinv.tables import wanted_keys
+from spdinv.reproduction.rows import OWN
+from spdinv.reproduction.tables import wanted_keys
 
 LEAST = 8
 HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "cannot say"

@@ -26,13 +26,13 @@ from common.metrics import Score, clip_text_similarity
 from common.pipelines import decode_latents, encode_prompt
 from common.runs import append_row, atomic_path, bootstrap_interval, measure, paired_bootstrap, read_rows, write_json
 from common.tables import cell, intervals, score_table, text_table
-from spdinv.claims import verdict
-from spdinv.experiments import draw
-from spdinv.experiments.generated import batches, generate, ideal_noise, through_a_file
-from spdinv.experiments.probe import attributes, probe_all
 from spdinv.inversions import INVERSIONS, Inversion
 from spdinv.options import Method
-from spdinv.tables import beside_published, of_methods
+from spdinv.reproduction.claims import verdict
+from spdinv.reproduction.experiments import draw
+from spdinv.reproduction.experiments.generated import batches, generate, ideal_noise, through_a_file
+from spdinv.reproduction.experiments.probe import attributes, probe_all
+from spdinv.reproduction.tables import beside_published, of_methods
 
 STARTS = ("latents", "picture")  # the recorded z_0, and VAE(decode(z_0))
 GAUSSIAN = "gaussian"

@@ -12,8 +12,8 @@ from common.ddim import make_schedule
 from common.pipelines import encode_prompt, load_pipeline
 from common.runs import read_rows
 from spdinv import eval as spdinv_eval
-from spdinv.experiments import convergence, generated, noise_gap, premise
 from spdinv.inversions import INVERSIONS, ddim, spd
+from spdinv.reproduction.experiments import convergence, generated, noise_gap, premise
 from tests.spdinv.toy import toy_cond, toy_pipe, toy_schedule
 
 WEIGHT = torch.tensor(np.random.default_rng(0).normal(0, 0.3, (4, 4)))

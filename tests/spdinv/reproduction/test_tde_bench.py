@@ -1,4 +1,4 @@
-"""spdinv.tde_bench on a small folder in COCO's format: prompts, words, masks, shares, determinism, wrong input."""
+"""TDE-Bench from a small folder in COCO's format: prompts, words, masks, shares, determinism, wrong input."""
 
 import json
 import random
@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from common.data import read_pie_bench
-from spdinv import tde_bench
-from spdinv.tde_rules import PLACES, RULES, STYLES, find_things, plain_words
+from spdinv.reproduction import tde_bench
+from spdinv.reproduction.tde_rules import PLACES, RULES, STYLES, find_things, plain_words
 
 CATEGORIES = [
     {"id": number, "name": name, "supercategory": kind}

@@ -4,7 +4,7 @@ import numpy as np
 
 from common.data import EditItem
 from common.picturebook.benchmarks import write_edit_item
-from spdinv.experiments import probe
+from spdinv.reproduction.experiments import probe
 
 
 def test_what_is_written_in_is_read_off_and_pure_noise_is_not():

@@ -21,7 +21,7 @@ from common.images import load_image, to_pil, to_tensor
 from common.pipelines import load_pipeline
 from common.runs import InputError, read_rows
 from spdinv import eval as spdinv_eval
-from spdinv.baselines import blended_diffusion, from_noise, instruct_pix2pix
+from spdinv.reproduction.baselines import blended_diffusion, from_noise, instruct_pix2pix
 from tests.tiny import tiny_sd
 from tests.tiny_encoders import pictures, write_encoders
 

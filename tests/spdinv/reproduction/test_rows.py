@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from spdinv import eval as spdinv_eval
-from spdinv import factorial, presets, rows
-from spdinv.factorial import PLAIN, RELEASED
+from spdinv import presets
+from spdinv.reproduction import factorial, rows
+from spdinv.reproduction.factorial import PLAIN, RELEASED
 
 
 def parse(*flags):

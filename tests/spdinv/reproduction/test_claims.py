@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from spdinv import claims
-from spdinv.claims import FAILS, HOLDS, UNDECIDED, verdict
+from spdinv.reproduction import claims
+from spdinv.reproduction.claims import FAILS, HOLDS, UNDECIDED, verdict
 
 
 @pytest.mark.parametrize("low, high, margin, ruled", [
