@@ -211,7 +211,7 @@ def print_penalty(found: dict[str, list[dict]]) -> None:
 
 def bench_shifts(pipe, args: argparse.Namespace) -> list[dict]:
     """A training step with spectral shifts (SVDiff) against the frozen model, W' rebuilt, LoRA and full weights."""
-    from svdiff.overhead import random_unet, step_rows
+    from svdiff.reproduction.overhead import random_unet, step_rows
 
     if args.training_shapes == "sd15":
         return step_rows(lambda: random_unet(pipe.device), args.repeats)

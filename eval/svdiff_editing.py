@@ -60,11 +60,11 @@ def edit(pipe, item, folder: Path, how, inversion: bool, seed: int) -> tuple[dic
     from common.images import center_crop_resize, load_image, to_pil, to_tensor
     from common.pipelines import native_resolution
     from common.runs import measure
-    from svdiff import editing, trained
+    from svdiff import editing, merging
 
     image = center_crop_resize(load_image(item.image_path), native_resolution(pipe))
     picture, drawn = to_tensor(image).to(pipe.device), {"source": image}
-    with trained.applied(pipe, trained.load(pipe, folder)):
+    with merging.applied(pipe, merging.load(pipe, folder)):
         drawn["reconstruction"] = to_pil(editing.edit(pipe, picture, item.source_prompt, how, inversion, 0.0, (seed,)))
         with measure() as cost:
             edited = editing.edit(pipe, picture, item.target_prompt, how, inversion, 0.0, (seed,))

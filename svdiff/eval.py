@@ -16,8 +16,8 @@ from pathlib import Path
 from common.flags import check_writable, is_picturebook_folder, number
 from common.runs import InputError, make_parser, read_json, read_rows, script, write_config, write_json
 from svdiff import options
-from svdiff.experiments import FIGURES, folder_name
 from svdiff.infer import block
+from svdiff.reproduction.experiments import FIGURES, folder_name
 
 PICTUREBOOK = ("picturebook", "picturebook-twins")
 # What all rows of an output folder have in common.
@@ -117,7 +117,7 @@ def open_study(args: argparse.Namespace):
     from common.pipelines import load_pipeline, native_resolution
     from svdiff.basis import base_hash
     from svdiff.editing import Sampling
-    from svdiff.experiments.study import Study
+    from svdiff.reproduction.experiments.study import Study
 
     made = {"picturebook": ensure_subjects, "picturebook-twins": ensure_twins}.get(args.dataset)
     folder = made(args.split) if made else Path(args.dataset)
@@ -151,13 +151,13 @@ def run_figure(study, name: str) -> dict:
     from dataclasses import replace
 
     from common.tables import by_method, by_subject, score_table, text_table
-    from svdiff import claims
+    from svdiff.reproduction import claims
 
     folder = folder_name(name)
     args = argparse.Namespace(**{**vars(study.args), "figure": name})
     study = replace(study, args=args, output=Path(args.output_dir) / folder)
     study.output.mkdir(parents=True, exist_ok=True)
-    importlib.import_module(f"svdiff.experiments.{FIGURES[name]}").run(study)
+    importlib.import_module(f"svdiff.reproduction.experiments.{FIGURES[name]}").run(study)
     rows = read_rows(study.rows)
     summary, found = by_method(by_subject(rows), costs=()), claims.judge(folder, rows) if rows else []
     if summary:
@@ -175,7 +175,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     output = Path(args.output_dir)
     if not args.figure:
-        from svdiff.tables import size_table
+        from svdiff.reproduction.tables import size_table
 
         found = sizes()
         print(size_table(found))

@@ -137,16 +137,16 @@ def written(value: float) -> str:
 
 
 def changes(args: argparse.Namespace, pipe) -> dict:
-    """label -> (trained.Change, scale): every model that is to draw."""
-    from svdiff import trained
+    """label -> (merging.Change, scale): every model that is to draw."""
+    from svdiff import merging
 
-    loaded = [trained.load(pipe, path) for path in paths_of(args)]
+    loaded = [merging.load(pipe, path) for path in paths_of(args)]
     if args.interpolate:
-        made = {f"alpha {written(alpha)}": trained.interpolate(*loaded, alpha) for alpha in args.alpha}
+        made = {f"alpha {written(alpha)}": merging.interpolate(*loaded, alpha) for alpha in args.alpha}
     elif args.style_mix:
-        made = {"mixed": trained.style_mix(pipe, *loaded, *args.geometry_layers)}
+        made = {"mixed": merging.style_mix(pipe, *loaded, *args.geometry_layers)}
     else:
-        made = {"tuned": trained.add(loaded, [weight for _, weight in args.spectral_shifts])}
+        made = {"tuned": merging.add(loaded, [weight for _, weight in args.spectral_shifts])}
     several = len(args.scale) > 1 or args.scale != [1.0]
     return {
         (f"{label}, scale {written(scale)}" if several else label): (change, scale)
@@ -185,7 +185,7 @@ def main(argv: list[str] | None = None) -> None:
         args.prompt = default_prompt(args)
     from common.images import center_crop_resize, grid, load_image, save_png, to_pil, to_tensor
     from common.pipelines import chosen_resolution, load_pipeline
-    from svdiff import editing, trained
+    from svdiff import editing, merging
 
     source = load_image(args.image_path) if args.image_path else None
     pipe = load_pipeline(args.pretrained_model_name_or_path, args.device)
@@ -198,7 +198,7 @@ def main(argv: list[str] | None = None) -> None:
     picture = source and center_crop_resize(source, resolution)
     with measure() as cost:
         for label, (change, scale) in models.items():
-            with trained.applied(pipe, change, scale, args.basis_dir), autocast(pipe, args.mixed_precision):
+            with merging.applied(pipe, change, scale, args.basis_dir), autocast(pipe, args.mixed_precision):
                 if picture:
                     drawn = editing.edit(
                         pipe, to_tensor(picture).to(pipe.device), args.prompt, how, args.ddim_inversion,
@@ -227,9 +227,9 @@ def autocast(pipe, precision: str):
 def export(pipe, change, scale: float, basis_folder: str | None, folder: Path) -> None:
     """Write the tuned model as an ordinary pipeline, float32; a picturebook stays one, by its marker."""
     from common.pipelines import is_picturebook
-    from svdiff import trained
+    from svdiff import merging
 
-    trained.write_into(pipe, change, scale, basis_folder)
+    merging.write_into(pipe, change, scale, basis_folder)
     with atomic_path(folder) as temporary:
         pipe.save_pretrained(temporary)
         if is_picturebook(pipe):

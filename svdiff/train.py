@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> None:
     from svdiff import unmix
     from svdiff.cut_mix import check_length
     from svdiff.samples import draw_batch
-    from svdiff.trainable import SPACES, check_folder
+    from svdiff.spaces import SPACES, check_folder
 
     accelerator = make_accelerator(args, "svdiff")
     micros, process, processes = args.gradient_accumulation_steps, accelerator.process_index, accelerator.num_processes

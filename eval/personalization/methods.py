@@ -93,7 +93,7 @@ def load_trained(folder: Path, model: str, device: str | None = None, token: str
 
 
 def load_svdiff(folder: Path, model: str, device: str | None = None):
-    from svdiff.trained import load, write_into
+    from svdiff.merging import load, write_into
 
     pipe, _ = load_base(folder, model, device)
     write_into(pipe, load(pipe, folder))

@@ -18,10 +18,11 @@ from common.picturebook.scenes import Scene, Thing
 from common.pipelines import load_pipeline
 from common.runs import InputError, read_rows
 from common.tables import published_table
-from svdiff import claims, train
 from svdiff import eval as svdiff_eval
-from svdiff.experiments import FIGURES, correlation, folder_name, study, user_study
-from svdiff.trainable import SPACES
+from svdiff import train
+from svdiff.reproduction import claims
+from svdiff.reproduction.experiments import FIGURES, correlation, folder_name, study, user_study
+from svdiff.spaces import SPACES
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from common.pipelines import load_pipeline
 from common.runs import InputError, write_json
-from svdiff import basis, files, spectral, subsets, trained
+from svdiff import basis, files, merging, spectral, subsets
 from tests.tiny import tiny_sd, tiny_sdxl
 
 
@@ -34,17 +34,17 @@ def test_what_is_written_is_read_back(pipe, tmp_path):
     assert {"conv_in.delta", "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_out.0.delta"} <= keys
     assert "text_model.embeddings.token_embedding.delta" in load_file(tmp_path / "spectral_shifts_te.safetensors")
     for place in (tmp_path, tmp_path / "spectral_shifts.safetensors"):
-        change = trained.load(pipe, place)
+        change = merging.load(pipe, place)
         assert change.kind == "shifts" and set(change.parts) == {"unet", "text_encoder"}
         for part, values in shifts.items():
             assert change.of(part).keys() == values.keys()
             assert all(torch.equal(change.of(part)[path], delta) for path, delta in values.items())
-    assert set(trained.load(pipe, tmp_path / "spectral_shifts_te.safetensors").parts) == {"text_encoder"}
+    assert set(merging.load(pipe, tmp_path / "spectral_shifts_te.safetensors").parts) == {"text_encoder"}
     for part, name in (("unet", "dog"), ("text_encoder", "dog_te")):  # renamed together they stay together
         (tmp_path / files.file_name(part)).rename(tmp_path / f"{name}.safetensors")
-    assert set(trained.load(pipe, tmp_path / "dog.safetensors").parts) == {"unet", "text_encoder"}
+    assert set(merging.load(pipe, tmp_path / "dog.safetensors").parts) == {"unet", "text_encoder"}
     (tmp_path / "dog_te.safetensors").rename(tmp_path / "words.safetensors")  # the file itself says what it is of
-    assert set(trained.load(pipe, tmp_path / "words.safetensors").parts) == {"text_encoder"}
+    assert set(merging.load(pipe, tmp_path / "words.safetensors").parts) == {"text_encoder"}
 
 
 def test_files_of_the_community_load(pipe, tmp_path, caplog):
@@ -56,7 +56,7 @@ def test_files_of_the_community_load(pipe, tmp_path, caplog):
             "text_model.final_layer_norm.delta": torch.tensor([-1e6])}  # fmt: skip
     save_file(unet, tmp_path / "spectral_shifts.safetensors")
     save_file(text, tmp_path / "spectral_shifts_te.safetensors")
-    change = trained.load(pipe, tmp_path)
+    change = merging.load(pipe, tmp_path)
     assert "does not say which base model" in caplog.text
     weight = pipe.unet.mid_block.resnets[0].norm1.weight
     matrix = weight[None]  # theirs: a norm's weight as a 1 x C matrix with one singular value
@@ -75,15 +75,15 @@ def test_stable_diffusion_xl_has_three_parts(tmp_path):
     for part, values in shifts.items():
         files.write_shifts(tmp_path / files.file_name(part), values, basis.base_hash(getattr(pipe, part)), part)
     assert "text_projection" in shifts["text_encoder_2"]
-    change = trained.load(pipe, tmp_path)
+    change = merging.load(pipe, tmp_path)
     assert {part: change.of(part).keys() for part in change.parts} == {part: shifts[part].keys() for part in shifts}
     assert all(torch.equal(change.of(part)[path], shifts[part][path]) for part in shifts for path in shifts[part])
 
 
 def test_style_mixing_of_trainings(pipe):
-    one, two = (trained.Change("shifts", {part: random_shifts(getattr(pipe, part), seed=seed)
+    one, two = (merging.Change("shifts", {part: random_shifts(getattr(pipe, part), seed=seed)
                 for part in ("unet", "text_encoder")}) for seed in (0, 1))  # fmt: skip
-    mixed = trained.style_mix(pipe, one, two, (8, "down", 0), (4, "down", 0))
+    mixed = merging.style_mix(pipe, one, two, (8, "down", 0), (4, "down", 0))
     geometry = ("down_blocks.1.attentions.0.", "down_blocks.1.downsamplers.", "down_blocks.2.", "mid_block.resnets.0.",
                 "mid_block.attentions.0.")  # fmt: skip
     for part in ("unet", "text_encoder"):
@@ -94,16 +94,16 @@ def test_style_mixing_of_trainings(pipe):
 
 def test_a_change_that_fails_half_way_leaves_the_base(pipe, tmp_path):
     before = pipe.unet.conv_in.weight.clone()
-    change = trained.Change("shifts", {"unet": {"conv_in": torch.ones(16), "conv_out": torch.ones(5)}})
-    with pytest.raises(RuntimeError), trained.applied(pipe, change, 1.0, tmp_path):  # conv_out has four values
+    change = merging.Change("shifts", {"unet": {"conv_in": torch.ones(16), "conv_out": torch.ones(5)}})
+    with pytest.raises(RuntimeError), merging.applied(pipe, change, 1.0, tmp_path):  # conv_out has four values
         pass
     assert torch.equal(pipe.unet.conv_in.weight, before)
 
 
 def test_applied_changes_the_model_and_gives_it_back(pipe, tmp_path):
     before = {name: value.clone() for name, value in pipe.unet.state_dict().items()}
-    change = trained.Change("shifts", {"unet": random_shifts(pipe.unet, "UNet-CA")})
-    with trained.applied(pipe, change, 0.5, tmp_path):
+    change = merging.Change("shifts", {"unet": random_shifts(pipe.unet, "UNet-CA")})
+    with merging.applied(pipe, change, 0.5, tmp_path):
         for name, value in pipe.unet.state_dict().items():
             touched = ".attn2." in name and name.endswith("weight")
             assert torch.equal(value, before[name]) != touched, name
@@ -113,15 +113,15 @@ def test_applied_changes_the_model_and_gives_it_back(pipe, tmp_path):
 def test_full_weights_are_differences_from_the_base(pipe, tmp_path):
     other = tiny_sd(seed=1)
     other.unet.save_pretrained(tmp_path / "unet")
-    change = trained.load(pipe, tmp_path)
-    with trained.applied(pipe, change):
+    change = merging.load(pipe, tmp_path)
+    with merging.applied(pipe, change):
         torch.testing.assert_close(pipe.unet.conv_in.weight, other.unet.conv_in.weight)
-    half = trained.add([change, change], [0.25, 0.25])
-    with trained.applied(pipe, half):
+    half = merging.add([change, change], [0.25, 0.25])
+    with merging.applied(pipe, half):
         middle = (pipe.unet.state_dict()["conv_out.bias"]).clone()
     torch.testing.assert_close(middle, (pipe.unet.conv_out.bias + other.unet.conv_out.bias) / 2)
     with pytest.raises(InputError, match="cannot be combined"):
-        trained.interpolate(change, trained.Change("shifts", {"unet": {}}), 0.5)
+        merging.interpolate(change, merging.Change("shifts", {"unet": {}}), 0.5)
 
 
 WRONG = {
@@ -142,7 +142,7 @@ def test_other_files_are_refused_in_one_sentence(pipe, tmp_path, kind):
     save_file(tensors, tmp_path / "spectral_shifts.safetensors", metadata)
     for place in (tmp_path, tmp_path / "spectral_shifts.safetensors"):
         with pytest.raises(InputError, match=words):
-            trained.load(pipe, place)
+            merging.load(pipe, place)
 
 
 def test_damaged_and_missing_files_are_refused(pipe, tmp_path):
@@ -150,7 +150,7 @@ def test_damaged_and_missing_files_are_refused(pipe, tmp_path):
     for place, words in ((tmp_path / "a.safetensors", "cannot be read"), (tmp_path, "holds no spectral_shifts"),
                          (tmp_path / "none", "is missing")):  # fmt: skip
         with pytest.raises(InputError, match=words):
-            trained.load(pipe, place)
+            merging.load(pipe, place)
 
 
 LAYER = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k.lora"
@@ -170,9 +170,9 @@ WRONG_LORA = {
 @pytest.mark.parametrize("kind", WRONG_LORA)
 def test_other_loras_are_refused_in_one_sentence(pipe, tmp_path, kind):
     tensors, words = WRONG_LORA[kind]
-    save_file(tensors, tmp_path / trained.LORA_FILE)
+    save_file(tensors, tmp_path / merging.LORA_FILE)
     with pytest.raises(InputError, match=words):
-        trained.load(pipe, tmp_path)
+        merging.load(pipe, tmp_path)
 
 
 SETTINGS = {
@@ -207,7 +207,7 @@ def test_a_lora_counts_as_in_diffusers(pipe, tiny_folder, tmp_path, kind):
     theirs.fuse_lora()
     theirs.unload_lora_weights()
     expected = theirs.unet.state_dict()
-    with trained.applied(pipe, trained.load(pipe, tmp_path)):
+    with merging.applied(pipe, merging.load(pipe, tmp_path)):
         for name, value in pipe.unet.state_dict().items():
             torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5)
 
@@ -238,31 +238,31 @@ def test_settings_of_a_lora_that_are_not_understood_are_refused(pipe, tmp_path, 
     settings, words = WRONG_SETTINGS[kind]
     text = settings if isinstance(settings, str) else json.dumps(settings)
     tensors = {f"{LAYER}_B.weight": UP, f"{LAYER}_A.weight": DOWN}
-    save_file(tensors, tmp_path / trained.LORA_FILE, {"lora_adapter_metadata": text})
+    save_file(tensors, tmp_path / merging.LORA_FILE, {"lora_adapter_metadata": text})
     with pytest.raises(InputError, match=words):
-        trained.load(pipe, tmp_path)
+        merging.load(pipe, tmp_path)
 
 
 @pytest.mark.parametrize("config", [[], 1, "abc", None, {"base": "abc"}, {"base": [1]}], ids=json.dumps)
 def test_a_config_that_names_no_base_is_refused(pipe, tmp_path, config):
-    save_file({f"{LAYER}_B.weight": UP, f"{LAYER}_A.weight": DOWN}, tmp_path / trained.LORA_FILE)
+    save_file({f"{LAYER}_B.weight": UP, f"{LAYER}_A.weight": DOWN}, tmp_path / merging.LORA_FILE)
     write_json(tmp_path / "config.json", config)
     with pytest.raises(InputError, match="does not name the base model"):
-        trained.load(pipe, tmp_path)
+        merging.load(pipe, tmp_path)
 
 
 def test_a_lora_of_another_base_and_damaged_weights_are_refused(pipe, tmp_path):
-    save_file({f"{LAYER}_B.weight": UP, f"{LAYER}_A.weight": DOWN}, tmp_path / trained.LORA_FILE)
-    assert trained.load(pipe, tmp_path).kind == "weights"
+    save_file({f"{LAYER}_B.weight": UP, f"{LAYER}_A.weight": DOWN}, tmp_path / merging.LORA_FILE)
+    assert merging.load(pipe, tmp_path).kind == "weights"
     write_json(tmp_path / "config.json", {"base": {"unet": "f" * 32}})
     with pytest.raises(InputError, match="another base model"):
-        trained.load(pipe, tmp_path)
-    (tmp_path / trained.LORA_FILE).write_bytes(b"hello")
+        merging.load(pipe, tmp_path)
+    (tmp_path / merging.LORA_FILE).write_bytes(b"hello")
     with pytest.raises(InputError, match="cannot be read"):
-        trained.load(pipe, tmp_path)
+        merging.load(pipe, tmp_path)
     pipe.unet.save_config(tmp_path / "unet")
     with pytest.raises(InputError, match="cannot be read"):
-        trained.load(pipe, tmp_path)
+        merging.load(pipe, tmp_path)
     (tmp_path / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"hello")
     with pytest.raises(InputError, match="cannot be read"):
-        trained.load(pipe, tmp_path)
+        merging.load(pipe, tmp_path)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from common.images import load_image, to_tensor
 from common.pipelines import load_pipeline
-from svdiff import basis, editing, files, subsets, trained
+from svdiff import basis, editing, files, merging, subsets
 from svdiff.infer import main, written
 from tests.tiny import tiny_sd
 
@@ -55,7 +55,7 @@ def test_pictures_of_one_training_and_its_own_prompt(infer, shifts, tiny_folder,
     assert pictures(output) == {"tuned_5", "tuned_6", "grid"}
     assert json.loads((output / "config.json").read_text())["prompt"] == "a red cat"
     pipe = load_pipeline(tiny_folder, "cpu")
-    trained.write_into(pipe, trained.load(pipe, shifts / "a"), basis_folder=tmp_path / "basis")
+    merging.write_into(pipe, merging.load(pipe, shifts / "a"), basis_folder=tmp_path / "basis")
     expected = editing.draw(pipe, "a red cat", [5, 6], editing.Sampling(2))
     assert (to_tensor(load_image(output / "tuned_6.png")) - expected[1:]).abs().max() < 0.005
 
@@ -142,7 +142,7 @@ def test_the_merged_export_is_an_ordinary_pipeline_and_draws_the_same(infer, shi
     unmerged = load_pipeline(tmp_path / "merged", "cpu")
     base = tiny_sd()
     unmerged.unet.load_state_dict(base.unet.state_dict())
-    change = trained.load(unmerged, shifts / "a")
+    change = merging.load(unmerged, shifts / "a")
     found = basis.find_bases(unmerged.unet, change.of("unet"), tmp_path / "basis")
     from svdiff.spectral import attach
 
@@ -157,7 +157,7 @@ def test_an_exported_picturebook_stays_one(tiny_folder, tmp_path, monkeypatch):
     from common.flags import is_picturebook_folder
     from svdiff import infer
 
-    monkeypatch.setattr(trained, "write_into", lambda *arguments: None)
+    monkeypatch.setattr(merging, "write_into", lambda *arguments: None)
     book = shutil.copytree(tiny_folder, tmp_path / "book")
     (book / "picturebook.json").write_text("{}")
     for source, place in ((tiny_folder, "plain"), (book, "marked")):

@@ -13,7 +13,7 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from common.runs import InputError
-from svdiff import basis, spectral, subsets, trained
+from svdiff import basis, merging, spectral, subsets
 from tests.tiny import tiny_sd
 
 LAYERS = {
@@ -121,8 +121,8 @@ def inputs():
 
 def merge(model, attached, folder):
     """Shifts of layers in spectral form, written into a plain model."""
-    change = trained.Change("shifts", {"unet": spectral.shifts_of(attached)})
-    trained.write_into(SimpleNamespace(unet=model), change, basis_folder=folder)
+    change = merging.Change("shifts", {"unet": spectral.shifts_of(attached)})
+    merging.write_into(SimpleNamespace(unet=model), change, basis_folder=folder)
 
 
 def test_zero_shifts_are_the_base_model(unet, bases, folder):

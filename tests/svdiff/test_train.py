@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from common.pipelines import load_pipeline
 from common.runs import ROOT
 from common.training import load_pictures, step_generator
-from svdiff import trained
+from svdiff import merging
 from svdiff.options import Concept
 from svdiff.samples import Source, draw_batch
 from svdiff.train import average_gradients, class_folder, main
@@ -99,7 +99,7 @@ def test_files_and_what_they_change(train, tiny_folder):
     assert (
         1e-3 < matrix.abs().max() <= 2.1e-3 and 0 < norm.abs().max() <= 2.1e-5
     )  # Adam: about a learning rate per step
-    change = trained.load(load_pipeline(tiny_folder, "cpu"), output)
+    change = merging.load(load_pipeline(tiny_folder, "cpu"), output)
     assert set(change.parts) == {"unet", "text_encoder"}
 
 
@@ -170,11 +170,11 @@ def test_other_parameter_spaces_are_loaded_as_changes_of_weights(train, tiny_fol
     output = train(space, "--parameter_space", space, "--max_train_steps", "2", "--learning_rate", "1e-3")
     assert (output / file).exists()
     pipe = load_pipeline(tiny_folder, "cpu")
-    change = trained.load(pipe, output)
+    change = merging.load(pipe, output)
     assert change.kind == "weights"
     name = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"
     assert 0 < change.of("unet")[name].abs().max() < 0.1
-    with trained.applied(pipe, change):
+    with merging.applied(pipe, change):
         tuned = pipe.unet.state_dict()[name].clone()
     if space == "lora":
         loaded = load_pipeline(tiny_folder, "cpu")

@@ -1,7 +1,7 @@
 """Fig. 5 and 9b: one subject, in new places; spectral shifts, full weights and LoRA."""
 
 from common.images import grid, load_image, save_png
-from svdiff.experiments.study import (
+from svdiff.reproduction.experiments.study import (
     SPACES,
     Study,
     applied,
@@ -39,7 +39,7 @@ def scatter(study: Study) -> None:
     from matplotlib.figure import Figure
 
     from common.runs import atomic_path, read_rows
-    from svdiff.claims import values
+    from svdiff.reproduction.claims import values
 
     rows, figure = read_rows(study.rows), Figure((5, 4), layout="constrained")
     axis = figure.subplots()

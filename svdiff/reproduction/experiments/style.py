@@ -1,8 +1,8 @@
 """Fig. 10: style mixing. Geometry from one subject's shifts in a span of layers, everything else from another's."""
 
 from common.images import grid, load_image, save_png
-from svdiff import combine, trained
-from svdiff.experiments.study import (
+from svdiff import combine, merging
+from svdiff.reproduction.experiments.study import (
     Study,
     applied,
     draw,
@@ -27,8 +27,8 @@ def run(study: Study) -> None:
         appearance, geometry = (tuned(study, one, "svdiff", *SUBSET, name=f"{one.name}-UNet-2D") for one in subjects)
         prompt, plain = prompts_of(study, subjects[0])[0]
         name, row = pair_name(subjects), [load_image(subject.paths[0]) for subject in subjects]
-        changes = {"appearance": appearance, "mixed": trained.style_mix(study.pipe, appearance, geometry, first, last),
-                   "added": trained.add([appearance, geometry])}  # fmt: skip
+        changes = {"appearance": appearance, "mixed": merging.style_mix(study.pipe, appearance, geometry, first, last),
+                   "added": merging.add([appearance, geometry])}  # fmt: skip
         for method, change in changes.items():
             with applied(study, change):
                 score = likeness(study, subjects[0], references(study, subjects[0]), plain)

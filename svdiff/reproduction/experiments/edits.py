@@ -8,8 +8,8 @@ from common.data import EDIT_TYPES, read_pie_bench
 from common.images import center_crop_resize, grid, load_image, save_png, to_tensor
 from common.metrics import Score, clip_text_similarity, psnr
 from common.runs import InputError, write_json
-from svdiff import editing, trained
-from svdiff.experiments.study import SPACES, Study, applied, draw, read_pictures, training
+from svdiff import editing, merging
+from svdiff.reproduction.experiments.study import SPACES, Study, applied, draw, read_pictures, training
 
 
 def read_items(study: Study) -> list:
@@ -58,7 +58,7 @@ def run(study: Study) -> None:
         score = scores(study, folder, item, source)
         for space, flags in SPACES.items():
             told = ["--image_path", str(item.image_path), "--instance_prompt", item.source_prompt]
-            change = trained.load(study.pipe, training(study, f"edit-{item.id}-{space}", [], *flags, *told))
+            change = merging.load(study.pipe, training(study, f"edit-{item.id}-{space}", [], *flags, *told))
             with applied(study, change):
                 for method, inversion in ((space, False), (f"{space}+inversion", True)):
 

@@ -2,7 +2,7 @@
 
 from common.images import grid, load_image, save_png
 from svdiff import options
-from svdiff.experiments.study import (
+from svdiff.reproduction.experiments.study import (
     Study,
     applied,
     draw,

@@ -6,8 +6,8 @@ from scipy.stats import spearmanr
 
 from common.images import grid, load_image, save_png
 from common.runs import InputError
-from svdiff import trained
-from svdiff.experiments.study import (
+from svdiff import merging
+from svdiff.reproduction.experiments.study import (
     SPACES,
     Study,
     applied,
@@ -39,10 +39,10 @@ def run(study: Study) -> None:
             for subject in subjects:
                 told = concept(study, subject, WORD, TOKEN)
                 folder = training(study, f"{subject.name}-thing-{space}", [told], *SPACES[space])
-                ends.append(trained.load(study.pipe, folder))
+                ends.append(merging.load(study.pipe, folder))
             row = [load_image(subjects[1].paths[0])]
             for alpha in ALPHAS:
-                with applied(study, trained.interpolate(*ends, alpha)):
+                with applied(study, merging.interpolate(*ends, alpha)):
                     draw(study, f"{space}|{alpha}", name, prompted(study, told.instance_prompt),
                          lambda picture, subjects=subjects: sides(study, subjects, picture))  # fmt: skip
                 row.append(read_pictures(study, f"{space}|{alpha}", name)[0])

@@ -1,9 +1,9 @@
 """Fig. 8: subjects trained apart, added up (Eq. 4): shifts against differences of full weights."""
 
 from common.images import grid, load_image, save_png
-from svdiff import trained
-from svdiff.experiments.multi import inference_prompts
-from svdiff.experiments.study import (
+from svdiff import merging
+from svdiff.reproduction.experiments.multi import inference_prompts
+from svdiff.reproduction.experiments.study import (
     Study,
     applied,
     draw,
@@ -23,7 +23,7 @@ def run(study: Study) -> None:
         phrases = [phrase(study, subject) for subject in subjects]
         name, row = pair_name(subjects), [load_image(subject.paths[0]) for subject in subjects]
         for space in ("svdiff", "full"):
-            total = trained.add([tuned(study, subject, space) for subject in subjects])  # Eq. 4
+            total = merging.add([tuned(study, subject, space) for subject in subjects])  # Eq. 4
             with applied(study, total):
                 for place, prompt in enumerate(inference_prompts(study, phrases)):
 

@@ -10,9 +10,9 @@ from torch import nn
 from common.runs import InputError, atomic_path
 from svdiff import files
 from svdiff.basis import base_hash, find_bases
+from svdiff.merging import LORA_FILE
 from svdiff.spectral import attach, shifts_of
 from svdiff.subsets import chosen
-from svdiff.trained import LORA_FILE
 
 LORA_LAYERS = ["to_q", "to_k", "to_v", "to_out.0"]  # of all attention, as diffusers' DreamBooth-LoRA
 

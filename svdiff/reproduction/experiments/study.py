@@ -17,7 +17,7 @@ from common.images import center_crop_resize, load_image, save_png, to_tensor
 from common.metrics import Score, clip_image_similarity, clip_text_similarity, dino_similarity, lpips_distance
 from common.pipelines import is_picturebook
 from common.runs import InputError, append_row, measure, read_json, read_rows, write_json
-from svdiff import editing, options, train, trained
+from svdiff import editing, merging, options, train
 
 # Rare words, one for each subject of a dataset in turn.
 TOKENS = ("sks", "qwe", "zxy", "ktn", "pll", "ucd", "olis", "phol", "mta", "xjk", "vbr", "wlf")
@@ -135,12 +135,12 @@ def training(study: Study, name: str, concepts: list[options.Concept], *flags: s
 def tuned(study: Study, subject: Subject, space: str = "svdiff", *flags: str, name: str | None = None):
     """The change that one subject's training made."""
     name = name or f"{subject.name}-{space}"
-    return trained.load(study.pipe, training(study, name, [concept(study, subject)], *SPACES[space], *flags))
+    return merging.load(study.pipe, training(study, name, [concept(study, subject)], *SPACES[space], *flags))
 
 
-def applied(study: Study, change: trained.Change, scale: float = 1.0):
+def applied(study: Study, change: merging.Change, scale: float = 1.0):
     """Within this context the study's pipeline is the changed model."""
-    return trained.applied(study.pipe, change, scale, study.args.basis_dir)
+    return merging.applied(study.pipe, change, scale, study.args.basis_dir)
 
 
 # --------------------------------------------------------------------------------------------------- pictures, rows

@@ -4,9 +4,9 @@ Rank: of every layer only the shifts of its largest singular values are kept. Sc
 """
 
 from common.images import grid, load_image, save_png
-from svdiff import combine, trained
+from svdiff import combine, merging
 from svdiff.basis import tunable
-from svdiff.experiments.study import (
+from svdiff.reproduction.experiments.study import (
     Study,
     applied,
     draw,
@@ -42,10 +42,10 @@ def run(study: Study) -> None:
     save_png(study.output / f"{study.args.figure}.png", grid(sheet, labels, ["input", *methods]))
 
 
-def truncated(study: Study, change: trained.Change, share: float) -> trained.Change:
+def truncated(study: Study, change: merging.Change, share: float) -> merging.Change:
     """Of every matrix the shifts of its largest singular values; vectors, which have no such order, whole."""
     parts = {}
     for part in change.parts:
         layers, shifts = tunable(getattr(study.pipe, part)), change.of(part)
         parts[part] = combine.truncate(shifts, share, [path for path in shifts if layers[path].weight.ndim == 1])
-    return trained.Change("shifts", parts)
+    return merging.Change("shifts", parts)

@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 
-from svdiff import overhead
 from svdiff.basis import Basis, as_matrix, find_bases, tunable
+from svdiff.reproduction import overhead
 from svdiff.spectral import attach
 from svdiff.subsets import stable_diffusion_unet
 from tests.tiny import tiny_sd

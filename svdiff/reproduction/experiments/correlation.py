@@ -6,7 +6,7 @@ import numpy as np
 
 from common.runs import append_row, atomic_path, write_json
 from svdiff import combine, options
-from svdiff.experiments.study import Study, tuned
+from svdiff.reproduction.experiments.study import Study, tuned
 
 
 def run(study: Study) -> None:

@@ -5,8 +5,8 @@ from dataclasses import replace
 from common.images import grid, load_image, save_png
 from common.picturebook.scenes import Thing, thing_words
 from common.pipelines import is_picturebook
-from svdiff import trained
-from svdiff.experiments.study import (
+from svdiff import merging
+from svdiff.reproduction.experiments.study import (
     SPACES,
     Study,
     applied,
@@ -71,7 +71,7 @@ def run(study: Study) -> None:
         for method, flags in METHODS.items():
             more = ["--unmix_weight", str(study.args.unmix_weight)] if method.endswith("unmix") else []
             concepts = [concept(study, subject) for subject in subjects]
-            change = trained.load(study.pipe, training(study, f"{name}-{method}", concepts, *flags, *more))
+            change = merging.load(study.pipe, training(study, f"{name}-{method}", concepts, *flags, *more))
             with applied(study, change):
                 for place, prompt in enumerate(inference_prompts(study, phrases)):
                     item, about = f"{name}|{place}", {"group": kind, "prompt": prompt}

@@ -86,7 +86,7 @@ def lora(model: nn.Module, basis_dir: str, rank: int = 4) -> tuple[Callable, int
     """peft's LoRA of rank 4 on the attention."""
     from peft import LoraConfig
 
-    from svdiff.trainable import LORA_LAYERS
+    from svdiff.spaces import LORA_LAYERS
 
     model.requires_grad_(False)
     model.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=LORA_LAYERS))
