@@ -9,8 +9,9 @@ The training loops stand in each folder's train.py.
 import argparse
 import hashlib
 import json
+import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -168,8 +169,8 @@ def target(prediction_type: str, alpha_bar: Tensor, latents: Tensor, noise: Tens
 def make_accelerator(args: argparse.Namespace, name: str):
     """accelerate's Accelerator for devices, processes, mixed precision and tracker (under the project's `name`).
 
-    Accumulation is the loop's business: divide each micro-step's loss by --gradient_accumulation_steps, and put all but
-    the last under accelerator.no_sync(model).
+    Accumulation is the loop's business: divide each micro-step's loss by --gradient_accumulation_steps, and `update`
+    after the last one.
     """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
@@ -207,6 +208,35 @@ def make_optimizer(parameters: Iterable, args: argparse.Namespace, processes: in
     return optimizer, get_scheduler(args.lr_scheduler, optimizer, **steps)
 
 
+def update(
+    accelerator, optimizer, schedule, losses: Sequence[Tensor], max_grad_norm: float, step: int,
+    more_gradient: Callable[[], None] | None = None,
+) -> float:  # fmt: skip
+    """The optimiser's step after `accelerator.backward(loss / micros)` of every micro-step; returns the mean loss.
+
+    Gradients are averaged over the processes (no wrapper is put around a model, which would send frozen weights about),
+    unscaled, joined by what `more_gradient()` adds to them, and clipped to max_grad_norm (0: never). The gradients are
+    gone afterwards. losses: one scalar per micro-step, undivided. optimizer: as accelerator.prepare returns it.
+    Raises InputError, in all processes and before any weight moves, if the mean loss is not finite.
+    """
+    loss = accelerator.reduce(torch.stack([loss.detach().float() for loss in losses]).mean(), "mean").item()
+    if not math.isfinite(loss):
+        raise InputError(f"the loss is {loss} at step {step}: lower --learning_rate, or train in float32")
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    if accelerator.num_processes > 1:
+        for parameter in parameters:
+            parameter.grad = accelerator.reduce(parameter.grad, "mean")
+    accelerator.unscale_gradients(optimizer)
+    if more_gradient is not None:
+        more_gradient()
+    if max_grad_norm:
+        torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+    optimizer.step()
+    schedule.step()
+    optimizer.zero_grad(set_to_none=True)
+    return loss
+
+
 def fingerprint(weights: Mapping[str, Tensor]) -> str:
     """Twelve digits that tell models apart: of names, shapes and some twenty evenly spread values of each tensor."""
     digest = hashlib.sha256()
@@ -233,21 +263,28 @@ def identity(args: argparse.Namespace, **base: str) -> dict[str, Any]:
     return json.loads(json.dumps({**flags, **base}, default=str))
 
 
-def save_training(args, step: int, weights: Mapping[str, Tensor], optimizer, schedule, who: dict, scaler=None) -> Path:
-    """checkpoint-<step> in --output_dir: the trained tensors, AdamW's state, the schedule's, and `who` (identity).
+def save_training(
+    args, step: int, weights: Mapping[str, Tensor], optimizer, schedule, who: dict, scaler=None,
+    losses: Sequence[float] = (),
+) -> Path:  # fmt: skip
+    """checkpoint-<step> in --output_dir: the trained tensors, AdamW's state, the schedule's, `who` (identity), and the
+    steps' losses so far.
 
     Raises InputError if a tensor has diverged.
     """
     check_finite(weights)
     state = {"who": who, "weights": {name: tensor.detach().cpu() for name, tensor in weights.items()},
              "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(),
-             "scaler": scaler.state_dict() if scaler else {}}  # fmt: skip
+             "scaler": scaler.state_dict() if scaler else {}, "losses": list(losses)}  # fmt: skip
     return save_checkpoint(args.output_dir, step, state, args.checkpoints_total_limit)
 
 
 @torch.no_grad()
-def resume_training(args, weights: Mapping[str, Tensor], optimizer, schedule, who: dict, scaler=None) -> int:
-    """Put the checkpoint that --resume_from_checkpoint names into place; returns its step, 0 without one.
+def resume_training(
+    args, weights: Mapping[str, Tensor], optimizer, schedule, who: dict, scaler=None, losses: list[float] | None = None
+) -> int:
+    """Put the checkpoint that --resume_from_checkpoint names into place; returns its step, 0 without one. losses: gets
+    those of the steps before, so that metrics tell of the whole training.
 
     Raises InputError if it is damaged or belongs to a training with other flags or another base model.
     """
@@ -279,6 +316,8 @@ def resume_training(args, weights: Mapping[str, Tensor], optimizer, schedule, wh
     schedule.load_state_dict(saved["schedule"])
     if scaler and saved["scaler"]:
         scaler.load_state_dict(saved["scaler"])
+    if losses is not None:
+        losses.extend(saved.get("losses", ()))
     return saved["step"]
 
 

@@ -142,17 +142,20 @@ def train(args, steps, stop=None):
     optimizer, schedule = training.make_optimizer(
         [{"params": [model.weight], "lr": 0.5}, {"params": [model.bias]}], args
     )
+    accelerator = training.make_accelerator(args, "test")
+    optimizer = accelerator.prepare(optimizer)
     who = training.identity(args, base=training.fingerprint(weights))
-    start = training.resume_training(args, weights, optimizer, schedule, who)
+    losses: list[float] = []
+    start = training.resume_training(args, weights, optimizer, schedule, who, losses=losses)
+    assert len(losses) == start
     for step in range(start, stop or steps):
         x = torch.randn(4, 3, generator=training.step_generator(args.seed, step))
-        model(x).square().sum().backward()
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
+        loss = model(x).square().sum()
+        accelerator.backward(loss)
+        losses.append(training.update(accelerator, optimizer, schedule, [loss], args.max_grad_norm, step))
         if (step + 1) % 2 == 0:
-            training.save_training(args, step + 1, weights, optimizer, schedule, who)
-    return torch.cat([tensor.detach().reshape(-1) for tensor in weights.values()])
+            training.save_training(args, step + 1, weights, optimizer, schedule, who, losses=losses)
+    return torch.cat([*(tensor.detach().reshape(-1) for tensor in weights.values()), torch.tensor(losses)])
 
 
 def test_an_interrupted_run_ends_in_the_same_bytes(tmp_path):
@@ -173,6 +176,53 @@ def test_an_interrupted_run_ends_in_the_same_bytes(tmp_path):
         train(arguments(tmp_path, *schedule[:-1], "8", "--resume_from_checkpoint", "latest"), 8)
     with pytest.raises(InputError, match="checkpoint-4 of an earlier run"):
         arguments(tmp_path, *schedule)
+
+
+def test_an_update_accumulates_adds_clips_and_stops_at_what_is_not_finite(tmp_path):
+    args = arguments(tmp_path, "--device", "cpu")
+    accelerator = training.make_accelerator(args, "test")
+    ours, plain = (torch.nn.Parameter(torch.tensor([1.0, -2.0])) for _ in range(2))
+    frozen = torch.nn.Parameter(torch.ones(1))  # no gradient reaches it
+    optimizer, schedule = training.make_optimizer([ours, frozen], args)
+    optimizer = accelerator.prepare(optimizer)
+    reference = torch.optim.AdamW([plain], 0.1, weight_decay=1e-2)
+    for step in range(3):
+        losses = [(factor * ours**2).sum() for factor in (1.0, 5.0)]
+        for loss in losses:
+            accelerator.backward(loss / 2)
+
+        def add() -> None:
+            ours.grad.add_(ours.detach())
+
+        assert training.update(accelerator, optimizer, schedule, losses, 0.5, step, add) == pytest.approx(
+            3 * float((plain**2).sum())
+        )
+        plain.grad = 7 * plain.detach()
+        torch.nn.utils.clip_grad_norm_([plain], 0.5)
+        reference.step()
+        assert torch.allclose(ours, plain, atol=1e-6) and ours.grad is None
+    before = ours.detach().clone()
+    finite, infinite = ours.sum(), ours.sum() * float("inf")
+    accelerator.backward(finite)
+    with pytest.raises(InputError, match="the loss is -?inf at step 3"):
+        training.update(accelerator, optimizer, schedule, [infinite, finite], 1.0, 3)
+    assert torch.equal(ours, before)
+
+
+def test_gradients_and_losses_are_averaged_over_processes(tmp_path):
+    args = arguments(tmp_path)
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([weight], 1.0)
+    other = iter([torch.tensor(4.0), torch.tensor([5.0])])  # what the other process has
+    accelerator = types.SimpleNamespace(
+        num_processes=2, unscale_gradients=lambda optimizer: None,
+        reduce=lambda tensor, how: {"mean": (tensor + next(other)) / 2}[how],
+    )  # fmt: skip
+    loss = (weight + 2).sum()
+    loss.backward()
+    _, schedule = training.make_optimizer([weight], args)
+    assert training.update(accelerator, optimizer, schedule, [loss], 0.0, 0) == 3.0
+    assert weight.item() == -3.0
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
