@@ -180,7 +180,7 @@ def bench_penalty(args: argparse.Namespace) -> dict[str, list[dict]]:
     import torch
 
     from common.pipelines import load_pipeline
-    from lipschitz_personalize.overhead import penalty_rows, run_rows, sd15_shapes
+    from lipschitz_personalize.reproduction.overhead import penalty_rows, run_rows, sd15_shapes
 
     pipe = load_pipeline(args.pretrained_model_name_or_path, args.device)
     if args.training_shapes == "sd15":

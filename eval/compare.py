@@ -21,7 +21,7 @@ TABLES = {  # paper -> module with its tables, track with its rows
     "spdinv": ("spdinv.reproduction.tables", "text_editing"),
     "pixels": ("pixels.tables", "exemplar_editing"),
     "image_inpaint": ("image_inpaint.tables", "subject_inpainting"),
-    "lipschitz_personalize": ("lipschitz_personalize.tables", "personalization"),
+    "lipschitz_personalize": ("lipschitz_personalize.reproduction.tables", "personalization"),
 }
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from common.flags import check_writable, is_picturebook_folder, number, weights_of
 from common.runs import InputError, append_row, make_parser, read_json, read_rows, script, write_config, write_json
-from lipschitz_personalize import options, plan
+from lipschitz_personalize import options
+from lipschitz_personalize.reproduction import plan
 
 NEVER = 10**9  # a training that is interrupted is begun anew
 SETTINGS = ("weights", "dataset", "split", "num_images", "num_inference_steps", "guidance_scale", "metric_encoders",
@@ -143,8 +144,9 @@ def run_item(args: argparse.Namespace, name: str, subject, seed: int, templates:
     from common.data import fill_prompt
     from common.images import center_crop_resize, load_image, save_png, to_tensor
     from common.training import draw_pictures, step_generator
-    from lipschitz_personalize import drift, scores, train
+    from lipschitz_personalize import train
     from lipschitz_personalize.loading import load_trained
+    from lipschitz_personalize.reproduction import drift, scores
 
     folder = folder_of(args, name, subject, seed)
     if not (folder / "metrics.json").is_file():
@@ -239,7 +241,7 @@ def keep_config(args: argparse.Namespace, settings: dict[str, dict]) -> None:
 def report(args: argparse.Namespace, names: list[str], rows: list[dict]) -> None:
     """results.json, and tables and claims on the screen."""
     from common.tables import by_method, score_table
-    from lipschitz_personalize import claims, tables
+    from lipschitz_personalize.reproduction import claims, tables
 
     summary = by_method(rows, tables.COSTS)
     findings = claims.judge(rows)
@@ -263,7 +265,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     output = Path(args.output_dir)
     if 1 in args.figure:
-        from lipschitz_personalize import toy
+        from lipschitz_personalize.reproduction import toy
 
         toy.main(["--output_dir", str(output / "figure_1")])
     if not names:
@@ -272,8 +274,8 @@ def main(argv: list[str] | None = None) -> None:
 
     from tqdm import tqdm
 
-    from lipschitz_personalize import figures
     from lipschitz_personalize.objectives import load_backbone
+    from lipschitz_personalize.reproduction import figures
 
     subjects, prompts, classes = read_data(args)
     eyes, base = load_eyes(args), load_backbone(args.pretrained_model_name_or_path, args.device)

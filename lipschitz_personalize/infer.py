@@ -65,9 +65,9 @@ def main(argv: list[str] | None = None) -> None:
 
     from common.images import grid, save_png
     from common.training import draw_pictures, step_generator
-    from lipschitz_personalize.drift import measure_drift
     from lipschitz_personalize.loading import load_trained
     from lipschitz_personalize.objectives import load_backbone
+    from lipschitz_personalize.reproduction.drift import measure_drift
 
     trained = read_json(Path(args.trained_dir) / "config.json")
     if not {"parameter_space", "backbone", "instance_prompt", "resolution"} <= trained.keys():

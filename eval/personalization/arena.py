@@ -24,8 +24,8 @@ from common.runs import InputError, append_row, measure, read_json, read_rows, w
 from eval.personalization import protocol, scoring
 from eval.personalization.methods import METHODS
 from eval.personalization.variants import Variant
-from lipschitz_personalize import drift
 from lipschitz_personalize.objectives import network
+from lipschitz_personalize.reproduction import drift
 
 COST = "cost.json"  # in a training's folder, once it is whole
 REAL = "real"  # the row of the subject's own pictures

@@ -13,7 +13,7 @@ from typing import Any
 from common.data import Subject
 from common.flags import is_picturebook_folder
 from common.runs import write_json
-from lipschitz_personalize.plan import as_flags, recipe
+from lipschitz_personalize.reproduction.plan import as_flags, recipe
 
 TOKEN, WORD = "sks", "<new1>"  # the rare token of diffusers and of the paper's code; Custom Diffusion's new word
 LIPSCHITZ, SVDIFF = "lipschitz_personalize.train", "svdiff.train"

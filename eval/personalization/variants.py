@@ -16,7 +16,7 @@ from typing import Any
 
 from common.runs import InputError
 from eval.personalization.methods import METHODS
-from lipschitz_personalize.plan import as_flags
+from lipschitz_personalize.reproduction.plan import as_flags
 
 SETTINGS = Path(__file__).parents[1] / "personalization_settings.toml"  # tuned on the validation split
 INTERPOLATION = "interpolation"  # the one knob that is turned after the training

@@ -13,8 +13,9 @@ from common.data import Subject, write_subjects
 from common.encoders import Clip, Dino
 from common.runs import read_rows
 from common.tables import by_method, published_table
-from lipschitz_personalize import claims, drift, infer, options, plan, scores, tables, train
 from lipschitz_personalize import eval as evaluate
+from lipschitz_personalize import infer, options, train
+from lipschitz_personalize.reproduction import claims, drift, plan, scores, tables
 from tests.tiny_encoders import write_encoders
 
 QUICK = ["--num_inference_steps", "2", "--train_args", "--max_train_steps", "2", "--num_inference_steps", "2",

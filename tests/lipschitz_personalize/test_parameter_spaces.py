@@ -6,9 +6,9 @@ from safetensors.torch import load_file
 
 from common.runs import InputError, write_json
 from lipschitz_personalize import parameter_spaces
-from lipschitz_personalize.drift import effective_weights
 from lipschitz_personalize.loading import load_trained, move_weights
 from lipschitz_personalize.objectives import encode_text, load_backbone, network, predict
+from lipschitz_personalize.reproduction.drift import effective_weights
 from spdinv.customised.loading import load_adapter
 
 

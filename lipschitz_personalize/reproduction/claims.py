@@ -12,7 +12,7 @@ import math
 from common.metrics import parse_key
 from common.runs import paired_bootstrap
 from common.tables import cell, text_table
-from lipschitz_personalize.plan import OWN, SPACE_NAMES
+from lipschitz_personalize.reproduction.plan import OWN, SPACE_NAMES
 
 LEAST = 8
 HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "cannot say"

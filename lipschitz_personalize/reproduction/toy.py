@@ -1,6 +1,6 @@
 """The two-dimensional experiment of Sec. 4.3 (Fig. 1): what a sixth cluster does to a model of five.
 
-    python -m lipschitz_personalize.toy          # 40,000 small steps; writes toy.png and metrics.json
+    python -m lipschitz_personalize.reproduction.toy          # 40,000 small steps; writes toy.png and metrics.json
 
 A diffusion model of five Gaussian clusters is fine-tuned on a sixth in three ways: naive; with real samples of one old
 class beside (prior preservation); with the penalty. Settings are those of the released code.
@@ -30,7 +30,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--seed", type=number(int, 0, 2**63 - 1), default=42, help="released: 42")
     add(
         "--output_dir",
-        default="outputs/lipschitz_personalize/toy",
+        default="outputs/lipschitz_personalize/reproduction/toy",
         help="folder for toy.png, metrics.json, config.json",
     )
     add("--print_config", action="store_true", help="print what all flags resolve to, and stop")

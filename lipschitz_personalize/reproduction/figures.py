@@ -8,7 +8,7 @@ from common.data import fill_prompt
 from common.images import center_crop_resize, grid, load_image, save_png
 from common.runs import atomic_path
 from common.tables import by_method, find, published_table
-from lipschitz_personalize.plan import lambda_sweep
+from lipschitz_personalize.reproduction.plan import lambda_sweep
 
 
 def draw(

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lipschitz_personalize import toy
+from lipschitz_personalize.reproduction import toy
 
 
 def test_the_model_has_the_published_size_and_the_data_its_places():

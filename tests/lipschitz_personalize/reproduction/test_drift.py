@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from common.runs import InputError
-from lipschitz_personalize import drift, parameter_spaces
+from lipschitz_personalize import parameter_spaces
 from lipschitz_personalize.objectives import load_backbone, network
+from lipschitz_personalize.reproduction import drift
 
 
 @pytest.fixture
