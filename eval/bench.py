@@ -159,8 +159,8 @@ def bench_surgery(pipe, args: argparse.Namespace) -> list[dict]:
     from pixels.backbones import Model
     from pixels.edit_map import gradient
     from pixels.options import Sampling
-    from pixels.overhead import paired_runs
-    from pixels.scoring import Bench
+    from pixels.reproduction.overhead import paired_runs
+    from pixels.reproduction.scoring import Bench
     from pixels.surgery import Surgery
 
     side = native_resolution(pipe)

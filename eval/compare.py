@@ -19,8 +19,8 @@ TRACKS = {
 }
 TABLES = {  # paper -> module with its tables, track with its rows
     "spdinv": ("spdinv.reproduction.tables", "text_editing"),
-    "pixels": ("pixels.tables", "exemplar_editing"),
-    "image_inpaint": ("image_inpaint.tables", "subject_inpainting"),
+    "pixels": ("pixels.reproduction.tables", "exemplar_editing"),
+    "image_inpaint": ("image_inpaint.reproduction.tables", "subject_inpainting"),
     "lipschitz_personalize": ("lipschitz_personalize.reproduction.tables", "personalization"),
 }
 

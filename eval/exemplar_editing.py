@@ -94,7 +94,7 @@ def image_guided_inpainting(model: str, device: str | None):
 def functions(model: str, device: str | None) -> dict[str, Any]:
     """Every method that runs on a model."""
     from eval.baselines import blended_latent, differential_diffusion, sdedit
-    from pixels.baselines import METHODS as OWN
+    from pixels.reproduction.baselines import METHODS as OWN
 
     others = {
         "sdedit": sdedit.edit,
@@ -110,7 +110,7 @@ def functions(model: str, device: str | None) -> dict[str, Any]:
 def own_settings(on_picturebook: bool) -> dict[str, dict[str, Any]]:
     """What each method runs with in place of the model's preset: the tuned settings on the picturebook, none elsewhere;
     Differential Diffusion's prompt everywhere."""
-    from pixels.scoring import ITEM_PROMPT
+    from pixels.reproduction.scoring import ITEM_PROMPT
 
     tuned = tomllib.loads(SETTINGS.read_text(encoding="utf-8")) if on_picturebook else {}
     text = {"prompt": ITEM_PROMPT} | ({} if on_picturebook else {"guidance_scale": 7.5})
@@ -119,7 +119,7 @@ def own_settings(on_picturebook: bool) -> dict[str, dict[str, Any]]:
 
 def find_pairs(args: argparse.Namespace) -> list:
     """The pairs of the comparison's dataset; none where its items have no exemplars."""
-    from pixels.pairs import benchmark_pairs, picturebook_pairs
+    from pixels.reproduction.pairs import benchmark_pairs, picturebook_pairs
 
     if args.dataset == "picturebook":
         return picturebook_pairs(limit=args.items)
@@ -128,7 +128,7 @@ def find_pairs(args: argparse.Namespace) -> list:
 
 def make_bench(settings: argparse.Namespace, own: dict[str, dict[str, Any]]):
     """Model, encoders and settings, loaded."""
-    from pixels.scoring import Bench, load_eyes
+    from pixels.reproduction.scoring import Bench, load_eyes
     from pixels.surgery import Surgery
 
     model, kind, size = options.load(settings)

@@ -37,7 +37,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def as_method(edit, pipe):
     """An edit(pipe, source, exemplar, mask, generator) -> picture of eval.baselines with the interface of
-    pixels.baselines: tensors, several exemplars one after the other, maps binarised."""
+    pixels.reproduction.baselines: tensors, several exemplars one after the other, maps binarised."""
     from common.images import to_pil, to_tensor
     from pixels.edit_map import binarize, to_latent_grid
 
@@ -60,8 +60,8 @@ def main(argv: list[str] | None = None) -> None:
 
     from pixels import options
     from pixels.eval import run_all
-    from pixels.pairs import read_pairs
-    from pixels.scoring import Bench, load_eyes
+    from pixels.reproduction.pairs import read_pairs
+    from pixels.reproduction.scoring import Bench, load_eyes
     from pixels.surgery import Surgery
 
     pairs = read_pairs(args.dataset, args.map_white, args.limit)

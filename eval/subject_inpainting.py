@@ -18,8 +18,8 @@ from common.runs import InputError, append_row, done_items, measure, read_json, 
 from eval.measures import find
 from eval.track import Item, Picture, Run, Track, date_of, earlier_results
 from image_inpaint import eval as inpaint_eval
-from image_inpaint import methods as own
 from image_inpaint.options import PICTUREBOOK_PRESET, PICTUREBOOK_TUNING
+from image_inpaint.reproduction import methods as own
 
 NAME = "subject_inpainting"
 RUN = ("sd_caption", "untuned", "lora")  # what this track runs by itself
@@ -183,8 +183,8 @@ def run_personalised(settings: argparse.Namespace, name: str, subjects: list, it
     from common.images import save_png
     from common.training import draw_pictures, step_generator
     from eval.personalization.methods import METHODS as ARENA
-    from image_inpaint.baselines import from_text_to_image, paint_from_text
-    from image_inpaint.scoring import load_eyes
+    from image_inpaint.reproduction.baselines import from_text_to_image, paint_from_text
+    from image_inpaint.reproduction.scoring import load_eyes
 
     output = Path(settings.output_dir)
     done, eyes = done_items(output / "rows.jsonl", name), None

@@ -58,8 +58,8 @@ def main(argv: list[str] | None = None) -> None:
 
     from eval import exemplar_editing
     from pixels import eval as pixels_eval
-    from pixels.pairs import picturebook_pairs
-    from pixels.scoring import run_item
+    from pixels.reproduction.pairs import picturebook_pairs
+    from pixels.reproduction.scoring import run_item
 
     flags = ["--output_dir", args.output_dir] + (["--device", args.device] if args.device else [])
     flags += ["--num_inference_steps", str(args.num_inference_steps)] if args.num_inference_steps else []

@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> None:
     from common.runs import read_rows
     from common.tables import cell, intervals, text_table
     from image_inpaint import eval as inpaint_eval
-    from image_inpaint.tables import scores_of
+    from image_inpaint.reproduction.tables import scores_of
 
     output, lines, found = Path(args.output_dir), [["method", "setting", *SHOWN]], []
     for method in args.methods:

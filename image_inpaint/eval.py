@@ -27,7 +27,7 @@ from common.runs import (
     write_json,
 )  # fmt: skip
 from image_inpaint import options
-from image_inpaint.methods import DEFAULT, FIGURES, METHODS, TABLES
+from image_inpaint.reproduction.methods import DEFAULT, FIGURES, METHODS, TABLES
 
 SAME = ("pretrained_model_name_or_path", "weights", "subjects", "scenes", "split", "metric_encoders", "seed",
         "no_prior_model", "training_flags", "scheduler", "num_inference_steps", "guidance_scale", "posterior",
@@ -108,7 +108,7 @@ def weights_of(name: str) -> str | None:
 
 def read_data(args: argparse.Namespace):
     """(subjects, items)."""
-    from image_inpaint import benchmark
+    from image_inpaint.data import benchmark
 
     if args.subjects:
         subjects = benchmark.folder_subjects(Path(args.subjects), args)
@@ -141,8 +141,8 @@ def picture_path(output: Path, item_id: str, method: str) -> Path:
 def keep_picture(output: Path, item, subject, method: str, picture, eyes) -> dict:
     """Write a painted picture, with what it was made from, and score it as its file holds it; half of its row."""
     from common.images import load_image, save_png
+    from image_inpaint.reproduction.scoring import item_scores
     from image_inpaint.samples import with_hole
-    from image_inpaint.scoring import item_scores
 
     path = picture_path(output, item.id, method)
     save_png(path, picture)
@@ -158,8 +158,8 @@ def run_all(args: argparse.Namespace, subjects: list, items: list) -> list[dict]
     """Train, paint and score what is missing; one row per picture and method. Returns all rows of these items."""
     from tqdm import tqdm
 
-    from image_inpaint.methods import Painter, train_method, training_scores
-    from image_inpaint.scoring import load_eyes
+    from image_inpaint.reproduction.methods import Painter, train_method, training_scores
+    from image_inpaint.reproduction.scoring import load_eyes
 
     output, painter, eyes = Path(args.output_dir), Painter(args), None
     rows = output / "rows.jsonl"
@@ -188,7 +188,7 @@ def sets_of(args: argparse.Namespace, items: list) -> dict[str, dict]:
     """FID and KID of each method's pictures. Real pictures: the true ones where they are known, else the scenes,
     each once however many subjects stand in it."""
     from common.images import load_image
-    from image_inpaint.scoring import load_eyes, set_scores
+    from image_inpaint.reproduction.scoring import load_eyes, set_scores
 
     eyes, output = load_eyes(args.metric_encoders, args.device), Path(args.output_dir)
     shown = [item.truth or item.source for item in items]
@@ -220,7 +220,7 @@ def draw_figure(args: argparse.Namespace, items: list, columns: list[str], path:
 def report(args: argparse.Namespace, items: list, rows: list[dict]) -> None:
     """results.json, grid.png, figures, and the tables on the screen."""
     from common.tables import by, by_method, by_subject, score_table
-    from image_inpaint.tables import beside_published
+    from image_inpaint.reproduction.tables import beside_published
 
     output = Path(args.output_dir)
     summary = {"overall": by_method(by_subject(rows)), "by_condition": {}}

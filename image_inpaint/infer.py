@@ -51,7 +51,7 @@ def read_inputs(args: argparse.Namespace):
     from PIL import Image
 
     from common.images import load_image, load_mask
-    from image_inpaint.benchmark import crop_to
+    from image_inpaint.data.benchmark import crop_to
     from image_inpaint.masks import check_box
 
     picture, mask = load_image(args.image_path), load_image(args.mask_path)
@@ -77,7 +77,7 @@ def read_inputs(args: argparse.Namespace):
 
 def benchmark_inputs():
     """The first subject of the picturebook in a scene of its test split."""
-    from image_inpaint.benchmark import picturebook_items, picturebook_subjects
+    from image_inpaint.data.benchmark import picturebook_items, picturebook_subjects
 
     item = picturebook_items(picturebook_subjects("test", 1), 1, "test")[0]
     return item.source, item.fill, [item.reference]

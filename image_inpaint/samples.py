@@ -8,8 +8,8 @@ from PIL import Image
 
 from common.flags import is_picturebook_folder
 from common.images import grid, to_pil
-from image_inpaint.benchmark import Subject, crop_to, picturebook_items
-from image_inpaint.examples import Examples
+from image_inpaint.data.benchmark import Subject, crop_to, picturebook_items
+from image_inpaint.data.examples import Examples
 from image_inpaint.masks import Box, loose_mask
 from image_inpaint.painting import paint
 from image_inpaint.sampling import Sampling

@@ -71,7 +71,8 @@ def make_network(pipe):
 
 def make_examples(args: argparse.Namespace, rank: int, processes: int, wait):
     """(examples, what the sample sheet shows)."""
-    from image_inpaint import examples, samples
+    from image_inpaint import samples
+    from image_inpaint.data import examples
 
     if args.stage == "subject":
         args.instance_data_dir = args.instance_data_dir or str(examples.picturebook_subject())

@@ -90,7 +90,7 @@ def default_methods(args: argparse.Namespace) -> list[str]:
 
 
 def find_pairs(args: argparse.Namespace) -> list:
-    from pixels.pairs import picturebook_pairs, read_pairs
+    from pixels.reproduction.pairs import picturebook_pairs, read_pairs
 
     if args.dataset == "picturebook":
         return picturebook_pairs(args.split, args.full, args.limit)
@@ -131,24 +131,24 @@ def main(argv: list[str] | None = None) -> None:
         print(json.dumps({**vars(args), **settings_of(args)}, indent=2))
         return
     if args.pairs:
-        from pixels.pairs import build_pairs
+        from pixels.reproduction.pairs import build_pairs
 
         written = build_pairs(args.pairs, args.dataset, args.pair_count, args.seed, args.maps)
         print(f"{written} pairs in {Path(args.dataset) / 'pairs.json'}")
         return
     if args.answers:
-        from pixels.study import print_ranks
+        from pixels.reproduction.study import print_ranks
 
         print_ranks(args.answers, output)
         return
     if args.table in ("1b", "overhead") and not args.overhead:
-        from pixels.tables import beside_published
+        from pixels.reproduction.tables import beside_published
 
         print(beside_published(args.table, {}))
         return
     check_same_settings(output, args)
     pairs = find_pairs(args)
-    from pixels.scoring import Bench, load_eyes
+    from pixels.reproduction.scoring import Bench, load_eyes
     from pixels.surgery import Surgery
 
     model, kind, size = options.load(args)
@@ -159,7 +159,7 @@ def main(argv: list[str] | None = None) -> None:
     bench = Bench(args, model, size, sampling, Surgery(**options.surgery_of(args, kind)), eyes, output)
     write_config(output, args, sampling=asdict(sampling), surgery=asdict(bench.surgery))
     if args.overhead or args.lemma or (args.figure and args.figure not in ("4", "7", "10")):
-        from pixels import experiments
+        from pixels.reproduction import experiments
 
         name = "overhead" if args.overhead else "lemma" if args.lemma else f"figure_{args.figure}"
         experiments.EXPERIMENTS[name](bench, pairs)
@@ -174,7 +174,7 @@ def run_all(bench, pairs: list, name: str = "rows.jsonl") -> None:
     from tqdm import tqdm
 
     from common.images import save_png
-    from pixels.scoring import run_item
+    from pixels.reproduction.scoring import run_item
 
     args, output = bench.args, bench.output
     mine = args.shard.of(pairs) if args.shard else pairs
@@ -195,7 +195,7 @@ def report(bench, pairs: list) -> None:
     """results.csv, results.json and grid.png of the items and methods at hand, and the tables on the screen."""
     from common.images import grid, load_image, save_png
     from common.tables import by_method, score_table
-    from pixels import tables
+    from pixels.reproduction import tables
 
     args, output = bench.args, bench.output
     found = {(row["item"], row["method"]): row for row in gather_rows(output)}
@@ -212,7 +212,7 @@ def report(bench, pairs: list) -> None:
     save_png(output / "grid.png", grid(sheet, [pair.kind or pair.id for pair in pairs[:12]], columns))
     print(score_table(summary), end="\n\n")
     if args.figure in ("7", "10"):
-        from pixels.experiments import threshold_areas, threshold_changes
+        from pixels.reproduction.experiments import threshold_areas, threshold_changes
 
         print(threshold_areas(bench), threshold_changes(rows), sep="\n\n", end="\n\n")
     if args.table:
@@ -220,7 +220,7 @@ def report(bench, pairs: list) -> None:
         measured_on = f"measured: {dataset}, {Path(args.metric_encoders).name} encoders"
         print(tables.beside_published(args.table, {measured_on: summary}), end="\n\n")
     if args.user_study:
-        from pixels.study import write_study
+        from pixels.reproduction.study import write_study
 
         print(f"open {write_study(output, pairs, methods, args.seed)}")
     print(f"{len(rows)} rows; everything in {output}, pictures in {output / 'grid.png'}")

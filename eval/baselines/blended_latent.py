@@ -11,7 +11,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from pixels.backbones import Backbone
-from pixels.baselines import cell_masks
+from pixels.reproduction.baselines import cell_masks
 from pixels.surgery import Surgery, least, noise_levels, stepper
 
 

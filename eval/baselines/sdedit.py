@@ -5,7 +5,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from pixels.backbones import Backbone
-from pixels.baselines import paste
+from pixels.reproduction.baselines import paste
 from pixels.surgery import Surgery, noise_levels, stepper
 
 

@@ -14,7 +14,7 @@ from common.runs import InputError, read_rows, write_json
 from eval import compare, exemplar_editing, pretrained_exemplar, track, tune_exemplar, tuning
 from eval.baselines import paint_by_example
 from eval.report import write_page
-from pixels import scoring
+from pixels.reproduction import scoring
 from tests.pixels.tiny_models import few_numbers, write_eyes
 
 

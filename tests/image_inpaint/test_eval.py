@@ -10,9 +10,9 @@ from PIL import Image
 from common.runs import InputError, read_rows
 from common.tables import by_method, published_table
 from image_inpaint import eval as script
-from image_inpaint import tables
-from image_inpaint.methods import FIGURES, METHODS, TABLES
 from image_inpaint.options import parse_train
+from image_inpaint.reproduction import tables
+from image_inpaint.reproduction.methods import FIGURES, METHODS, TABLES
 from tests.image_inpaint.models import tiny_inpainter
 from tests.image_inpaint.test_infer import hole, photograph
 
@@ -63,7 +63,7 @@ def test_the_protocol_on_the_picturebook(place, tiny_folder, tmp_path, capsys, m
     results = json.loads((tmp_path / "results.json").read_text())
     assert "n = 2 generated and 2 real pictures" in shown
     assert results["overall"]["full"]["FID (picturebook)"]["n"] == 2 and "as photographed" in results["by_condition"]
-    from image_inpaint.methods import Painter
+    from image_inpaint.reproduction.methods import Painter
 
     monkeypatch.setattr(Painter, "paint", lambda *any: pytest.fail("nothing is left to paint"))
     assert run(place, tmp_path, tiny_folder, "--items", "2", "--table", "2") == rows
@@ -162,14 +162,14 @@ def test_the_caption_baseline_has_a_guidance_of_its_own(place, tiny_folder, tmp_
         scales.append(guidance)
         return list(pictures)
 
-    monkeypatch.setattr("image_inpaint.baselines.paint_from_text", paint)
+    monkeypatch.setattr("image_inpaint.reproduction.baselines.paint_from_text", paint)
     run(place, tmp_path, tiny_folder, "--items", "1", "--methods", "sd_caption", "--text_guidance_scale", "3")
     assert scales == [3.0]
 
 
 def test_a_subject_of_your_own_has_one_caption_whichever_item_comes_first(tmp_path, monkeypatch):
-    from image_inpaint.benchmark import Item, Subject
-    from image_inpaint.methods import Painter
+    from image_inpaint.data.benchmark import Item, Subject
+    from image_inpaint.reproduction.methods import Painter
 
     class Captioner:
         def __init__(self, *any):
@@ -178,7 +178,7 @@ def test_a_subject_of_your_own_has_one_caption_whichever_item_comes_first(tmp_pa
         def caption(self, picture):
             return f"a thing of {picture.width} pixels"
 
-    monkeypatch.setattr("image_inpaint.baselines.Captioner", Captioner)
+    monkeypatch.setattr("image_inpaint.reproduction.baselines.Captioner", Captioner)
     crops = tuple(Image.new("RGB", (side, 9)) for side in (5, 6, 7))
     subject = Subject("chair", "chair", tmp_path, crops)
     items = [Item(f"chair/{k}", "chair", "as photographed", crops[0], None, crops[k]) for k in range(3)]

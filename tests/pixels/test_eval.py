@@ -11,9 +11,9 @@ from PIL import Image
 from common.runs import InputError, read_rows, write_json
 from common.tables import published_table
 from pixels import eval as pixels_eval
-from pixels import experiments, scoring, study
-from pixels.baselines import METHODS
-from pixels.overhead import added_bytes
+from pixels.reproduction import experiments, scoring, study
+from pixels.reproduction.baselines import METHODS
+from pixels.reproduction.overhead import added_bytes
 from tests.pixels.tiny_models import few_numbers, write_eyes
 from tests.tiny_encoders import pictures
 

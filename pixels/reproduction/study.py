@@ -12,8 +12,8 @@ import random
 from pathlib import Path
 
 from common.runs import InputError, atomic_path, read_json, write_json
-from pixels.pairs import Pair
-from pixels.tables import beside_published
+from pixels.reproduction.pairs import Pair
+from pixels.reproduction.tables import beside_published
 
 CRITERIA = {
     "adherence": "Adherence: keeps the identity of source and exemplar, as the map asks",

@@ -8,8 +8,8 @@ import torch
 from scipy.stats import multivariate_normal
 
 from common.encoders import load_encoders
-from pixels import measures
 from pixels.edit_map import from_mask
+from pixels.reproduction import measures
 from tests.tiny_encoders import pictures
 
 

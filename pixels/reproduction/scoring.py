@@ -13,9 +13,9 @@ from common import encoders
 from common.images import load_image, to_pil, to_tensor
 from common.runs import measure
 from pixels import edit_map, frames, options
-from pixels.baselines import METHODS
-from pixels.measures import edit_scores
-from pixels.pairs import Pair
+from pixels.reproduction.baselines import METHODS
+from pixels.reproduction.measures import edit_scores
+from pixels.reproduction.pairs import Pair
 from pixels.surgery import Surgery, least
 
 ITEM_PROMPT = "{the item's target prompt}"  # in Bench.own
@@ -24,7 +24,7 @@ ITEM_PROMPT = "{the item's target prompt}"  # in Bench.own
 @dataclass(frozen=True, eq=False)
 class Bench:
     """What every table and figure needs. eyes: encoders (see load_eyes). size: of the frame. methods: by name,
-    functions as in pixels.baselines; own: fields of Sampling and Surgery that a method alone runs with."""
+    functions as in pixels.reproduction.baselines; own: fields of Sampling and Surgery that a method alone runs with."""
 
     args: argparse.Namespace
     model: Any

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from common.images import list_pictures, load_image, to_tensor
 from common.runs import InputError, read_json
-from image_inpaint.boxes import Detector, find_boxes
+from image_inpaint.data.boxes import Detector, find_boxes
 from image_inpaint.masks import Box, box_of, check_box, integer, usable
 
 MOST_PIXELS = 1024  # a photograph's longer side, before training cuts it
@@ -86,7 +86,7 @@ def domain_examples(
 
     Several processes share the detector's work out; `wait` returns when all of them have come to it.
     """
-    from image_inpaint.lsun import open_pictures, random_sample
+    from image_inpaint.data.lsun import open_pictures, random_sample
 
     store = open_pictures(args.train_data_dir)
     names = random_sample(store.names, args.num_pictures, args.seed)

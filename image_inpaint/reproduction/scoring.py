@@ -16,7 +16,7 @@ from torch import Tensor
 from common import encoders
 from common.images import to_tensor
 from common.metrics import Score, clip_image_similarity, dino_similarity, frechet_distance, lpips_distance, psnr
-from image_inpaint.benchmark import CONDITIONS, Item, Subject
+from image_inpaint.data.benchmark import CONDITIONS, Item, Subject
 from image_inpaint.masks import box_of
 
 SQUARE = 224  # crops are squashed to this before CLIP, whose own processor would cut a long crop's ends off

@@ -17,7 +17,7 @@ from torch import Tensor
 from common.data import read_subjects
 from common.images import list_pictures, load_image, load_mask
 from common.runs import InputError
-from image_inpaint.boxes import find_boxes
+from image_inpaint.data.boxes import find_boxes
 from image_inpaint.masks import box_of, loose_mask, padded
 from image_inpaint.triples import REFERENCE_PADDING
 

@@ -15,14 +15,14 @@ from tqdm import tqdm
 from common.images import grid, load_image, save_png, to_pil
 from common.runs import InputError, paired_bootstrap, write_json
 from common.tables import text_table
-from pixels import lemma as lemmas
-from pixels.baselines import cell_masks
 from pixels.edit_map import THRESHOLDS, thresholds
 from pixels.frames import frame_tensor
-from pixels.measures import fit_realism, seam
-from pixels.overhead import overhead
-from pixels.pairs import Pair
-from pixels.scoring import Bench, load_pair
+from pixels.reproduction import lemma as lemmas
+from pixels.reproduction.baselines import cell_masks
+from pixels.reproduction.measures import fit_realism, seam
+from pixels.reproduction.overhead import overhead
+from pixels.reproduction.pairs import Pair
+from pixels.reproduction.scoring import Bench, load_pair
 from pixels.surgery import edit, least
 
 PAPER_PROMPTS = ["", "boat", "watercolor style", "low poly aesthetic, big monster"]  # Fig. 5

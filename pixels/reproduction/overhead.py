@@ -12,10 +12,10 @@ from torch import Tensor
 from common.runs import InputError, paired_bootstrap, write_json
 from common.tables import text_table
 from pixels.edit_map import thresholds
-from pixels.pairs import Pair
-from pixels.scoring import Bench, load_pair
+from pixels.reproduction.pairs import Pair
+from pixels.reproduction.scoring import Bench, load_pair
+from pixels.reproduction.tables import beside_published
 from pixels.surgery import Surgery, edit, noise_levels
-from pixels.tables import beside_published
 
 SDXL_LATENTS = (1, 4, 128, 128)  # of 1024 pixels
 

@@ -8,7 +8,7 @@ from diffusers import DDIMScheduler, EulerDiscreteScheduler
 from scipy import stats
 
 from pixels.backbones.backbone import Backbone, select_timesteps
-from pixels.lemma import Trial, chi_square_tail, corrected_bound, epsilon, experiment, paper_bound
+from pixels.reproduction.lemma import Trial, chi_square_tail, corrected_bound, epsilon, experiment, paper_bound
 from pixels.surgery import noise_levels
 from tests.pixels.toy import CONFIG, toy_backbone
 

@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 
 from common.runs import InputError
-from image_inpaint import benchmark, boxes, examples, lsun, scoring
 from image_inpaint import eval as script
+from image_inpaint.data import benchmark, boxes, examples, lsun
 from image_inpaint.masks import box_of
+from image_inpaint.reproduction import scoring
 
 
 def noise(seed: int, size=(30, 20)) -> Image.Image:

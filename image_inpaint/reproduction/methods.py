@@ -15,7 +15,7 @@ from common.runs import read_json
 if TYPE_CHECKING:
     from PIL import Image
 
-    from image_inpaint.benchmark import Item, Subject
+    from image_inpaint.data.benchmark import Item, Subject
 
 PLAIN = ["--augment_source", "none", "--augment_reference", "none", "--no-mask_augmentation"]
 
@@ -126,7 +126,7 @@ class Painter:
 
     def caption(self, item: Item, subject: Subject) -> str:
         """The item's own, or what the captioner says of the subject's first photograph, whichever item comes first."""
-        from image_inpaint.baselines import Captioner
+        from image_inpaint.reproduction.baselines import Captioner
 
         if item.caption is not None:
             return item.caption
@@ -136,7 +136,7 @@ class Painter:
         return self.captions[subject.name]
 
     def from_captions(self, items, subject: Subject, pictures, fills, seeds) -> list[Image.Image]:
-        from image_inpaint.baselines import load_text_inpainting, paint_from_text
+        from image_inpaint.reproduction.baselines import load_text_inpainting, paint_from_text
 
         self.text = self.text or load_text_inpainting(self.args.text_model, self.args.device)
         prompts = [self.caption(item, subject) for item in items]

@@ -10,7 +10,7 @@ from PIL import Image
 from common.data import Triple, write_triples
 from common.runs import InputError
 from pixels import edit_map
-from pixels.pairs import build_pairs, draw_maps, picturebook_pairs, read_pairs
+from pixels.reproduction.pairs import build_pairs, draw_maps, picturebook_pairs, read_pairs
 
 
 def save(path, value=100, size=(8, 8)):

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from pixels.baselines import METHODS, latent_paste, noise_scaling, paste, perturbed
+from pixels.reproduction.baselines import METHODS, latent_paste, noise_scaling, paste, perturbed
 from pixels.surgery import Surgery, edit
 from tests.pixels.test_surgery import FIRST, MAP, OTHER, SECOND, SIZE, SOURCE, reduce, seeded
 from tests.pixels.toy import SPREAD, alpha_bars, mean_latents, network, toy_backbone
