@@ -86,22 +86,25 @@ def to_tensor(image: Image.Image) -> torch.Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1)[None].contiguous()
 
 
-def to_pil(picture: torch.Tensor) -> Image.Image:
-    """float [3,H,W] or [1,3,H,W] in [0,1] to a picture; uint8 = floor(255 x), truncated as the released P2P code does.
+def to_pil(picture: torch.Tensor, rounding: str = "floor") -> Image.Image:
+    """float [3,H,W] or [1,3,H,W] in [0,1] to a picture of 8 bits.
 
+    rounding: "floor" truncates 255 x, as the released code of Prompt-to-Prompt, SPDInv and Paint-by-Example does;
+    "nearest" rounds it, as diffusers' image processor does (PIXELS, SVDiff, Preserve and Personalize).
     Values outside [0,1] are clamped. InputError on NaN, which a diverged model gives.
     """
+    step = {"floor": torch.floor, "nearest": torch.round}[rounding]
     picture = picture.detach().float().cpu()
     if picture.ndim == 4:
         (picture,) = picture  # one picture only
     if picture.isnan().any():
         raise InputError("the model gave a picture of NaN: lower the learning rate or the guidance, or use float32")
-    return Image.fromarray((picture.clamp(0, 1) * 255).to(torch.uint8).permute(1, 2, 0).contiguous().numpy())
+    return Image.fromarray(step(picture.clamp(0, 1) * 255).to(torch.uint8).permute(1, 2, 0).contiguous().numpy())
 
 
-def save_png(path: str | Path, picture: Image.Image | torch.Tensor) -> None:
+def save_png(path: str | Path, picture: Image.Image | torch.Tensor, rounding: str = "floor") -> None:
     """Write a picture (or tensor, see `to_pil`) as PNG, atomically."""
-    picture = to_pil(picture) if isinstance(picture, torch.Tensor) else picture
+    picture = to_pil(picture, rounding) if isinstance(picture, torch.Tensor) else picture
     with atomic_path(path) as temporary:
         picture.save(temporary, format="PNG")
 

@@ -1,4 +1,4 @@
-"""A run and its folder: command line, config.json, result rows, checkpoints, measurement, intervals.
+"""A run: command line, config.json, checkpoints, measurement, intervals. (Its files: common/files.py.)
 
 Nothing heavy is imported at module level, so a script can refuse a bad flag before it pays for torch.
 """
@@ -8,13 +8,11 @@ import contextlib
 import difflib
 import functools
 import importlib.metadata
-import json
 import math
 import os
 import platform
 import random
 import re
-import resource
 import shutil
 import subprocess
 import sys
@@ -26,13 +24,31 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parent.parent
-ROW_KEYS = {"paper", "method", "item", "seed", "metrics", "seconds", "peak_memory_mb"}
+from common.files import (  # noqa: F401  (a run's files, under one roof with the run)
+    ROOT,
+    ROW_KEYS,
+    InputError,
+    WriteError,
+    append_row,
+    atomic_path,
+    cache_folder,
+    done_items,
+    read_json,
+    read_object,
+    read_rows,
+    read_text,
+    write_json,
+    write_once,
+    write_problem,
+    write_text,
+)
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
 COSTS = ("inversion_seconds", "seconds", "peak_memory_mb")  # of a row, not of its metrics: they vary from run to run
-
-
-class InputError(ValueError):
-    """Something the user gave is wrong. The message is one sentence: what is wrong, and what would be right."""
 
 
 # ---------------------------------------------------------------------------------------------------------- scripts
@@ -41,6 +57,8 @@ class InputError(ValueError):
 class _Parser(argparse.ArgumentParser):
     def parse_args(self, args=None, namespace=None):
         namespace, unknown = self.parse_known_args(args, namespace)
+        for name, value in vars(namespace).items():  # the shell leaves the ~ of --flag=~/x alone
+            setattr(namespace, name, _home(value))
         if unknown:
             wrong = next((word for word in unknown if word.startswith("-")), unknown[0]).split("=")[0]
             near = difflib.get_close_matches(wrong, self._option_string_actions, n=1)
@@ -51,6 +69,12 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message} (--help lists every flag)\n")
 
 
+def _home(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_home(one) for one in value]
+    return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~") else value
+
+
 def make_parser(description: str, **kwargs: Any) -> argparse.ArgumentParser:
     """A parser without abbreviations whose help shows defaults; an unknown flag exits 2 and names the nearest one."""
     kwargs.setdefault("formatter_class", argparse.ArgumentDefaultsHelpFormatter)
@@ -58,17 +82,23 @@ def make_parser(description: str, **kwargs: Any) -> argparse.ArgumentParser:
 
 
 def script(main: Callable[..., int | None]) -> Callable[..., int | None]:
-    """Decorator of every `main(argv=None)`: an InputError becomes one line on stderr and exit code 2, Ctrl-C 130."""
+    """Decorator of every `main(argv=None)`: bad input, a full disk and too little memory become one line on stderr and
+    exit code 2, Ctrl-C 130."""
 
     @functools.wraps(main)
     def wrapper(argv: list[str] | None = None) -> int | None:
+        for stream in (sys.stdout, sys.stderr):  # names of files may be no text
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="backslashreplace")
         try:
             code = main(argv)
-        except InputError as problem:
-            print(f"error: {' '.join(str(problem).split())}", file=sys.stderr)
-            code = 2
         except KeyboardInterrupt:
             code = 130
+        except Exception as problem:
+            if not (said := _in_words(problem)):
+                raise
+            print(f"error: {' '.join(said.split())}", file=sys.stderr)
+            code = 2
         if code:
             raise SystemExit(code)
         return code
@@ -76,61 +106,31 @@ def script(main: Callable[..., int | None]) -> Callable[..., int | None]:
     return wrapper
 
 
-# ------------------------------------------------------------------------------------------------------------ files
+def _in_words(problem: Exception) -> str | None:
+    """The sentence that a user reads instead of a traceback; None for a fault of the program."""
+    if isinstance(problem, WriteError):
+        kept = latest_checkpoint(problem.path.parent) or latest_checkpoint(problem.path.parent.parent)
+        return f"{problem}" + (f"; {kept} is whole, go on with --resume_from_checkpoint latest" if kept else "")
+    if isinstance(problem, InputError):
+        return str(problem)
+    if isinstance(problem, MemoryError) or "out of memory" in str(problem) or "can't allocate memory" in str(problem):
+        return "there is not enough memory: lower --resolution or the batch size, or close other programs"
+    if reason := write_problem(problem):
+        return f"cannot write {getattr(problem, 'filename', None) or 'a file'}: {reason}"
+    return None
 
 
-@contextlib.contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary sibling of `path` (same suffix) for a file or folder; it takes the place of `path` on success.
+def progress(things: Iterable, what: str, total: int | None = None, shown: bool = True) -> Iterator:
+    """tqdm over `things` on a terminal; elsewhere a plain line at most once a minute."""
+    from tqdm import tqdm
 
-    Parent folders are made. Nothing is left behind when the block fails. InputError if the place cannot be written.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as problem:
-        raise InputError(f"cannot write to {path.parent}: {problem.strerror}; name a folder that can be made") from None
-    if not os.access(path.parent, os.W_OK):
-        raise InputError(f"cannot write to {path.parent}: no permission; name another folder")
-    try:
-        yield temporary
-        if path.is_dir():
-            if not temporary.is_dir():
-                raise InputError(f"{path} is a folder, and a file is to be written there; name another place")
-            shutil.rmtree(path)  # a folder is only ever replaced whole
-        os.replace(temporary, path)
-    finally:
-        _remove(temporary)
+    plain = {} if sys.stderr.isatty() else {
+        "mininterval": 60, "bar_format": "{desc}: {n_fmt} of {total_fmt} in {elapsed}, {remaining} to go\n",
+    }  # fmt: skip
+    yield from tqdm(things, what, total, disable=not shown, **plain)
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _plain(value: Any) -> Any:
-    """Arrays, tensors and their scalars become lists and numbers; paths, dtypes and devices become text."""
-    return value.tolist() if hasattr(value, "tolist") else str(value)
-
-
-def write_json(path: str | Path, obj: Any, indent: int | None = 2) -> None:
-    """Write `obj` atomically. NaN and infinity stay as Python's json writes them: NaN, Infinity."""
-    text = json.dumps(obj, indent=indent, ensure_ascii=False, default=_plain)
-    with atomic_path(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
-
-
-def read_json(path: str | Path) -> Any:
-    """Read a JSON file; InputError if it is missing, is not UTF-8 or is not JSON."""
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as problem:
-        raise InputError(f"cannot read {path}: {problem.strerror}") from None
-    except (ValueError, RecursionError) as problem:
-        raise InputError(f"{path} is not a JSON file: {problem}") from None
+# ------------------------------------------------------------------------------------------------------- provenance
 
 
 def provenance() -> dict[str, Any]:
@@ -162,47 +162,6 @@ def write_config(output_dir: str | Path, args: argparse.Namespace | dict[str, An
     write_json(Path(output_dir) / "config.json", {**flags, **extra, "provenance": provenance()})
 
 
-# ------------------------------------------------------------------------------------------------------ result rows
-
-
-def append_row(path: str | Path, row: dict[str, Any]) -> None:
-    """Append one measured item to a JSON-lines file and force it to disk.
-
-    Keys that every row has (ROW_KEYS): paper, method, item, seed, metrics (name -> float), seconds, peak_memory_mb.
-    A torn last line, left by a run that was killed while it wrote, is cut off first.
-    """
-    if missing := ROW_KEYS - row.keys():
-        raise ValueError(f"a result row needs the keys {sorted(missing)}")
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "ab+") as file:
-        file.seek(0)
-        file.truncate(file.read().rfind(b"\n") + 1)
-        file.write(json.dumps(row, ensure_ascii=False, default=_plain).encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def read_rows(path: str | Path) -> list[dict[str, Any]]:
-    """All whole rows of a JSON-lines file; a torn last line is left out; a missing file has no rows."""
-    path = Path(path)
-    if not path.exists():
-        return []
-    whole = path.read_bytes().rpartition(b"\n")[0]
-    rows = []
-    for number, line in enumerate(whole.splitlines(), start=1):
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            raise InputError(f"{path}, line {number} is not a result row: remove the line and run again") from None
-    return rows
-
-
-def done_items(path: str | Path, method: str) -> set[str]:
-    """The items that `method` already has a row for."""
-    return {row["item"] for row in read_rows(path) if row["method"] == method}
-
-
 # ------------------------------------------------------------------------------------------------------ checkpoints
 
 
@@ -225,9 +184,9 @@ def save_checkpoint(output_dir: str | Path, step: int, state: dict[str, Any], to
     with atomic_path(path) as folder:
         folder.mkdir()
         torch.save({"step": step, "state": state, "rng": rng}, folder / "state.pt")
-    stale = [old for old in _checkpoints(output_dir)[:-total_limit] if old != path] if total_limit else []
-    for old in [*stale, *Path(output_dir).glob(".checkpoint-*")]:  # the hidden ones are of saves that were killed
-        shutil.rmtree(old)
+    for old in _checkpoints(output_dir)[:-total_limit] if total_limit else []:
+        if old != path:
+            shutil.rmtree(old)
     return path
 
 
@@ -306,6 +265,8 @@ def _peak_resident_mb() -> float:
     """VmHWM, which clear_refs resets; getrusage's peak also remembers the program that started this one."""
     with contextlib.suppress(OSError):
         return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
+    if resource is None:
+        return math.nan
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes on macOS, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 

@@ -28,6 +28,8 @@ from common.runs import InputError, latest_checkpoint, load_checkpoint, read_jso
 FREE = {"output_dir", "checkpointing_steps", "checkpoints_total_limit", "resume_from_checkpoint", "validation_prompt",
         "validation_steps", "num_validation_images", "report_to", "print_config", "sample_batch_size", "device",
         "gradient_checkpointing"}  # fmt: skip
+# Where pictures lie. What a run and its continuation have in common is what the pictures are, see picture_hashes.
+PLACES = {"instance_data_dir", "class_data_dir", "image_path", "data_dir", "concepts_list"}
 CONSTANT = ("constant", "constant_with_warmup")
 CLASS_FILE = "class_pictures.json"
 
@@ -79,6 +81,23 @@ def load_pictures(folder_or_paths: str | Path | Sequence[Path], resolution: int,
         image = image if image.size == size else image.resize(size, Image.Resampling.BILINEAR)
         pictures.append(torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous())
     return pictures
+
+
+def picture_hashes(paths: Iterable[str | Path]) -> list[list[str]]:
+    """[file name, twelve digits of the file's content] of every picture of a training, in its order, for `identity`."""
+    return [[Path(path).name, hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]] for path in paths]
+
+
+def _changed_picture(before: list[list[str]], now: list[list[str]]) -> str | None:
+    """What differs between two answers of picture_hashes, in words; names alone may differ."""
+    old, new = [digest for _, digest in before], [digest for _, digest in now]
+    added = [name for name, digest in now if digest not in old]
+    gone = [name for name, digest in before if digest not in new]
+    if both := [name for name in added if name in gone]:
+        return f"{both[0]} is another picture now"
+    if added or gone:
+        return f"{added[0]} is new" if added else f"{gone[0]} is gone"
+    return None if old == new else "their order, which follows their names, is another one"
 
 
 def picture_batch(
@@ -254,10 +273,14 @@ def check_finite(weights: Mapping[str, Tensor]) -> None:
             raise InputError(f"{name} has diverged: lower --learning_rate, or train in float32; nothing is saved")
 
 
-def identity(args: argparse.Namespace, **base: str) -> dict[str, Any]:
-    """What a checkpoint and the run that takes it up have in common: the flags but FREE, the number of processes, and
-    base=fingerprint(…)."""
+def identity(
+    args: argparse.Namespace, pictures: Iterable[str | Path] | None = None, **base: str
+) -> dict[str, Any]:  # fmt: skip
+    """What a checkpoint and the run that takes it up have in common: the flags but FREE, the number of processes,
+    base=fingerprint(…), and what the training's pictures (class pictures included) hold, wherever they lie."""
     free = FREE | ({"max_train_steps"} if args.lr_scheduler in CONSTANT else set())
+    if pictures is not None:
+        free, base = free | PLACES, {**base, "pictures": picture_hashes(pictures)}
     flags = {name: value for name, value in vars(args).items() if name not in free}
     flags["processes"] = int(os.environ.get("WORLD_SIZE", 1))  # each draws samples and noise of its own
     return json.loads(json.dumps({**flags, **base}, default=str))
@@ -299,13 +322,18 @@ def resume_training(
     saved = load_checkpoint(path)
     try:
         before, tensors = saved["who"], saved["weights"]
-        differing = sorted(key for key in before.keys() | who.keys() if before.get(key) != who.get(key))
-    except (KeyError, AttributeError):
+        keys = (before.keys() | who.keys()) - {"pictures"}
+        differing = sorted(key for key in keys if before.get(key) != who.get(key))
+        changed = _changed_picture(before.get("pictures", []), who.get("pictures", []))
+    except (KeyError, AttributeError, TypeError, ValueError):
         raise InputError(f"{path} is no checkpoint of a training") from None
     if differing:
         key = differing[0]
         raise InputError(f"{path} is of a training with another {key} ({before.get(key)!r}, now {who.get(key)!r}); "
                          "take the same one, or start anew in another --output_dir")  # fmt: skip
+    if changed:
+        raise InputError(f"{path} is of a training on other pictures: {changed}; take the same ones, or start anew in "
+                         "another --output_dir")  # fmt: skip
     if tensors.keys() != weights.keys() or any(tensors[name].shape != weights[name].shape for name in weights):
         raise InputError(f"{path} was made for another model: the names or shapes of its tensors differ")
     if saved["step"] > args.max_train_steps:

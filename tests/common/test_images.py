@@ -228,10 +228,12 @@ def test_every_byte_survives_the_round_trip(tmp_path):
     assert torch.equal(images.to_tensor(images.load_image(tmp_path / "new" / "a.png")), tensor)
 
 
-def test_to_pil_truncates_clamps_and_refuses_nan():
+def test_to_pil_truncates_or_rounds_clamps_and_refuses_nan():
     values = torch.tensor([-0.5, 0.9999 / 255, 1.9999 / 255, 0.99999, 1.0, 7.0])
     picture = values.expand(3, 2, 6).double().requires_grad_()
     assert np.asarray(images.to_pil(picture))[0, :, 0].tolist() == [0, 0, 1, 254, 255, 255]
+    rounded = torch.tensor([-1, 0.49 / 255, 0.51 / 255, 254.4 / 255, 254.6 / 255, 2]).expand(3, 2, 6)
+    assert np.asarray(images.to_pil(rounded, "nearest"))[0, :, 0].tolist() == [0, 0, 1, 254, 255, 255]
     with pytest.raises(InputError, match="NaN"):
         images.to_pil(torch.full((3, 2, 2), float("nan")))
     with pytest.raises(ValueError):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from common import runs
+from common import files, runs
 from common.runs import InputError
 
 
@@ -105,7 +105,7 @@ def test_atomic_path_says_where_it_cannot_write(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="is a folder"):
         runs.write_json(tmp_path / "a.json", {})
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
-    monkeypatch.setattr(runs.os, "access", lambda place, mode: mode != runs.os.W_OK)
+    monkeypatch.setattr(files.os, "access", lambda place, mode: mode != runs.os.W_OK)
     with pytest.raises(InputError, match="no permission"):
         runs.write_json(tmp_path / "b.json", {})
 
@@ -185,9 +185,11 @@ def test_torn_last_line_is_dropped_then_cut_off(tmp_path, torn, before):
 
 def test_damaged_rows_and_incomplete_rows_are_refused(tmp_path):
     path = tmp_path / "rows.jsonl"
-    path.write_text("{}\n{oops}\n{}\n")
-    with pytest.raises(InputError, match="line 2"):
-        runs.read_rows(path)
+    whole = json.dumps(row("a"))
+    for damaged in ("{oops}", "7", "null", "[]", '{"method": "ddim"}', '{"method": "ddim", "item": "a", "metrics": 3}'):
+        path.write_text(f"{whole}\n{damaged}\n{whole}\n")
+        with pytest.raises(InputError, match="line 2"):
+            runs.read_rows(path)
     incomplete = row("a")
     del incomplete["seed"]
     with pytest.raises(ValueError, match="seed"):
@@ -231,7 +233,6 @@ def test_latest_is_by_number_and_leftovers_go(tmp_path):
     for step in (9, 10, 100):
         runs.save_checkpoint(tmp_path, step, {})
     (tmp_path / "checkpoint-old").mkdir()
-    (tmp_path / ".checkpoint-200.123").mkdir()
     assert runs.latest_checkpoint(tmp_path) == tmp_path / "checkpoint-100"
     assert runs.save_checkpoint(tmp_path, 50, {}, total_limit=1) == tmp_path / "checkpoint-50"
     names = {path.name for path in tmp_path.iterdir()}
@@ -278,7 +279,7 @@ for step in range(1, 10000):
 MEASURE_TWO_BLOCKS = """
 import math, time
 import numpy as np
-from common import runs
+from common import files, runs
 np.ones(200 * 2**20 // 8)  # an earlier peak must hide nothing
 with runs.measure() as large:
     block = np.ones(60 * 2**20 // 8)

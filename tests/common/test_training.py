@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from common import training
-from common.images import to_tensor
+from common.images import save_png, to_tensor
 from common.runs import InputError, make_parser
 from common.training_flags import add_subject_flags, add_training_flags, parse_training
 
@@ -237,6 +237,35 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     (tmp_path / "out" / "checkpoint-2" / "state.pt").write_bytes(b"torn")
     with pytest.raises(InputError, match="not a checkpoint of this project"):
         training.resume_training(args, other, None, None, who)
+
+
+def test_a_training_goes_on_with_the_same_pictures_wherever_they_lie(tmp_path):
+    weights = {"a": torch.zeros(1, requires_grad=True)}
+    pictures = [tmp_path / "one" / name for name in ("a.png", "b.png")]
+    for number, path in enumerate(pictures):
+        save_png(path, Image.new("RGB", (4, 4), (number, 0, 0)))
+
+    def resume(paths, **changes):
+        args = arguments(tmp_path, "--resume_from_checkpoint", "latest")
+        vars(args).update(changes)
+        optimizer, schedule = training.make_optimizer(weights.values(), args)
+        who = training.identity(args, paths, base="x")
+        if training.latest_checkpoint(args.output_dir) is None:
+            training.save_training(args, 1, weights, optimizer, schedule, who)
+        return training.resume_training(args, weights, optimizer, schedule, who)
+
+    resume(pictures, instance_data_dir="one")
+    moved = (tmp_path / "one").rename(tmp_path / "two")
+    (moved / "b.png").rename(moved / "c.png")
+    same = [moved / "a.png", moved / "c.png"]
+    assert resume(same, instance_data_dir="./two/") == 1
+    for paths, said in ((same[:1], "b.png is gone"), (same[::-1], "order"), ([*same, tmp_path / "new.png"], "new.png")):
+        save_png(tmp_path / "new.png", Image.new("RGB", (4, 4), (9, 9, 9)))
+        with pytest.raises(InputError, match=f"other pictures: .*{said}"):
+            resume(paths)
+    save_png(same[0], Image.new("RGB", (4, 4), (7, 7, 7)))
+    with pytest.raises(InputError, match="a.png is another picture now"):
+        resume(same)
 
 
 def test_what_has_diverged_is_not_saved_and_other_processes_do_not_resume(tmp_path, monkeypatch):
