@@ -4,8 +4,8 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-from eval.measures import Interval, Measure, difference, find, measure
-from eval.personalization.matched import matched_difference
+from eval.report.measures import Interval, Measure, difference, find, measure
+from eval.tracks.personalization.matched import matched_difference
 
 CLAIMS = Path(__file__).parent / "claims.toml"
 HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "cannot say"

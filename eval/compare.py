@@ -12,10 +12,10 @@ from common.runs import InputError, make_parser, script
 
 # name -> module with run(args) -> Track and METHODS; imported when it is run
 TRACKS = {
-    "text_editing": "eval.text_editing",
-    "exemplar_editing": "eval.exemplar_editing",
-    "personalization": "eval.personalization.track",
-    "subject_inpainting": "eval.subject_inpainting",
+    "text_editing": "eval.tracks.text_editing",
+    "exemplar_editing": "eval.tracks.exemplar_editing",
+    "personalization": "eval.tracks.personalization.track",
+    "subject_inpainting": "eval.tracks.subject_inpainting",
 }
 TABLES = {  # paper -> module with its tables, track with its rows
     "spdinv": ("spdinv.reproduction.tables", "text_editing"),
@@ -55,7 +55,7 @@ def print_table(name: str, output: Path) -> None:
     """A published table joined with the rows at hand: those in `output`, and otherwise the committed ones."""
     from common.runs import read_json, read_rows
     from common.tables import by_method, published_table
-    from eval.track import RESULTS
+    from eval.tracks.track import RESULTS
 
     paper, _, number = name.partition(":")
     module, track = TABLES[paper]
@@ -83,8 +83,8 @@ def main(argv: list[str] | None = None) -> None:
         print_table(args.table, output)
         return
 
-    from eval.report import write_page
-    from eval.track import save_results
+    from eval.report.report import write_page
+    from eval.tracks.track import save_results
 
     tracks = [importlib.import_module(TRACKS[name]).run(args) for name in args.tracks]
     tracks = [track for track in tracks if track]  # None: the dataset has nothing for it

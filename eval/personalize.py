@@ -26,7 +26,7 @@ PAPER = {  # Table 2 of "Preserve and Personalize": 30 subjects x 25 prompts x 4
 # What all rows of one folder have in common, beside the settings of each variant.
 SAME = ("pretrained_model_name_or_path", "weights", "dataset", "split", "metric_encoders", "num_inference_steps",
         "guidance_scale", "images_per_prompt", "held_out_images")  # fmt: skip
-NAMES = (  # of eval.personalization.methods, which needs torch
+NAMES = (  # of eval.tracks.personalization.methods, which needs torch
     "base", "textual_inversion", "oft", "ip_adapter", "blip_diffusion", "svdiff", "custom_diffusion+prior",
     "lipschitz_custom_diffusion", "lora+prior", "lipschitz_lora", "dreambooth", "dreambooth+prior", "lipschitz",
 )  # fmt: skip
@@ -99,10 +99,10 @@ def check(args: argparse.Namespace, on_picturebook: bool) -> None:
 def plan(args: argparse.Namespace, tuned: dict[str, dict] | None = None):
     """(variants to run, variant -> flags of its training, method -> what all its flags resolve to).
 
-    tuned: method -> flags over its script's defaults; by default those of personalization_settings.toml.
+    tuned: method -> flags over its script's defaults; by default those of eval/tuning/personalization.toml.
     """
-    from eval.personalization import variants
-    from eval.personalization.methods import METHODS
+    from eval.tracks.personalization import variants
+    from eval.tracks.personalization.methods import METHODS
 
     on_picturebook = is_picturebook_folder(args.pretrained_model_name_or_path)
     names = args.methods or [name for name, method in METHODS.items() if not (method.needs and on_picturebook)]
@@ -134,8 +134,8 @@ def prepare(args: argparse.Namespace, tuned: dict[str, dict] | None = None):
     """The arena with everything loaded that all subjects share, and the subjects."""
     from common.data import read_subjects
     from common.flags import weights_of
-    from eval.personalization import protocol, scoring
-    from eval.personalization.arena import Arena
+    from eval.tracks.personalization import protocol, scoring
+    from eval.tracks.personalization.arena import Arena
 
     folder, subjects = protocol.find_subjects(args.dataset, args.split, args.subjects, args.limit)
     wanted, settings, whole = plan(args, tuned)
@@ -175,7 +175,7 @@ def main(argv: list[str] | None = None) -> None:
         arena = {name: value for name, value in vars(args).items() if name != "print_config"}
         print(json.dumps({"arena": arena, "methods": whole}, indent=2))
         return
-    from eval.personalization.arena import run_subject
+    from eval.tracks.personalization.arena import run_subject
 
     arena, subjects = prepare(args)
     runs = [(subject, seed) for seed in args.seeds for subject in subjects]
@@ -184,9 +184,9 @@ def main(argv: list[str] | None = None) -> None:
     if args.shard:
         print(f"shard {args.shard} is done; start without --shard for the page when all are")
         return
-    from eval.personalization.track import track_of
-    from eval.report import write_page
-    from eval.track import save_results
+    from eval.report.report import write_page
+    from eval.tracks.personalization.track import track_of
+    from eval.tracks.track import save_results
 
     track = track_of(arena.output, subjects, arena.dataset, args)
     if args.save_results:

@@ -54,8 +54,8 @@ PUBLISHED: dict[tuple[str, str], dict[str, Any]] = {
 # Steps and guidance of the released sampling scripts, where they are not 50 and 7.5.
 SAMPLING = {("sdxl", "custom_diffusion"): (50, 5.0)} | {("sd3", space): (28, 5.0) for space in SPACES}
 
-# What takes their place on the picturebook, tuned on its validation split (eval/tune_personalization.py): a network of
-# six million weights and pictures of 64 pixels want other rates, and mean_sum's lambda depends on the tensors' sizes.
+# What takes their place on the picturebook, tuned on its validation split (eval.tuning.personalization): a network
+# of six million weights and pictures of 64 pixels wants other rates; mean_sum's lambda depends on the tensors' sizes.
 SMALL = {"train_batch_size": 4, "adam_weight_decay": 0.0, "max_train_steps": 100, "scale_lr": False, "seed": 0,
          "mixed_precision": "no", "num_class_images": 20}  # fmt: skip
 PICTUREBOOK_PRESET: dict[str, dict[str, Any]] = {

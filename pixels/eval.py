@@ -105,8 +105,8 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def check_same_settings(output: Path, args: argparse.Namespace) -> None:
-    """Raises InputError if the folder holds rows that were made with other settings (rows of eval.pretrained_exemplar,
-    which knows none of them, do not count)."""
+    """Raises InputError if the folder holds rows that were made with other settings (rows of
+    eval.tracks.pretrained_exemplar, which knows none of them, do not count)."""
     if not any([*output.glob("rows.jsonl"), *output.glob("rows-[0-9]*of*.jsonl")]):
         return
     before = read_json(output / "config.json")
@@ -199,7 +199,7 @@ def report(bench, pairs: list) -> None:
 
     args, output = bench.args, bench.output
     found = {(row["item"], row["method"]): row for row in gather_rows(output)}
-    others = dict.fromkeys(method for _, method in found if method not in METHOD_NAMES)  # of eval.pretrained_exemplar
+    others = dict.fromkeys(method for _, method in found if method not in METHOD_NAMES)  # pretrained
     methods = [*args.methods, *(m for m in others if all((pair.id, m) in found for pair in pairs))]
     rows = [found[pair.id, method] for pair in pairs for method in methods]
     summary = by_method(rows)

@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from common.images import save_png
-from eval.track import Item, Picture, Run, Track
+from eval.tracks.track import Item, Picture, Run, Track
 
 METHODS = {"ddim+p2p": "DDIM + P2P", "spd+p2p": "SPDInv + P2P"}
 

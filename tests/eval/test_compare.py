@@ -5,7 +5,8 @@ import json
 import pytest
 
 from common.runs import append_row, read_rows
-from eval import compare, track
+from eval import compare
+from eval.tracks import track
 from spdinv import eval as spdinv_eval
 
 

@@ -110,7 +110,7 @@ def test_the_distance_to_the_sources_is_that_of_the_pictures_on_disk(whole):
 
 
 def test_rows_and_pictures_of_other_weights_may_be_there_before(run, whole, tmp_path):
-    """eval.pretrained_exemplar runs at a size of its own, and leaves source.png at that size."""
+    """eval.tracks.pretrained_exemplar runs at a size of its own, and leaves source.png at that size."""
     out = tmp_path / "out"
     run(out, "--table", "1a", "--methods", "paste")
     rows = [row | {"method": "ip_adapter"} for row in read_rows(out / "rows.jsonl")]

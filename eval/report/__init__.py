@@ -1,0 +1,1 @@
+"""The page: what tracks found, as one HTML file."""

@@ -1,0 +1,208 @@
+"""Track "exemplar editing": PIXELS, its controls and the baselines that run on the same model, under grey maps."""
+
+import argparse
+import shlex
+import tomllib
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.model_files import PICTUREBOOK_FOLDER
+from common.runs import done_items, read_json, read_rows, write_config
+from eval.report.measures import find
+from eval.tracks.exemplar_front import draw_front
+from eval.tracks.track import Item, Picture, Run, Track, date_of, earlier_results
+from pixels import eval as pixels_eval
+from pixels import options
+
+NAME = "exemplar_editing"
+METHODS = {
+    "paste": "Paste",
+    "latent_paste": "Latents replaced",
+    "perturbed": "Latents replaced, noised",
+    "noise_scaling": "Noise scaled by the map",
+    "sdedit": "SDEdit",
+    "blended_latent": "Blended latent diffusion",
+    "differential_diffusion": "Differential Diffusion (text)",
+    "pixels": "PIXELS",
+}
+# On the picturebook its image-guided inpainting model takes part, which is Paint-by-Example in miniature.
+INPAINTING = {"paint_by_example": "Paint-by-Example (picturebook)"}
+COLUMNS = [
+    "edit_success", "psnr_truth", "lpips_truth", "CLIP-I/same_box", "seam", "seam_truth", "contrast", "psnr_kept",
+    "lpips_kept", "seconds", "peak_memory_mb",
+]  # fmt: skip
+SETTINGS = Path(__file__).parents[1] / "tuning/exemplar_editing.toml"  # of each method, tuned on the validation split
+NOTES = [
+    "Pasting copies the exemplar's own pixels: it wins every likeness to the exemplar by construction and keeps the "
+    "rest to the bit. It stands here as the control; read likeness and seam together.",
+    "Methods without grey maps are given the map binarised at 0.5. Differential Diffusion knows no exemplar and is "
+    "told the target prompt instead; all others run with an empty prompt, as in the paper.",
+    "Blended latent diffusion starts its region from the exemplar here (published: from text alone). For every method "
+    "the same number of settings was tried on the validation split (eval/tuning/exemplar_editing.py).",
+    "Changes of style are left out: their map is black all over, and there is nothing to blend.",
+]
+
+
+def command(args: argparse.Namespace) -> list[str]:
+    """The arguments of pixels.eval for the flags of eval.compare; flags left at None stay at its defaults."""
+    given = {
+        "pretrained_model_name_or_path": args.pretrained_model_name_or_path,
+        "limit": args.items,
+        "num_inference_steps": args.num_inference_steps,
+        "metric_encoders": "paper" if args.metric_encoders == "pie" else args.metric_encoders,
+        "seed": args.seed,
+        "device": args.device,
+        "output_dir": str(Path(args.output_dir) / NAME),
+    }
+    return [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
+
+
+def methods_of(model: str) -> dict[str, str]:
+    """Name -> title of what runs on a model; the paper's own is last."""
+    weights = PICTUREBOOK_FOLDER if model == "picturebook" else Path(model)
+    if not options.is_picturebook_folder(model) or not (weights / "inpaint_unet").is_dir():
+        return METHODS
+    return {**{name: title for name, title in METHODS.items() if name != "pixels"}, **INPAINTING,
+            "pixels": METHODS["pixels"]}  # fmt: skip
+
+
+def image_guided_inpainting(model: str, device: str | None):
+    """The picturebook's Paint-by-Example as a method of this track: shown the exemplar's part under the map's region,
+    it fills that region of the source."""
+    import torch
+
+    from eval.tracks.pretrained_exemplar import as_method
+    from image_inpaint.loading import load
+    from image_inpaint.masks import box_of
+    from image_inpaint.painting import paint
+
+    pipe = load(model, device)
+
+    def edit(pipe, source, exemplar, mask, generator):
+        fill = torch.from_numpy(np.asarray(mask) > 127).float()
+        if not fill.any():
+            return source
+        seed = int(torch.randint(2**62, (), generator=generator))
+        return paint(pipe, [source], [fill], [exemplar.crop(box_of(fill))], [seed])[0]
+
+    return as_method(edit, pipe)
+
+
+def functions(model: str, device: str | None) -> dict[str, Any]:
+    """Every method that runs on a model."""
+    from eval.baselines import blended_latent, differential_diffusion, sdedit
+    from pixels.reproduction.baselines import METHODS as OWN
+
+    others = {
+        "sdedit": sdedit.edit,
+        "blended_latent": blended_latent.edit,
+        "differential_diffusion": differential_diffusion.edit,
+    }
+    wanted = methods_of(model)
+    if wanted.keys() & INPAINTING.keys():
+        others["paint_by_example"] = image_guided_inpainting(model, device)
+    return {name: {**OWN, **others}[name] for name in wanted}
+
+
+def own_settings(on_picturebook: bool) -> dict[str, dict[str, Any]]:
+    """What each method runs with in place of the model's preset: the tuned settings on the picturebook, none elsewhere;
+    Differential Diffusion's prompt everywhere."""
+    from pixels.reproduction.scoring import ITEM_PROMPT
+
+    tuned = tomllib.loads(SETTINGS.read_text(encoding="utf-8")) if on_picturebook else {}
+    text = {"prompt": ITEM_PROMPT} | ({} if on_picturebook else {"guidance_scale": 7.5})
+    return {**tuned, "differential_diffusion": tuned.get("differential_diffusion", {}) | text}
+
+
+def find_pairs(args: argparse.Namespace) -> list:
+    """The pairs of the comparison's dataset; none where its items have no exemplars."""
+    from pixels.reproduction.pairs import benchmark_pairs, picturebook_pairs
+
+    if args.dataset == "picturebook":
+        return picturebook_pairs(limit=args.items)
+    return benchmark_pairs(Path(args.dataset), args.items)
+
+
+def make_bench(settings: argparse.Namespace, own: dict[str, dict[str, Any]]):
+    """Model, encoders and settings, loaded."""
+    from pixels.reproduction.scoring import Bench, load_eyes
+    from pixels.surgery import Surgery
+
+    model, kind, size = options.load(settings)
+    sampling = options.sampling_of(settings, kind)
+    options.check_steps(model, sampling)
+    eyes = load_eyes(settings.metric_encoders, settings.device)
+    surgery = Surgery(**options.surgery_of(settings, kind))
+    methods = functions(settings.pretrained_model_name_or_path, settings.device)
+    return Bench(settings, model, size, sampling, surgery, eyes, Path(settings.output_dir), methods, own)
+
+
+def run(args: argparse.Namespace) -> Track | None:
+    """Run what is missing and gather rows and pictures; None for a dataset without exemplars.
+
+    args: the flags of eval.compare. InputError for input that pixels.eval refuses.
+    """
+    pairs = find_pairs(args)
+    if not pairs:
+        return None
+    output = Path(args.output_dir) / NAME
+    settings = pixels_eval.parse(command(args))
+    methods = methods_of(settings.pretrained_model_name_or_path)
+    settings.methods, settings.dataset = list(methods), args.dataset
+    pixels_eval.check_same_settings(output, settings)
+    wanted = {pair.id for pair in pairs}
+    if not all(wanted <= done_items(output / "rows.jsonl", method) for method in methods):  # else no model is loaded
+        own = own_settings(options.is_picturebook_folder(settings.pretrained_model_name_or_path))
+        bench = make_bench(settings, own)
+        resolved = {name: {**asdict(bench.sampling), **asdict(bench.surgery), **own.get(name, {})} for name in methods}
+        write_config(output, settings, methods=resolved)
+        pixels_eval.run_all(bench, pairs)
+    config = read_json(output / "config.json")
+    rows = [row for row in read_rows(output / "rows.jsonl") if row["item"] in wanted and row["method"] in methods]
+    config["date"] = date_of(output / "rows.jsonl")
+    runs = [Run("this run", rows, config), *earlier_results(NAME, config)]
+    whole = "python -m eval.compare --tracks exemplar_editing --items " + str(args.items)
+    own_command = "python -m pixels.eval " + shlex.join(command(args))
+    return Track(
+        name=NAME,
+        title="Exemplar editing",
+        about="A part of one picture is to become like another picture, under a grey map: black takes from the "
+        "exemplar, white keeps the source, grey is in between. PIXELS puts the noised source back at every step where "
+        "the map is still above a rising threshold.",
+        methods=methods,
+        columns=COLUMNS,
+        runs=runs,
+        figures=draw_front(output / "front.png", max(runs, key=lambda run: len(run.rows)).rows, methods),
+        items=[shown(pair, output, rows, methods) for pair in pairs],
+        commands={
+            name: f"{own_command} --methods {name}" if name in pixels_eval.METHOD_NAMES else whole for name in methods
+        },
+        papers={
+            "PIXELS: Progressive Image Xemplar-based Editing with Latent Surgery (AAAI 2025)":
+                "https://github.com/amazon-science/PIXELS",
+            "Differential Diffusion: Giving Each Pixel Its Strength": "https://arxiv.org/abs/2306.00950",
+            "Blended Latent Diffusion (SIGGRAPH 2023)": "https://arxiv.org/abs/2206.02779",
+            "SDEdit (ICLR 2022)": "https://arxiv.org/abs/2108.01073",
+        },
+        published="pixels:1a",
+        notes=NOTES,
+    )  # fmt: skip
+
+
+def shown(pair, output: Path, rows: list[dict], methods: dict[str, str]) -> Item:
+    """One pair for the picture grid: source, exemplar, map, true edit where there is one, and each method's edit."""
+    key = find(rows, "edit_success")
+    success = {row["method"]: row["metrics"].get(key) for row in rows if row["item"] == pair.id}
+    place = output / "pictures" / pair.id
+    pictures = [Picture(name, place / f"{file}.png")
+                for name, file in (("source", "source"), ("exemplar", "exemplar_1"), ("map", "map"))]  # fmt: skip
+    if pair.truth:
+        pictures.append(Picture("true edit", pair.truth))
+    for method in methods:
+        value = success.get(method)
+        pictures.append(Picture("edit", place / f"{method}.png", method, None if value is None else value > 0.5))
+    source_prompt = pair.item.source_prompt if pair.item else ""
+    return Item(pair.id, pair.kind, source_prompt, pair.prompt, pictures)

@@ -1,0 +1,206 @@
+"""One subject and seed through the arena: train, sample, score, one row per variant; what is done is left alone.
+
+A run's folder: rows*.jsonl (one file per shard), pictures/<method>/<subject>/<seed>/<prompt>_<k>.png, config.json, and,
+while a variant is at work or with --keep_weights, weights/<subject>/<seed>/<variant>/.
+"""
+
+import argparse
+import gc
+import math
+import shutil
+import sys
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from tqdm import tqdm
+
+from common.data import Subject
+from common.images import save_png
+from common.runs import InputError, append_row, measure, read_json, read_rows, write_json
+from eval.tracks.personalization import protocol, scoring
+from eval.tracks.personalization.methods import METHODS
+from eval.tracks.personalization.variants import Variant
+from lipschitz_personalize.objectives import network
+from lipschitz_personalize.reproduction import drift
+
+COST = "cost.json"  # in a training's folder, once it is whole
+REAL = "real"  # the row of the subject's own pictures
+DRIFT_PROMPTS = 4  # held-out prompts at which predictions are compared
+HELD_OUT_PLACE = 900  # their seeds begin where no subject has a prompt
+
+
+@dataclass(eq=False)
+class Arena:
+    """What all subjects share. settings: variant -> flags of its training. classes: of the whole dataset."""
+
+    args: argparse.Namespace
+    output: Path
+    dataset: Path
+    classes: list[str]
+    how: protocol.Sampling
+    variants: list[Variant]
+    settings: dict[str, dict[str, Any]]
+    eyes: scoring.Eyes
+    rows_name: str = "rows.jsonl"
+    calm: dict[tuple, Any] = field(default_factory=dict)  # the base model, and its samples of held-out prompts
+
+    @property
+    def model(self) -> str:
+        return self.args.pretrained_model_name_or_path
+
+    def done(self, subject: Subject, seed: int) -> set[str]:
+        """The variants that have a row."""
+        own = (subject.name, seed)
+        return {row["method"] for row in read_all_rows(self.output) if (row["item"], row["seed"]) == own}
+
+    def missing(self, subject: Subject, seed: int) -> list[Variant]:
+        done = self.done(subject, seed)
+        return [variant for variant in self.variants if variant.name not in done]
+
+    def base(self):
+        """The base model; loaded at the first call."""
+        if "pipe" not in self.calm:
+            self.calm["pipe"], _ = METHODS["base"].load(self.output, self.model, self.args.device)
+        return self.calm["pipe"]
+
+
+def read_all_rows(output: Path) -> list[dict]:
+    """The rows of all shards, each (method, subject, seed) once."""
+    rows = [row for path in sorted(output.glob("rows*.jsonl")) for row in read_rows(path)]
+    return list({(row["method"], row["item"], row["seed"]): row for row in rows}.values())
+
+
+def run_subject(arena: Arena, subject: Subject, seed: int) -> None:
+    """Every variant that has no row yet, of one subject and seed; first the row of its own pictures.
+
+    A variant that stops in one sentence, as a diverged training does, is left without a row; the others go on.
+    """
+    missing, rows = arena.missing(subject, seed), arena.output / arena.rows_name
+    if not missing:
+        return
+    references = scoring.read_references(subject)
+    place = arena.output / "weights" / subject.name / str(seed)
+    if REAL not in arena.done(subject, seed):
+        append_row(rows, row_of("eval", REAL, subject, seed, scoring.ceiling(references, arena.eyes)))
+    for number, variant in enumerate(tqdm(missing, f"{subject.name}, seed {seed}", disable=None)):
+        try:
+            append_row(rows, run_variant(arena, variant, subject, seed, references, place))
+        except (InputError, SystemExit) as stop:
+            if getattr(stop, "code", 2) != 2:  # Ctrl-C
+                raise
+            print(f"{variant.name} has no row of {subject.name}: {stop}", file=sys.stderr)
+        shared = any(other.trained_as == variant.trained_as for other in missing[number + 1 :])
+        if not (arena.args.keep_weights or shared):  # a full model of SD 1.5 is 3.4 GB
+            shutil.rmtree(place / variant.trained_as, ignore_errors=True)
+    if not arena.args.keep_weights:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def run_variant(
+    arena: Arena, variant: Variant, subject: Subject, seed: int, references: list[torch.Tensor], place: Path
+) -> dict:
+    """One row: train (or find it trained), load, sample, score."""
+    method = METHODS[variant.method]
+    folder = place / variant.trained_as
+    cost = train_once(arena, variant, subject, seed, folder)
+    strength = {"strength": variant.strength} if variant.strength != 1 else {}
+    pipe, token = method.load(folder, arena.model, arena.args.device, **strength)
+    templates = protocol.prompts_of(arena.dataset, subject)
+    called = subject.class_name if method.names_class else ""
+    pictures = protocol.sample_subject(pipe, templates, token, called, seed, arena.how)
+    metrics, seen = scoring.subject_scores(pictures, templates, subject, references, arena.eyes)
+    if not method.needs:
+        metrics |= drift_of(arena, pipe, subject, seed, trained=method.script is not None)
+    if method.script:
+        metrics |= {name: cost[name] for name in ("trainable_parameters", "file_bytes")}
+    if variant.knob is None:
+        save_pictures(arena.output / "pictures" / variant.name / subject.name / str(seed), pictures)
+    costs = {"seconds": cost["seconds"], "peak_memory_mb": cost["peak_memory_mb"]}
+    return row_of(method.paper, variant.name, subject, seed, metrics, curves=variant.curves, seen=seen, **costs)
+
+
+def row_of(paper: str, method: str, subject: Subject, seed: int, metrics: dict[str, float], **more: Any) -> dict:
+    """A result row (common.runs); seconds and peak memory are the training's."""
+    row = {"paper": paper, "method": method, "item": subject.name, "kind": subject.class_name, "seed": seed}
+    return row | {"metrics": metrics, "seconds": math.nan, "peak_memory_mb": math.nan} | more
+
+
+def save_pictures(folder: Path, pictures: torch.Tensor) -> None:
+    """[prompts, k, 3, H, W] as <prompt>_<k>.png."""
+    for number, batch in enumerate(pictures):
+        for k, picture in enumerate(batch):
+            save_png(folder / f"{number:02d}_{k}.png", picture)
+
+
+# ---------------------------------------------------------------------------------------------------------- training
+
+
+def train_once(arena: Arena, variant: Variant, subject: Subject, seed: int, folder: Path) -> dict[str, Any]:
+    """Train into `folder` unless a whole training lies there; what it cost: seconds and memory of the script's `main`,
+    with its class pictures, which every training here draws for itself, and the pictures it shows at the end."""
+    if (folder / COST).is_file():
+        return read_json(folder / COST)
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was interrupted: it is to be timed whole
+    held = 0.0
+    if torch.cuda.is_initialized():  # there `measure` counts all that is allocated: base model and encoders too
+        gc.collect()  # what an earlier training left
+        held = torch.cuda.memory_allocated() / 2**20
+    with measure() as cost:  # the scripts measure their loops inside; what remains is the peak since then
+        METHODS[variant.method].train(subject, folder, arena.model, arena.settings[variant.trained_as], seed)
+    numbers, size = weight_files(folder)
+    write_json(folder / COST, {"seconds": cost.seconds, "peak_memory_mb": cost.peak_memory_mb - held,
+                               "trainable_parameters": numbers, "file_bytes": size})  # fmt: skip
+    return read_json(folder / COST)
+
+
+def weight_files(folder: Path) -> tuple[int, int]:
+    """(numbers, bytes) in the safetensors files that a training left, without its checkpoints."""
+    numbers = size = 0
+    for path in sorted(folder.rglob("*.safetensors")):
+        if any(part.startswith("checkpoint-") for part in path.relative_to(folder).parts):
+            continue
+        size += path.stat().st_size
+        with safe_open(path, "pt") as file:
+            for name in file.keys():
+                count = 1
+                for side in file.get_slice(name).get_shape():
+                    count *= side
+                numbers += count
+    return numbers, size
+
+
+# ------------------------------------------------------------------------------------------------------------- drift
+
+
+def drift_of(arena: Arena, pipe, subject: Subject, seed: int, trained: bool) -> dict[str, float]:
+    """How the model speaks of everything but the subject: weights, predictions and samples against the base model's
+    (from the same noise), and whether the other classes can still be recognised. Of the base itself only the latter.
+    Where no held-out picture is wanted, as in tuning, the weights alone."""
+    base, count = arena.base(), arena.args.held_out_images
+    found = drift.weight_drift(network(pipe).state_dict(), network(base).state_dict()) if trained else {}
+    on_picturebook = arena.eyes.classifier is not None
+    wanted = protocol.held_out(subject, arena.classes, on_picturebook)
+    if not wanted or not count:  # a dataset of one class
+        return found
+    prompts, kinds = [prompt for prompt, _ in wanted for _ in range(count)], [kind for _, kind in wanted]
+    seeds = [protocol.picture_seed(seed, HELD_OUT_PLACE + n // count, n % count) for n in range(len(prompts))]
+    ours = protocol.sample(pipe, prompts, seeds, arena.how)
+    # among all classes, the subject's own too: what drifted towards the subject is to be seen as such
+    every = list(dict.fromkeys(arena.classes))
+    eye = drift.classifier_eye() if on_picturebook else drift.clip_eye(arena.eyes.clip, every)
+    label = "picturebook" if on_picturebook else arena.eyes.clip.label
+    found[f"held_out ({label})"] = drift.class_recognition(ours, kinds, eye)["class_recognition"]
+    if not trained:
+        return found
+    key = (subject.class_name, seed)
+    if key not in arena.calm:
+        arena.calm[key] = protocol.sample(base, prompts, seeds, arena.how)
+    frechet = {"samples": arena.eyes.embedder} if len(prompts) > 1 else {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of few pictures in many dimensions: the definition on the page says so
+        found |= drift.sample_drift(ours, arena.calm[key], arena.eyes.dino, **frechet)
+    return found | drift.prediction_drift(pipe, base, [prompt for prompt, _ in wanted][:DRIFT_PROMPTS], seed)

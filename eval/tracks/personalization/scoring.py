@@ -1,0 +1,129 @@
+"""Scores of one personalised model: fidelity to the subject, adherence to the prompt, diversity.
+
+As in DreamBench (Ruiz et al., CVPR 2023, section 4): DINO and CLIP-I are the mean cosine over all pairs of generated
+and real pictures of the subject, CLIP-T that of picture and prompt without the rare token, averaged over prompts.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from common import encoders
+from common.data import Subject, fill_prompt
+from common.images import load_image, to_tensor
+from common.metrics import Score, clip_image_similarity, clip_text_similarity, dino_similarity, lpips_distance
+from eval.tracks.personalization.protocol import asked, context_seen, subject_seen, usual_color
+
+PROTOCOL = "dreambench"
+
+
+@dataclass(frozen=True)
+class Eyes:
+    """The networks that judge. classifier: the picturebook's, or None where there is none for the pictures.
+    embedder: for the Frechet distance."""
+
+    clip: encoders.Clip
+    dino: encoders.Dino
+    lpips: encoders.Lpips
+    embedder: Any
+    classifier: Any = None
+
+
+def load_eyes(name: str, device: str | None = None) -> Eyes:
+    """name: "picturebook"; "paper", DreamBench's CLIP ViT-B/32 and DINO ViT-S/16, with LPIPS on AlexNet and the FID's
+    Inception; or a folder with copies of these. Raises InputError if one is missing."""
+    if name == encoders.PICTUREBOOK:
+        from common.picturebook.classifier import load_classifier
+
+        parts = [load(name, device) for load in (encoders.load_clip, encoders.load_dino, encoders.load_lpips)]
+        return Eyes(*parts, encoders.load_picturebook_embedder(device), load_classifier())
+    folder = None if name == "paper" else Path(name)
+    clip, dino, trunk = "clip-vit-base-patch32", "dino-vits16", encoders.TRUNK_FILES["alex"]
+    return Eyes(
+        encoders.load_clip(folder / clip if folder else f"openai/{clip}", device),
+        encoders.load_dino(folder / dino if folder else f"facebook/{dino}", device),
+        encoders.load_lpips("alex", device, folder and folder / trunk),
+        encoders.load_inception(folder, device),
+    )
+
+
+def read_references(subject: Subject) -> list[torch.Tensor]:
+    """The subject's own pictures, [1, 3, h, w] each in [0, 1]: they may differ in size."""
+    return [to_tensor(load_image(path)) for path in subject.paths]
+
+
+def key(name: str, encoder: str) -> str:
+    """A DreamBench score's name in result rows."""
+    return Score(name, 0.0, encoder, PROTOCOL).key
+
+
+def fidelity(pictures: torch.Tensor, references: Sequence[torch.Tensor], eyes: Eyes) -> dict[str, float]:
+    """DINO and CLIP-I of pictures [n, 3, H, W]: mean cosine with every reference."""
+    looks = ((dino_similarity, "DINO", eyes.dino), (clip_image_similarity, "CLIP-I", eyes.clip))
+    return {
+        key(name, eye.label): mean(similarity(pictures, reference, eye).mean() for reference in references)
+        for similarity, name, eye in looks
+    }
+
+
+def ceiling(references: list[torch.Tensor], eyes: Eyes) -> dict[str, float]:
+    """The same of each real picture with the other real ones: the row "Real pictures" of DreamBench's tables."""
+    rows = [fidelity(one, references[:i] + references[i + 1 :], eyes) for i, one in enumerate(references)]
+    return {name: mean(row[name] for row in rows) for name in rows[0]}
+
+
+def diversity(pictures: torch.Tensor, eyes: Eyes) -> float:
+    """Mean LPIPS between the pictures [prompts, k, 3, H, W] of the same prompt; NaN where k = 1."""
+    found = []
+    for i, j in combinations(range(pictures.shape[1]), 2):
+        found += lpips_distance(pictures[:, i], pictures[:, j], eyes.lpips).tolist()
+    return mean(found)
+
+
+def subject_scores(
+    pictures: torch.Tensor, templates: list[str], subject: Subject, references: list[torch.Tensor], eyes: Eyes
+) -> tuple[dict[str, float], list[list[bool | None]]]:
+    """Scores of one subject's pictures [prompts, k, 3, H, W] by Score.key, and per picture whether the classifier sees
+    what its prompt asks for (None: nobody judged)."""
+    prompts = [fill_prompt(template, "", subject.class_name) for template in templates]
+    flat = pictures.flatten(0, 1)
+    scores = fidelity(flat, references, eyes)
+    per_prompt = clip_text_similarity(flat, prompts, eyes.clip).unflatten(0, pictures.shape[:2])
+    own = [per_prompt[number, :, number].mean() for number in range(len(prompts))]
+    scores[key("CLIP-T", eyes.clip.label)] = mean(own)
+    scores[f"diversity ({eyes.lpips.label})"] = diversity(pictures, eyes)
+    if eyes.classifier is None:
+        return scores, [[None] * pictures.shape[1] for _ in templates]
+    seen, found = judged(pictures, templates, subject.class_name, references, eyes.classifier)
+    return scores | found, seen
+
+
+def judged(
+    pictures: torch.Tensor, templates: list[str], kind: str, references: list[torch.Tensor], classifier
+) -> tuple[list[list[bool | None]], dict[str, float]]:
+    """What the attribute classifier says: per picture whether the context is there, and the shares of pictures with
+    their context and with the subject's kind and colour."""
+    color = usual_color(kind, [classifier.read(reference)[0] for reference in references])
+    contexts, identities = [], []
+    for template, batch in zip(templates, pictures, strict=True):
+        wanted = asked(template, kind)
+        readings = classifier.read(batch)
+        contexts.append([context_seen(wanted, kind, reading) if wanted else None for reading in readings])
+        identities += [subject_seen(wanted, kind, color, reading) for reading in readings]
+    every = [seen for row in contexts for seen in row]
+    return contexts, {"context (picturebook)": share(every), "identity (picturebook)": share(identities)}
+
+
+def share(flags: Sequence[bool | None]) -> float:
+    """Of the flags that are not None; NaN if there is none."""
+    return mean(float(flag) for flag in flags if flag is not None)
+
+
+def mean(values) -> float:
+    values = [float(value) for value in values]
+    return sum(values) / len(values) if values else math.nan

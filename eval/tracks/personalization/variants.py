@@ -1,0 +1,105 @@
+"""What the arena runs: each method with its tuned settings, and the curves that compare them at matched fidelity.
+
+A curve turns one knob of one method and leaves the rest. Fig. 4's is the penalty's weight; the others are what a
+sceptic would try instead: the weight of prior preservation, stopping early, a lower learning rate, and no training
+trick at all but interpolating the fine-tuned weights back towards the base's.
+"""
+
+import contextlib
+import importlib
+import io
+import json
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from common.runs import InputError
+from eval.tracks.personalization.methods import METHODS
+from lipschitz_personalize.reproduction.plan import as_flags
+
+SETTINGS = Path(__file__).parents[2] / "tuning/personalization.toml"  # tuned on the validation split
+INTERPOLATION = "interpolation"  # the one knob that is turned after the training
+# curve -> method, knob, factors of its tuned value; 1 is the method itself
+CURVES = {
+    "penalty": ("lipschitz", "l2_reg_weight", (0.1, 1, 10)),
+    "prior": ("dreambooth+prior", "prior_loss_weight", (0.1, 1, 10)),
+    "early_stopping": ("dreambooth", "max_train_steps", (0.2, 0.5, 1)),
+    "lower_rate": ("dreambooth", "learning_rate", (0.1, 0.3, 1)),
+    "interpolation": ("dreambooth", INTERPOLATION, (0.3, 0.6, 1)),
+}
+CURVE_TITLES = {
+    "penalty": "penalty, λ", "prior": "prior preservation, weight", "early_stopping": "early stopping",
+    "lower_rate": "lower learning rate", "interpolation": "interpolation to the base",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A method with one knob turned. name: in result rows. knob: None for the method as it is. curves: curve -> factor,
+    of every curve that this is a point of."""
+
+    name: str
+    method: str
+    knob: str | None = None
+    factor: float = 1.0
+    curves: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def strength(self) -> float:
+        """How far from the base's weights to the trained ones the model is loaded."""
+        return self.factor if self.knob == INTERPOLATION else 1.0
+
+    @property
+    def trained_as(self) -> str:
+        """The variant whose training this one shares: interpolation needs none of its own."""
+        return self.method if self.knob == INTERPOLATION else self.name
+
+
+def variants(methods: list[str], curves: list[str]) -> list[Variant]:
+    """The methods as they are, in order, then the curves' further points; a curve brings its own method."""
+    needed = [CURVES[curve][0] for curve in curves]
+    found = []
+    for method in dict.fromkeys([*methods, *needed]):
+        found.append(Variant(method, method, curves={name: 1.0 for name in CURVES if CURVES[name][0] == method}))
+    for curve in curves:
+        method, knob, factors = CURVES[curve]
+        for factor in factors:
+            if factor != 1:
+                found.append(Variant(f"{method}@{knob}x{factor:g}", method, knob, factor, {curve: factor}))
+    return found
+
+
+def tuned_settings() -> dict[str, dict[str, Any]]:
+    """method -> flags of its script, tuned on the picturebook's validation subjects."""
+    return tomllib.loads(SETTINGS.read_text(encoding="utf-8"))
+
+
+def resolved(method: str, model: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """What all flags of a method's script resolve to for this model, from its own --print_config; {} without a script.
+
+    Nothing is loaded or trained.
+    """
+    own = METHODS[method]
+    if own.script is None:
+        return {}
+    flags = as_flags({"pretrained_model_name_or_path": model, **own.own_flags(model), **settings})
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(io.StringIO()):
+        importlib.import_module(own.script).main([*flags, "--print_config"])
+    return json.loads(printed.getvalue())
+
+
+def settings_of(variant: Variant, tuned: dict[str, dict[str, Any]], whole: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The flags that a variant's training gets: its method's tuned ones, with the knob turned.
+
+    whole: method -> its `resolved` flags, which the knob's value is taken from.
+    """
+    settings = dict(tuned.get(variant.method, {}))
+    if variant.knob in (None, INTERPOLATION):
+        return settings
+    value = whole[variant.method].get(variant.knob)
+    if not isinstance(value, int | float):
+        raise InputError(f"{variant.method} has no setting {variant.knob} to multiply by {variant.factor:g}")
+    turned = value * variant.factor
+    return settings | {variant.knob: max(1, round(turned)) if variant.knob == "max_train_steps" else turned}

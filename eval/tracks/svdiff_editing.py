@@ -1,0 +1,129 @@
+"""SVDiff's single-image editing on the items of the text-driven editing track; the page then shows its rows beside.
+
+    python -m eval.compare --items 12                 first: the track's own methods
+    python -m eval.tracks.svdiff_editing --items 12   a training per item; then eval.compare again, which shows the rows
+
+Every item: shifts are trained on the source picture and its prompt (no token, no prior), the picture is inverted under
+the target prompt with the tuned weights, and drawn again (SVDiff, Sec. 3.4). An interrupted run goes on where it
+stopped.
+"""
+
+import argparse
+import shutil
+from pathlib import Path
+
+from common.runs import InputError, append_row, done_items, make_parser, read_json, script, write_json
+from eval.tracks import text_editing
+from spdinv import eval as spdinv_eval
+
+TRAININGS = "svdiff_trainings"
+METHODS = {"svdiff+inversion": True, "svdiff": False}  # whether DDIM inversion is used
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    from eval.compare import positive
+
+    parser = make_parser(__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--items", type=positive, default=12, help="how many items of the track")
+    add("--pretrained_model_name_or_path", default="picturebook", help="as of eval.compare")
+    add("--dataset", default="picturebook", help="as of eval.compare")
+    add("--num_inference_steps", type=positive, help="as of eval.compare")
+    add("--metric_encoders", help="as of eval.compare")
+    add("--max_train_steps", type=positive, help="of every training; svdiff.train's by default")
+    add("--output_dir", default="outputs/compare", help="that of eval.compare")
+    add("--seed", type=int, default=0, help="as of eval.compare")
+    add("--device", choices=("cpu", "cuda"), help="a GPU if there is one by default")
+    args = parser.parse_args(argv)
+    if not (Path(args.output_dir) / text_editing.NAME / "config.json").is_file():
+        raise InputError(f"{args.output_dir} holds no text-driven editing yet: run python -m eval.compare first")
+    return args
+
+
+def train(item, folder: Path, args: argparse.Namespace) -> None:
+    """Shifts of one picture, unless they are there."""
+    from svdiff import train as svdiff_train
+
+    if (folder / "metrics.json").is_file():
+        return
+    words = ["--pretrained_model_name_or_path", args.pretrained_model_name_or_path, "--image_path",
+             str(item.image_path), "--instance_prompt", item.source_prompt, "--output_dir", str(folder), "--seed",
+             str(args.seed), "--num_validation_images", "1"]  # fmt: skip
+    words += ["--max_train_steps", str(args.max_train_steps)] if args.max_train_steps else []
+    words += ["--device", args.device] if args.device else []
+    resume = ["--resume_from_checkpoint", "latest"] if list(folder.glob("checkpoint-*")) else []
+    svdiff_train.main([*words, *resume])
+
+
+def edit(pipe, item, folder: Path, how, inversion: bool, seed: int) -> tuple[dict, float]:
+    """{"source", "reconstruction", "edited"} as PIL pictures, and the seconds of the edit alone."""
+    from common.images import center_crop_resize, load_image, to_pil, to_tensor
+    from common.pipelines import native_resolution
+    from common.runs import measure
+    from svdiff import editing, merging
+
+    image = center_crop_resize(load_image(item.image_path), native_resolution(pipe))
+    picture, drawn = to_tensor(image).to(pipe.device), {"source": image}
+    with merging.applied(pipe, merging.load(pipe, folder)):
+        drawn["reconstruction"] = to_pil(editing.edit(pipe, picture, item.source_prompt, how, inversion, 0.0, (seed,)))
+        with measure() as cost:
+            edited = editing.edit(pipe, picture, item.target_prompt, how, inversion, 0.0, (seed,))
+    return {**drawn, "edited": to_pil(edited)}, cost.seconds
+
+
+def check_same(output: Path, before: dict, ours: dict) -> None:
+    """Raises InputError if the folder's rows, or a training that was interrupted, are of other settings."""
+    for name, settings in ours.items():
+        then = before.get(name, settings)
+        if changed := [key for key in settings if then.get(key) != settings[key]]:
+            raise InputError(f"{output} holds {name} with another {changed[0]} ({then.get(changed[0])}); take the same "
+                             "one, or another --output_dir")  # fmt: skip
+
+
+@script
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    from tqdm import tqdm
+
+    from common.encoders import load_encoders
+    from common.images import save_png
+    from common.pipelines import load_pipeline
+    from spdinv.reproduction.items import find_dataset, read_items, scores
+    from svdiff.editing import Sampling
+
+    output = Path(args.output_dir) / text_editing.NAME
+    settings = spdinv_eval.parse(text_editing.command(args, *text_editing.RUN))
+    spdinv_eval.check_same_settings(output, settings, spdinv_eval.methods_of(settings))
+    folder = find_dataset(settings)
+    pipe = load_pipeline(args.pretrained_model_name_or_path, args.device)
+    encoders = load_encoders(settings.metric_encoders, args.device)
+    how = Sampling(num_inference_steps=settings.num_inference_steps, guidance_scale=settings.guidance_scale)
+    config = read_json(output / "config.json")
+    told = {"parameter_space": "svdiff", "max_train_steps": args.max_train_steps, **vars(how)}
+    ours = {name: {**told, "ddim_inversion": inverted} for name, inverted in METHODS.items()}
+    begun = (output / TRAININGS).is_dir() or any(done_items(output / "rows.jsonl", name) for name in METHODS)
+    check_same(output, config["methods"] if begun else {}, ours)
+    config["methods"] |= ours
+    write_json(output / "config.json", config)
+    for item in tqdm(read_items(folder, settings), "items", disable=None):
+        missing = [name for name in METHODS if item.id not in done_items(output / "rows.jsonl", name)]
+        if not missing:
+            continue
+        tuned = output / TRAININGS / item.id
+        train(item, tuned, args)
+        training_seconds = read_json(tuned / "metrics.json")["seconds"]
+        for name in missing:
+            pictures, seconds = edit(pipe, item, tuned, how, METHODS[name], args.seed)
+            for shown, file in (("reconstruction", f"{name}_reconstruction"), ("edited", name)):
+                save_png(output / "pictures" / item.id / f"{file}.png", pictures[shown])
+            append_row(output / "rows.jsonl", {
+                "paper": "svdiff", "method": name, "item": item.id, "edit_type": item.edit_type, "seed": args.seed,
+                "metrics": scores(item, pictures, encoders, folder), "seconds": training_seconds + seconds,
+                "peak_memory_mb": float("nan"),
+            })  # fmt: skip
+        shutil.rmtree(tuned)  # a training per item fills a disk; its numbers are in the row
+    print(f"rows are in {output / 'rows.jsonl'}; python -m eval.compare --items {args.items} shows them")
+
+
+if __name__ == "__main__":
+    main()

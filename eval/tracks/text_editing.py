@@ -1,0 +1,139 @@
+"""Track "text-driven editing": inversions and engines, on items in PIE-Bench's format."""
+
+import argparse
+import shlex
+from pathlib import Path
+
+from common.data import EDIT_TYPES
+from common.runs import done_items, read_json, read_rows
+from eval.report.measures import find
+from eval.tracks.track import Item, Picture, Run, Track, date_of, earlier_results
+from spdinv import eval as spdinv_eval
+from spdinv.reproduction import claims
+
+NAME = "text_editing"
+RUN = ("ddim+p2p", "spd+p2p")  # what this track runs by itself
+# What it shows: these two, and whatever spdinv.eval (--table 1) and eval.tracks.svdiff_editing have already run in the
+# same folder. In the order of the paper's Table 1, but for the baseline first and the paper's own last.
+METHODS = {
+    "ddim+p2p": "DDIM + P2P", "null_text+p2p": "NTI + P2P", "negative_prompt+p2p": "NPI + P2P",
+    "aidi+p2p": "AIDI + P2P", "nmg+p2p": "NMG + P2P", "direct+p2p": "DirectINV + P2P",
+    "proximal+p2p": "ProxEdit + P2P", "spd+p2p@as_released": "SPDInv + P2P, as released",
+    "ddim+masactrl": "DDIM + MasaCtrl", "nmg+masactrl": "NMG + MasaCtrl", "direct+masactrl": "DirectINV + MasaCtrl",
+    "aidi+masactrl": "AIDI + MasaCtrl", "spd+masactrl": "SPDInv + MasaCtrl",
+    "spd+masactrl@as_released": "SPDInv + MasaCtrl, as released",
+    "ddim+pnp": "DDIM + PnP", "direct+pnp": "DirectINV + PnP", "aidi+pnp": "AIDI + PnP", "spd+pnp": "SPDInv + PnP",
+    "spd+pnp@as_released": "SPDInv + PnP, as released",
+    "svdiff": "SVDiff, tuned on the picture", "svdiff+inversion": "SVDiff, tuned on the picture, DDIM inversion",
+    "spd+p2p": "SPDInv + P2P",
+}  # fmt: skip
+COLUMNS = [
+    "edit_success", "psnr_truth", "lpips_truth", "clip_whole/pie_official",
+    "structure/pie_official", "psnr/pie_official", "lpips/pie_official", "mse/pie_official", "ssim/pie_official",
+    "psnr_reconstruction", "seconds", "peak_memory_mb",
+]  # fmt: skip
+NOTES = [
+    "Rows of one engine share everything but the inversion: no negative-prompt embedding, proximal threshold, "
+    "inversion guidance or colour fix, which the released SPDInv adds to its own runs and the paper does not name; "
+    "rows called as released have them.",
+    "Scores of the background follow PIE-Bench's published protocol (pie_official) with its quirks; the same scores "
+    "averaged over the unedited region alone (pie_corrected) are under All scores.",
+]
+
+
+def command(args: argparse.Namespace, *methods: str) -> list[str]:
+    """The arguments of spdinv.eval for methods of one engine and preset; flags left at None stay at its defaults."""
+    pairs, presets = zip(*(name.partition("@")[::2] for name in methods), strict=True)
+    inversions, engines = zip(*(pair.split("+") for pair in pairs), strict=True)
+    given = {
+        "preset": presets[0] or None,
+        "pretrained_model_name_or_path": args.pretrained_model_name_or_path,
+        "dataset": args.dataset,
+        "limit": args.items,
+        "num_inference_steps": args.num_inference_steps,
+        "metric_encoders": args.metric_encoders,
+        "seed": args.seed,
+        "device": args.device,
+        "output_dir": str(Path(args.output_dir) / NAME),
+    }
+    flags = [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
+    return ["--inversions", *inversions, "--engines", engines[0], *flags]
+
+
+def whole_command(args: argparse.Namespace, method: str, settings: dict) -> list[str]:
+    """The module and the arguments that make a method's rows. settings: of the method, by the folder's config."""
+    if not method.startswith("svdiff"):
+        return ["spdinv.eval", *command(args, method)]
+    names = ("items", "pretrained_model_name_or_path", "dataset", "num_inference_steps", "metric_encoders",
+             "output_dir", "seed", "device")  # fmt: skip
+    given = {**{name: getattr(args, name) for name in names}, "max_train_steps": settings.get("max_train_steps")}
+    flags = [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
+    return ["eval.tracks.svdiff_editing", *flags]
+
+
+def run(args: argparse.Namespace) -> Track:
+    """Run what is missing (spdinv.eval skips what is done) and gather rows and pictures.
+
+    args: the flags of eval.compare. InputError or SystemExit(2), with a sentence, for input that spdinv.eval refuses.
+    """
+    output = Path(args.output_dir) / NAME
+    settings = spdinv_eval.parse(command(args, *RUN))
+    spdinv_eval.check_same_settings(output, settings, spdinv_eval.methods_of(settings))
+    folder = spdinv_eval.find_dataset(settings)
+    items = spdinv_eval.read_items(folder, settings)
+    wanted = {item.id for item in items}
+    if not all(wanted <= done_items(output / "rows.jsonl", name) for name in RUN):  # else no model is loaded
+        spdinv_eval.main(command(args, *RUN))
+    # Further methods may have run on some items only; they are shown from half of them on.
+    done = {name: wanted & done_items(output / "rows.jsonl", name) for name in METHODS}
+    shown_here = [name for name, have in done.items() if 2 * len(have) >= len(wanted)]
+    rows = [row for row in read_rows(output / "rows.jsonl") if row["item"] in wanted and row["method"] in shown_here]
+    config = read_json(output / "config.json")
+    config["date"] = date_of(output / "rows.jsonl")
+    partial = [f"{METHODS[name]}: {len(done[name])}" for name in shown_here if done[name] < wanted]
+    fewer = [f"Methods that ran on fewer than {len(wanted)} items: {', '.join(partial)}."] if partial else []
+    runs = [Run("this run", rows, config), *earlier_results(NAME, config)]
+    measured = {row["method"] for run in runs for row in run.rows}
+    methods = {name: called for name, called in METHODS.items() if name in measured}
+    return Track(
+        name=NAME,
+        title="Text-driven editing",
+        about="A picture is inverted to the noise that would have made it, and drawn again with a changed prompt. "
+        "Methods of one engine differ in the inversion alone: DDIM inversion reads the sampler "
+        "backwards; SPDInv searches at every step for the fixed point that makes the reading exact.",
+        methods=methods,
+        columns=COLUMNS,
+        runs=runs,
+        items=[shown(item, folder, output, rows, methods) for item in items],
+        commands={name: "python -m " + shlex.join(whole_command(args, name, config["methods"].get(name, {})))
+                  for name in methods},
+        papers={
+            "Source Prompt Disentangled Inversion for Boosting Image Editability with Diffusion Models (ECCV 2024)":
+                "https://arxiv.org/abs/2403.11105",
+            "Prompt-to-Prompt Image Editing with Cross Attention Control (ICLR 2023)":
+                "https://arxiv.org/abs/2208.01626",
+        },
+        published="spdinv:1",
+        breakdown=["edit_success", "psnr_truth", "psnr/pie_official", "structure/pie_official"],
+        notes=[*NOTES, *fewer],
+        judge=claims.judge,
+    )  # fmt: skip
+
+
+def shown(item, folder: Path, output: Path, rows: list[dict], methods: dict[str, str]) -> Item:
+    """One EditItem for the picture grid: source, true edit where there is one, reconstruction and edit per method."""
+    key = find(rows, "edit_success")
+    success = {row["method"]: row["metrics"].get(key) for row in rows if row["item"] == item.id}
+    place = output / "pictures" / item.id
+    pictures = [Picture("source", place / "source.png")]
+    if "truth_path" in item.extras:
+        pictures.append(Picture("true edit", folder / item.extras["truth_path"]))
+    for method in (name for name in methods if name in success):
+        value = success[method]
+        judged = None if value is None or value != value else value > 0.5
+        pictures.append(Picture("reconstruction", place / f"{method}_reconstruction.png", method))
+        pictures.append(Picture("edit", place / f"{method}.png", method, judged))
+    kind = EDIT_TYPES[item.edit_type]
+    if item.edit_type == "0" and "edit" in item.extras:
+        kind += f": {item.extras['edit']['kind']}"
+    return Item(item.id, kind, item.source_prompt, item.target_prompt, pictures)

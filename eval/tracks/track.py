@@ -1,0 +1,113 @@
+"""What a track hands to the report: plain data, whatever paper it comes from."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from common.runs import append_row, atomic_path, read_json, read_rows, write_json
+
+RESULTS = Path(__file__).parents[1] / "results"  # committed: rows of longer runs, shown beside a live one
+# A committed run is shown beside a live one only if these agree.
+SAME = (
+    "pretrained_model_name_or_path",
+    "weights",
+    "dataset",
+    "split",
+    "metric_encoders",
+    "resolution",
+    "mixed_precision",
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Result rows and where they come from. config: that of the run's folder, with `provenance` and `date`."""
+
+    label: str
+    rows: list[dict]
+    config: dict
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A cell of the picture grid. method: "" for the source and the true edit. success: None where nobody judged."""
+
+    label: str
+    path: Path
+    method: str = ""
+    success: bool | None = None
+
+
+@dataclass(frozen=True)
+class Item:
+    id: str
+    kind: str  # such as "change object"
+    source_prompt: str
+    target_prompt: str
+    pictures: list[Picture]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A drawing of the whole track, a PNG file, shown in full width."""
+
+    title: str
+    path: Path
+    caption: str
+
+
+@dataclass(frozen=True)
+class Track:
+    """One kind of task, with every method that ran.
+
+    methods: name in result rows -> name on the page; the first is the baseline, the last the paper's own.
+    columns: scores of the main table, without encoders (eval.report.measures.find). runs: the live one, then earlier.
+    published: "<paper>:<table>" of that paper's published.toml. commands: method -> the command that makes its rows.
+    time_of: what a row's seconds are of. keep: whether --save_results is to keep the live rows; not where they are a
+    quick look at what a command of its own measures in full.
+    judge: (rows, methods) -> the paper's own method against each other one, score by score (reproduction.claims).
+    """
+
+    name: str
+    title: str
+    about: str
+    methods: dict[str, str]
+    columns: list[str]
+    runs: list[Run]
+    items: list[Item]
+    commands: dict[str, str]
+    papers: dict[str, str] = field(default_factory=dict)  # title -> link
+    published: str | None = None
+    breakdown: list[str] = field(default_factory=list)  # scores of the table per edit type
+    notes: list[str] = field(default_factory=list)
+    figures: list[Figure] = field(default_factory=list)
+    time_of: str = "picture"
+    keep: bool = True
+    judge: Callable[[list[dict], list[str]], list[dict]] | None = None
+
+
+def date_of(path: Path) -> str:
+    return time.strftime("%Y-%m-%d", time.gmtime(path.stat().st_mtime))
+
+
+def save_results(name: str, run: Run) -> Path:
+    """Keep a run's rows and configuration in eval/results, to be committed."""
+    path = RESULTS / f"{name}.jsonl"
+    with atomic_path(path) as temporary:
+        for row in run.rows:
+            append_row(temporary, row)
+    write_json(path.with_suffix(".json"), run.config)
+    return path
+
+
+def earlier_results(name: str, config: dict) -> list[Run]:
+    """The committed run of this track, if it is of the same model, pictures, encoders and settings as `config`."""
+    rows = read_rows(RESULTS / f"{name}.jsonl")
+    if not rows:
+        return []
+    before = read_json(RESULTS / f"{name}.json")
+    then, now = before.get("methods", {}), config.get("methods", {})  # what the flags resolved to
+    same = all(before.get(key) == config.get(key) for key in SAME)
+    same = same and all(then[method] == now[method] for method in then.keys() & now.keys())
+    return [Run("earlier run", rows, before)] if same else []

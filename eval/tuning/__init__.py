@@ -1,0 +1,1 @@
+"""Settings found on the validation split, one module per track."""

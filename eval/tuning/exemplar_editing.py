@@ -1,0 +1,86 @@
+"""Tune every method of the exemplar track on the picturebook's validation split, twelve settings for each.
+
+    python -m eval.tuning.exemplar_editing --items 12
+
+Writes eval/tuning/exemplar_editing.toml, to be committed before the test split is run. An interrupted run goes on.
+"""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+from common.runs import append_row, atomic_path, make_parser, read_rows, script
+from eval.compare import positive
+from eval.tuning.tuner import Setting, grid, label, least
+
+SCORE = "lpips_truth (picturebook)"  # less is better: nearness to the true edit, inside and outside of the map
+STRENGTHS = tuple(round(0.08 * k, 2) for k in range(1, 13))
+BLACK_POINTS = (0.0, 0.5, 0.9)  # as drawn; up to the thing's outline; a little beyond it
+GRIDS: dict[str, list[Setting]] = {
+    "perturbed": grid(strength=STRENGTHS),
+    "noise_scaling": grid(strength=STRENGTHS),
+    "sdedit": grid(strength=STRENGTHS),
+    "blended_latent": grid(strength=STRENGTHS),
+    "differential_diffusion": grid(strength=(0.4, 0.6, 0.8, 1.0), guidance_scale=(2.0, 4.0, 7.5)),
+    "pixels": grid(strength=(0.2, 0.4, 0.6, 0.8), black_point=BLACK_POINTS),
+}  # paste and latent_paste have nothing to tune
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = make_parser(__doc__.splitlines()[0])
+    parser.add_argument("--items", type=positive, default=12, help="validation items")
+    parser.add_argument("--methods", nargs="+", choices=GRIDS, default=list(GRIDS), help="methods to tune")
+    parser.add_argument("--num_inference_steps", type=positive, help="of the whole schedule; the preset's by default")
+    parser.add_argument("--output_dir", default="outputs/tune_exemplar", help="folder for rows")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; a GPU if there is one by default")
+    return parser.parse_args(argv)
+
+
+def write_settings(path: Path, found: dict[str, tuple[Setting, float]], items: int) -> None:
+    """eval/tuning/exemplar_editing.toml."""
+    lines = [
+        "# What each method of the exemplar track runs with on the picturebook, where it differs from pixels' preset.",
+        f"# Written by `python -m eval.tuning.exemplar_editing --items {items}` on the validation split: as many",
+        "# settings tried for every method, the least LPIPS to the true edit taken.",
+    ]
+    for method, (setting, score) in found.items():
+        values = [f"{name} = {value}" for name, value in setting.items()]
+        lines += ["", f"[{method}]  # {1000 * score:.0f}e-3", *values]
+    with atomic_path(path) as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+@script
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+
+    from tqdm import tqdm
+
+    from eval.tracks import exemplar_editing
+    from pixels import eval as pixels_eval
+    from pixels.reproduction.pairs import picturebook_pairs
+    from pixels.reproduction.scoring import run_item
+
+    flags = ["--output_dir", args.output_dir] + (["--device", args.device] if args.device else [])
+    flags += ["--num_inference_steps", str(args.num_inference_steps)] if args.num_inference_steps else []
+    settings = pixels_eval.parse(flags)
+    bench = exemplar_editing.make_bench(settings, exemplar_editing.own_settings(on_picturebook=False))
+    rows = Path(args.output_dir) / "rows.jsonl"
+    done = {(row["item"], row["method"]) for row in read_rows(rows)}
+    runs = [(method, s, p) for p in picturebook_pairs("validation", limit=args.items)
+            for method in args.methods for s in GRIDS[method]]  # fmt: skip
+    for method, setting, pair in tqdm(runs, "settings", disable=None):
+        name = label(method, setting)
+        if (pair.id, name) in done:
+            continue
+        row, _ = run_item(replace(bench, own={method: bench.own.get(method, {}) | setting}), pair, method)
+        append_row(rows, row | {"method": name})
+    found = least(read_rows(rows), {method: GRIDS[method] for method in args.methods}, SCORE)
+    for method, (setting, score) in found.items():
+        print(f"{label(method, setting)}: {SCORE} {score:.4f}")
+    write_settings(exemplar_editing.SETTINGS, found, args.items)
+    print(f"written to {exemplar_editing.SETTINGS}")
+
+
+if __name__ == "__main__":
+    main()

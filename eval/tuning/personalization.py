@@ -1,0 +1,154 @@
+"""Tune every method of the arena on the picturebook's validation subjects, three settings for each.
+
+    python -m eval.tuning.personalization
+    python -m eval.tuning.personalization --shard 1/4 & … --shard 4/4        then once more without --shard
+
+Writes eval/tuning/personalization.toml, to be committed before the test subjects are run. An interrupted run goes on.
+The score is the harmonic mean of two shares: of the way that DINO goes from the base model's pictures to the real ones,
+and of pictures with all that their prompt asks for. A method that only copies, or only obeys, gets nothing.
+"""
+
+import argparse
+import shutil
+from pathlib import Path
+
+from common.flags import Shard, check_writable, number, shard
+from common.runs import InputError, append_row, atomic_path, make_parser, script
+from eval import personalize
+from eval.tuning.tuner import Setting, grid
+
+STEPS = (100,)
+RATES = (3e-5, 1e-4, 3e-4)  # of all weights
+SMALL_RATES = (3e-4, 1e-3, 3e-3)  # of few
+
+GRIDS: dict[str, list[Setting]] = {
+    "textual_inversion": grid(learning_rate=(2e-3, 7e-3, 2e-2), max_train_steps=(200,)),
+    "oft": grid(learning_rate=(1e-3, 3e-3, 1e-2), max_train_steps=STEPS),
+    "svdiff": grid(learning_rate=(2e-3, 6e-3, 2e-2), max_train_steps=STEPS),
+    "custom_diffusion+prior": grid(learning_rate=SMALL_RATES, max_train_steps=STEPS),
+    "lipschitz_custom_diffusion": grid(learning_rate=SMALL_RATES[1:2], l2_reg_weight=(0.5, 3.0, 20.0),
+                                       max_train_steps=STEPS),
+    "lora+prior": grid(learning_rate=SMALL_RATES, max_train_steps=STEPS),
+    "lipschitz_lora": grid(learning_rate=SMALL_RATES[1:2], l2_reg_weight=(1e-6, 1e-5, 1e-4), max_train_steps=STEPS),
+    "dreambooth": grid(learning_rate=RATES, max_train_steps=STEPS),
+    "dreambooth+prior": grid(learning_rate=RATES, max_train_steps=STEPS),
+    "lipschitz": grid(learning_rate=RATES[1:2], l2_reg_weight=(5.0, 30.0, 200.0), max_train_steps=STEPS),
+}  # fmt: skip
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = make_parser(__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--methods", nargs="+", choices=GRIDS, default=list(GRIDS), help="methods to tune")
+    add("--limit", type=number(int, 1), default=2, help="validation subjects")
+    add("--images_per_prompt", type=number(int, 1, 1000), default=1, help="pictures")
+    add("--num_inference_steps", type=number(int, 1, 1000), help="of sampling; the arena's by default")
+    add("--output_dir", default="outputs/tune_personalization", help="folder for rows")
+    add("--shard", type=shard, metavar="I/N", help="take only the I-th of N parts of the settings, for N processes")
+    add("--device", help="cpu, cuda; a GPU if there is one by default")
+    args = parser.parse_args(argv)
+    check_writable(Path(args.output_dir))
+    return args
+
+
+def label(method: str, setting: Setting) -> str:
+    return f"{method} " + " ".join(f"{name}={value:g}" for name, value in setting.items())
+
+
+def score(row: dict, base: dict, real: dict) -> float:
+    """The harmonic mean of the shares of fidelity and context; 0 where one of them is, or where a training diverged."""
+    if not row["metrics"]:
+        return 0.0
+    key = "DINO/dreambench (picturebook)"
+    low, high = base["metrics"][key], real["metrics"][key]
+    likeness = min(1.0, max(0.0, (row["metrics"][key] - low) / (high - low)))
+    context = row["metrics"]["context (picturebook)"]
+    return 2 * likeness * context / (likeness + context) if likeness + context else 0.0
+
+
+def best_settings(rows: list[dict], methods: list[str]) -> dict[str, tuple[Setting, float]]:
+    """The setting of the highest mean score per method, and that mean. InputError where rows are missing."""
+    by_name: dict[str, dict[str, dict]] = {}
+    for row in rows:
+        by_name.setdefault(row["method"], {})[row["item"]] = row
+    subjects, found = by_name.get("real", {}), {}
+    for method in methods:
+        means = []
+        for place, setting in enumerate(GRIDS[method]):
+            own = by_name.get(label(method, setting), {})
+            if own.keys() != subjects.keys() or not own:
+                raise InputError(f"{label(method, setting)} has no rows of all subjects yet: run the remaining shards")
+            scores = [score(own[item], by_name["base"][item], subjects[item]) for item in subjects]
+            means.append((sum(scores) / len(scores), -place))
+        best, place = max(means)
+        if best == 0:
+            raise InputError(f"no setting of {method} gave a picture that counts: widen its grid")
+        found[method] = (GRIDS[method][-place], best)
+    return found
+
+
+def write_settings(path: Path, found: dict[str, tuple[Setting, float]], subjects: int) -> None:
+    lines = [
+        "# What each method of the personalization arena is trained with on the picturebook, over its script's preset.",
+        f"# Written by `python -m eval.tuning.personalization --limit {subjects}` on validation subjects: the same",
+        "# number of settings tried for each, the best balance of likeness and context (0 to 1, behind each) taken.",
+    ]
+    for method, (setting, value) in found.items():
+        lines += ["", f'["{method}"]  # {value:.2f}', *(f"{name} = {number:g}" for name, number in setting.items())]
+    with atomic_path(path) as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+@script
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    flags = ["--split", "validation", "--limit", str(args.limit), "--images_per_prompt", str(args.images_per_prompt)]
+    flags += ["--output_dir", args.output_dir, "--methods", "base", *args.methods, "--curves"]
+    for name in ("num_inference_steps", "device", "shard"):
+        flags += [f"--{name}", str(getattr(args, name))] if getattr(args, name) is not None else []
+    settings = personalize.parse(flags)
+    settings.held_out_images = 0  # drift is no part of the score, and its samples cost time
+
+    from tqdm import tqdm
+
+    from eval.tracks.personalization import arena as runs
+    from eval.tracks.personalization import scoring
+    from eval.tracks.personalization.methods import METHODS
+    from eval.tracks.personalization.variants import SETTINGS, Variant
+
+    arena, subjects = personalize.prepare(settings, tuned={})
+    shared, rows = arena.settings, arena.output / arena.rows_name
+    mine = args.shard or Shard()
+    if mine.index == 1:
+        arena.variants = [Variant("base", "base")]
+        for subject in subjects:
+            runs.run_subject(arena, subject, 0)  # and the row of the real pictures
+    wanted = [(method, setting, one) for method in args.methods for setting in GRIDS[method] for one in subjects]
+    done = {(row["method"], row["item"]) for row in runs.read_all_rows(arena.output)}
+    for method, setting, subject in tqdm(mine.of(wanted), "settings", disable=None):
+        variant = Variant(label(method, setting), method, knob="tuned")
+        if (variant.name, subject.name) in done:
+            continue
+        arena.settings = {variant.name: shared[method] | setting}
+        place = arena.output / "weights" / f"shard-{mine.index}"
+        try:
+            row = runs.run_variant(arena, variant, subject, 0, scoring.read_references(subject), place)
+        except (InputError, SystemExit) as stop:
+            if getattr(stop, "code", 2) != 2:  # Ctrl-C
+                raise
+            # it diverged, and has said so; a score of 0
+            row = runs.row_of(METHODS[method].paper, variant.name, subject, 0, {})
+        append_row(rows, row)
+        shutil.rmtree(place, ignore_errors=True)
+    if args.shard:
+        print(f"shard {args.shard} is done; start without --shard for the settings when all are")
+        return
+    found = best_settings(runs.read_all_rows(arena.output), args.methods)
+    for method, (setting, value) in found.items():
+        print(f"{label(method, setting)}: {value:.3f}")
+    write_settings(SETTINGS, found, args.limit)
+    print(f"written to {SETTINGS}")
+
+
+if __name__ == "__main__":
+    main()

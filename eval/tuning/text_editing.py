@@ -1,0 +1,82 @@
+"""Tune engines and inversions of text-driven editing on the picturebook's validation split, eight settings each.
+
+    python -m eval.tuning.text_editing --items 6
+
+An engine is tuned with DDIM inversion, an inversion under Prompt-to-Prompt as published. Prints the best of each, for
+spdinv/options.py: PICTUREBOOK_PRESET, before the test split is run. An interrupted run goes on.
+"""
+
+import argparse
+from pathlib import Path
+
+from common.flags import check_writable
+from common.runs import append_row, make_parser, read_rows, script
+from eval.compare import positive
+from eval.tuning.tuner import Setting, grid, label, least
+
+SCORE = "lpips_truth (picturebook)"  # less is better: nearness to the true edit, inside and outside of the mask
+GRIDS: dict[str, list[Setting]] = {  # flags of spdinv.eval; the published values are among them
+    "ddim+p2p": grid(cross_replace_steps=(0.2, 0.4, 0.6, 0.8), self_replace_steps=(0.3, 0.6)),
+    "ddim+masactrl": grid(start_layer=(None, 1, 3, 5), start_step=(4, 15)),
+    "ddim+pnp": grid(feature_steps=(0.2, 0.4, 0.6, 0.8), attention_steps=(0.25, 0.5)),
+    "null_text+p2p": grid(null_text_learning_rate=(1e-3, 3e-3, 1e-2, 3e-2), null_text_threshold=(1e-6, 1e-5)),
+    "negative_prompt+p2p": grid(negative_prompt_interpolation=(0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1.0)),
+    "proximal+p2p": grid(proximal_quantile=(0.5, 0.6, 0.7, 0.8), proximal_guidance=("inversion", "reconstruction")),
+    "aidi+p2p": grid(aidi_mode=("anderson", "empirical"), aidi_rounds=(2, 5, 7, 11)),
+    "nmg+p2p": grid(nmg_gradient_scale=(1000.0, 2500.0, 5000.0, 10000.0), nmg_noise_map_scale=(5.0, 10.0)),
+    "spd+p2p": grid(spd_learning_rate=(1e-4, 3e-4, 1e-3, 3e-3), spd_threshold=(5e-7, 5e-6)),
+}  # direct has nothing to tune
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = make_parser(__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--items", type=positive, default=6, help="validation items, of every edit type in turn")
+    add("--methods", nargs="+", choices=GRIDS, default=list(GRIDS), help="methods to tune")
+    add("--output_dir", default="outputs/tune_text_editing", help="folder for rows")
+    add("--device", help="cpu, cuda, cuda:1, ...; a GPU if there is one by default")
+    args = parser.parse_args(argv)
+    check_writable(Path(args.output_dir))
+    return args
+
+
+def method_of(name: str, setting: Setting):
+    """The spdinv method of a name such as ddim+p2p with these flags; a flag of None is left out."""
+    from spdinv import eval as spdinv_eval
+
+    inversion, engine = name.split("+")
+    given = [word for flag, value in setting.items() if value is not None for word in (f"--{flag}", str(value))]
+    return spdinv_eval.methods_of(spdinv_eval.parse(["--inversions", inversion, "--engines", engine, *given]))[name]
+
+
+@script
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+
+    from tqdm import tqdm
+
+    from common.encoders import load_encoders
+    from spdinv import eval as spdinv_eval
+    from spdinv import options
+    from spdinv.reproduction.items import find_dataset, read_items, run_item
+
+    grids = {name: GRIDS[name] for name in args.methods}
+    flags = ["--split", "validation", "--limit", str(args.items), "--output_dir", args.output_dir]
+    settings = spdinv_eval.parse(flags + (["--device", args.device] if args.device else []))
+    folder = find_dataset(settings)
+    pipe, resolution = options.load(settings)
+    encoders = load_encoders(settings.metric_encoders, args.device)
+    rows = Path(args.output_dir) / "rows.jsonl"
+    done = {(row["item"], row["method"]) for row in read_rows(rows)}
+    runs = [(item, name, setting) for item in read_items(folder, settings) for name in grids for setting in grids[name]]
+    for item, name, setting in tqdm(runs, "settings", disable=None):
+        if (item.id, label(name, setting)) in done:
+            continue
+        row, _ = run_item(pipe, item, method_of(name, setting), encoders, folder, resolution, name=label(name, setting))
+        append_row(rows, row)
+    for name, (setting, score) in least(read_rows(rows), grids, SCORE).items():
+        print(f"{label(name, setting)}: {SCORE} {score:.4f}")
+
+
+if __name__ == "__main__":
+    main()

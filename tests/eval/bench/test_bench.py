@@ -1,0 +1,39 @@
+"""eval.bench on a small random model."""
+
+import json
+
+import pytest
+
+from eval.bench import __main__ as bench
+
+
+def test_bench(tiny_folder, benchmark, tmp_path, capsys, monkeypatch):
+    for solver in ("spd", "spd_paper"):
+        name, options = bench.SOLVERS[solver]
+        monkeypatch.setitem(bench.SOLVERS, solver, (name, options | {"rounds": 4}))
+    bench.main(["--pretrained_model_name_or_path", str(tiny_folder), "--dataset", str(benchmark), "--items", "1",
+                "--num_inference_steps", "3", "--repeats", "2", "--device", "cpu",
+                "--output_dir", str(tmp_path)])  # fmt: skip
+    shown, result = capsys.readouterr().out, json.loads((tmp_path / "bench.json").read_text())
+    assert all(solver in shown for solver in bench.SOLVERS) and "ours" in shown
+    rows = {(row["solver"], row["item"]): row for row in result["inversions"]}
+    assert len(rows) == len(bench.SOLVERS)
+    ddim, spd = rows["ddim", "000000000000"], rows["spd", "000000000000"]
+    assert (ddim["forward"], ddim["backward"]) == (3, 0) and spd["forward"] == 3 + spd["backward"] > 3
+    assert spd["residual"] < ddim["residual"] and spd["latent_mse"] < ddim["latent_mse"]
+    exact = rows["spd_anderson", "000000000000"]
+    assert exact["backward"] == 0 and exact["noise_gap"] < 0.1 * ddim["noise_gap"]
+    assert len(result["sampling"]) == len(result["surgery"]) == 2 and "Latent surgery" in shown
+    assert len(result["penalty"]) == len(result["prior"]) == 2 and "of a step of" in shown
+    assert result["penalty"][0]["base_mb"] == pytest.approx(2 * result["penalty_bf16"][0]["base_mb"])
+    assert all(row["largest_difference"] < 1e-4 for row in result["sampling"])  # the same sampler, but for rounding
+
+
+@pytest.mark.parametrize("flags, words", [
+    (["--dataset", "/nowhere"], "mapping_file.json"), (["--items", "-1"], "from 1"), (["--solver", "x"], "--solvers"),
+    (["--output_dir", __file__], "is a file"),
+])  # fmt: skip
+def test_wrong_input(flags, words, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        bench.main(["--output_dir", str(tmp_path / "out"), *flags])
+    assert stop.value.code == 2 and words in capsys.readouterr().err and not (tmp_path / "out").exists()

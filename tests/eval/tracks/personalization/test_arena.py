@@ -1,0 +1,349 @@
+"""eval.personalize from end to end on a small random model, with trainings that only pretend: rows, resume, shards, the
+page, the quick track of eval.compare, wrong input. And one real training of each kind of file, loaded again."""
+
+import contextlib
+import copy
+import json
+from argparse import Namespace
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from common.data import Subject, write_subjects
+from common.runs import Cost, InputError, read_rows
+from eval import compare, personalize
+from eval.tracks import track
+from eval.tracks.personalization import arena, methods, scoring, variants
+from eval.tracks.personalization import track as personalization
+from tests.tiny import tiny_sd
+
+SIDE = 32
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    tiny_sd(folder, latent=8, channels=(16, 32))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def loaded(model):
+    return methods.load_base(model, str(model), "cpu")[0]
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    """Two subjects of two classes in the DreamBooth dataset's layout, two pictures and two prompts each."""
+    folder, rng = tmp_path_factory.mktemp("dataset"), np.random.default_rng(0)
+    subjects = []
+    for name in ("dog2", "vase"):
+        paths = tuple(folder / f"{name}{number}.png" for number in range(2))
+        for path in paths:
+            Image.fromarray(rng.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)).save(path)
+        subjects.append(Subject(name, name.rstrip("2"), name == "dog2", paths))
+    prompts = ["a {0} {1} in the snow", "a red {0} {1}"]
+    write_subjects(folder / "set", subjects, {"object": prompts, "live": prompts})
+    return folder / "set"
+
+
+class Seer:
+    """Stands in for all encoders: mean colours, and two numbers per prompt."""
+
+    label = "toy"
+
+    def embed(self, pictures):
+        return torch.nn.functional.normalize(torch.nn.functional.adaptive_avg_pool2d(pictures, 1).flatten(1), dim=-1)
+
+    def embed_text(self, prompts):
+        return torch.tensor([[1.0, len(prompt) / 100, 0] for prompt in prompts])
+
+    def layer_maps(self, a, b):
+        return [((a - b) ** 2).mean(1, keepdim=True)]
+
+
+@pytest.fixture
+def calls(loaded, monkeypatch, tmp_path):
+    """Trainings that move the network's weights by 1 % of the learning rate, and the list of those that were run."""
+    calls = []
+    for module in ("objectives", "loading"):  # copies of one model are made faster than it is read
+        monkeypatch.setattr(f"lipschitz_personalize.{module}.load_backbone", lambda *which: copy.deepcopy(loaded))
+    monkeypatch.setitem(variants.CURVES, "interpolation", ("dreambooth", "interpolation", (0.4, 1)))
+
+    def pretend(name):
+        def train(subject, folder, base, settings, seed):
+            calls.append((name, subject.name, seed, dict(settings)))
+            rate = settings["learning_rate"] * 0.01
+            pipe = copy.deepcopy(loaded)
+            moved = {key: tensor * (1 + rate) for key, tensor in pipe.unet.state_dict().items()}
+            pipe.unet.load_state_dict(moved)
+            pipe.unet.save_pretrained(folder / "unet")
+            save_file({"junk": torch.zeros(3)}, make(folder / "checkpoint-5") / "x.safetensors")
+
+        return train
+
+    def make(folder):
+        folder.mkdir(parents=True)
+        return folder
+
+    fakes = {name: replace(methods.METHODS[name]) for name in ("base", "dreambooth", "dreambooth+prior", "lipschitz")}
+    for name, fake in fakes.items():
+        if name != "base":
+            object.__setattr__(fake, "train", pretend(name))
+    monkeypatch.setattr(methods, "METHODS", {**methods.METHODS, **fakes})
+    monkeypatch.setattr(arena, "METHODS", methods.METHODS)
+    monkeypatch.setattr(scoring, "load_eyes", lambda name, device: scoring.Eyes(Seer(), Seer(), Seer(), Seer()))
+    tuned = {name: {"learning_rate": rate} for name, rate in zip(fakes, (0, 1.0, 2.0, 0.5), strict=True)}
+    monkeypatch.setattr(variants, "tuned_settings", lambda: tuned)
+    monkeypatch.setattr(personalize, "is_picturebook_folder", lambda name: True)  # so that these settings hold
+    monkeypatch.setattr(personalize, "PICTUREBOOK_PRESET", {"num_inference_steps": 1})
+    monkeypatch.setattr(track, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(arena, "DRIFT_PROMPTS", 1)
+    return calls
+
+
+def flags(model, dataset, out, *more):
+    return ["--pretrained_model_name_or_path", str(model), "--dataset", str(dataset), "--device", "cpu", "--output_dir",
+            str(out), "--images_per_prompt", "2", "--held_out_images", "2", *more]  # fmt: skip
+
+
+PAIR = ("--methods", "base", "dreambooth+prior", "lipschitz", "--curves")
+
+
+def test_a_training_that_diverges_leaves_its_row_out_and_the_others_go_on(calls, model, dataset, tmp_path, capsys):
+    def stop(code):
+        def train(*args):
+            raise SystemExit(code)
+
+        return train
+
+    object.__setattr__(methods.METHODS["dreambooth+prior"], "train", stop(2))
+    personalize.main(flags(model, dataset, tmp_path, *PAIR))
+    rows = read_rows(tmp_path / "rows.jsonl")
+    assert {row["method"] for row in rows} == {"real", "base", "lipschitz"} and len(rows) == 6
+    assert "dreambooth+prior has no row of vase" in capsys.readouterr().err
+    object.__setattr__(methods.METHODS["lipschitz"], "train", stop(130))  # Ctrl-C
+    with pytest.raises(SystemExit, match="130"):
+        personalize.main(flags(model, dataset, tmp_path / "other", *PAIR))
+
+
+def test_rows_pictures_costs_and_the_page(calls, model, dataset, tmp_path):
+    personalize.main(flags(model, dataset, tmp_path, *PAIR, "interpolation", "--save_results"))
+    rows = {(row["method"], row["item"]): row for row in read_rows(tmp_path / "rows.jsonl")}
+    names = ["real", "base", "dreambooth+prior", "lipschitz", "dreambooth", "dreambooth@interpolationx0.4"]
+    assert list(rows) == [(name, subject) for subject in ("dog2", "vase") for name in names]
+    assert [call[:3] for call in calls[:3]] == [("dreambooth+prior", "dog2", 0), ("lipschitz", "dog2", 0),
+                                                ("dreambooth", "dog2", 0)] and len(calls) == 6  # fmt: skip
+
+    moved = [rows[name, "dog2"]["metrics"]["delta_theta_relative"] for name in names[2:]]
+    assert moved == pytest.approx([0.02, 0.005, 0.01, 0.004], rel=1e-3)  # the last: W + 0.4 (W' - W)
+    row = rows["lipschitz", "vase"]
+    assert {"DINO/dreambench (toy)", "held_out (toy)", "drift_score (toy)", "frechet_samples (toy)"} <= set(
+        row["metrics"]
+    )
+    weights = sum(tensor.numel() for tensor in methods.load_base(tmp_path, str(model), "cpu")[0].unet.parameters())
+    assert row["metrics"]["trainable_parameters"] == weights and row["metrics"]["file_bytes"] > 4 * weights
+    assert row["seconds"] > 0 and rows["dreambooth", "vase"]["curves"]["interpolation"] == 1
+    assert "delta_theta" not in rows["base", "dog2"]["metrics"] and "held_out (toy)" in rows["base", "dog2"]["metrics"]
+    assert (
+        len(list((tmp_path / "pictures").rglob("*.png"))) == 4 * 2 * 2 * 2
+        and not (tmp_path / "weights").exists()
+        or (not list((tmp_path / "weights").rglob("*.safetensors")))
+    )
+
+    html = (tmp_path / "index.html").read_text()
+    assert "DreamBooth + penalty" in html and "Fidelity against prompt adherence" in html and "0.6394" in html
+    assert (tmp_path / "pareto.png").exists() and len(read_rows(tmp_path / "results" / "personalization.jsonl")) == 12
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["lipschitz"]["DINO/dreambench (toy)"]["n"] == 2
+
+    before = len(calls)
+    personalize.main(flags(model, dataset, tmp_path, *PAIR, "interpolation"))
+    assert len(calls) == before  # nothing was left to do
+    personalize.main(flags(model, dataset, tmp_path, *PAIR, "--seeds", "0", "1", "--limit", "1"))
+    assert [call[:3] for call in calls[before:]] == [("dreambooth+prior", "dog2", 1), ("lipschitz", "dog2", 1)]
+
+
+def test_weights_go_after_their_last_row_unless_they_are_to_be_kept(calls, model, dataset, tmp_path, monkeypatch):
+    """Interpolation shares its method's training, which stays until then; no other model is kept beside."""
+    place, met, append = tmp_path / "out" / "weights" / "dog2" / "0", [], arena.append_row
+
+    def looked(path, row):
+        met.append((row["method"], sorted(path.name for path in place.glob("*"))))
+        append(path, row)
+
+    monkeypatch.setattr(arena, "append_row", looked)
+    words = (*PAIR, "interpolation", "--limit", "1")
+    personalize.main(flags(model, dataset, tmp_path / "out", *words))
+    names = ["base", "dreambooth+prior", "lipschitz", "dreambooth"]
+    expected = [("real", []), *((name, [name]) for name in names), ("dreambooth@interpolationx0.4", ["dreambooth"])]
+    assert met == expected and len(calls) == 3 and not place.exists()
+    met.clear()
+    personalize.main(flags(model, dataset, tmp_path / "kept", *words, "--keep_weights"))
+    kept = tmp_path / "kept" / "weights" / "dog2" / "0"
+    assert sorted(path.name for path in kept.iterdir()) == sorted(names) and (kept / "lipschitz" / "unet").is_dir()
+
+
+def test_classes_are_recognised_among_the_subjects_own_too(calls, model, dataset, tmp_path, monkeypatch):
+    seen = []
+
+    def eye(clip, classes):
+        seen.append(classes)
+        return lambda pictures: ["dog"] * len(pictures)  # all has drifted towards dog2
+
+    monkeypatch.setattr(arena.drift, "clip_eye", eye)
+    personalize.main(flags(model, dataset, tmp_path, "--methods", "lipschitz", "--curves", "--limit", "1"))
+    row = read_rows(tmp_path / "rows.jsonl")[-1]
+    assert seen == [["dog", "vase"]] and row["metrics"]["held_out (toy)"] == 0
+
+
+def test_what_a_gpu_holds_before_a_training_is_no_cost_of_it(calls, monkeypatch, tmp_path):
+    @contextlib.contextmanager
+    def measured():
+        yield Cost(seconds=5.0, peak_memory_mb=100.0)
+
+    stub = Namespace(model="", settings={"lipschitz": {}})
+    monkeypatch.setattr(arena, "measure", measured)
+    object.__setattr__(methods.METHODS["lipschitz"], "train", lambda *given: None)
+    train = lambda place: arena.train_once(stub, variants.Variant("lipschitz", "lipschitz"), None, 0, place)  # noqa: E731
+    assert train(tmp_path / "cpu")["peak_memory_mb"] == 100
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 30 * 2**20)
+    assert train(tmp_path / "gpu")["peak_memory_mb"] == 70
+
+
+def test_an_interrupted_run_goes_on_and_shards_make_the_same_rows(calls, model, dataset, tmp_path, monkeypatch):
+    whole, parts, only = tmp_path / "whole", tmp_path / "parts", ("--methods", "base", "--curves")
+    personalize.main(flags(model, dataset, whole, *only))
+    for shard in ("2/2", "1/2"):
+        personalize.main(flags(model, dataset, parts, *only, "--shard", shard))
+    assert not (parts / "index.html").exists() and len(read_rows(parts / "rows-1of2.jsonl")) == 2
+    personalize.main(flags(model, dataset, parts, *only))
+    assert not (parts / "rows.jsonl").exists() and (parts / "index.html").exists()
+    strip = lambda rows: sorted((r["method"], r["item"], json.dumps(r["metrics"])) for r in rows)  # noqa: E731
+    assert strip(arena.read_all_rows(parts)) == strip(arena.read_all_rows(whole))
+
+    original = scoring.subject_scores
+    monkeypatch.setattr(scoring, "subject_scores", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+    cut = tmp_path / "cut"
+    with pytest.raises(SystemExit):  # killed after the first training, before its row
+        personalize.main(flags(model, dataset, cut, "--methods", "lipschitz", "--curves"))
+    monkeypatch.setattr(scoring, "subject_scores", original)
+    before = len(calls)
+    personalize.main(flags(model, dataset, cut, "--methods", "lipschitz", "--curves"))
+    assert [call[:2] for call in calls[before:]] == [("lipschitz", "vase")]  # the whole training was found
+
+
+def test_rows_of_other_settings_are_not_mixed(calls, model, dataset, tmp_path, capsys, monkeypatch):
+    personalize.main(flags(model, dataset, tmp_path, "--methods", "base", "lipschitz", "--curves"))
+    with pytest.raises(SystemExit):
+        personalize.main(flags(model, dataset, tmp_path, *PAIR, "--guidance_scale", "3"))
+    assert "another guidance_scale" in capsys.readouterr().err
+    monkeypatch.setattr(variants, "tuned_settings", lambda: {"lipschitz": {"learning_rate": 9.0}})
+    with pytest.raises(SystemExit):
+        personalize.main(flags(model, dataset, tmp_path, "--methods", "lipschitz", "--curves"))
+    assert "another the settings of lipschitz" in capsys.readouterr().err
+
+
+def test_the_quick_track_trains_a_pair_and_shows_the_kept_arena_beside_it(calls, model, dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(personalization, "QUICK", [*PAIR[2:4]])
+    monkeypatch.setattr(personalization, "command", lambda args: flags(model, dataset, args.output_dir, "--limit", "1",
+                                                                       *PAIR[:1], *PAIR[2:]))  # fmt: skip
+    personalize.main(flags(model, dataset, tmp_path / "full", *PAIR, "--save_results"))
+    before = len(calls)
+    args = Namespace(dataset="picturebook", output_dir=str(tmp_path / "quick"), seed=0,
+                     pretrained_model_name_or_path=str(model))  # fmt: skip
+    found = personalization.run(args)
+    assert [call[:2] for call in calls[before:]] == [("dreambooth+prior", "dog2"), ("lipschitz", "dog2")]
+    assert [run.label for run in found.runs] == ["this run", "earlier run"] and len(found.runs[1].rows) == 8
+    assert not found.keep and "personalization" in compare.TRACKS
+    assert personalization.run(Namespace(dataset="/some/pie/bench")) is None
+
+
+def test_the_quick_commands_flags_are_understood():
+    args = Namespace(pretrained_model_name_or_path="picturebook", num_inference_steps=None, metric_encoders="pie",
+                     device=None, seed=3, output_dir="out")  # fmt: skip
+    parsed = personalize.parse(personalization.command(args))
+    assert (parsed.limit, parsed.images_per_prompt, parsed.seeds, parsed.curves) == (1, 1, [3], [])
+    assert parsed.methods == personalization.QUICK and parsed.num_inference_steps == 25
+    assert parsed.metric_encoders == "paper" and not parsed.keep_weights
+
+
+def test_the_table_is_joined_with_the_arenas_rows(calls, model, dataset, tmp_path, capsys):
+    personalize.main(flags(model, dataset, tmp_path / "personalization", *PAIR))
+    capsys.readouterr()
+    compare.main(["--table", "lipschitz_personalize:2", "--output_dir", str(tmp_path)])
+    shown = capsys.readouterr().out
+    assert "0.6394" in shown and "0.3839" in shown and shown.count("measured: ") == 2  # SVDiff's row has none
+
+
+@pytest.mark.parametrize("more, words", [
+    (["--methods", "magic"], "invalid choice"),
+    (["--method", "lipschitz"], "did you mean --methods"),
+    (["--shard", "3/2"], "is not I/N with I from 1 to N"),
+    (["--shard", "1/2", "--save_results"], "without --shard"),
+    (["--methods", "ip_adapter"], "needs weights"),
+    (["--subjects", "unicorn"], "unicorn"),
+    (["--dataset", "/nowhere"], "prompts_and_classes.txt"),
+    (["--dataset", "/nowhere", "--metric_encoders", "picturebook"], "take paper"),
+    (["--images_per_prompt", "0"], "from 1"),
+    (["--pretrained_model_name_or_path", "/nowhere", "--metric_encoders", "picturebook"], "/nowhere"),
+    (["--output_dir", __file__], "is a file"),
+])  # fmt: skip
+def test_wrong_input(more, words, tmp_path, capsys):
+    more = more if "--output_dir" in more else [*more, "--output_dir", str(tmp_path / "out")]
+    with pytest.raises(SystemExit) as stop:
+        personalize.main(more)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and words in error and "Traceback" not in error
+    assert not list((tmp_path / "out").rglob("*.jsonl"))
+
+
+def test_print_config_shows_every_method_at_the_papers_scale(capsys):
+    personalize.main(["--print_config"])
+    shown = json.loads(capsys.readouterr().out)
+    assert set(shown["methods"]) == set(methods.METHODS) and shown["arena"]["images_per_prompt"] == 4
+    assert (
+        shown["methods"]["lipschitz"]["l2_reg_weight"] == 500 and shown["methods"]["svdiff"]["max_train_steps"] == 500
+    )
+    assert "stable-diffusion-v1-5" in shown["arena"]["pretrained_model_name_or_path"]
+
+
+@pytest.mark.parametrize("name", ["lipschitz", "lora+prior", "lipschitz_custom_diffusion", "svdiff"])
+def test_what_a_real_training_writes_is_loaded_again(name, model, dataset, tmp_path, monkeypatch):
+    """One step of the scripts themselves: their files are found, and change the model."""
+    monkeypatch.setattr("common.training.draw_pictures", lambda pipe, prompts, *rest, **how: [
+        Image.new("RGB", (SIDE, SIDE), "red") for _ in prompts])  # fmt: skip
+    subject = Subject("dog2", "dog", True, tuple(sorted((dataset / "dog2").iterdir())))
+    settings = {
+        "max_train_steps": 1,
+        "learning_rate": 0.01,
+        "num_class_images": 1,
+        "device": "cpu",
+        "train_batch_size": 1,
+    }
+    if name == "svdiff":
+        monkeypatch.setattr("svdiff.editing.draw", lambda pipe, prompt, seeds, *rest: torch.zeros(len(seeds), 3, 8, 8))
+        settings |= {"basis_dir": str(tmp_path / "basis"), "with_prior_preservation": False, "learning_rate_1d": 0.01,
+                     "train_text_encoder": False, "parameter_subset": "UNet-2D"}  # fmt: skip
+    if name == "lipschitz_custom_diffusion":
+        settings["initializer_token"] = "dog"
+    method = methods.METHODS[name]
+    method.train(subject, tmp_path / "run", str(model), settings, 0)
+    numbers, size = arena.weight_files(tmp_path / "run")
+    assert numbers > 0 and size > 4 * numbers
+    pipe, token = method.load(tmp_path / "run", str(model), "cpu")
+    base = methods.load_base(tmp_path, str(model), "cpu")[0]
+    before, after = base.unet.state_dict(), pipe.unet.state_dict()
+    assert token == method.token and before.keys() == after.keys()
+    assert any(not torch.allclose(before[key], after[key]) for key in before)
+
+
+def test_a_subject_without_a_training_is_refused(model, tmp_path):
+    for name in ("lipschitz", "svdiff", "oft"):
+        with pytest.raises(InputError):
+            methods.METHODS[name].load(tmp_path, str(model), "cpu")

@@ -1,0 +1,354 @@
+"""The arena's protocol, scores, variants and comparison at matched fidelity, against naive readings."""
+
+import math
+import random
+from argparse import Namespace
+
+import numpy as np
+import pytest
+import torch
+
+from common.data import Subject
+from common.picturebook.benchmarks import LIVE_PROMPTS, OBJECT_PROMPTS
+from common.picturebook.classifier import Reading
+from common.runs import InputError, append_row, bootstrap_interval
+from eval import personalize
+from eval.claims import CLAIMS, findings, read_claims
+from eval.report import measures
+from eval.report.measures import difference, interval, resampling_weights
+from eval.report.report import claim_view
+from eval.tracks.personalization import arena, matched, protocol, scoring, variants
+from eval.tracks.personalization.methods import METHODS
+from eval.tuning import personalization as tune_personalization
+from tests.eval.conftest import make_row
+
+
+def reading(background="room", light="day", style="plain", **first):
+    thing = {"kind": "cat", "color": "red", "material": "plain", "hat": False, "pose": "standing", "presence": 0.9}
+    others = [{**thing, "kind": "ball", "color": "red", "presence": 0.7}, {**thing, "kind": "dog", "presence": 0.1}]
+    return Reading(background, light, style, [thing | first, *others])
+
+
+# ---------------------------------------------------------------------------------------------------------- protocol
+
+
+def test_every_prompt_of_the_picturebook_asks_for_something_that_the_classifier_names():
+    for template in {*OBJECT_PROMPTS, *LIVE_PROMPTS}:
+        wanted = protocol.asked(template, "cat")
+        named = {"background"} | {key for key, words in {
+            "light": "at night", "style": "pencil sketch", "hat": "with a hat", "companion": " and a ",
+            "material": "striped", "pose": "lying", "color": "purple {0}",
+        }.items() if words in template} | ({"color"} if "green {0}" in template else set())  # fmt: skip
+        assert wanted.keys() == named, template
+    assert "companion" not in protocol.asked("a {0} {1} and a red ball in a meadow", "ball")
+
+
+@pytest.mark.parametrize("template, changes, seen", [
+    ("a {0} {1} in a room", {}, True),
+    ("a {0} {1} in a room at night", {}, False),
+    ("a {0} {1} in a meadow", {}, False),
+    ("a {0} {1} with a hat in a room", {"hat": True}, True),
+    ("a {0} {1} with a hat in a room", {"hat": True, "kind": "house"}, False),  # somebody else's hat
+    ("a {0} {1} and a red ball in a room", {}, True),
+    ("a {0} {1} and a yellow ball in a room", {}, False),
+    ("a purple {0} {1} in a room", {"color": "purple"}, True),
+    ("a purple {0} {1} in a room", {}, False),
+])  # fmt: skip
+def test_context_is_seen_only_whole(template, changes, seen):
+    assert protocol.context_seen(protocol.asked(template, "cat"), "cat", reading(**changes)) is seen
+
+
+def test_identity_is_kind_and_usual_colour_and_nothing_where_the_prompt_changes_it():
+    usual = protocol.usual_color("cat", [reading(color="pink"), reading(), reading()])
+    plain, purple = (protocol.asked(f"a {color}{{0}} {{1}} in a room", "cat") for color in ("", "purple "))
+    assert usual == "red" and protocol.subject_seen(plain, "cat", usual, reading()) is True
+    assert protocol.subject_seen(plain, "cat", usual, reading(color="blue")) is False
+    assert protocol.subject_seen(plain, "cat", usual, reading(kind="tree")) is False
+    assert protocol.subject_seen(purple, "cat", usual, reading()) is None
+
+
+def test_held_out_prompts_leave_the_subjects_class_out_and_name_only_what_training_has_seen():
+    from common.picturebook.scenes import HELD_OUT, KINDS
+
+    found = protocol.held_out(Subject("cat2", "cat", True, ()), list(KINDS), on_picturebook=True)
+    assert [kind for _, kind in found] == [kind for kind in KINDS if kind != "cat"]
+    assert not {tuple(prompt.split()[1:3]) for prompt, _ in found} & HELD_OUT
+    dogs = protocol.held_out(Subject("dog6", "dog", True, ()), ["cat", "cat", "dog", "vase"], on_picturebook=False)
+    assert dogs == [("a photo of a cat", "cat"), ("a photo of a vase", "vase")]
+
+
+def test_each_picture_has_a_seed_of_its_own_and_a_prompt_with_the_token():
+    asked = []
+
+    class Pipe:
+        def set_progress_bar_config(self, disable):
+            pass
+
+        def __call__(self, prompts, generator, **settings):
+            asked.extend(zip(prompts, [one.initial_seed() for one in generator], strict=True))
+            assert settings["num_inference_steps"] == 3 and len(prompts) <= 4
+            return type("Output", (), {"images": torch.full((len(prompts), 3, 2, 2), 0.3)})
+
+    how = protocol.Sampling(num_inference_steps=3, images_per_prompt=3, batch=4)
+    pictures = protocol.sample_subject(Pipe(), ["a {0} {1}", "a red {0} {1}"], "sks", "cat", 2, how)
+    assert pictures.shape == (2, 3, 3, 2, 2) and pictures.eq(round(0.3 * 255) / 255).all()
+    assert [prompt for prompt, _ in asked] == ["a sks cat"] * 3 + ["a red sks cat"] * 3
+    assert len({seed for _, seed in asked}) == 6
+    Pipe.__call__ = lambda *args, **how: type("Output", (), {"images": torch.full((6, 3, 2, 2), math.nan)})
+    with pytest.raises(InputError, match="diverged"):
+        protocol.sample_subject(Pipe(), ["a", "b"], "", "cat", 0, how)
+
+
+# ------------------------------------------------------------------------------------------------------------ scores
+
+
+class Eye:
+    """Embeds a picture as its mean colour; prompts as the colour they name."""
+
+    label = "toy"
+
+    def embed(self, pictures):
+        return torch.nn.functional.normalize(pictures.mean((2, 3)), dim=-1)
+
+    def embed_text(self, prompts):
+        assert prompts in (["a red cat", "a green cat"], ["a red", "a"])  # without the token
+        return torch.tensor([[1.0, 0, 0] if "red" in prompt else [0, 1.0, 0] for prompt in prompts])
+
+    def layer_maps(self, a, b):
+        return [((a - b) ** 2).mean(1, keepdim=True)]
+
+
+def test_scores_are_dreambenchs_means_over_all_pairs_and_own_prompts():
+    rng = np.random.default_rng(0)
+    pictures, references = rng.random((2, 3, 3, 4, 4)), rng.random((2, 3, 4, 4))
+    subject = Subject("s", "cat", True, ())
+    eyes = scoring.Eyes(Eye(), Eye(), Eye(), Eye())
+    tensors = torch.tensor(pictures).float(), [torch.tensor(r).float()[None] for r in references]
+    scores, seen = scoring.subject_scores(tensors[0], ["a red {0} {1}", "a green {0} {1}"], subject, tensors[1], eyes)
+
+    def unit(picture):
+        color = picture.mean((1, 2))
+        return color / np.sqrt((color**2).sum())
+
+    cosines = [unit(p) @ unit(r) for batch in pictures for p in batch for r in references]
+    assert scores["DINO/dreambench (toy)"] == pytest.approx(np.mean(cosines), abs=1e-6)
+    own = [np.mean([unit(p)[axis] for p in pictures[axis]]) for axis in (0, 1)]
+    assert scores["CLIP-T/dreambench (toy)"] == pytest.approx(np.mean(own), abs=1e-6)
+    apart = [((b[i] - b[j]) ** 2).mean() for b in pictures for i in range(3) for j in range(i)]
+    assert scores["diversity (toy)"] == pytest.approx(np.mean(apart), abs=1e-6)
+    assert seen == [[None] * 3] * 2 and not any("context" in name for name in scores)
+    ceiling = scoring.ceiling(tensors[1], eyes)
+    assert ceiling["DINO/dreambench (toy)"] == pytest.approx(unit(references[0]) @ unit(references[1]), abs=1e-6)
+    one = scoring.subject_scores(tensors[0][:, :1], ["a red {0}", "a {0}"], subject, tensors[1], eyes)[0]
+    assert math.isnan(one["diversity (toy)"])
+
+
+# -------------------------------------------------------------------------------------- intervals, matched fidelity
+
+
+def test_with_one_seed_an_interval_is_the_plain_bootstraps():
+    values = {(str(i), 0): float(v) for i, v in enumerate(np.random.default_rng(0).random(9))}
+    found = interval(values)
+    assert (found.mean, found.low, found.high) == bootstrap_interval(values.values()) and found.n == 9
+
+
+def test_pictures_of_one_training_are_resampled_together():
+    """Scenes "cat/00", "cat/01" … of four subjects: as many independent values as subjects, as wide as over them."""
+    values = {(f"{subject}/{scene:02d}", 0): float(subject) for subject in range(4) for scene in range(30)}
+    found, of_means = interval(values), bootstrap_interval(range(4))
+    assert (found.n, found.independent, found.mean) == (120, 4, 1.5)
+    assert found.high - found.low == pytest.approx(of_means[2] - of_means[1], rel=0.1)
+
+
+def test_with_several_seeds_items_are_resampled_first():
+    """Items that differ and seeds that do not: as wide as over the items' means, not narrower for the many seeds."""
+    values = {(str(i), seed): float(i) for i in range(6) for seed in range(20)}
+    found, of_means = interval(values), bootstrap_interval(range(6))
+    assert found.high - found.low == pytest.approx(of_means[2] - of_means[1], rel=0.1) and found.mean == 2.5
+    pairs = [("a", 0), ("a", 1), ("b", 0)]
+    weights = resampling_weights(pairs, n=4000)
+    picks, naive = random.Random(0), np.zeros(3)
+    for _ in range(4000):
+        drawn = [picks.choice([[0, 1], [2]]) for _ in range(2)]
+        chosen = [picks.choice(members) for members in drawn for _ in members]
+        naive += np.bincount(chosen, minlength=3) / len(chosen) / 4000
+    assert np.allclose(weights.sum(1), 1) and np.allclose(weights.mean(0), naive, atol=0.02)
+
+
+def curve_rows(name, points, rng, subjects=10, noise=0.01):
+    """points: (DINO, context) per factor 1, 2, …; every subject shifts all points of all curves alike."""
+    shifts = np.random.default_rng(7).normal(0, 0.05, (subjects, 2))
+    return [
+        make_row(f"{name}*{factor}", str(s), {"DINO/dreambench (x)": d + shifts[s, 0] + rng.normal(0, noise),
+                                              "context (x)": c + shifts[s, 1] + rng.normal(0, noise)},
+                 curves={name: factor})
+        for factor, (d, c) in enumerate(points, start=1) for s in range(subjects)
+    ]  # fmt: skip
+
+
+def test_the_gap_of_two_straight_lines_is_their_distance():
+    ours = np.array([[0.2, 0.8], [0.6, 0.4]])  # context = 1 - DINO
+    theirs = np.array([[0.7, 0.2], [0.3, 0.6], [0.5, 0.4]])  # 0.1 below, not in order
+    assert matched.gap(ours, theirs) == pytest.approx(0.1)
+    assert math.isnan(matched.gap(ours, theirs + [0.5, 0]))
+
+
+def test_curves_are_compared_where_both_reach_and_by_whole_subjects():
+    rng = np.random.default_rng(0)
+    better = curve_rows("penalty", [(0.4, 0.8), (0.6, 0.6), (0.8, 0.4)], rng)
+    worse = curve_rows("prior", [(0.5, 0.6), (0.7, 0.4)], rng)  # 0.1 below the line of the first
+    keys = ("context (x)", "DINO/dreambench (x)", "penalty", "prior")
+    found = matched.matched_difference(better + worse, *keys)
+    assert found.n == 10 and found.mean == pytest.approx(0.1, abs=0.02) and 0 < found.low < found.mean < found.high
+    rows = [row for row in better + worse if (row["method"], row["item"]) != ("prior*2", "3")]
+    assert matched.matched_difference(rows, *keys).n == 9  # a subject that lacks a point counts nowhere
+    assert matched.matched_difference(better, *keys).n == 0
+    apart = curve_rows("prior", [(0.9, 0.3), (0.95, 0.2)], rng)
+    assert math.isnan(matched.matched_difference(better + apart, *keys).low)
+
+
+def test_a_claim_at_matched_fidelity_is_judged_by_the_curves():
+    rng = np.random.default_rng(0)
+    rows = curve_rows("penalty", [(0.4, 0.8), (0.8, 0.4)], rng) + curve_rows("prior", [(0.4, 0.7), (0.8, 0.3)], rng)
+    verdicts = {found.claim["claim"]: found for found in findings("personalization", rows)}
+    first = next(found for name, found in verdicts.items() if "than prior preservation" in name and "context" in name)
+    assert first.verdict == "holds" and first.difference.mean == pytest.approx(0.1, abs=0.02)
+    assert {found.verdict for found in verdicts.values() if found is not first} == {"cannot say"}
+
+
+def test_claims_name_what_the_arena_has():
+    claims, least = read_claims("personalization")
+    assert CLAIMS.is_file() and least == 8 and len(claims) > 15
+    for claim in claims:
+        points = [one.name for one in variants.variants(list(METHODS), list(variants.CURVES))]
+        known = variants.CURVES if "matched" in claim else points
+        assert {claim["method"], claim["baseline"]} <= set(known), claim["claim"]
+        assert measures.measure(claim["score"]).sign, claim["score"]
+
+
+def test_weights_and_predictions_are_compared_along_the_penaltys_own_curve():
+    """Both sides are of one learning rate, and the page shows a claim whose sides are no methods of its tables."""
+    rng = np.random.default_rng(0)
+    means = {"lipschitz@l2_reg_weightx10": 0.05, "lipschitz@l2_reg_weightx0.1": 0.09, "lipschitz": 0.2,
+             "dreambooth": 0.01}  # fmt: skip
+    rows = [make_row(name, str(s), {"delta_eps_relative": mean + rng.normal(0, 0.01)})
+            for name, mean in means.items() for s in range(10)]  # fmt: skip
+    (found,) = [one for one in findings("personalization", rows) if one.claim["score"] == "delta_eps_relative"]
+    assert found.verdict == "holds" and found.difference.mean == pytest.approx(-0.04, abs=0.02)
+    assert claim_view([found])["measured"][0]["verdict"] == "holds"
+    settings = {"lipschitz": {"learning_rate": 1e-4, "l2_reg_weight": 5.0}}
+    sides = {one.name: variants.settings_of(one, settings, settings)
+             for one in variants.variants(["lipschitz"], ["penalty"])}  # fmt: skip
+    ours, theirs = (sides[found.claim[side]] for side in ("method", "baseline"))
+    assert ours["learning_rate"] == theirs["learning_rate"]
+    assert (ours["l2_reg_weight"], theirs["l2_reg_weight"]) == (50.0, 0.5)
+
+
+# ---------------------------------------------------------------------------------------------------------- variants
+
+
+def test_the_names_of_the_flags_are_those_of_the_code():
+    assert personalize.NAMES == tuple(METHODS) and personalize.CURVE_NAMES == tuple(variants.CURVES)
+
+
+def test_a_curve_turns_one_knob_and_shares_what_it_can():
+    found = {one.name: one for one in variants.variants(["base"], ["early_stopping", "interpolation"])}
+    assert list(found)[:2] == ["base", "dreambooth"] and len(found) == 2 + 2 + 2
+    assert found["dreambooth"].curves == dict.fromkeys(("early_stopping", "lower_rate", "interpolation"), 1.0)
+    early, half = found["dreambooth@max_train_stepsx0.5"], found["dreambooth@interpolationx0.3"]
+    assert half.trained_as == "dreambooth" and half.strength == 0.3 and early.strength == 1
+    tuned = {"dreambooth": {"learning_rate": 1e-4}}
+    whole = {"dreambooth": {"learning_rate": 1e-4, "max_train_steps": 301}}
+    assert variants.settings_of(early, tuned, whole) == {"learning_rate": 1e-4, "max_train_steps": 150}
+    assert variants.settings_of(half, tuned, whole) == tuned["dreambooth"]
+    with pytest.raises(InputError, match="no setting"):
+        variants.settings_of(early, tuned, {"dreambooth": {}})
+
+
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.script])
+def test_every_method_has_a_command_line_that_its_script_takes(name, tmp_path):
+    """At the paper's scale and on the picturebook, with the tuned settings."""
+    resolved = variants.resolved(name, "stable-diffusion-v1-5/stable-diffusion-v1-5", {})
+    assert resolved["max_train_steps"] >= 250 and "output_dir" in resolved
+    tuned = variants.resolved(name, "picturebook", variants.tuned_settings().get(name, {}))
+    assert tuned["max_train_steps"] < 1000
+    if "l2_reg_weight" in resolved:
+        assert (resolved["l2_reg_weight"] == 0) == (not name.startswith("lipschitz"))
+    subject = Subject("dog2", "dog", True, (tmp_path / "dog2" / "00.png",))
+    words = METHODS[name].flags(subject, tmp_path / "out", "picturebook", {"learning_rate": 0.5}, 3)
+    flags = dict(zip(words, words[1:], strict=False))
+    assert flags["--learning_rate"] == "0.5" and flags["--seed"] == "3"
+    called = METHODS[name].token + " dog" * METHODS[name].names_class
+    assert flags["--instance_prompt"] == f"a {called}" and flags["--class_prompt"] == "a dog"  # as its captions say
+    words = METHODS[name].flags(subject, tmp_path / "out", "owner/sd", {}, 3)
+    assert words[words.index("--instance_prompt") + 1] == f"a photo of a {called}"
+    assert ("--with_prior_preservation" in words) == (name == "oft" or name.endswith("+prior"))
+
+
+# ------------------------------------------------------------------------------------------------------------ tuning
+
+
+def test_every_method_has_the_same_number_of_settings_to_try():
+    assert {len(grid) for grid in tune_personalization.GRIDS.values()} == {3}
+    assert set(tune_personalization.GRIDS) == {name for name, method in METHODS.items() if method.script}
+
+
+def test_tuning_balances_likeness_and_context_and_writes_what_the_arena_reads(tmp_path, monkeypatch):
+    def row(name, item, dino, context):
+        return make_row(name, item, {"DINO/dreambench (picturebook)": dino, "context (picturebook)": context})
+
+    grid = tune_personalization.GRIDS["lipschitz"]
+    names = [tune_personalization.label("lipschitz", setting) for setting in grid]
+    rows = [row("real", s, 0.9, math.nan) for s in "ab"] + [row("base", s, 0.3, 0.9) for s in "ab"]
+    rows += [row(name, s, 0.6, 0.2) for name in names[:-3] for s in "ab"]
+    rows += [row(names[-3], s, 0.6, 0.5) for s in "ab"]  # half of the way, half of the contexts
+    rows += [row(names[-2], s, 0.9, 0.0) for s in "ab"]  # copies
+    rows += [make_row(names[-1], s, {}) for s in "ab"]  # diverged
+    found = tune_personalization.best_settings(rows, ["lipschitz"])
+    assert found == {"lipschitz": (grid[-3], pytest.approx(0.5))}
+    monkeypatch.setattr(variants, "SETTINGS", tmp_path / "settings.toml")
+    tune_personalization.write_settings(
+        variants.SETTINGS, found | {"dreambooth+prior": ({"max_train_steps": 150}, 1)}, 2
+    )
+    assert variants.tuned_settings() == {"lipschitz": grid[-3], "dreambooth+prior": {"max_train_steps": 150}}
+    with pytest.raises(InputError, match="no rows of all subjects"):
+        tune_personalization.best_settings(rows[:-1], ["lipschitz"])
+
+
+def test_a_tuning_goes_on_and_a_diverged_training_counts_as_nothing(tmp_path, monkeypatch):
+    grid = tune_personalization.grid(learning_rate=(0.1, 0.2, 0.3))
+    subject, ran = Subject("cat", "cat", True, ()), []
+    stub = Namespace(output=tmp_path, rows_name="rows.jsonl", settings={"lipschitz": {"seed": 5}})
+
+    def scored(name, dino, context):
+        return make_row(name, "cat", {"DINO/dreambench (picturebook)": dino, "context (picturebook)": context})
+
+    def run_subject(arena, subject, seed):
+        append_row(tmp_path / "rows.jsonl", scored("real", 0.9, math.nan))
+        append_row(tmp_path / "rows.jsonl", scored("base", 0.1, 0.9))
+
+    def run_variant(arena, variant, *rest):
+        ran.append(arena.settings[variant.name])
+        rate = ran[-1]["learning_rate"]
+        if rate == 0.3:
+            raise SystemExit(2)
+        return scored(variant.name, rate, 0.5)
+
+    monkeypatch.setattr(tune_personalization, "GRIDS", {"lipschitz": grid})
+    monkeypatch.setattr(personalize, "prepare", lambda settings, tuned: (stub, [subject]))
+    monkeypatch.setattr(arena, "run_subject", run_subject)
+    monkeypatch.setattr(arena, "run_variant", run_variant)
+    monkeypatch.setattr(scoring, "read_references", lambda subject: [])
+    monkeypatch.setattr(variants, "SETTINGS", tmp_path / "settings.toml")
+    tune_personalization.main(["--output_dir", str(tmp_path), "--limit", "1"])
+    assert [one["seed"] for one in ran] == [5, 5, 5] and variants.tuned_settings() == {"lipschitz": grid[1]}
+    assert arena.read_all_rows(tmp_path)[-1]["metrics"] == {}
+    tune_personalization.main(["--output_dir", str(tmp_path), "--limit", "1"])
+    assert len(ran) == 3  # all was done
+
+
+def test_the_differences_of_seeds_are_paired():
+    rows = [
+        make_row(m, "a", {"k": v}, seed=s) for m, s, v in (("x", 0, 2.0), ("x", 1, 5.0), ("y", 0, 1.0), ("y", 2, 9.0))
+    ]
+    assert difference(rows, "k", "x", "y").n == 1 and difference(rows, "k", "x", "y").mean == 1.0

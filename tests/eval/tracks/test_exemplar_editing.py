@@ -1,0 +1,227 @@
+"""The exemplar track on two drawn items and a small random model, its tuning, and methods with weights of their own."""
+
+import json
+import tomllib
+from argparse import Namespace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from common.runs import InputError, read_rows, write_json
+from eval import compare
+from eval.baselines import paint_by_example
+from eval.report.report import write_page
+from eval.tracks import exemplar_editing, pretrained_exemplar, track
+from eval.tuning import exemplar_editing as tune_exemplar
+from eval.tuning import tuner
+from pixels.reproduction import scoring
+from tests.pixels.tiny_models import few_numbers, write_eyes
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    """A PIE-Bench folder of two picturebook items with exemplars and maps, and one of style, which is left out."""
+    from common.picturebook.benchmarks import write_edit_item
+
+    folder = tmp_path_factory.mktemp("drawn")
+    entries = dict(write_edit_item(folder, "validation", kind, 0) for kind in ("1", "6", "9"))
+    write_json(folder / "mapping_file.json", entries)
+    return folder
+
+
+@pytest.fixture
+def flags(tiny_folder, encoders, tmp_path, monkeypatch):
+    from common.picturebook import benchmarks, classifier
+
+    judge = classifier.AttributeClassifier().eval()
+    monkeypatch.setattr(benchmarks, "load_classifier", lambda *device: judge)
+    monkeypatch.setattr(scoring.encoders, "load_inception", lambda *where: few_numbers())
+    monkeypatch.setattr(track, "RESULTS", tmp_path / "results")
+    (tmp_path / "eyes").mkdir()
+    return Namespace(
+        pretrained_model_name_or_path=str(tiny_folder), items=12, num_inference_steps=4, device="cpu", seed=0,
+        metric_encoders=str(write_eyes(encoders, tmp_path / "eyes")), output_dir=str(tmp_path / "out"), dataset="",
+    )  # fmt: skip
+
+
+def test_the_track_runs_every_method_once_and_makes_a_page(flags, drawn, tmp_path, monkeypatch):
+    flags.dataset = str(drawn)
+    found = exemplar_editing.run(flags)
+    rows = read_rows(tmp_path / "out" / "exemplar_editing" / "rows.jsonl")
+    assert len(rows) == 2 * len(exemplar_editing.METHODS) and {row["method"] for row in rows} == set(found.methods)
+    assert [item.kind for item in found.items] == ["object", "color"] and found.runs[0].rows == rows
+    resolved = found.runs[0].config["methods"]
+    assert resolved["differential_diffusion"]["guidance_scale"] == 7.5 and resolved["pixels"]["prompt"] == ""
+    labels = [picture.label for picture in found.items[0].pictures]
+    assert labels[:4] == ["source", "exemplar", "map", "true edit"] and labels.count("edit") == len(found.methods)
+    html = write_page(tmp_path / "index.html", [found]).read_text()
+    assert "Exemplar editing" in html and "Blended latent diffusion" in html and "91.71" in html and "Seam" in html
+
+    monkeypatch.setattr(exemplar_editing, "make_bench", lambda *any: pytest.fail("nothing is left to run"))
+    assert exemplar_editing.run(flags).runs[0].rows == rows
+
+
+def test_differential_diffusion_is_told_the_target_prompt_and_nobody_else_is(flags, drawn, monkeypatch):
+    told = []
+    original = scoring.Bench.bind
+    monkeypatch.setattr(scoring.Bench, "bind", lambda bench, loaded, **changes: told.append(changes.get("prompt"))
+                        or original(bench, loaded, **changes))  # fmt: skip
+    flags.dataset, flags.items = str(drawn), 1
+    exemplar_editing.run(flags)
+    prompt = json.loads((drawn / "mapping_file.json").read_text())
+    target = next(iter(prompt.values()))["editing_prompt"].replace("[", "").replace("]", "")
+    assert told.count(target) == 1 and told.count(None) == len(exemplar_editing.METHODS) - 1
+
+
+def test_a_dataset_without_exemplars_has_no_such_track(flags, benchmark, capsys):
+    flags.dataset = str(benchmark)
+    assert exemplar_editing.run(flags) is None
+    with pytest.raises(SystemExit):
+        compare.main(["--tracks", "exemplar_editing", "--dataset", str(benchmark), "--output_dir", flags.output_dir])
+    assert "holds nothing for exemplar_editing" in capsys.readouterr().err
+
+
+def test_the_table_is_joined_with_the_tracks_rows(flags, drawn, tmp_path, capsys):
+    flags.dataset = str(drawn)
+    exemplar_editing.run(flags)
+    capsys.readouterr()
+    compare.main(["--table", "pixels:1a", "--output_dir", str(tmp_path / "out")])
+    shown = capsys.readouterr().out
+    assert "91.71" in shown and shown.count("measured: ") == len(exemplar_editing.METHODS)
+
+
+def test_every_method_has_the_same_number_of_settings_to_try():
+    assert {len(grid) for grid in tune_exemplar.GRIDS.values()} == {12}
+    tuned = set(exemplar_editing.METHODS) - {"paste", "latent_paste"}
+    assert set(tune_exemplar.GRIDS) == tuned
+
+
+def test_tuning_takes_the_least_score_and_writes_what_the_track_reads(flags, tmp_path, monkeypatch):
+    rows = []
+    for method, grid in tune_exemplar.GRIDS.items():
+        for number, setting in enumerate(grid):
+            for item in "ab":
+                score = abs(number - 3) + (item == "b")
+                rows.append({"method": tuner.label(method, setting), "item": item,
+                             "metrics": {tune_exemplar.SCORE: score}})  # fmt: skip
+    found = tuner.least(rows, tune_exemplar.GRIDS, tune_exemplar.SCORE)
+    assert all(setting == tune_exemplar.GRIDS[method][3] and score == 0.5 for method, (setting, score) in found.items())
+    monkeypatch.setattr(exemplar_editing, "SETTINGS", tmp_path / "settings.toml")
+    tune_exemplar.write_settings(tmp_path / "settings.toml", found, 2)
+    read = tomllib.loads((tmp_path / "settings.toml").read_text())
+    assert read["pixels"] == {"strength": 0.4, "black_point": 0.0}
+    own = exemplar_editing.own_settings(on_picturebook=True)
+    assert own["sdedit"] == {"strength": 0.32} and own["differential_diffusion"]["prompt"] == scoring.ITEM_PROMPT
+    assert own["differential_diffusion"]["guidance_scale"] == 2.0
+
+
+# ------------------------------------------------------------------------------------------ weights of their own
+
+
+def test_methods_with_their_own_weights_get_binary_masks_and_join_the_table(flags, tmp_path, monkeypatch, encoders):
+    rng = np.random.default_rng(0)
+    for name in ("s", "e1", "e2"):
+        Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(tmp_path / f"{name}.png")
+    grey = np.zeros((64, 64), np.uint8)
+    grey[:, 20:40], grey[:, 40:] = 100, 255
+    Image.fromarray(grey).save(tmp_path / "m1.png")
+    Image.fromarray(grey[:, ::-1]).save(tmp_path / "m2.png")
+    entry = {"name": "a", "source": "s.png", "exemplars": ["e1.png", "e2.png"], "edit_maps": ["m1.png", "m2.png"]}
+    write_json(tmp_path / "pairs.json", [entry])
+    calls = []
+
+    def edit(pipe, source, exemplar, mask, generator):
+        calls.append((np.asarray(source), np.asarray(exemplar), np.asarray(mask)))
+        return Image.composite(exemplar, source, mask)
+
+    monkeypatch.setattr(paint_by_example, "load", lambda **where: "pipe")
+    monkeypatch.setattr(paint_by_example, "edit", edit)
+    monkeypatch.setattr(paint_by_example, "SIDE", 64)
+    out = tmp_path / "joined"
+    pretrained_exemplar.main(["--dataset", str(tmp_path), "--methods", "paint_by_example", "--output_dir", str(out),
+                              "--metric_encoders", flags.metric_encoders, "--device", "cpu"])  # fmt: skip
+    assert len(calls) == 2 and np.array_equal(calls[0][2], np.where(grey < 128, 255, 0))
+    second = calls[1][0]  # the first edit is the second one's source
+    assert np.array_equal(second[:, :40], calls[0][1][:, :40]) and np.array_equal(calls[1][2], calls[0][2][:, ::-1])
+    (row,) = read_rows(out / "rows-paint_by_example.jsonl")
+    assert row["method"] == "paint_by_example" and row["metrics"]["psnr_kept"] != row["metrics"]["psnr_kept"]
+    assert (out / "pictures" / "a" / "paint_by_example.png").exists()
+
+
+def test_paint_by_example_loads_from_a_folder_as_published(tmp_path):
+    """The hub's index names "paint_by_example" as the library of its encoder, which diffusers has since moved."""
+    from diffusers import PNDMScheduler, UNet2DConditionModel
+    from diffusers.pipelines.deprecated.paint_by_example import PaintByExampleImageEncoder, PaintByExamplePipeline
+    from transformers import CLIPImageProcessorPil, CLIPVisionConfig
+
+    from tests.tiny import tiny_sd
+
+    tiny = tiny_sd(latent=8)
+    torch.manual_seed(0)
+    known = {name: value for name, value in tiny.unet.config.items() if name != "_use_default_values"}
+    unet = UNet2DConditionModel.from_config(known | {"in_channels": 9})
+    vision = CLIPVisionConfig(hidden_size=32, intermediate_size=32, num_hidden_layers=5, num_attention_heads=2,
+                              image_size=32, patch_size=16, projection_dim=32)  # fmt: skip
+    pipe = PaintByExamplePipeline(
+        vae=tiny.vae, image_encoder=PaintByExampleImageEncoder(vision, proj_size=32), unet=unet,
+        scheduler=PNDMScheduler(skip_prk_steps=True), safety_checker=None,
+        feature_extractor=CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}),
+        requires_safety_checker=False,
+    )  # fmt: skip
+    pipe.save_pretrained(tmp_path)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    index["image_encoder"] = ["paint_by_example", "PaintByExampleImageEncoder"]
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    loaded = paint_by_example.load(str(tmp_path))
+    for key, value in unet.state_dict().items():
+        assert torch.equal(loaded.unet.state_dict()[key], value)
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
+    mask = Image.new("L", (32, 32))
+    mask.paste(255, (16, 0, 32, 32))
+    loaded.scheduler.set_timesteps(2)
+    original, seen = loaded.unet.forward, []
+    loaded.unet.forward = lambda z, *args, **kwargs: seen.append(z) or original(z, *args, **kwargs)
+    edited = paint_by_example.edit(loaded, picture, picture, mask, torch.Generator().manual_seed(0))
+    assert edited.size == (32, 32) and seen[0].shape[1] == 9
+    assert seen[0][0, 8, :, :4].eq(1).all() and seen[0][0, 8, :, 4:].eq(0).all() or (
+        seen[0][0, 8, :, :4].eq(0).all() and seen[0][0, 8, :, 4:].eq(1).all()
+    )  # fmt: skip
+    with pytest.raises(InputError, match="supported are PaintByExamplePipeline"):
+        tiny.save_pretrained(tmp_path / "other")
+        paint_by_example.load(str(tmp_path / "other"))
+
+
+def test_the_others_hand_their_pipelines_what_these_want():
+    from eval.baselines import ip_adapter, versatile_diffusion
+
+    asked = {}
+
+    def pipe(**settings):
+        asked.update(settings)
+        return SimpleNamespace(images=[Image.new("RGB", (64, 32), "red")])
+
+    source, exemplar, mask = Image.new("RGB", (64, 32)), Image.new("RGB", (9, 9), "white"), Image.new("L", (64, 32))
+    mask.paste(255, (0, 0, 10, 32))
+    ip_adapter.edit(pipe, source, exemplar, mask, None)
+    assert asked["ip_adapter_image"] is exemplar and asked["mask_image"] is mask and asked["prompt"] == ""
+    edited = versatile_diffusion.edit(pipe, source, exemplar, mask, None)
+    assert (
+        asked["image"] is exemplar and edited.getpixel((5, 5)) == (255, 0, 0) and edited.getpixel((20, 5)) == (0, 0, 0)
+    )
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ([], "is no folder"),
+        (["--dataset", "/no/such/place"], "is no folder"),
+        (["--methods", "magic"], "invalid choice"),
+    ],
+)
+def test_wrong_input(flags, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        pretrained_exemplar.main(flags)
+    assert stop.value.code == 2 and message in capsys.readouterr().err
