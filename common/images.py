@@ -1,16 +1,39 @@
-"""Picture files to tensors and back: every mode a photograph comes in, masks, the official 512 loader, grids."""
+"""Picture files to tensors and back: every mode a photograph comes in, the official 512 loader, grids.
 
+(Masks and edit maps: common/masks.py.)
+"""
+
+import functools
+import logging
 import math
 import textwrap
+import warnings
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
 from common.runs import InputError, atomic_path
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".mpo"}
+log = logging.getLogger(__name__)
+
+NO_PHOTOGRAPHS = {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}  # Pillow knows them, not their pixels
+SIDE_FILES = {".json", ".jsonl", ".txt", ".md", ".csv", ".npy"}  # lie beside pictures, and are not missed among them
+_told: set[Path] = set()  # the folders of which it was said what is left out
+
+
+@functools.cache
+def picture_suffixes() -> frozenset[str]:
+    """Suffixes of the picture files that the installed Pillow reads: .png, .jpg, .jfif, .webp, .avif, …"""
+    Image.init()
+    kinds = {suffix: kind for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    return frozenset({".mpo"} | {suffix for suffix, kind in kinds.items() if kind not in NO_PHOTOGRAPHS})
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file's name is that of a picture; hidden files (such as ._x of macOS) never are."""
+    return path.suffix.lower() in picture_suffixes() and path.name[0] != "."
 
 
 def load_image(path: str | Path) -> Image.Image:
@@ -19,21 +42,45 @@ def load_image(path: str | Path) -> Image.Image:
     EXIF rotation is applied, transparency is put on white, 16-bit grey is scaled (not clipped) to 8 bits, of several
     pictures in one file (MPO, GIF, TIFF) the first is taken. InputError if the file is missing, damaged or no picture.
     """
+    return open_picture(path, _to_rgb)
+
+
+def open_picture(path: str | Path, read=lambda image: image) -> Image.Image:
+    """read(picture) for a file's picture in its own mode, turned as its EXIF says. InputError as load_image."""
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path} is {'a folder' if path.is_dir() else 'missing'}; a picture file is needed here")
     try:
-        with Image.open(path) as file:
-            return _to_rgb(ImageOps.exif_transpose(file))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # large, and still read
+            with Image.open(path) as file:
+                turned = ImageOps.exif_transpose(file)
+                turned.load()
+                return read(turned)
+    except Image.DecompressionBombError as problem:
+        raise InputError(f"{path} is too large: {problem}; make it smaller first") from None
+    except UnidentifiedImageError:
+        raise InputError(f"{path} is of another kind than Pillow reads (HEIC and RAW are), or damaged; save it as PNG "
+                         "or JPEG") from None  # fmt: skip
+    except PermissionError:
+        raise InputError(f"{path} cannot be read: no permission") from None
+    except InputError as problem:
+        raise InputError(f"{path} cannot be used: {problem}") from None
     except Exception as problem:  # Pillow's decoders raise a dozen kinds for a damaged file
         reason = " ".join(str(problem).split()) or type(problem).__name__
         raise InputError(f"{path} cannot be read as a picture, it is damaged or of another kind: {reason}") from None
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16-bit grey; convert("RGB") would clip it at 255
-        grey = np.asarray(image).astype(np.float64) / 257
-        image = Image.fromarray(grey.round().clip(0, 255).astype(np.uint8))
+    if image.mode.startswith("I"):  # grey of 16 or 32 bits; convert("RGB") would clip it at 255
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise InputError("its grey values leave the range of 16 bits; save it with 8 or 16 bits")
+        eight = image.mode == "I" and values.max() <= 255  # small numbers in 32 bits: label maps, depth
+        grey = Image.fromarray((values if eight else (values / 257).round()).astype(np.uint8))
+        if (clear := image.info.get("transparency")) is not None:
+            grey.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
+        image = grey
     elif image.mode == "F":
         raise InputError("its pixels are floating-point numbers without a known range; save it with 8 or 16 bits")
     if image.has_transparency_data:
@@ -43,28 +90,26 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def list_pictures(folder: str | Path) -> list[Path]:
-    """The picture files directly in a folder, by name; hidden files are left out. InputError if there is none."""
+    """The picture files directly in a folder, by name; hidden files are left out, and other files are named once.
+
+    InputError if there is none.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder} is {'a file' if folder.exists() else 'missing'}; a folder of pictures is needed")
-    found = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.name[0] != "."]
+    try:
+        files = sorted(path for path in folder.iterdir() if path.name[0] != "." and not path.is_dir())
+    except OSError as problem:
+        raise InputError(f"cannot look into {folder}: {problem.strerror}") from None
+    found = [path for path in files if is_picture(path)]
+    left = [path.name for path in files if path not in found and path.suffix.lower() not in SIDE_FILES]
     if not found:
-        raise InputError(f"{folder} holds no picture; put in at least one of {', '.join(sorted(SUFFIXES))}")
-    return sorted(found)
-
-
-def load_mask(path: str | Path, size: tuple[int, int] | None = None) -> torch.Tensor:
-    """Read a mask: float32 [H,W] of 0 and 1, where 1 (light or transparent in the file) may change.
-
-    `size` (height, width) resizes by nearest neighbour. InputError if nothing may change.
-    """
-    grey = load_image(path).convert("L")
-    if size is not None:
-        grey = grey.resize((size[1], size[0]), Image.Resampling.NEAREST)
-    values = np.asarray(grey)
-    if values.max() < 128:
-        raise InputError(f"the mask {path} is empty: its lightest value is {values.max()}, 128 to 255 mark the edit")
-    return torch.from_numpy((values >= 128).astype(np.float32))
+        beside = f" ({left[0]} cannot be read)" if left else ""
+        raise InputError(f"{folder} holds no picture{beside}; put in PNG, JPEG, WebP or AVIF files")
+    if left and folder.resolve() not in _told:
+        _told.add(folder.resolve())
+        log.warning("%s: left out, as Pillow does not read them: %s", folder, ", ".join(left))
+    return found
 
 
 def center_crop_resize(image: Image.Image, resolution: int) -> Image.Image:

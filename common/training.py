@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from common.images import SUFFIXES, list_pictures, load_image, save_png
+from common.images import is_picture, list_pictures, load_image, save_png
 from common.runs import InputError, latest_checkpoint, load_checkpoint, read_json, save_checkpoint, write_json
 
 # Flags that may differ between a run and its continuation. (Steps may too, where the schedule does not know them.)
@@ -146,8 +146,7 @@ def generate_class_pictures(
         raise InputError(f"the class pictures in {folder} were drawn with another {name} ({before.get(name)!r}); "
                          "take the same one, or another --class_data_dir")  # fmt: skip
     drawn = [folder / f"class-{number:05d}.png" for number in range(count)]
-    found = folder.iterdir() if folder.is_dir() else ()  # hidden files are of saves that were killed, or are under way
-    there = {path for path in found if path.suffix.lower() in SUFFIXES and path.name[0] != "."}
+    there = {path for path in folder.iterdir() if is_picture(path)} if folder.is_dir() else set()
     drawn = drawn[: max(0, count - len(there - set(drawn)))]
     missing = [path for path in drawn[process::processes] if path not in there]
     if missing and resolution and resolution % 8:

@@ -48,22 +48,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def read_inputs(args: argparse.Namespace):
     """(picture, fill [H, W], references)."""
-    from PIL import Image
-
-    from common.images import load_image, load_mask
+    from common.images import load_image
+    from common.masks import load_mask
     from image_inpaint.data.benchmark import crop_to
     from image_inpaint.masks import check_box
 
-    picture, mask = load_image(args.image_path), load_image(args.mask_path)
-    if mask.size != picture.size:
-        raise InputError(f"--mask_path is {mask.width}x{mask.height} pixels and --image_path {picture.width}x"
-                         f"{picture.height}; draw the mask on the photograph")  # fmt: skip
-    with Image.open(args.mask_path) as file:
-        transparent = file.has_transparency_data and file.convert("RGBA").getchannel("A").getextrema()[0] < 255
-    if transparent:  # on white, as pictures are read, all that was not painted would be the hole
-        raise InputError(f"--mask_path {args.mask_path} has transparent parts; flatten it: white where to fill, black "
-                         "elsewhere, no alpha channel")  # fmt: skip
-    fill = load_mask(args.mask_path)
+    picture = load_image(args.image_path)
+    fill = load_mask(args.mask_path, picture=picture)
     if fill.all():
         raise InputError(f"--mask_path {args.mask_path} is white all over: nothing of the photograph is left")
     if min(picture.size) < 16:

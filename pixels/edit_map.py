@@ -20,31 +20,24 @@ import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
 
-from common.images import load_image
+from common.masks import read_grey
 from common.runs import InputError
 
 # ------------------------------------------------------------------------------------------------------------- maps
 
 
 def read(path: str | Path, white: str = "keep") -> Tensor:
-    """A map [1, 1, H, W] from a picture (its grey values) or a .npy array [H, W] (of [0, 1], or of 8 bits).
+    """A map [1, 1, H, W] from a picture or a .npy array (see common/masks.py for what is read and what is refused).
 
     white: "keep" as released; "edit" for maps whose white is to change: they are inverted. InputError if the file is
-    damaged, of another shape, or has values outside of its range.
+    damaged, of another shape, or could mean two things.
     """
-    if Path(path).suffix != ".npy":
-        return polarity(torch.from_numpy(np.array(load_image(path).convert("L"), dtype=np.float32))[None, None] / 255,
-                        white)  # fmt: skip
-    try:
-        values = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as problem:
-        raise InputError(f"{path} cannot be read as an array: {problem}") from None
-    if values.ndim != 2 or values.dtype.kind not in "uf" or not values.size:
-        raise InputError(
-            f"{path} holds {values.dtype} {values.shape}; an array [H, W] of floats or of 8 bits is needed"
-        )
-    scale = 255.0 if values.dtype == np.uint8 else 1.0
-    return polarity(check(torch.from_numpy(values.astype(np.float32))[None, None] / scale, str(path)), white)
+    return polarity(read_grey(path, edit=float(white == "edit"))[None, None], white)
+
+
+def read_depth(path: str | Path) -> Tensor:
+    """The values [H, W] of a depth picture or array, on any scale."""
+    return read_grey(path, any_scale=True)
 
 
 def check(edit_map: Tensor, name: str = "the edit map") -> Tensor:

@@ -109,7 +109,7 @@ def read_map(path: str, args: argparse.Namespace, size: tuple[int, int], source_
         mask = edit_map.binarize(edit_map.read(path, white))[0, 0]
         grey = edit_map.from_mask(mask, args.map_grow, args.map_ramp, args.map_blur)
     elif args.map_kind == "depth":
-        grey = edit_map.from_depth(edit_map.read(path)[0, 0], "far" if white == "keep" else "near")
+        grey = edit_map.from_depth(edit_map.read_depth(path), "far" if white == "keep" else "near")
     else:
         grey = edit_map.read(path, white)
     frames.check_alignment(source_size, grey.shape[-2:], path)

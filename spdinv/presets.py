@@ -88,7 +88,7 @@ def with_picture(engine_options: dict[str, Any], args: argparse.Namespace, engin
     if engine == "masactrl":
         paths = own.pop("source_mask"), own.pop("target_mask")
         if all(paths):
-            from common.images import load_mask
+            from common.masks import load_mask
 
             own["masks"] = tuple(load_mask(path) for path in paths)
     return {**engine_options, **own}

@@ -15,7 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from common.data import read_subjects
-from common.images import list_pictures, load_image, load_mask
+from common.images import list_pictures, load_image
+from common.masks import load_mask
 from common.runs import InputError
 from image_inpaint.data.boxes import find_boxes
 from image_inpaint.masks import box_of, loose_mask, padded
@@ -183,7 +184,7 @@ def folder_items(subjects: Sequence[Subject], folder: Path, scenes: int) -> list
         if mask is None:
             raise InputError(f"{path} has no mask; put {path.stem}_mask.png, white where to fill, beside it")
         picture = load_image(path)
-        rooms.append((path.stem, picture, load_mask(mask, (picture.height, picture.width))))
+        rooms.append((path.stem, picture, load_mask(mask, picture=picture)))
     if not rooms:
         raise InputError(f"--scenes {folder} holds no pictures beside masks")
     return [

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from common.images import SUFFIXES, load_image
+from common.images import is_picture, load_image
 from common.runs import InputError
 
 
@@ -17,7 +17,7 @@ class Folder:
         self.names = sorted(
             path.relative_to(folder).as_posix()
             for path in folder.rglob("*")
-            if path.suffix.lower() in SUFFIXES and path.name[0] != "."
+            if is_picture(path)
         )
         self.folder = folder
         if not self.names:

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from common.data import of_each_kind, read_pie_bench, read_triples
-from common.images import SUFFIXES, list_pictures, save_png
+from common.images import is_picture, list_pictures, save_png
 from common.runs import InputError, read_json, write_json
 from pixels.edit_map import from_mask, gradient
 
@@ -98,7 +98,7 @@ def build_pairs(
     """Write output/pairs.json after the paper's protocol: `count` random pairs of the pictures in a folder (all of its
     subfolders too), each with a random map. maps: a folder of maps, white = keep; without one, `draw_maps` fills
     output/maps. No picture is used twice while they last. Gives the number of pairs."""
-    found = sorted(path for path in Path(pictures).rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    found = sorted(path for path in Path(pictures).rglob("*") if is_picture(path) and path.is_file())
     if len(found) < 2:
         raise InputError(f"{pictures} holds {len(found)} pictures; at least two make a pair")
     output = Path(output)

@@ -57,6 +57,31 @@ def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path, name):
     assert np.array_equal(got[..., 0], np.round(ramp / 257)) and got.max() == 255 and len(np.unique(got)) > 200
 
 
+def test_small_numbers_in_thirty_two_bits_are_eight_bits(tmp_path):
+    path = saved(tmp_path, Image.fromarray(np.full((8, 8), 200, np.int32)), "labels.tif")
+    assert (pixels(path) == 200).all()
+    deep = saved(tmp_path, Image.fromarray(np.full((8, 8), 200 * 257, np.int32)), "deep.tif")
+    assert (pixels(deep) == 200).all()
+    with pytest.raises(InputError, match="range of 16 bits"):
+        images.load_image(saved(tmp_path, Image.fromarray(np.full((8, 8), 10**6, np.int32)), "wide.tif"))
+
+
+def test_a_transparent_value_of_sixteen_bit_grey_goes_on_white(tmp_path):
+    values = np.full((4, 4), 1000, ">u2")
+    values[:, 2:] = 30000
+    rows = b"".join(b"\x00" + row.tobytes() for row in values)
+    key = struct.pack(">I", 2) + b"tRNS" + b"\x03\xe8"
+    (tmp_path / "key.png").write_bytes(png(4, 4, 16, 0, rows, key + struct.pack(">I", zlib.crc32(key[4:]))))
+    got = pixels(tmp_path / "key.png")
+    assert (got[:, :2] == 255).all() and (got[:, 2:] == 117).all()
+
+
+def test_browsers_files_are_read(tmp_path):
+    for name, kind in (("a.jfif", "JPEG"), ("b.avif", "AVIF")):
+        path = saved(tmp_path, Image.new("RGB", (16, 16), "red"), name, format=kind)
+        assert np.abs(pixels(path) - [255.0, 0, 0]).max() < 9
+
+
 def test_sixteen_bit_colour_is_scaled_not_clipped(tmp_path):
     ramp = np.linspace(0, 65535, 12 * 20 * 3).astype(">u2").reshape(12, 20, 3)
     rows = b"".join(b"\x00" + row.tobytes() for row in ramp)
@@ -159,7 +184,7 @@ def test_what_is_no_picture_is_refused(tmp_path):
     (tmp_path / "text.png").write_text("hello")
     saved(tmp_path, Image.fromarray(np.zeros((2, 2), np.float32)), "float.tif")
     (tmp_path / "bomb.png").write_bytes(png(60000, 60000, 8, 0, b""))
-    refusals = {"text.png": "another kind", "float.tif": "floating", "bomb.png": "limit", "none.png": "missing"}
+    refusals = {"text.png": "another kind", "float.tif": "floating", "bomb.png": "too large", "none.png": "missing"}
     for name, said in refusals.items():
         with pytest.raises(InputError, match=said):
             images.load_image(tmp_path / name)
@@ -167,30 +192,17 @@ def test_what_is_no_picture_is_refused(tmp_path):
         images.load_image(tmp_path)
 
 
-def test_list_pictures(tmp_path):
-    for name in ("b.JPG", "a.png", ".hidden.png", "notes.txt", "c.jpeg"):
+def test_list_pictures(tmp_path, caplog):
+    for name in ("b.JPG", "a.png", ".hidden.png", "._a.png", "notes.txt", "c.jpeg", "d.jfif", "e.avif", "F.HEIC"):
         (tmp_path / name).touch()
-    assert [path.name for path in images.list_pictures(tmp_path)] == ["a.png", "b.JPG", "c.jpeg"]
+    for _ in range(2):
+        found = images.list_pictures(tmp_path)
+        assert [path.name for path in found] == ["a.png", "b.JPG", "c.jpeg", "d.jfif", "e.avif"]
+    assert [record.getMessage().endswith("read them: F.HEIC") for record in caplog.records] == [True]  # once
     (tmp_path / "empty").mkdir()
     for folder in ("empty", "none", "a.png"):
         with pytest.raises(InputError, match=folder):
             images.list_pictures(tmp_path / folder)
-
-
-# -------------------------------------------------------------------------------------------------------------- masks
-
-
-def test_mask_is_binary_and_resized_by_nearest(tmp_path):
-    values = np.array([[0, 127], [128, 255]], np.uint8)
-    path = saved(tmp_path, Image.fromarray(values))
-    mask = images.load_mask(path)
-    assert mask.dtype == torch.float32 and mask.tolist() == [[0, 0], [1, 1]]
-    assert torch.equal(images.load_mask(path, (4, 6)), torch.tensor([[0.0] * 6] * 2 + [[1.0] * 6] * 2))
-
-
-def test_empty_mask_is_refused(tmp_path):
-    with pytest.raises(InputError, match="lightest value is 1,"):
-        images.load_mask(saved(tmp_path, Image.fromarray(np.eye(8, dtype=np.uint8))))
 
 
 # ----------------------------------------------------------------------------------------------------------- geometry

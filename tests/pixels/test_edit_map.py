@@ -107,7 +107,7 @@ def test_reading_pictures_and_arrays_in_both_polarities(tmp_path):
     [
         (np.zeros((2, 3, 3)), "array \\[H, W\\]"),
         (np.array([["a"]]), "array \\[H, W\\]"),
-        (np.full((3, 3), 2.0), "outside"),
+        (np.full((3, 3), 1.5), "0 to 1"),
         (np.full((3, 3), np.nan), "NaN"),
         (np.array([{"a": 1}], dtype=object), "cannot be read"),
         (None, "cannot be read"),
