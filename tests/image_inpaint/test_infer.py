@@ -34,9 +34,9 @@ def hole(path, size=(64, 64), box=(10, 12, 40, 50)):
 
 
 def layer(path):
-    """A mask as a layer without a background: white painted on nothing."""
+    """Black painted on nothing: the hole, or what is to stay?"""
     mask = Image.new("RGBA", (64, 64))
-    mask.paste((255, 255, 255, 255), (10, 12, 40, 50))
+    mask.paste((0, 0, 0, 255), (10, 12, 40, 50))
     mask.save(path)
     return path
 
@@ -120,7 +120,7 @@ def test_trained_weights_change_the_picture(model, tmp_path):
 WRONG = [
     (["--image_path", "/no/such"], "is no file"),
     (["--image_path", "TEXT"], "cannot be read as a picture"),
-    (["--mask_path", "SMALL"], "draw the mask on the photograph"),
+    (["--mask_path", "SMALL"], "draw the one on the other"),
     (["--mask_path", "BLACK"], "is empty"),
     (["--mask_path", "WHITE"], "white all over"),
     (["--reference_path", "TEXT"], "cannot be read as a picture"),
@@ -131,7 +131,7 @@ WRONG = [
     (["--feather", "3"], "is of --composite"),
     (["--num_inference_steps", "1"], "from 2"),
     (["--num_inference_steps", "1000"], "to 999"),
-    (["--mask_path", "LAYER"], "flatten it"),
+    (["--mask_path", "LAYER"], "without transparency"),
     (["--guidance_scale", "nan"], "not a number"),
     (["--scheduler", "euler"], "invalid choice"),
     (["--pretrained_model_name_or_path", "/no/such"], "No folder"),
