@@ -51,23 +51,22 @@ def cloud(pen, x: float, y: float, s: float, color=(252, 252, 255)) -> None:
 
 
 def night_sky(pen, rng, n, h) -> None:
-    for _ in range(9):
-        x, y, r = rng.uniform(0, n), rng.uniform(0, h * 0.8), rng.uniform(2.4, 3.4)
+    for _ in range(6):
+        x, y, r = rng.uniform(0, n), rng.uniform(0, h * 0.8), rng.uniform(5, 7)
         pen.ellipse((x - r, y - r, x + r, y + r), fill=(246, 244, 214))
     x, y = rng.uniform(0.12, 0.88) * n, rng.uniform(0.1, 0.18) * n
-    pen.ellipse((x - 15, y - 15, x + 15, y + 15), fill=(250, 244, 200))
+    pen.ellipse((x - 20, y - 20, x + 20, y + 20), fill=(250, 244, 200))
 
 
 def meadow(pen, rng, n, h, night) -> None:
     if not night:
         cloud(pen, rng.uniform(0.1, 0.9) * n, rng.uniform(0.08, 0.22) * n, rng.uniform(11, 16))
-    for _ in range(12):
-        x, y = rng.uniform(0, n), rng.uniform(h + 12, n)
-        for dx in (-4, 0, 4):
-            pen.line((x, y, x + dx, y - 10), fill=(86, 146, 58), width=2)
-    for _ in range(4):
+    for _ in range(6):
+        x, y = rng.uniform(0, n), rng.uniform(h + 20, n)
+        pen.polygon([(x - 12, y), (x - 8, y - 14), (x, y - 4), (x + 8, y - 14), (x + 12, y)], fill=(74, 136, 50))
+    for _ in range(3):
         x, y = rng.uniform(0, n), rng.uniform(h + 14, n)
-        pen.ellipse((x - 4, y - 4, x + 4, y + 4), fill=rng.choice(((250, 236, 120), (250, 250, 246))))
+        pen.ellipse((x - 7, y - 7, x + 7, y + 7), fill=rng.choice(((250, 236, 120), (250, 250, 246))))
 
 
 def beach(pen, rng, n, h, night) -> None:
@@ -76,17 +75,17 @@ def beach(pen, rng, n, h, night) -> None:
     if not night:
         x = rng.uniform(0.1, 0.9) * n
         pen.ellipse((x - 20, 14, x + 20, 54), fill=(255, 222, 96))
-    for _ in range(10):
+    for _ in range(5):
         x, y = rng.uniform(0, n), rng.uniform(h + 10, n)
-        pen.ellipse((x - 3, y - 2, x + 3, y + 2), fill=(214, 174, 104))
+        pen.ellipse((x - 9, y - 5, x + 9, y + 5), fill=(206, 164, 94))
 
 
 def snow(pen, rng, n, h, night) -> None:
     for _ in range(3):
         x, s = rng.uniform(0, n), rng.uniform(20, 34)
         pen.polygon([(x - s * 0.5, h + 4), (x, h - s * 1.6), (x + s * 0.5, h + 4)], fill=(96, 128, 124))
-    for _ in range(12):
-        x, y, r = rng.uniform(0, n), rng.uniform(0, n), rng.uniform(3, 4)
+    for _ in range(9):
+        x, y, r = rng.uniform(0, n), rng.uniform(0, n), rng.uniform(6, 8)
         pen.ellipse((x - r, y - r, x + r, y + r), fill=(254, 254, 255))
 
 
@@ -96,30 +95,30 @@ def sea(pen, rng, n, h, night) -> None:
     for row in range(4):
         y, shift = h + 12 + row * row * 4.5 + row * 9, rng.uniform(0, 40)
         for x in np.arange(-40 + shift, n, 46):
-            pen.arc((x, y - 6, x + 30, y + 8), 20, 160, fill=(112, 176, 214), width=3)
+            pen.arc((x, y - 6, x + 30, y + 8), 20, 160, fill=(124, 188, 224), width=6)
 
 
 def desert(pen, rng, n, h, night) -> None:
     x = rng.uniform(0.1, 0.9) * n
     pen.polygon([(x - 110, h + 2), (x - 10, h - 36), (x + 120, h + 2)], fill=(214, 140, 76))
     x = rng.choice((rng.uniform(0.04, 0.16), rng.uniform(0.84, 0.96))) * n
-    pen.rounded_rectangle((x - 6, h - 48, x + 6, h + 8), 6, fill=(84, 142, 88))
-    pen.line((x - 17, h - 34, x - 17, h - 18, x, h - 18), fill=(84, 142, 88), width=8)
-    for _ in range(8):
+    pen.rounded_rectangle((x - 9, h - 56, x + 9, h + 8), 9, fill=(84, 142, 88))
+    pen.line((x - 22, h - 42, x - 22, h - 20, x, h - 20), fill=(84, 142, 88), width=12)
+    for _ in range(5):
         x, y = rng.uniform(0, n), rng.uniform(h + 14, n)
-        pen.arc((x - 24, y - 6, x + 24, y + 6), 190, 350, fill=(176, 96, 48), width=2)
+        pen.arc((x - 26, y - 8, x + 26, y + 8), 190, 350, fill=(176, 96, 48), width=5)
 
 
 def room(pen, rng, n, h, night) -> None:
-    for y in np.arange(h + 14, n, 22):
-        pen.line((0, y, n, y), fill=(112, 72, 46), width=2)
-    pen.rectangle((0, h - 8, n, h), fill=(250, 240, 232))
+    for y in np.arange(h + 20, n, 28):
+        pen.line((0, y, n, y), fill=(112, 72, 46), width=4)
+    pen.rectangle((0, h - 10, n, h), fill=(250, 240, 232))
     x = rng.uniform(0.2, 0.8) * n
     pen.rectangle(
-        (x - 34, 18, x + 34, 84), fill=(40, 52, 120) if night else (160, 214, 246), outline=(250, 244, 236), width=6
+        (x - 34, 18, x + 34, 84), fill=(40, 52, 120) if night else (160, 214, 246), outline=(250, 244, 236), width=8
     )
-    pen.line((x, 18, x, 84), fill=(250, 244, 236), width=4)
-    pen.line((x - 34, 51, x + 34, 51), fill=(250, 244, 236), width=4)
+    pen.line((x, 18, x, 84), fill=(250, 244, 236), width=6)
+    pen.line((x - 34, 51, x + 34, 51), fill=(250, 244, 236), width=6)
 
 
 DETAILS = dict(meadow=meadow, beach=beach, snow=snow, sea=sea, desert=desert, room=room)

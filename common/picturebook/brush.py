@@ -17,13 +17,13 @@ CANVAS = SIZE * SCALE
 PAINT = {
     "red": (214, 48, 42), "orange": (242, 138, 32), "yellow": (247, 208, 52), "green": (62, 160, 66),
     "blue": (50, 100, 214), "purple": (136, 66, 178), "pink": (244, 134, 178), "brown": (132, 84, 48),
-    "white": (242, 242, 238), "black": (48, 46, 54),
+    "white": (244, 244, 240), "black": (54, 52, 60),
 }  # fmt: skip
-INK = (38, 32, 40)
 INK = (38, 32, 40)
 STRAW = (226, 186, 98)
 BAND = (184, 40, 48)
-NIGHT_TINT = np.array([0.70, 0.72, 0.88], np.float32)
+NIGHT_TINT = np.array([0.74, 0.76, 0.92], np.float32)
+PEN, SKETCH_PEN = 6, 7  # outlines on the canvas: 1.5 pixels of the picture and more; finer ones a latent cell loses
 
 
 def mix(a, b, weight: float) -> tuple[int, int, int]:
@@ -54,7 +54,7 @@ class Brush:
     def body_layer(self) -> Image.Image:
         """The paint of the body over the canvas: colour, material or marking, shaded from the upper left."""
         thing, n = self.thing, CANVAS
-        reach = 1.2 * self.half  # beyond it nothing is painted
+        reach = 1.25 * self.half  # beyond it nothing is painted
         x0, x1 = (int(np.clip(self.center[0] + side * reach, 0, n)) for side in (-1, 1))
         y0, y1 = (int(np.clip(self.center[1] + side * reach, 0, n)) for side in (-1, 1))
         v, u = np.mgrid[y0:y1, x0:x1].astype(np.float32)
@@ -64,10 +64,10 @@ class Brush:
         pattern = np.zeros(u.shape, bool)
         second = np.array(contrast(PAINT[thing.color]), np.float32)
         if thing.material == "striped":
-            pattern = np.mod(u + 0.25 * v, 0.44) < 0.2
+            pattern = np.mod(u + 0.25 * v + 0.1, 0.62) < 0.29
         elif thing.material == "spotted":
-            row = np.floor(v / 0.38)
-            pattern = np.hypot(np.mod(u + 0.22 * np.mod(row, 2), 0.44) - 0.22, np.mod(v, 0.38) - 0.19) < 0.135
+            row = np.floor(v / 0.52)
+            pattern = np.hypot(np.mod(u + 0.3 * np.mod(row, 2), 0.6) - 0.3, np.mod(v, 0.52) - 0.26) < 0.185
         if thing.marking:
             rng = random.Random(f"marking {thing.marking}")
             second = np.array(PAINT[rng.choice([c for c in COLORS if c != thing.color])], np.float32)
@@ -105,7 +105,7 @@ class Brush:
     def line(self, points, width: float, paint="body") -> None:
         """A thick line with round ends, outlined like everything else."""
         corners = [self.at(x, y) for x, y in points]
-        for extra, color in ((self.pen, INK), (0, paint)):
+        for extra, color in ((self.pen // 2 + 1, INK), (0, paint)):
             part = Image.new("L", self.canvas.size, 0)
             pen = ImageDraw.Draw(part)
             thickness = max(2, round(width * self.half)) + 2 * extra
@@ -117,35 +117,37 @@ class Brush:
 
     @property
     def pen(self) -> int:
-        return 3 if self.sketch else 2
+        return SKETCH_PEN if self.sketch else PEN
 
     def stroke(self, corners) -> None:
         color = tuple(int(c * t) for c, t in zip(INK, self.tint, strict=True))
         ImageDraw.Draw(self.canvas).line(corners, fill=color, width=self.pen, joint="curve")
         ImageDraw.Draw(self.mask).line(corners, fill=255, width=self.pen, joint="curve")
 
-    def eye(self, x: float, y: float, r: float = 0.1) -> None:
-        self.ellipse(x, y, r, r * 1.15, (250, 250, 250), outline=False)
-        self.ellipse(x + 0.3 * r, y, r * 0.62, r * 0.75, (20, 18, 24), outline=False)
+    def eye(self, x: float, y: float, r: float = 0.15) -> None:
+        """A white eye with a dark rim and a large pupil, which looks to the front."""
+        self.ellipse(x, y, 1.3 * r, 1.4 * r, INK, outline=False)
+        self.ellipse(x, y, r, r * 1.1, (252, 252, 252), outline=False)
+        self.ellipse(x + 0.25 * r, y, r * 0.62, r * 0.75, (16, 14, 20), outline=False)
 
     def hat(self, x: float, y: float, width: float) -> None:
-        """A straw hat with a red band, its brim centred at (x, y)."""
+        """A straw hat with a broad red band, its brim centred at (x, y)."""
         w = width
         self.polygon(
-            [(x - 0.55 * w, y), (x - 0.42 * w, y - 0.75 * w), (x + 0.42 * w, y - 0.75 * w), (x + 0.55 * w, y)], STRAW
+            [(x - 0.62 * w, y), (x - 0.5 * w, y - 0.95 * w), (x + 0.5 * w, y - 0.95 * w), (x + 0.62 * w, y)], STRAW
         )
         self.polygon(
-            [(x - 0.55 * w, y), (x - 0.51 * w, y - 0.24 * w), (x + 0.51 * w, y - 0.24 * w), (x + 0.55 * w, y)], BAND
+            [(x - 0.62 * w, y), (x - 0.56 * w, y - 0.42 * w), (x + 0.56 * w, y - 0.42 * w), (x + 0.62 * w, y)], BAND
         )
-        self.ellipse(x, y, w, 0.16 * w, STRAW)
+        self.ellipse(x, y, 1.15 * w, 0.2 * w, STRAW)
 
 
 def marking_pattern(rng: random.Random, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Where an individual wears its second colour; u, v in the thing's own coordinates."""
-    shift, period = rng.uniform(-0.3, 0.3), rng.uniform(0.5, 0.8)
+    """Where an individual wears its second colour, in large patches; u, v in the thing's own coordinates."""
+    shift, period = rng.uniform(-0.25, 0.25), rng.uniform(0.8, 1.1)
     choice = rng.randrange(5)
     if choice == 0:  # patches
-        spots = [(rng.uniform(-0.9, 0.9), rng.uniform(-0.7, 0.9), rng.uniform(0.2, 0.36)) for _ in range(6)]
+        spots = [(rng.uniform(-0.8, 0.8), rng.uniform(-0.7, 0.8), rng.uniform(0.32, 0.48)) for _ in range(4)]
         return np.any([np.hypot(u - x, v - y) < r for x, y, r in spots], axis=0)
     if choice == 1:  # one half
         return u + rng.choice((-0.6, 0.0, 0.6)) * v > shift

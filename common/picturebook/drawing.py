@@ -28,7 +28,7 @@ def as_sketch(canvas: Image.Image, covered: np.ndarray) -> Image.Image:
     wash = np.asarray(canvas, np.float32) / 255
     paper = np.array(PAPER, np.float32) / 255
     v, u = np.mgrid[0:CANVAS, 0:CANVAS]
-    hatch = (np.mod(u + v, 20) < 8)[..., None]
+    hatch = (np.mod(u + v, 32) < 14)[..., None]
     strength = np.where(covered[..., None] > 127, np.where(hatch, 0.9, 0.7), 0.3)
     return Image.fromarray((255 * (paper * (1 - strength) + wash * paper * strength)).astype(np.uint8))
 

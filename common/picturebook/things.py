@@ -23,165 +23,163 @@ def accessory(brush: Brush, neck: tuple[float, float], top: tuple[float, float])
     paint = PAINT[rng.choice([c for c in COLORS if c != brush.thing.color])]
     choice, (x, y), (tx, ty) = rng.randrange(4), neck, top
     if choice == 0:
-        brush.line([(x - 0.24, y - 0.04), (x + 0.02, y + 0.1), (x + 0.26, y)], 0.16, paint)
-        brush.line([(x - 0.02, y + 0.1), (x - 0.08, y + 0.42)], 0.15, paint)
+        brush.line([(x - 0.3, y - 0.02), (x + 0.02, y + 0.1), (x + 0.32, y)], 0.24, paint)
+        brush.line([(x - 0.04, y + 0.12), (x - 0.1, y + 0.46)], 0.24, paint)
     elif choice == 1:
-        brush.polygon([(tx, ty), (tx - 0.32, ty - 0.2), (tx - 0.32, ty + 0.2)], paint)
-        brush.polygon([(tx, ty), (tx + 0.32, ty - 0.2), (tx + 0.32, ty + 0.2)], paint)
-        brush.ellipse(tx, ty, 0.09, 0.1, paint)
+        brush.polygon([(tx, ty), (tx - 0.46, ty - 0.3), (tx - 0.46, ty + 0.24)], paint)
+        brush.polygon([(tx, ty), (tx + 0.46, ty - 0.3), (tx + 0.46, ty + 0.24)], paint)
+        brush.ellipse(tx, ty, 0.14, 0.16, paint)
     elif choice == 2:
         for k in range(5):
             a = 2 * math.pi * k / 5 - math.pi / 2
-            brush.ellipse(tx + 0.16 * math.cos(a), ty + 0.16 * math.sin(a), 0.12, 0.12, paint)
-        brush.ellipse(tx, ty, 0.1, 0.1, (250, 220, 80))
+            brush.ellipse(tx + 0.24 * math.cos(a), ty - 0.1 + 0.24 * math.sin(a), 0.18, 0.18, paint)
+        brush.ellipse(tx, ty - 0.1, 0.15, 0.15, (250, 220, 80), outline=False)
     else:
-        brush.line([(tx, ty + 0.1), (tx, ty - 0.5)], 0.05, WOOD)
-        brush.polygon([(tx, ty - 0.55), (tx + 0.42, ty - 0.4), (tx, ty - 0.22)], paint)
+        brush.line([(tx, ty + 0.1), (tx, ty - 0.5)], 0.08, WOOD)
+        brush.polygon([(tx, ty - 0.62), (tx + 0.62, ty - 0.38), (tx, ty - 0.14)], paint)
 
 
-# Each kind paints itself and returns (neck, top of head, width of a hat there).
+# Each kind paints itself and returns (neck, top of head, width of a hat there). Heads and eyes are large for the body,
+# and kinds differ in their silhouette: what is smaller than a latent cell (4 x 4 pixels) is lost on the way.
+
+
+def legs(b: Brush, places, width: float, top: float) -> None:
+    for x in places:
+        b.polygon([(x - width, top), (x + width, top), (x + width, 1.0), (x - width, 1.0)])
 
 
 def cat(b: Brush):
     lying = b.thing.pose == "lying"
-    low = 0.38 if lying else 0.0
+    low = 0.32 if lying else 0.0
     if lying:
-        b.line([(-0.62, 0.86), (-0.95, 0.8), (-0.98, 0.5)], 0.15)
-        b.ellipse(-0.1, 0.66, 0.66, 0.34)
-        b.ellipse(0.42, 0.9, 0.3, 0.1)
-        b.ellipse(-0.45, 0.9, 0.24, 0.1)
+        b.line([(-0.6, 0.84), (-0.98, 0.78), (-0.98, 0.42)], 0.2)
+        b.ellipse(-0.14, 0.7, 0.72, 0.31)
     else:
-        b.line([(-0.55, 0.25), (-0.85, 0.05), (-0.82, -0.45)], 0.15)
-        for x in (-0.5, -0.28, 0.18, 0.4):
-            b.polygon([(x - 0.09, 0.4), (x + 0.09, 0.4), (x + 0.09, 1.0), (x - 0.09, 1.0)])
-        b.ellipse(-0.06, 0.32, 0.62, 0.32)
-    for x in (0.28, 0.72):
-        b.polygon([(x - 0.16, -0.4 + low), (x, -0.92 + low), (x + 0.16, -0.4 + low)])
-    b.ellipse(0.5, -0.22 + low, 0.4, 0.36)
-    b.eye(0.4, -0.26 + low)
-    b.eye(0.68, -0.26 + low)
-    b.ellipse(0.56, -0.08 + low, 0.07, 0.05, (236, 130, 140), outline=False)
-    return (0.32, 0.1 + low), (0.5, -0.6 + low), 0.42
+        b.line([(-0.5, 0.4), (-0.9, 0.2), (-0.9, -0.4)], 0.2)
+        legs(b, (-0.46, 0.26), 0.16, 0.5)
+        b.ellipse(-0.1, 0.44, 0.6, 0.34)
+    for x in (0.0, 0.66):
+        b.polygon([(x - 0.24, -0.34 + low), (x + (0.12 if x else -0.08), -1.0 + low), (x + 0.24, -0.34 + low)])
+    b.ellipse(0.34, -0.14 + low, 0.58, 0.46)
+    b.eye(0.16, -0.2 + low)
+    b.eye(0.62, -0.2 + low)
+    b.ellipse(0.4, 0.1 + low, 0.12, 0.09, (240, 110, 130), outline=False)
+    return (0.26, 0.3 + low), (0.33, -0.58 + low), 0.44
 
 
 def dog(b: Brush):
     lying = b.thing.pose == "lying"
-    low = 0.36 if lying else 0.0
+    low = 0.32 if lying else 0.0
     if lying:
-        b.line([(-0.62, 0.8), (-0.98, 0.88)], 0.13)
-        b.ellipse(-0.12, 0.68, 0.64, 0.32)
-        b.ellipse(0.5, 0.92, 0.34, 0.09)
-        b.ellipse(-0.5, 0.92, 0.26, 0.09)
+        b.line([(-0.6, 0.8), (-1.0, 0.9)], 0.18)
+        b.ellipse(-0.16, 0.72, 0.7, 0.29)
     else:
-        b.line([(-0.62, 0.15), (-0.92, -0.25)], 0.13)
-        for x in (-0.55, -0.32, 0.12, 0.34):
-            b.polygon([(x - 0.11, 0.3), (x + 0.11, 0.3), (x + 0.11, 1.0), (x - 0.11, 1.0)])
-        b.polygon([(-0.7, 0.0), (0.4, -0.1), (0.48, 0.45), (0.2, 0.56), (-0.6, 0.52), (-0.74, 0.3)])
-    b.polygon([(0.2, 0.25 + low), (0.24, -0.4 + low), (0.6, -0.3 + low), (0.52, 0.3 + low)], outline=False)
-    b.ellipse(0.46, -0.4 + low, 0.34, 0.32)
-    b.polygon([(0.6, -0.5 + low), (1.0, -0.38 + low), (1.0, -0.14 + low), (0.56, -0.08 + low)])
-    b.ellipse(0.98, -0.36 + low, 0.09, 0.08, (24, 20, 26), outline=False)
-    b.eye(0.6, -0.5 + low, 0.09)
-    ear = mix(PAINT[b.thing.color], INK, 0.35)
-    b.ellipse(0.26, -0.28 + low, 0.14, 0.34, ear, tilt=0.2)
-    return (0.34, 0.12 + low), (0.46, -0.7 + low), 0.38
+        b.line([(-0.6, 0.2), (-0.95, -0.3)], 0.18)
+        legs(b, (-0.52, 0.16), 0.17, 0.4)
+        b.polygon([(-0.74, 0.08), (0.3, -0.02), (0.42, 0.5), (-0.68, 0.62)])
+    b.polygon([(0.04, 0.3 + low), (0.06, -0.36 + low), (0.5, -0.3 + low), (0.42, 0.36 + low)], outline=False)
+    b.ellipse(0.3, -0.4 + low, 0.44, 0.42)
+    b.ellipse(0.72, -0.22 + low, 0.36, 0.24)
+    b.ellipse(0.98, -0.34 + low, 0.14, 0.13, (24, 20, 26), outline=False)
+    b.eye(0.46, -0.52 + low)
+    b.ellipse(-0.02, -0.24 + low, 0.18, 0.42, mix(PAINT[b.thing.color], INK, 0.4), tilt=0.2)
+    return (0.24, 0.22 + low), (0.28, -0.8 + low), 0.42
 
 
 def bird(b: Brush):
     lying = b.thing.pose == "lying"
-    low = 0.42 if lying else 0.0
+    low = 0.34 if lying else 0.0
     if not lying:
-        for x in (-0.12, 0.14):
-            b.line([(x, 0.5), (x, 0.97), (x + 0.16, 0.97)], 0.06, BEAK)
-    b.polygon([(-0.4, 0.0 + low), (-1.0, -0.22 + low), (-0.98, 0.14 + low), (-0.4, 0.38 + low)])
-    b.ellipse(0.0, 0.14 + low, 0.58, 0.44)
-    b.polygon([(0.68, -0.5 + low), (1.0, -0.36 + low), (0.68, -0.24 + low)], BEAK)
-    b.ellipse(0.42, -0.36 + low, 0.34, 0.32)
-    b.eye(0.52, -0.42 + low, 0.1)
-    wing = mix(PAINT[b.thing.color], INK, 0.3)
+        for x in (-0.16, 0.2):
+            b.line([(x, 0.5), (x, 0.94), (x + 0.2, 0.94)], 0.1, BEAK)
+    b.polygon([(-0.4, -0.05 + low), (-1.04, -0.3 + low), (-1.0, 0.2 + low), (-0.4, 0.4 + low)])
+    b.ellipse(-0.04, 0.2 + low, 0.64, 0.46)
+    b.polygon([(0.66, -0.62 + low), (1.12, -0.36 + low), (0.66, -0.12 + low)], BEAK)
+    b.ellipse(0.36, -0.38 + low, 0.44, 0.42)
+    b.eye(0.48, -0.46 + low)
+    wing = mix(PAINT[b.thing.color], INK, 0.36)
     if lying:
-        b.ellipse(-0.2, 0.12 + low, 0.42, 0.24, wing, tilt=-0.1)
+        b.ellipse(-0.24, 0.22 + low, 0.42, 0.24, wing, tilt=-0.1)
     else:
-        b.polygon([(0.12, 0.02), (-0.5, -0.3), (-0.62, 0.02), (-0.42, 0.3), (0.0, 0.34)], wing)
-    return (0.26, 0.02 + low), (0.42, -0.66 + low), 0.36
+        b.polygon([(0.12, 0.06), (-0.56, -0.2), (-0.72, 0.1), (-0.46, 0.42), (0.0, 0.42)], wing)
+    return (0.22, 0.06 + low), (0.36, -0.78 + low), 0.4
 
 
 def fish(b: Brush):
-    b.polygon([(-0.5, 0.3), (-1.0, -0.1), (-0.86, 0.3), (-1.0, 0.7)])
-    b.polygon([(-0.2, 0.0), (0.05, -0.42), (0.3, 0.0)])
-    b.ellipse(0.12, 0.3, 0.76, 0.46)
-    b.polygon([(-0.05, 0.36), (-0.34, 0.62), (0.06, 0.62)], mix(PAINT[b.thing.color], INK, 0.3))
-    b.eye(0.56, 0.18, 0.12)
-    b.line([(0.84, 0.42), (0.66, 0.48)], 0.03, INK)
-    return (0.3, 0.62), (0.34, -0.12), 0.36
+    b.polygon([(-0.46, 0.3), (-1.04, -0.22), (-0.86, 0.3), (-1.04, 0.82)])
+    b.polygon([(-0.3, 0.0), (0.05, -0.56), (0.36, 0.0)])
+    b.ellipse(0.14, 0.3, 0.8, 0.52)
+    b.polygon([(0.06, 0.36), (-0.36, 0.7), (0.1, 0.7)], mix(PAINT[b.thing.color], INK, 0.36))
+    b.eye(0.54, 0.16, 0.17)
+    b.line([(0.92, 0.44), (0.64, 0.52)], 0.05, INK)
+    return (0.26, 0.66), (0.3, -0.2), 0.42
 
 
 def car(b: Brush):
-    b.polygon([(-0.62, 0.1), (-0.4, -0.4), (0.28, -0.4), (0.56, 0.1)])
-    b.polygon([(-0.44, 0.06), (-0.3, -0.27), (-0.06, -0.27), (-0.06, 0.06)], GLASS)
-    b.polygon([(0.04, 0.06), (0.04, -0.27), (0.22, -0.27), (0.4, 0.06)], GLASS)
-    b.polygon([(-1.0, 0.16), (-0.9, 0.06), (0.62, 0.06), (0.98, 0.24), (1.0, 0.7), (-1.0, 0.7)])
-    b.ellipse(0.9, 0.36, 0.09, 0.1, (252, 236, 150))
+    b.polygon([(-0.7, 0.12), (-0.44, -0.5), (0.32, -0.5), (0.64, 0.12)])
+    b.polygon([(-0.46, 0.06), (-0.3, -0.32), (-0.08, -0.32), (-0.08, 0.06)], GLASS)
+    b.polygon([(0.08, 0.06), (0.08, -0.32), (0.24, -0.32), (0.44, 0.06)], GLASS)
+    b.polygon([(-1.04, 0.1), (0.66, 0.06), (1.02, 0.24), (1.04, 0.74), (-1.04, 0.74)])
+    b.ellipse(0.9, 0.36, 0.14, 0.14, (252, 236, 150))
     for x in (-0.54, 0.56):
-        b.ellipse(x, 0.72, 0.28, 0.28, (44, 42, 48))
-        b.ellipse(x, 0.72, 0.11, 0.11, (206, 206, 210), outline=False)
-    return (0.5, 0.3), (-0.06, -0.42), 0.42
+        b.ellipse(x, 0.7, 0.31, 0.31, (44, 42, 48))
+        b.ellipse(x, 0.7, 0.14, 0.14, (212, 212, 216), outline=False)
+    return (0.5, 0.3), (-0.06, -0.52), 0.44
 
 
 def boat(b: Brush):
-    b.polygon([(0.0, -0.98), (0.09, -0.98), (0.09, 0.4), (0.0, 0.4)], WOOD)
-    b.polygon([(0.14, -0.9), (0.86, 0.24), (0.14, 0.24)], (250, 248, 240))
-    b.polygon([(-0.06, -0.7), (-0.06, 0.24), (-0.56, 0.24)], (232, 230, 224))
-    b.polygon([(-0.98, 0.36), (1.0, 0.3), (0.66, 0.96), (-0.66, 0.96)])
-    return (0.6, 0.4), (-0.62, 0.34), 0.36
+    b.polygon([(-0.04, -1.0), (0.1, -1.0), (0.1, 0.3), (-0.04, 0.3)], WOOD)
+    b.polygon([(0.16, -0.92), (0.9, 0.12), (0.16, 0.12)], (250, 248, 240))
+    b.polygon([(-0.1, -0.7), (-0.1, 0.12), (-0.66, 0.12)], (236, 234, 228))
+    b.polygon([(-1.02, 0.2), (1.06, 0.14), (0.68, 0.98), (-0.68, 0.98)])
+    return (0.5, 0.3), (-0.64, 0.16), 0.4
 
 
 def house(b: Brush):
-    b.polygon([(0.36, -0.86), (0.6, -0.86), (0.6, -0.3), (0.36, -0.3)], (150, 110, 96))
-    b.polygon([(-0.78, -0.2), (0.78, -0.2), (0.78, 1.0), (-0.78, 1.0)])
-    b.polygon([(-0.98, -0.16), (0.0, -0.98), (0.98, -0.16)], mix(PAINT[b.thing.color], INK, 0.42))
-    b.polygon([(-0.18, 0.36), (0.18, 0.36), (0.18, 1.0), (-0.18, 1.0)], WOOD)
-    for x in (-0.5, 0.5):
-        b.polygon([(x - 0.18, 0.1), (x + 0.18, 0.1), (x + 0.18, 0.44), (x - 0.18, 0.44)], GLASS)
-    return (0.0, 0.16), (0.0, -0.84), 0.42
+    b.polygon([(0.36, -0.9), (0.66, -0.9), (0.66, -0.3), (0.36, -0.3)], (150, 110, 96))
+    b.polygon([(-0.8, -0.2), (0.8, -0.2), (0.8, 1.0), (-0.8, 1.0)])
+    b.polygon([(-1.04, -0.12), (0.0, -1.0), (1.04, -0.12)], mix(PAINT[b.thing.color], INK, 0.45))
+    b.polygon([(0.08, 0.32), (0.52, 0.32), (0.52, 1.0), (0.08, 1.0)], WOOD)
+    b.polygon([(-0.6, 0.14), (-0.14, 0.14), (-0.14, 0.6), (-0.6, 0.6)], GLASS)
+    return (0.0, 0.16), (-0.06, -0.86), 0.44
 
 
 def tree(b: Brush):
-    b.polygon([(-0.14, 0.2), (0.14, 0.2), (0.2, 1.0), (-0.2, 1.0)], WOOD)
-    for x, y, r in ((-0.42, -0.05, 0.42), (0.42, -0.05, 0.42), (0.0, 0.1, 0.4), (0.0, -0.45, 0.5)):
+    b.polygon([(-0.2, 0.2), (0.2, 0.2), (0.26, 1.0), (-0.26, 1.0)], WOOD)
+    for x, y, r in ((-0.48, 0.0, 0.46), (0.48, 0.0, 0.46), (0.0, -0.48, 0.52)):
         b.ellipse(x, y, r, r)
-    b.ellipse(0.0, -0.14, 0.42, 0.42, outline=False)
-    return (0.0, 0.34), (0.0, -0.86), 0.44
+    b.ellipse(0.0, -0.06, 0.5, 0.4, outline=False)
+    return (0.0, 0.34), (0.0, -0.9), 0.44
 
 
 def mushroom(b: Brush):
-    b.polygon([(-0.22, 0.0), (0.22, 0.0), (0.32, 1.0), (-0.32, 1.0)], CREAM)
-    arc = [(0.92 * math.cos(a), 0.14 - 0.98 * math.sin(a)) for a in np.linspace(0, math.pi, 20)]
-    b.polygon(arc + [(-0.5, 0.24), (0.5, 0.24)])
-    return (0.0, 0.4), (0.0, -0.8), 0.44
+    b.polygon([(-0.3, 0.0), (0.3, 0.0), (0.4, 1.0), (-0.4, 1.0)], CREAM)
+    arc = [(1.02 * math.cos(a), 0.18 - 1.08 * math.sin(a)) for a in np.linspace(0, math.pi, 20)]
+    b.polygon(arc + [(-0.5, 0.3), (0.5, 0.3)])
+    return (0.0, 0.4), (0.0, -0.82), 0.44
 
 
 def ball(b: Brush):
-    b.ellipse(0.0, 0.2, 0.8, 0.8)
-    b.ellipse(-0.3, -0.12, 0.16, 0.12, (255, 255, 255), outline=False, tilt=-0.6)
-    return (0.1, 0.66), (0.0, -0.56), 0.44
+    b.ellipse(0.0, 0.14, 0.86, 0.86)
+    b.ellipse(-0.32, -0.2, 0.22, 0.16, (255, 255, 255), outline=False, tilt=-0.6)
+    return (0.1, 0.66), (0.0, -0.68), 0.44
 
 
 def star(b: Brush):
-    radii = [1.02 if k % 2 == 0 else 0.46 for k in range(10)]
-    points = [(r * math.sin(math.pi * k / 5), 0.08 - r * math.cos(math.pi * k / 5)) for k, r in enumerate(radii)]
+    radii = [1.1 if k % 2 == 0 else 0.52 for k in range(10)]
+    points = [(r * math.sin(math.pi * k / 5), 0.1 - r * math.cos(math.pi * k / 5)) for k, r in enumerate(radii)]
     b.polygon(points)
-    b.eye(-0.16, 0.0, 0.09)
-    b.eye(0.16, 0.0, 0.09)
-    return (0.0, 0.34), (0.0, -0.66), 0.34
+    b.eye(-0.22, 0.02, 0.14)
+    b.eye(0.22, 0.02, 0.14)
+    return (0.0, 0.4), (0.0, -0.66), 0.36
 
 
 def cup(b: Brush):
-    b.ellipse(0.62, 0.28, 0.36, 0.38)
-    b.ellipse(0.62, 0.28, 0.18, 0.2, b.behind, outline=True)
-    b.polygon([(-0.72, -0.4), (0.6, -0.4), (0.48, 1.0), (-0.6, 1.0)])
-    b.ellipse(-0.06, -0.4, 0.66, 0.16, mix(PAINT[b.thing.color], INK, 0.55))
-    return (-0.06, 0.1), (-0.06, -0.46), 0.44
+    b.ellipse(0.6, 0.26, 0.46, 0.44)
+    b.ellipse(0.62, 0.26, 0.2, 0.2, b.behind, outline=True)
+    b.polygon([(-0.8, -0.5), (0.56, -0.5), (0.44, 1.0), (-0.66, 1.0)])
+    b.ellipse(-0.12, -0.5, 0.7, 0.2, mix(PAINT[b.thing.color], INK, 0.55))
+    return (-0.1, 0.1), (-0.12, -0.54), 0.46
 
 
 PAINTERS = dict(
