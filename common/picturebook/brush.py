@@ -79,20 +79,28 @@ class Brush:
         body.paste(Image.fromarray(painted), (x0, y0))
         return body
 
-    def fill(self, part: Image.Image, paint) -> None:
-        """paint: "body" for the thing's own paint, or an RGB colour."""
+    def stencil(self, corners, reach: float) -> tuple[Image.Image, ImageDraw.ImageDraw, tuple[int, int], list]:
+        """An empty stencil just large enough for `corners` and `reach` around them: itself, a pen on it, where its upper
+        left corner lies on the canvas, and the corners in its own coordinates."""
+        x0, y0 = (math.floor(min(c[axis] for c in corners) - reach) - 1 for axis in (0, 1))
+        x1, y1 = (math.ceil(max(c[axis] for c in corners) + reach) + 2 for axis in (0, 1))
+        part = Image.new("L", (x1 - x0, y1 - y0), 0)
+        return part, ImageDraw.Draw(part), (x0, y0), [(x - x0, y - y0) for x, y in corners]
+
+    def fill(self, part: Image.Image, corner: tuple[int, int], paint) -> None:
+        """Paints through a stencil. paint: "body" for the thing's own paint, or an RGB colour."""
+        box = (*corner, corner[0] + part.width, corner[1] + part.height)
         if paint == "body":
-            self.canvas.paste(self.body, (0, 0), part)
+            self.canvas.paste(self.body.crop(box), box, part)
         else:
-            color = tuple(int(c * t) for c, t in zip(paint, self.tint, strict=True))
-            self.canvas.paste(color, (0, 0), part)
-        self.mask.paste(255, (0, 0), part)
+            self.canvas.paste(tuple(int(c * t) for c, t in zip(paint, self.tint, strict=True)), box, part)
+        self.mask.paste(255, box, part)
 
     def polygon(self, points, paint="body", outline: bool = True) -> None:
         corners = [self.at(x, y) for x, y in points]
-        part = Image.new("L", self.canvas.size, 0)
-        ImageDraw.Draw(part).polygon(corners, fill=255)
-        self.fill(part, paint)
+        part, pen, corner, inside = self.stencil(corners, 0)
+        pen.polygon(inside, fill=255)
+        self.fill(part, corner, paint)
         if outline:
             self.stroke(corners + corners[:2])
 
@@ -106,14 +114,13 @@ class Brush:
         """A thick line with round ends, outlined like everything else."""
         corners = [self.at(x, y) for x, y in points]
         for extra, color in ((self.pen // 2 + 1, INK), (0, paint)):
-            part = Image.new("L", self.canvas.size, 0)
-            pen = ImageDraw.Draw(part)
             thickness = max(2, round(width * self.half)) + 2 * extra
-            pen.line(corners, fill=255, width=thickness, joint="curve")
-            for x, y in corners:
-                r = thickness / 2
+            part, pen, corner, inside = self.stencil(corners, thickness)
+            pen.line(inside, fill=255, width=thickness, joint="curve")
+            r = thickness / 2
+            for x, y in inside:
                 pen.ellipse((x - r, y - r, x + r, y + r), fill=255)
-            self.fill(part, color)
+            self.fill(part, corner, color)
 
     @property
     def pen(self) -> int:
