@@ -30,21 +30,22 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", nargs="?", choices=STEPS, help="train one stage only (default: all, in order)")
     parser.add_argument("--steps", type=int, help="optimiser steps of that stage")
-    parser.add_argument("--scenes", type=int, default=40_000, help="how many training scenes to draw")
+    parser.add_argument("--scenes", type=int, default=64_000, help="how many training scenes to draw")
     parser.add_argument("--work", type=Path, default=ROOT / "outputs" / "picturebook" / "build", help="checkpoints")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads")
     parser.add_argument(
-        "--from_shipped", action="store_true", help="unet: go on from the shipped weights, not from scratch"
+        "--from_shipped", action="store_true", help="go on from the shipped weights, not from scratch"
     )
-    parser.add_argument("--compile", action="store_true", help="unet and inpaint: torch.compile (needs a C++ compiler)")
+    parser.add_argument("--compile", action="store_true", help="vae, unet, inpaint: torch.compile (needs a C++ compiler)")
     parser.add_argument("--check", action="store_true", help="print the quality table of the shipped weights and stop")
     parser.add_argument("--samples", type=int, default=300, help="--check: how many one-thing pictures to generate")
     args = parser.parse_args(argv)
     if args.steps is not None and (not args.stage or args.steps < 1):
         parser.error("--steps needs a stage and a number from 1")
-    if args.from_shipped and args.stage != "unet":
+    if args.from_shipped and args.stage not in ("vae", "unet", "classifier", "dino"):
         parser.error(
-            "--from_shipped is for the stage unet; vae_decoder and clip_vision always go on from shipped weights"
+            "--from_shipped is for one of the stages vae, unet, classifier, dino; "
+            "vae_decoder, clip_vision and inpaint always go on from shipped weights"
         )
     if args.scenes < 1000 or args.samples < 2 or args.threads < 1:
         parser.error("at least 1000 --scenes, 2 --samples and 1 of --threads are needed")
@@ -54,18 +55,21 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def build(stage: str, steps: int, work: Path, scenes: int, from_shipped: bool, compiled: bool) -> None:
     """Trains one stage and ships its weights."""
     from common.picturebook import shipping
+    from common.picturebook.classifier import load_classifier
     from common.picturebook.stages import classifier, clip, dino, inpaint, unet, vae
     from common.picturebook.stages.corpus import Corpus
 
     work.mkdir(parents=True, exist_ok=True)
     tokenizer = shipping.ship_tokenizer_and_scheduler()
-    corpus = Corpus(work, scenes)
+    corpus = None if stage == "dino" else Corpus(work, scenes)
     if stage == "vae":
-        trained = vae.train(corpus, work, steps)
+        start = shipping.shipped_vae() if from_shipped else None
+        trained = vae.train(corpus, work, steps, start, compiled=compiled)
         shipping.ship_vae(trained, vae.scaling_factor(trained, corpus))
     elif stage == "vae_decoder":
-        factor = shipping.shipped_vae().config.scaling_factor
-        shipping.ship_vae(vae.train(corpus, work, steps, start=shipping.shipped_vae()), factor)
+        start = shipping.shipped_vae()
+        trained = vae.train(corpus, work, steps, start, decoder_only=True, compiled=compiled)
+        shipping.ship_vae(trained, start.config.scaling_factor)
     elif stage == "clip":
         shipping.ship_clip(clip.train(corpus, tokenizer, work, steps), tokenizer)
     elif stage == "clip_vision":
@@ -75,9 +79,11 @@ def build(stage: str, steps: int, work: Path, scenes: int, from_shipped: bool, c
         start = shipping.shipped_unet() if from_shipped else None
         shipping.ship_unet(unet.train(corpus, *parts, work, steps, start, compiled))
     elif stage == "classifier":
-        shipping.ship_classifier(classifier.train(corpus, Corpus(work, scenes // 8, "held_out"), work, steps))
+        start = load_classifier() if from_shipped else None
+        others = Corpus(work, scenes // 8, "held_out")
+        shipping.ship_classifier(classifier.train(corpus, others, shipping.shipped_vae(), work, steps, start))
     elif stage == "dino":
-        shipping.ship_dino(dino.train(work, steps))
+        shipping.ship_dino(dino.train(work, steps, shipping.shipped_dino() if from_shipped else None))
     elif stage == "inpaint":
         parts = shipping.shipped_vae(), shipping.shipped_clip(), shipping.shipped_unet()
         shipping.ship_inpainter(inpaint.train(corpus, *parts, work, steps, compiled))

@@ -1,4 +1,5 @@
-"""Stage classifier: the attributes of scenes, on pictures made softer and noisier than drawn ones.
+"""Stage classifier: the attributes of scenes, on drawn pictures, made softer and noisier, and on pictures that went
+through the VAE: it is to read from a generated picture what a person reads.
 
 Being the judge of the generator, it alone also learns the pairs of colour and kind that are held out of the others.
 """
@@ -10,13 +11,15 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from tqdm import tqdm
 
 from common.picturebook.classifier import SCENE_HEADS, THING_HEADS, AttributeClassifier
 from common.picturebook.scenes import ANIMALS, COLORS, FACING_KINDS, KINDS, Scene
 from common.picturebook.stages.corpus import Corpus, order
-from common.picturebook.stages.training import DEVICE, Run
+from common.picturebook.stages.training import DEVICE, Run, fast
 
-BATCH, HELD_OUT_BATCH, PEAK = 52, 12, 2e-3
+BATCH, HELD_OUT_BATCH, PEAK, SOFT = 52, 12, 2e-3, 8000
 UNKNOWN = -100  # cross_entropy's ignore_index
 
 
@@ -55,13 +58,34 @@ def loss_of(out: dict[str, torch.Tensor], truth: dict[str, torch.Tensor]) -> tor
     return pairs + scene + things
 
 
-def train(corpus: Corpus, held_out: Corpus, work: Path, steps: int) -> AttributeClassifier:
+@torch.no_grad()
+def through_vae(corpus: Corpus, count: int, vae: AutoencoderKL) -> torch.Tensor:
+    """The first pictures of a corpus as the VAE gives them back: uint8 [count, 3, 64, 64]."""
+    vae, made = vae.to(DEVICE, memory_format=torch.channels_last), []
+    for start in tqdm(range(0, count, 100), desc="through the VAE", mininterval=10):
+        pictures = corpus.batch(range(start, min(start + 100, count))).to(DEVICE, memory_format=torch.channels_last)
+        with fast():
+            back = vae.decode(vae.encode(pictures * 2 - 1).latent_dist.mean).sample.float()
+        made.append((back * 127.5 + 127.5).round().clamp(0, 255).byte().cpu())
+    return torch.cat(made)
+
+
+def train(
+    corpus: Corpus, held_out: Corpus, vae: AutoencoderKL, work: Path, steps: int,
+    start: AttributeClassifier | None = None,
+) -> AttributeClassifier:  # fmt: skip
+    """start: a trained one to go on from."""
     torch.manual_seed(0)
-    model = AttributeClassifier().to(memory_format=torch.channels_last)
+    model = (start or AttributeClassifier()).train().requires_grad_(True).to(memory_format=torch.channels_last)
     run = Run("classifier", work, model, steps, PEAK)
+    soft = [through_vae(c, count, vae) for c, count in ((corpus, SOFT), (held_out, SOFT // 4))]
     for step in run.todo():
-        parts = [(c, order(len(c), n, step)) for c, n in ((corpus, BATCH), (held_out, HELD_OUT_BATCH))]
-        pictures = torch.cat([c.batch(indices) for c, indices in parts])
+        parts, batches = [], []
+        for c, n, known in ((corpus, BATCH, soft[0]), (held_out, HELD_OUT_BATCH, soft[1])):
+            drawn, passed = order(len(c), n // 2, step), order(len(known), n // 2, step)
+            parts += [(c, drawn), (c, passed)]
+            batches += [c.batch(drawn), known[torch.from_numpy(passed)].float() / 255]
+        pictures = torch.cat(batches)
         pictures = worsen(pictures, random.Random(step), torch.Generator().manual_seed(step))
         pictures = pictures.to(DEVICE, memory_format=torch.channels_last)
         truth = targets([c.scenes[index] for c, indices in parts for index in indices])

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from transformers import ViTConfig, ViTModel
 
 from common.picturebook.drawing import draw
+from common.picturebook.hashes import drawing_hash
 from common.picturebook.scenes import ANIMALS, BACKGROUNDS, FACINGS, KINDS, POSES, Scene, Thing, layout, sample_thing
 from common.picturebook.stages.training import DEVICE, Run
 
@@ -55,7 +56,7 @@ def draw_views(number: int) -> np.ndarray:
 
 def album(folder: Path, first: int = 0, count: int = INDIVIDUALS) -> np.ndarray:
     """uint8 [count, VIEWS, 64, 64, 3]: every individual's pictures, drawn once and kept on disk."""
-    path = folder / f"album_{first}_{count}.npy"
+    path = folder / f"album_{first}_{count}_{drawing_hash()}.npy"
     if not path.exists():
         with ProcessPoolExecutor() as pool:
             pictures = np.stack(list(pool.map(draw_views, range(first, first + count), chunksize=50)))
@@ -89,10 +90,10 @@ def recoloured(pictures: torch.Tensor, generator: torch.Generator) -> torch.Tens
     return torch.einsum("bij,bjhw->bihw", matrix, pictures).clamp(0, 1)
 
 
-def train(work: Path, steps: int) -> ViTModel:
+def train(work: Path, steps: int, start: ViTModel | None = None) -> ViTModel:
     torch.manual_seed(0)
     pictures = album(work)
-    model = new_dino()
+    model = (start or new_dino()).train().requires_grad_(True)
     run = Run("dino", work, model, steps, PEAK)
     for step in run.todo():
         rng = np.random.default_rng([1, step])

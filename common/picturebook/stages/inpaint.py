@@ -27,9 +27,10 @@ from transformers import CLIPModel
 
 from common.picturebook.brush import CANVAS, SIZE
 from common.picturebook.drawing import Drawing, draw
+from common.picturebook.hashes import drawing_hash
 from common.picturebook.scenes import Scene
 from common.picturebook.stages.corpus import Corpus, order
-from common.picturebook.stages.training import DEVICE, Run, load, save
+from common.picturebook.stages.training import DEVICE, Run, fast, load, save
 from common.picturebook.stages.unet import SNR_CAP, latent_statistics, new_scheduler
 
 BATCH, PEAK, UNCONDITIONAL = 32, 5e-4, 0.2
@@ -60,7 +61,7 @@ def boxes_of_block(scenes: list[Scene]) -> np.ndarray:
 
 def all_boxes(corpus: Corpus, work: Path) -> np.ndarray:
     """int16 [count, 3, 4]: the boxes of every training picture, drawn once by all cores and kept on disk."""
-    path = work / f"boxes_{len(corpus)}.npy"
+    path = work / f"boxes_{len(corpus)}_{drawing_hash()}.npy"
     if not path.exists():
         blocks = [corpus.scenes[start : start + 200] for start in range(0, len(corpus), 200)]
         with ProcessPoolExecutor() as pool:
@@ -202,7 +203,7 @@ def train(
     model.to(memory_format=torch.channels_last)
     model["unet"].set_attn_processor(AttnProcessor())  # faster than SDPA backwards for heads this small
     predict = torch.compile(model["unet"], dynamic=False) if compiled else model["unet"]
-    run = Run("inpaint", work, model, steps, PEAK, ema=0.9995, betas=(0.9, 0.99), weight_decay=0.01)
+    run = Run("inpaint", work, model, steps, PEAK, ema=0.999, betas=(0.9, 0.99), weight_decay=0.01)
     for step in run.todo():
         generator = torch.Generator().manual_seed(step)
         indices = torch.from_numpy(order(len(corpus), BATCH, step))
@@ -218,7 +219,9 @@ def train(
         drop = (torch.rand(BATCH, generator=generator) < UNCONDITIONAL).to(DEVICE)[:, None, None]
         context = token(model["encoder"], features.float().to(DEVICE))
         context = torch.where(drop, model["encoder"].uncond_vector, context)
-        output = predict(channels.to(DEVICE, memory_format=torch.channels_last), t.to(DEVICE), context).sample
+        channels = channels.to(DEVICE, memory_format=torch.channels_last)
+        with fast():
+            output = predict(channels, t.to(DEVICE), context).sample.float()
         difference = (output - noise.to(DEVICE)).square()
         error = difference.mean((1, 2, 3))
         hole = 1 - keep.float().to(DEVICE) / 255

@@ -12,6 +12,12 @@ from torch import nn
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def fast() -> torch.autocast:
+    """bfloat16 where the processor multiplies matrices in it (1.5 to 2 times faster), else float32."""
+    has_units = DEVICE.type == "cuda" or torch.cpu._is_amx_tile_supported()
+    return torch.autocast(DEVICE.type, torch.bfloat16, enabled=has_units)
+
+
 def learning_rate(step: int, steps: int, peak: float, warmup: int = 200, decay: float = 0.3) -> float:
     """Linear warm-up, a plateau, and a linear descent to zero over the last `decay` share of the steps.
 
