@@ -16,9 +16,9 @@ def meaning(path: Path) -> str:
     """A Python file without comments, docstrings and line breaks: what an edit of wording leaves as it is."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
-            body[0] = ast.Pass()
+        match getattr(node, "body", None):
+            case [ast.Expr(ast.Constant()), *_] as body:
+                body[0] = ast.Pass()
     return ast.dump(tree)
 
 

@@ -51,8 +51,8 @@ def reconstruction_loss(made: torch.Tensor, pictures: torch.Tensor, weights: tor
 def train(
     corpus: Corpus, work: Path, steps: int, start: AutoencoderKL | None = None, decoder_only=False, compiled=False
 ) -> AutoencoderKL:
-    """The trained VAE. start: one to go on from; with decoder_only its encoder stays frozen, so that latents (and a UNet
-    trained on them) stay valid, at half the learning rate."""
+    """The trained VAE. start: one to go on from; with decoder_only its encoder stays frozen, so that latents (and a
+    UNet trained on them) stay valid, at half the learning rate."""
     torch.manual_seed(0)
     vae = (start or new_vae()).train().to(memory_format=torch.channels_last).requires_grad_(True)
     if decoder_only:
