@@ -36,7 +36,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--from_shipped", action="store_true", help="go on from the shipped weights, not from scratch"
     )
-    parser.add_argument("--compile", action="store_true", help="vae, unet, inpaint: torch.compile (needs a C++ compiler)")
+    parser.add_argument("--compile", action="store_true", help="vae, unet, inpaint: torch.compile (needs g++)")
     parser.add_argument("--check", action="store_true", help="print the quality table of the shipped weights and stop")
     parser.add_argument("--samples", type=int, default=300, help="--check: how many one-thing pictures to generate")
     args = parser.parse_args(argv)

@@ -154,7 +154,7 @@ def prepare(corpus: Corpus, vae: AutoencoderKL, tower: nn.Module, work: Path) ->
     boxes, parts = all_boxes(corpus, work), []
     weights = [*vae.encoder.state_dict().values(), *tower.state_dict().values()]
     name = hashlib.sha256(b"".join(weight.cpu().numpy().tobytes() for weight in weights)).hexdigest()[:12]
-    vae.to(DEVICE), tower.to(DEVICE)
+    vae.to(DEVICE, memory_format=torch.channels_last), tower.to(DEVICE)
     for start in tqdm(range(0, len(corpus), BLOCK), desc="holes and crops", mininterval=10):
         path = work / f"inpaint_{name}_{start}_{min(start + BLOCK, len(corpus))}.pt"
         if not path.exists():
@@ -177,8 +177,10 @@ def prepare_rows(corpus: Corpus, boxes: np.ndarray, indices: range, vae, tower) 
     keep = torch.from_numpy(np.stack(keeps))[:, None]
     pictures = (corpus.batch(indices) * 2 - 1).repeat_interleave(VIEWS, 0)
     masked = (pictures * keep).to(DEVICE, memory_format=torch.channels_last)  # the hole is mid-grey
+    with fast():
+        mean = vae.encode(masked).latent_dist.mean
     found = {
-        "masked": vae.encode(masked).latent_dist.mean.half(),
+        "masked": mean.half(),
         "keep": (255 * on_latents(keep)).round().byte(),
         "features": tower(pixel_values=as_batch(crops).to(DEVICE)).pooler_output.half(),
     }

@@ -50,13 +50,14 @@ def latent_statistics(corpus: Corpus, vae: AutoencoderKL, work: Path) -> torch.T
     """
     weights = b"".join(weight.numpy().tobytes() for weight in vae.encoder.state_dict().values())
     path = work / f"latents_{len(corpus)}_{hashlib.sha256(weights).hexdigest()[:12]}.pt"
-    vae.to(DEVICE)
+    vae.to(DEVICE, memory_format=torch.channels_last)
     if not path.exists():
         blocks = []
         for start in tqdm(range(0, len(corpus), 100), desc="latents", mininterval=10):
             pictures = corpus.batch(range(start, min(start + 100, len(corpus)))) * 2 - 1
-            posterior = vae.encode(pictures.to(DEVICE, memory_format=torch.channels_last)).latent_dist
-            blocks.append(torch.stack([posterior.mean, posterior.std], dim=1).half().cpu())
+            with fast():
+                posterior = vae.encode(pictures.to(DEVICE, memory_format=torch.channels_last)).latent_dist
+            blocks.append(torch.stack([posterior.mean.float(), posterior.std.float()], dim=1).half().cpu())
         save(path, latents=torch.cat(blocks))
     return load(path)["latents"].cpu()
 
