@@ -80,8 +80,8 @@ class Brush:
         return body
 
     def stencil(self, corners, reach: float) -> tuple[Image.Image, ImageDraw.ImageDraw, tuple[int, int], list]:
-        """An empty stencil just large enough for `corners` and `reach` around them: itself, a pen on it, where its upper
-        left corner lies on the canvas, and the corners in its own coordinates."""
+        """An empty stencil just large enough for `corners` and `reach` around them: itself, a pen on it, where its
+        upper left corner lies on the canvas, and the corners in its own coordinates."""
         x0, y0 = (math.floor(min(c[axis] for c in corners) - reach) - 1 for axis in (0, 1))
         x1, y1 = (math.ceil(max(c[axis] for c in corners) + reach) + 2 for axis in (0, 1))
         part = Image.new("L", (x1 - x0, y1 - y0), 0)

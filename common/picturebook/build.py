@@ -76,7 +76,9 @@ def build(stage: str, steps: int, work: Path, scenes: int, from_shipped: bool, c
         shipping.ship_clip(clip.train(corpus, tokenizer, work, steps, start=shipping.shipped_clip()), tokenizer)
     elif stage == "unet":
         parts = shipping.shipped_vae(), shipping.shipped_text_encoder(), tokenizer
-        start = shipping.shipped_unet() if from_shipped else None
+        start = unet.new_unet()
+        if from_shipped:  # into today's shape: more heads change no weight's size
+            start.load_state_dict(shipping.shipped_unet().state_dict())
         shipping.ship_unet(unet.train(corpus, *parts, work, steps, start, compiled))
     elif stage == "classifier":
         start = load_classifier() if from_shipped else None

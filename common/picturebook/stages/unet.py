@@ -69,16 +69,16 @@ def train(
     tokenizer: CLIPTokenizer,
     work: Path,
     steps: int,
-    start: UNet2DConditionModel | None = None,
+    unet: UNet2DConditionModel,
     compiled: bool = False,
 ) -> UNet2DConditionModel:
-    """start: weights to go on from where no checkpoint is left. compiled: 1.4 times faster once a compiler has run."""
+    """unet: to go on from where no checkpoint is left. compiled: 1.4 times faster once a compiler has run."""
     torch.manual_seed(0)
     statistics = latent_statistics(corpus, vae, work)
     scale = vae.config.scaling_factor
     alpha_bar = new_scheduler().alphas_cumprod
     text_encoder = text_encoder.to(DEVICE)
-    unet = (start or new_unet()).requires_grad_(True).to(memory_format=torch.channels_last)
+    unet = unet.requires_grad_(True).to(memory_format=torch.channels_last)
     unet.set_attn_processor(AttnProcessor())  # faster than SDPA backwards for heads this small
     predict = torch.compile(unet, dynamic=False) if compiled else unet
     run = Run("unet", work, unet, steps, PEAK, ema=0.999, betas=(0.9, 0.99), weight_decay=0.01)
