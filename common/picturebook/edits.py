@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 import torch
 from PIL import Image, ImageFilter
+from scipy import ndimage
 
 from common.picturebook.classifier import Reading
 from common.picturebook.scenes import (
@@ -64,8 +65,8 @@ def other(rng: random.Random, values, value):
 
 
 def make_edit(kind: str, rng: random.Random) -> Edit:
-    """A random edit of one kind; half of the scenes that allow it have two things."""
-    count, index, words, facing = rng.choice((1, 2)), 0, None, False
+    """A random edit of one kind; half of the scenes that allow it have two things. Captions name all that is drawn."""
+    count, index, words = rng.choice((1, 2)), 0, None
     if kind in ("add", "delete"):
         both = base_scene(rng, 2, material="plain", hat=False)
         index = rng.randrange(2)
@@ -112,7 +113,7 @@ def make_edit(kind: str, rng: random.Random) -> Edit:
             target = source.with_thing(index, **{kind: other(rng, values, getattr(thing, kind))})
             words = (thing.kind, thing.kind)
         instruction = f"change the {kind} of the {thing.kind}"
-    texts = [caption(scene, facing=facing) for scene in (source, target)]
+    texts = [caption(scene, facing=True) for scene in (source, target)]
     return Edit(kind, source, target, *texts, index, words, instruction)
 
 
@@ -130,6 +131,32 @@ def changed_mask(edit: Edit, source_masks: list[np.ndarray], target_masks: list[
     ]
     both = Image.fromarray((255 * np.maximum.reduce(masks)).astype(np.uint8)).filter(ImageFilter.MaxFilter(3))
     return (np.asarray(both) > 127).astype(np.float32)
+
+
+GROW, RAMP = 3, 10  # pixels of an edit map; a latent cell is 4 pixels wide
+
+
+def edit_map(edit: Edit, mask: np.ndarray) -> np.ndarray:
+    """float32 [64, 64], 1 where the edit is to happen, 0 where the source is kept; `mask` from `changed_mask`.
+
+    Everything within GROW pixels of the mask is 1, so that each latent cell that the mask touches is wholly 1, however
+    the map is reduced; from there it falls linearly to 0 over RAMP pixels. For a background the map is 0 inside of the
+    things and rises from their outermost pixels, in which the background has a part. A change of style is 1 everywhere.
+    """
+    if edit.kind == "style":
+        return np.ones_like(mask)
+    if edit.kind == "background":
+        inside = ndimage.binary_erosion(mask < 0.5)
+        return np.clip(ndimage.distance_transform_edt(~inside) / RAMP, 0, 1).astype(np.float32)
+    away = np.clip((ndimage.distance_transform_edt(mask < 0.5) - GROW) / RAMP, 0, 1)
+    return (1 - away).astype(np.float32)
+
+
+def runs_of(mask: np.ndarray) -> list[int]:
+    """A mask as PIE-Bench stores it: start and length of each run of ones over the flattened rows."""
+    flat = np.concatenate([[0], mask.reshape(-1) > 0.5, [0]]).astype(int)
+    edges = np.flatnonzero(np.diff(flat))
+    return np.stack([edges[::2], edges[1::2] - edges[::2]], axis=1).reshape(-1).tolist()
 
 
 def with_brackets(source: str, target: str) -> tuple[str, str]:

@@ -117,7 +117,7 @@ def test_figures_of_several_subjects_and_the_user_study(evaluate, tmp_path, caps
 @pytest.mark.slow
 def test_the_untuned_picturebook_is_told_the_colours(tmp_path, monkeypatch):
     monkeypatch.setattr(study.train, "main", quick_training)
-    monkeypatch.setattr("common.picturebook.benchmarks.CACHE", tmp_path / "drawn")
+    monkeypatch.setenv("STEERING_CACHE", str(tmp_path / "drawn"))
     svdiff_eval.main(["--figure", "6", "--dataset", "picturebook-twins", "--pairs", "1", "0", "--prompts", "1",
                       "--images_per_prompt", "1", "--num_inference_steps", "2", "--device", "cpu", "--basis_dir",
                       str(tmp_path / "basis"), "--output_dir", str(tmp_path / "out")])  # fmt: skip

@@ -1,19 +1,29 @@
 """The benchmark folders: published formats, true edits, masks that hold the change, splits that stay apart."""
 
-import json
 import random
 from collections import Counter
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 from PIL import Image
+from scipy import ndimage
 
-from common.data import read_pie_bench, read_subject_prompts, read_subjects
-from common.picturebook.benchmarks import PIE_TYPES, drawn_once, pie_bench, subjects, twins
+from common.data import read_pie_bench
+from common.picturebook.benchmarks import PIE_TYPES, pie_bench
 from common.picturebook.classifier import Reading
 from common.picturebook.drawing import draw
-from common.picturebook.edits import EDIT_NAMES, edit_from_dict, make_edit, shows, with_brackets
-from common.picturebook.scenes import KINDS, Scene
+from common.picturebook.edits import (
+    EDIT_NAMES,
+    changed_mask,
+    edit_from_dict,
+    edit_map,
+    make_edit,
+    shows,
+    with_brackets,
+)
+from common.picturebook.scenes import FACING_KINDS, KINDS, Scene
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +77,43 @@ def test_captions_differ_and_blended_words_are_in_their_captions(quick):
             assert item.blended_words[1] in item.target_prompt.split()
 
 
+def test_captions_name_every_facing(quick):
+    for item in read_pie_bench(quick):
+        edit = edit_from_dict(item.extras["edit"])
+        for scene, text in ((edit.source, item.source_prompt), (edit.target, item.target_prompt)):
+            sides = [thing.facing for thing in scene.things if thing.kind in FACING_KINDS]
+            assert [word for word in text.split() if word in ("left", "right")] == sides
+
+
+def check_map(grey: np.ndarray, mask: np.ndarray, kind: str) -> None:
+    """Wholly changed, wholly kept and grey cells at latent resolution; all that the mask touches is changed."""
+    on_latents = F.interpolate(torch.from_numpy(grey)[None, None].float(), (16, 16), mode="bilinear")[0, 0].numpy()
+    touched = mask.reshape(16, 4, 16, 4).max((1, 3)) > 0.5
+    if kind == "style":
+        assert (on_latents == 1).all()
+        return
+    if kind == "background":
+        assert not grey[ndimage.binary_erosion(mask < 0.5)].any()
+    else:
+        assert (on_latents[touched] == 1).all()
+    assert (on_latents == 1).sum() >= 12 and (on_latents == 0).sum() >= 4
+    assert ((on_latents > 0) & (on_latents < 1)).sum() >= 20
+
+
+@pytest.mark.parametrize("kind", EDIT_NAMES.values())
+def test_edit_maps_have_cores_and_a_ramp(kind):
+    for seed in range(15):
+        edit = make_edit(kind, random.Random(f"map {seed}"))
+        mask = changed_mask(edit, draw(edit.source).masks, draw(edit.target).masks)
+        check_map(np.round(255 * edit_map(edit, mask)) / 255, mask, kind)
+
+
+def test_edit_maps_of_all_items_have_cores_and_a_ramp(quick):
+    for item in read_pie_bench(quick, border=0):
+        grey = np.asarray(Image.open(quick / item.extras["edit_map_path"])) / 255
+        check_map(grey, item.mask.numpy(), item.extras["edit"]["kind"])
+
+
 def test_every_track_finds_its_pictures(quick):
     for item in read_pie_bench(quick):
         for key in ("truth_path", "exemplar_path", "edit_map_path", "subject_path"):
@@ -97,42 +144,3 @@ def test_splits_share_no_item(tmp_path):
     one, two = ({item.extras["edit"]["source"]["seed"] for item in read_pie_bench(tmp_path / split)}
                 for split in ("validation", "test"))  # fmt: skip
     assert not one & two
-
-
-def test_twelve_subjects_with_pairs_of_one_class(tmp_path):
-    subjects(tmp_path)
-    found = read_subjects(tmp_path)
-    assert len(found) == 12 and all(len(subject.paths) == 5 for subject in found)
-    classes = Counter(subject.class_name for subject in found)
-    assert classes["cat"] == classes["dog"] == 2
-    assert {subject.class_name for subject in found if subject.live} == {"cat", "dog", "bird"}
-    prompts = read_subject_prompts(tmp_path)
-    assert len(prompts["object"]) == len(prompts["live"]) == 15
-
-
-def test_twins_are_of_one_class_and_of_two_colours(tmp_path):
-    twins(tmp_path, "test")
-    individuals = read_subjects(tmp_path)
-    scenes = json.loads((tmp_path / "scenes.json").read_text())
-    colors = {name: scenes[f"{name}/00.png"]["things"][0]["color"] for name in (one.name for one in individuals)}
-    assert len(individuals) == 16 and all(len(one.paths) == 5 for one in individuals)
-    for one, two in zip(individuals[::2], individuals[1::2], strict=True):
-        assert one.class_name == two.class_name and colors[one.name] != colors[two.name]
-    (tmp_path / "validation").mkdir()
-    twins(tmp_path / "validation", "validation")
-    assert (tmp_path / "validation" / "scenes.json").read_text() != (tmp_path / "scenes.json").read_text()
-
-
-def test_a_folder_is_drawn_once_and_never_half(tmp_path, monkeypatch):
-    monkeypatch.setattr("common.picturebook.benchmarks.CACHE", tmp_path)
-    calls = []
-
-    def broken(folder):
-        (folder / "part").write_text("")
-        raise RuntimeError("killed")
-
-    with pytest.raises(RuntimeError):
-        drawn_once("x", broken)
-    for _ in range(2):
-        folder = drawn_once("x", lambda folder: (calls.append(1), (folder / "whole").write_text("")))
-    assert calls == [1] and [path.name for path in folder.iterdir()] == ["whole"]

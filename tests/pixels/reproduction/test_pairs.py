@@ -81,9 +81,7 @@ def test_damaged_lists_are_refused(tmp_path, entries, message):
 
 
 def test_picturebook_items_carry_what_an_exemplar_edit_needs(tmp_path, monkeypatch):
-    from common.picturebook import benchmarks
-
-    monkeypatch.setattr(benchmarks, "CACHE", tmp_path)
+    monkeypatch.setenv("STEERING_CACHE", str(tmp_path))
     pairs = picturebook_pairs("validation")
     assert 30 <= len(pairs) < 40 and not any(pair.kind == "style" for pair in pairs)
     for pair in pairs[:8]:

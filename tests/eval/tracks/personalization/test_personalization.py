@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from common.data import Subject
-from common.picturebook.benchmarks import LIVE_PROMPTS, OBJECT_PROMPTS
 from common.picturebook.classifier import Reading
+from common.picturebook.subjects import LIVE_PROMPTS, OBJECT_PROMPTS
 from common.runs import InputError, append_row, bootstrap_interval
 from eval import personalize
 from eval.claims import CLAIMS, findings, read_claims
