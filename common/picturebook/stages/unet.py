@@ -89,8 +89,8 @@ def train(
         ids = tokenizer(
             captions, padding="max_length", truncation=True, max_length=MAX_LENGTH, return_tensors="pt"
         ).input_ids
-        with torch.no_grad():
-            context = text_encoder(ids.to(DEVICE)).last_hidden_state
+        with torch.no_grad(), fast():
+            context = text_encoder(ids.to(DEVICE)).last_hidden_state.float()
         mean, std = statistics[indices].float().unbind(1)
         latents = scale * (mean + std * torch.randn(mean.shape, generator=generator))
         noise = torch.randn(latents.shape, generator=generator)
