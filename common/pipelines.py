@@ -18,7 +18,15 @@ from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline,
 from huggingface_hub import constants
 
 from common.ddim import Schedule, to_eps
-from common.model_files import MODELS, PICTUREBOOK, find_folder, inspect_folder, load_model, one_line
+from common.model_files import (
+    MODELS,
+    PICTUREBOOK,
+    find_folder,
+    inspect_folder,
+    load_model,
+    match_tokenizers,
+    one_line,
+)
 from common.runs import InputError
 
 log = logging.getLogger(__name__)
@@ -88,6 +96,7 @@ def load_pipeline(
         pipe = pipeline_class.from_pretrained(
             folder, **parts, feature_extractor=None, image_encoder=None, local_files_only=True
         )
+        match_tokenizers(pipe)
         offset = pipe.scheduler.config.get("steps_offset", 1)
         pipe.scheduler = DDIMScheduler.from_config(
             pipe.scheduler.config, timestep_spacing="leading", steps_offset=offset, clip_sample=False

@@ -316,7 +316,6 @@ def resume_training(
     near = Path(args.output_dir) / wanted
     path = latest_checkpoint(args.output_dir) if wanted == "latest" else near if near.is_dir() else Path(wanted)
     if path is None:
-        print(f"no checkpoint in {args.output_dir} yet: starting at step 0")
         return 0
     saved = load_checkpoint(path)
     try:
