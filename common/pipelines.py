@@ -18,6 +18,7 @@ from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline,
 from huggingface_hub import constants
 
 from common.ddim import Schedule, to_eps
+from common.flags import check_device
 from common.model_files import (
     MODELS,
     PICTUREBOOK,
@@ -81,10 +82,7 @@ def load_pipeline(
     Raises InputError, in one sentence, for anything that cannot be loaded whole.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError):  # torch was built without it, or there is no such thing
-        raise InputError(f"There is no device {str(device)!r} here; leave it out, or take cpu.") from None
+    check_device(device)
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()
     folder = find_folder(str(name), offline=bool(local_files_only or constants.HF_HUB_OFFLINE))

@@ -373,7 +373,7 @@ def test_triples_round_trip(tmp_path):
 
 @pytest.mark.parametrize(
     "change",
-    [{"source": "../x.png"}, {"edit_map": "no"}, {"name": "../b"}, {"exemplar": 3}, {"source": "a\0b"}, {"name": "x" * 300}],
+    [{"source": "../x"}, {"edit_map": "no"}, {"name": "../b"}, {"exemplar": 3}, {"source": "\0"}, {"name": "x" * 300}],
 )
 def test_hostile_triples_are_refused(tmp_path, change):
     picture(tmp_path / "a.png")
