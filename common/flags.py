@@ -59,15 +59,17 @@ def check_arguments(args: argparse.Namespace) -> None:
     """What holds for a flag in every script that has it: the output folder can be written, the device is there, a model
     or encoders that are named as a folder are one. Raises InputError."""
     if not getattr(args, "print_config", False):
-        if folder := getattr(args, "output_dir", None):
+        if isinstance(folder := getattr(args, "output_dir", None), str):
             check_writable(Path(folder))
-        check_device(getattr(args, "device", None))
+        if isinstance(device := getattr(args, "device", None), str):
+            check_device(device)
     for name, value in vars(args).items():
         if name.endswith("model_name_or_path") and isinstance(value, str):
             if value[:1] in ("", ".", "/", "~", "-") and not Path(value).exists():
                 raise InputError(f"No folder {value} for --{name}; give a folder in diffusers layout, or a hub id")
     encoders = getattr(args, "metric_encoders", None)
-    if encoders not in (None, "picturebook", "pie", "paper") and not Path(encoders).is_dir():
+    known = not isinstance(encoders, str) or encoders in ("picturebook", "pie", "paper")
+    if not known and not Path(encoders).is_dir():
         raise InputError(f"--metric_encoders {encoders} is no folder; give one, or picturebook, pie or paper")
 
 

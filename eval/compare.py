@@ -30,7 +30,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = make_parser(__doc__.splitlines()[0])
     add = parser.add_argument
     add("--tracks", nargs="+", choices=TRACKS, default=list(TRACKS), help="what to run and show")
-    add("--items", type=number(int, 1), default=12, help="how many items to run; results of longer runs are shown beside")
+    add("--items", type=number(int, 1), default=12, help="items to run; results of longer runs are shown beside")
     add("--pretrained_model_name_or_path", default="picturebook", help="picturebook, a local folder or a hub id")
     add("--dataset", default="picturebook", help="picturebook, or a PIE-Bench folder")
     add("--num_inference_steps", type=number(int, 1, 1000), help="DDIM steps of every track; the papers' by default")

@@ -33,7 +33,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--items", type=number(int, 1), default=3, help="pictures to invert")
     add("--solvers", nargs="+", choices=SOLVERS, default=list(SOLVERS), help="inversions to run")
     add("--num_inference_steps", type=number(int, 1, 1000), default=50, help="DDIM steps")
-    add("--guidance_scale", type=number(float, 0), default=7.5, help="of sampling; inversion and its way back have none")
+    add("--guidance_scale", type=number(float, 0), default=7.5, help="of sampling; inversion has none")
     add("--repeats", type=number(int, 1), default=5, help="pairs of samplings, ours and diffusers' in turn")
     add("--training_shapes", choices=("model", "sd15"), default="model", help="network of the parts penalty and "
         "shifts: the model's, or a random one of Stable Diffusion 1.5's shapes (some 20 GB)")  # fmt: skip

@@ -223,7 +223,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = make_parser(__doc__.splitlines()[0])
     add = parser.add_argument
     add("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="what to run")
-    add("--items", type=number(int, 1), default=48, help="pictures per method; 240 are the paper's 12 subjects x 20 scenes")
+    add("--items", type=number(int, 1), default=48, help="pictures per method; the paper's: 12 subjects x 20 scenes")
     add("--pretrained_model_name_or_path", default="picturebook", help="picturebook, or a folder with its marker")
     add("--num_inference_steps", type=number(int, 1, 1000), help="of every method")
     add("--output_dir", default="outputs/compare", help="the folder of eval.compare")

@@ -30,7 +30,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = make_parser(__doc__.splitlines()[0])
     parser.add_argument("--items", type=number(int, 1), default=12, help="validation items")
     parser.add_argument("--methods", nargs="+", choices=GRIDS, default=list(GRIDS), help="methods to tune")
-    parser.add_argument("--num_inference_steps", type=number(int, 1, 1000), help="of the whole schedule; the preset's by default")
+    parser.add_argument("--num_inference_steps", type=number(int, 1, 1000), help="of all; the preset's by default")
     parser.add_argument("--output_dir", default="outputs/tune_exemplar", help="folder for rows")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; a GPU if there is one by default")
     return parser.parse_args(argv)

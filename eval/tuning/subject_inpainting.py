@@ -47,8 +47,8 @@ def main(argv: list[str] | None = None) -> None:
 
     output, lines, found = Path(args.output_dir), [["method", "setting", *SHOWN]], []
     for method in args.methods:
-        for number, (flags, training) in enumerate(TRIALS[method]):
-            place = output / f"{method}-{number}"
+        for trial, (flags, training) in enumerate(TRIALS[method]):
+            place = output / f"{method}-{trial}"
             inpaint_eval.main([
                 "--pretrained_model_name_or_path", args.pretrained_model_name_or_path, "--split", "validation",
                 "--methods", method, "--items", str(args.items), "--seed", str(args.seed), "--output_dir", str(place),
