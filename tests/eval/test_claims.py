@@ -9,8 +9,8 @@ import pytest
 from eval import claims
 from eval.claims import FAILS, HOLDS, UNDECIDED, findings, verdict
 from eval.compare import TRACKS
+from eval.report.boards import published_table
 from eval.report.measures import Interval, measure
-from eval.report.report import published_table
 from eval.tracks.personalization.variants import CURVES, variants
 from tests.eval.conftest import pairs
 

@@ -15,8 +15,8 @@ from common.runs import InputError, append_row, bootstrap_interval
 from eval import personalize
 from eval.claims import CLAIMS, findings, read_claims
 from eval.report import measures
+from eval.report.headlines import claim_view
 from eval.report.measures import difference, interval, resampling_weights
-from eval.report.report import claim_view
 from eval.tracks.personalization import arena, matched, protocol, scoring, variants
 from eval.tracks.personalization.methods import METHODS
 from eval.tuning import personalization as tune_personalization
@@ -235,7 +235,7 @@ def test_weights_and_predictions_are_compared_along_the_penaltys_own_curve():
             for name, mean in means.items() for s in range(10)]  # fmt: skip
     (found,) = [one for one in findings("personalization", rows) if one.claim["score"] == "delta_eps_relative"]
     assert found.verdict == "holds" and found.difference.mean == pytest.approx(-0.04, abs=0.02)
-    assert claim_view([found])["measured"][0]["verdict"] == "holds"
+    assert claim_view(found, "claim-1")["verdict"] == "holds"
     settings = {"lipschitz": {"learning_rate": 1e-4, "l2_reg_weight": 5.0}}
     sides = {one.name: variants.settings_of(one, settings, settings)
              for one in variants.variants(["lipschitz"], ["penalty"])}  # fmt: skip
