@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from common.claims import PAPERS
 from eval.claims import Finding, findings
 from eval.report.boards import as_printed, contestants, published_table, verdict_class
 from eval.report.measures import difference, find, mean_interval, measure
@@ -18,7 +19,7 @@ def claim_views(track: Track, run: Run) -> list[dict[str, Any]]:
 
 def claim_view(found: Finding, anchor: str) -> dict[str, Any]:
     claim, column, gap = found.claim, found.measure, found.difference
-    allowed = f"no more than {claim.get('margin', 0):g} {column.gap_unit}".strip() + " worse"
+    allowed = f"no more than {claim.get('margin', 0) * column.factor:g} {column.gap_unit}".strip() + " worse"
     rule = "better" if claim["rule"] == "better" else allowed
     if "matched" in claim:
         rule += f" at equal {measure(claim['matched']).label}"
@@ -39,7 +40,7 @@ def claim_view(found: Finding, anchor: str) -> dict[str, Any]:
 
 def published_pair(claim: dict) -> list[str] | None:
     """The paper's (baseline, method) values of the claimed score, in the paper's units."""
-    if "published" not in claim:
+    if claim.get("published", "").partition(":")[0] not in PAPERS:  # nothing, or in the claim's own words
         return None
     table = published_table(claim["published"])
     column = table["columns"].index(claim["score"].partition("/")[0])
