@@ -43,6 +43,7 @@ class Experiment:
     references: list[str] = field(default_factory=list)
     table: str = ""
     figure: str = ""
+    titles: str = ""
     gpu: str = ""
 
     @property
