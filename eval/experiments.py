@@ -12,6 +12,8 @@ An interrupted run goes on where it stopped: the same command again.
 
 import argparse
 import contextlib
+import json
+import os
 import platform
 import shlex
 import shutil
@@ -23,8 +25,6 @@ from pathlib import Path
 from common.flags import Shard, check_writable, shard
 from common.runs import (
     InputError,
-    append_row,
-    atomic_path,
     cache_folder,
     make_parser,
     provenance,
@@ -32,6 +32,7 @@ from common.runs import (
     read_rows,
     script,
     write_json,
+    write_text,
 )  # fmt: skip
 from eval import freshness
 from eval.freshness import FRESH, ROOT, Experiment, digest, experiments, fingerprint, state
@@ -109,9 +110,7 @@ def run_one(one: Experiment, output: Path, part: Shard | None) -> None:
 def keep(one: Experiment, place: Path, world: dict, minutes: float) -> None:
     """Rows, what they depend on, and the figure, into the repository."""
     rows = gathered(place / one.rows)
-    with atomic_path(one.kept) as temporary:
-        for row in rows:
-            append_row(temporary, {key: value for key, value in row.items() if key not in HEAVY})
+    write_rows(one.kept, rows)
     took = read_object(place / "minutes.json")["minutes"] if (place / "minutes.json").is_file() else 0
     took = round(took + minutes, 1)
     write_json(place / "minutes.json", {"minutes": took})
@@ -121,6 +120,12 @@ def keep(one: Experiment, place: Path, world: dict, minutes: float) -> None:
         (ROOT / "assets").mkdir(exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
             shutil.copyfile(place / one.figure, ROOT / "assets" / f"{one.id}.png")
+
+
+def write_rows(path: Path, rows: list[dict]) -> None:
+    """One JSON line a row, without what is of no use beside the pictures."""
+    kept = ({key: value for key, value in row.items() if key not in HEAVY} for row in rows)
+    write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
 
 
 def gathered(file: Path) -> list[dict]:
@@ -133,8 +138,6 @@ def gathered(file: Path) -> list[dict]:
 
 def machine() -> str:
     """The processor and how many of its cores."""
-    import os
-
     name = platform.processor() or platform.machine()
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -157,7 +160,7 @@ def run(ids: list[str], output: Path, part: Shard | None) -> int:
                 "uptodate": [state(one)[0] == FRESH], "verbosity": 2, "title": lambda task: task.name,
             }  # fmt: skip
 
-    config = {"dep_file": str(output / f"doit{f'-{part.index}' if part else ''}.db"), "default_tasks": None}
+    config = {"dep_file": str(output / f"doit{f'-{part.index}' if part else ''}.db"), "outfile": sys.stdout}
     loader = ModuleTaskLoader({"task_experiment": task_experiment, "DOIT_CONFIG": config})
     return DoitMain(loader).run(["run", "--continue", *(f"experiment:{name}" for name in ids)])
 
@@ -195,9 +198,7 @@ def import_rows(folder: Path, one: Experiment, label: str | None) -> Path:
     told = [f"{name} {value}" for name, value in {**made, **where}.items() if value is not None and name in (
         "pretrained_model_name_or_path", "dataset", "metric_encoders", "gpu", "git_revision", "torch")]  # fmt: skip
     target = freshness.RESULTS / "imported" / f"{one.id}--{folder.resolve().name}.jsonl"
-    with atomic_path(target) as temporary:
-        for row in rows:
-            append_row(temporary, {key: value for key, value in row.items() if key not in HEAVY})
+    write_rows(target, rows)
     write_json(target.with_suffix(".json"), {"experiment": one.id, "label": label or folder.resolve().name,
                                              "made_with": ", ".join(told), "config": config})  # fmt: skip
     return target
