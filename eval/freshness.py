@@ -107,14 +107,14 @@ def digest(value: Any) -> str:
 
 def fingerprint(experiment: Experiment) -> dict[str, Any]:
     """All that its rows depend on."""
-    from common.picturebook.hashes import BENCHMARKS, DRAWING, drawing_hash, weights_hash
+    from common.picturebook.hashes import data_hash, weights_hash
 
     known = protocols()
     return {
         "commands": experiment.commands,
         "settings": {place: digest(settings_of(place)) for place in experiment.settings},
         "weights": weights_hash(),
-        "drawing": drawing_hash(DRAWING + BENCHMARKS),
+        "drawing": data_hash(),
         "protocols": {name: known.get(name, 1) for name in measures_of(experiment)},
     }
 

@@ -9,30 +9,59 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 DRAWING = ("scenes", "brush", "things", "backgrounds", "drawing")
-BENCHMARKS = ("edits", "benchmarks")
+BENCHMARKS = ("edits", "benchmarks", "compositions", "subjects")
 
 
-def meaning(path: Path) -> str:
+def plain(node) -> str:
+    """What ast.dump of Python 3.11 writes, in every version: later ones have more fields and leave out empty ones."""
+    if isinstance(node, list):
+        return f"[{', '.join(map(plain, node))}]"
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    kept = (
+        (name, value)
+        for name, value in ast.iter_fields(node)
+        if name != "type_params" and not (value is None and getattr(type(node), name, ...) is None)
+    )
+    return f"{type(node).__name__}({', '.join(f'{name}={plain(value)}' for name, value in kept)})"
+
+
+def meaning(source: str) -> str:
     """A Python file without comments, docstrings and line breaks: what an edit of wording leaves as it is."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = ast.parse(source)
     for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
-            body[0] = ast.Pass()
-    return ast.dump(tree)
+        match getattr(node, "body", None):
+            case [ast.Expr(ast.Constant()), *_] as body:
+                body[0] = ast.Pass()
+    return plain(tree)
 
 
 @cache
 def drawing_hash(modules: tuple[str, ...] = DRAWING) -> str:
-    """Twelve hexadecimal digits of the code that draws scenes (with BENCHMARKS added: of what the data sets hold)."""
-    return hashlib.sha256("".join(meaning(HERE / f"{name}.py") for name in modules).encode()).hexdigest()[:12]
+    """Twelve hexadecimal digits of the code that draws scenes: what trained networks saw."""
+    texts = (meaning((HERE / f"{name}.py").read_text(encoding="utf-8")) for name in modules)
+    return hashlib.sha256("".join(texts).encode()).hexdigest()[:12]
+
+
+def data_hash() -> str:
+    """Twelve hexadecimal digits of the code that draws the data sets: of scenes, items and subjects."""
+    return drawing_hash(DRAWING + BENCHMARKS)
 
 
 @cache
-def weights_hash(part: str = "") -> str:
-    """Twelve hexadecimal digits of the shipped weights: of one part ("unet"), or of all."""
-    digest = hashlib.sha256()
-    for path in sorted((HERE / "models" / part).rglob("*.safetensors")):
-        digest.update(path.relative_to(HERE).as_posix().encode())
-        digest.update(path.read_bytes())
+def _digest(path: Path, size: int, changed: int) -> bytes:
+    return hashlib.sha256(path.read_bytes()).digest()
+
+
+def weights_hash(part: str = "", models: Path = HERE / "models") -> str:
+    """Twelve hexadecimal digits of weights: of one part ("unet"), or of all; each file is read once per process.
+
+    models: a folder in the layout of the shipped one. Raises FileNotFoundError where it holds no such part.
+    """
+    digest, paths = hashlib.sha256(), sorted((models / part).rglob("*.safetensors"))
+    if not paths:
+        raise FileNotFoundError(f"{models / part} holds no weights")
+    for path in paths:
+        facts = path.stat()
+        digest.update(path.relative_to(models).as_posix().encode() + _digest(path, facts.st_size, facts.st_mtime_ns))
     return digest.hexdigest()[:12]

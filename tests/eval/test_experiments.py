@@ -26,7 +26,7 @@ def world(monkeypatch, tmp_path):
     """One fake experiment, weights and drawing that a test may change, and folders of its own."""
     found = {"weights": "w1", "drawing": "d1"}
     monkeypatch.setattr("common.picturebook.hashes.weights_hash", lambda: found["weights"])
-    monkeypatch.setattr("common.picturebook.hashes.drawing_hash", lambda modules: found["drawing"])
+    monkeypatch.setattr("common.picturebook.hashes.data_hash", lambda: found["drawing"])
     monkeypatch.setattr(freshness, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(freshness, "protocols", lambda: found.get("protocols", {}))
     monkeypatch.setattr(rendering, "ASSETS", tmp_path / "assets")
@@ -119,7 +119,8 @@ def test_pages_are_filled_checked_and_refused(world, tmp_path, monkeypatch):
     assert rendering.differing(tmp_path) == [page]
     rendering.render(tmp_path)
     text = page.read_text()
-    assert text.startswith("Prose.\n") and "More." in text and "weights w1, drawing d1" in text and "old" not in text
+    assert text.startswith("Prose.\n") and "More." in text and "\nold\n" not in text
+    assert "weights w1, drawing d1" in text
     assert "| SPDInv keeps the background better" in text and "holds" in text and rendering.differing(tmp_path) == []
     page.write_text(text.replace("| 10 |", "| 11 |", 1))  # somebody types a number by hand
     assert rendering.differing(tmp_path) == [page]
@@ -147,7 +148,7 @@ def test_tables_are_exported(world, tmp_path):
     run(tmp_path, "--run")
     run(tmp_path, "--export", str(tmp_path / "out"))
     csv, tex = ((tmp_path / "out" / f"text_editing.{suffix}").read_text() for suffix in ("csv", "tex"))
-    assert csv.splitlines()[1].startswith("spd+p2p,10,24.5") and r"\begin{tabular}{lrr}" in tex and r"\\" in tex
+    assert csv.splitlines()[1].startswith('spd+p2p,10,"24.5 [') and r"\begin{tabular}{lrr}" in tex and r"\\" in tex
     assert (tmp_path / "out" / "claims.csv").read_text().count("\n") > 50
 
 
@@ -169,7 +170,7 @@ def test_every_command_is_one_that_its_script_takes(name, tmp_path):
             at = words.index("--output_dir")
             module.parse([*words[3:at], *words[at:]] if "--train_args" not in words else words[3 : words.index(
                 "--train_args")])  # fmt: skip
-    assert freshness.fingerprint(one)["settings"].keys() == set(one.settings)
+    assert all(freshness.digest(freshness.settings_of(place)) for place in one.settings)
 
 
 def test_every_claim_rests_on_an_experiment_and_every_page_has_known_markers():
