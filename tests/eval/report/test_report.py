@@ -103,7 +103,7 @@ def test_best_values_and_verdicts(page, track):
     assert html.count('class="star"') == 3  # both PSNRs and LPIPS; edit success and seconds are equal
     text = " ".join("".join(seen.text).split())
     assert re.search(r"11 claims: 4 hold, 7 \w+", text)  # with edit success no worse
-    assert "not measured" in text and "holds Sampling from SPDInv's noise" in text
+    assert "not measured" in text and "holds SPDInv keeps the background" in text
 
 
 def test_reference_rows_stand_apart_and_win_nothing(page, track):
