@@ -1,26 +1,44 @@
 # Each target sets up .venv by itself; only make and a Python 3.11 to 3.13 with its venv module are needed.
 
-.PHONY: demo test lint bench
+.PHONY: demo test test-lowest lint bench kills mutations
+
+PYTHON := .venv/bin/python
+PRODUCT := git ls-files '*.py' ':!tests' ':!common/picturebook'
 
 demo: .venv/.installed
-	.venv/bin/python -m eval.compare
+	$(PYTHON) -m eval.compare
 
 test: .venv/.installed
-	.venv/bin/python -m pytest -q -n 2 --dist loadfile tests
+	$(PYTHON) -m pytest -q -n 2 --dist loadfile tests
 
 lint: .venv/.installed
 	.venv/bin/ruff check .
+	@echo "lines of Python: product $$($(PRODUCT) | xargs cat | wc -l), picturebook $$(git ls-files \
+		'common/picturebook/*.py' | xargs cat | wc -l), tests $$(git ls-files 'tests/*.py' | xargs cat | wc -l)"
 
 bench: .venv/.installed
-	.venv/bin/python -m eval.bench
+	$(PYTHON) -m eval.bench
 
-.venv/.installed: requirements.txt pyproject.toml
+kills: .venv/.installed
+	$(PYTHON) -m tests.kills --times 10
+
+mutations: .venv/.installed
+	$(PYTHON) -m tests.mutations
+
+.venv/.installed: requirements.txt constraints.txt pyproject.toml
 	@for python in python3.13 python3.12 python3.11 python3; do \
 		$$python -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null || continue; \
 		echo "installing into .venv with $$($$python --version); the first time downloads a few gigabytes"; \
 		exec $$python -m venv .venv; \
 	done; \
 	echo "error: no Python 3.11 to 3.13 with its venv module was found (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check -r requirements.txt -c constraints.txt
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	@touch $@
+
+# The lowest versions that requirements.txt admits, in an environment of their own.
+test-lowest: .venv/.installed
+	sed -E 's/>=([^,# ]+).*/==\1/' requirements.txt > .venv/lowest.txt
+	python3 -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check -r .venv/lowest.txt
+	.venv-lowest/bin/python -m pytest -q -n 2 --dist loadfile tests

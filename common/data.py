@@ -1,6 +1,7 @@
 """The three kinds of data folders, read and written: PIE-Bench edits, DreamBooth-dataset subjects, exemplar triples."""
 
 import ast
+import os
 import re
 import shutil
 from collections import Counter
@@ -11,9 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
+from common.files import InputError, atomic_path, check_file_name, read_json, read_text, write_json, write_text
 from common.images import list_pictures
-from common.runs import InputError, atomic_path, read_json, write_json
+from common.masks import check_same_size
 
 # PIE-Bench's editing_type_id (Ju et al., PnP Inversion, ICLR 2024)
 EDIT_TYPES = {
@@ -33,17 +36,12 @@ LIVE_CLASSES = {"cat", "dog"}  # the classes of the DreamBooth dataset that use 
 
 
 def _inside(folder: Path, relative: Any, what: str) -> Path:
-    """folder / relative; InputError if that would lie outside of the folder."""
+    """folder / relative; InputError if that would lie outside of the folder, or could be no file."""
     if not isinstance(relative, str) or not relative or Path(relative).is_absolute() or ".." in Path(relative).parts:
         raise InputError(f"{what} is {relative!r}; a relative path inside {folder} is needed")
+    if "\0" in relative or len(os.fsencode(relative)) > 4000:
+        raise InputError(f"{what} is {relative[:40]!r}; a relative path inside {folder} is needed")
     return folder / relative
-
-
-def _plain_name(name: str, what: str) -> str:
-    """`name`, which will name output files; InputError unless it can."""
-    if not name or name in (".", "..") or set(name) & set("/\\\0"):
-        raise InputError(f"{what} is {name!r}; a plain file name is needed")
-    return name
 
 
 def _existing(folder: Path, relative: Any, what: str) -> Path:
@@ -100,11 +98,22 @@ def encode_mask(mask: torch.Tensor | np.ndarray) -> list[int]:
 
 
 def decode_mask(runs: Sequence[int], size: tuple[int, int] = PIE_SIZE) -> torch.Tensor:
-    """PIE-Bench's start, length, … list to a float32 [H,W] mask, clipped at the end as the published reader does."""
+    """PIE-Bench's start, length, … list to a float32 [H,W] mask.
+
+    InputError for a run that passes the end: the list is of a mask of another size. (The published reader clips it.)
+    """
+    check_runs(runs, size)
     flat = torch.zeros(size[0] * size[1])
     for start, length in zip(runs[::2], runs[1::2], strict=True):
         flat[start : start + length] = 1
     return flat.reshape(size)
+
+
+def check_runs(runs: Sequence[int], size: tuple[int, int]) -> None:
+    """Raises InputError for a run that passes the end of a mask of that size."""
+    if len(runs) and max(map(sum, zip(runs[::2], runs[1::2], strict=True))) > size[0] * size[1]:
+        raise InputError(f"the mask has a run that passes the end of {size[0]}x{size[1]} pixels; a mask of another size"
+                         ' needs the key "picture_size": [height, width]')  # fmt: skip
 
 
 def read_pie_bench(
@@ -147,7 +156,7 @@ def of_each_kind(items: Sequence, kind: Callable[[Any], Hashable], limit: int | 
 
 
 def _edit_item(folder: Path, key: str, entry: Any, border: int) -> EditItem:
-    _plain_name(key, "the id")
+    check_file_name(key, "the id")
     if not isinstance(entry, dict):
         raise InputError("an object with the keys of PIE-Bench is needed")
     extras = dict(entry)
@@ -172,9 +181,13 @@ def _edit_item(folder: Path, key: str, entry: Any, border: int) -> EditItem:
     for name, value in extras.items():
         if name.endswith("_path"):
             _inside(folder, value, name)
+    check_runs(runs, size)
+    path = _existing(folder / "annotation_images", image_path, "image_path")
+    if (picture_size := _size_of(path)) is not None:
+        check_same_size("the mask (picture_size, 512x512 by default)", size, str(path), picture_size)
     return EditItem(
         id=key,
-        image_path=_existing(folder / "annotation_images", image_path, "image_path"),
+        image_path=path,
         source_prompt=source.replace("[", "").replace("]", ""),  # brackets mark the changed words; nothing else goes
         target_prompt=target.replace("[", "").replace("]", ""),
         instruction=instruction,
@@ -185,6 +198,16 @@ def _edit_item(folder: Path, key: str, entry: Any, border: int) -> EditItem:
         border=border,
         extras=extras,
     )
+
+
+def _size_of(path: Path) -> tuple[int, int] | None:
+    """(height, width) of a picture as shown, from its header; None for what cannot be read, which is told later."""
+    try:
+        with Image.open(path) as picture:
+            turned = picture.getexif().get(0x0112, 1) > 4
+            return picture.size if turned else picture.size[::-1]
+    except Exception:
+        return None
 
 
 def _whole_numbers(values: Any) -> bool:
@@ -253,8 +276,8 @@ def fill_prompt(template: str, token: str, class_name: str) -> str:
 def _read_subject_file(folder: Path) -> tuple[dict[str, tuple[str, bool]], dict[str, list[str]]]:
     path = folder / "prompts_and_classes.txt"
     try:
-        text = "\n".join(line.strip() for line in path.read_text(encoding="utf-8").splitlines())
-    except (OSError, ValueError) as problem:
+        text = "\n".join(line.strip() for line in read_text(path).splitlines())
+    except InputError as problem:
         raise InputError(f"cannot read {path}, which lists subjects and prompts: {problem}") from None
     table, _, prompts = text.partition("subject_name,class")[2].partition("\n\n")
     subjects = {}
@@ -263,7 +286,7 @@ def _read_subject_file(folder: Path) -> tuple[dict[str, tuple[str, bool]], dict[
         if not class_name or live not in ("", "0", "1"):
             raise InputError(f"{path} has the row {row!r}; a subject's name, a comma and its class are needed")
         alive = live == "1" if live else class_name in LIVE_CLASSES
-        subjects[_plain_name(name, f"a subject of {path}")] = (class_name, alive)
+        subjects[check_file_name(name, f"a subject of {path}")] = (class_name, alive)
     if not subjects:
         raise InputError(f"{path} lists no subjects; after a line subject_name,class one line per subject is needed")
     objects, _, live_ones = prompts.partition("Live Subject Prompts")
@@ -291,8 +314,7 @@ def write_subjects(folder: str | Path, subjects: Iterable[Subject], prompts: dic
     for title, kind in (("Object Prompts", "object"), ("Live Subject Prompts", "live")):
         calls = [f"{template!r}.format(unique_token, class_token)" for template in prompts[kind]]
         lines += ["", title, "", "prompt_list = [", ",\n".join(calls), "]"]
-    with atomic_path(folder / "prompts_and_classes.txt") as temporary:
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_text(folder / "prompts_and_classes.txt", "\n".join(lines) + "\n")
 
 
 # ---------------------------------------------------------------------------------- source, exemplar, edit map
@@ -318,20 +340,36 @@ def read_triples(folder: str | Path) -> list[Triple]:
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             raise InputError(f"{file} has to be a list of objects")
     else:
-        found: dict[str, dict[str, str]] = {}
-        for path in list_pictures(folder):
-            kind, _, name = path.stem.partition("_")
-            if name and kind in ("source", "exemplar", "map"):
-                found.setdefault(name, {"name": name})["edit_map" if kind == "map" else kind] = path.name
-        entries = list(found.values())
+        entries = _paired_by_name(folder)
     if not entries:
         raise InputError(f"{folder} holds no triple; triples.json or source_1.*, exemplar_1.*, map_1.* are needed")
     triples = []
     for number, entry in enumerate(entries):
-        name = _plain_name(str(entry.get("name", number)), "the name of a triple")
-        parts = [_existing(folder, entry.get(k), f"{k} of triple {name}") for k in ("source", "exemplar", "edit_map")]
+        name = check_file_name(str(entry.get("name", number)), "the name of a triple")
+        kinds = ("source", "exemplar", "edit_map")
+        if absent := [kind for kind in kinds if kind not in entry]:
+            raise InputError(f"{file}: triple {name} names no {absent[0]}")
+        parts = [_existing(folder, entry[kind], f"{kind} of triple {name}") for kind in kinds]
         triples.append(Triple(name, *parts))
     return triples
+
+
+def _paired_by_name(folder: Path) -> list[dict[str, str]]:
+    """The entries of a folder without triples.json. InputError names the file that a triple lacks."""
+    arrays = [path for path in folder.glob("map_*") if path.suffix.lower() == ".npy"]
+    names = [path.name for path in (*list_pictures(folder), *arrays)]
+    found: dict[str, dict[str, str]] = {}
+    for file in names:
+        kind, _, name = Path(file).stem.partition("_")
+        if name and kind in ("source", "exemplar", "map"):
+            found.setdefault(name, {"name": name})["edit_map" if kind == "map" else kind] = file
+    for name, entry in found.items():
+        for kind, key in (("source", "source"), ("exemplar", "exemplar"), ("map", "edit_map")):
+            if key not in entry:
+                near = [file for file in names if file.lower().startswith(f"{kind}_{name}.".lower())]
+                raise InputError(f"{folder / f'{kind}_{name}'}.* is missing"
+                                 + (f" ({near[0]} is spelt otherwise)" if near else ""))  # fmt: skip
+    return list(found.values())
 
 
 def write_triples(folder: str | Path, triples: Iterable[Triple]) -> None:

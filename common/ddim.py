@@ -146,9 +146,10 @@ def ddim_inverse_step(schedule: Schedule, z: torch.Tensor, eps: torch.Tensor, t:
 def inversion_timestep(schedule: Schedule, t: int, convention: str = "target") -> int:
     """The timestep the network is shown while inverting up to level t. Two conventions are in use:
 
-    "target": t itself, as in all released code (null-text inversion, SPDInv, diffusers' DDIMInverseScheduler).
+    "target": t itself, as in the released code of null-text inversion and SPDInv, and in diffusers' inverse scheduler.
     "source": the level the latent really has, eps(z_{t-1}, t-1), as the papers write it (SPDInv, Eq. 2 and Alg. 1,
-    line 2); the clean latent is shown as timestep 0, the cleanest that the network knows.
+    line 2), and as the one public implementation of SVDiff, written for diffusers 0.14, does; the clean latent is shown
+    as timestep 0, the cleanest that the network knows.
 
     Only a v-prediction model feels a second choice: predict_noise turns v into eps at the timestep shown, diffusers'
     inverse scheduler at the level that the latent has.

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common.flags import check_device
 from common.runs import InputError
 
 PICTUREBOOK = "picturebook"
@@ -263,6 +264,7 @@ def unit_channels(features: Tensor) -> Tensor:
 
 
 def _device(device: str | None) -> str:
+    check_device(device)
     return device or ("cuda" if torch.cuda.is_available() else "cpu")
 
 

@@ -12,6 +12,7 @@ import os
 import platform
 import re
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,8 @@ class WriteError(InputError):
     """A file cannot be written; `path` is the file."""
 
     def __init__(self, path: Path, reason: str):
-        super().__init__(f"cannot write {path}: {reason}")
+        moved = f" ({CACHE_VARIABLE} moves all caches)" if path.is_relative_to(cache_folder()) else ""
+        super().__init__(f"cannot write {path}: {reason}{moved}")
         self.path = path
 
 
@@ -151,6 +153,27 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
 
 
+def check_writable(folder: Path) -> None:
+    """Raises InputError unless files can be put into `folder`, made on trial if need be; leaves no trace."""
+    absent = []
+    try:  # several processes of one run may be at this at once, and take the folder away from each other
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"--output_dir {folder} is a file; give a folder")
+        absent = [place for place in (folder, *folder.parents) if not place.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError), tempfile.TemporaryFile(dir=folder) as trial:
+            trial.write(bytes(4096))
+    except InputError:
+        raise
+    except (OSError, ValueError) as problem:  # the latter: a name with NUL
+        reason = write_problem(problem) or getattr(problem, "strerror", problem)
+        raise InputError(f"cannot write to --output_dir {folder}: {reason}; give another folder") from None
+    finally:
+        for place in absent:
+            with contextlib.suppress(OSError, ValueError):  # gone, or in use
+                place.rmdir()
+
+
 def cache_folder(*names: str) -> Path:
     """Where everything goes that is written elsewhere than --output_dir: under STEERING_CACHE, or outputs/ of the
     checkout."""
@@ -180,7 +203,7 @@ def write_once(path: str | Path, write: Callable[[Path], Any], folder: bool = Fa
                         (temporary / WHOLE).write_text(json.dumps(sizes))
     except OSError as problem:
         if reason := write_problem(problem):
-            raise WriteError(path, f"{reason} ({CACHE_VARIABLE} moves all caches)") from None
+            raise WriteError(path, reason) from None
         raise
     return path
 

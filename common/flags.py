@@ -1,32 +1,35 @@
 """What a script asks of its flags before it imports anything heavy: numbers, folders, picturebooks."""
 
 import argparse
-import contextlib
 import hashlib
 import re
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from common.runs import InputError
+from common.files import InputError, check_writable  # noqa: F401
 
 PICTUREBOOK = Path(__file__).parent / "picturebook" / "models"
 
 
-def number(kind: type, low: float, high: float = float("inf")) -> Callable[[str], Any]:
-    """An argparse type: a number of `kind` from low to high; NaN and infinity are refused."""
+MOST = {int: 10**9, float: 10**6}  # of flags without a bound of their own
+
+
+def number(kind: type, low: float, high: float | None = None) -> Callable[[str], Any]:
+    """An argparse type: a number of `kind` from low to high (MOST by default); NaN and infinity are refused."""
+    high = MOST[kind] if high is None else high
 
     def parse(text: str):
         try:
             value = kind(text)
         except ValueError:
             value = float("nan")
-        if not low <= value <= high or value == float("inf"):  # NaN compares false
+        if not low <= value <= high or abs(value) == float("inf"):  # NaN compares false
             raise argparse.ArgumentTypeError(f"{text!r} is not {'an integer' if kind is int else 'a number'}"
                                              f" from {low} to {high}")  # fmt: skip
         return value
 
+    parse.bounds = (kind, low, high)
     return parse
 
 
@@ -52,21 +55,35 @@ def shard(text: str) -> Shard:
     return Shard(int(found[1]), int(found[2]))
 
 
-def check_writable(folder: Path) -> None:
-    """Raises InputError unless files can be put into `folder`, made on trial if need be; leaves no trace."""
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"--output_dir {folder} is a file; give a folder")
-    absent = [place for place in (folder, *folder.parents) if not place.exists()]
-    try:  # several processes of one run may be at this at once, and take the folder away from each other
-        folder.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileNotFoundError), tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as problem:
-        raise InputError(f"cannot write to --output_dir {folder}: {problem.strerror}; give another folder") from None
-    finally:
-        for place in absent:
-            with contextlib.suppress(OSError):  # gone, or in use
-                place.rmdir()
+def check_arguments(args: argparse.Namespace) -> None:
+    """What holds for a flag in every script that has it: the output folder can be written, the device is there, a model
+    or encoders that are named as a folder are one. Raises InputError."""
+    if not getattr(args, "print_config", False):
+        if isinstance(folder := getattr(args, "output_dir", None), str):
+            check_writable(Path(folder))
+        if isinstance(device := getattr(args, "device", None), str):
+            check_device(device)
+    for name, value in vars(args).items():
+        if name.endswith("model_name_or_path") and isinstance(value, str):
+            if value[:1] in ("", ".", "/", "~", "-") and not Path(value).exists():
+                raise InputError(f"No folder {value} for --{name}; give a folder in diffusers layout, or a hub id")
+    encoders = getattr(args, "metric_encoders", None)
+    known = not isinstance(encoders, str) or encoders in ("picturebook", "pie", "paper")
+    if not known and not Path(encoders).is_dir():
+        raise InputError(f"--metric_encoders {encoders} is no folder; give one, or picturebook, pie or paper")
+
+
+def check_device(name: Any) -> None:
+    """Raises InputError for a device that torch does not find here; nothing is imported for None and cpu."""
+    if name is None or str(name) == "cpu":
+        return
+    import torch
+
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError):  # torch was built without it, or there is no such thing
+        gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        raise InputError(f"There is no device {str(name)!r} here ({gpus} GPUs); leave it out, or take cpu") from None
 
 
 def is_picturebook_folder(name: str) -> bool:

@@ -60,8 +60,8 @@ def open_picture(path: str | Path, read=lambda image: image) -> Image.Image:
     except Image.DecompressionBombError as problem:
         raise InputError(f"{path} is too large: {problem}; make it smaller first") from None
     except UnidentifiedImageError:
-        raise InputError(f"{path} cannot be read as a picture: it is damaged, or of another kind than Pillow reads (HEIC "
-                         "and RAW are); save it as PNG or JPEG") from None  # fmt: skip
+        raise InputError(f"{path} cannot be read as a picture: it is damaged, or of another kind than Pillow reads "
+                         "(HEIC and RAW are); save it as PNG or JPEG") from None  # fmt: skip
     except PermissionError:
         raise InputError(f"{path} cannot be read: no permission") from None
     except InputError as problem:

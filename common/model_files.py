@@ -3,8 +3,9 @@
 No code from a model's folder is ever run, and old .bin weights are read as plain tensors only.
 """
 
-import json
+import difflib
 import logging
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusio
 from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError, safe_open
 
-from common.runs import InputError
+from common.files import InputError, read_object
 
 log = logging.getLogger(__name__)
 
@@ -46,21 +47,30 @@ def find_folder(name: str, offline: bool, accepted: dict[str, type] = PIPELINES)
     folder = PICTUREBOOK_FOLDER if name == PICTUREBOOK else Path(name).expanduser()
     if folder.is_dir():
         return folder
+    if folder.is_file():
+        raise InputError(f"{folder} is a file; a folder in diffusers layout is needed (diffusers' script "
+                         "convert_original_stable_diffusion_to_diffusers.py makes one of it)")  # fmt: skip
+    beside = [path.name for path in folder.parent.iterdir()] if folder.parent.is_dir() else []
+    near = difflib.get_close_matches(folder.name, beside, 1)
+    near = f"; did you mean {folder.parent / near[0]}?" if near else ""
     if name.count("/") != 1 or name[0] in "./~":
-        raise InputError(
-            f"No folder {folder}; give a folder in diffusers layout, a hub id owner/name, or {PICTUREBOOK!r}."
-        )
+        near = near or f"; give a folder in diffusers layout, a hub id owner/name, or {PICTUREBOOK!r}."
+        raise InputError(f"No folder {folder}{near}")
     repo = MOVED.get(name, name)
     hint = f" ({name} has left the hub; the same weights are {repo})" if repo != name else ""
+    said = ""
     for candidate in dict.fromkeys((name, repo)):
         try:
             folder = Path(DiffusionPipeline.download(candidate, local_files_only=True, safety_checker=None))
             inspect_folder(folder, accepted)
             return folder
+        except InputError as problem:  # it is there, and of another class, or damaged
+            said = f" ({problem})"
         except (OSError, ValueError):  # not in the cache, or not all of it
             pass
     if offline:
-        raise InputError(f"{name} is neither a folder nor whole in the local cache, and downloads are off{hint}.")
+        raise InputError(f"{name} is neither a folder nor whole in the local cache{said}, and downloads are off{hint}"
+                         f"{near}.")  # fmt: skip
     if hint:
         log.warning("%s has left the hub; loading the same weights from %s.", name, repo)
     try:
@@ -69,7 +79,7 @@ def find_folder(name: str, offline: bool, accepted: dict[str, type] = PIPELINES)
     except InputError:
         raise
     except Exception as error:  # the errors of the hub's client and of its transport differ between versions
-        raise InputError(f"{name} is neither here nor to be downloaded{hint}: {one_line(error)}") from error
+        raise InputError(f"{name} is neither here{said} nor to be downloaded{hint}: {one_line(error)}{near}") from error
 
 
 def _pipeline_class(folder: Path, accepted: dict[str, type]) -> type:
@@ -90,16 +100,17 @@ def inspect_folder(
     """
     pipeline_class = _pipeline_class(folder, accepted)
     index = {name: part for name, part in _read_json(folder / "model_index.json").items() if part != [None, None]}
-    for path in folder.glob("*/*.json"):
+    named = [name for name, part in index.items() if isinstance(part, list)]  # what else lies there is somebody's own
+    for path in [path for name in named for path in (folder / name).glob("*.json") if path.name[0] != "."]:
         _read_json(path)
-    for part in [part for part in index if part.startswith("tokenizer")]:  # transformers would make an empty one
+    for part in [part for part in named if part.startswith("tokenizer")]:  # transformers would make an empty one
         if not any((folder / part / name).is_file() for name in ("vocab.json", "tokenizer.json")):
             raise InputError(f"{folder / part} holds no vocabulary (vocab.json); fetch the model again.")
-    parts = [part for part in models if part in index]
+    parts = [part for part in models if part in named]
     for part in parts:
-        if not _weights(folder / part):
-            raise InputError(f"{folder / part} holds no weights (*.safetensors); fetch the model again.")
-        for path in (folder / part).glob("*.safetensors"):
+        for path in variants_of(folder / part)[variant_of(folder / part)]:
+            if path.suffix != ".safetensors":
+                continue
             try:
                 with safe_open(path, "pt"):
                     pass
@@ -108,15 +119,35 @@ def inspect_folder(
     return pipeline_class, parts
 
 
-def _weights(folder: Path) -> list[Path]:
-    return [path for path in folder.glob("*") if path.suffix in (".safetensors", ".bin")]
+WEIGHTS = re.compile(r"(?:diffusion_pytorch_model|pytorch_model|model)(?:\.(?P<variant>\w+))?(?:-\d{5}-of-\d{5})?"
+                     r"(?:\.(?P<late>\w+))?\.(?:safetensors|bin)")  # fmt: skip
+
+
+def variants_of(folder: Path) -> dict[str | None, list[Path]]:
+    """The weight files of a model's folder, by what stands in their names beside the library's own: None, "fp16", …"""
+    found: dict[str | None, list[Path]] = {}
+    for path in sorted(folder.glob("*")):
+        if match := WEIGHTS.fullmatch(path.name):
+            found.setdefault(match["variant"] or match["late"], []).append(path)
+    return found
+
+
+def variant_of(folder: Path) -> str | None:
+    """The variant to load: the plain weights if they are there, else those of half precision, else what there is."""
+    found = variants_of(folder)
+    if not found:
+        raise InputError(f"{folder} holds no weights (*.safetensors); fetch the model again.")
+    return min(found, key=lambda name: ([None, "fp16", "bf16"].index(name) if name in (None, "fp16", "bf16") else 3))
 
 
 def _read_json(path: Path) -> dict:
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{path} is not valid JSON of a model ({error}); fetch the file again.") from error
+        found = read_object(path)
+    except InputError as problem:
+        raise InputError(f"{path} is not valid JSON of a model, fetch the file again: {problem}") from None
+    if path.read_bytes()[:3] == b"\xef\xbb\xbf":
+        raise InputError(f"{path} begins with a byte order mark, which diffusers cannot read; save it as plain UTF-8.")
+    return found
 
 
 def load_model(cls: type, folder: Path, dtype: torch.dtype) -> torch.nn.Module:
@@ -124,13 +155,35 @@ def load_model(cls: type, folder: Path, dtype: torch.dtype) -> torch.nn.Module:
 
     The libraries translate the published names: `text_model.` in text encoders, query/key/value in old VAEs.
     """
-    variant = "fp16" if all(".fp16." in path.name for path in _weights(folder)) else None
     model, info = cls.from_pretrained(
-        folder, torch_dtype=dtype, variant=variant, output_loading_info=True, local_files_only=True
+        folder, torch_dtype=dtype, variant=variant_of(folder), output_loading_info=True, local_files_only=True
     )
     if missing := sorted(info["missing_keys"]):
         raise InputError(f"{folder} lacks {len(missing)} of the model's weights, {missing[0]} among them.")
     return model.eval().requires_grad_(False)
+
+
+def match_tokenizers(pipe: DiffusionPipeline) -> None:
+    """Bring every tokenizer of a pipeline and its text encoder into agreement.
+
+    The length limit is the encoder's number of positions (a tokenizer without its config knows none). The pooled text
+    is taken at the tokenizer's own end token: published SDXL configs name another, and the encoder then takes it at the
+    highest id, which is a learned word where there is one. InputError where a token has no row in the encoder.
+    """
+    for number in ("", "_2", "_3"):
+        tokenizer, encoder = (getattr(pipe, f"{name}{number}", None) for name in ("tokenizer", "text_encoder"))
+        if tokenizer is None or getattr(encoder, "config", None) is None:
+            continue
+        rows = encoder.get_input_embeddings().num_embeddings
+        if len(tokenizer) > rows:
+            raise InputError(f"tokenizer{number} has {len(tokenizer)} tokens and text_encoder{number} knows {rows}; "
+                             "they belong to different models")  # fmt: skip
+        if positions := getattr(encoder.config, "max_position_embeddings", None):
+            tokenizer.model_max_length = min(tokenizer.model_max_length, positions)
+        for module in encoder.modules():
+            if hasattr(module, "eos_token_id"):
+                module.eos_token_id = tokenizer.eos_token_id
+        encoder.config.eos_token_id = tokenizer.eos_token_id
 
 
 def one_line(error: Exception) -> str:

@@ -18,7 +18,16 @@ from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline,
 from huggingface_hub import constants
 
 from common.ddim import Schedule, to_eps
-from common.model_files import MODELS, PICTUREBOOK, find_folder, inspect_folder, load_model, one_line
+from common.flags import check_device
+from common.model_files import (
+    MODELS,
+    PICTUREBOOK,
+    find_folder,
+    inspect_folder,
+    load_model,
+    match_tokenizers,
+    one_line,
+)
 from common.runs import InputError
 
 log = logging.getLogger(__name__)
@@ -73,10 +82,7 @@ def load_pipeline(
     Raises InputError, in one sentence, for anything that cannot be loaded whole.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError):  # torch was built without it, or there is no such thing
-        raise InputError(f"There is no device {str(device)!r} here; leave it out, or take cpu.") from None
+    check_device(device)
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()
     folder = find_folder(str(name), offline=bool(local_files_only or constants.HF_HUB_OFFLINE))
@@ -88,6 +94,7 @@ def load_pipeline(
         pipe = pipeline_class.from_pretrained(
             folder, **parts, feature_extractor=None, image_encoder=None, local_files_only=True
         )
+        match_tokenizers(pipe)
         offset = pipe.scheduler.config.get("steps_offset", 1)
         pipe.scheduler = DDIMScheduler.from_config(
             pipe.scheduler.config, timestep_spacing="leading", steps_offset=offset, clip_sample=False

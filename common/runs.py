@@ -32,6 +32,7 @@ from common.files import (  # noqa: F401  (a run's files, under one roof with th
     append_row,
     atomic_path,
     cache_folder,
+    check_file_name,
     done_items,
     read_json,
     read_object,
@@ -42,6 +43,7 @@ from common.files import (  # noqa: F401  (a run's files, under one roof with th
     write_problem,
     write_text,
 )
+from common.flags import check_arguments
 
 try:
     import resource
@@ -59,6 +61,7 @@ class _Parser(argparse.ArgumentParser):
         namespace, unknown = self.parse_known_args(args, namespace)
         for name, value in vars(namespace).items():  # the shell leaves the ~ of --flag=~/x alone
             setattr(namespace, name, _home(value))
+        check_arguments(namespace)
         if unknown:
             wrong = next((word for word in unknown if word.startswith("-")), unknown[0]).split("=")[0]
             near = difflib.get_close_matches(wrong, self._option_string_actions, n=1)

@@ -21,8 +21,16 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from common.flags import check_device
 from common.images import is_picture, list_pictures, load_image, save_png
-from common.runs import InputError, latest_checkpoint, load_checkpoint, read_json, save_checkpoint, write_json
+from common.runs import (
+    InputError,
+    latest_checkpoint,
+    load_checkpoint,
+    read_json,
+    save_checkpoint,
+    write_json,
+)
 
 # Flags that may differ between a run and its continuation. (Steps may too, where the schedule does not know them.)
 FREE = {"output_dir", "checkpointing_steps", "checkpoints_total_limit", "resume_from_checkpoint", "validation_prompt",
@@ -195,8 +203,7 @@ def make_accelerator(args: argparse.Namespace, name: str):
 
     AcceleratorState._reset_state()  # another training in the same process may have had another precision
     tracker = None if args.report_to == "none" else args.report_to
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: there is no GPU here; leave it out, or take cpu")
+    check_device(args.device)
     if args.mixed_precision == "fp16" and (args.device == "cpu" or not torch.cuda.is_available()):
         raise InputError("--mixed_precision fp16 needs a GPU; take bf16 or no")
     several = int(os.environ.get("WORLD_SIZE", 1)) > 1
@@ -316,7 +323,6 @@ def resume_training(
     near = Path(args.output_dir) / wanted
     path = latest_checkpoint(args.output_dir) if wanted == "latest" else near if near.is_dir() else Path(wanted)
     if path is None:
-        print(f"no checkpoint in {args.output_dir} yet: starting at step 0")
         return 0
     saved = load_checkpoint(path)
     try:

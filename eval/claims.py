@@ -1,14 +1,19 @@
-"""The papers' claims, tried on result rows by the rules of claims.toml."""
+"""The ledger: every claim of the five papers that can be tried, with what was measured and the verdict.
 
-import tomllib
+    python -m eval.claims                     all papers, by the committed rows
+    python -m eval.claims --papers spdinv     one
+"""
+
+import argparse
 from dataclasses import dataclass
-from pathlib import Path
 
-from eval.report.measures import Interval, Measure, difference, find, measure
-from eval.tracks.personalization.matched import matched_difference
+from common import claims
+from common.claims import FAILS, HOLDS, INCONCLUSIVE, PAPERS, Interval
+from common.runs import make_parser, script
+from common.tables import text_table
+from eval.report.measures import Measure, measure
 
-CLAIMS = Path(__file__).parent / "claims.toml"
-HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "cannot say"
+UNDECIDED = INCONCLUSIVE
 
 
 @dataclass(frozen=True)
@@ -19,37 +24,51 @@ class Finding:
     measure: Measure
     difference: Interval
     verdict: str
+    why: str = ""
 
 
-def read_claims(track: str) -> tuple[list[dict], int]:
-    """The claims of one track and the least number of pairs that may decide one."""
-    table = tomllib.loads(CLAIMS.read_text(encoding="utf-8"))
-    return [claim for claim in table["claim"] if claim["track"] == track], table["least_pairs"]
+def judge(claim: dict, rows: list[dict]) -> claims.Finding:
+    """common.claims.judge, with curves compared where the claim asks for it."""
+    from eval.tracks.personalization.matched import matched_difference
+
+    return claims.judge(claim, rows, matched_difference)
 
 
-def verdict(gap: Interval, sign: int, rule: str, margin: float = 0.0, least_pairs: int = 1) -> str:
-    """Judge a paired difference. sign: +1 where more is better, -1 where less is; margin in the units of `gap`."""
-    if gap.independent < least_pairs:
-        return UNDECIDED
-    low, high = sorted((gap.low * sign, gap.high * sign))  # from here on, up is good
-    if rule == "no_worse" and low > -margin:
-        return HOLDS
-    if rule == "better" and low > 0:
-        return HOLDS
-    return FAILS if high < 0 else UNDECIDED
+def findings(experiment: str, rows: list[dict]) -> list[Finding]:
+    """Every claim that this experiment (or track) decides, tried on these rows."""
+    wanted = [claim for paper in PAPERS for claim in claims.read_claims(paper) if claim["experiment"] == experiment]
+    found = [judge(claim, rows) for claim in wanted]
+    return [Finding(one.claim, measure(one.key), one.gap, one.verdict, one.why) for one in found]
 
 
-def findings(track: str, rows: list[dict]) -> list[Finding]:
-    """Every claim of the track against these rows; a score that no row has gives "cannot say" with n = 0."""
-    claims, least_pairs = read_claims(track)
-    found = []
-    for claim in claims:
-        column = measure(find(rows, claim["score"]) or claim["score"])
-        if "matched" in claim:  # method and baseline are curves
-            at = find(rows, claim["matched"]) or claim["matched"]
-            gap = matched_difference(rows, column.key, at, claim["method"], claim["baseline"])
-        else:
-            gap = difference(rows, column.key, claim["method"], claim["baseline"])
-        margin = claim.get("margin", 0.0) / column.factor
-        found.append(Finding(claim, column, gap, verdict(gap, column.sign, claim["rule"], margin, least_pairs)))
-    return found
+def ledger(paper: str) -> list[claims.Finding]:
+    """The paper's claims, tried on the rows of eval/results that are of the present weights and data."""
+    from eval.freshness import fresh_rows
+
+    return [judge(claim, fresh_rows(claim["experiment"])) for claim in claims.read_claims(paper)]
+
+
+def counts(found: list[claims.Finding]) -> dict[str, int]:
+    """How many claims hold, do not, are inconclusive, were not run."""
+    kinds = {HOLDS: 0, FAILS: 0, INCONCLUSIVE: 0, "not run": 0}
+    for one in found:
+        kinds[one.verdict if one.gap.n else "not run"] += 1
+    return kinds
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = make_parser(__doc__.splitlines()[0])
+    parser.add_argument("--papers", nargs="+", choices=PAPERS, default=list(PAPERS), help="whose claims")
+    return parser.parse_args(argv)
+
+
+@script
+def main(argv: list[str] | None = None) -> None:
+    for paper in parse(argv).papers:
+        found = ledger(paper)
+        said = ", ".join(f"{count} {verdict}" for verdict, count in counts(found).items())
+        print(f"{paper}: {said}\n\n{text_table(claims.table(found))}\n")
+
+
+if __name__ == "__main__":
+    main()

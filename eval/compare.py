@@ -8,6 +8,7 @@ import argparse
 import importlib
 from pathlib import Path
 
+from common.flags import number
 from common.runs import InputError, make_parser, script
 
 # name -> module with run(args) -> Track and METHODS; imported when it is run
@@ -29,13 +30,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = make_parser(__doc__.splitlines()[0])
     add = parser.add_argument
     add("--tracks", nargs="+", choices=TRACKS, default=list(TRACKS), help="what to run and show")
-    add("--items", type=positive, default=12, help="how many items to run; results of longer runs are shown beside")
+    add("--items", type=number(int, 1), default=12, help="items to run; results of longer runs are shown beside")
     add("--pretrained_model_name_or_path", default="picturebook", help="picturebook, a local folder or a hub id")
     add("--dataset", default="picturebook", help="picturebook, or a PIE-Bench folder")
-    add("--num_inference_steps", type=positive, help="DDIM steps of every track; the papers' by default")
+    add("--num_inference_steps", type=number(int, 1, 1000), help="DDIM steps of every track; the papers' by default")
     add("--metric_encoders", help="picturebook, pie, or a folder; by default those that suit the model")
     add("--output_dir", default="outputs/compare", help="folder for rows, pictures and index.html")
-    add("--seed", type=int, default=0, help="seed of every track")
+    add("--seed", type=number(int, 0, 2**31), default=0, help="seed of every track")
     add("--device", help="cpu, cuda, cuda:1, ...; a GPU if there is one by default")
     add("--save_results", action="store_true", help="keep the rows in eval/results, to be shown beside later runs")
     add("--table", metavar="PAPER:TABLE", help="print this published table with what was measured here, and stop")
@@ -43,12 +44,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     if args.table and args.table.partition(":")[0] not in TABLES:
         raise InputError(f"--table {args.table}: there is no such paper; give spdinv:1, pixels:1a or the like")
     return args
-
-
-def positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
-    return int(text)
 
 
 def print_table(name: str, output: Path) -> None:

@@ -240,19 +240,21 @@ def keep_config(args: argparse.Namespace, settings: dict[str, dict]) -> None:
 
 def report(args: argparse.Namespace, names: list[str], rows: list[dict]) -> None:
     """results.json, and tables and claims on the screen."""
+    from common import claims
     from common.tables import by_method, score_table
-    from lipschitz_personalize.reproduction import claims, tables
+    from lipschitz_personalize.reproduction import tables
 
     summary = by_method(rows, tables.COSTS)
-    findings = claims.judge(rows)
+    findings = claims.tried("lipschitz_personalize", rows)
     print(score_table(summary, "subjects x seeds"), end="\n\n")
     if args.table:
         backbone = args.backbone or options.guess_backbone(args.pretrained_model_name_or_path)
         called = f"measured, {args.dataset}, {args.metric_encoders} encoders"
         measured = {called: tables.of_methods(args.table, summary, backbone)}
         print(tables.beside_published(args.table, measured), end="\n\n")
-    print(claims.claims_table(findings), end="\n\n")
-    write_json(Path(args.output_dir) / "results.json", {"overall": summary, "claims": findings})
+    print(claims.report(findings), end="\n\n")
+    write_json(Path(args.output_dir) / "results.json",
+               {"overall": summary, "claims": [claims.as_json(one) for one in findings]})  # fmt: skip
 
 
 @script

@@ -75,6 +75,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     if args.metric_encoders is None:
         on_picturebook = options.is_picturebook_folder(args.pretrained_model_name_or_path)
         args.metric_encoders = "picturebook" if on_picturebook else "paper"
+    if args.maps and not Path(args.maps).is_dir():
+        raise InputError(f"--maps {args.maps} is no folder; give one with pictures of maps")
     if args.pairs and args.dataset == "picturebook":
         raise InputError("--pairs writes to --dataset: name a folder there")
     if not args.pairs and args.dataset != "picturebook" and not Path(args.dataset).is_dir():

@@ -220,9 +220,10 @@ def main(argv: list[str] | None = None) -> None:
 
 def report(args: argparse.Namespace, items: list, methods: list[str], dataset: str) -> None:
     """results.csv, results.json and grid.png of the items and methods at hand, and the tables on the screen."""
+    from common import claims
     from common.images import grid, load_image, save_png
     from common.tables import score_table
-    from spdinv.reproduction import claims, factorial, tables
+    from spdinv.reproduction import factorial, tables
 
     output = Path(args.output_dir)
     found = {(row["item"], row["method"]): row for row in read_rows(output / "rows.jsonl")}
@@ -244,9 +245,10 @@ def report(args: argparse.Namespace, items: list, methods: list[str], dataset: s
         for row in rows.table_rows(args, args.preset):
             if row.needs:
                 print(f"not run: {' '.join(row.label)} ({row.needs})")
-    summary["claims"] = claims.judge(measured, methods)
-    if summary["claims"]:
-        print(claims.claims_table(summary["claims"]), end="\n\n")
+    judged = claims.tried("spdinv", measured)
+    summary["claims"] = [claims.as_json(one) for one in judged]
+    if judged:
+        print(claims.report(judged), end="\n\n")
     if args.factorial:
         cells = {cell: name for cell, (name, _) in rows.factorial(args).items()}
         summary["factorial"] = factorial.effects(measured, cells)

@@ -198,7 +198,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add(shared, "proximal_mode", "soft: what the released code does under the name l0; hard: what l0 means",
         choices=("soft", "hard"))  # fmt: skip
     add(shared, "proximal_quantile", "of the guidance's size, taken as threshold; a negative number -x means x itself",
-        type=number(float, float("-inf"), 1))  # fmt: skip
+        type=number(float, -1000, 1))  # fmt: skip
     add(shared, "proximal_recon_lr", "how far latents are drawn back; 1 is all the way", type=number(float, 0))
     add(shared, "proximal_recon_t", "timesteps below it are held; of a negative one -t, those above t",
         type=number(int, -1000, 1000))  # fmt: skip

@@ -150,8 +150,8 @@ def run_figure(study, name: str) -> dict:
     """Run one figure in a folder of its own; prints its scores and claims, and returns both."""
     from dataclasses import replace
 
-    from common.tables import by_method, by_subject, score_table, text_table
-    from svdiff.reproduction import claims
+    from common import claims
+    from common.tables import by_method, by_subject, score_table
 
     folder = folder_name(name)
     args = argparse.Namespace(**{**vars(study.args), "figure": name})
@@ -159,12 +159,12 @@ def run_figure(study, name: str) -> dict:
     study.output.mkdir(parents=True, exist_ok=True)
     importlib.import_module(f"svdiff.reproduction.experiments.{FIGURES[name]}").run(study)
     rows = read_rows(study.rows)
-    summary, found = by_method(by_subject(rows), costs=()), claims.judge(folder, rows) if rows else []
+    summary, found = by_method(by_subject(rows), costs=()), claims.tried("svdiff", rows, f"svdiff.{folder}")
     if summary:
         print(f"\n{name}, {study.args.metric_encoders} encoders\n\n{score_table(summary, 'subjects')}\n")
     if found:
-        print(text_table(claims.claims_table(found)), end="\n\n")
-    return {"summary": summary, "claims": found}
+        print(claims.report(found), end="\n\n")
+    return {"summary": summary, "claims": [claims.as_json(one) for one in found]}
 
 
 @script

@@ -10,8 +10,8 @@ import copy
 import time
 from pathlib import Path
 
+from common.flags import number
 from common.runs import InputError, make_parser, paired_bootstrap, script, write_config, write_json
-from eval.compare import positive
 
 # name -> (inversion of spdinv.inversions, its options); "spd_paper" is Alg. 1 to the letter
 SOLVERS = {
@@ -30,11 +30,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure; all by default")
     add("--pretrained_model_name_or_path", default="picturebook", help="picturebook, a local folder or a hub id")
     add("--dataset", default="picturebook", help="picturebook, or a PIE-Bench folder; its first pictures are used")
-    add("--items", type=positive, default=3, help="pictures to invert")
+    add("--items", type=number(int, 1), default=3, help="pictures to invert")
     add("--solvers", nargs="+", choices=SOLVERS, default=list(SOLVERS), help="inversions to run")
-    add("--num_inference_steps", type=positive, default=50, help="DDIM steps")
-    add("--guidance_scale", type=float, default=7.5, help="of sampling; inversion and its way back have none")
-    add("--repeats", type=positive, default=5, help="pairs of samplings, ours and diffusers' in turn")
+    add("--num_inference_steps", type=number(int, 1, 1000), default=50, help="DDIM steps")
+    add("--guidance_scale", type=number(float, 0), default=7.5, help="of sampling; inversion has none")
+    add("--repeats", type=number(int, 1), default=5, help="pairs of samplings, ours and diffusers' in turn")
     add("--training_shapes", choices=("model", "sd15"), default="model", help="network of the parts penalty and "
         "shifts: the model's, or a random one of Stable Diffusion 1.5's shapes (some 20 GB)")  # fmt: skip
     add("--output_dir", default="outputs/bench", help="folder for bench.json")

@@ -7,11 +7,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
+from common.claims import (  # noqa: F401  (numbers and what they are called, from one place)
+    Interval,
+    difference,
+    interval,
+    mean_interval,
+    resampling_weights,
+    values,
+)
 from common.metrics import PIE_SCORES, parse_key
-from common.runs import COSTS, bootstrap_interval
-from common.tables import subject_of
+from common.runs import COSTS
 
 DEFINITIONS = Path(__file__).parent / "measures.toml"
 GROUPS = {
@@ -89,82 +94,6 @@ def find(rows: Iterable[dict], name: str) -> str | None:
         if all(parse_key(key)[part] == wanted[part] for part in ("name", "protocol")):
             return key
     return None
-
-
-def values(rows: Iterable[dict], key: str, method: str) -> dict[tuple, float]:
-    """{(item, seed): score} of one method; NaN where a row lacks it."""
-    found = {}
-    for row in rows:
-        if row["method"] == method:
-            value = row["metrics"].get(key, row.get(key))
-            found[row["item"], row["seed"]] = math.nan if value is None else float(value)
-    return found
-
-
-@dataclass(frozen=True)
-class Interval:
-    """Mean with its 95 % bootstrap interval over items, and how many of them had a value. subjects: how many of these
-    say something of their own, where pictures share a training or runs an item; None for all."""
-
-    mean: float
-    low: float
-    high: float
-    n: int
-    subjects: int | None = None
-
-    @property
-    def independent(self) -> int:
-        return self.n if self.subjects is None else self.subjects
-
-    @property
-    def excludes_zero(self) -> bool:
-        return self.low > 0 or self.high < 0
-
-
-def interval(found: dict[tuple, float]) -> Interval:
-    """Of {(item, seed): finite number}: the mean with its bootstrap interval. Where a subject has several pictures, or
-    an item several seeds, subjects are drawn first and then pictures within them, because those of one are alike."""
-    subjects = len({subject_of(item) for item, _ in found})
-    if subjects == len(found):
-        return Interval(*bootstrap_interval(found.values()), len(found))
-    means = resampling_weights(list(found)) @ np.array(list(found.values()))
-    return Interval(float(np.mean(list(found.values()))), *map(float, np.quantile(means, (0.025, 0.975))), len(found),
-                    subjects)  # fmt: skip
-
-
-@functools.cache
-def _resampling_weights(pairs: tuple[tuple, ...], n: int, seed: int) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    groups: dict[str, list[int]] = {}
-    for place, (item, _) in enumerate(pairs):
-        groups.setdefault(subject_of(item), []).append(place)
-    sizes = np.array([len(members) for members in groups.values()])
-    table = np.array([members + [0] * (sizes.max() - len(members)) for members in groups.values()])
-    drawn = rng.integers(len(sizes), size=(n, len(sizes)))  # subjects, and for each as many pictures as it has
-    rows, weights = np.arange(n)[:, None], np.zeros((n, len(pairs)))
-    for number in range(sizes.max()):
-        seeds = (rng.random(drawn.shape) * sizes[drawn]).astype(int)
-        np.add.at(weights, (rows, table[drawn, seeds]), number < sizes[drawn])
-    return weights / weights.sum(axis=1, keepdims=True)
-
-
-def resampling_weights(pairs: list[tuple], n: int = 2000, seed: int = 0) -> np.ndarray:
-    """[n, pairs]: what share of the mean each (item, seed) has in n resamples of subjects, and of what each has."""
-    return _resampling_weights(tuple(pairs), n, seed)
-
-
-def mean_interval(rows: list[dict], key: str, method: str) -> Interval:
-    """Over the items of one method that have a number."""
-    kept = {pair: value for pair, value in values(rows, key, method).items() if not math.isnan(value)}
-    if math.inf in kept.values():  # a PSNR of equal pictures: the mean is infinite, and there is no spread
-        return Interval(math.inf, math.nan, math.nan, len(kept))
-    return interval(kept)
-
-
-def difference(rows: list[dict], key: str, method: str, baseline: str) -> Interval:
-    """method minus baseline, over the items (and seeds) for which both have a finite number."""
-    a, b = values(rows, key, method), values(rows, key, baseline)
-    return interval({pair: a[pair] - b[pair] for pair in a if pair in b and math.isfinite(a[pair] - b[pair])})
 
 
 def best_method(rows: list[dict], key: str, methods: list[str], least: int = 1) -> str | None:

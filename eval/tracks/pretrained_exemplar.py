@@ -10,8 +10,8 @@ its weights need a two-network architecture that no library has, so that its pub
 import argparse
 from pathlib import Path
 
+from common.flags import number
 from common.runs import InputError, make_parser, script
-from eval.compare import positive
 
 METHODS = ("paint_by_example", "ip_adapter", "versatile_diffusion")  # modules of eval.baselines
 
@@ -22,10 +22,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--dataset", help="a folder with pairs.json (python -m pixels.eval --pairs) or triples")
     add("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="each is run")
     add("--map_white", choices=("keep", "edit"), default="keep", help="what white means in the folder's maps")
-    add("--limit", type=positive, help="take only so many pairs")
+    add("--limit", type=number(int, 1), help="take only so many pairs")
     add("--metric_encoders", default="paper", help="as of pixels.eval")
     add("--output_dir", default="outputs/pixels_eval", help="the folder of the pixels.eval run that they join")
-    add("--seed", type=int, default=0, help="of every edit")
+    add("--seed", type=number(int, 0, 2**31), default=0, help="of every edit")
     add("--device", help="cpu, cuda, cuda:1, ...; a GPU if there is one by default")
     add("--mixed_precision", choices=("no", "fp16", "bf16"), default="no", help="number format of the networks")
     args = parser.parse_args(argv)

@@ -217,17 +217,17 @@ def run_personalised(settings: argparse.Namespace, name: str, subjects: list, it
 
 @script
 def main(argv: list[str] | None = None) -> None:
+    from common.flags import number
     from common.runs import make_parser
-    from eval.compare import positive
 
     parser = make_parser(__doc__.splitlines()[0])
     add = parser.add_argument
     add("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="what to run")
-    add("--items", type=positive, default=48, help="pictures per method; 240 are the paper's 12 subjects x 20 scenes")
+    add("--items", type=number(int, 1), default=48, help="pictures per method; the paper's: 12 subjects x 20 scenes")
     add("--pretrained_model_name_or_path", default="picturebook", help="picturebook, or a folder with its marker")
-    add("--num_inference_steps", type=positive, help="of every method")
+    add("--num_inference_steps", type=number(int, 1, 1000), help="of every method")
     add("--output_dir", default="outputs/compare", help="the folder of eval.compare")
-    add("--seed", type=int, default=0, help="of every training and picture")
+    add("--seed", type=number(int, 0, 2**31), default=0, help="of every training and picture")
     add("--device", help="cpu, cuda, cuda:1, ...; a GPU if there is one by default")
     args = parser.parse_args(argv)
     if not is_picturebook_folder(args.pretrained_model_name_or_path):

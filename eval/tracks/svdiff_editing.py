@@ -21,18 +21,18 @@ METHODS = {"svdiff+inversion": True, "svdiff": False}  # whether DDIM inversion 
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    from eval.compare import positive
+    from common.flags import number
 
     parser = make_parser(__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--items", type=positive, default=12, help="how many items of the track")
+    add("--items", type=number(int, 1), default=12, help="how many items of the track")
     add("--pretrained_model_name_or_path", default="picturebook", help="as of eval.compare")
     add("--dataset", default="picturebook", help="as of eval.compare")
-    add("--num_inference_steps", type=positive, help="as of eval.compare")
+    add("--num_inference_steps", type=number(int, 1, 1000), help="as of eval.compare")
     add("--metric_encoders", help="as of eval.compare")
-    add("--max_train_steps", type=positive, help="of every training; svdiff.train's by default")
+    add("--max_train_steps", type=number(int, 1), help="of every training; svdiff.train's by default")
     add("--output_dir", default="outputs/compare", help="that of eval.compare")
-    add("--seed", type=int, default=0, help="as of eval.compare")
+    add("--seed", type=number(int, 0, 2**31), default=0, help="as of eval.compare")
     add("--device", choices=("cpu", "cuda"), help="a GPU if there is one by default")
     args = parser.parse_args(argv)
     if not (Path(args.output_dir) / text_editing.NAME / "config.json").is_file():

@@ -9,7 +9,6 @@ from common.runs import done_items, read_json, read_rows
 from eval.report.measures import find
 from eval.tracks.track import Item, Picture, Run, Track, date_of, earlier_results
 from spdinv import eval as spdinv_eval
-from spdinv.reproduction import claims
 
 NAME = "text_editing"
 RUN = ("ddim+p2p", "spd+p2p")  # what this track runs by itself
@@ -116,7 +115,6 @@ def run(args: argparse.Namespace) -> Track:
         published="spdinv:1",
         breakdown=["edit_success", "psnr_truth", "psnr/pie_official", "structure/pie_official"],
         notes=[*NOTES, *fewer],
-        judge=claims.judge,
     )  # fmt: skip
 
 

@@ -67,6 +67,9 @@ class Track:
     time_of: what a row's seconds are of. keep: whether --save_results is to keep the live rows; not where they are a
     quick look at what a command of its own measures in full.
     judge: (rows, methods) -> the paper's own method against each other one, score by score (reproduction.claims).
+    references: those among the methods that do not compete, such as the true picture. families: method -> what the page
+    can filter by. fronts: pairs of scores (across, up) of the plot; by default pairs of the first columns. curves:
+    title -> methods that one knob's turning makes, in its order.
     """
 
     name: str
@@ -85,6 +88,10 @@ class Track:
     time_of: str = "picture"
     keep: bool = True
     judge: Callable[[list[dict], list[str]], list[dict]] | None = None
+    references: tuple[str, ...] = ()
+    families: dict[str, str] = field(default_factory=dict)
+    fronts: list[tuple[str, str]] = field(default_factory=list)
+    curves: dict[str, list[str]] = field(default_factory=dict)
 
 
 def date_of(path: Path) -> str:

@@ -9,8 +9,8 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
+from common.flags import number
 from common.runs import append_row, atomic_path, make_parser, read_rows, script
-from eval.compare import positive
 from eval.tuning.tuner import Setting, grid, label, least
 
 SCORE = "lpips_truth (picturebook)"  # less is better: nearness to the true edit, inside and outside of the map
@@ -28,9 +28,9 @@ GRIDS: dict[str, list[Setting]] = {
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = make_parser(__doc__.splitlines()[0])
-    parser.add_argument("--items", type=positive, default=12, help="validation items")
+    parser.add_argument("--items", type=number(int, 1), default=12, help="validation items")
     parser.add_argument("--methods", nargs="+", choices=GRIDS, default=list(GRIDS), help="methods to tune")
-    parser.add_argument("--num_inference_steps", type=positive, help="of the whole schedule; the preset's by default")
+    parser.add_argument("--num_inference_steps", type=number(int, 1, 1000), help="of all; the preset's by default")
     parser.add_argument("--output_dir", default="outputs/tune_exemplar", help="folder for rows")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; a GPU if there is one by default")
     return parser.parse_args(argv)

@@ -9,8 +9,8 @@ into image_inpaint/options.py by hand.
 import argparse
 from pathlib import Path
 
+from common.flags import number
 from common.runs import make_parser, script, write_json
-from eval.compare import positive
 
 # method -> (flags of image_inpaint.eval, flags of its training) of each trial. Trainings are compared at guidance 5,
 # Paint-by-Example's: they were chosen before the guidance was. A trial's place in its list names its folder, so that
@@ -30,10 +30,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = make_parser(__doc__.splitlines()[0])
     add = parser.add_argument
     add("--methods", nargs="+", choices=TRIALS, default=list(TRIALS), help="what to tune")
-    add("--items", type=positive, default=18, help="pictures per trial: 18 are three subjects in six scenes")
+    add("--items", type=number(int, 1), default=18, help="pictures per trial: 18 are three subjects in six scenes")
     add("--pretrained_model_name_or_path", default="picturebook", help="picturebook, or a folder with its marker")
     add("--output_dir", default="outputs/tune_inpainting", help="one folder per trial, and tuning.json")
-    add("--seed", type=int, default=0, help="of every training and picture")
+    add("--seed", type=number(int, 0, 2**31), default=0, help="of every training and picture")
     return parser.parse_args(argv)
 
 
@@ -47,8 +47,8 @@ def main(argv: list[str] | None = None) -> None:
 
     output, lines, found = Path(args.output_dir), [["method", "setting", *SHOWN]], []
     for method in args.methods:
-        for number, (flags, training) in enumerate(TRIALS[method]):
-            place = output / f"{method}-{number}"
+        for trial, (flags, training) in enumerate(TRIALS[method]):
+            place = output / f"{method}-{trial}"
             inpaint_eval.main([
                 "--pretrained_model_name_or_path", args.pretrained_model_name_or_path, "--split", "validation",
                 "--methods", method, "--items", str(args.items), "--seed", str(args.seed), "--output_dir", str(place),

@@ -9,9 +9,8 @@ spdinv/options.py: PICTUREBOOK_PRESET, before the test split is run. An interrup
 import argparse
 from pathlib import Path
 
-from common.flags import check_writable
+from common.flags import check_writable, number
 from common.runs import append_row, make_parser, read_rows, script
-from eval.compare import positive
 from eval.tuning.tuner import Setting, grid, label, least
 
 SCORE = "lpips_truth (picturebook)"  # less is better: nearness to the true edit, inside and outside of the mask
@@ -31,7 +30,7 @@ GRIDS: dict[str, list[Setting]] = {  # flags of spdinv.eval; the published value
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = make_parser(__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--items", type=positive, default=6, help="validation items, of every edit type in turn")
+    add("--items", type=number(int, 1), default=6, help="validation items, of every edit type in turn")
     add("--methods", nargs="+", choices=GRIDS, default=list(GRIDS), help="methods to tune")
     add("--output_dir", default="outputs/tune_text_editing", help="folder for rows")
     add("--device", help="cpu, cuda, cuda:1, ...; a GPU if there is one by default")

@@ -17,11 +17,11 @@ ENTRY = {
     "editing_instruction": "Make the cake square",
     "editing_type_id": "1",
     "blended_word": "cake cake",
-    "mask": [0, 3, 1000, 512, 262140, 100],
+    "mask": [0, 3, 1000, 512, 262140, 4],
 }
 
 
-def picture(path, size=(8, 8)):
+def picture(path, size=(512, 512)):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size, "green").save(path)
     return path
@@ -69,7 +69,7 @@ def test_published_entry(tmp_path):
 def test_masks_are_not_coco_run_lengths():
     """COCO would read [2, 3] as two zeros, then three ones, down the columns."""
     assert data.decode_mask([2, 3], (3, 3)).tolist() == [[0, 0, 1], [1, 1, 0], [0, 0, 0]]
-    assert data.decode_mask([7, 50, 100, 5], (3, 3)).tolist() == [[0, 0, 0], [0, 0, 0], [0, 1, 1]]
+    assert data.decode_mask([7, 2], (3, 3)).tolist() == [[0, 0, 0], [0, 0, 0], [0, 1, 1]]
     assert data.decode_mask([], (2, 3)).tolist() == [[0, 0, 0], [0, 0, 0]]
 
 
@@ -119,7 +119,7 @@ def test_own_folder_round_trip(tmp_path):
     items = [
         data.EditItem(
             id=name,
-            image_path=picture(first / "annotation_images" / "sub" / f"{name}.png"),
+            image_path=picture(first / "annotation_images" / "sub" / f"{name}.png", (48, 64)),
             source_prompt="a red cat",
             target_prompt="a blue cat — naïve",
             instruction="",
@@ -189,9 +189,26 @@ def test_missing_keys_are_named(tmp_path, key):
         data.read_pie_bench(tmp_path)
 
 
-def test_huge_runs_are_clipped(tmp_path):
-    (item,) = data.read_pie_bench(pie_folder(tmp_path, {"0": ENTRY | {"mask": [10**30, 5, 262143, 10**30]}}), border=0)
-    assert item.mask.sum() == 1 and item.mask[-1, -1] == 1
+@pytest.mark.parametrize("runs", [[262143, 2], [10**30, 5], [0, 10**30], [512 * 512, 1]])
+def test_runs_that_pass_the_end_are_refused(tmp_path, runs):
+    with pytest.raises(InputError, match="entry '0': the mask has a run that passes the end of 512x512"):
+        data.read_pie_bench(pie_folder(tmp_path, {"0": ENTRY | {"mask": runs}}))
+    with pytest.raises(InputError, match="passes the end"):
+        data.decode_mask(runs)
+
+
+@pytest.mark.parametrize(
+    "size, told", [((1024, 1024), None), ((64, 512), None), ((512, 512), [64, 64]), ((64, 32), [64, 32])]
+)
+def test_mask_and_picture_agree_in_size(tmp_path, size, told):
+    """Sizes are written as width, height for pictures and height, width for masks."""
+    folder = pie_folder(tmp_path, {"0": ENTRY | {"mask": [0, 4]} | ({"picture_size": told} if told else {})})
+    picture(folder / "annotation_images" / ENTRY["image_path"], size)
+    with pytest.raises(InputError, match="one size"):
+        data.read_pie_bench(folder)
+    right = {"0": ENTRY | {"mask": [0, 4], "picture_size": [size[1], size[0]]}}
+    (folder / "mapping_file.json").write_text(json.dumps(right))
+    assert data.read_pie_bench(folder)[0].mask.shape == (size[1], size[0])
 
 
 @pytest.mark.parametrize("text", ["", "not json", "[]", "{}", '"text"', '{"0": []}', '{"../0": {}}', '{"": {}}'])
@@ -331,8 +348,13 @@ def test_triples_by_name(tmp_path):
     assert (first.name, second.name) == ("1", "beach_2")
     assert second.edit_map == tmp_path / "map_beach_2.png" and first.source == tmp_path / "source_1.jpg"
     (tmp_path / "map_1.jpg").unlink()
-    with pytest.raises(InputError, match="edit_map of triple 1"):
+    with pytest.raises(InputError, match=r"map_1\.\* is missing"):
         data.read_triples(tmp_path)
+    picture(tmp_path / "Map_1.png", (8, 8))
+    with pytest.raises(InputError, match=r"map_1\.\* is missing \(Map_1.png is spelt otherwise\)"):
+        data.read_triples(tmp_path)
+    np.save(tmp_path / "map_1.npy", np.zeros((8, 8)))
+    assert data.read_triples(tmp_path)[0].edit_map == tmp_path / "map_1.npy"
 
 
 def test_triples_round_trip(tmp_path):
@@ -349,7 +371,10 @@ def test_triples_round_trip(tmp_path):
     assert data.read_triples(tmp_path / "to") == again
 
 
-@pytest.mark.parametrize("change", [{"source": "../x.png"}, {"edit_map": "no.png"}, {"name": "../b"}, {"exemplar": 3}])
+@pytest.mark.parametrize(
+    "change",
+    [{"source": "../x"}, {"edit_map": "no"}, {"name": "../b"}, {"exemplar": 3}, {"source": "\0"}, {"name": "x" * 300}],
+)
 def test_hostile_triples_are_refused(tmp_path, change):
     picture(tmp_path / "a.png")
     entry = {"name": "a", "source": "a.png", "exemplar": "a.png", "edit_map": "a.png"}

@@ -22,7 +22,7 @@ from common.pipelines import (
 )
 from common.runs import InputError
 from tests.published import write_sd, write_sdxl
-from tests.tiny import tiny_sd, tiny_sdxl
+from tests.tiny import WORDS, tiny_sd, tiny_sdxl, write_tokenizer
 
 UNET_FILE = "unet/diffusion_pytorch_model.safetensors"
 TEXT_FILE = "text_encoder/model.safetensors"
@@ -212,6 +212,82 @@ def test_folder_of_the_fp16_variant_alone(saved, tmp_path):
     saved[1].save_pretrained(tmp_path, variant="fp16")
     assert (tmp_path / "unet" / "diffusion_pytorch_model.fp16.safetensors").exists()
     assert_same_weights(load_pipeline(tmp_path), saved[1])
+
+
+@pytest.mark.parametrize("beside", [None, "non_ema", "ema"])
+@pytest.mark.parametrize("variant", ["fp16", "bf16"])
+@pytest.mark.parametrize("shard", ["10GB", "100KB"])
+def test_variants_of_the_weights_in_the_layouts_that_diffusers_writes(saved, tmp_path, variant, beside, shard):
+    saved[1].save_pretrained(tmp_path)
+    shutil.rmtree(tmp_path / "unet")
+    saved[1].unet.save_pretrained(tmp_path / "unet", variant=variant, max_shard_size=shard)
+    assert (len(list((tmp_path / "unet").glob("*.safetensors"))) > 1) == (shard == "100KB")
+    if beside:  # of the same kind, and not to be loaded
+        other = tmp_path / "unet" / f"diffusion_pytorch_model.{beside}.safetensors"
+        save_file({"other": torch.zeros(1)}, other, metadata={"format": "pt"})
+    assert_same_weights(load_pipeline(tmp_path), saved[1])
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["unet/._config.json", "unet/._diffusion_pytorch_model.safetensors", "tokenizer/._v.json", "samples/prompts.json"],
+)
+def test_what_is_none_of_the_models_files_is_left_alone(saved, folder, name):
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_bytes(b'["a cat"]' if "samples" in name else b"\0\5\x16\7\0\2\0\0")
+    assert_same_weights(load_pipeline(folder), saved[1])
+
+
+def test_a_tokenizer_without_its_config_takes_the_encoders_limit(saved, folder):
+    (folder / "tokenizer" / "tokenizer_config.json").unlink()
+    pipe = load_pipeline(folder)
+    assert pipe.tokenizer.model_max_length == 77
+    assert torch.equal(encode_prompt(pipe, ["a cat"]).embeds, encode_prompt(saved[1], ["a cat"]).embeds)
+
+
+def test_a_tokenizer_of_another_model_is_refused(folder):
+    shutil.rmtree(folder / "tokenizer")
+    write_tokenizer(folder / "tokenizer", [*WORDS, "tokens", "without", "rows"])
+    with pytest.raises(InputError, match="belong to different models"):
+        load_pipeline(folder)
+
+
+@pytest.mark.parametrize("end_token", ["own", 2])
+def test_pooled_text_of_sdxl_is_that_of_the_end_token_with_a_learned_word(tmp_path, end_token):
+    tiny_sdxl(tmp_path)
+    if end_token == 2:  # as published
+        edit_json(tmp_path / "text_encoder_2" / "config.json", eos_token_id=2, bos_token_id=0)
+    pipe = load_pipeline(tmp_path, device="cpu")
+    for tokenizer, encoder in ((pipe.tokenizer, pipe.text_encoder), (pipe.tokenizer_2, pipe.text_encoder_2)):
+        tokenizer.add_tokens("<new1>")
+        encoder.resize_token_embeddings(len(tokenizer))
+    for prompt in ("a cat on grass", "a <new1> on grass"):
+        ids = pipe.tokenizer_2(prompt, padding="max_length", max_length=77, return_tensors="pt").input_ids
+        hidden = pipe.text_encoder_2(ids, output_hidden_states=True).last_hidden_state
+        at_end = pipe.text_encoder_2.text_projection(hidden[0, ids[0].tolist().index(pipe.tokenizer_2.eos_token_id)])
+        torch.testing.assert_close(encode_prompt(pipe, [prompt]).added["text_embeds"][0], at_end)
+
+
+def test_a_file_and_a_misspelt_folder_are_not_taken_for_a_hub_id(saved, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(saved[0], tmp_path / "ckpt" / "v1-5")
+    (tmp_path / "ckpt" / "v1-5.safetensors").touch()
+    with pytest.raises(InputError, match="is a file; a folder in diffusers layout is needed"):
+        load_pipeline("ckpt/v1-5.safetensors", local_files_only=True)
+    with pytest.raises(InputError, match=r"did you mean ckpt/v1-5\?"):
+        load_pipeline("ckpt/v15", local_files_only=True)
+
+
+def test_offline_the_real_reason_is_told(saved, monkeypatch, tmp_path):
+    repo = tmp_path / "models--me--mine" / "snapshots" / "abc"
+    shutil.copytree(saved[0], repo)
+    (repo.parents[1] / "refs").mkdir()
+    (repo.parents[1] / "refs" / "main").write_text("abc")
+    edit_json(repo / "model_index.json", _class_name="FluxPipeline")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(model_files.DiffusionPipeline, "download", lambda *a, **kw: str(repo))
+    with pytest.raises(InputError, match="holds a FluxPipeline; supported are"):
+        load_pipeline("me/mine", local_files_only=True)
 
 
 @pytest.mark.parametrize("layout", ["flat", "text_model"])

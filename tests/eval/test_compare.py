@@ -34,7 +34,7 @@ def test_run_skip_keep_and_table(run, tmp_path, monkeypatch, capsys):
     output = run("--items", "1")
     html = (output / "index.html").read_text()
     assert calls == ["000000000000"] * 2 and len(read_rows(output / "text_editing" / "rows.jsonl")) == 2
-    assert html.count("data:image/png") == 6  # source, true edit, and two of each method
+    assert html.count('<figure class="given"') == 2 and html.count('<figure class="made"') == 2  # source, true edit
     assert "DDIM + P2P" in html and "SPDInv + P2P" in html and "item-text_editing-000000000000" in html
 
     run("--items", "2", "--save_results")

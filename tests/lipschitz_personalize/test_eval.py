@@ -15,7 +15,7 @@ from common.runs import read_rows
 from common.tables import by_method, published_table
 from lipschitz_personalize import eval as evaluate
 from lipschitz_personalize import infer, options, train
-from lipschitz_personalize.reproduction import claims, drift, plan, scores, tables
+from lipschitz_personalize.reproduction import drift, plan, scores, tables
 from tests.tiny_encoders import write_encoders
 
 QUICK = ["--num_inference_steps", "2", "--train_args", "--max_train_steps", "2", "--num_inference_steps", "2",
@@ -60,7 +60,7 @@ def test_table_figures_and_drift_from_trainings_that_are_done_once(
     run(models["sd"], dataset, encoders, tmp_path / "out", *words)
     shown, rows = capsys.readouterr().out, read_rows(tmp_path / "out" / "rows.jsonl")
     assert [row["item"] for row in rows] == ["rex/0"] * 4
-    assert "Ours (DreamBooth)" in shown and "IP-Adapter" in shown and "measured, " in shown and "cannot say" in shown
+    assert "Ours (DreamBooth)" in shown and "IP-Adapter" in shown and "measured, " in shown and "inconclusive" in shown
     one = rows[0]["metrics"]
     assert {"DINO (dino-vits16)", "CLIP-I (clip-vit-base-patch32)", "CLIP-T (clip-vit-base-patch32)", "delta_theta",
             "delta_eps", "class_recognition", "drift_score (dino-vits16)", "lipschitz all"} <= one.keys()  # fmt: skip
@@ -227,15 +227,6 @@ def rows_of(gap, count):
             metrics = {"DINO (picturebook)": score, "delta_eps": score, "CLIP-T (picturebook)": rng.normal()}
             rows.append({**base, "method": method, "item": str(number), "metrics": metrics})
     return rows
-
-
-@pytest.mark.parametrize("gap, count, dino, eps", [
-    (0.5, 12, claims.HOLDS, claims.FAILS), (-0.5, 12, claims.FAILS, claims.HOLDS), (0.5, 4, *[claims.UNDECIDED] * 2),
-])  # fmt: skip
-def test_claims_are_judged_by_paired_intervals(gap, count, dino, eps):
-    found = {one["score"]: one["verdict"] for one in claims.judge(rows_of(gap, count))}
-    assert (found["DINO"], found["delta_eps"], found["CLIP-T"]) == (dino, eps, claims.UNDECIDED)
-    assert "Table 1" in claims.claims_table(claims.judge(rows_of(gap, count)))
 
 
 def test_a_measured_row_stands_under_its_published_one_of_the_same_backbone():

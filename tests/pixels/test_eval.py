@@ -15,25 +15,12 @@ from pixels.reproduction import experiments, scoring, study
 from pixels.reproduction.baselines import METHODS
 from pixels.reproduction.overhead import added_bytes
 from tests.pixels.tiny_models import few_numbers, write_eyes
-from tests.tiny_encoders import pictures
+from tests.small_data import write_pairs
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pairs")
-    for number, picture in enumerate(pictures(6, 64)):
-        pixels = (picture.permute(1, 2, 0) * 255).round().byte().numpy()
-        Image.fromarray(pixels).save(folder / f"{number}.png")
-    line = np.clip((np.arange(64) / 64 - 0.25) * 5, 0, 1)  # white from 0.45 on
-    for name, grey in (("a", line), ("b", line[::-1])):
-        Image.fromarray((255 * grey[None].repeat(64, 0)).astype(np.uint8)).save(folder / f"{name}.png")
-    entries = [
-        {"name": "p0", "source": "0.png", "exemplars": ["1.png"], "edit_maps": ["a.png"]},
-        {"name": "p1", "source": "2.png", "exemplars": ["3.png"], "edit_maps": ["b.png"]},
-        {"name": "p2", "source": "4.png", "exemplars": ["5.png", "1.png"], "edit_maps": ["a.png", "b.png"]},
-    ]
-    write_json(folder / "pairs.json", entries)
-    return folder
+    return write_pairs(tmp_path_factory.mktemp("pairs"))
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from eval.report.measures import Interval, resampling_weights, values
+from common.claims import Interval, resampling_weights, values
 
 PLACES = 51  # fidelities at which two curves are compared
 

@@ -22,6 +22,7 @@ import torch
 from diffusers import DiffusionPipeline
 from tqdm import tqdm
 
+from common.claims import Interval, verdict
 from common.ddim import Schedule, ddim_inverse_step, make_schedule, to_eps
 from common.encoders import Encoders
 from common.images import center_crop_resize, load_image, to_tensor
@@ -31,7 +32,6 @@ from common.tables import intervals, score_table
 from spdinv.inversions import INVERSIONS, Inversion
 from spdinv.inversions.residual import f_theta, mean_square
 from spdinv.options import Method
-from spdinv.reproduction.claims import verdict
 from spdinv.reproduction.experiments import draw
 
 
@@ -133,7 +133,7 @@ def report(args: argparse.Namespace, names: list[str], items: list, output: Path
     for name in names:
         mean, low, high = bootstrap_interval(row["metrics"]["rounds_early_less_late"] for row in rows[name])
         if summary[name]["rounds"]["mean"] > 0:
-            ruled = verdict(low, high, len(items))
+            ruled = verdict(Interval(mean, low, high, len(items)), 1, "better")
             print(f"{name}: more rounds in the early half by {mean:.3g} [{low:.3g}, {high:.3g}] per step: {ruled}")
     write_json(output / "results.json", summary)
     print(f"{len(items)} pictures; everything in {output}, figure in {output / 'convergence.png'}")

@@ -6,7 +6,7 @@ the picture, which adds the error of the VAE. The paper says neither which scale
 
 Rows are named inversion@cfg<scale>-<start>, such as ddim@cfg1-latents; "gaussian" is the true noise.
 
-Fixed before anything was run: the claim, judged by claims.verdict for each scale and start, is that spd's gap at z_T
+Fixed before anything was run: the claim, judged by common.claims for each scale and start, is that spd's gap at z_T
 less ddim's lies below zero.
 """
 
@@ -20,6 +20,7 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
+from common.claims import Interval, verdict
 from common.ddim import make_schedule
 from common.encoders import Encoders
 from common.metrics import Score, clip_text_similarity
@@ -28,7 +29,6 @@ from common.runs import append_row, atomic_path, bootstrap_interval, measure, pa
 from common.tables import cell, intervals, score_table, text_table
 from spdinv.inversions import INVERSIONS, Inversion
 from spdinv.options import Method
-from spdinv.reproduction.claims import verdict
 from spdinv.reproduction.experiments import draw
 from spdinv.reproduction.experiments.generated import batches, generate, ideal_noise, through_a_file
 from spdinv.reproduction.experiments.probe import attributes, probe_all
@@ -180,7 +180,7 @@ def report(args: argparse.Namespace, inversions: list[str], items: list, output:
         print("Paired differences")
         print(score_table(differences), end="\n\n")
     for name, ((called, gap),) in ((name, found.items()) for name, found in differences.items()):
-        print(f"{name}: {called} is below zero: {verdict(gap['low'], gap['high'], gap['n'], sign=-1)}")
+        print(f"{name}: {called} is below zero: {verdict(Interval(**gap), -1, 'better')}")
     print()
     shown = {name: {key: value for key, value in values.items() if key in SHOWN or "clip" in key}
              for name, values in summary.items()}  # fmt: skip

@@ -7,8 +7,8 @@ pictures are not the items' own.
 
 Fixed before anything was run: the measure is edit success (the target's attributes, as the independent classifier
 reads them) over all items, paired; the premise holds if the interval of ideal less ddim lies above zero, and SPDInv's
-part of it if that of spd less ddim does (claims.verdict). Nearness to the ideal noise's edit and the noise gap are told
-beside.
+part of it if that of spd less ddim does (common/claims.py). Nearness to the ideal noise's edit and the noise gap are
+told beside.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from pathlib import Path
 from diffusers import DiffusionPipeline
 from tqdm import tqdm
 
+from common.claims import Interval, verdict
 from common.ddim import make_schedule
 from common.encoders import Encoders
 from common.images import grid, load_image, save_png, to_pil, to_tensor
@@ -28,7 +29,6 @@ from common.tables import intervals, score_table
 from spdinv.editing import edit_picture
 from spdinv.inversions import INVERSIONS
 from spdinv.options import Method, with_words
-from spdinv.reproduction.claims import verdict
 from spdinv.reproduction.experiments.generated import batches, generate, ideal_noise, known, pick
 from spdinv.reproduction.experiments.noise_gap import noise_gap
 from spdinv.reproduction.items import EQUALIZER, blended_words
@@ -135,7 +135,7 @@ def report(items: list, arms: dict[str, tuple[str, Method]], output: Path) -> No
     print(score_table(differences), end="\n\n")
     for pair, found_of in differences.items():
         for key in wanted_keys(list(found_of), ("edit_success",)):
-            ruled = verdict(found_of[key]["low"], found_of[key]["high"], found_of[key]["n"])
+            ruled = verdict(Interval(**found_of[key]), 1, "better")
             print(f"{pair}: edits succeed more often: {ruled}")
     write_json(output / "results.json", {"summary": summary, "differences": differences})
     print(f"{len(ids)} pictures; everything in {output}, pictures in {output / 'grid.png'}")

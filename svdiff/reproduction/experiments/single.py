@@ -38,13 +38,13 @@ def scatter(study: Study) -> None:
     import matplotlib
     from matplotlib.figure import Figure
 
+    from common.claims import find_key, values
     from common.runs import atomic_path, read_rows
-    from svdiff.reproduction.claims import values
 
     rows, figure = read_rows(study.rows), Figure((5, 4), layout="constrained")
     axis = figure.subplots()
     for space, color in zip(SPACES, matplotlib.color_sequences["tab10"], strict=False):
-        text, image = (values(rows, space, score) for score in ("CLIP-T", "image_alignment"))
+        text, image = (values(rows, find_key(rows, score), space) for score in ("CLIP-T", "image_alignment"))
         keys = [key for key in text if key in image]
         axis.scatter([text[k] for k in keys], [image[k] for k in keys], s=8, alpha=0.4, color=color)
         means = [sum(found[k] for k in keys) / max(1, len(keys)) for found in (text, image)]

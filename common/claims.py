@@ -1,0 +1,305 @@
+"""One rule book for every claim of every paper: what is compared with what, and when it holds.
+
+The claims of a paper stand in <paper>/reproduction/claims.toml, fixed before the test split is run. A claim is about
+the mean paired difference of two methods, method less baseline, in one score, over the items that both ran on, with its
+95 % bootstrap interval. What is drawn anew is what is independent: items, and where several pictures share a training
+(or an item has several seeds) first subjects and then pictures within them.
+
+    rule "better"     holds if the whole interval lies on the good side of zero, does not hold if on the bad side
+    rule "no_worse"   holds if the whole interval lies on the good side of -margin, does not hold if it reaches beyond
+                      the margin and lies on the bad side of zero as a whole
+
+Everything else is inconclusive; so is what rests on fewer than LEAST independent items, on methods that ran on
+different items, or on two methods that never score at all (at the floor everything is as good as everything else).
+Every verdict comes with the smallest difference that so many items would have shown four times out of five.
+
+A [[claim]] has: claim, place (in the paper), experiment (of eval/experiments.toml), score, method, baseline (a method;
+or a number that the method's mean is to exceed), rule, and, where they apply, better = "lower", margin (in the units of
+the rows), where (fields that a row must have, such as {group = "similar"}), matched (a score at equal values of which
+two curves are compared, eval/tracks/personalization/matched.py), published (what the paper reports, as text, or the
+name of a table in published.toml), headline (whether the front door shows it), and needs (what would decide it). score,
+baseline and place may be lists: one claim for each, "{baseline}" and "{score}" in the text standing for its own.
+"""
+
+import functools
+import math
+import tomllib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.runs import InputError, bootstrap_interval
+from common.tables import ROOT, published_table, subject_of, text_table
+
+PAPERS = ("spdinv", "svdiff", "lipschitz_personalize", "pixels", "image_inpaint")
+HOLDS, FAILS, INCONCLUSIVE = "holds", "does not hold", "inconclusive"
+LEAST = 8  # independent items that may decide anything
+POWER = (1.960 + 0.842) / (2 * 1.960)  # of an interval's length: the difference that is shown four times out of five
+RULES = ("better", "no_worse")
+
+
+# --------------------------------------------------------------------------------------------------------- intervals
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Mean with its 95 % bootstrap interval over items, and how many of them had a value. subjects: how many of these
+    say something of their own, where pictures share a training or runs an item; None for all."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+    subjects: int | None = None
+
+    @property
+    def independent(self) -> int:
+        return self.n if self.subjects is None else self.subjects
+
+    @property
+    def excludes_zero(self) -> bool:
+        return self.low > 0 or self.high < 0
+
+    @property
+    def detectable(self) -> float:
+        """The smallest difference that would exclude zero four times out of five, with this n and this spread."""
+        return (self.high - self.low) * POWER
+
+
+NOTHING = Interval(math.nan, math.nan, math.nan, 0)
+
+
+def values(rows: Iterable[dict], key: str, method: str) -> dict[tuple, float]:
+    """{(item, seed): score} of one method; NaN where a row lacks it."""
+    found = {}
+    for row in rows:
+        if row["method"] == method:
+            value = row["metrics"].get(key, row.get(key))
+            found[row["item"], row["seed"]] = math.nan if value is None else float(value)
+    return found
+
+
+def interval(found: dict[tuple, float]) -> Interval:
+    """Of {(item, seed): finite number}: the mean with its bootstrap interval. Where a subject has several pictures, or
+    an item several seeds, subjects are drawn first and then pictures within them, because those of one are alike."""
+    subjects = len({subject_of(item) for item, _ in found})
+    if subjects == len(found):
+        return Interval(*bootstrap_interval(found.values()), len(found))
+    means = resampling_weights(list(found)) @ np.array(list(found.values()))
+    low, high = map(float, np.quantile(means, (0.025, 0.975)))
+    return Interval(float(np.mean(list(found.values()))), low, high, len(found), subjects)
+
+
+@functools.cache
+def _resampling_weights(pairs: tuple[tuple, ...], n: int, seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    groups: dict[str, list[int]] = {}
+    for place, (item, _) in enumerate(pairs):
+        groups.setdefault(subject_of(item), []).append(place)
+    sizes = np.array([len(members) for members in groups.values()])
+    table = np.array([members + [0] * (sizes.max() - len(members)) for members in groups.values()])
+    drawn = rng.integers(len(sizes), size=(n, len(sizes)))  # subjects, and for each as many pictures as it has
+    rows, weights = np.arange(n)[:, None], np.zeros((n, len(pairs)))
+    for number in range(sizes.max()):
+        seeds = (rng.random(drawn.shape) * sizes[drawn]).astype(int)
+        np.add.at(weights, (rows, table[drawn, seeds]), number < sizes[drawn])
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+def resampling_weights(pairs: list[tuple], n: int = 2000, seed: int = 0) -> np.ndarray:
+    """[n, pairs]: what share of the mean each (item, seed) has in n resamples of subjects, and of what each has."""
+    return _resampling_weights(tuple(pairs), n, seed)
+
+
+def mean_interval(rows: list[dict], key: str, method: str) -> Interval:
+    """Over the items of one method that have a number."""
+    kept = {pair: value for pair, value in values(rows, key, method).items() if not math.isnan(value)}
+    if math.inf in kept.values():  # a PSNR of equal pictures: the mean is infinite, and there is no spread
+        return Interval(math.inf, math.nan, math.nan, len(kept))
+    return interval(kept)
+
+
+def difference(rows: list[dict], key: str, method: str, baseline: str | float) -> Interval:
+    """method minus baseline, over the items (and seeds) for which both have a finite number; a baseline that is a
+    number is taken from every item."""
+    a = values(rows, key, method)
+    b = values(rows, key, baseline) if isinstance(baseline, str) else dict.fromkeys(a, float(baseline))
+    return interval({pair: a[pair] - b[pair] for pair in a if pair in b and math.isfinite(a[pair] - b[pair])})
+
+
+def common_items(rows: list[dict], methods: Iterable[str]) -> list[dict]:
+    """The rows of these methods, of the items (and seeds) that all of them ran on."""
+    methods = list(methods)
+    own = {method: {(row["item"], row["seed"]) for row in rows if row["method"] == method} for method in methods}
+    shared = set.intersection(*own.values()) if own else set()
+    return [row for row in rows if row["method"] in own and (row["item"], row["seed"]) in shared]
+
+
+# ------------------------------------------------------------------------------------------------------------ claims
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A claim and what the rows say. key: the score as rows have it. gap: method minus baseline, in the units of the
+    rows. why: what an inconclusive verdict lacks, "" otherwise."""
+
+    claim: dict[str, Any]
+    key: str
+    gap: Interval
+    verdict: str
+    why: str = ""
+
+
+def claims_file(paper: str) -> Path:
+    return ROOT / paper / "reproduction" / "claims.toml"
+
+
+@functools.cache
+def _claims(paper: str) -> tuple[dict[str, Any], ...]:
+    file = claims_file(paper)
+    listed = tomllib.loads(file.read_text(encoding="utf-8"))["claim"] if file.is_file() else []
+    return tuple(one for claim in listed for one in expanded(claim | {"paper": paper}))
+
+
+def read_claims(paper: str) -> list[dict[str, Any]]:
+    """The claims of one paper, lists of scores and baselines taken apart."""
+    return list(_claims(paper))
+
+
+def expanded(claim: dict[str, Any]) -> list[dict[str, Any]]:
+    """One claim for each of its scores and baselines. InputError for a rule or a field that there is not."""
+    if claim.get("rule") not in RULES or (claim["rule"] == "no_worse") != ("margin" in claim):
+        raise InputError(f"{claim.get('claim')!r}: rule is better, or no_worse with a margin")
+    scores, baselines = ([one] if isinstance(one := claim[name], str | float | int) else one
+                         for name in ("score", "baseline"))  # fmt: skip
+    places = claim["place"] if isinstance(claim["place"], list) else [claim["place"]] * len(scores)
+    return [
+        claim | {"score": score, "baseline": baseline, "place": place,
+                 "claim": claim["claim"].replace("{score}", str(score)).replace("{baseline}", str(baseline))}
+        for baseline in baselines for score, place in zip(scores, places, strict=True)
+    ]  # fmt: skip
+
+
+def find_key(rows: Iterable[dict], score: str) -> str:
+    """The rows' key of a score that is named without its encoder; the name itself where no row has it."""
+    keys = dict.fromkeys(key for row in rows for key in row["metrics"])
+    return next((key for key in keys if key.partition(" (")[0] == score), score)
+
+
+def verdict(gap: Interval, sign: int, rule: str, margin: float = 0.0, least: int = LEAST) -> str:
+    """Judge a paired difference. sign: +1 where more is better, -1 where less is; margin in the units of `gap`."""
+    if gap.independent < least:
+        return INCONCLUSIVE
+    low, high = sorted((gap.low * sign, gap.high * sign))  # from here on, up is good
+    if low > (-margin if rule == "no_worse" else 0):
+        return HOLDS
+    return FAILS if high < 0 else INCONCLUSIVE
+
+
+def judge(claim: dict[str, Any], rows: list[dict], matched: Callable[..., Interval] | None = None) -> Finding:
+    """Try one claim on rows. matched: (rows, score, at, curve, other) -> the gap of two curves, for claims that compare
+    curves; without it these are inconclusive."""
+    wanted = claim.get("where", {})
+    rows = [row for row in rows if all(row.get(name) == value for name, value in wanted.items())]
+    key, method, baseline = find_key(rows, claim["score"]), claim["method"], claim["baseline"]
+    sign = -1 if claim.get("better") == "lower" else 1
+    if "matched" in claim:
+        at = find_key(rows, claim["matched"])
+        gap = matched(rows, key, at, method, baseline) if matched and rows else NOTHING
+        unlike = floor = False
+    else:
+        gap = difference(rows, key, method, baseline)
+        sets = [set(values(rows, key, one)) for one in (method, baseline) if isinstance(one, str)]
+        unlike = sets[0] != sets[-1]
+        floor = len(sets) > 1 and sign > 0 and not any(v for one in (method, baseline) for v in
+                                                       values(rows, key, one).values() if v == v)  # fmt: skip
+    why = reason(gap, unlike, floor)
+    found = INCONCLUSIVE if why else verdict(gap, sign, claim["rule"], claim.get("margin", 0.0))
+    return Finding(claim, key, gap, found, why or ("the interval does not decide" if found == INCONCLUSIVE else ""))
+
+
+def reason(gap: Interval, unlike: bool, floor: bool) -> str:
+    """Why rows cannot decide, whatever their interval; "" if they can."""
+    if not gap.n:
+        return "not run"
+    if gap.independent < LEAST:
+        return f"{gap.independent} independent items, of {LEAST} that it takes"
+    if unlike:
+        return "the two ran on different items"
+    return "neither scores at all" if floor else ""
+
+
+# ------------------------------------------------------------------------------------------------------------ ledger
+
+
+def number(value: float) -> str:
+    """Three significant digits, so that an end of an interval is never rounded onto zero."""
+    return f"{value:+.3g}".replace("-", "−").replace("e−0", "e−")
+
+
+def measured(gap: Interval) -> str:
+    """Mean and interval in the units of the rows, "–" where nothing was run."""
+    if not gap.n:
+        return "–"
+    return f"{number(gap.mean)} [{number(gap.low)}, {number(gap.high)}]"
+
+
+def published_text(claim: dict[str, Any]) -> str:
+    """What the paper reports: "baseline → method" of a table of published.toml, or the claim's own words."""
+    said = str(claim.get("published", "–"))
+    paper, _, name = said.partition(":")
+    if paper not in PAPERS:
+        return said
+    printed = published_table(paper, name)
+    column = printed["columns"].index(claim["score"].partition("/")[0])
+    rows = {row.get("method"): row["values"][column] for row in reversed(printed["rows"])}  # of several the first
+    pair = [rows[claim[side]] for side in ("baseline", "method")]
+    digits = max(len(f"{value!r}".partition(".")[2]) for value in [row["values"][column] for row in printed["rows"]])
+    return " → ".join(f"{value:.{digits}f}" for value in pair)
+
+
+def counted(gap: Interval) -> str:
+    """How many items stand behind a number, and how many of them are independent."""
+    if not gap.n:
+        return "–"
+    return str(gap.n) if gap.subjects is None else f"{gap.n} of {gap.subjects} subjects"
+
+
+def table(found: Iterable[Finding]) -> list[list[str]]:
+    """Head and lines of the ledger: claim, place, published, measured, n, verdict, smallest difference to be seen."""
+    lines = [["claim", "place", "published", "measured [95 % interval]", "n", "verdict", "smallest difference shown"]]
+    for one in found:
+        said = one.verdict + (f" ({one.why})" if one.why and one.gap.n else "")
+        seen = f"{one.gap.detectable:.2g}" if one.gap.n > 1 and math.isfinite(one.gap.detectable) else "–"
+        what = one.claim["claim"] + f" ({one.claim['score']})" * (one.claim["score"] not in one.claim["claim"])
+        lines.append([what, one.claim["place"], published_text(one.claim), measured(one.gap),
+                      counted(one.gap), said if one.gap.n else "not run", seen])  # fmt: skip
+    return lines
+
+
+def as_json(one: Finding) -> dict[str, Any]:
+    """For results.json."""
+    named = {name: one.claim[name] for name in ("claim", "place", "method", "baseline")}
+    gap = {name: getattr(one.gap, name) for name in ("mean", "low", "high", "n", "detectable")}
+    return {**named, "score": one.key, **gap, "verdict": one.verdict, "why": one.why}
+
+
+def tried(paper: str, rows: list[dict], experiment: str | None = None) -> list[Finding]:
+    """The claims of a paper whose two methods both ran, tried on rows at hand. experiment: only claims of this one."""
+    ran = {row["method"] for row in rows}
+    return [
+        judge(claim, rows) for claim in read_claims(paper)
+        if "matched" not in claim and claim["method"] in ran
+        and (claim["baseline"] in ran or not isinstance(claim["baseline"], str))
+        and experiment in (None, claim["experiment"])
+    ]  # fmt: skip
+
+
+def report(found: list[Finding]) -> str:
+    """The table of an evaluation's end; one sentence where it touches no claim."""
+    if not found:
+        return "No claim to judge: that takes both methods of one (reproduction/claims.toml)."
+    return text_table(table(found))

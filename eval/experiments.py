@@ -1,0 +1,238 @@
+"""Which experiments there are, which of their rows are of the present world, what they cost; runs and renders them.
+
+    python -m eval.experiments --list               id, n, minutes, date, fresh or stale
+    python -m eval.experiments --run                tier 1, what is missing or stale (make results); or --run ID …
+    python -m eval.experiments --render             tables, verdicts and figures into the READMEs
+    python -m eval.experiments --check              fails where a README is not what the rows say
+    python -m eval.experiments --quick              everything with two items and two steps: has anything rotted?
+    python -m eval.experiments --import FOLDER --as ID     rows of real weights or data, made elsewhere
+
+An interrupted run goes on where it stopped: the same command again.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from common.flags import Shard, check_writable, shard
+from common.runs import (
+    InputError,
+    cache_folder,
+    make_parser,
+    provenance,
+    read_object,
+    read_rows,
+    script,
+    write_json,
+    write_text,
+)  # fmt: skip
+from eval import freshness
+from eval.freshness import FRESH, ROOT, Experiment, digest, experiments, fingerprint, state
+
+HEAVY = ("seen", "gap", "trajectory")  # what rows have for figures alone, and results do not keep
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = make_parser(__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--list", action="store_true", help="every experiment and its state")
+    add("--run", nargs="*", metavar="ID", help="run these if they are missing or stale; all of --tier without a name")
+    add("--tier", type=int, choices=(1, 2), default=1, help="of --run without a name: 1, or 2 for everything")
+    add("--shard", type=shard, metavar="I/N", help="of --run: the I-th of N parts, for N processes; then once without")
+    add("--quick", nargs="*", metavar="ID", help="run with two items and two steps, and keep nothing")
+    add("--render", action="store_true", help="fill the marked parts of every README")
+    add("--check", action="store_true", help="fail if a README is not what --render would write")
+    add("--export", metavar="FOLDER", help="write tables as CSV and LaTeX")
+    add("--import", dest="imported", metavar="FOLDER", help="keep rows that were made elsewhere: a folder of the "
+        "command of an experiment, with config.json")  # fmt: skip
+    add("--as", dest="name", metavar="ID", help="the experiment that imported rows belong to")
+    add("--label", help="what imported rows are called; by default the folder's name")
+    add("--output_dir", help="folder for runs at work; outputs/experiments by default")
+    args = parser.parse_args(argv)
+    for name in [*(args.run or []), *(args.quick or []), *([args.name] if args.name else [])]:
+        freshness.find(name)
+    if bool(args.imported) != bool(args.name):
+        raise InputError("--import FOLDER and --as ID go together: the rows, and the experiment that they belong to")
+    if args.imported and not Path(args.imported).is_dir():
+        raise InputError(f"--import {args.imported} is no folder")
+    if args.shard and args.run is None:
+        raise InputError("--shard is for --run")
+    asked = (args.list, args.render, args.check, args.export, args.imported, args.run is not None,
+             args.quick is not None)  # fmt: skip
+    if not any(asked):
+        raise InputError("nothing to do: give --list, --run, --render, --check, --quick, --export or --import")
+    check_writable(folder_of(args))
+    return args
+
+
+def folder_of(args: argparse.Namespace) -> Path:
+    return Path(args.output_dir) if args.output_dir else cache_folder("experiments")
+
+
+# ---------------------------------------------------------------------------------------------------------------- run
+
+
+def command_lines(one: Experiment, output: Path, more: list[str]) -> list[list[str]]:
+    """The commands as they are started, and for --quick what makes them short."""
+    return [[sys.executable, "-m", *shlex.split(command), *more, "--output_dir", str(output)]
+            for command in one.commands]  # fmt: skip
+
+
+def start(one: Experiment, output: Path, more: list[str]) -> None:
+    """Raises InputError where a command ends in an error, which it has already told."""
+    for words in command_lines(one, output, more):
+        print("$ python " + shlex.join(words[1:]), flush=True)
+        if subprocess.run(words, cwd=ROOT).returncode:
+            raise InputError(f"{one.id} stopped; the same command goes on from here")
+
+
+def run_one(one: Experiment, output: Path, part: Shard | None) -> None:
+    """Run an experiment and keep its rows. The folder is named after what rows depend on, so that no row of another
+    world is ever continued."""
+    before, began = fingerprint(one), time.time()
+    place = output / f"{one.id}-{digest(before)[:6]}"
+    start(one, place, ["--shard", str(part)] if part and one.shards else [])
+    if part:
+        return
+    if fingerprint(one) != before:
+        raise InputError(f"weights, drawing or settings changed while {one.id} ran: run it again")
+    keep(one, place, before, (time.time() - began) / 60)
+
+
+def keep(one: Experiment, place: Path, world: dict, minutes: float) -> None:
+    """Rows, what they depend on, and the figure, into the repository."""
+    rows = gathered(place / one.rows)
+    write_rows(one.kept, rows)
+    took = read_object(place / "minutes.json")["minutes"] if (place / "minutes.json").is_file() else 0
+    took = round(took + minutes, 1)
+    write_json(place / "minutes.json", {"minutes": took})
+    write_json(one.about, {"experiment": one.id, "date": time.strftime("%Y-%m-%d", time.gmtime()), "minutes": took,
+                           "machine": machine(), "fingerprint": world, "provenance": provenance()})  # fmt: skip
+    if one.figure:
+        (ROOT / "assets").mkdir(exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            shutil.copyfile(place / one.figure, ROOT / "assets" / f"{one.id}.png")
+
+
+def write_rows(path: Path, rows: list[dict]) -> None:
+    """One JSON line a row, without what is of no use beside the pictures."""
+    kept = ({key: value for key, value in row.items() if key not in HEAVY} for row in rows)
+    write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
+
+
+def gathered(file: Path) -> list[dict]:
+    """The rows of a run, of all its shards, each (method, item, seed) once. InputError if there are none."""
+    rows = [row for path in sorted(file.parent.glob(f"{file.stem}*{file.suffix}")) for row in read_rows(path)]
+    if not rows:
+        raise InputError(f"{file} holds no rows")
+    return list({(row["method"], row["item"], row["seed"]): row for row in rows}.values())
+
+
+def machine() -> str:
+    """The processor and how many of its cores."""
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return f"{len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores of {name}"
+
+
+def run(ids: list[str], output: Path, part: Shard | None) -> int:
+    """doit runs what is not fresh, goes on where one fails, and says which those were."""
+    from doit.cmd_base import ModuleTaskLoader
+    from doit.doit_cmd import DoitMain
+
+    output.mkdir(parents=True, exist_ok=True)
+
+    def task_experiment():
+        for name in ids:
+            one = experiments()[name]
+            yield {
+                "name": name, "actions": [(run_one, [one, output, part])], "targets": [str(one.kept)],
+                "uptodate": [state(one)[0] == FRESH], "verbosity": 2, "title": lambda task: task.name,
+            }  # fmt: skip
+
+    config = {"dep_file": str(output / f"doit{f'-{part.index}' if part else ''}.db"), "outfile": sys.stdout}
+    loader = ModuleTaskLoader({"task_experiment": task_experiment, "DOIT_CONFIG": config})
+    return DoitMain(loader).run(["run", "--continue", *(f"experiment:{name}" for name in ids)])
+
+
+def quick(ids: list[str], output: Path) -> None:
+    """Every experiment with two items and two steps. InputError for the first that fails or leaves no rows."""
+    for name in ids:
+        one, place = experiments()[name], output / "quick" / name
+        shutil.rmtree(place, ignore_errors=True)
+        start(one, place, shlex.split(one.quick))
+        print(f"{name}: {len(gathered(place / one.rows))} rows")
+
+
+# --------------------------------------------------------------------------------------------------------------- list
+
+
+def listing() -> list[list[str]]:
+    """A line per experiment."""
+    lines = [["id", "tier", "n", "minutes", "state", "date", "question"]]
+    for one in experiments().values():
+        how, why = state(one)
+        about = read_object(one.about) if one.about.is_file() else {}
+        said = f"{how}: {why}" if why else how
+        lines.append([one.id, str(one.tier), str(one.n), f"{about.get('minutes', one.minutes):g}", said,
+                      about.get("date", ""), one.question])  # fmt: skip
+    return lines
+
+
+def import_rows(folder: Path, one: Experiment, label: str | None) -> Path:
+    """Keep rows that were made elsewhere, with their provenance, beside the experiment's own."""
+    config = read_object(folder / "config.json")
+    rows = gathered(folder / Path(one.rows).name if (folder / Path(one.rows).name).exists() else folder / one.rows)
+    made = {name: config.get(name) for name in ("pretrained_model_name_or_path", "dataset", "metric_encoders", "seed")}
+    where = config.get("provenance", {})
+    told = [f"{name} {value}" for name, value in {**made, **where}.items() if value is not None and name in (
+        "pretrained_model_name_or_path", "dataset", "metric_encoders", "gpu", "git_revision", "torch")]  # fmt: skip
+    target = freshness.RESULTS / "imported" / f"{one.id}--{folder.resolve().name}.jsonl"
+    write_rows(target, rows)
+    write_json(target.with_suffix(".json"), {"experiment": one.id, "label": label or folder.resolve().name,
+                                             "made_with": ", ".join(told), "config": config})  # fmt: skip
+    return target
+
+
+@script
+def main(argv: list[str] | None = None) -> int | None:
+    args = parse(argv)
+    from common.tables import text_table
+    from eval import rendering
+
+    output = folder_of(args)
+    if args.list:
+        print(text_table(listing()))
+    if args.imported:
+        print(f"kept {import_rows(Path(args.imported), freshness.find(args.name), args.label)}")
+    if args.run is not None:
+        wanted = args.run or [one.id for one in experiments().values() if one.tier <= args.tier]
+        if code := run(wanted, output, args.shard):
+            return code
+    if args.quick is not None:
+        quick(args.quick or list(experiments()), output)
+    if args.render:
+        for path in rendering.render():
+            print(f"rendered {path.relative_to(ROOT)}")
+    if args.export:
+        print("\n".join(f"wrote {path}" for path in rendering.export(Path(args.export))))
+    if args.check:
+        if wrong := rendering.differing():
+            names = ", ".join(str(path.relative_to(ROOT)) for path in wrong)
+            raise InputError(f"not what the rows say: {names}; python -m eval.experiments --render")
+        print("every README is what the rows say")
+    return None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""Which experiments there are (experiments.toml), and whether the rows kept of each are of the present world.
+
+Rows are fresh while what they depend on is as it was: the commands, the settings that the entry names, the weights,
+what the picturebook draws, and the protocol number of every measure that is shown or judged (protocols.toml). A change
+of code that keeps these makes nothing stale.
+"""
+
+import functools
+import hashlib
+import importlib
+import json
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from common.claims import PAPERS, read_claims
+from common.runs import InputError, read_object, read_rows
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+RESULTS = HERE / "results"  # committed
+FRESH, STALE, MISSING = "fresh", "stale", "not run"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One entry of experiments.toml; its head explains the fields."""
+
+    id: str
+    title: str
+    question: str
+    commands: list[str]
+    n: int
+    minutes: float
+    tier: int
+    rows: str = "rows.jsonl"
+    quick: str = "--limit 2 --num_inference_steps 2"
+    shards: bool = False
+    settings: list[str] = field(default_factory=list)
+    columns: list[str] = field(default_factory=list)
+    methods: list[str] = field(default_factory=list)
+    references: list[str] = field(default_factory=list)
+    table: str = ""
+    figure: str = ""
+    titles: str = ""
+    gpu: str = ""
+
+    @property
+    def command(self) -> str:
+        """What a reader types."""
+        return f"python -m eval.experiments --run {self.id}"
+
+    @property
+    def kept(self) -> Path:
+        """The committed rows; beside them <id>.json says where they come from."""
+        return RESULTS / f"{self.id}.jsonl"
+
+    @property
+    def about(self) -> Path:
+        return self.kept.with_suffix(".json")
+
+
+@functools.cache
+def experiments() -> dict[str, Experiment]:
+    """By id, in the order of the file. InputError for an entry that lacks something."""
+    found = {}
+    for entry in tomllib.loads((HERE / "experiments.toml").read_text(encoding="utf-8"))["experiment"]:
+        try:
+            one = Experiment(**entry)
+        except TypeError as problem:
+            raise InputError(f"experiments.toml, {entry.get('id')!r}: {problem}") from None
+        if one.id in found:
+            raise InputError(f"experiments.toml has {one.id!r} twice")
+        found[one.id] = one
+    return found
+
+
+def find(name: str) -> Experiment:
+    if name not in experiments():
+        raise InputError(f"there is no experiment {name!r}; --list shows all")
+    return experiments()[name]
+
+
+def protocols() -> dict[str, int]:
+    return tomllib.loads((HERE / "protocols.toml").read_text(encoding="utf-8"))["protocols"]
+
+
+def measures_of(experiment: Experiment) -> list[str]:
+    """The scores that its table shows or a claim reads."""
+    judged = [claim for paper in PAPERS for claim in read_claims(paper) if claim["experiment"] == experiment.id]
+    scores = [claim[name] for claim in judged for name in ("score", "matched") if name in claim]
+    return list(dict.fromkeys([*experiment.columns, *scores]))
+
+
+def settings_of(place: str) -> Any:
+    """What decides a result beside the command: a toml file of the project, or "module:NAME", a plain constant."""
+    module, _, name = place.partition(":")
+    if name:
+        return getattr(importlib.import_module(module), name)
+    return tomllib.loads((ROOT / place).read_text(encoding="utf-8"))
+
+
+def digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def fingerprint(experiment: Experiment) -> dict[str, Any]:
+    """All that its rows depend on."""
+    from common.picturebook.hashes import data_hash, weights_hash
+
+    known = protocols()
+    return {
+        "commands": experiment.commands,
+        "settings": {place: digest(settings_of(place)) for place in experiment.settings},
+        "weights": weights_hash(),
+        "drawing": data_hash(),
+        "protocols": {name: known.get(name, 1) for name in measures_of(experiment)},
+    }
+
+
+def differing(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What changed between two fingerprints, in words. A measure that was not asked for then is no change."""
+    found = [name for name in ("commands", "weights", "drawing") if before.get(name) != now[name]]
+    for name in ("settings", "protocols"):
+        then = before.get(name, {})
+        lacking = name == "settings"
+        found += [f"{name} of {key}" for key, value in now[name].items()
+                  if (key in then or lacking) and then.get(key) != value]  # fmt: skip
+    return found
+
+
+def state(experiment: Experiment) -> tuple[str, str]:
+    """(fresh, stale or not run; what is stale about it)."""
+    if not experiment.kept.is_file() or not experiment.about.is_file():
+        return MISSING, ""
+    changed = differing(read_object(experiment.about).get("fingerprint", {}), fingerprint(experiment))
+    return (STALE, ", ".join(changed)) if changed else (FRESH, "")
+
+
+def fresh_rows(name: str) -> list[dict]:
+    """The kept rows of an experiment if they are of the present world, else none."""
+    experiment = experiments().get(name)
+    if experiment is None or state(experiment)[0] != FRESH:
+        return []
+    return read_rows(experiment.kept)

@@ -1,0 +1,97 @@
+"""What was found, in sentences: the verdict on the claim that is told first, and otherwise what was measured."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from common.claims import PAPERS
+from eval.claims import Finding, findings
+from eval.report.boards import as_printed, contestants, published_table, verdict_class
+from eval.report.measures import difference, find, mean_interval, measure
+from eval.tracks.track import Run, Track
+
+
+def claim_views(track: Track, run: Run) -> list[dict[str, Any]]:
+    """Every claim of the track as the page shows it, judged on the rows of one run."""
+    return [claim_view(found, f"claim-{track.name}-{number}")
+            for number, found in enumerate(findings(track.name, run.rows), start=1)]  # fmt: skip
+
+
+def claim_view(found: Finding, anchor: str) -> dict[str, Any]:
+    claim, column, gap = found.claim, found.measure, found.difference
+    allowed = f"no more than {claim.get('margin', 0) * column.factor:g} {column.gap_unit}".strip() + " worse"
+    rule = "better" if claim["rule"] == "better" else allowed
+    if "matched" in claim:
+        rule += f" at equal {measure(claim['matched']).label}"
+    return {
+        "anchor": anchor,
+        "claim": claim,
+        "column": column,
+        "rule": rule,
+        "published": published_pair(claim),
+        "text": f"{column.text(gap.mean, signed=True)} {column.gap_unit}".strip(),
+        "spread": column.span(gap.low, gap.high, signed=True),
+        "n": gap.n,
+        "subjects": gap.subjects,
+        "verdict": found.verdict,
+        "class": verdict_class(found.verdict),
+    }
+
+
+def published_pair(claim: dict) -> list[str] | None:
+    """The paper's (baseline, method) values of the claimed score, in the paper's units."""
+    if claim.get("published", "").partition(":")[0] not in PAPERS:  # nothing, or in the claim's own words
+        return None
+    table = published_table(claim["published"])
+    column = table["columns"].index(claim["score"].partition("/")[0])
+    rows = {row.get("method"): row["values"][column] for row in reversed(table["rows"])}  # of several the first: SD 1.5
+    return as_printed([rows[claim["baseline"]], rows[claim["method"]]])
+
+
+def headline(track: Track, run: Run, claims: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The sentence of the first screen."""
+    told = next((one for one in claims if one["claim"].get("headline") and one["n"]), None)
+    told = told or next((one for one in claims if one["n"] and "matched" not in one["claim"]), None)
+    if told is None:
+        return {"told": None, "sentence": measured(track, run)}
+    return {"told": told, "sentence": told["claim"]["claim"], "others": better_ones(track, run, told["claim"])}
+
+
+def better_ones(track: Track, run: Run, claim: dict) -> str:
+    """Who else beats the claim's baseline in its score, with an interval that excludes zero."""
+    column = measure(find(run.rows, claim["score"]) or claim["score"])
+    winners = []
+    for method, name in contestants(track, run).items():
+        if method not in (claim["baseline"], claim["method"]):
+            gap = difference(run.rows, column.key, method, claim["baseline"])
+            if gap.n > 1 and gap.excludes_zero and gap.mean * column.sign > 0:
+                winners.append(name)
+    shown = winners[:4] + ([f"{len(winners) - 4} more"] if len(winners) > 4 else [])
+    return f"Better than {track.methods[claim['baseline']]} in this: {listed(shown)}." if winners else ""
+
+
+def measured(track: Track, run: Run) -> str:
+    """What this run measured of the track's first score; a sentence without a verdict."""
+    key = next((key for key in (find(run.rows, name) for name in track.columns) if key), None)
+    if key is None:
+        return "Nothing could be scored."
+    column = measure(key)
+    means = {name: mean_interval(run.rows, key, method) for method, name in contestants(track, run).items()}
+    means = {name: found for name, found in means.items() if found.n}
+    ordered = sorted(means, key=lambda name: means[name].mean * (column.sign or 1), reverse=True)[:4]
+    values = [f"{name} {column.text(means[name].mean)}" + f" {column.unit}" * bool(column.unit) for name in ordered]
+    items = len({row["item"] for row in run.rows})
+    return f"{column.label} on {items} item{'' if items == 1 else 's'}: {listed(values)}."
+
+
+def listed(words: Sequence[str]) -> str:
+    return ", ".join(words[:-1]) + (" and " if len(words) > 1 else "") + words[-1] if words else ""
+
+
+def tally(claims: Sequence[dict[str, Any]]) -> str:
+    """How many claims have which verdict: "1 holds, 4 do not hold, 3 inconclusive"."""
+    told = {"holds": ("holds", "hold"), "fails": ("does not hold", "do not hold")}
+    counts = Counter(one["class"] for one in claims)
+    words = {kind: told.get(kind, (claim["verdict"],) * 2) for claim in claims for kind in [claim["class"]]}
+    return ", ".join(f"{counts[kind]} {words[kind][counts[kind] > 1]}" for kind in ("holds", "fails", "unsure")
+                     if counts[kind])  # fmt: skip

@@ -1,0 +1,195 @@
+"""Experiments as build products: run once, kept with what they depend on, fresh or stale, rendered and checked."""
+
+import importlib
+import shlex
+from dataclasses import replace
+
+import pytest
+
+from common.claims import PAPERS, read_claims
+from common.runs import InputError, read_object, read_rows, write_json
+from eval import claims, experiments, freshness, rendering
+from eval.freshness import FRESH, MISSING, STALE, Experiment, state
+from spdinv import options as spdinv_options
+
+FAKE = "tests.eval.fake_experiment"
+
+
+def entry(**changes):
+    given = {"id": "text_editing", "title": "A track", "question": "Which?", "commands": [FAKE], "n": 10, "minutes": 7,
+             "tier": 1, "columns": ["psnr/pie_official"], "quick": "--limit 2", "shards": True}  # fmt: skip
+    return Experiment(**given | changes)
+
+
+@pytest.fixture
+def world(monkeypatch, tmp_path):
+    """One fake experiment, weights and drawing that a test may change, and folders of its own."""
+    found = {"weights": "w1", "drawing": "d1"}
+    monkeypatch.setattr("common.picturebook.hashes.weights_hash", lambda: found["weights"])
+    monkeypatch.setattr("common.picturebook.hashes.data_hash", lambda: found["drawing"])
+    monkeypatch.setattr(freshness, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(freshness, "protocols", lambda: found.get("protocols", {}))
+    monkeypatch.setattr(rendering, "ASSETS", tmp_path / "assets")
+    listed = {"text_editing": entry()}
+    for module in (freshness, experiments, rendering):
+        monkeypatch.setattr(module, "experiments", lambda: listed)
+    return found, listed
+
+
+def run(tmp_path, *words):
+    return experiments.main([*words, "--output_dir", str(tmp_path / "work")])
+
+
+def test_a_run_is_kept_and_not_done_twice(world, tmp_path, capfd):
+    one = world[1]["text_editing"]
+    assert state(one)[0] == MISSING
+    run(tmp_path, "--run")
+    assert state(one)[0] == FRESH and len(read_rows(one.kept)) == 20 and "seen" not in read_rows(one.kept)[0]
+    about = read_object(one.about)
+    assert about["fingerprint"]["weights"] == "w1" and about["machine"] and about["minutes"] >= 0
+    assert FAKE in capfd.readouterr().out
+    run(tmp_path, "--run")
+    assert FAKE not in capfd.readouterr().out
+
+
+def test_what_rows_depend_on_makes_them_stale_and_nothing_else_does(world, tmp_path):
+    found, listed = world
+    run(tmp_path, "--run", "text_editing")
+    one = listed["text_editing"]
+    assert state(replace(one, title="Another title", question="?", minutes=9, methods=["spd+p2p"]))[0] == FRESH
+    for change, words in (({"weights": "w2"}, "weights"), ({"drawing": "d2"}, "drawing"),
+                          ({"protocols": {"psnr/pie_official": 2}}, "protocols of psnr/pie_official")):  # fmt: skip
+        before = dict(found)
+        found.update(change)
+        assert state(one) == (STALE, words) and freshness.fresh_rows("text_editing") == []
+        found.clear()
+        found.update(before)
+    assert state(replace(one, commands=[f"{FAKE} --limit 9"])) == (STALE, "commands")
+    assert state(replace(one, settings=["eval/protocols.toml"])) == (STALE, "settings of eval/protocols.toml")
+    assert len(freshness.fresh_rows("text_editing")) == 20
+
+
+def test_a_failing_command_keeps_nothing_and_the_others_run(world, tmp_path):
+    world[1].clear()
+    world[1].update(bad=entry(id="bad", commands=[f"{FAKE} --fail"]), good=entry(id="good"))
+    with pytest.raises(SystemExit) as stop:
+        run(tmp_path, "--run")
+    assert stop.value.code and state(world[1]["bad"])[0] == MISSING and state(world[1]["good"])[0] == FRESH
+
+
+def test_shards_are_gathered(world, tmp_path):
+    for part in ("1/2", "2/2"):
+        run(tmp_path, "--run", "text_editing", "--shard", part)
+        assert state(world[1]["text_editing"])[0] == MISSING
+    (place,) = (tmp_path / "work").glob("text_editing-*")
+    assert len(experiments.gathered(place / "rows.jsonl")) == 20
+
+
+def test_quick_keeps_nothing(world, tmp_path, capfd):
+    run(tmp_path, "--quick")
+    assert "text_editing: 4 rows" in capfd.readouterr().out and state(world[1]["text_editing"])[0] == MISSING
+
+
+# ---------------------------------------------------------------------------------------------------------- rendering
+
+
+def rows_of(scores):
+    return [{"method": method, "item": str(i), "seed": 0, "metrics": {"psnr/pie_official": value}}
+            for method, values in scores.items() for i, value in enumerate(values)]  # fmt: skip
+
+
+def test_a_table_is_of_common_items_with_references_apart_and_a_best_that_beats_all():
+    rows = rows_of({"truth": [60.0] * 12, "a": [20.0 + i for i in range(12)], "b": [22.0 + 1.01 * i for i in range(10)],
+                    "c": [50.0] * 4})  # fmt: skip
+    table = rendering.table_of(entry(references=["truth"]), rows)
+    assert [(line.method, line.n, line.reference) for line in table.lines] == [
+        ("truth", 12, True), ("a", 10, False), ("b", 10, False)]  # fmt: skip
+    assert table.left_out == {"c": 4} and table.best == {"psnr/pie_official": "b"}
+    text = rendering.markdown(rendering.grid_of(table))
+    assert "| *truth* | 12 | 60.0 |" in text and "| b | 10 | **26.5" in text and "24.5" in text  # a over ten items
+
+
+def test_pages_are_filled_checked_and_refused(world, tmp_path, monkeypatch):
+    page = tmp_path / "README.md"
+    page.write_text("Prose.\n<!-- results: text_editing -->\n<!-- end -->\nMore.\n"
+                    "<!-- results: text_editing.verdicts -->\nold\n<!-- end -->\n")  # fmt: skip
+    rendering.render(tmp_path)
+    assert "*Not run yet:* `python -m eval.experiments --run text_editing` *(about 7 minutes).*" in page.read_text()
+    run(tmp_path, "--run")
+    assert rendering.differing(tmp_path) == [page]
+    rendering.render(tmp_path)
+    text = page.read_text()
+    assert text.startswith("Prose.\n") and "More." in text and "\nold\n" not in text
+    assert "weights w1, drawing d1" in text
+    assert "| SPDInv keeps the background better" in text and "holds" in text and rendering.differing(tmp_path) == []
+    page.write_text(text.replace("| 10 |", "| 11 |", 1))  # somebody types a number by hand
+    assert rendering.differing(tmp_path) == [page]
+    world[0]["weights"] = "w2"
+    assert "Kept rows are of another state (weights)" in rendering.rendered(page)
+    for wrong in ("<!-- results: nothing -->\n<!-- end -->\n", "<!-- results: text_editing -->\n",
+                  "<!-- results: claims:nobody -->\n<!-- end -->\n"):  # fmt: skip
+        page.write_text(wrong)
+        with pytest.raises(InputError, match="results: "):
+            rendering.rendered(page)
+
+
+def test_rows_made_elsewhere_stand_under_their_own_heading(world, tmp_path):
+    folder = tmp_path / "sd15"
+    folder.mkdir()
+    experiments.start(entry(), folder, [])
+    run(tmp_path, "--import", str(folder), "--as", "text_editing", "--label", "SD 1.5, 700 pictures")
+    text = rendering.body("text_editing", tmp_path)
+    assert "Not run yet" in text and "**Run elsewhere: SD 1.5, 700 pictures** (dataset PIE-Bench, gpu a card" in text
+    with pytest.raises(SystemExit):
+        run(tmp_path, "--import", str(folder))
+
+
+def test_tables_are_exported(world, tmp_path):
+    run(tmp_path, "--run")
+    run(tmp_path, "--export", str(tmp_path / "out"))
+    csv, tex = ((tmp_path / "out" / f"text_editing.{suffix}").read_text() for suffix in ("csv", "tex"))
+    assert csv.splitlines()[1].startswith('spd+p2p,10,"24.5 [') and r"\begin{tabular}{lrr}" in tex and r"\\" in tex
+    assert (tmp_path / "out" / "claims.csv").read_text().count("\n") > 50
+
+
+# ----------------------------------------------------------------------------------------------- what the project has
+
+
+def test_the_readmes_are_what_the_rows_say():
+    assert rendering.differing() == []
+
+
+@pytest.mark.parametrize("name", freshness.experiments())
+def test_every_command_is_one_that_its_script_takes(name, tmp_path):
+    one = freshness.experiments()[name]
+    if "spdinv" in one.commands[0] and "exact" not in spdinv_options.INVERSION_NAMES:
+        pytest.skip("needs the exact inversion")
+    for more in ("", one.quick):
+        for words in experiments.command_lines(one, tmp_path / "out", shlex.split(more)):
+            module = importlib.import_module(words[2])
+            at = words.index("--output_dir")
+            module.parse([*words[3:at], *words[at:]] if "--train_args" not in words else words[3 : words.index(
+                "--train_args")])  # fmt: skip
+    assert all(freshness.digest(freshness.settings_of(place)) for place in one.settings)
+
+
+def test_every_claim_rests_on_an_experiment_and_every_page_has_known_markers():
+    known = freshness.experiments()
+    assert {claim["experiment"] for paper in PAPERS for claim in read_claims(paper)} <= known.keys()
+    assert sum(one.minutes for one in known.values() if one.tier == 1) <= 20 * 60
+    for path in rendering.readmes():
+        rendering.rendered(path)
+    assert sum(claims.counts(claims.ledger("spdinv")).values()) == len(read_claims("spdinv"))
+
+
+def test_a_wrong_entry_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(freshness, "HERE", tmp_path)
+    (tmp_path / "experiments.toml").write_text('[[experiment]]\nid = "x"\ntitel = "y"\n')
+    with pytest.raises(InputError, match="experiments.toml, 'x'"):
+        freshness.experiments.__wrapped__()
+    with pytest.raises(InputError, match="no experiment 'nothing'"):
+        freshness.find("nothing")
+    write_json(tmp_path / "config.json", {})
+    for words in (["--run", "nothing"], ["--import", "/nowhere", "--as", "text_editing"], [], ["--shard", "1/2"]):
+        with pytest.raises(SystemExit):
+            experiments.main(words)

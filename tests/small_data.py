@@ -1,0 +1,61 @@
+"""Data sets and encoders in miniature, in the published layouts."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from common.data import EditItem, write_pie_bench
+from common.files import write_json
+
+CAPTIONS = [
+    ("a [red] cat on grass", "a [blue] cat on grass", "6", ("red", "blue")),
+    ("a dog in the [snow]", "a dog in the [night sky]", "8", None),
+    ("a [small] car", "a [big] car", "0", ("zebra", "big")),  # a word that its prompt lacks
+]
+
+
+def write_pie_encoders(folder: Path) -> Path:
+    """Copies of the encoders of PIE-Bench, small and random."""
+    from tests.tiny_encoders import write_encoders, write_trunk
+
+    write_encoders(folder)
+    (folder / "clip").rename(folder / "clip-vit-large-patch14")
+    (folder / "dino").rename(folder / "dino-vitb8")
+    write_trunk("squeeze", folder / "squeezenet1_1-b8a52dc0.pth")
+    return folder
+
+
+def write_benchmark(folder: Path) -> Path:
+    """A PIE-Bench folder of three noise pictures of 64 pixels, with true edits; the second may change everywhere."""
+    rng, items = np.random.default_rng(0), []
+    for number, (source, target, kind, words) in enumerate(CAPTIONS):
+        for name in ("annotation_images", "truth"):
+            (folder / name).mkdir(exist_ok=True, parents=True)
+            picture = Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8))
+            picture.save(folder / name / f"{number}.png")
+        mask = (0, 64 * 64) if kind == "8" else (10 * 64, 20 * 64)  # start, length
+        path, extras = folder / "annotation_images" / f"{number}.png", {"truth_path": f"truth/{number}.png"}
+        items.append(EditItem(f"{number:012d}", path, source, target, "", kind, words, mask, (64, 64), extras=extras))
+    write_pie_bench(folder, items)
+    return folder
+
+
+def write_pairs(folder: Path) -> Path:
+    """A folder of three exemplar pairs of 64 pixels, one with two exemplars."""
+    from tests.tiny_encoders import pictures
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, picture in enumerate(pictures(6, 64)):
+        pixels = (picture.permute(1, 2, 0) * 255).round().byte().numpy()
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    line = np.clip((np.arange(64) / 64 - 0.25) * 5, 0, 1)  # white from 0.45 on
+    for name, grey in (("a", line), ("b", line[::-1])):
+        Image.fromarray((255 * grey[None].repeat(64, 0)).astype(np.uint8)).save(folder / f"{name}.png")
+    entries = [
+        {"name": "p0", "source": "0.png", "exemplars": ["1.png"], "edit_maps": ["a.png"]},
+        {"name": "p1", "source": "2.png", "exemplars": ["3.png"], "edit_maps": ["b.png"]},
+        {"name": "p2", "source": "4.png", "exemplars": ["5.png", "1.png"], "edit_maps": ["a.png", "b.png"]},
+    ]
+    write_json(folder / "pairs.json", entries)
+    return folder

@@ -1,0 +1,168 @@
+"""Wrong inputs to every script: one sentence, exit code 2, no traceback, no model asked for, nothing left behind."""
+
+import importlib
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from common import files, model_files, runs
+
+ROOT = files.ROOT
+SCRIPTS = sorted(
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for top in ("common", "eval", "image_inpaint", "lipschitz_personalize", "pixels", "spdinv", "svdiff")
+    for path in (ROOT / top).rglob("*.py")
+    if "\n@script\n" in path.read_text(encoding="utf-8")
+)
+NO_NUMBERS = ("nan", "inf", "-inf", "1e23", "-1e23", "9" * 30, "one", "", "0x10", "1,5")
+
+
+class Captured(Exception):
+    """Carries the parser of a script out of its main()."""
+
+
+def main_of(script):
+    return importlib.import_module(script).main
+
+
+@pytest.fixture(scope="module")
+def parsers():
+    """The parser of every script, as it stands when its arguments are parsed."""
+    found, before = {}, runs._Parser.parse_args
+
+    def capture(self, args=None, namespace=None):
+        raise Captured(self)
+
+    runs._Parser.parse_args = capture
+    try:
+        for script in SCRIPTS:
+            with pytest.raises(Captured) as caught:
+                main_of(script)([])
+            found[script] = caught.value.args[0]
+    finally:
+        runs._Parser.parse_args = before
+    return found
+
+
+@pytest.fixture(autouse=True)
+def nothing_heavy(tmp_path, monkeypatch):
+    """An empty folder to be in, and no model to be had but those that do not exist."""
+    find = model_files.find_folder
+
+    def refuse(name, *args, **kwargs):
+        if Path(name).exists() or name == "picturebook":
+            raise AssertionError(f"the model {name} was asked for before the input was refused")
+        return find(name, *args, **kwargs)
+
+    for module in ("common.model_files", "common.pipelines"):
+        monkeypatch.setattr(f"{module}.find_folder", refuse)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv(files.CACHE_VARIABLE, str(tmp_path / "here" / "cache"))
+
+
+def refusal(script, argv, capsys):
+    """What is wrong with the way a script refuses its arguments, or None; and the sentence that it says."""
+    capsys.readouterr()
+    before = sorted(os.listdir("."))
+    try:
+        main_of(script)([str(word) for word in argv])
+    except SystemExit as stop:
+        code = stop.code
+    except BaseException as problem:
+        return f"{type(problem).__name__}: {problem}", ""
+    else:
+        return "it ran", ""
+    said = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("picturebook preset")]
+    if code != 2:
+        return f"exit code {code}", " ".join(said)
+    if len(said) != 1 or not said[0].startswith("error: "):
+        return f"it says {said}", " ".join(said)
+    if sorted(os.listdir(".")) != before:
+        return f"it left {sorted(set(os.listdir('.')) - set(before))}", said[0]
+    return None, said[0]
+
+
+def flags_of(parser):
+    return [action for action in parser._actions if action.option_strings and action.dest != "help"]
+
+
+def test_every_script_is_found():
+    assert len(SCRIPTS) >= 25 and {"spdinv.infer", "svdiff.train", "pixels.eval", "eval.compare"} <= set(SCRIPTS)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_numbers_out_of_their_bounds(script, parsers, capsys):
+    wrong = []
+    for action in flags_of(parsers[script]):
+        flag = action.option_strings[0]
+        if action.type in (int, float):
+            if action.choices is None:
+                wrong.append(f"{flag} has no bounds: common.flags.number gives them")
+            continue
+        if not (bounds := getattr(action.type, "bounds", None)):
+            continue
+        kind, low, high = bounds
+        assert np.isfinite(high), flag
+        outside = [str(high + 1)] + ([str(low - 1)] if np.isfinite(low) else []) + (["1.5"] if kind is int else [])
+        for value in (*NO_NUMBERS, *outside):
+            count = action.nargs if isinstance(action.nargs, int) else 1
+            words = [f"{flag}={value}"] if count == 1 else [flag, *[value] * count]
+            problem, said = refusal(script, words, capsys)
+            if problem or flag not in said and not said.startswith("error: argument"):
+                wrong.append(f"{' '.join(words)}: {problem or said}")
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_flags_that_do_not_exist(script, parsers, capsys):
+    flag = flags_of(parsers[script])[0].option_strings[0]
+    needed = [word for action in parsers[script]._actions if action.required for word in (*action.option_strings, "x")]
+    problem, said = refusal(script, [*needed, flag + "x", "1"], capsys)
+    assert problem is None and f"did you mean {flag}?" in said
+    problem, said = refusal(script, [*needed, "--zzzzzz"], capsys)
+    assert problem is None and "unknown argument --zzzzzz" in said
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_output_folders_that_cannot_be(script, parsers, capsys, tmp_path):
+    if not any("--output_dir" in action.option_strings for action in flags_of(parsers[script])):
+        pytest.skip("writes no folder")
+    (tmp_path / "file").write_text("mine")
+    needed = [word for action in parsers[script]._actions if action.required for word in (*action.option_strings, "x")]
+    for place in (tmp_path / "file", tmp_path / "file" / "inside", "/proc/none/such", "a\0b", "x" * 300):
+        problem, said = refusal(script, [*needed, f"--output_dir={place}"], capsys)
+        assert problem is None and "--output_dir" in said, (place, problem, said)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_devices_that_are_not_there(script, parsers, capsys):
+    if not any("--device" in action.option_strings for action in flags_of(parsers[script])):
+        pytest.skip("has no device")
+    for device in ("abacus", "cuda:99", *(() if torch.cuda.is_available() else ("cuda",))):
+        problem, said = refusal(script, ["--device", device], capsys)
+        assert problem is None and ("device" in said), (device, problem, said)
+
+
+# Flags that name what is read. What they name is not there.
+READS = ("_path", "_dir", "_file", "dataset", "trained_dir", "lora", "adapter", "pretrained_model_name_or_path",
+         "spectral_shifts", "concepts_list", "triples", "maps", "answers", "encoders")  # fmt: skip
+WRITES = ("output_dir", "basis_dir", "class_data_dir")
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_files_that_are_not_there(script, parsers, capsys):
+    wrong = []
+    for action in flags_of(parsers[script]):
+        if action.type is not None or action.choices or action.nargs == 0 or action.dest in WRITES:
+            continue
+        if action.dest.endswith(READS):
+            words = [action.option_strings[0], "./no/such/place.png"]
+            problem, said = refusal(script, words, capsys)
+            if problem:
+                wrong.append(f"{' '.join(words)}: {problem}")
+    assert not wrong, "\n".join(wrong)
