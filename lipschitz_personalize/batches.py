@@ -18,13 +18,15 @@ CLASS_SEED = 2**62  # added to the seed: class pictures come in an order of thei
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """Pictures of one kind with their prompt. conditioning, latents: where they can be made once, else None."""
+    """Pictures of one kind with their prompt. conditioning, latents: where they can be made once, else None. masked:
+    the loss is Custom Diffusion's, inside of a mask; augmented: which the augmentation makes smaller than the picture."""
 
     pictures: list[Tensor]
     prompt: str
     seed: int
     conditioning: Conditioning | None
     latents: Tensor | None
+    masked: bool
     augmented: bool
 
 
@@ -40,11 +42,12 @@ class Batch:
 
 def sources(pipe, args: argparse.Namespace, paths: list[Path], trains_text: bool) -> list[Source]:
     """The subject's pictures, and with prior preservation the class pictures of --class_data_dir."""
-    found = [(paths, args.instance_prompt, args.seed, args.parameter_space == "custom_diffusion" and args.augment)]
+    found = [(paths, args.instance_prompt, args.seed, args.parameter_space == "custom_diffusion")]
     if args.with_prior_preservation:
         found.append((args.class_data_dir, args.class_prompt, (args.seed + CLASS_SEED) % 2**63, False))
     made = []
-    for place, prompt, seed, augmented in found:
+    for place, prompt, seed, masked in found:
+        augmented = masked and args.augment
         pictures = load_pictures(place, args.resolution, squash=args.squash or augmented)
         latents = None
         if args.cache_latents and not augmented:
@@ -53,7 +56,7 @@ def sources(pipe, args: argparse.Namespace, paths: list[Path], trains_text: bool
             latents = torch.cat([encode_pictures(pipe, *pair) for pair in zip(squares, generators, strict=True)])
         with torch.no_grad():
             cond = None if trains_text else encode_text(pipe, [prompt], args.resolution)
-        made.append(Source(pictures, prompt, seed, cond, latents, augmented))
+        made.append(Source(pictures, prompt, seed, cond, latents, masked, augmented))
     return made
 
 
@@ -81,6 +84,8 @@ def next_batch(
                 mask = torch.stack([inside for _, inside, _ in changed]).to(pipe.device)
                 prompts = [prefix + prompt for (_, _, prefix), prompt in zip(changed, prompts, strict=True)]
             latents.append(encode_pictures(pipe, pictures, generator))
+        if source.masked and mask is None:  # the same loss without augmentation: all of the picture counts
+            mask = torch.ones_like(latents[-1][:, :1])
         if source.conditioning is not None and prompts == [source.prompt] * len(indices):
             conds.append(source.conditioning[[0] * len(indices)])
         else:
