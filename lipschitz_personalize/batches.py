@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from common.images import list_pictures
 from common.pipelines import Conditioning
 from common.runs import InputError
 from common.training import generate_class_pictures, load_pictures, picture_batch, picture_indices, step_generator
@@ -19,8 +20,9 @@ CLASS_SEED = 2**62  # added to the seed: class pictures come in an order of thei
 @dataclass(frozen=True, eq=False)
 class Source:
     """Pictures of one kind with their prompt. conditioning, latents: where they can be made once, else None. masked:
-    the loss is Custom Diffusion's, inside of a mask; augmented: which the augmentation makes smaller than the picture."""
+    the loss is Custom Diffusion's, inside of a mask; augmented: that mask may be smaller than the picture."""
 
+    paths: list[Path]
     pictures: list[Tensor]
     prompt: str
     seed: int
@@ -44,11 +46,12 @@ def sources(pipe, args: argparse.Namespace, paths: list[Path], trains_text: bool
     """The subject's pictures, and with prior preservation the class pictures of --class_data_dir."""
     found = [(paths, args.instance_prompt, args.seed, args.parameter_space == "custom_diffusion")]
     if args.with_prior_preservation:
-        found.append((args.class_data_dir, args.class_prompt, (args.seed + CLASS_SEED) % 2**63, False))
+        theirs = list_pictures(args.class_data_dir)
+        found.append((theirs, args.class_prompt, (args.seed + CLASS_SEED) % 2**63, False))
     made = []
-    for place, prompt, seed, masked in found:
+    for paths, prompt, seed, masked in found:
         augmented = masked and args.augment
-        pictures = load_pictures(place, args.resolution, squash=args.squash or augmented)
+        pictures = load_pictures(paths, args.resolution, squash=args.squash or augmented)
         latents = None
         if args.cache_latents and not augmented:
             generators = [step_generator(seed, number, 1) for number in range(len(pictures))]
@@ -56,7 +59,7 @@ def sources(pipe, args: argparse.Namespace, paths: list[Path], trains_text: bool
             latents = torch.cat([encode_pictures(pipe, *pair) for pair in zip(squares, generators, strict=True)])
         with torch.no_grad():
             cond = None if trains_text else encode_text(pipe, [prompt], args.resolution)
-        made.append(Source(pictures, prompt, seed, cond, latents, masked, augmented))
+        made.append(Source(paths, pictures, prompt, seed, cond, latents, masked, augmented))
     return made
 
 
@@ -96,8 +99,6 @@ def next_batch(
 def use_picturebook_subject(args: argparse.Namespace) -> list[Path]:
     """The subject's pictures; without --instance_data_dir the first subject of the picturebook's validation split,
     whose prompts are filled in where none were given."""
-    from common.images import list_pictures
-
     if args.instance_data_dir:
         return list_pictures(args.instance_data_dir)
     from common.data import read_subjects

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from common.flags import is_picturebook_folder, number
-from common.runs import InputError, make_parser
+from common.runs import InputError, check_file_name, make_parser
 from common.training_flags import add_subject_flags, add_training_flags, parse_training, set_defaults
 
 CONVENTIONS = ("mean_sum", "sum", "lora_factors", "function")
@@ -161,8 +161,8 @@ def check(args: argparse.Namespace) -> None:
         )
     word = args.modifier_token
     if args.parameter_space == "custom_diffusion" and args.backbone != "sd3":
-        if not word or set(word) & set("/\\\0 "):
-            raise InputError(f"--modifier_token {word!r} names a file: give a word without spaces and slashes")
+        if " " in check_file_name(word, "--modifier_token"):
+            raise InputError(f"--modifier_token {word!r} is more than one word; leave the spaces out")
         if args.instance_prompt and word not in args.instance_prompt:
             raise InputError(f"--instance_prompt has to hold --modifier_token {word}, the word that is trained")
     if args.cache_latents and (args.random_flip or not (args.squash or args.center_crop)):

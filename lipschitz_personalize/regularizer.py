@@ -64,7 +64,7 @@ class Regularizer:
                     tensor.grad.add_(self._base(name), alpha=-pull)
 
     def adam_groups(self) -> list[dict]:
-        """Parameter groups for torch.optim.Adam, whose own weight decay w adds w theta_i to the gradient: with w = 2 c_i
+        """Parameter groups for torch.optim.Adam, whose own weight decay w adds w theta_i to the gradient: at w = 2 c_i
         that is the penalty's part 2 c_i theta_i, and `add_gradient` leaves it out from now on.
 
         The same steps as without, for an optimiser that neither clips nor decays (the published full fine-tuning).

@@ -11,7 +11,7 @@ import json
 import sys
 from pathlib import Path
 
-from common.runs import InputError, measure, script, write_config, write_json
+from common.runs import InputError, measure, progress, script, write_config, write_json
 from lipschitz_personalize import options
 
 LOOKS, INERT = 20, 0.01  # how often a training measures its penalty, and the share of the gradient that is too little
@@ -109,7 +109,6 @@ def train(args: argparse.Namespace) -> None:
     from functools import partial
 
     import torch
-    from tqdm import tqdm
 
     from common import training
     from common.images import grid, save_png
@@ -134,7 +133,7 @@ def train(args: argparse.Namespace) -> None:
     process, processes, scaler = accelerator.process_index, accelerator.num_processes, accelerator.scaler
     optimizer, schedule = optimizer_of(args, list(space.parameters.values()), regularizer, processes)
     optimizer = accelerator.prepare(optimizer)
-    who = training.identity(args, base=base)
+    who = training.identity(args, [path for source in given for path in source.paths], base=base)
     losses: list[float] = []
     start = training.resume_training(args, space.parameters, optimizer, schedule, who, scaler, losses)
 
@@ -145,9 +144,8 @@ def train(args: argparse.Namespace) -> None:
         regularizer.add_gradient()
 
     micros, last = args.gradient_accumulation_steps, args.max_train_steps
-    bar = tqdm(range(start, last), "training", disable=None if accelerator.is_main_process else True)
     with measure() as cost:
-        for step in bar:
+        for step in progress(range(start, last), "training", shown=accelerator.is_main_process):
             parts = []
             for micro in range(micros):
                 generator = training.step_generator(args.seed, step, micro, process)
@@ -159,9 +157,7 @@ def train(args: argparse.Namespace) -> None:
             more = partial(pull, step) if regularizer else None
             losses.append(training.update(accelerator, optimizer, schedule, parts, args.max_grad_norm, step, more))
 
-            seen = looks[-1] if looks else {}
-            bar.set_postfix(loss=f"{losses[-1]:.4f}", **{name: f"{value:.2g}" for name, value in seen.items()})
-            accelerator.log({"loss": losses[-1], "lr": schedule.get_last_lr()[0], **seen}, step)
+            accelerator.log({"loss": losses[-1], "lr": schedule.get_last_lr()[0], **(looks[-1] if looks else {})}, step)
             if accelerator.is_main_process and (step + 1) % args.checkpointing_steps == 0 and step + 1 < last:
                 training.save_training(args, step + 1, space.parameters, optimizer, schedule, who, scaler, losses)
             if accelerator.is_main_process and args.validation_prompt and (step + 1) % args.validation_steps == 0:
@@ -193,8 +189,9 @@ def finish(output: Path, space, regularizer, losses: list[float], looks: list[di
         **costs,
     }
     write_json(output / "metrics.json", metrics)
-    print(f"{len(losses)} steps in {costs['seconds']:.0f} s; weights and pictures in {output}, see "
-          f"{output / 'grid.png'}")  # fmt: skip
+    penalty = f", penalty {metrics['penalty']:.3g} (up to {share:.0%} of the gradient)" if regularizer else ""
+    print(f"{len(losses)} steps in {costs['seconds']:.0f} s, loss {metrics['loss']:.3g}{penalty}; weights and pictures "
+          f"in {output}, see {output / 'grid.png'}")  # fmt: skip
 
 
 if __name__ == "__main__":
