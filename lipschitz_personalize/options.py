@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from common.files import check_file_name
 from common.flags import is_picturebook_folder, number
-from common.runs import InputError, check_file_name, make_parser
+from common.runs import InputError, make_parser
 from common.training_flags import add_subject_flags, add_training_flags, parse_training, set_defaults
 
 CONVENTIONS = ("mean_sum", "sum", "lora_factors", "function")
@@ -107,6 +108,16 @@ def training_parser() -> argparse.ArgumentParser:
     add_training_flags(parser, output_dir="outputs/lipschitz_personalize/train", max_train_steps=1000, seed=2025)
     add_subject_flags(parser, num_class_images=200)
     return parser
+
+
+def plain_trainer(parser: argparse.ArgumentParser) -> None:
+    """To a parser of another method's own flags: what lipschitz_personalize.train.train needs beside them, penalty,
+    augmentation and caches being off."""
+    add = parser.add_argument_group("sampling").add_argument
+    add("--guidance_scale", type=number(float, 0), default=7.5, help="of class and validation pictures")
+    add("--num_inference_steps", type=number(int, 1, 1000), default=50, help="of class and validation pictures")
+    parser.set_defaults(l2_reg_weight=0.0, squash=False, cache_latents=False, precondition_outputs=True, augment=False,
+                        mask_loss="mean")  # fmt: skip
 
 
 def layer_weight(text: str) -> tuple[str, float]:

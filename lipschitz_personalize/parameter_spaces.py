@@ -44,7 +44,7 @@ def check_folder(folder: Path, args: argparse.Namespace) -> None:
     own = {"full": {backbone}, "custom_diffusion": {CUSTOM_DIFFUSION_FILE} | words, "lora": {LORA_FILE}}
     names = ("unet", "transformer", CUSTOM_DIFFUSION_FILE, LORA_FILE)
     for place in [*(folder / name for name in names), *sorted(folder.glob("*.safetensors"))]:  # words come last
-        if place.exists() and place.name not in own[args.parameter_space]:
+        if place.exists() and place.name not in own.get(args.parameter_space, {"learned_embeds.safetensors"}):
             raise InputError(f"{folder} holds {place.name} of another training, which this one would leave there; "
                              "remove it, or take another --output_dir")  # fmt: skip
 

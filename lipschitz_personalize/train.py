@@ -18,15 +18,15 @@ LOOKS, INERT = 20, 0.01  # how often a training measures its penalty, and the sh
 
 
 def load(args: argparse.Namespace, device):
-    """The frozen pipeline. Full fine-tuning computes in float32 (under autocast); the others keep what they do not
-    train in --mixed_precision, as diffusers' scripts do."""
+    """The frozen pipeline. Custom Diffusion and LoRA keep what they do not train in --mixed_precision, as diffusers'
+    scripts do; otherwise weights are float32 (under autocast)."""
     import torch
     from diffusers.models.attention_processor import AttnProcessor
 
     from lipschitz_personalize.objectives import backbone_of, load_backbone
 
     half = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[args.mixed_precision]
-    dtype = torch.float32 if args.parameter_space == "full" else half
+    dtype = half if args.parameter_space in ("custom_diffusion", "lora") else torch.float32
     pipe = load_backbone(args.pretrained_model_name_or_path, device, dtype)
     if backbone_of(pipe) != args.backbone:
         raise InputError(f"{args.pretrained_model_name_or_path} is of the kind {backbone_of(pipe)}, and the defaults "
@@ -104,8 +104,8 @@ def main(argv: list[str] | None = None) -> None:
     train(args)
 
 
-def train(args: argparse.Namespace) -> None:
-    """Alg. 1, from the flags to the files in --output_dir."""
+def train(args: argparse.Namespace, space_of=prepare) -> None:
+    """Alg. 1, from the flags to the files in --output_dir. space_of(pipe, args): what is trained."""
     from functools import partial
 
     import torch
@@ -125,7 +125,7 @@ def train(args: argparse.Namespace) -> None:
     batches.check_resolution(pipe, args)
     base = training.fingerprint(network(pipe).state_dict())
     class_seconds = batches.ensure_class_pictures(pipe, args, accelerator)
-    space = prepare(pipe, args)
+    space = space_of(pipe, args)
     given = batches.sources(pipe, args, paths, space.trains_text)
     regularizer, looks = penalty(pipe, args, space), []
     if args.gradient_checkpointing:
