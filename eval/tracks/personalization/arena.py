@@ -22,6 +22,7 @@ from common.data import Subject, read_subjects
 from common.files import append_row, read_object, read_rows, write_json
 from common.flags import is_picturebook_folder, weights_of
 from common.images import save_png
+from common.picturebook import benchmarks
 from common.picturebook.scenes import KINDS
 from common.runs import InputError, measure, progress, write_config
 from common.training import step_generator
@@ -53,6 +54,7 @@ class Arena:
     settings: dict[str, dict[str, Any]]
     eyes: scoring.Eyes
     rows_name: str = "rows.jsonl"
+    truths: Path | None = None  # true pictures of every prompt, where there are any
     calm: dict[tuple, Any] = field(default_factory=dict)  # the base model, and its samples of held-out prompts
 
     @property
@@ -97,7 +99,9 @@ def prepare(args: argparse.Namespace, tuned: dict[str, dict] | None = None) -> t
             eyes = replace(eyes, classifier=None)
     how = protocol.Sampling(args.num_inference_steps, args.guidance_scale, args.images_per_prompt)
     part = f"-{args.shard.index}of{args.shard.count}" if args.shard else ""
-    arena = Arena(args, output, folder, classes, how, wanted, settings, eyes, f"rows{part}.jsonl")
+    ensure_truths = getattr(benchmarks, "ensure_truths", None)
+    truths = ensure_truths(args.split) if ensure_truths and dataset == "picturebook" else None
+    arena = Arena(args, output, folder, classes, how, wanted, settings, eyes, f"rows{part}.jsonl", truths)
     if any(arena.missing(subject, seed) for subject in subjects for seed in args.seeds):
         arena.base()  # a model that is not there is reported before anything is written
     write_config(output, config)
@@ -168,7 +172,8 @@ def run_variant(
     templates = protocol.prompts_of(arena.dataset, subject)
     called = subject.class_name if method.names_class else ""
     pictures = protocol.sample_subject(pipe, templates, method.token, called, seed, arena.how)
-    metrics, seen = scoring.subject_scores(pictures, templates, subject, references, arena.eyes)
+    truths = scoring.read_truths(arena.truths, subject, len(templates)) if arena.truths else None
+    metrics, seen = scoring.subject_scores(pictures, templates, subject, references, arena.eyes, truths)
     if not method.needs:
         metrics |= drift_of(arena, pipe, subject, seed, trained=bool(method.script))
     if method.script:
