@@ -39,6 +39,12 @@ class Method:
     paper: str = "baselines"
     needs: str = ""
 
+    @property
+    def family(self) -> str:
+        """What the page can filter by."""
+        space = {"custom_diffusion": "Custom Diffusion", "lora": "LoRA"}.get(self.flags.get("parameter_space"))
+        return space or ("DreamBooth" if self.paper == "lipschitz_personalize" else "others")
+
     def own_flags(self, model: str) -> dict[str, Any]:
         """The flags that make the script this method; on real models with the baselines' own recipes, which the
         trainer's defaults, those of the penalty, are not."""

@@ -9,9 +9,9 @@ from common.flags import is_picturebook_folder
 from common.runs import read_json, write_json
 from eval.tracks.personalization import methods, options
 from eval.tracks.personalization.arena import REAL, prepare, read_all_rows, run_subject
-from eval.tracks.personalization.pareto import draw_pareto
-from eval.tracks.personalization.variants import tuned_settings
-from eval.tracks.track import Figure, Item, Picture, Run, Track, date_of, earlier_results
+from eval.tracks.personalization.matched import curve_of
+from eval.tracks.personalization.variants import CURVE_TITLES, tuned_settings
+from eval.tracks.track import Item, Picture, Run, Track, date_of, earlier_results
 
 NAME = "personalization"
 QUICK = ["dreambooth", "dreambooth+penalty"]  # what eval.compare trains by itself, on one subject: a minute each
@@ -19,9 +19,10 @@ REFERENCES = (REAL, "base")  # shown apart: floor and ceiling
 FIRST = "dreambooth+prior"
 METHODS = {FIRST: methods.METHODS[FIRST].title, REAL: "Real pictures"}
 METHODS |= {name: method.title for name, method in methods.METHODS.items()}
+FRONTS = [("DINO/dreambench", score) for score in ("context", "CLIP-T/dreambench", "drift_score")]
 COLUMNS = [
-    "DINO/dreambench", "CLIP-I/dreambench", "identity", "context", "CLIP-T/dreambench", "diversity", "held_out",
-    "drift_score", "frechet_samples", "delta_theta_relative", "delta_eps_relative", "trainable_parameters",
+    "likeness", "context", "DINO/dreambench", "CLIP-T/dreambench", "held_out", "drift_score", "CLIP-I/dreambench",
+    "identity", "diversity", "frechet_samples", "delta_theta_relative", "delta_eps_relative", "trainable_parameters",
     "file_bytes", "seconds", "peak_memory_mb",
 ]  # fmt: skip
 ON_REAL = (
@@ -118,7 +119,10 @@ def track_of(output: Path, subjects: list[Subject], dataset: Path, settings: arg
         },
         published="lipschitz_personalize:2",
         notes=[*NOTES, TUNED[bool(tuned_settings())]],
-        figures=figures(output, largest),
+        references=REFERENCES,
+        families={name: method.family for name, method in methods.METHODS.items()},
+        fronts=FRONTS,
+        curves=curves(largest.rows),
         time_of="training",
         keep=settings.curves != [] or settings.methods != QUICK,
     )
@@ -133,15 +137,10 @@ def means(rows: list[dict], method: str) -> dict[str, dict[str, float]]:
     return {key: {"mean": i.mean, "low": i.low, "high": i.high, "n": i.n} for key, i in found.items()}
 
 
-def figures(output: Path, run: Run) -> list[Figure]:
-    path = draw_pareto(output / "pareto.png", run.rows, METHODS)
-    if path is None:
-        return []
-    caption = (
-        f"Points: methods, with 95 % intervals ({run.label}). Lines: one knob turned in three steps; at the same DINO "
-        "the higher line is the better one where the axis says so, and the lower one for drift."
-    )
-    return [Figure("Fidelity against prompt adherence and drift", path, caption)]
+def curves(rows: list[dict]) -> dict[str, list[str]]:
+    """Title -> the points of each curve that has rows, in the order of its knob."""
+    found = {title: [method for _, method in curve_of(rows, name)] for name, title in CURVE_TITLES.items()}
+    return {title: points for title, points in found.items() if len(points) > 1}
 
 
 def items_of(output: Path, subjects: list[Subject], dataset: Path, rows: list[dict], seed: int) -> list[Item]:
