@@ -346,7 +346,7 @@ def test_print_config_resolves_published_settings_without_a_model(capsys):
         (["--backbone", "sdxl", "--parameter_space", "full"], "give --backbone sd"),
         (["--resolution", "33"], "no multiple of this model's 4"),
         (["--with_prior_preservation"], "needs --class_prompt"),
-        (["--learning_rate", "1e30", "--max_train_steps", "3", "--l2_reg_weight", "0"], "lower --learning_rate"),
+        (["--learning_rate", "1e6", "--max_train_steps", "9", "--l2_reg_weight", "0"], "lower --learning_rate"),
         (["--pretrained_model_name_or_path", "/nowhere"], "No folder /nowhere"),
         (["--resume_from_checkpoint", "checkpoint-7"], "is no checkpoint"),
     ],
