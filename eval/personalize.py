@@ -16,12 +16,13 @@ from dataclasses import replace
 
 from common.flags import Shard
 from common.runs import script
-from eval.tracks.personalization import options, variants
+from eval.tracks.personalization import variants
+from eval.tracks.personalization.options import parse
 
 
 @script
 def main(argv: list[str] | None = None) -> None:
-    args = options.parse(argv)
+    args = parse(argv)
     if args.print_config:
         _, _, whole = variants.plan(args)
         arena = {name: value for name, value in vars(args).items() if name != "print_config"}

@@ -17,6 +17,7 @@ GATE_LEAK of the pictures, or as many class words are lost. Claims: lipschitz_pe
 """
 
 import argparse
+import json
 import math
 import shutil
 import tomllib
@@ -26,13 +27,14 @@ from pathlib import Path
 
 from common.files import append_row, atomic_path
 from common.flags import Shard, check_writable, number, shard, weights_of
-from common.runs import make_parser, script, write_config
+from common.runs import InputError, make_parser, script, write_config
 from eval.tracks.personalization.methods import METHODS
 
 RATES, PRIORS, LAMBDAS = (1e-4, 3e-4, 1e-3), (0.3, 1.0, 3.0), (5.0, 50.0, 500.0)
-STEPS = (50, 100, 150, 200, 300)
+STEPS = (50, 100, 200, 300)
 STRENGTHS = (0.25, 0.5, 0.75)  # of the way from the base to the plain weights
 ARMS = ("plain", "prior", "penalty", "interpolation", "random")
+METHOD_OF = {"plain": "dreambooth", "prior": "dreambooth+prior", "penalty": "dreambooth+penalty"}
 GATE_LIKENESS, GATE_LEAK = 0.5, 0.3
 CHOICE = Path(__file__).parents[2] / "tuning" / "lawn.toml"
 OTHERS = 4  # further things of the subject's class, in other colours
@@ -53,7 +55,7 @@ class Setting:
 
     @property
     def method(self) -> str:
-        return {"prior": "dreambooth+prior", "penalty": "dreambooth+penalty"}.get(self.arm, "dreambooth")
+        return METHOD_OF[self.arm]
 
     @property
     def flags(self) -> dict[str, float]:
@@ -77,8 +79,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--limit", type=number(int, 1), help="subjects; by default three of validation, eight of test")
     add("--steps", nargs="+", type=number(int, 1), default=list(STEPS), help="points along every run")
     add("--seeds", nargs="+", type=number(int, 0, 10**6), default=[0], help="trainings per subject and setting")
-    add("--images_per_prompt", type=number(int, 1, 1000), default=2, help="pictures of each prompt")
-    add("--num_inference_steps", type=number(int, 1, 1000), default=25, help="of sampling")
+    add("--images_per_prompt", type=number(int, 1, 1000), default=1, help="pictures of each prompt")
+    add("--num_inference_steps", type=number(int, 1, 1000), default=15, help="of sampling")
     add("--guidance_scale", type=number(float, 0), default=7.5, help="of sampling")
     add("--pretrained_model_name_or_path", default="picturebook", help="picturebook, or a folder with its marker")
     add("--output_dir", default="outputs/lawn", help="folder for rows and pictures; what is done is kept")
@@ -221,7 +223,7 @@ def rows_of(args, setting: Setting, subject, seed: int, data: Data, eyes, how, p
     for arm, name, at, pipe in points_of(setting, args.steps, args.arms, args.device, folders, model):
         metrics = score(pipe, method.token, subject, data, eyes, how, seed)
         yield about | {"method": name, "arm": arm, "rate": setting.rate, "weight": setting.weight, "at": at,
-                       "curves": {f"{arm} {setting.rate:g} {setting.weight:g}": at}, "metrics": metrics}  # fmt: skip
+                       "curves": curves_of(arm, setting, at, args), "metrics": metrics}  # fmt: skip
     yield about | {"method": f"{setting.name} all", "metrics": {}}
     shutil.rmtree(place, ignore_errors=True)
 
@@ -245,8 +247,9 @@ def gate(rows: list[dict]) -> tuple[bool, str]:
     return worst[1] >= GATE_LEAK, f"{worst[2]}: likeness {worst[0]:.2f}, leaked or class lost {worst[1]:.2f}"
 
 
-def choose(rows: list[dict]) -> dict[str, dict[str, float]]:
-    """arm -> rate and weight of the run whose best point is best: the harmonic mean of likeness, context and class."""
+def choose(rows: list[dict]) -> dict[str, dict]:
+    """arm -> rate and weight of the run whose best point is best, the harmonic mean of likeness, context and class;
+    and "free", the better of what costs nothing: stopping early at the best rate, or interpolating."""
     best: dict[str, tuple[float, dict]] = {}
     for name in dict.fromkeys(row["method"] for row in rows):
         own = [row for row in rows if row["method"] == name]
@@ -255,29 +258,59 @@ def choose(rows: list[dict]) -> dict[str, dict[str, float]]:
         value = 3 / sum(1 / mean for mean in means) if min(means) > 0 else 0.0
         if value > best.get(own[0]["arm"], (-1.0, {}))[0]:
             best[own[0]["arm"]] = value, {key: own[0][key] for key in ("rate", "weight")}
-    return {arm: chosen for arm, (_, chosen) in best.items()}
+    free = [(best[arm][0], arm) for arm in ("plain", "interpolation") if arm in best]
+    found = {arm: chosen for arm, (_, chosen) in best.items()}
+    return found | ({"free": {"arm": max(free)[1], **found[max(free)[1]]}} if free else {})
 
 
-def write_choice(path: Path, chosen: dict[str, dict[str, float]], subjects: int) -> None:
+def read_choice(args: argparse.Namespace) -> dict[str, dict]:
+    """What validation has chosen. InputError where it was not run, unless plain DreamBooth alone is wanted."""
+    if CHOICE.is_file():
+        return tomllib.loads(CHOICE.read_text(encoding="utf-8"))
+    if set(args.arms) == {"plain"}:
+        return {}
+    raise InputError(f"{CHOICE} is not there: --split validation writes it, with all arms")
+
+
+def curves_of(arm: str, setting: Setting, at: float, args: argparse.Namespace) -> dict[str, float]:
+    """Of which curves (matched.py) a point is, and where: of its arm's if it was chosen, and of the free rival's. The
+    weights at the end of plain training end the interpolation, too. None on the validation split."""
+    if args.split == "validation":
+        return {}
+    chosen, found = read_choice(args), {}
+    places = {arm: at} | ({"interpolation": 1.0} if arm == "plain" and at == max(args.steps) else {})
+    for name, place in places.items():
+        own = {"rate": setting.rate, "weight": setting.weight}
+        if chosen.get(name) == own:
+            found[name] = place
+        if chosen.get("free") == {"arm": name, **own}:
+            found["free"] = place
+    return found
+
+
+def write_choice(path: Path, chosen: dict[str, dict], subjects: int) -> None:
     lines = [f"# Of each arm the run with the best point on {subjects} validation subjects; written by",
              "# python -m eval.tracks.personalization.lawn --split validation"]  # fmt: skip
     for arm, values in chosen.items():
-        lines += ["", f"[{arm}]", *(f"{name} = {value!r}" for name, value in values.items())]
+        lines += ["", f"[{arm}]", *(f"{name} = {json.dumps(value)}" for name, value in values.items())]
     with atomic_path(path) as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def chosen_settings(args: argparse.Namespace) -> list[Setting]:
     """The trainings of the test split: plain at all rates, of which the free rivals are made, and each arm's chosen."""
-    chosen = tomllib.loads(CHOICE.read_text(encoding="utf-8"))
-    mine = {arm: Setting(arm, **values) for arm, values in chosen.items()}
+    mine = {arm: Setting(arm, **values) for arm, values in read_choice(args).items() if arm in METHOD_OF}
     return [one for one in settings_of(args.arms) if one.arm == "plain" or one == mine.get(one.arm)]
 
 
 def table(rows: list[dict]) -> str:
+    """The points' own scores, without DreamBench's."""
     from common.tables import by_method, score_table
 
-    return score_table(by_method([row | {"item": row["item"]} for row in rows]), "subjects")
+    shown = ("likeness", "context", "leak", "class_kept", "class_likeness")
+    short = [row | {"metrics": {key: value for key, value in row["metrics"].items() if key.partition(" (")[0] in shown}}
+             for row in rows]  # fmt: skip
+    return score_table(by_method(short), "subjects")
 
 
 @script

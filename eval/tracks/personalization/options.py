@@ -87,9 +87,6 @@ def check(args: argparse.Namespace, on_picturebook: bool) -> None:
         return
     if args.subjects_dir and args.dataset != "picturebook":
         raise InputError("--subjects_dir and --dataset are two sources of subjects; leave one out")
-    if args.subjects_dir and on_picturebook:
-        print("the picturebook is a drawn world of 64 pixels; for photographs give --pretrained_model_name_or_path",
-              file=sys.stderr)  # fmt: skip
     if args.subjects_dir and not Path(args.subjects_dir).is_dir():
         raise InputError(f"--subjects_dir {args.subjects_dir} is no folder; give one with a folder for each subject")
     if args.dataset != "picturebook" and not (Path(args.dataset) / "prompts_and_classes.txt").is_file():
@@ -98,3 +95,6 @@ def check(args: argparse.Namespace, on_picturebook: bool) -> None:
         raise InputError(f"{lacking[0]} needs weights trained for Stable Diffusion 1.5; give "
                          "--pretrained_model_name_or_path, or leave it out")  # fmt: skip
     check_writable(Path(args.output_dir))
+    if args.subjects_dir and on_picturebook:
+        print("the picturebook is a drawn world of 64 pixels; for photographs give --pretrained_model_name_or_path",
+              file=sys.stderr)  # fmt: skip

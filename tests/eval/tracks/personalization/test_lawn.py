@@ -81,17 +81,34 @@ def test_the_gate_wants_the_failure_where_the_subject_is_learned():
     assert not lawn.gate(subjects)[0]  # in the mean over subjects
 
 
-def test_an_arms_choice_is_the_run_with_the_best_balanced_point(tmp_path):
+def test_an_arms_choice_is_the_run_with_the_best_balanced_point(tmp_path, monkeypatch):
     rows = [
         row("penalty", "low @100", 0.9, 0.1, 0, 1.0, weight=5.0),
         row("penalty", "high @100", 0.6, 0.8, 0, 1.0, weight=50.0),
         row("penalty", "high @50", 0.0, 1.0, 0, 1.0, weight=50.0),
         row("prior", "prior @50", 0.5, 0.5, 0, 0.5),
     ]
+    rows += [row("plain", "plain @50", 0.5, 0.5, 0, 0.4), row("interpolation", "i @0.5", 0.5, 0.5, 0, 0.5, rate=3e-4)]
     chosen = lawn.choose(rows)
-    assert chosen == {"penalty": {"rate": 1e-3, "weight": 50.0}, "prior": {"rate": 1e-3, "weight": 0.0}}
+    assert chosen == {
+        "penalty": {"rate": 1e-3, "weight": 50.0}, "prior": {"rate": 1e-3, "weight": 0.0},
+        "plain": {"rate": 1e-3, "weight": 0.0}, "interpolation": {"rate": 3e-4, "weight": 0.0},
+        "free": {"arm": "interpolation", "rate": 3e-4, "weight": 0.0},
+    }  # fmt: skip
     lawn.write_choice(tmp_path / "lawn.toml", chosen, 3)
     assert lawn.tomllib.loads((tmp_path / "lawn.toml").read_text()) == chosen
+    monkeypatch.setattr(lawn, "CHOICE", tmp_path / "lawn.toml")
+    args = SimpleNamespace(split="test", steps=[50, 100], arms=list(lawn.ARMS))
+    where = lambda arm, rate, at, weight=0.0: lawn.curves_of(arm, lawn.Setting(arm, rate, weight), at, args)  # noqa: E731
+    assert where("plain", 1e-3, 50) == {"plain": 50} and where("plain", 1e-4, 50) == {}
+    assert where("plain", 3e-4, 100) == {"interpolation": 1.0, "free": 1.0}  # its end is the interpolation's
+    assert where("interpolation", 3e-4, 0.5) == {"interpolation": 0.5, "free": 0.5}
+    assert where("penalty", 1e-3, 100, 50.0) == {"penalty": 100} and where("penalty", 1e-3, 100, 5.0) == {}
+    args.split = "validation"
+    assert where("plain", 1e-3, 50) == {}
+    monkeypatch.setattr(lawn, "CHOICE", tmp_path / "none.toml")
+    with pytest.raises(InputError, match="--split validation writes it"):
+        lawn.read_choice(args)
 
 
 def test_every_arm_gets_the_same_rates_and_the_free_ones_need_no_training():
