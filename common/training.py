@@ -217,15 +217,16 @@ def make_accelerator(args: argparse.Namespace, name: str):
     return accelerator
 
 
-def make_optimizer(parameters: Iterable, args: argparse.Namespace, processes: int = 1):
-    """(AdamW, learning rate schedule). parameters: tensors, or groups {"params", "lr"} with rates of their own.
+def make_optimizer(parameters: Iterable, args: argparse.Namespace, processes: int = 1, kind=torch.optim.AdamW):
+    """(optimiser, learning rate schedule). parameters: tensors, or groups {"params", "lr"} with rates of their own.
+    kind: torch.optim.AdamW, or Adam, whose weight decay goes through its moments.
 
     The schedule is to be stepped once per optimiser step, on every process.
     """
     from diffusers.optimization import get_scheduler
 
-    optimizer = torch.optim.AdamW(parameters, args.learning_rate, (args.adam_beta1, args.adam_beta2),
-                                  args.adam_epsilon, args.adam_weight_decay, fused=True)  # fmt: skip
+    betas = args.adam_beta1, args.adam_beta2
+    optimizer = kind(parameters, args.learning_rate, betas, args.adam_epsilon, args.adam_weight_decay, fused=True)
     if args.scale_lr:
         for group in optimizer.param_groups:
             group["lr"] *= args.gradient_accumulation_steps * args.train_batch_size * processes

@@ -7,24 +7,32 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from common.images import list_pictures
 from common.pipelines import Conditioning
 from common.runs import InputError
 from common.training import generate_class_pictures, load_pictures, picture_batch, picture_indices, step_generator
 from lipschitz_personalize.augmentation import augment
 from lipschitz_personalize.objectives import backbone_of, encode_pictures, encode_text, network, resolution_of
 
+TOKEN = "sks"  # the rare word that names the picturebook's subject
 CLASS_SEED = 2**62  # added to the seed: class pictures come in an order of their own
 
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """Pictures of one kind with their prompt. conditioning, latents: where they can be made once, else None."""
+    """Pictures of one kind with their prompts, of which each picture of a batch gets one at random.
 
+    conditioning, latents: where they can be made once, else None. masked: the loss is Custom Diffusion's, inside of a
+    mask; augmented: that mask may be smaller than the picture.
+    """
+
+    paths: list[Path]
     pictures: list[Tensor]
-    prompt: str
+    prompts: list[str]
     seed: int
     conditioning: Conditioning | None
     latents: Tensor | None
+    masked: bool
     augmented: bool
 
 
@@ -40,20 +48,23 @@ class Batch:
 
 def sources(pipe, args: argparse.Namespace, paths: list[Path], trains_text: bool) -> list[Source]:
     """The subject's pictures, and with prior preservation the class pictures of --class_data_dir."""
-    found = [(paths, args.instance_prompt, args.seed, args.parameter_space == "custom_diffusion" and args.augment)]
+    own_prompts = getattr(args, "instance_prompts", None) or [args.instance_prompt]  # several: Textual Inversion
+    found = [(paths, own_prompts, args.seed, args.parameter_space == "custom_diffusion")]
     if args.with_prior_preservation:
-        found.append((args.class_data_dir, args.class_prompt, (args.seed + CLASS_SEED) % 2**63, False))
+        theirs = list_pictures(args.class_data_dir)
+        found.append((theirs, [args.class_prompt], (args.seed + CLASS_SEED) % 2**63, False))
     made = []
-    for place, prompt, seed, augmented in found:
-        pictures = load_pictures(place, args.resolution, squash=args.squash or augmented)
+    for paths, prompts, seed, masked in found:
+        augmented = masked and args.augment
+        pictures = load_pictures(paths, args.resolution, squash=args.squash or augmented)
         latents = None
         if args.cache_latents and not augmented:
             generators = [step_generator(seed, number, 1) for number in range(len(pictures))]
             squares = [cut(args, pictures, [number], generator) for number, generator in enumerate(generators)]
             latents = torch.cat([encode_pictures(pipe, *pair) for pair in zip(squares, generators, strict=True)])
         with torch.no_grad():
-            cond = None if trains_text else encode_text(pipe, [prompt], args.resolution)
-        made.append(Source(pictures, prompt, seed, cond, latents, augmented))
+            cond = None if trains_text or len(prompts) > 1 else encode_text(pipe, prompts, args.resolution)
+        made.append(Source(paths, pictures, prompts, seed, cond, latents, masked, augmented))
     return made
 
 
@@ -70,7 +81,7 @@ def next_batch(
     for source in given:
         indices = picture_indices(len(source.pictures), args.train_batch_size, source.seed, step, micro,
                                   args.gradient_accumulation_steps, process, processes)  # fmt: skip
-        prompts = [source.prompt] * len(indices)
+        prefixes = [""] * len(indices)
         if source.latents is not None:
             latents.append(source.latents[indices])
         else:
@@ -79,27 +90,32 @@ def next_batch(
                 changed = [augment(picture, pipe.vae_scale_factor, generator) for picture in pictures]
                 pictures = torch.stack([picture for picture, _, _ in changed])
                 mask = torch.stack([inside for _, inside, _ in changed]).to(pipe.device)
-                prompts = [prefix + prompt for (_, _, prefix), prompt in zip(changed, prompts, strict=True)]
+                prefixes = [prefix for _, _, prefix in changed]
             latents.append(encode_pictures(pipe, pictures, generator))
-        if source.conditioning is not None and prompts == [source.prompt] * len(indices):
+        if source.masked and mask is None:  # the same loss without augmentation: all of the picture counts
+            mask = torch.ones_like(latents[-1][:, :1])
+        if source.conditioning is not None and not any(prefixes):
             conds.append(source.conditioning[[0] * len(indices)])
-        else:
-            conds.append(encode_text(pipe, prompts, args.resolution))
+            continue
+        told = source.prompts * len(indices)
+        if len(source.prompts) > 1:
+            picked = torch.randint(len(source.prompts), (len(indices),), generator=generator)
+            told = [source.prompts[place] for place in picked]
+        told = [prefix + prompt for prefix, prompt in zip(prefixes, told, strict=True)]
+        conds.append(encode_text(pipe, told, args.resolution))
     return Batch(torch.cat(latents), Conditioning.cat(*conds), mask, len(latents[0]))
 
 
 def use_picturebook_subject(args: argparse.Namespace) -> list[Path]:
     """The subject's pictures; without --instance_data_dir the first subject of the picturebook's validation split,
     whose prompts are filled in where none were given."""
-    from common.images import list_pictures
-
     if args.instance_data_dir:
         return list_pictures(args.instance_data_dir)
     from common.data import read_subjects
     from common.picturebook.benchmarks import ensure_subjects
 
     subject = read_subjects(ensure_subjects("validation"))[0]
-    token = args.modifier_token if args.parameter_space == "custom_diffusion" else "sks"
+    token = args.modifier_token if args.parameter_space == "custom_diffusion" else TOKEN
     args.instance_data_dir = str(subject.paths[0].parent)
     args.instance_prompt = args.instance_prompt or f"a {token} {subject.class_name}"
     args.class_prompt = args.class_prompt or f"a {subject.class_name}"

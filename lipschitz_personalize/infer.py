@@ -34,7 +34,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="share of the way from the base weights: W + s (W' - W)",
     )
     add("--compare_base", action=argparse.BooleanOptionalAction, default=True, help="draw the base model's beside them")
-    add("--drift", action="store_true", help="measure how far weights and predictions are from the base model's")
     add("--mixed_precision", choices=("no", "fp16", "bf16"), default="no", help="number format of the networks")
     add("--device", help="cpu, cuda, cuda:1, ...; a GPU if there is one by default")
     add("--seed", type=number(int, 0, 2**63 - 1), default=2025, help="of the noise (released: 2025)")
@@ -67,7 +66,6 @@ def main(argv: list[str] | None = None) -> None:
     from common.training import draw_pictures, step_generator
     from lipschitz_personalize.loading import load_trained
     from lipschitz_personalize.objectives import load_backbone
-    from lipschitz_personalize.reproduction.drift import measure_drift
 
     trained = read_json(Path(args.trained_dir) / "config.json")
     if not {"parameter_space", "backbone", "instance_prompt", "resolution"} <= trained.keys():
@@ -81,9 +79,7 @@ def main(argv: list[str] | None = None) -> None:
     args.resolution = args.resolution or trained["resolution"]
     dtype = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[args.mixed_precision]
     pipe = load_trained(args.trained_dir, args.pretrained_model_name_or_path, args.device, args.strength, dtype)
-    base = None
-    if args.compare_base or args.drift:
-        base = load_backbone(args.pretrained_model_name_or_path, args.device, dtype)
+    base = load_backbone(args.pretrained_model_name_or_path, args.device, dtype) if args.compare_base else None
 
     def draw(one, number: int, prompt: str) -> list:
         generators = [step_generator(args.seed, number, picture) for picture in range(args.num_images)]
@@ -100,13 +96,9 @@ def main(argv: list[str] | None = None) -> None:
             if args.compare_base:
                 rows.append(draw(base, number, prompt))
                 labels.append(f"base: {prompt}")
-    metrics = {"seconds": cost.seconds, "peak_memory_mb": cost.peak_memory_mb}
-    if args.drift:
-        metrics |= measure_drift(pipe, base, ratios=True)
-        print("\n".join(f"{name:35} {value:.4g}" for name, value in metrics.items()))
     save_png(Path(args.output_dir) / "grid.png", grid(rows, labels))
     write_config(args.output_dir, args)
-    write_json(Path(args.output_dir) / "metrics.json", metrics)
+    write_json(Path(args.output_dir) / "metrics.json", {"seconds": cost.seconds, "peak_memory_mb": cost.peak_memory_mb})
     print(f"{cost.seconds:.0f} s; pictures in {args.output_dir}, see {Path(args.output_dir) / 'grid.png'}")
 
 

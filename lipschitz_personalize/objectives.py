@@ -172,6 +172,17 @@ def predict(pipe, z: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
     return net(z, t, encoder_hidden_states=cond.embeds, added_cond_kwargs=cond.added, return_dict=False)[0]
 
 
+def denoising_loss(pipe, batch, args, generator: torch.Generator) -> Tensor:
+    """The first term of Alg. 1 on a batch (batches.Batch), with prior preservation DreamBooth's second too: []."""
+    noisy = add_noise(pipe, batch.latents, generator, args.precondition_outputs)  # z_t and eps, at a random t
+    prediction = predict(pipe, noisy.z, noisy.t, batch.cond)  # eps_theta(z_t, t, c)
+    error = squared_error(prediction, noisy, batch.mask, args.mask_loss == "sum")  # ||eps - eps_theta(z_t, t, c)||^2
+    loss = error[: batch.instances].mean()
+    if args.with_prior_preservation:
+        loss = loss + args.prior_loss_weight * error[batch.instances :].mean()  # the class pictures
+    return loss
+
+
 def squared_error(prediction: Tensor, noisy: Noisy, mask: Tensor | None = None, sum_channels: bool = False) -> Tensor:
     """The loss of each picture [B]: the mean squared error; of the first b pictures that inside of mask [b,1,h,w].
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from common.files import check_file_name
 from common.flags import is_picturebook_folder, number
 from common.runs import InputError, make_parser
 from common.training_flags import add_subject_flags, add_training_flags, parse_training, set_defaults
@@ -109,6 +110,16 @@ def training_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def plain_trainer(parser: argparse.ArgumentParser) -> None:
+    """To a parser of another method's own flags: what lipschitz_personalize.train.train needs beside them, penalty,
+    augmentation and caches being off."""
+    add = parser.add_argument_group("sampling").add_argument
+    add("--guidance_scale", type=number(float, 0), default=7.5, help="of class and validation pictures")
+    add("--num_inference_steps", type=number(int, 1, 1000), default=50, help="of class and validation pictures")
+    parser.set_defaults(l2_reg_weight=0.0, squash=False, cache_latents=False, precondition_outputs=True, augment=False,
+                        mask_loss="mean")  # fmt: skip
+
+
 def layer_weight(text: str) -> tuple[str, float]:
     """An argparse type: REGEX=FACTOR."""
     pattern, equals, factor = text.rpartition("=")
@@ -161,8 +172,8 @@ def check(args: argparse.Namespace) -> None:
         )
     word = args.modifier_token
     if args.parameter_space == "custom_diffusion" and args.backbone != "sd3":
-        if not word or set(word) & set("/\\\0 "):
-            raise InputError(f"--modifier_token {word!r} names a file: give a word without spaces and slashes")
+        if " " in check_file_name(word, "--modifier_token"):
+            raise InputError(f"--modifier_token {word!r} is more than one word; leave the spaces out")
         if args.instance_prompt and word not in args.instance_prompt:
             raise InputError(f"--instance_prompt has to hold --modifier_token {word}, the word that is trained")
     if args.cache_latents and (args.random_flip or not (args.squash or args.center_crop)):

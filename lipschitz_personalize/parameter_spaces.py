@@ -39,12 +39,16 @@ class Space:
 
 def check_folder(folder: Path, args: argparse.Namespace) -> None:
     """Raises InputError if a folder holds weights that this training would leave there: a reader would mix them up."""
-    backbone = "transformer" if args.backbone == "sd3" else "unet"
-    words = set() if args.backbone == "sd3" else {f"{args.modifier_token}.safetensors"}
-    own = {"full": {backbone}, "custom_diffusion": {CUSTOM_DIFFUSION_FILE} | words, "lora": {LORA_FILE}}
+    own = {"learned_embeds.safetensors"}  # of Textual Inversion, whose loop this is too
+    if args.parameter_space == "full":
+        own = {"transformer" if args.backbone == "sd3" else "unet"}
+    elif args.parameter_space == "lora":
+        own = {LORA_FILE}
+    elif args.parameter_space == "custom_diffusion":
+        own = {CUSTOM_DIFFUSION_FILE} | ({f"{args.modifier_token}.safetensors"} if args.backbone != "sd3" else set())
     names = ("unet", "transformer", CUSTOM_DIFFUSION_FILE, LORA_FILE)
     for place in [*(folder / name for name in names), *sorted(folder.glob("*.safetensors"))]:  # words come last
-        if place.exists() and place.name not in own[args.parameter_space]:
+        if place.exists() and place.name not in own:
             raise InputError(f"{folder} holds {place.name} of another training, which this one would leave there; "
                              "remove it, or take another --output_dir")  # fmt: skip
 

@@ -8,23 +8,25 @@ With --l2_reg_weight 0 this is plain DreamBooth, Custom Diffusion or DreamBooth-
 
 import argparse
 import json
-import math
+import sys
 from pathlib import Path
 
-from common.runs import InputError, measure, script, write_config, write_json
+from common.runs import InputError, measure, progress, script, write_config, write_json
 from lipschitz_personalize import options
+
+LOOKS, INERT = 20, 0.01  # how often a training measures its penalty, and the share of the gradient that is too little
 
 
 def load(args: argparse.Namespace, device):
-    """The frozen pipeline. Full fine-tuning computes in float32 (under autocast); the others keep what they do not
-    train in --mixed_precision, as diffusers' scripts do."""
+    """The frozen pipeline. Custom Diffusion and LoRA keep what they do not train in --mixed_precision, as diffusers'
+    scripts do; otherwise weights are float32 (under autocast)."""
     import torch
     from diffusers.models.attention_processor import AttnProcessor
 
     from lipschitz_personalize.objectives import backbone_of, load_backbone
 
     half = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[args.mixed_precision]
-    dtype = torch.float32 if args.parameter_space == "full" else half
+    dtype = half if args.parameter_space in ("custom_diffusion", "lora") else torch.float32
     pipe = load_backbone(args.pretrained_model_name_or_path, device, dtype)
     if backbone_of(pipe) != args.backbone:
         raise InputError(f"{args.pretrained_model_name_or_path} is of the kind {backbone_of(pipe)}, and the defaults "
@@ -50,28 +52,26 @@ def penalty(pipe, args: argparse.Namespace, space):
     """The regulariser around the weights as they stand, or None where --l2_reg_weight is 0."""
     import torch
 
-    from common.training import step_generator
-    from lipschitz_personalize import objectives, regularizer
+    from lipschitz_personalize.layer_lambdas import factors_of
+    from lipschitz_personalize.regularizer import make_regularizer
 
     if args.l2_reg_weight == 0:
         return None
-    factors = regularizer.layer_factors(space.parameters, args.l2_layer_weights)
-    if args.l2_lipschitz:
-        prompt = args.instance_prompt if space.trains_text else args.class_prompt or args.instance_prompt
-
-        def output(share: float):
-            z, t = objectives.random_noisy(pipe, share, step_generator(args.seed, 0, 2, int(100 * share)))
-            return lambda: objectives.predict(pipe, z, t, objectives.encode_text(pipe, [prompt], args.resolution))
-
-        measured = regularizer.lipschitz_factors(
-            space.parameters, [output(share) for share in (0.1, 0.3, 0.5, 0.7, 0.9)], step_generator(args.seed, 0, 3),
-            args.l2_convention, space.counts,
-        )  # fmt: skip
-        factors = {name: factors[name] * measured[name] for name in factors}
-    return regularizer.make_regularizer(
-        space.parameters, args.l2_reg_weight, args.l2_convention, space.counts, factors, space.change,
-        getattr(torch, args.l2_base_dtype), "cpu" if args.l2_base_device == "cpu" else None,
+    return make_regularizer(
+        space.parameters, args.l2_reg_weight, args.l2_convention, space.counts, factors_of(pipe, args, space),
+        space.change, getattr(torch, args.l2_base_dtype), "cpu" if args.l2_base_device == "cpu" else None,
     )  # fmt: skip
+
+
+def optimizer_of(args: argparse.Namespace, weights: list, regularizer, processes: int):
+    """(optimiser, schedule). Where nothing is clipped or decayed, Adam's own decay is half of the penalty's work."""
+    import torch
+
+    from common.training import make_optimizer
+
+    if regularizer and not args.max_grad_norm and not args.adam_weight_decay:
+        return make_optimizer(regularizer.adam_groups(), args, processes, torch.optim.Adam)
+    return make_optimizer(weights, args, processes)
 
 
 def draw_grid(pipe, args: argparse.Namespace, paths: list[Path]):
@@ -101,17 +101,23 @@ def main(argv: list[str] | None = None) -> None:
     if args.print_config:
         print(json.dumps(vars(args), indent=2))
         return
+    train(args)
+
+
+def train(args: argparse.Namespace, space_of=prepare) -> None:
+    """Alg. 1, from the flags to the files in --output_dir. space_of(pipe, args): what is trained."""
+    from functools import partial
 
     import torch
-    from tqdm import tqdm
 
     from common import training
     from common.images import grid, save_png
     from lipschitz_personalize import batches
-    from lipschitz_personalize.objectives import add_noise, network, predict, squared_error
+    from lipschitz_personalize.objectives import denoising_loss, network
     from lipschitz_personalize.parameter_spaces import check_folder
 
-    check_folder(Path(args.output_dir), args)
+    output = Path(args.output_dir)
+    check_folder(output, args)
     accelerator = training.make_accelerator(args, "lipschitz_personalize")
     torch.manual_seed(args.seed)  # the first values of LoRA's factors
     paths = batches.use_picturebook_subject(args)
@@ -119,82 +125,73 @@ def main(argv: list[str] | None = None) -> None:
     batches.check_resolution(pipe, args)
     base = training.fingerprint(network(pipe).state_dict())
     class_seconds = batches.ensure_class_pictures(pipe, args, accelerator)
-    space = prepare(pipe, args)
-    weights = list(space.parameters.values())
+    space = space_of(pipe, args)
     given = batches.sources(pipe, args, paths, space.trains_text)
-    regularizer = penalty(pipe, args, space)
+    regularizer, looks = penalty(pipe, args, space), []
     if args.gradient_checkpointing:
         network(pipe).enable_gradient_checkpointing()
-    optimizer, schedule = training.make_optimizer(weights, args, accelerator.num_processes)
+    process, processes, scaler = accelerator.process_index, accelerator.num_processes, accelerator.scaler
+    optimizer, schedule = optimizer_of(args, list(space.parameters.values()), regularizer, processes)
     optimizer = accelerator.prepare(optimizer)
-    who = training.identity(args, base=base)
-    start = training.resume_training(args, space.parameters, optimizer, schedule, who, accelerator.scaler)
-    output = Path(args.output_dir)
-
+    who = training.identity(args, [path for source in given for path in source.paths], base=base)
     losses: list[float] = []
-    bar = tqdm(range(start, args.max_train_steps), "training", disable=None if accelerator.is_main_process else True)
+    start = training.resume_training(args, space.parameters, optimizer, schedule, who, scaler, losses)
+
+    def pull(step: int) -> None:
+        """Alg. 1: + lambda sum_i ||theta_i - theta_i^base||^2, by its gradient; now and then how much that is."""
+        if step % (1 + args.max_train_steps // LOOKS) == 0 or step + 1 == args.max_train_steps:
+            looks.append({"penalty": regularizer.value(), "penalty_share": regularizer.share()})
+        regularizer.add_gradient()
+
+    micros, last = args.gradient_accumulation_steps, args.max_train_steps
     with measure() as cost:
-        for step in bar:
-            loss_sum = 0.0
-            for micro in range(args.gradient_accumulation_steps):
-                process, processes = accelerator.process_index, accelerator.num_processes
+        for step in progress(range(start, last), "training", shown=accelerator.is_main_process):
+            parts = []
+            for micro in range(micros):
                 generator = training.step_generator(args.seed, step, micro, process)
                 batch = batches.next_batch(pipe, args, given, step, micro, process, processes, generator)
-                noisy = add_noise(pipe, batch.latents, generator, args.precondition_outputs)  # z_t, eps
                 with accelerator.autocast():
-                    prediction = predict(pipe, noisy.z, noisy.t, batch.cond)  # eps_theta(z_t, t, c)
-                sum_channels = args.mask_loss == "sum"
-                error = squared_error(prediction, noisy, batch.mask, sum_channels)  # Alg. 1: ||eps - eps_theta||^2
-                loss = error[: batch.instances].mean()
-                if args.with_prior_preservation:
-                    loss = loss + args.prior_loss_weight * error[batch.instances :].mean()
-                accelerator.backward(loss / args.gradient_accumulation_steps)
-                loss_sum += loss.item() / args.gradient_accumulation_steps
-            if not math.isfinite(loss_sum):
-                raise InputError(f"the loss is {loss_sum} at step {step}: lower --learning_rate or --l2_reg_weight")
-            if accelerator.num_processes > 1:
-                for tensor in weights:
-                    tensor.grad = accelerator.reduce(tensor.grad, "mean")
-            accelerator.unscale_gradients(optimizer)
-            if regularizer is not None:
-                regularizer.add_gradient()  # Alg. 1: + lambda sum_i ||theta_i - theta_i^base||^2, its gradient
-            if args.max_grad_norm:
-                torch.nn.utils.clip_grad_norm_(weights, args.max_grad_norm)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
+                    loss = denoising_loss(pipe, batch, args, generator)  # Alg. 1: ||eps - eps_theta(z_t, t, c)||^2
+                accelerator.backward(loss / micros)
+                parts.append(loss.detach())
+            more = partial(pull, step) if regularizer else None
+            losses.append(training.update(accelerator, optimizer, schedule, parts, args.max_grad_norm, step, more))
 
-            losses.append(loss_sum)
-            bar.set_postfix(loss=f"{loss_sum:.4f}")
-            accelerator.log({"loss": loss_sum, "lr": schedule.get_last_lr()[0]}, step)
-            if not accelerator.is_main_process:
-                continue
-            if (step + 1) % args.checkpointing_steps == 0 and step + 1 < args.max_train_steps:
-                training.save_training(args, step + 1, space.parameters, optimizer, schedule, who, accelerator.scaler)
-            if args.validation_prompt and (step + 1) % args.validation_steps == 0 and step + 1 < args.max_train_steps:
-                save_png(
-                    output / "validation" / f"{step + 1:06d}.png", grid([draw(pipe, args, args.validation_prompt)])
-                )
-
+            accelerator.log({"loss": losses[-1], "lr": schedule.get_last_lr()[0], **(looks[-1] if looks else {})}, step)
+            if accelerator.is_main_process and (step + 1) % args.checkpointing_steps == 0 and step + 1 < last:
+                training.save_training(args, step + 1, space.parameters, optimizer, schedule, who, scaler, losses)
+            if accelerator.is_main_process and args.validation_prompt and (step + 1) % args.validation_steps == 0:
+                picture = grid([draw(pipe, args, args.validation_prompt)])
+                save_png(output / "validation" / f"{step + 1:06d}.png", picture)
     accelerator.end_training()
-    if not accelerator.is_main_process:
-        return
-    if any(not tensor.isfinite().all() for tensor in weights):
-        raise InputError("the weights became NaN: lower --learning_rate or --l2_reg_weight")
-    space.save(output)
-    write_config(output, args, base_weights=base)
+    if accelerator.is_main_process:
+        training.check_finite(space.parameters)
+        space.save(output)
+        write_config(output, args, base_weights=base)
+        save_png(output / "grid.png", draw_grid(pipe, args, paths))
+        seconds = training.whole_seconds(cost.seconds, start, last)
+        costs = {"seconds": seconds, "class_seconds": class_seconds, "peak_memory_mb": cost.peak_memory_mb}
+        finish(output, space, regularizer, losses, looks, costs)
+
+
+def finish(output: Path, space, regularizer, losses: list[float], looks: list[dict], costs: dict[str, float]) -> None:
+    """metrics.json, and a word to the user."""
+    share = max((look["penalty_share"] for look in looks), default=0.0)
+    if regularizer and share < INERT:
+        print(f"the penalty was inert: its gradient was never more than {share:.1g} of the loss's; raise "
+              "--l2_reg_weight, or say --l2_reg_weight 0", file=sys.stderr)  # fmt: skip
     metrics = {
         "loss": sum(losses[-50:]) / max(1, len(losses[-50:])),
         "penalty": regularizer.value() if regularizer else 0.0,
-        "trainable_parameters": sum(tensor.numel() for tensor in weights),
+        "penalty_share": share,
+        "trainable_parameters": sum(tensor.numel() for tensor in space.parameters.values()),
         "file_bytes": sum(path.stat().st_size for path in output.rglob("*.safetensors")),
-        "seconds": training.whole_seconds(cost.seconds, start, args.max_train_steps),
-        "class_seconds": class_seconds,
-        "peak_memory_mb": cost.peak_memory_mb,
+        **costs,
     }
-    save_png(output / "grid.png", draw_grid(pipe, args, paths))
     write_json(output / "metrics.json", metrics)
-    print(f"{len(losses)} steps in {cost.seconds:.0f} s; weights and pictures in {output}, see {output / 'grid.png'}")
+    penalty = f", penalty {metrics['penalty']:.3g} (up to {share:.0%} of the gradient)" if regularizer else ""
+    print(f"{len(losses)} steps in {costs['seconds']:.0f} s, loss {metrics['loss']:.3g}{penalty}; weights and pictures "
+          f"in {output}, see {output / 'grid.png'}")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ class WithSubject:
 
 
 def load(folder: Path, model: str, device: str | None = None, name: str = HUB_ID):
-    """(pipeline shown the subject's first picture, ""). `model` is not used: the weights are its own."""
+    """The pipeline shown the subject's first picture. `model` is not used: the weights are its own."""
     from diffusers import BlipDiffusionPipeline
 
     about = read_json(Path(folder) / "reference.json")
@@ -49,4 +49,4 @@ def load(folder: Path, model: str, device: str | None = None, name: str = HUB_ID
     except Exception as problem:
         raise InputError(f"cannot load {name}: {one_line(problem)}") from None
     pipe = pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return WithSubject(pipe, load_image(about["pictures"][0]), about["class"]), ""
+    return WithSubject(pipe, load_image(about["pictures"][0]), about["class"])

@@ -33,7 +33,7 @@ class WithReference:
 
 
 def load(folder: Path, model: str, device: str | None = None, adapter: dict = ADAPTER):
-    """(pipeline shown the first picture, ""): prompts name the class alone. InputError without the weights."""
+    """The pipeline shown the first picture; prompts name the class alone. InputError without the weights."""
     picture = load_image(read_json(Path(folder) / "reference.json")["pictures"][0])
     pipe = load_pipeline(model, device)
     try:
@@ -41,4 +41,4 @@ def load(folder: Path, model: str, device: str | None = None, adapter: dict = AD
     except Exception as problem:  # the libraries raise all kinds where files are missing or do not fit
         raise InputError(f"cannot load IP-Adapter's weights for {model}: {one_line(problem)}") from None
     pipe.set_ip_adapter_scale(SCALE)
-    return WithReference(pipe, picture), ""
+    return WithReference(pipe, picture)

@@ -5,9 +5,11 @@
         --class_prompt "a photo of dog" --pretrained_model_name_or_path stable-diffusion-v1-5/stable-diffusion-v1-5
 
 Defaults as in the authors' scripts: four blocks, constrained (COFT, eps 6e-5), 6e-5, 2,005 steps, 200 class pictures.
+The loop is that of lipschitz_personalize.train without its penalty.
 """
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -17,12 +19,12 @@ if __package__ in (None, ""):  # python eval/baselines/oft.py
 from common.flags import number
 from common.runs import InputError, atomic_path, make_parser, script
 from common.training_flags import add_subject_flags, add_training_flags, parse_training
+from lipschitz_personalize.options import guess_backbone, plain_trainer
 
 PICTUREBOOK_PRESET = {"max_train_steps": 100, "learning_rate": 0.003, "coft": False, "train_batch_size": 2,
                       "num_class_images": 24}  # fmt: skip
 PROJECTIONS = ["to_q", "to_k", "to_v", "to_out.0"]  # of every attention layer
 ADAPTER = "oft"  # folder of the adapter inside --output_dir
-TOKEN = "qwe"
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -36,85 +38,35 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="peft's five-term series in place of the Cayley transform's inverse")  # fmt: skip
     add_training_flags(parser, output_dir="outputs/oft", max_train_steps=2005, learning_rate=6e-5)
     add_subject_flags(parser, with_prior_preservation=True, num_class_images=200)
+    plain_trainer(parser)
+    parser.set_defaults(parameter_space="oft")
     args = parse_training(parser, argv, PICTUREBOOK_PRESET)
-    if args.with_prior_preservation and args.class_data_dir is None:
-        args.class_data_dir = str(Path(args.output_dir) / "class_pictures")
+    args.backbone = guess_backbone(args.pretrained_model_name_or_path)
     return args
 
 
 @script
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
-    from eval.baselines import subject_training as shared
-
     if args.print_config:
-        return shared.print_config(args)
-    import torch
-    from tqdm import tqdm
+        print(json.dumps(vars(args), indent=2))
+        return
+    from lipschitz_personalize.train import train
 
-    from common import training
-    from common.pipelines import encode_prompt
-    from common.runs import measure
+    train(args, rotations)
 
-    shared.give_subject(args, f"a photo of {TOKEN} {{}}", "a photo of {}")
-    accelerator = training.make_accelerator(args, "oft")
-    with measure() as cost:
-        pipe, resolution = shared.load_frozen(args, accelerator.device)
-        prompts, sets = [args.instance_prompt], [training.load_pictures(args.instance_data_dir, resolution)]
-        if args.with_prior_preservation:
-            training.generate_class_pictures(
-                pipe, args.class_prompt, args.class_data_dir, args.num_class_images, resolution, args.sample_batch_size,
-                args.seed, accelerator.process_index, accelerator.num_processes,
-            )  # fmt: skip
-            accelerator.wait_for_everyone()
-            prompts.append(args.class_prompt)
-            sets.append(training.load_pictures(args.class_data_dir, resolution))
-        who = training.identity(args, base=training.fingerprint(pipe.unet.state_dict()))
-        unet = add_rotations(pipe.unet, args)
-        trained = {name: tensor for name, tensor in unet.named_parameters() if tensor.requires_grad}
-        optimizer, schedule = training.make_optimizer(trained.values(), args, accelerator.num_processes)
-        optimizer, scaler = accelerator.prepare(optimizer), accelerator.scaler
-        first = training.resume_training(args, trained, optimizer, schedule, who, scaler)
-        alpha_bar, kind = pipe.scheduler.alphas_cumprod, pipe.scheduler.config.prediction_type
-        with torch.no_grad():
-            conds = [encode_prompt(pipe, [prompt] * args.train_batch_size).embeds for prompt in prompts]
-        weights = (1.0, args.prior_loss_weight)
-        losses, micros = [], args.gradient_accumulation_steps
 
-        for step in tqdm(range(first, args.max_train_steps), "steps", disable=None):
-            total = 0.0
-            for micro in range(micros):
-                for which, (pictures, cond) in enumerate(zip(sets, conds, strict=True)):  # the subject, then its class
-                    x, generator = shared.batch_of(args, pictures, step, micro, accelerator, resolution, which)
-                    z_0, noise, t = shared.encoded(pipe, x, len(alpha_bar), generator)
-                    with accelerator.autocast():
-                        output = unet(training.noised(alpha_bar, z_0, noise, t), t, cond).sample
-                    wanted = training.target(kind, alpha_bar, z_0, noise, t)
-                    loss = weights[which] * ((output.float() - wanted) ** 2).mean() / micros
-                    accelerator.backward(loss)
-                    total += loss.item()
-            shared.check_finite(total, step)
-            losses.append(total)
-            accelerator.log({"loss": total}, step)
-            shared.average_gradients(accelerator, list(trained.values()))
-            if args.max_grad_norm:
-                accelerator.clip_grad_norm_(trained.values(), args.max_grad_norm)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
-            due = (step + 1) % args.checkpointing_steps == 0 and step + 1 < args.max_train_steps
-            if accelerator.is_main_process and due:
-                training.save_training(args, step + 1, trained, optimizer, schedule, who, scaler)
-            if accelerator.is_main_process and args.validation_prompt and (step + 1) % args.validation_steps == 0:
-                shared.validate(args, pipe, args.validation_prompt, f"validation-{step + 1}.png")
-    if accelerator.is_main_process:
-        with atomic_path(Path(args.output_dir) / ADAPTER) as temporary:
-            unet.save_pretrained(temporary)
-        count = sum(tensor.numel() for tensor in trained.values())
-        seconds = training.whole_seconds(cost.seconds, first, args.max_train_steps)
-        costs = {"seconds": seconds, "peak_memory_mb": cost.peak_memory_mb}
-        shared.finish(args, pipe, args.validation_prompt or prompts[0], losses, trainable_parameters=count, **costs)
-    accelerator.end_training()
+def rotations(pipe, args: argparse.Namespace):
+    """The trained tensors and how they are saved (lipschitz_personalize's Space)."""
+    from lipschitz_personalize.parameter_spaces import Space
+
+    turned = add_rotations(pipe.unet, args)
+
+    def save(folder: Path) -> None:
+        with atomic_path(folder / ADAPTER) as temporary:
+            turned.save_pretrained(temporary)
+
+    return Space({name: tensor for name, tensor in turned.named_parameters() if tensor.requires_grad}, save)
 
 
 def add_rotations(unet, args: argparse.Namespace):
@@ -147,8 +99,8 @@ def give_authors_radius(turned):
     return turned
 
 
-def load(folder: Path, model: str, device: str | None = None, token: str = TOKEN):
-    """(the base model with the rotations merged in, token). InputError if they are not there or do not fit."""
+def load(folder: Path, model: str, device: str | None = None):
+    """The base model with the rotations merged in. InputError if they are not there or do not fit."""
     from peft import PeftModel
 
     from common.model_files import one_line
@@ -163,7 +115,7 @@ def load(folder: Path, model: str, device: str | None = None, token: str = TOKEN
         pipe.unet = give_authors_radius(PeftModel.from_pretrained(pipe.unet, adapter)).merge_and_unload()
     except Exception as problem:  # peft raises all kinds where names or shapes do not fit
         raise InputError(f"the rotations in {adapter} do not fit this model: {one_line(problem)}") from None
-    return pipe, token
+    return pipe
 
 
 if __name__ == "__main__":

@@ -5,9 +5,11 @@
         --pretrained_model_name_or_path stable-diffusion-v1-5/stable-diffusion-v1-5
 
 Defaults as in diffusers' script and README for one GPU: 3,000 steps at 5e-4, scaled by batch and accumulation to 2e-3.
+The loop is that of lipschitz_personalize.train without its penalty.
 """
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -17,6 +19,7 @@ if __package__ in (None, ""):  # python eval/baselines/textual_inversion.py
 from common.flags import number
 from common.runs import InputError, atomic_path, make_parser, script
 from common.training_flags import add_subject_flags, add_training_flags, parse_training
+from lipschitz_personalize.options import guess_backbone, plain_trainer
 
 PICTUREBOOK_PRESET = {"max_train_steps": 200, "learning_rate": 0.002, "scale_lr": False, "train_batch_size": 4,
                       "gradient_accumulation_steps": 1, "prompts": "plain", "random_flip": False}  # fmt: skip
@@ -31,7 +34,7 @@ PHOTOS = (
     "a photo of a cool {}", "a photo of a small {}",
 )  # fmt: skip
 PROMPTS = {"photos": PHOTOS, "plain": ("a {}", "a picture of a {}", "the {}")}
-WORD = "<sks>"
+WORD, FILE = "<sks>", "learned_embeds.safetensors"
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -45,8 +48,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add_training_flags(parser, output_dir="outputs/textual_inversion", max_train_steps=3000, learning_rate=5e-4,
                        scale_lr=True, gradient_accumulation_steps=4)  # fmt: skip
     add_subject_flags(parser, random_flip=True)
-    parser.set_defaults(instance_prompt=f"a photo of a {WORD}")
+    plain_trainer(parser)
+    parser.set_defaults(parameter_space="word", instance_prompt=f"a {WORD}")
     args = parse_training(parser, argv, PICTUREBOOK_PRESET)
+    args.backbone = guess_backbone(args.pretrained_model_name_or_path)
+    args.instance_prompt = args.instance_prompt.replace(WORD, args.placeholder_token)
+    args.instance_prompts = [prompt.format(args.placeholder_token) for prompt in PROMPTS[args.prompts]]
     if args.with_prior_preservation:
         raise InputError(
             "Textual Inversion changes no weight that a class could lose: leave out --with_prior_preservation"
@@ -59,72 +66,28 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 @script
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
-    from eval.baselines import subject_training as shared
-
     if args.print_config:
-        return shared.print_config(args)
-    import torch
+        print(json.dumps(vars(args), indent=2))
+        return
+    from lipschitz_personalize.train import train
+
+    train(args, new_word)  # Eq. 2: the vectors that minimise E ||eps - eps_theta(z_t, t, c_theta(y))||^2
+
+
+def new_word(pipe, args: argparse.Namespace):
+    """The trained vectors and how they are saved (lipschitz_personalize's Space)."""
     from safetensors.torch import save_file
-    from tqdm import tqdm
 
-    from common import training
-    from common.pipelines import encode_prompt
-    from common.runs import measure
+    from lipschitz_personalize.parameter_spaces import Space
 
-    if args.instance_data_dir is None:
-        kind = shared.give_subject(args, "{}", "a {}")
-        args.initializer_token = args.initializer_token or kind
-    accelerator = training.make_accelerator(args, "textual_inversion")
-    with measure() as cost:
-        pipe, resolution = shared.load_frozen(args, accelerator.device)
-        pictures = training.load_pictures(args.instance_data_dir, resolution)
-        vectors = add_learned_word(pipe, args.placeholder_token, args.initializer_token, args.num_vectors)
-        optimizer, schedule = training.make_optimizer([vectors], args, accelerator.num_processes)
-        optimizer = accelerator.prepare(optimizer)
-        who = training.identity(args, base=training.fingerprint(pipe.unet.state_dict()))
-        trained, scaler = {"vectors": vectors}, accelerator.scaler
-        first = training.resume_training(args, trained, optimizer, schedule, who, scaler)
-        alpha_bar, kind = pipe.scheduler.alphas_cumprod, pipe.scheduler.config.prediction_type
-        losses, micros = [], args.gradient_accumulation_steps
+    args.initializer_token = args.initializer_token or args.class_prompt.split()[-1]
+    vectors = add_learned_word(pipe, args.placeholder_token, args.initializer_token, args.num_vectors)
 
-        for step in tqdm(range(first, args.max_train_steps), "steps", disable=None):
-            total = 0.0
-            for micro in range(micros):
-                x, generator = shared.batch_of(args, pictures, step, micro, accelerator, resolution)
-                z_0, noise, t = shared.encoded(pipe, x, len(alpha_bar), generator)
-                contexts = PROMPTS[args.prompts]
-                chosen = torch.randint(len(contexts), (len(x),), generator=generator).tolist()
-                y = [contexts[k].format(args.placeholder_token) for k in chosen]
-                with accelerator.autocast():
-                    cond = encode_prompt(pipe, y)  # c_theta(y), through which the gradient reaches the vectors
-                    z_t = training.noised(alpha_bar, z_0, noise, t)
-                    output = pipe.unet(z_t, t, cond.embeds).sample
-                wanted = training.target(kind, alpha_bar, z_0, noise, t)
-                loss = ((output.float() - wanted) ** 2).mean()  # Eq. 2
-                accelerator.backward(loss / micros)
-                total += loss.item() / micros
-            shared.check_finite(total, step)
-            losses.append(total)
-            accelerator.log({"loss": total}, step)
-            shared.average_gradients(accelerator, [vectors])
-            if args.max_grad_norm:
-                accelerator.clip_grad_norm_([vectors], args.max_grad_norm)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
-            due = (step + 1) % args.checkpointing_steps == 0 and step + 1 < args.max_train_steps
-            if accelerator.is_main_process and due:
-                training.save_training(args, step + 1, trained, optimizer, schedule, who, scaler)
-            if accelerator.is_main_process and args.validation_prompt and (step + 1) % args.validation_steps == 0:
-                shared.validate(args, pipe, args.validation_prompt, f"validation-{step + 1}.png")
-    if accelerator.is_main_process:
-        with atomic_path(Path(args.output_dir) / "learned_embeds.safetensors") as temporary:
+    def save(folder: Path) -> None:
+        with atomic_path(folder / FILE) as temporary:
             save_file({args.placeholder_token: vectors.detach().cpu().contiguous()}, temporary)
-        prompt = args.validation_prompt or f"a {args.placeholder_token}"
-        seconds = training.whole_seconds(cost.seconds, first, args.max_train_steps)
-        costs = {"seconds": seconds, "peak_memory_mb": cost.peak_memory_mb}
-        shared.finish(args, pipe, prompt, losses, trainable_parameters=vectors.numel(), **costs)
-    accelerator.end_training()
+
+    return Space({"vectors": vectors}, save, trains_text=True)
 
 
 def add_learned_word(pipe, word: str, initial: str, count: int):
@@ -155,14 +118,13 @@ def add_learned_word(pipe, word: str, initial: str, count: int):
 
 
 def load(folder: Path, model: str, device: str | None = None):
-    """(pipe, word): the base model that knows the learned word."""
+    """The base model that knows the learned word."""
     from common.pipelines import load_pipeline
-    from spdinv.customised.loading import find_files, learned_word, load_adapter, read
+    from spdinv.customised.loading import load_adapter
 
     pipe = load_pipeline(model, device)
     load_adapter(pipe, folder)
-    (file,) = find_files(Path(folder))
-    return pipe, learned_word(file, read(file))[0]
+    return pipe
 
 
 if __name__ == "__main__":

@@ -173,42 +173,6 @@ def bench_surgery(pipe, args: argparse.Namespace) -> list[dict]:
     return paired_runs(bench, loaded, args.repeats)
 
 
-def bench_penalty(args: argparse.Namespace) -> dict[str, list[dict]]:
-    """The Lipschitz penalty's gradient against one step of full fine-tuning, with a frozen copy of 32 and of 16 bits,
-    and a whole run (200 steps) against prior preservation (40 class pictures); a pipeline of its own, for it is
-    trained."""
-    import torch
-
-    from common.pipelines import load_pipeline
-    from lipschitz_personalize.reproduction.overhead import penalty_rows, run_rows, sd15_shapes
-
-    pipe = load_pipeline(args.pretrained_model_name_or_path, args.device)
-    if args.training_shapes == "sd15":
-        return {"penalty": penalty_rows(sd15_shapes(pipe), args.repeats)}
-    return {
-        "penalty": penalty_rows(pipe, args.repeats),
-        "penalty_bf16": penalty_rows(pipe, args.repeats, base_dtype=torch.bfloat16),
-        "prior": run_rows(pipe, args.repeats, 200, 40, args.num_inference_steps),
-    }
-
-
-def print_penalty(found: dict[str, list[dict]]) -> None:
-    """Percent of a step, and of a whole run with prior preservation, with paired intervals."""
-    for name in ("penalty", "penalty_bf16"):
-        if rows := found.get(name):
-            share = [100 * row["penalty_seconds"] / row["step_seconds"] for row in rows]
-            mean, low, high = paired_bootstrap(share, [0.0] * len(share))
-            seconds, copied = sum(row["step_seconds"] for row in rows) / len(rows), rows[0]["base_mb"]
-            print(
-                f"Lipschitz {name}: {mean:+.2f} % [{low:+.2f}, {high:+.2f}] of a step of {seconds:.3f} s; "
-                f"frozen copy of {copied:.1f} MiB"
-            )
-    if rows := found.get("prior"):
-        ratio = [row["ours_seconds"] / row["prior_seconds"] for row in rows]
-        mean, low, high = paired_bootstrap(ratio, [0.0] * len(ratio))
-        print(f"Lipschitz run against prior preservation: {mean:.2f} [{low:.2f}, {high:.2f}] of its seconds")
-
-
 def bench_shifts(pipe, args: argparse.Namespace) -> list[dict]:
     """A training step with spectral shifts (SVDiff) against the frozen model, W' rebuilt, LoRA and full weights."""
     from svdiff.reproduction.overhead import random_unet, step_rows
@@ -270,14 +234,12 @@ def run_part(part: str, pipe, args: argparse.Namespace) -> dict[str, list[dict]]
     """Measure one of PARTS and print what was found; {name in bench.json: rows}."""
     from diffusers import StableDiffusionPipeline
 
-    from eval.bench import inpainting
+    from eval.bench import inpainting, penalty
 
     if part == "inpainting":
         return inpainting.run(args)
     if part == "penalty":
-        found = bench_penalty(args)
-        print_penalty(found)
-        return found
+        return penalty.run(args)
     if part == "inversions":
         print(f"Inverting {args.items} pictures under their own prompts, {args.num_inference_steps} steps")
         rows = bench_inversions(pipe, args)

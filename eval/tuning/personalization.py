@@ -1,4 +1,4 @@
-"""Tune every method of the arena on the picturebook's validation subjects, three settings for each.
+"""Tune every method of the arena on the picturebook's validation subjects, six settings for each.
 
     python -m eval.tuning.personalization
     python -m eval.tuning.personalization --shard 1/4 & … --shard 4/4        then once more without --shard
@@ -9,31 +9,17 @@ and of pictures with all that their prompt asks for. A method that only copies, 
 """
 
 import argparse
+import json
 import shutil
 from pathlib import Path
 
 from common.flags import Shard, check_writable, number, shard
 from common.runs import InputError, append_row, atomic_path, make_parser, script
-from eval import personalize
+from eval.tracks.personalization import options
+from eval.tracks.personalization.methods import TRAINED
 from eval.tuning.tuner import Setting, grid
 
-STEPS = (100,)
-RATES = (3e-5, 1e-4, 3e-4)  # of all weights
-SMALL_RATES = (3e-4, 1e-3, 3e-3)  # of few
-
-GRIDS: dict[str, list[Setting]] = {
-    "textual_inversion": grid(learning_rate=(2e-3, 7e-3, 2e-2), max_train_steps=(200,)),
-    "oft": grid(learning_rate=(1e-3, 3e-3, 1e-2), max_train_steps=STEPS),
-    "svdiff": grid(learning_rate=(2e-3, 6e-3, 2e-2), max_train_steps=STEPS),
-    "custom_diffusion+prior": grid(learning_rate=SMALL_RATES, max_train_steps=STEPS),
-    "lipschitz_custom_diffusion": grid(learning_rate=SMALL_RATES[1:2], l2_reg_weight=(0.5, 3.0, 20.0),
-                                       max_train_steps=STEPS),
-    "lora+prior": grid(learning_rate=SMALL_RATES, max_train_steps=STEPS),
-    "lipschitz_lora": grid(learning_rate=SMALL_RATES[1:2], l2_reg_weight=(1e-6, 1e-5, 1e-4), max_train_steps=STEPS),
-    "dreambooth": grid(learning_rate=RATES, max_train_steps=STEPS),
-    "dreambooth+prior": grid(learning_rate=RATES, max_train_steps=STEPS),
-    "lipschitz": grid(learning_rate=RATES[1:2], l2_reg_weight=(5.0, 30.0, 200.0), max_train_steps=STEPS),
-}  # fmt: skip
+GRIDS: dict[str, list[Setting]] = {name: grid(**method.tries) for name, method in TRAINED.items()}
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -52,7 +38,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def label(method: str, setting: Setting) -> str:
-    return f"{method} " + " ".join(f"{name}={value:g}" for name, value in setting.items())
+    return f"{method} " + " ".join(f"{name}={value}" for name, value in setting.items())
 
 
 def score(row: dict, base: dict, real: dict) -> float:
@@ -94,7 +80,8 @@ def write_settings(path: Path, found: dict[str, tuple[Setting, float]], subjects
         "# number of settings tried for each, the best balance of likeness and context (0 to 1, behind each) taken.",
     ]
     for method, (setting, value) in found.items():
-        lines += ["", f'["{method}"]  # {value:.2f}', *(f"{name} = {number:g}" for name, number in setting.items())]
+        told = [f"{name} = {json.dumps(chosen)}" for name, chosen in setting.items()]
+        lines += ["", f'["{method}"]  # {value:.2f}', *told]
     with atomic_path(path) as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
@@ -106,7 +93,7 @@ def main(argv: list[str] | None = None) -> None:
     flags += ["--output_dir", args.output_dir, "--methods", "base", *args.methods, "--curves"]
     for name in ("num_inference_steps", "device", "shard"):
         flags += [f"--{name}", str(getattr(args, name))] if getattr(args, name) is not None else []
-    settings = personalize.parse(flags)
+    settings = options.parse(flags)
     settings.held_out_images = 0  # drift is no part of the score, and its samples cost time
 
     from tqdm import tqdm
@@ -116,7 +103,7 @@ def main(argv: list[str] | None = None) -> None:
     from eval.tracks.personalization.methods import METHODS
     from eval.tracks.personalization.variants import SETTINGS, Variant
 
-    arena, subjects = personalize.prepare(settings, tuned={})
+    arena, subjects = runs.prepare(settings, tuned={})
     shared, rows = arena.settings, arena.output / arena.rows_name
     mine = args.shard or Shard()
     if mine.index == 1:

@@ -1,5 +1,7 @@
 """How far a personalised model has drifted from its base, measured directly: weights, predictions, samples.
 
+    python -m lipschitz_personalize.reproduction.drift --trained_dir outputs/lipschitz_personalize/train
+
 The paper argues with ||theta - theta_base|| and ||eps_theta - eps_theta_base|| (Fig. 2); its reviewers asked for the
 drift of the distribution itself, and nobody has published it. Every function takes plain modules, pipelines or pictures
 and returns a dict of floats, whose keys are the names in result rows.
@@ -7,15 +9,25 @@ and returns a dict of floats, whose keys are the names in result rows.
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from common.files import read_object
+from common.flags import number
 from common.metrics import frechet_distance
-from common.runs import InputError
+from common.runs import InputError, make_parser, script
 from common.training import draw_pictures, step_generator
-from lipschitz_personalize.objectives import encode_text, network, predict, random_noisy
+from lipschitz_personalize.objectives import (
+    encode_pictures,
+    encode_text,
+    load_backbone,
+    network,
+    predict,
+    random_noisy,
+)
 
 HELD_OUT_PROMPTS = ("a cat on a beach", "a house by the sea", "a red car in the snow", "a tree in a meadow")
 TIMESTEP_SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the training timesteps: where predictions are compared
@@ -69,38 +81,54 @@ def layer_group(name: str) -> str:
 # ------------------------------------------------------------------------------------------------------- predictions
 
 
+def latents_of(base_pipe, prompts: Sequence[str], seed: int = 0, kept: dict | None = None, **sampling) -> Tensor:
+    """Clean latents [prompts, C, h, w] of a picture per prompt that the base model draws: the points, noised, at which
+    models are compared. (Real pictures do as well: objectives.encode_pictures.) kept: holds them from call to call."""
+    from common.images import to_tensor
+
+    kept, key = {} if kept is None else kept, ("latents", *prompts, seed, *sorted(sampling.items()))
+    if key not in kept:
+        generators = [step_generator(seed, place, 0) for place in range(len(prompts))]
+        drawn = draw_pictures(base_pipe, list(prompts), generators, **sampling)
+        pictures = torch.cat([to_tensor(picture) for picture in drawn])
+        kept[key] = encode_pictures(base_pipe, pictures, step_generator(seed, len(prompts), 0))
+    return kept[key]
+
+
 @torch.no_grad()
-def predictions(pipe, prompts: Sequence[str], seed: int = 0, latents: Tensor | None = None) -> Tensor:
-    """What the network says at fixed noise: [prompts, timesteps, C, h, w]. latents: clean ones, [prompts, C, h, w]; by
-    default standard normal, so that every model is asked about the same points and none needs pictures."""
+def predictions(pipe, prompts: Sequence[str], latents: Tensor, seed: int = 0) -> Tensor:
+    """What the network says of clean latents [prompts, C, h, w] noised to TIMESTEP_SHARES with fixed noise:
+    [prompts, timesteps, C, h, w]."""
     found = []
-    for number, prompt in enumerate(prompts):
+    for one, prompt in enumerate(prompts):
         cond = encode_text(pipe, [prompt])
-        clean = latents[number : number + 1] if latents is not None else None
         rows = []
         for place, share in enumerate(TIMESTEP_SHARES):
-            z, t = random_noisy(pipe, share, step_generator(seed, number, place), clean)
+            z, t = random_noisy(pipe, share, step_generator(seed, one, place), latents[one : one + 1])
             rows.append(predict(pipe, z, t, cond)[0].float().cpu())
         found.append(torch.stack(rows))
     return torch.stack(found)
 
 
-def prediction_drift(pipe, base_pipe, prompts: Sequence[str] = HELD_OUT_PROMPTS, seed: int = 0) -> dict[str, float]:
-    """||delta eps|| on held-out prompts and timesteps. delta_eps: the mean norm per prediction; delta_eps_relative:
-    that over the mean norm of the base's. (Of SD3 the predicted velocity.)"""
-    ours, base = (predictions(one, prompts, seed) for one in (pipe, base_pipe))
+def prediction_drift(pipe, base_pipe, prompts: Sequence[str], latents: Tensor, seed: int = 0) -> dict[str, float]:
+    """||delta eps|| on held-out prompts and timesteps, at noised latents of a picture per prompt (`latents_of`).
+
+    delta_eps: the mean norm per prediction; delta_eps_relative: that over the mean norm of the base's. (Of SD3 the
+    predicted velocity.)
+    """
+    ours, base = (predictions(one, prompts, latents, seed) for one in (pipe, base_pipe))
     change, whole = ((x.flatten(2).norm(dim=-1)).mean().item() for x in (ours - base, base))
     return {"delta_eps": change, "delta_eps_relative": change / whole}
 
 
 @torch.no_grad()
-def lipschitz_ratios(pipe, base_pipe, prompts: Sequence[str] = HELD_OUT_PROMPTS, seed: int = 0) -> dict[str, float]:
+def eps_per_theta(pipe, base_pipe, prompts: Sequence[str], latents: Tensor, seed: int = 0) -> dict[str, float]:
     """||delta eps|| / ||delta theta|| per layer group, and for all together: the group's trained weights alone are put
     into the base network, which is restored afterwards. A group that was not trained is left out."""
     ours = effective_weights(network(pipe))
     net = network(base_pipe)
     base = {name: tensor.clone() for name, tensor in effective_weights(net).items()}
-    calm = predictions(base_pipe, prompts, seed)
+    calm = predictions(base_pipe, prompts, latents, seed)
     changed = [name for name in base if not torch.equal(ours[name].to(base[name].device, base[name].dtype), base[name])]
     groups = {group: [name for name in changed if layer_group(name) == group] for group in map(layer_group, changed)}
     if changed:
@@ -111,8 +139,8 @@ def lipschitz_ratios(pipe, base_pipe, prompts: Sequence[str] = HELD_OUT_PROMPTS,
             for name in names:
                 own[name].copy_(ours[name])
             length = sum((own[name] - base[name]).double().square().sum().item() for name in names) ** 0.5
-            change = (predictions(base_pipe, prompts, seed) - calm).flatten(2).norm(dim=-1).mean().item()
-            ratios[f"lipschitz {group}"] = change / length
+            change = (predictions(base_pipe, prompts, latents, seed) - calm).flatten(2).norm(dim=-1).mean().item()
+            ratios[f"eps_per_theta {group}"] = change / length
             for name in names:
                 own[name].copy_(base[name])
     finally:
@@ -197,13 +225,14 @@ def measure_drift(
     sampling: dict | None = None, class_prompt: str = "a photo of a {}", kept: dict | None = None, **embedders,
 ) -> dict[str, float]:  # fmt: skip
     """All of it. classes: held-out class names for class_recognition, drawn with `class_prompt`, judged by `recognise`;
-    count: pictures per prompt and class; sampling: of draw_pictures; kept: see draw_both; ratios: lipschitz_ratios too.
-    Without dino, embedders and classes nothing is drawn, and the measurement takes seconds."""
+    count: pictures per prompt and class; sampling: of draw_pictures; kept: see draw_both; ratios: eps_per_theta too.
+    Without dino, embedders and classes the base draws a picture per prompt, and that is nearly all of the time."""
     how = {"kept": kept, **(sampling or {})}
     found = weight_drift(effective_weights(network(pipe)), effective_weights(network(base_pipe)))
-    found |= prediction_drift(pipe, base_pipe, prompts, seed)
+    latents = latents_of(base_pipe, prompts, seed, **how)
+    found |= prediction_drift(pipe, base_pipe, prompts, latents, seed)
     if ratios:
-        found |= lipschitz_ratios(pipe, base_pipe, prompts, seed)
+        found |= eps_per_theta(pipe, base_pipe, prompts, latents, seed)
     if dino is not None or embedders:
         found |= sample_drift(*draw_both(pipe, base_pipe, prompts, count, seed, **how), dino, **embedders)
     if classes:
@@ -214,3 +243,27 @@ def measure_drift(
         found |= class_recognition(ours, classes, recognise)
         found["class_recognition_base"] = class_recognition(base, classes, recognise)["class_recognition"]
     return found
+
+
+@script
+def main(argv: list[str] | None = None) -> None:
+    """Weights and predictions of a finished training, with ||delta eps|| / ||delta theta|| per group of layers."""
+    from lipschitz_personalize.loading import load_trained
+
+    parser = make_parser(__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--trained_dir", default="outputs/lipschitz_personalize/train", help="--output_dir of a finished training")
+    add("--prompts", nargs="+", default=list(HELD_OUT_PROMPTS), help="held-out prompts to compare predictions at")
+    add("--num_inference_steps", type=number(int, 1, 1000), default=50, help="of the base's pictures of them")
+    add("--seed", type=number(int, 0, 2**63 - 1), default=0, help="of pictures and noise")
+    add("--device", help="cpu, cuda, cuda:1, ...; a GPU if there is one by default")
+    args = parser.parse_args(argv)
+    model = read_object(Path(args.trained_dir) / "config.json").get("pretrained_model_name_or_path", "picturebook")
+    pipe, base = load_trained(args.trained_dir, model, args.device), load_backbone(model, args.device)
+    how = {"num_inference_steps": args.num_inference_steps}
+    found = measure_drift(pipe, base, args.prompts, seed=args.seed, ratios=True, sampling=how)
+    print("\n".join(f"{name:35} {value:.4g}" for name, value in found.items()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,6 +1,6 @@
 """The trainings behind each table and figure: a name each, and the flags of lipschitz_personalize.train.
 
-A name is the method's, and after @ what departs from its own settings: lipschitz@l2_reg_weight=1000.
+A name is the method's, and after @ what departs from its own settings: dreambooth+penalty@l2_reg_weight=1000.
 """
 
 import argparse
@@ -12,7 +12,7 @@ from common.tables import published_table
 from lipschitz_personalize import options
 
 SPACE_NAMES = {"full": "dreambooth", "custom_diffusion": "custom_diffusion", "lora": "lora"}
-OWN = {"full": "lipschitz", "custom_diffusion": "lipschitz_custom_diffusion", "lora": "lipschitz_lora"}
+OWN = {"full": "dreambooth+penalty", "custom_diffusion": "custom_diffusion+penalty", "lora": "lora+penalty"}
 
 # Baselines' own recipes on real models (README.md, "Baselines"); on the picturebook they share the preset of ours.
 RECIPES: dict[str, dict[str, Any]] = {
@@ -74,7 +74,7 @@ def flags_of(name: str, model: str) -> list[str]:
 def lambda_sweep(model: str) -> list[str]:
     """The trainings of Figs. 2, 4 and 5: full fine-tuning over lambda; at 0 it is plain DreamBooth."""
     own = options.parse(["--pretrained_model_name_or_path", model, "--print_config"]).l2_reg_weight
-    return [f"lipschitz@l2_reg_weight={own * factor:g}" for factor in LAMBDA_FACTORS]
+    return [f"dreambooth+penalty@l2_reg_weight={own * factor:g}" for factor in LAMBDA_FACTORS]
 
 
 def wanted(args: argparse.Namespace) -> list[str]:
@@ -92,5 +92,5 @@ def wanted(args: argparse.Namespace) -> list[str]:
     if set(args.figure) & {2, 4, 5}:
         names += lambda_sweep(args.pretrained_model_name_or_path)
     if 3 in args.figure or not names and 1 not in args.figure:
-        names += ["dreambooth", "dreambooth+prior", "lipschitz"]
+        names += ["dreambooth", "dreambooth+prior", "dreambooth+penalty"]
     return list(dict.fromkeys(names))

@@ -11,10 +11,13 @@ from PIL import Image
 
 from common.data import Subject, write_subjects
 from common.encoders import Clip, Dino
+from common.images import load_image
 from common.runs import read_rows
 from common.tables import by_method, published_table
+from common.training import draw_pictures, step_generator
 from lipschitz_personalize import eval as evaluate
 from lipschitz_personalize import infer, options, train
+from lipschitz_personalize.objectives import load_backbone
 from lipschitz_personalize.reproduction import drift, plan, scores, tables
 from tests.tiny_encoders import write_encoders
 
@@ -55,7 +58,8 @@ def run(model, dataset, encoders, output, *words):
 def test_table_figures_and_drift_from_trainings_that_are_done_once(
     models, dataset, encoders, tmp_path, capsys, monkeypatch
 ):
-    words = ["--methods", "lipschitz@l2_reg_weight=0", "lipschitz@l2_reg_weight=500", "dreambooth+prior", "lipschitz",
+    words = ["--methods", "dreambooth+penalty@l2_reg_weight=0", "dreambooth+penalty@l2_reg_weight=500",
+             "dreambooth+prior", "dreambooth+penalty",
              "--table", "2", "--figure", "2", "3", "4", "5", "--drift"]  # fmt: skip
     run(models["sd"], dataset, encoders, tmp_path / "out", *words)
     shown, rows = capsys.readouterr().out, read_rows(tmp_path / "out" / "rows.jsonl")
@@ -63,19 +67,22 @@ def test_table_figures_and_drift_from_trainings_that_are_done_once(
     assert "Ours (DreamBooth)" in shown and "IP-Adapter" in shown and "measured, " in shown and "inconclusive" in shown
     one = rows[0]["metrics"]
     assert {"DINO (dino-vits16)", "CLIP-I (clip-vit-base-patch32)", "CLIP-T (clip-vit-base-patch32)", "delta_theta",
-            "delta_eps", "class_recognition", "drift_score (dino-vits16)", "lipschitz all"} <= one.keys()  # fmt: skip
+            "delta_eps", "class_recognition", "drift_score (dino-vits16)",
+            "eps_per_theta all"} <= one.keys()  # fmt: skip
     drifts = [row["metrics"]["delta_theta"] for row in rows]
     assert drifts[0] > drifts[1] > 0 and rows[2]["class_seconds"] > 0 == rows[3]["class_seconds"]
     for name in ("grid.png", "figure_2.png", "figure_3.png", "figure_4.png", "figure_5.png", "results.json"):
         assert (tmp_path / "out" / name).is_file()
-    assert len(list((tmp_path / "out" / "pictures" / "lipschitz" / "rex-0").iterdir())) == 2  # its live prompts
+    pictures = tmp_path / "out" / "pictures" / "dreambooth+penalty" / "rex-0"
+    assert len(list(pictures.iterdir())) == 2  # its live prompts
     assert not list((tmp_path / "out").rglob("*.safetensors"))  # weights are not kept
 
     monkeypatch.setattr(train, "main", lambda argv: pytest.fail("trained again"))
-    run(models["sd"], dataset, encoders, tmp_path / "out", "--methods", "lipschitz")
+    run(models["sd"], dataset, encoders, tmp_path / "out", "--methods", "dreambooth+penalty")
     assert len(read_rows(tmp_path / "out" / "rows.jsonl")) == 4
     with pytest.raises(SystemExit):
-        run(models["sd"], dataset, encoders, tmp_path / "out", "--methods", "lipschitz", "--guidance_scale", "3")
+        words = ["--methods", "dreambooth+penalty", "--guidance_scale", "3"]
+        run(models["sd"], dataset, encoders, tmp_path / "out", *words)
     assert "another --guidance_scale" in capsys.readouterr().err
 
 
@@ -98,7 +105,7 @@ def test_held_out_classes_are_recognised_among_all_and_the_fid_stands_beside(
     monkeypatch.setattr("common.encoders.load_inception", lambda folder, device: Inception())
     shutil.copytree(encoders, tmp_path / "encoders")
     (tmp_path / "encoders" / "inception-2015-12-05.pt").touch()
-    words = ["--methods", "lipschitz", "--drift"]
+    words = ["--methods", "dreambooth+penalty", "--drift"]
     run(models["sd"], dataset, tmp_path / "encoders", tmp_path / "out", *words)
     (row,) = read_rows(tmp_path / "out" / "rows.jsonl")
     assert seen == [["dog", "house"]] and row["metrics"]["class_recognition"] == 0
@@ -112,7 +119,7 @@ def test_held_out_classes_are_recognised_among_all_and_the_fid_stands_beside(
 def test_a_dataset_of_one_class_has_drift_without_a_study_of_classes(models, dataset, encoders, tmp_path):
     rex = Subject("rex", "dog", True, tuple(sorted((dataset / "rex").iterdir())))
     write_subjects(tmp_path / "set", [rex], {"object": ["a {0} {1}"], "live": ["a {0} {1}"]})
-    run(models["sd"], tmp_path / "set", encoders, tmp_path / "out", "--methods", "lipschitz", "--drift")
+    run(models["sd"], tmp_path / "set", encoders, tmp_path / "out", "--methods", "dreambooth+penalty", "--drift")
     (row,) = read_rows(tmp_path / "out" / "rows.jsonl")
     assert "drift_score (dino-vits16)" in row["metrics"] and "class_recognition" not in row["metrics"]
 
@@ -124,13 +131,13 @@ def test_custom_diffusion_is_sampled_with_its_own_word(models, dataset, encoders
         encoders,
         tmp_path / "out",
         "--methods",
-        "lipschitz_custom_diffusion",
+        "custom_diffusion+penalty",
         "--subjects",
         "house1",
     )
     (row,) = read_rows(tmp_path / "out" / "rows.jsonl")
     assert row["item"] == "house1/0" and row["metrics"]["delta_theta"] > 0
-    config = json.loads((tmp_path / "out" / "config.json").read_text())["methods"]["lipschitz_custom_diffusion"]
+    config = json.loads((tmp_path / "out" / "config.json").read_text())["methods"]["custom_diffusion+penalty"]
     assert config["l2_reg_weight"] == 175.0 and config["parameter_space"] == "custom_diffusion"
 
 
@@ -140,7 +147,8 @@ def test_print_config_resolves_whole_tables(capsys, dataset, encoders):
     methods = json.loads(capsys.readouterr().out)["methods"]
     assert methods.keys() == {row["method"] for row in published_table("lipschitz_personalize", "1")["rows"]}
     assert methods["dreambooth+prior"]["with_prior_preservation"] and methods["dreambooth+prior"]["l2_reg_weight"] == 0
-    assert methods["dreambooth+prior"]["learning_rate"] == 5e-6 and methods["lipschitz"]["l2_reg_weight"] == 500
+    assert methods["dreambooth+prior"]["learning_rate"] == 5e-6
+    assert methods["dreambooth+penalty"]["l2_reg_weight"] == 500
 
 
 def test_baselines_have_their_own_recipes_and_each_backbone_its_word():
@@ -149,7 +157,7 @@ def test_baselines_have_their_own_recipes_and_each_backbone_its_word():
                                    "--print_config"]))  # fmt: skip
 
     sd, sd3 = "owner/sd", "owner/stable-diffusion-3"
-    lora, ours = settings("lora+prior", sd), settings("lipschitz_lora", sd)
+    lora, ours = settings("lora+prior", sd), settings("lora+penalty", sd)
     assert (lora["lora_targets"], lora["lora_init"], lora["lora_rank"]) == (options.QKVO, "gaussian", 4)
     assert ours["lora_targets"] == ["to_q", "to_v"] and settings("lora", sd3)["lora_targets"] == options.SD3_TARGETS
     full = settings("dreambooth+prior", sd)
@@ -157,7 +165,7 @@ def test_baselines_have_their_own_recipes_and_each_backbone_its_word():
     assert settings("custom_diffusion+prior", "owner/sdxl")["mask_loss"] == "sum"
     for model, word in ((sd, "<new1>"), (sd3, "sks")):
         args = Namespace(pretrained_model_name_or_path=model, backbone=None)
-        assert evaluate.token_of(args, "lipschitz_custom_diffusion") == word
+        assert evaluate.token_of(args, "custom_diffusion+penalty") == word
 
 
 def test_lambdas_are_those_of_figure_2():
@@ -187,7 +195,7 @@ def test_prompts_are_scored_without_the_token():
 
 def test_a_run_that_was_killed_goes_on(models, dataset, encoders, tmp_path, monkeypatch):
     """In the middle of a training: it is begun anew. Before the row: the weights are still there."""
-    folder, words = tmp_path / "out" / "trained" / "lipschitz" / "rex-0", ["--methods", "lipschitz"]
+    folder, words = tmp_path / "out" / "trained" / "dreambooth+penalty" / "rex-0", ["--methods", "dreambooth+penalty"]
     (folder / "checkpoint-1").mkdir(parents=True)
     with monkeypatch.context() as patch:
         patch.setattr(evaluate, "append_row", lambda *given: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -223,7 +231,7 @@ def rows_of(gap, count):
     rows = []
     for number in range(count):
         value = rng.normal()
-        for method, score in (("lipschitz", value + gap + 0.01 * rng.normal()), ("dreambooth+prior", value)):
+        for method, score in (("dreambooth+penalty", value + gap + 0.01 * rng.normal()), ("dreambooth+prior", value)):
             metrics = {"DINO (picturebook)": score, "delta_eps": score, "CLIP-T (picturebook)": rng.normal()}
             rows.append({**base, "method": method, "item": str(number), "metrics": metrics})
     return rows
@@ -243,7 +251,7 @@ def test_a_measured_row_stands_under_its_published_one_of_the_same_backbone():
     (["--dataset", "/nowhere"], "prompts_and_classes.txt"),
     (["--dataset", "picturebook"], "for the picturebook"),
     (["--output_dir", __file__], "is a file"),
-    (["--methods", "lipschitz@l2_reg_weight=-1"], "from 0"),
+    (["--methods", "dreambooth+penalty@l2_reg_weight=-1"], "from 0"),
     (["--pretrained_model_name_or_path", "picturebook", "--dataset", "picturebook", "--held_out_classes", "unicorn"],
      "--held_out_classes unicorn: the picturebook knows"),
 ])  # fmt: skip
@@ -253,16 +261,21 @@ def test_bad_input(models, dataset, encoders, tmp_path, capsys, words, said):
     assert exit.value.code == 2 and said in capsys.readouterr().err
 
 
-def test_infer_draws_both_models_and_measures_drift(models, subject, tmp_path, capsys):
+def test_infer_draws_both_models_and_drift_is_measured_of_a_folder(models, subject, tmp_path, capsys):
     train.main(["--pretrained_model_name_or_path", str(models["sd"]), "--instance_data_dir", str(subject),
                 "--instance_prompt", "a sks cat", "--class_prompt", "a cat", "--output_dir", str(tmp_path / "t"),
                 "--max_train_steps", "2", "--num_inference_steps", "2", "--num_validation_images", "1"])  # fmt: skip
-    words = ["--trained_dir", str(tmp_path / "t"), "--num_inference_steps", "2", "--num_images", "2", "--drift"]
+    words = ["--trained_dir", str(tmp_path / "t"), "--num_inference_steps", "2", "--num_images", "2"]
     infer.main([*words, "--output_dir", str(tmp_path / "a"), "--strength", "0"])
-    found = json.loads((tmp_path / "a" / "metrics.json").read_text())
-    assert found["delta_theta"] == found["delta_eps"] == 0  # no step of the way is the base model
+    resolution = json.loads((tmp_path / "t" / "config.json").read_text())["resolution"]
+    generators = [step_generator(2025, 0, number) for number in range(2)]
+    (first, _) = draw_pictures(load_backbone(str(models["sd"]), "cpu"), ["a sks cat"] * 2, generators, resolution, 2)
+    assert np.array_equal(np.array(load_image(tmp_path / "a" / "00-00.png")), np.array(first))  # no step of the way
     infer.main([*words, "--output_dir", str(tmp_path / "b"), "--prompt", "a sks cat in the snow"])
-    assert json.loads((tmp_path / "b" / "metrics.json").read_text())["delta_eps"] > 0
+    capsys.readouterr()
+    drift.main(["--trained_dir", str(tmp_path / "t"), "--num_inference_steps", "2", "--prompts", "a cat"])
+    found = dict(line.rsplit(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert float(found["delta_eps"]) > 0 and float(found["eps_per_theta all"]) > 0
     assert {path.name for path in (tmp_path / "b").glob("*.png")} == {"00-00.png", "00-01.png", "grid.png"}
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "config.json").write_text('{"pretrained_model_name_or_path": "picturebook"}')

@@ -15,7 +15,7 @@ from common.images import list_pictures, load_image, to_tensor
 from common.pipelines import load_pipeline
 from common.runs import ROOT
 from common.training import picture_indices, step_generator
-from lipschitz_personalize import batches, options, parameter_spaces, regularizer, train
+from lipschitz_personalize import batches, layer_lambdas, options, parameter_spaces, train
 
 QUICK = ["--num_inference_steps", "2", "--num_validation_images", "1", "--mixed_precision", "no", "--seed", "3"]
 PROMPT = ["--instance_prompt", "a sks cat"]
@@ -266,8 +266,8 @@ def test_lambda_by_layer_and_by_sensitivity(models, subject, tmp_path):
 
 
 def test_lambda_by_sensitivity_counts_the_new_word_too(models, subject, tmp_path, monkeypatch):
-    seen, measured = {}, regularizer.lipschitz_factors
-    monkeypatch.setattr(regularizer, "lipschitz_factors", lambda *given: seen.update(measured(*given)) or seen)
+    seen, measured = {}, layer_lambdas.lipschitz_factors
+    monkeypatch.setattr(layer_lambdas, "lipschitz_factors", lambda *given: seen.update(measured(*given)) or seen)
     run(models["sd"], subject, tmp_path / "a", *NEW, "--class_prompt", "a cat", "--l2_lipschitz", "--l2_reg_weight",
         "20", "--max_train_steps", "1")  # fmt: skip
     assert seen["text_encoder.<new1>"] > 0 and min(seen.values()) >= 0
@@ -341,11 +341,12 @@ def test_print_config_resolves_published_settings_without_a_model(capsys):
         (["--l2_reg_weight", "nan"], "from 0"),
         (["--l2_reg_weigth", "1"], "did you mean --l2_reg_weight"),
         (["--parameter_space", "custom_diffusion"], "has to hold --modifier_token"),
-        ([*NEW, "--modifier_token", "a/b"], "without spaces and slashes"),
+        ([*NEW, "--modifier_token", "a/b"], "cannot hold"),
+        ([*NEW, "--modifier_token", "a b"], "leave the spaces out"),
         (["--backbone", "sdxl", "--parameter_space", "full"], "give --backbone sd"),
         (["--resolution", "33"], "no multiple of this model's 4"),
         (["--with_prior_preservation"], "needs --class_prompt"),
-        (["--learning_rate", "1e30", "--max_train_steps", "3", "--l2_reg_weight", "0"], "lower --learning_rate"),
+        (["--learning_rate", "1e6", "--max_train_steps", "9", "--l2_reg_weight", "0"], "lower --learning_rate"),
         (["--pretrained_model_name_or_path", "/nowhere"], "No folder /nowhere"),
         (["--resume_from_checkpoint", "checkpoint-7"], "is no checkpoint"),
     ],

@@ -6,31 +6,39 @@ while a variant is at work or with --keep_weights, weights/<subject>/<seed>/<var
 
 import argparse
 import gc
+import json
 import math
 import shutil
 import sys
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
-from tqdm import tqdm
 
-from common.data import Subject
+from common.data import Subject, read_subjects
+from common.files import append_row, read_object, read_rows, write_json
+from common.flags import is_picturebook_folder, weights_of
 from common.images import save_png
-from common.runs import InputError, append_row, measure, read_json, read_rows, write_json
-from eval.tracks.personalization import protocol, scoring
+from common.picturebook import benchmarks
+from common.picturebook.scenes import KINDS
+from common.runs import InputError, measure, progress, write_config
+from common.training import step_generator
+from eval.tracks.personalization import own, protocol, scoring, variants
 from eval.tracks.personalization.methods import METHODS
 from eval.tracks.personalization.variants import Variant
-from lipschitz_personalize.objectives import network
+from lipschitz_personalize.objectives import encode_pictures, network
 from lipschitz_personalize.reproduction import drift
 
 COST = "cost.json"  # in a training's folder, once it is whole
 REAL = "real"  # the row of the subject's own pictures
 DRIFT_PROMPTS = 4  # held-out prompts at which predictions are compared
 HELD_OUT_PLACE = 900  # their seeds begin where no subject has a prompt
+# What all rows of one folder have in common, beside the settings of each variant.
+SAME = ("pretrained_model_name_or_path", "weights", "dataset", "subjects_dir", "split", "metric_encoders",
+        "num_inference_steps", "guidance_scale", "images_per_prompt", "held_out_images")  # fmt: skip
 
 
 @dataclass(eq=False)
@@ -46,6 +54,7 @@ class Arena:
     settings: dict[str, dict[str, Any]]
     eyes: scoring.Eyes
     rows_name: str = "rows.jsonl"
+    truths: Path | None = None  # true pictures of every prompt, where there are any
     calm: dict[tuple, Any] = field(default_factory=dict)  # the base model, and its samples of held-out prompts
 
     @property
@@ -64,8 +73,59 @@ class Arena:
     def base(self):
         """The base model; loaded at the first call."""
         if "pipe" not in self.calm:
-            self.calm["pipe"], _ = METHODS["base"].load(self.output, self.model, self.args.device)
+            self.calm["pipe"] = METHODS["base"].load(self.output, self.model, self.args.device)
         return self.calm["pipe"]
+
+
+def prepare(args: argparse.Namespace, tuned: dict[str, dict] | None = None) -> tuple[Arena, list[Subject]]:
+    """The arena with everything loaded that all subjects share, and the subjects. args: of options.parse."""
+    output = Path(args.output_dir)
+    wanted, settings, whole = variants.plan(args, tuned)
+    on_picturebook = is_picturebook_folder(args.pretrained_model_name_or_path)
+    dataset = args.dataset
+    if args.subjects_dir:
+        dataset = str(own.write_own(Path(args.subjects_dir), output / "subjects", on_picturebook))
+    folder, subjects = protocol.find_subjects(dataset, args.split, args.subjects, args.limit)
+    args.weights = weights_of(args.pretrained_model_name_or_path)
+    methods = {name: whole.get(name, {}) | flags for name, flags in settings.items()}
+    config = {**vars(args), "methods": {name: plain(flags) for name, flags in methods.items()}}
+    config["methods"] = check_same_settings(output, config)
+    eyes = scoring.load_eyes(args.metric_encoders, args.device)
+    classes = [one.class_name for one in read_subjects(folder)]
+    if eyes.classifier is not None:
+        if set(classes) <= set(KINDS):
+            classes = list(KINDS)
+        else:  # a user's own, of a class that the picturebook does not know
+            eyes = replace(eyes, classifier=None)
+    how = protocol.Sampling(args.num_inference_steps, args.guidance_scale, args.images_per_prompt)
+    part = f"-{args.shard.index}of{args.shard.count}" if args.shard else ""
+    ensure_truths = getattr(benchmarks, "ensure_truths", None)
+    truths = ensure_truths(args.split) if ensure_truths and dataset == "picturebook" else None
+    arena = Arena(args, output, folder, classes, how, wanted, settings, eyes, f"rows{part}.jsonl", truths)
+    if any(arena.missing(subject, seed) for subject in subjects for seed in args.seeds):
+        arena.base()  # a model that is not there is reported before anything is written
+    write_config(output, config)
+    return arena, subjects
+
+
+def check_same_settings(output: Path, config: dict) -> dict[str, dict]:
+    """The settings of all that the folder has rows of or is to have. InputError if its rows were made with others."""
+    if not (output / "config.json").is_file():
+        return config["methods"]
+    before = read_object(output / "config.json")
+    differing = [name for name in SAME if before.get(name) != config.get(name)]
+    then, now = before.get("methods", {}), config["methods"]
+    differing += [f"the settings of {name}" for name in then.keys() & now.keys() if then[name] != now[name]]
+    if differing:
+        raise InputError(f"the rows in {output} were made with another {differing[0]}: take the same, or another "
+                         "--output_dir")  # fmt: skip
+    return then | now
+
+
+def plain(flags: dict) -> dict:
+    """Flags as they come back from config.json, without the places that every run has its own of."""
+    places = {"output_dir", "instance_data_dir", "class_data_dir", "print_config", "device"}
+    return json.loads(json.dumps({name: value for name, value in flags.items() if name not in places}))
 
 
 def read_all_rows(output: Path) -> list[dict]:
@@ -86,7 +146,7 @@ def run_subject(arena: Arena, subject: Subject, seed: int) -> None:
     place = arena.output / "weights" / subject.name / str(seed)
     if REAL not in arena.done(subject, seed):
         append_row(rows, row_of("eval", REAL, subject, seed, scoring.ceiling(references, arena.eyes)))
-    for number, variant in enumerate(tqdm(missing, f"{subject.name}, seed {seed}", disable=None)):
+    for number, variant in enumerate(progress(missing, f"{subject.name}, seed {seed}")):
         try:
             append_row(rows, run_variant(arena, variant, subject, seed, references, place))
         except (InputError, SystemExit) as stop:
@@ -108,13 +168,14 @@ def run_variant(
     folder = place / variant.trained_as
     cost = train_once(arena, variant, subject, seed, folder)
     strength = {"strength": variant.strength} if variant.strength != 1 else {}
-    pipe, token = method.load(folder, arena.model, arena.args.device, **strength)
+    pipe = method.load(folder, arena.model, arena.args.device, **strength)
     templates = protocol.prompts_of(arena.dataset, subject)
     called = subject.class_name if method.names_class else ""
-    pictures = protocol.sample_subject(pipe, templates, token, called, seed, arena.how)
-    metrics, seen = scoring.subject_scores(pictures, templates, subject, references, arena.eyes)
+    pictures = protocol.sample_subject(pipe, templates, method.token, called, seed, arena.how)
+    truths = scoring.read_truths(arena.truths, subject, len(templates)) if arena.truths else None
+    metrics, seen = scoring.subject_scores(pictures, templates, subject, references, arena.eyes, truths)
     if not method.needs:
-        metrics |= drift_of(arena, pipe, subject, seed, trained=method.script is not None)
+        metrics |= drift_of(arena, pipe, subject, seed, trained=bool(method.script))
     if method.script:
         metrics |= {name: cost[name] for name in ("trainable_parameters", "file_bytes")}
     if variant.knob is None:
@@ -133,7 +194,7 @@ def save_pictures(folder: Path, pictures: torch.Tensor) -> None:
     """[prompts, k, 3, H, W] as <prompt>_<k>.png."""
     for number, batch in enumerate(pictures):
         for k, picture in enumerate(batch):
-            save_png(folder / f"{number:02d}_{k}.png", picture)
+            save_png(folder / f"{number:02d}_{k}.png", picture, rounding="nearest")
 
 
 # ---------------------------------------------------------------------------------------------------------- training
@@ -143,7 +204,7 @@ def train_once(arena: Arena, variant: Variant, subject: Subject, seed: int, fold
     """Train into `folder` unless a whole training lies there; what it cost: seconds and memory of the script's `main`,
     with its class pictures, which every training here draws for itself, and the pictures it shows at the end."""
     if (folder / COST).is_file():
-        return read_json(folder / COST)
+        return read_object(folder / COST)
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was interrupted: it is to be timed whole
     held = 0.0
     if torch.cuda.is_initialized():  # there `measure` counts all that is allocated: base model and encoders too
@@ -154,7 +215,7 @@ def train_once(arena: Arena, variant: Variant, subject: Subject, seed: int, fold
     numbers, size = weight_files(folder)
     write_json(folder / COST, {"seconds": cost.seconds, "peak_memory_mb": cost.peak_memory_mb - held,
                                "trainable_parameters": numbers, "file_bytes": size})  # fmt: skip
-    return read_json(folder / COST)
+    return read_object(folder / COST)
 
 
 def weight_files(folder: Path) -> tuple[int, int]:
@@ -203,4 +264,6 @@ def drift_of(arena: Arena, pipe, subject: Subject, seed: int, trained: bool) -> 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of few pictures in many dimensions: the definition on the page says so
         found |= drift.sample_drift(ours, arena.calm[key], arena.eyes.dino, **frechet)
-    return found | drift.prediction_drift(pipe, base, [prompt for prompt, _ in wanted][:DRIFT_PROMPTS], seed)
+    asked = [prompt for prompt, _ in wanted][:DRIFT_PROMPTS]  # at the base's first picture of each
+    latents = encode_pictures(base, arena.calm[key][::count][: len(asked)], step_generator(seed, 0))
+    return found | drift.prediction_drift(pipe, base, asked, latents, seed)

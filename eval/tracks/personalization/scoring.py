@@ -71,6 +71,47 @@ def fidelity(pictures: torch.Tensor, references: Sequence[torch.Tensor], eyes: E
     }
 
 
+@dataclass(frozen=True)
+class Truths:
+    """The true picture of every prompt, and the same with the thing in kind and colour but without what marks the
+    individual: [prompts, 3, H, W] each. The second is where identity begins, the first is all of it."""
+
+    marked: torch.Tensor
+    unmarked: torch.Tensor
+
+
+def read_truths(folder: Path, subject: Subject, prompts: int) -> Truths | None:
+    """marked/<subject>/<pp>.png and unmarked/… of a folder; None where there are none, as for photographs."""
+    if not (folder / "marked" / subject.name).is_dir():
+        return None
+    names = [f"{number:02d}.png" for number in range(prompts)]
+    found = {kind: torch.cat([to_tensor(load_image(folder / kind / subject.name / name)) for name in names])
+             for kind in ("marked", "unmarked")}  # fmt: skip
+    return Truths(**found)
+
+
+def likeness(pictures: torch.Tensor, truths: Truths, references: Sequence[torch.Tensor], dino) -> float:
+    """The share of the way of pictures [prompts, k, 3, H, W] from the unmarked thing (0) to the true picture (1), in
+    the mean DINO cosine with the subject's own pictures; each picture against the unmarked one of its prompt. Pictures
+    that copy can exceed 1; NaN where the two ends are one."""
+    floor, ceiling = (_dino(ends, references, dino) for ends in (truths.unmarked, truths.marked))
+    own = _dino(pictures.flatten(0, 1), references, dino).unflatten(0, pictures.shape[:2])
+    whole = (ceiling - floor).mean()
+    return ((own - floor[:, None]).mean() / whole).item() if whole > 0 else math.nan
+
+
+def likeness_of(pictures: torch.Tensor, truths: Truths, references: Sequence[torch.Tensor], dino) -> float:
+    """The same of pictures [n, 3, H, W] that have no true picture of their own: against the mean ends."""
+    floor, ceiling = (_dino(ends, references, dino).mean() for ends in (truths.unmarked, truths.marked))
+    own = _dino(pictures, references, dino).mean()
+    return ((own - floor) / (ceiling - floor)).item() if ceiling > floor else math.nan
+
+
+def _dino(pictures: torch.Tensor, references: Sequence[torch.Tensor], dino) -> torch.Tensor:
+    """Of each picture the mean cosine with the references, [n]."""
+    return torch.stack([dino_similarity(pictures, reference, dino).mean(1) for reference in references]).mean(0)
+
+
 def ceiling(references: list[torch.Tensor], eyes: Eyes) -> dict[str, float]:
     """The same of each real picture with the other real ones: the row "Real pictures" of DreamBench's tables."""
     rows = [fidelity(one, references[:i] + references[i + 1 :], eyes) for i, one in enumerate(references)]
@@ -86,8 +127,9 @@ def diversity(pictures: torch.Tensor, eyes: Eyes) -> float:
 
 
 def subject_scores(
-    pictures: torch.Tensor, templates: list[str], subject: Subject, references: list[torch.Tensor], eyes: Eyes
-) -> tuple[dict[str, float], list[list[bool | None]]]:
+    pictures: torch.Tensor, templates: list[str], subject: Subject, references: list[torch.Tensor], eyes: Eyes,
+    truths: Truths | None = None,
+) -> tuple[dict[str, float], list[list[bool | None]]]:  # fmt: skip
     """Scores of one subject's pictures [prompts, k, 3, H, W] by Score.key, and per picture whether the classifier sees
     what its prompt asks for (None: nobody judged)."""
     prompts = [fill_prompt(template, "", subject.class_name) for template in templates]
@@ -97,6 +139,8 @@ def subject_scores(
     own = [per_prompt[number, :, number].mean() for number in range(len(prompts))]
     scores[key("CLIP-T", eyes.clip.label)] = mean(own)
     scores[f"diversity ({eyes.lpips.label})"] = diversity(pictures, eyes)
+    if truths is not None:
+        scores[f"likeness ({eyes.dino.label})"] = likeness(pictures, truths, references, eyes.dino)
     if eyes.classifier is None:
         return scores, [[None] * pictures.shape[1] for _ in templates]
     seen, found = judged(pictures, templates, subject.class_name, references, eyes.classifier)

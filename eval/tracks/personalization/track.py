@@ -5,24 +5,24 @@ import shlex
 from pathlib import Path
 
 from common.data import Subject, fill_prompt, read_subject_prompts
+from common.flags import is_picturebook_folder
 from common.runs import read_json, write_json
-from eval.tracks.personalization.arena import REAL, read_all_rows, run_subject
-from eval.tracks.personalization.methods import METHODS as TRAINED
-from eval.tracks.personalization.pareto import draw_pareto
-from eval.tracks.personalization.variants import tuned_settings
-from eval.tracks.track import Figure, Item, Picture, Run, Track, date_of, earlier_results
+from eval.tracks.personalization import methods, options
+from eval.tracks.personalization.arena import REAL, prepare, read_all_rows, run_subject
+from eval.tracks.personalization.matched import curve_of
+from eval.tracks.personalization.variants import CURVE_TITLES, tuned_settings
+from eval.tracks.track import Item, Picture, Run, Track, date_of, earlier_results
 
 NAME = "personalization"
-QUICK = ["dreambooth", "lipschitz"]  # what eval.compare trains by itself, on one subject: a minute each
-# In this order, because the page compares the first with the last.
-ORDER = (
-    "dreambooth+prior", "dreambooth", REAL, "base", "textual_inversion", "oft", "ip_adapter", "blip_diffusion",
-    "svdiff", "custom_diffusion+prior", "lipschitz_custom_diffusion", "lora+prior", "lipschitz_lora", "lipschitz",
-)  # fmt: skip
-METHODS = {name: "Real pictures" if name == REAL else TRAINED[name].title for name in ORDER}
+QUICK = ["dreambooth", "dreambooth+penalty"]  # what eval.compare trains by itself, on one subject: a minute each
+REFERENCES = (REAL, "base")  # shown apart: floor and ceiling
+FIRST = "dreambooth+prior"
+METHODS = {FIRST: methods.METHODS[FIRST].title, REAL: "Real pictures"}
+METHODS |= {name: method.title for name, method in methods.METHODS.items()}
+FRONTS = [("DINO/dreambench", score) for score in ("context", "CLIP-T/dreambench", "drift_score")]
 COLUMNS = [
-    "DINO/dreambench", "CLIP-I/dreambench", "identity", "context", "CLIP-T/dreambench", "diversity", "held_out",
-    "drift_score", "frechet_samples", "delta_theta_relative", "delta_eps_relative", "trainable_parameters",
+    "likeness", "context", "DINO/dreambench", "CLIP-T/dreambench", "held_out", "drift_score", "CLIP-I/dreambench",
+    "identity", "diversity", "frechet_samples", "delta_theta_relative", "delta_eps_relative", "trainable_parameters",
     "file_bytes", "seconds", "peak_memory_mb",
 ]  # fmt: skip
 ON_REAL = (
@@ -72,12 +72,10 @@ def run(args: argparse.Namespace) -> Track | None:
 
     args: the flags of eval.compare. InputError for input that eval.personalize refuses.
     """
-    from eval import personalize
-
-    if args.dataset != "picturebook" or not personalize.is_picturebook_folder(args.pretrained_model_name_or_path):
+    if args.dataset != "picturebook" or not is_picturebook_folder(args.pretrained_model_name_or_path):
         return None
-    settings = personalize.parse(command(args))
-    arena, subjects = personalize.prepare(settings)
+    settings = options.parse(command(args))
+    arena, subjects = prepare(settings)
     for subject in subjects:
         run_subject(arena, subject, args.seed)
     return track_of(arena.output, subjects, arena.dataset, settings)
@@ -89,24 +87,25 @@ def track_of(output: Path, subjects: list[Subject], dataset: Path, settings: arg
     config["date"] = max(date_of(path) for path in output.glob("rows*.jsonl"))
     runs = [Run("this run", rows, config), *earlier_results(NAME, config)]
     measured = {row["method"] for run in runs for row in run.rows}
-    methods = {name: title for name, title in METHODS.items() if name in measured}
+    shown = {name: title for name, title in METHODS.items() if name in measured}
     largest = max(runs, key=lambda run: len(run.rows))
     write_json(output / "metrics.json", {name: means(rows, name) for name in dict.fromkeys(r["method"] for r in rows)})
-    same = ("pretrained_model_name_or_path", "dataset", "images_per_prompt", "num_inference_steps", "output_dir")
-    flags = [word for name in same for word in (f"--{name}", str(getattr(settings, name)))]
+    same = ("pretrained_model_name_or_path", "dataset", "subjects_dir", "images_per_prompt", "num_inference_steps",
+            "output_dir")  # fmt: skip
+    flags = [word for name in same if getattr(settings, name) for word in (f"--{name}", str(getattr(settings, name)))]
     whole = "python -m eval.personalize " + shlex.join(flags)
     return Track(
         name=NAME,
         title="Personalization",
         about="A handful of pictures of one subject, and a model that has to draw it in new places without forgetting "
         "everything else. DreamBooth + penalty keeps the weights near the base model's and needs no class pictures.",
-        methods=methods,
+        methods=shown,
         columns=COLUMNS,
         runs=runs,
         items=items_of(output, subjects[:SHOWN_SUBJECTS], dataset, rows, settings.seeds[0]),
         commands={
-            name: f"{ON_REAL if TRAINED[name].needs else whole} --methods {name} --curves"
-            for name in methods
+            name: f"{ON_REAL if methods.METHODS[name].needs else whole} --methods {name} --curves"
+            for name in shown
             if name != REAL
         },
         papers={
@@ -120,7 +119,10 @@ def track_of(output: Path, subjects: list[Subject], dataset: Path, settings: arg
         },
         published="lipschitz_personalize:2",
         notes=[*NOTES, TUNED[bool(tuned_settings())]],
-        figures=figures(output, largest),
+        references=REFERENCES,
+        families={name: method.family for name, method in methods.METHODS.items()},
+        fronts=FRONTS,
+        curves=curves(largest.rows),
         time_of="training",
         keep=settings.curves != [] or settings.methods != QUICK,
     )
@@ -135,15 +137,10 @@ def means(rows: list[dict], method: str) -> dict[str, dict[str, float]]:
     return {key: {"mean": i.mean, "low": i.low, "high": i.high, "n": i.n} for key, i in found.items()}
 
 
-def figures(output: Path, run: Run) -> list[Figure]:
-    path = draw_pareto(output / "pareto.png", run.rows, METHODS)
-    if path is None:
-        return []
-    caption = (
-        f"Points: methods, with 95 % intervals ({run.label}). Lines: one knob turned in three steps; at the same DINO "
-        "the higher line is the better one where the axis says so, and the lower one for drift."
-    )
-    return [Figure("Fidelity against prompt adherence and drift", path, caption)]
+def curves(rows: list[dict]) -> dict[str, list[str]]:
+    """Title -> the points of each curve that has rows, in the order of its knob."""
+    found = {title: [method for _, method in curve_of(rows, name)] for name, title in CURVE_TITLES.items()}
+    return {title: points for title, points in found.items() if len(points) > 1}
 
 
 def items_of(output: Path, subjects: list[Subject], dataset: Path, rows: list[dict], seed: int) -> list[Item]:

@@ -5,6 +5,7 @@ sceptic would try instead: the weight of prior preservation, stopping early, a l
 trick at all but interpolating the fine-tuned weights back towards the base's.
 """
 
+import argparse
 import contextlib
 import importlib
 import io
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from common.flags import is_picturebook_folder
 from common.runs import InputError
 from eval.tracks.personalization.methods import METHODS
 from lipschitz_personalize.reproduction.plan import as_flags
@@ -22,7 +24,7 @@ SETTINGS = Path(__file__).parents[2] / "tuning/personalization.toml"  # tuned on
 INTERPOLATION = "interpolation"  # the one knob that is turned after the training
 # curve -> method, knob, factors of its tuned value; 1 is the method itself
 CURVES = {
-    "penalty": ("lipschitz", "l2_reg_weight", (0.1, 1, 10)),
+    "penalty": ("dreambooth+penalty", "l2_reg_weight", (0.1, 1, 10)),
     "prior": ("dreambooth+prior", "prior_loss_weight", (0.1, 1, 10)),
     "early_stopping": ("dreambooth", "max_train_steps", (0.2, 0.5, 1)),
     "lower_rate": ("dreambooth", "learning_rate", (0.1, 0.3, 1)),
@@ -75,13 +77,30 @@ def tuned_settings() -> dict[str, dict[str, Any]]:
     return tomllib.loads(SETTINGS.read_text(encoding="utf-8"))
 
 
+def plan(args: argparse.Namespace, tuned: dict[str, dict] | None = None):
+    """(variants to run, variant -> flags of its training, method -> what all its flags resolve to).
+
+    tuned: method -> flags over its script's defaults; by default those of eval/tuning/personalization.toml.
+    """
+    on_picturebook = is_picturebook_folder(args.pretrained_model_name_or_path)
+    names = args.methods or [name for name, method in METHODS.items() if not (method.needs and on_picturebook)]
+    wanted = variants(names, args.curves)
+    if tuned is None:
+        tuned = tuned_settings() if on_picturebook else {}
+    if args.device:
+        tuned = {name: {**tuned.get(name, {}), "device": args.device} for name in METHODS}
+    whole = {name: resolved(name, args.pretrained_model_name_or_path, tuned.get(name, {}))
+             for name in dict.fromkeys(variant.method for variant in wanted)}  # fmt: skip
+    return wanted, {variant.name: settings_of(variant, tuned, whole) for variant in wanted}, whole
+
+
 def resolved(method: str, model: str, settings: dict[str, Any]) -> dict[str, Any]:
     """What all flags of a method's script resolve to for this model, from its own --print_config; {} without a script.
 
     Nothing is loaded or trained.
     """
     own = METHODS[method]
-    if own.script is None:
+    if not own.script:
         return {}
     flags = as_flags({"pretrained_model_name_or_path": model, **own.own_flags(model), **settings})
     printed = io.StringIO()

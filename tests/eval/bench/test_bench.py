@@ -24,8 +24,8 @@ def test_bench(tiny_folder, benchmark, tmp_path, capsys, monkeypatch):
     exact = rows["spd_anderson", "000000000000"]
     assert exact["backward"] == 0 and exact["noise_gap"] < 0.1 * ddim["noise_gap"]
     assert len(result["sampling"]) == len(result["surgery"]) == 2 and "Latent surgery" in shown
-    assert len(result["penalty"]) == len(result["prior"]) == 2 and "of a step of" in shown
-    assert result["penalty"][0]["base_mb"] == pytest.approx(2 * result["penalty_bf16"][0]["base_mb"])
+    assert len(result["penalty"]) == len(result["prior"]) == 2 and "of a step at batch 1" in shown
+    assert result["penalty"][0]["general_mb"] == pytest.approx(2 * result["penalty"][0]["bf16_mb"])
     assert all(row["largest_difference"] < 1e-4 for row in result["sampling"])  # the same sampler, but for rounding
 
 

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from common.images import to_tensor
 from common.runs import InputError
 from lipschitz_personalize import parameter_spaces
 from lipschitz_personalize.objectives import load_backbone, network
@@ -37,11 +38,30 @@ def test_ratio_of_the_last_bias_is_known_and_the_base_is_restored(pair):
     pipe, base_pipe = pair
     pipe.unet.conv_out.bias += torch.tensor([0.3, 0, 0.4, 0])
     before = {name: tensor.clone() for name, tensor in base_pipe.unet.state_dict().items()}
-    found = drift.lipschitz_ratios(pipe, base_pipe, ["a cat", "a dog"])
-    assert found == {"lipschitz convolution": pytest.approx(8, rel=1e-3), "lipschitz all": pytest.approx(8, rel=1e-3)}
+    latents = drift.latents_of(base_pipe, ["a cat", "a dog"], num_inference_steps=1)
+    found = drift.eps_per_theta(pipe, base_pipe, ["a cat", "a dog"], latents)
+    assert found == dict.fromkeys(("eps_per_theta convolution", "eps_per_theta all"), pytest.approx(8, rel=1e-3))
     assert all(torch.equal(before[name], tensor) for name, tensor in base_pipe.unet.state_dict().items())
-    change = drift.prediction_drift(pipe, base_pipe, ["a cat"])
+    change = drift.prediction_drift(pipe, base_pipe, ["a cat"], latents)
     assert change["delta_eps"] == pytest.approx(0.5 * 8, rel=1e-3)
+
+
+@torch.no_grad()
+def test_models_are_asked_about_noised_pictures_that_the_base_draws(models, monkeypatch):
+    """At the lowest level z is all but the picture's own latents: noise has little part in it."""
+    pipe, seen = load_backbone(str(models["sd"]), "cpu"), []
+    latents = drift.latents_of(pipe, ["a cat", "a dog"], 3, num_inference_steps=2)
+    pictures = drift.draw_pictures(pipe, ["a cat", "a dog"], [drift.step_generator(3, n, 0) for n in (0, 1)],
+                                   num_inference_steps=2)  # fmt: skip
+    own = torch.cat([to_tensor(picture) for picture in pictures])
+    assert torch.allclose(latents, drift.encode_pictures(pipe, own, drift.step_generator(3, 2, 0)))
+    monkeypatch.setattr(drift, "predict", lambda pipe, z, t, cond: seen.append((z, t)) or z)
+    drift.predictions(pipe, ["a cat", "a dog"], latents)
+    assert [int(t) for _, t in seen[:5]] == [100, 300, 500, 699, 899]
+    a = pipe.scheduler.alphas_cumprod[100]
+    for number, (z, _) in enumerate(seen[::5]):
+        noise = (z - a.sqrt() * latents[number]) / (1 - a).sqrt()
+        assert 0.5 < noise.std() < 1.5 and (noise - z).norm() > 0.1 * z.norm()
 
 
 @torch.no_grad()
@@ -50,12 +70,12 @@ def test_a_groups_ratio_is_that_of_a_model_in_which_it_alone_was_changed(models)
         pipe, base_pipe = (load_backbone(str(models["sd"]), "cpu") for _ in range(2))
         for name in names:
             pipe.unet.get_parameter(name).add_(torch.linspace(-0.5, 0.7, pipe.unet.get_parameter(name).numel()))
-        return drift.lipschitz_ratios(pipe, base_pipe, ["a cat"])
+        return drift.eps_per_theta(pipe, base_pipe, ["a cat"], torch.zeros(1, 4, 8, 8))
 
     both = ratios("conv_out.bias", "conv_norm_out.weight")
-    assert both.keys() == {"lipschitz convolution", "lipschitz norm", "lipschitz all"}
-    assert both["lipschitz convolution"] == ratios("conv_out.bias")["lipschitz convolution"]
-    assert both["lipschitz norm"] == ratios("conv_norm_out.weight")["lipschitz norm"]
+    assert both.keys() == {"eps_per_theta convolution", "eps_per_theta norm", "eps_per_theta all"}
+    assert both["eps_per_theta convolution"] == ratios("conv_out.bias")["eps_per_theta convolution"]
+    assert both["eps_per_theta norm"] == ratios("conv_norm_out.weight")["eps_per_theta norm"]
     assert len(set(both.values())) == 3
 
 
@@ -74,9 +94,9 @@ def test_lora_is_measured_in_the_weights_it_stands_for(pair):
     space = parameter_spaces.lora(pipe, 2, 4.0, ["to_q"])
     for tensor in space.parameters.values():
         tensor.data = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(1)) / 10
-    found = drift.measure_drift(pipe, base_pipe, prompts=["a cat"], ratios=True)
+    found = drift.measure_drift(pipe, base_pipe, prompts=["a cat"], ratios=True, sampling={"num_inference_steps": 1})
     assert found["delta_theta"] == pytest.approx(math.sqrt(space.change().item()), rel=1e-4)
-    assert found["delta_eps"] > 0 and {"lipschitz cross attention", "lipschitz self attention"} < found.keys()
+    assert found["delta_eps"] > 0 and {"eps_per_theta cross attention", "eps_per_theta self attention"} < found.keys()
 
 
 class Eye:

@@ -17,7 +17,7 @@ from common.data import Subject, write_subjects
 from common.runs import Cost, InputError, read_rows
 from eval import compare, personalize
 from eval.tracks import track
-from eval.tracks.personalization import arena, methods, scoring, variants
+from eval.tracks.personalization import arena, methods, options, own, scoring, variants
 from eval.tracks.personalization import track as personalization
 from tests.tiny import tiny_sd
 
@@ -33,7 +33,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def loaded(model):
-    return methods.load_base(model, str(model), "cpu")[0]
+    return methods.load_base(model, str(model), "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,8 @@ def calls(loaded, monkeypatch, tmp_path):
         folder.mkdir(parents=True)
         return folder
 
-    fakes = {name: replace(methods.METHODS[name]) for name in ("base", "dreambooth", "dreambooth+prior", "lipschitz")}
+    names = ("base", "dreambooth", "dreambooth+prior", "dreambooth+penalty")
+    fakes = {name: replace(methods.METHODS[name]) for name in names}
     for name, fake in fakes.items():
         if name != "base":
             object.__setattr__(fake, "train", pretend(name))
@@ -99,8 +100,9 @@ def calls(loaded, monkeypatch, tmp_path):
     monkeypatch.setattr(scoring, "load_eyes", lambda name, device: scoring.Eyes(Seer(), Seer(), Seer(), Seer()))
     tuned = {name: {"learning_rate": rate} for name, rate in zip(fakes, (0, 1.0, 2.0, 0.5), strict=True)}
     monkeypatch.setattr(variants, "tuned_settings", lambda: tuned)
-    monkeypatch.setattr(personalize, "is_picturebook_folder", lambda name: True)  # so that these settings hold
-    monkeypatch.setattr(personalize, "PICTUREBOOK_PRESET", {"num_inference_steps": 1})
+    for module in (options, variants, personalization, arena):
+        monkeypatch.setattr(module, "is_picturebook_folder", lambda name: True)  # so that these settings hold
+    monkeypatch.setattr(options, "PICTUREBOOK_PRESET", {"num_inference_steps": 1})
     monkeypatch.setattr(track, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(arena, "DRIFT_PROMPTS", 1)
     return calls
@@ -111,7 +113,7 @@ def flags(model, dataset, out, *more):
             str(out), "--images_per_prompt", "2", "--held_out_images", "2", *more]  # fmt: skip
 
 
-PAIR = ("--methods", "base", "dreambooth+prior", "lipschitz", "--curves")
+PAIR = ("--methods", "base", "dreambooth+prior", "dreambooth+penalty", "--curves")
 
 
 def test_a_training_that_diverges_leaves_its_row_out_and_the_others_go_on(calls, model, dataset, tmp_path, capsys):
@@ -124,9 +126,9 @@ def test_a_training_that_diverges_leaves_its_row_out_and_the_others_go_on(calls,
     object.__setattr__(methods.METHODS["dreambooth+prior"], "train", stop(2))
     personalize.main(flags(model, dataset, tmp_path, *PAIR))
     rows = read_rows(tmp_path / "rows.jsonl")
-    assert {row["method"] for row in rows} == {"real", "base", "lipschitz"} and len(rows) == 6
+    assert {row["method"] for row in rows} == {"real", "base", "dreambooth+penalty"} and len(rows) == 6
     assert "dreambooth+prior has no row of vase" in capsys.readouterr().err
-    object.__setattr__(methods.METHODS["lipschitz"], "train", stop(130))  # Ctrl-C
+    object.__setattr__(methods.METHODS["dreambooth+penalty"], "train", stop(130))  # Ctrl-C
     with pytest.raises(SystemExit, match="130"):
         personalize.main(flags(model, dataset, tmp_path / "other", *PAIR))
 
@@ -134,18 +136,18 @@ def test_a_training_that_diverges_leaves_its_row_out_and_the_others_go_on(calls,
 def test_rows_pictures_costs_and_the_page(calls, model, dataset, tmp_path):
     personalize.main(flags(model, dataset, tmp_path, *PAIR, "interpolation", "--save_results"))
     rows = {(row["method"], row["item"]): row for row in read_rows(tmp_path / "rows.jsonl")}
-    names = ["real", "base", "dreambooth+prior", "lipschitz", "dreambooth", "dreambooth@interpolationx0.4"]
+    names = ["real", "base", "dreambooth+prior", "dreambooth+penalty", "dreambooth", "dreambooth@interpolationx0.4"]
     assert list(rows) == [(name, subject) for subject in ("dog2", "vase") for name in names]
-    assert [call[:3] for call in calls[:3]] == [("dreambooth+prior", "dog2", 0), ("lipschitz", "dog2", 0),
+    assert [call[:3] for call in calls[:3]] == [("dreambooth+prior", "dog2", 0), ("dreambooth+penalty", "dog2", 0),
                                                 ("dreambooth", "dog2", 0)] and len(calls) == 6  # fmt: skip
 
     moved = [rows[name, "dog2"]["metrics"]["delta_theta_relative"] for name in names[2:]]
     assert moved == pytest.approx([0.02, 0.005, 0.01, 0.004], rel=1e-3)  # the last: W + 0.4 (W' - W)
-    row = rows["lipschitz", "vase"]
+    row = rows["dreambooth+penalty", "vase"]
     assert {"DINO/dreambench (toy)", "held_out (toy)", "drift_score (toy)", "frechet_samples (toy)"} <= set(
         row["metrics"]
     )
-    weights = sum(tensor.numel() for tensor in methods.load_base(tmp_path, str(model), "cpu")[0].unet.parameters())
+    weights = sum(tensor.numel() for tensor in methods.load_base(tmp_path, str(model), "cpu").unet.parameters())
     assert row["metrics"]["trainable_parameters"] == weights and row["metrics"]["file_bytes"] > 4 * weights
     assert row["seconds"] > 0 and rows["dreambooth", "vase"]["curves"]["interpolation"] == 1
     assert "delta_theta" not in rows["base", "dog2"]["metrics"] and "held_out (toy)" in rows["base", "dog2"]["metrics"]
@@ -156,16 +158,16 @@ def test_rows_pictures_costs_and_the_page(calls, model, dataset, tmp_path):
     )
 
     html = (tmp_path / "index.html").read_text()
-    assert "DreamBooth + penalty" in html and "Fidelity against prompt adherence" in html and "0.6394" in html
-    assert (tmp_path / "pareto.png").exists() and len(read_rows(tmp_path / "results" / "personalization.jsonl")) == 12
+    assert "DreamBooth + penalty" in html and "interpolation to the base" in html and "0.6394" in html
+    assert len(read_rows(tmp_path / "results" / "personalization.jsonl")) == 12
     metrics = json.loads((tmp_path / "metrics.json").read_text())
-    assert metrics["lipschitz"]["DINO/dreambench (toy)"]["n"] == 2
+    assert metrics["dreambooth+penalty"]["DINO/dreambench (toy)"]["n"] == 2
 
     before = len(calls)
     personalize.main(flags(model, dataset, tmp_path, *PAIR, "interpolation"))
     assert len(calls) == before  # nothing was left to do
     personalize.main(flags(model, dataset, tmp_path, *PAIR, "--seeds", "0", "1", "--limit", "1"))
-    assert [call[:3] for call in calls[before:]] == [("dreambooth+prior", "dog2", 1), ("lipschitz", "dog2", 1)]
+    assert [call[:3] for call in calls[before:]] == [("dreambooth+prior", "dog2", 1), ("dreambooth+penalty", "dog2", 1)]
 
 
 def test_weights_go_after_their_last_row_unless_they_are_to_be_kept(calls, model, dataset, tmp_path, monkeypatch):
@@ -179,13 +181,14 @@ def test_weights_go_after_their_last_row_unless_they_are_to_be_kept(calls, model
     monkeypatch.setattr(arena, "append_row", looked)
     words = (*PAIR, "interpolation", "--limit", "1")
     personalize.main(flags(model, dataset, tmp_path / "out", *words))
-    names = ["base", "dreambooth+prior", "lipschitz", "dreambooth"]
+    names = ["base", "dreambooth+prior", "dreambooth+penalty", "dreambooth"]
     expected = [("real", []), *((name, [name]) for name in names), ("dreambooth@interpolationx0.4", ["dreambooth"])]
     assert met == expected and len(calls) == 3 and not place.exists()
     met.clear()
     personalize.main(flags(model, dataset, tmp_path / "kept", *words, "--keep_weights"))
     kept = tmp_path / "kept" / "weights" / "dog2" / "0"
-    assert sorted(path.name for path in kept.iterdir()) == sorted(names) and (kept / "lipschitz" / "unet").is_dir()
+    assert sorted(path.name for path in kept.iterdir()) == sorted(names)
+    assert (kept / "dreambooth+penalty" / "unet").is_dir()
 
 
 def test_classes_are_recognised_among_the_subjects_own_too(calls, model, dataset, tmp_path, monkeypatch):
@@ -196,7 +199,7 @@ def test_classes_are_recognised_among_the_subjects_own_too(calls, model, dataset
         return lambda pictures: ["dog"] * len(pictures)  # all has drifted towards dog2
 
     monkeypatch.setattr(arena.drift, "clip_eye", eye)
-    personalize.main(flags(model, dataset, tmp_path, "--methods", "lipschitz", "--curves", "--limit", "1"))
+    personalize.main(flags(model, dataset, tmp_path, "--methods", "dreambooth+penalty", "--curves", "--limit", "1"))
     row = read_rows(tmp_path / "rows.jsonl")[-1]
     assert seen == [["dog", "vase"]] and row["metrics"]["held_out (toy)"] == 0
 
@@ -206,10 +209,11 @@ def test_what_a_gpu_holds_before_a_training_is_no_cost_of_it(calls, monkeypatch,
     def measured():
         yield Cost(seconds=5.0, peak_memory_mb=100.0)
 
-    stub = Namespace(model="", settings={"lipschitz": {}})
+    stub = Namespace(model="", settings={"dreambooth+penalty": {}})
     monkeypatch.setattr(arena, "measure", measured)
-    object.__setattr__(methods.METHODS["lipschitz"], "train", lambda *given: None)
-    train = lambda place: arena.train_once(stub, variants.Variant("lipschitz", "lipschitz"), None, 0, place)  # noqa: E731
+    object.__setattr__(methods.METHODS["dreambooth+penalty"], "train", lambda *given: None)
+    variant = variants.Variant("dreambooth+penalty", "dreambooth+penalty")
+    train = lambda place: arena.train_once(stub, variant, None, 0, place)  # noqa: E731
     assert train(tmp_path / "cpu")["peak_memory_mb"] == 100
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 30 * 2**20)
@@ -231,21 +235,21 @@ def test_an_interrupted_run_goes_on_and_shards_make_the_same_rows(calls, model, 
     monkeypatch.setattr(scoring, "subject_scores", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
     cut = tmp_path / "cut"
     with pytest.raises(SystemExit):  # killed after the first training, before its row
-        personalize.main(flags(model, dataset, cut, "--methods", "lipschitz", "--curves"))
+        personalize.main(flags(model, dataset, cut, "--methods", "dreambooth+penalty", "--curves"))
     monkeypatch.setattr(scoring, "subject_scores", original)
     before = len(calls)
-    personalize.main(flags(model, dataset, cut, "--methods", "lipschitz", "--curves"))
-    assert [call[:2] for call in calls[before:]] == [("lipschitz", "vase")]  # the whole training was found
+    personalize.main(flags(model, dataset, cut, "--methods", "dreambooth+penalty", "--curves"))
+    assert [call[:2] for call in calls[before:]] == [("dreambooth+penalty", "vase")]  # the whole training was found
 
 
 def test_rows_of_other_settings_are_not_mixed(calls, model, dataset, tmp_path, capsys, monkeypatch):
-    personalize.main(flags(model, dataset, tmp_path, "--methods", "base", "lipschitz", "--curves"))
+    personalize.main(flags(model, dataset, tmp_path, "--methods", "base", "dreambooth+penalty", "--curves"))
     with pytest.raises(SystemExit):
         personalize.main(flags(model, dataset, tmp_path, *PAIR, "--guidance_scale", "3"))
     assert "another guidance_scale" in capsys.readouterr().err
-    monkeypatch.setattr(variants, "tuned_settings", lambda: {"lipschitz": {"learning_rate": 9.0}})
+    monkeypatch.setattr(variants, "tuned_settings", lambda: {"dreambooth+penalty": {"learning_rate": 9.0}})
     with pytest.raises(SystemExit):
-        personalize.main(flags(model, dataset, tmp_path, "--methods", "lipschitz", "--curves"))
+        personalize.main(flags(model, dataset, tmp_path, "--methods", "dreambooth+penalty", "--curves"))
     assert "another the settings of lipschitz" in capsys.readouterr().err
 
 
@@ -258,7 +262,7 @@ def test_the_quick_track_trains_a_pair_and_shows_the_kept_arena_beside_it(calls,
     args = Namespace(dataset="picturebook", output_dir=str(tmp_path / "quick"), seed=0,
                      pretrained_model_name_or_path=str(model))  # fmt: skip
     found = personalization.run(args)
-    assert [call[:2] for call in calls[before:]] == [("dreambooth+prior", "dog2"), ("lipschitz", "dog2")]
+    assert [call[:2] for call in calls[before:]] == [("dreambooth+prior", "dog2"), ("dreambooth+penalty", "dog2")]
     assert [run.label for run in found.runs] == ["this run", "earlier run"] and len(found.runs[1].rows) == 8
     assert not found.keep and "personalization" in compare.TRACKS
     assert personalization.run(Namespace(dataset="/some/pie/bench")) is None
@@ -267,7 +271,7 @@ def test_the_quick_track_trains_a_pair_and_shows_the_kept_arena_beside_it(calls,
 def test_the_quick_commands_flags_are_understood():
     args = Namespace(pretrained_model_name_or_path="picturebook", num_inference_steps=None, metric_encoders="pie",
                      device=None, seed=3, output_dir="out")  # fmt: skip
-    parsed = personalize.parse(personalization.command(args))
+    parsed = options.parse(personalization.command(args))
     assert (parsed.limit, parsed.images_per_prompt, parsed.seeds, parsed.curves) == (1, 1, [3], [])
     assert parsed.methods == personalization.QUICK and parsed.num_inference_steps == 25
     assert parsed.metric_encoders == "paper" and not parsed.keep_weights
@@ -282,8 +286,11 @@ def test_the_table_is_joined_with_the_arenas_rows(calls, model, dataset, tmp_pat
 
 
 @pytest.mark.parametrize("more, words", [
-    (["--methods", "magic"], "invalid choice"),
-    (["--method", "lipschitz"], "did you mean --methods"),
+    (["--methods", "magic"], "there is no method 'magic'"),
+    (["--methods", "dreambooth+penality"], "did you mean dreambooth+penalty?"),
+    (["--method", "dreambooth+penalty"], "did you mean --methods"),
+    (["--subjects_dir", "/nowhere"], "is no folder"),
+    (["--subjects_dir", ".", "--dataset", "set"], "two sources"),
     (["--shard", "3/2"], "is not I/N with I from 1 to N"),
     (["--shard", "1/2", "--save_results"], "without --shard"),
     (["--methods", "ip_adapter"], "needs weights"),
@@ -303,17 +310,52 @@ def test_wrong_input(more, words, tmp_path, capsys):
     assert not list((tmp_path / "out").rglob("*.jsonl"))
 
 
+def test_own_subjects_are_a_folder_each(calls, model, dataset, tmp_path, capsys):
+    mine = tmp_path / "mine"
+    for name, source in (("rex_dog", "dog2"), ("mug", "vase")):
+        (mine / name).mkdir(parents=True)
+        for path in (dataset / source).iterdir():
+            (mine / name / path.name).write_bytes(path.read_bytes())
+    (mine / "prompts.txt").write_text("a {0} {1} in the snow\n\na red {0} {1}\n")
+    (mine / "subjects.csv").write_text("subject,class\nmug,cup\n")
+    words = flags(model, dataset, tmp_path / "out", "--methods", "base", "dreambooth", "--curves")
+    words[words.index("--dataset")] = "--subjects_dir"
+    words[words.index(str(dataset))] = str(mine)
+    personalize.main(words)
+    rows = read_rows(tmp_path / "out" / "rows.jsonl")
+    assert {(row["item"], row["kind"]) for row in rows} == {("rex_dog", "dog"), ("mug", "cup")} and len(rows) == 6
+    assert "for photographs give" in capsys.readouterr().err
+    assert "rex_dog" in (tmp_path / "out" / "index.html").read_text()
+
+
+@pytest.mark.parametrize("files, said", [
+    ({}, "holds no folders"),
+    ({"subjects.csv": "name,kind\n"}, "needs the heading"),
+    ({"rex_dog/0.png": "", "subjects.csv": "subject,class\nmax,dog\n"}, "no such folder"),
+    ({"rex_dog/0.png": "", "prompts.txt": "a dog in the snow\n"}, "lacks {0}"),
+    ({"rex_dog/0.png": "", "prompts.txt": "\n"}, "holds no prompt"),
+])  # fmt: skip
+def test_own_subjects_that_lack_something(files, said, tmp_path):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+        if name.endswith("png"):
+            Image.new("RGB", (4, 4)).save(tmp_path / name)
+    with pytest.raises(InputError, match=said):
+        own.write_own(tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_print_config_shows_every_method_at_the_papers_scale(capsys):
     personalize.main(["--print_config"])
     shown = json.loads(capsys.readouterr().out)
     assert set(shown["methods"]) == set(methods.METHODS) and shown["arena"]["images_per_prompt"] == 4
-    assert (
-        shown["methods"]["lipschitz"]["l2_reg_weight"] == 500 and shown["methods"]["svdiff"]["max_train_steps"] == 500
-    )
+    penalty, svdiff = (shown["methods"][name] for name in ("dreambooth+penalty", "svdiff"))
+    assert penalty["l2_reg_weight"] == 500 and svdiff["max_train_steps"] == 500
     assert "stable-diffusion-v1-5" in shown["arena"]["pretrained_model_name_or_path"]
 
 
-@pytest.mark.parametrize("name", ["lipschitz", "lora+prior", "lipschitz_custom_diffusion", "svdiff"])
+@pytest.mark.parametrize("name", ["dreambooth+penalty", "lora+prior", "custom_diffusion+penalty", "svdiff"])
 def test_what_a_real_training_writes_is_loaded_again(name, model, dataset, tmp_path, monkeypatch):
     """One step of the scripts themselves: their files are found, and change the model."""
     monkeypatch.setattr("common.training.draw_pictures", lambda pipe, prompts, *rest, **how: [
@@ -330,20 +372,20 @@ def test_what_a_real_training_writes_is_loaded_again(name, model, dataset, tmp_p
         monkeypatch.setattr("svdiff.editing.draw", lambda pipe, prompt, seeds, *rest: torch.zeros(len(seeds), 3, 8, 8))
         settings |= {"basis_dir": str(tmp_path / "basis"), "with_prior_preservation": False, "learning_rate_1d": 0.01,
                      "train_text_encoder": False, "parameter_subset": "UNet-2D"}  # fmt: skip
-    if name == "lipschitz_custom_diffusion":
+    if name == "custom_diffusion+penalty":
         settings["initializer_token"] = "dog"
     method = methods.METHODS[name]
     method.train(subject, tmp_path / "run", str(model), settings, 0)
     numbers, size = arena.weight_files(tmp_path / "run")
     assert numbers > 0 and size > 4 * numbers
     pipe, token = method.load(tmp_path / "run", str(model), "cpu")
-    base = methods.load_base(tmp_path, str(model), "cpu")[0]
+    base = methods.load_base(tmp_path, str(model), "cpu")
     before, after = base.unet.state_dict(), pipe.unet.state_dict()
     assert token == method.token and before.keys() == after.keys()
     assert any(not torch.allclose(before[key], after[key]) for key in before)
 
 
 def test_a_subject_without_a_training_is_refused(model, tmp_path):
-    for name in ("lipschitz", "svdiff", "oft"):
+    for name in ("dreambooth+penalty", "svdiff", "oft"):
         with pytest.raises(InputError):
             methods.METHODS[name].load(tmp_path, str(model), "cpu")

@@ -13,13 +13,13 @@ from common.data import Subject
 from common.picturebook.classifier import Reading
 from common.picturebook.subjects import LIVE_PROMPTS, OBJECT_PROMPTS
 from common.runs import InputError, append_row, bootstrap_interval
-from eval import personalize
 from eval.claims import findings
 from eval.report import measures
 from eval.report.headlines import claim_view
 from eval.report.measures import difference, interval, resampling_weights
-from eval.tracks.personalization import arena, matched, protocol, scoring, variants
+from eval.tracks.personalization import arena, matched, protocol, scoring, track, variants
 from eval.tracks.personalization.methods import METHODS
+from eval.tracks.personalization.track import QUICK
 from eval.tuning import personalization as tune_personalization
 from tests.eval.conftest import make_row
 
@@ -230,16 +230,16 @@ def test_claims_name_what_the_arena_has():
 def test_weights_and_predictions_are_compared_along_the_penaltys_own_curve():
     """Both sides are of one learning rate, and the page shows a claim whose sides are no methods of its tables."""
     rng = np.random.default_rng(0)
-    means = {"lipschitz@l2_reg_weightx10": 0.05, "lipschitz@l2_reg_weightx0.1": 0.09, "lipschitz": 0.2,
-             "dreambooth": 0.01}  # fmt: skip
+    means = {"dreambooth+penalty@l2_reg_weightx10": 0.05, "dreambooth+penalty@l2_reg_weightx0.1": 0.09,
+             "dreambooth+penalty": 0.2, "dreambooth": 0.01}  # fmt: skip
     rows = [make_row(name, str(s), {"delta_eps_relative": mean + rng.normal(0, 0.01)})
             for name, mean in means.items() for s in range(10)]  # fmt: skip
     (found,) = [one for one in findings("personalization", rows) if one.claim["score"] == "delta_eps_relative"]
     assert found.verdict == "holds" and found.difference.mean == pytest.approx(-0.04, abs=0.02)
     assert claim_view(found, "claim-1")["verdict"] == "holds"
-    settings = {"lipschitz": {"learning_rate": 1e-4, "l2_reg_weight": 5.0}}
+    settings = {"dreambooth+penalty": {"learning_rate": 1e-4, "l2_reg_weight": 5.0}}
     sides = {one.name: variants.settings_of(one, settings, settings)
-             for one in variants.variants(["lipschitz"], ["penalty"])}  # fmt: skip
+             for one in variants.variants(["dreambooth+penalty"], ["penalty"])}  # fmt: skip
     ours, theirs = (sides[found.claim[side]] for side in ("method", "baseline"))
     assert ours["learning_rate"] == theirs["learning_rate"]
     assert (ours["l2_reg_weight"], theirs["l2_reg_weight"]) == (50.0, 0.5)
@@ -248,8 +248,10 @@ def test_weights_and_predictions_are_compared_along_the_penaltys_own_curve():
 # ---------------------------------------------------------------------------------------------------------- variants
 
 
-def test_the_names_of_the_flags_are_those_of_the_code():
-    assert personalize.NAMES == tuple(METHODS) and personalize.CURVE_NAMES == tuple(variants.CURVES)
+def test_every_method_has_a_title_of_its_own_and_is_on_the_page():
+    titles = [method.title for method in METHODS.values()]
+    assert len(set(titles)) == len(titles) and set(METHODS) < set(track.METHODS) and set(QUICK) < set(METHODS)
+    assert list(track.METHODS)[-1] == "dreambooth+penalty"
 
 
 def test_a_curve_turns_one_knob_and_shares_what_it_can():
@@ -274,14 +276,14 @@ def test_every_method_has_a_command_line_that_its_script_takes(name, tmp_path):
     tuned = variants.resolved(name, "picturebook", variants.tuned_settings().get(name, {}))
     assert tuned["max_train_steps"] < 1000
     if "l2_reg_weight" in resolved:
-        assert (resolved["l2_reg_weight"] == 0) == (not name.startswith("lipschitz"))
+        assert (resolved["l2_reg_weight"] == 0) == (not name.endswith("+penalty"))
     subject = Subject("dog2", "dog", True, (tmp_path / "dog2" / "00.png",))
-    words = METHODS[name].flags(subject, tmp_path / "out", "picturebook", {"learning_rate": 0.5}, 3)
+    words = METHODS[name].command(subject, tmp_path / "out", "picturebook", {"learning_rate": 0.5}, 3)
     flags = dict(zip(words, words[1:], strict=False))
     assert flags["--learning_rate"] == "0.5" and flags["--seed"] == "3"
     called = METHODS[name].token + " dog" * METHODS[name].names_class
     assert flags["--instance_prompt"] == f"a {called}" and flags["--class_prompt"] == "a dog"  # as its captions say
-    words = METHODS[name].flags(subject, tmp_path / "out", "owner/sd", {}, 3)
+    words = METHODS[name].command(subject, tmp_path / "out", "owner/sd", {}, 3)
     assert words[words.index("--instance_prompt") + 1] == f"a photo of a {called}"
     assert ("--with_prior_preservation" in words) == (name == "oft" or name.endswith("+prior"))
 
@@ -290,7 +292,7 @@ def test_every_method_has_a_command_line_that_its_script_takes(name, tmp_path):
 
 
 def test_every_method_has_the_same_number_of_settings_to_try():
-    assert {len(grid) for grid in tune_personalization.GRIDS.values()} == {3}
+    assert {len(grid) for grid in tune_personalization.GRIDS.values()} == {6}
     assert set(tune_personalization.GRIDS) == {name for name, method in METHODS.items() if method.script}
 
 
@@ -298,28 +300,28 @@ def test_tuning_balances_likeness_and_context_and_writes_what_the_arena_reads(tm
     def row(name, item, dino, context):
         return make_row(name, item, {"DINO/dreambench (picturebook)": dino, "context (picturebook)": context})
 
-    grid = tune_personalization.GRIDS["lipschitz"]
-    names = [tune_personalization.label("lipschitz", setting) for setting in grid]
+    grid = tune_personalization.GRIDS["dreambooth+penalty"]
+    names = [tune_personalization.label("dreambooth+penalty", setting) for setting in grid]
     rows = [row("real", s, 0.9, math.nan) for s in "ab"] + [row("base", s, 0.3, 0.9) for s in "ab"]
     rows += [row(name, s, 0.6, 0.2) for name in names[:-3] for s in "ab"]
     rows += [row(names[-3], s, 0.6, 0.5) for s in "ab"]  # half of the way, half of the contexts
     rows += [row(names[-2], s, 0.9, 0.0) for s in "ab"]  # copies
     rows += [make_row(names[-1], s, {}) for s in "ab"]  # diverged
-    found = tune_personalization.best_settings(rows, ["lipschitz"])
-    assert found == {"lipschitz": (grid[-3], pytest.approx(0.5))}
+    found = tune_personalization.best_settings(rows, ["dreambooth+penalty"])
+    assert found == {"dreambooth+penalty": (grid[-3], pytest.approx(0.5))}
     monkeypatch.setattr(variants, "SETTINGS", tmp_path / "settings.toml")
     tune_personalization.write_settings(
         variants.SETTINGS, found | {"dreambooth+prior": ({"max_train_steps": 150}, 1)}, 2
     )
-    assert variants.tuned_settings() == {"lipschitz": grid[-3], "dreambooth+prior": {"max_train_steps": 150}}
+    assert variants.tuned_settings() == {"dreambooth+penalty": grid[-3], "dreambooth+prior": {"max_train_steps": 150}}
     with pytest.raises(InputError, match="no rows of all subjects"):
-        tune_personalization.best_settings(rows[:-1], ["lipschitz"])
+        tune_personalization.best_settings(rows[:-1], ["dreambooth+penalty"])
 
 
 def test_a_tuning_goes_on_and_a_diverged_training_counts_as_nothing(tmp_path, monkeypatch):
     grid = tune_personalization.grid(learning_rate=(0.1, 0.2, 0.3))
     subject, ran = Subject("cat", "cat", True, ()), []
-    stub = Namespace(output=tmp_path, rows_name="rows.jsonl", settings={"lipschitz": {"seed": 5}})
+    stub = Namespace(output=tmp_path, rows_name="rows.jsonl", settings={"dreambooth+penalty": {"seed": 5}})
 
     def scored(name, dino, context):
         return make_row(name, "cat", {"DINO/dreambench (picturebook)": dino, "context (picturebook)": context})
@@ -335,14 +337,14 @@ def test_a_tuning_goes_on_and_a_diverged_training_counts_as_nothing(tmp_path, mo
             raise SystemExit(2)
         return scored(variant.name, rate, 0.5)
 
-    monkeypatch.setattr(tune_personalization, "GRIDS", {"lipschitz": grid})
-    monkeypatch.setattr(personalize, "prepare", lambda settings, tuned: (stub, [subject]))
+    monkeypatch.setattr(tune_personalization, "GRIDS", {"dreambooth+penalty": grid})
+    monkeypatch.setattr(arena, "prepare", lambda settings, tuned: (stub, [subject]))
     monkeypatch.setattr(arena, "run_subject", run_subject)
     monkeypatch.setattr(arena, "run_variant", run_variant)
     monkeypatch.setattr(scoring, "read_references", lambda subject: [])
     monkeypatch.setattr(variants, "SETTINGS", tmp_path / "settings.toml")
     tune_personalization.main(["--output_dir", str(tmp_path), "--limit", "1"])
-    assert [one["seed"] for one in ran] == [5, 5, 5] and variants.tuned_settings() == {"lipschitz": grid[1]}
+    assert [one["seed"] for one in ran] == [5, 5, 5] and variants.tuned_settings() == {"dreambooth+penalty": grid[1]}
     assert arena.read_all_rows(tmp_path)[-1]["metrics"] == {}
     tune_personalization.main(["--output_dir", str(tmp_path), "--limit", "1"])
     assert len(ran) == 3  # all was done

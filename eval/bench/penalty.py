@@ -1,0 +1,153 @@
+"""What the Lipschitz penalty costs: its gradient against one training step, and a whole run against prior preservation.
+
+Everything is measured in turn and compared round by round; the median is printed with the least and the most.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+from common.training import step_generator
+from lipschitz_personalize.objectives import add_noise, encode_text, network, predict, squared_error
+from lipschitz_personalize.regularizer import make_regularizer
+
+PROMPT, CLASS_PROMPT = "a sks cat", "a cat"
+STEPS, CLASS_PICTURES = 200, 40  # of the whole run
+GOALS = {"general": 6.5, "preset": 5.0, "bf16": None}  # percent of a step
+
+
+def run(args) -> dict[str, list[dict]]:
+    """The part "penalty" of eval.bench, on a pipeline of its own, for it is trained; {name in bench.json: rows}."""
+    from common.pipelines import load_pipeline
+
+    pipe = load_pipeline(args.pretrained_model_name_or_path, args.device)
+    if args.training_shapes == "sd15":
+        found = {"penalty": step_rows(sd15_shapes(pipe), args.repeats)}
+    else:
+        found = {"penalty": step_rows(pipe, args.repeats),
+                 "prior": run_rows(pipe, args.repeats, args.num_inference_steps)}  # fmt: skip
+    for name, goal in GOALS.items():
+        shares = [100 * row[f"{name}_seconds"] / row["step_seconds"] for row in found["penalty"]]
+        said = f" (goal <= {goal} %)" if goal else ""
+        print(f"Penalty, {name}: {middle(shares)} % of a step at batch 1{said}")
+    if rows := found.get("prior"):
+        print(f"Run with the penalty / with prior preservation: {middle([r['ours'] / r['prior'] for r in rows])}")
+    return found
+
+
+def middle(values: list[float]) -> str:
+    """The median with the least and the most."""
+    return f"{statistics.median(values):.2f} [{min(values):.2f}, {max(values):.2f}]"
+
+
+def step_rows(pipe, repeats: int, batch_size: int = 1) -> list[dict]:
+    """A row per round: seconds of a plain step of full fine-tuning (forward, backward, Adam), and what the penalty adds
+    to it: in general; in the published preset, where Adam's own decay does half of the work; with a 16-bit copy. And
+    the MiB of both copies."""
+    net, backward = _training(pipe, batch_size)
+    parameters = dict(net.named_parameters())
+    penalties = {"general": make_regularizer(parameters, 1.0), "preset": make_regularizer(parameters, 1.0),
+                 "bf16": make_regularizer(parameters, 1.0, base_dtype=torch.bfloat16)}  # fmt: skip
+    plain = torch.optim.AdamW(parameters.values(), lr=0.0, weight_decay=0.0, fused=True)  # the weights stay
+    decaying = torch.optim.Adam(penalties["preset"].adam_groups(), lr=0.0, fused=True)
+    decaying.state = plain.state
+    rows = []
+    for number in range(repeats + 1):  # the first round warms up
+        row = {}
+        for name, penalty in penalties.items():
+            row["backward"] = _seconds(lambda number=number: backward(number))
+            row[f"{name}_seconds"] = _seconds(penalty.add_gradient)
+            finish = _seconds((decaying if name == "preset" else plain).step)
+            if name == "preset":
+                row["preset_seconds"] += finish - row["adam"]
+            else:
+                row["adam"] = finish
+            plain.zero_grad()
+        row["step_seconds"] = row.pop("backward") + row.pop("adam")
+        rows.append(row | {f"{name}_mb": _megabytes(penalties[name].base) for name in ("general", "bf16")})
+    return rows[1:]
+
+
+def run_rows(pipe, repeats: int, num_inference_steps: int = 50) -> list[dict]:
+    """Seconds of a whole run, from its parts measured in turn: "ours" is STEPS steps of one picture with the penalty;
+    "prior" is as many steps of two, without, and the drawing of CLASS_PICTURES."""
+    net, one = _training(pipe, 1)
+    _, two = _training(pipe, 2)
+    penalty = make_regularizer(dict(net.named_parameters()), 1.0)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=0.0, weight_decay=0.0, fused=True)
+
+    def step(number: int, backward, more=None) -> float:
+        def work():
+            backward(number)
+            if more:
+                more()
+            optimizer.step()
+            optimizer.zero_grad()
+
+        return _seconds(work)
+
+    rows = []
+    for number in range(repeats + 1):
+        ours, double = step(number, one, penalty.add_gradient), step(number, two)
+        drawing = _seconds(lambda number=number: _draw(pipe, number, num_inference_steps))
+        rows.append({"ours": STEPS * ours, "prior": STEPS * double + CLASS_PICTURES * drawing})
+    return rows[1:]
+
+
+def _training(pipe, batch_size: int) -> tuple[torch.nn.Module, Callable[[int], None]]:
+    """(network, backward): backward(number) leaves the loss's gradient of a step in .grad."""
+    net = network(pipe).requires_grad_(True)
+    with torch.no_grad():
+        cond = encode_text(pipe, [PROMPT, CLASS_PROMPT])[[number % 2 for number in range(batch_size)]]
+        width = getattr(net.config, "cross_attention_dim", None) or cond.embeds.shape[-1]
+        cond = cond.with_embeds(cond.embeds.repeat(1, 1, width // cond.embeds.shape[-1]))  # sd15_shapes
+    side = net.config.sample_size
+    latents = torch.randn(batch_size, net.config.in_channels, side, side, generator=step_generator(0, 0))
+    latents = latents.to(pipe.device)
+
+    def backward(number: int) -> None:
+        noisy = add_noise(pipe, latents, step_generator(0, number))
+        squared_error(predict(pipe, noisy.z, noisy.t, cond), noisy).mean().backward()
+
+    return net, backward
+
+
+@torch.no_grad()
+def _draw(pipe, seed: int, num_inference_steps: int) -> None:
+    pipe.set_progress_bar_config(disable=True)
+    pipe(CLASS_PROMPT, num_inference_steps=num_inference_steps, generator=step_generator(seed, 0))
+
+
+def _megabytes(tensors: dict[str, torch.Tensor]) -> float:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) / 2**20
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    gpu = torch.cuda.is_available()
+    if gpu:
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    work()
+    if gpu:
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def sd15_shapes(pipe):
+    """The pipeline with a random UNet of Stable Diffusion 1.5's shapes in place of its own, on 64x64 latents; text
+    states are repeated to its width. For timings only: the pictures are noise. Needs some 24 GB."""
+    from diffusers import UNet2DConditionModel
+
+    with torch.device(pipe.device):
+        pipe.unet = UNet2DConditionModel(
+            sample_size=64,
+            block_out_channels=(320, 640, 1280, 1280),
+            down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+            up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+            layers_per_block=2,
+            cross_attention_dim=768,
+            attention_head_dim=8,
+        )
+    return pipe
