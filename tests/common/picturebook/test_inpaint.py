@@ -81,7 +81,8 @@ def test_what_is_kept_on_disk_is_the_picture_without_its_hole(parts, tmp_path, m
         pixels = np.asarray(corpus.pictures[index], np.float64) / 127.5 - 1
         pixels[hole > 0] = 0  # mid-grey
         latents = vae.encode(torch.from_numpy(pixels).float().permute(2, 0, 1)[None]).latent_dist.mean[0]
-        assert torch.allclose(known["masked"][index, view].float(), latents, atol=0.02)  # bfloat16 where it is fast
+        away = (known["masked"][index, view].float() - latents).abs()  # bfloat16 where it is fast
+        assert away.mean() < 0.01 * latents.std() and away.max() < 0.1 * latents.std()
         centres = (1 - hole).reshape(16, 4, 16, 4)[:, 1:3, :, 1:3].mean((1, 3))  # bilinear: the middle four of sixteen
         assert np.allclose(known["keep"][index, view, 0].numpy() / 255, centres, atol=0.003)
         shown = torch.from_numpy(np.array(crop)).permute(2, 0, 1)[None] / 127.5 - 1
