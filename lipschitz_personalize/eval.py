@@ -10,7 +10,7 @@ import argparse
 import json
 from pathlib import Path
 
-from common.flags import check_writable, is_picturebook_folder, number, weights_of
+from common.flags import is_picturebook_folder, number, weights_of
 from common.runs import InputError, append_row, make_parser, read_json, read_rows, script, write_config, write_json
 from lipschitz_personalize import options
 from lipschitz_personalize.reproduction import plan
@@ -68,8 +68,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
         if unknown := [name for name in args.held_out_classes if name not in KINDS]:
             raise InputError(f"--held_out_classes {unknown[0]}: the picturebook knows {', '.join(KINDS)}")
-    if not args.print_config:
-        check_writable(Path(args.output_dir))
     return args
 
 

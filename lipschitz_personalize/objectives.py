@@ -173,7 +173,8 @@ def predict(pipe, z: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
 
 
 def denoising_loss(pipe, batch, args, generator: torch.Generator) -> Tensor:
-    """The first term of Alg. 1 on a batch (batches.Batch), with prior preservation DreamBooth's second too: []."""
+    """Eq. 2, the first term of Alg. 1, on a batch (batches.Batch): a scalar. With prior preservation DreamBooth's
+    second term too."""
     noisy = add_noise(pipe, batch.latents, generator, args.precondition_outputs)  # z_t and eps, at a random t
     prediction = predict(pipe, noisy.z, noisy.t, batch.cond)  # eps_theta(z_t, t, c)
     error = squared_error(prediction, noisy, batch.mask, args.mask_loss == "sum")  # ||eps - eps_theta(z_t, t, c)||^2

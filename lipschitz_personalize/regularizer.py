@@ -43,7 +43,7 @@ class Regularizer:
     decayed: set[str] = field(default_factory=set)
 
     def add_gradient(self) -> None:
-        """grad_i += 2 c_i (theta_i - base_i), exactly. Gradients must not be scaled (fp16) at this moment."""
+        """Alg. 1, second term: grad_i += 2 c_i (theta_i - base_i). Gradients must not be scaled (fp16) just now."""
         if self.function is not None:
             for name, gradient in self.gradients():
                 tensor = self.parameters[name]

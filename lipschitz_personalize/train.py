@@ -104,6 +104,16 @@ def main(argv: list[str] | None = None) -> None:
     train(args)
 
 
+def personalise(pictures: str, prompt: str, output_dir: str = "outputs/lipschitz_personalize/mine", **flags):
+    """A call for notebooks: train on a folder of pictures that `prompt` names, and return the pipeline that draws the
+    subject. flags: of this script, by name."""
+    from lipschitz_personalize.loading import load_trained
+
+    given = {"instance_data_dir": pictures, "instance_prompt": prompt, "output_dir": output_dir, **flags}
+    train(options.parse(options.as_flags(given)))
+    return load_trained(output_dir, flags.get("pretrained_model_name_or_path", "picturebook"), flags.get("device"))
+
+
 def train(args: argparse.Namespace, space_of=prepare) -> None:
     """Alg. 1, from the flags to the files in --output_dir. space_of(pipe, args): what is trained."""
     from functools import partial
@@ -176,10 +186,10 @@ def train(args: argparse.Namespace, space_of=prepare) -> None:
 
 def finish(output: Path, space, regularizer, losses: list[float], looks: list[dict], costs: dict[str, float]) -> None:
     """metrics.json, and a word to the user."""
-    share = max((look["penalty_share"] for look in looks), default=0.0)
-    if regularizer and share < INERT:
-        print(f"the penalty was inert: its gradient was never more than {share:.1g} of the loss's; raise "
-              "--l2_reg_weight, or say --l2_reg_weight 0", file=sys.stderr)  # fmt: skip
+    share = looks[-1]["penalty_share"] if looks else 0.0
+    if looks and share < INERT:
+        print(f"the penalty is inert: at the end its gradient is {share:.1g} of the loss's; raise --l2_reg_weight, or "
+              "say --l2_reg_weight 0", file=sys.stderr)  # fmt: skip
     metrics = {
         "loss": sum(losses[-50:]) / max(1, len(losses[-50:])),
         "penalty": regularizer.value() if regularizer else 0.0,
@@ -189,7 +199,7 @@ def finish(output: Path, space, regularizer, losses: list[float], looks: list[di
         **costs,
     }
     write_json(output / "metrics.json", metrics)
-    penalty = f", penalty {metrics['penalty']:.3g} (up to {share:.0%} of the gradient)" if regularizer else ""
+    penalty = f", penalty {metrics['penalty']:.3g} ({share:.0%} of the gradient)" if regularizer else ""
     print(f"{len(losses)} steps in {costs['seconds']:.0f} s, loss {metrics['loss']:.3g}{penalty}; weights and pictures "
           f"in {output}, see {output / 'grid.png'}")  # fmt: skip
 

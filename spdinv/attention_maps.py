@@ -13,16 +13,10 @@ from transformers import PreTrainedTokenizerBase
 
 from common.images import grid
 from common.runs import InputError, atomic_path
+from spdinv.engines import ENGINES
 from spdinv.engines.alignment import word_tokens
 from spdinv.engines.attention import token_grid
 
-# Per engine: the size of the UNet's batch, and which of its items see the source and the target prompt.
-ITEMS = {
-    "none": (2, {"source": 1}),
-    "p2p": (4, {"source": 2, "target": 3}),
-    "masactrl": (4, {"source": 2, "target": 3}),
-    "pnp": (3, {"target": 2}),  # its source item is told nothing
-}
 CELL = 160  # pixels
 WORDS_PER_ROW = 8
 
@@ -31,7 +25,7 @@ class Recorder:
     """An attention control that changes nothing, and sums up what it sees (after the engine's own control)."""
 
     def __init__(self, engine: str):
-        self.batch, self.items = ITEMS[engine]
+        self.batch, self.items = ENGINES[engine].batch, ENGINES[engine].sees
         self.sums: dict[int, torch.Tensor] = {}  # tokens -> [branches, tokens, L]
         self.counts: dict[int, int] = {}
 

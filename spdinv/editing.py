@@ -6,15 +6,18 @@ from itertools import pairwise
 
 import torch
 from diffusers import DiffusionPipeline
+from PIL import Image
 
 from common.ddim import Schedule, make_schedule
-from common.pipelines import decode_latents, encode_image, encode_prompt
+from common.images import center_crop_resize, to_pil, to_tensor
+from common.pipelines import decode_latents, encode_image, encode_prompt, native_resolution
 from common.runs import InputError
 from spdinv import extras
 from spdinv.attention_maps import Recorder
-from spdinv.engines import ENGINES, masactrl, p2p, pnp
+from spdinv.engines import ENGINES
 from spdinv.engines.attention import hooked, layers
-from spdinv.inversions import INVERSIONS, Inversion
+from spdinv.inversions import INVERSIONS
+from spdinv.inversions.result import Inversion
 from spdinv.options import Method
 
 
@@ -33,6 +36,16 @@ class Edit:
     @property
     def latent_mse(self) -> float:
         return (self.latents - self.reconstructed_latents).square().mean().item()
+
+
+def edit(
+    pipe: DiffusionPipeline, picture: Image.Image, source_prompt: str, target_prompt: str, method: Method | None = None
+) -> Image.Image:
+    """The central square of a picture of any size and mode, edited, at the model's own resolution. method: SPDInv under
+    Prompt-to-Prompt by default. Raises InputError as edit_picture does."""
+    square = center_crop_resize(picture.convert("RGB"), native_resolution(pipe))
+    method = method or Method()
+    return to_pil(edit_picture(pipe, to_tensor(square).to(pipe.device), source_prompt, target_prompt, method).edited)
 
 
 @torch.no_grad()
@@ -58,7 +71,8 @@ def edit_picture(
                          f"{method.num_inference_steps} sampling steps: take a multiple of these, or 999")  # fmt: skip
     latents = encode_image(pipe, picture).float()
     prompts = [source_prompt] if method.engine == "none" else [source_prompt, target_prompt]
-    check_engine(pipe, prompts, method, latents.shape[-2:])
+    engine = ENGINES[method.engine]
+    engine.check(pipe, prompts, method.num_inference_steps, latents.shape[-2:], **method.engine_options)
     cond = encode_prompt(pipe, [source_prompt])  # once for the whole inversion
     if inversion is None:
         inversion = INVERSIONS[method.inversion](pipe, fine, latents, cond, **method.inversion_options)
@@ -66,23 +80,12 @@ def edit_picture(
     switches = {name: value for name, value in method.extras.items() if name != "color_fix"}
     adapted = extras.apply(pipe, inversion, cond, method.engine, **switches)
     with hooked(pipe.unet, recorder, layers(pipe.unet, "attn2")) if recorder else nullcontext():
-        z = ENGINES[method.engine](pipe, schedule, adapted, prompts, method.guidance_scale, **method.engine_options)
+        z = engine(pipe, schedule, adapted, prompts, method.guidance_scale, **method.engine_options)
     pictures = decode_latents(pipe, z)
     edited = pictures[1:] if len(prompts) > 1 else None
     if method.extras.get("color_fix") and edited is not None:
         edited = extras.color_fix(edited, picture.to(edited))
     return Edit(pictures[:1], edited, inversion, latents, z[:1])
-
-
-def check_engine(pipe: DiffusionPipeline, prompts: list[str], method: Method, latent_size: tuple[int, int]) -> None:
-    """Raises InputError where the engine cannot do what it is asked to with this UNet and these prompts."""
-    settings = {name: value for name, value in method.engine_options.items() if name != "source_guidance_scale"}
-    if method.engine == "p2p":
-        p2p.PromptToPrompt(pipe, prompts, method.num_inference_steps, latent_size, **settings)
-    elif method.engine == "masactrl":
-        masactrl.MutualSelfAttention(pipe, prompts, method.num_inference_steps, latent_size, **settings)
-    elif method.engine == "pnp":
-        pnp.feature_layer(pipe.unet)
 
 
 def thin(inversion: Inversion, fine: Schedule, schedule: Schedule) -> Inversion:

@@ -28,9 +28,11 @@ from common.runs import (
 )
 from common.tables import published_table
 from spdinv import options, presets
+from spdinv.engines import ENGINES
+from spdinv.inversions import INVERSIONS, OWN
 from spdinv.reproduction import rows
 from spdinv.reproduction.baselines import run as baselines
-from spdinv.reproduction.experiments import EXPERIMENTS
+from spdinv.reproduction.experiments import EXPERIMENTS, Task
 from spdinv.reproduction.items import find_dataset, read_items, run_item
 
 TABLES = ("1", "2", "3", "s1", "s2")
@@ -42,8 +44,7 @@ SAME = (
 )  # fmt: skip
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = make_parser(__doc__.splitlines()[0])
+def add_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--dataset",
@@ -53,9 +54,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     add("--split", choices=("test", "validation"), default="test", help="of the picturebook; tune on validation only")
     add("--full", action="store_true", help="all items of the picturebook's benchmark, not the quick subset")
-    add("--inversions", nargs="+", choices=options.INVERSION_NAMES, help="each is run; ddim and spd by default, and of "
+    add("--inversions", nargs="+", choices=tuple(INVERSIONS), help="each is run; ddim and spd by default, and of "
         "a table all that it has")  # fmt: skip
-    add("--engines", nargs="+", choices=options.ENGINE_NAMES[1:], help="each is run; p2p by default, and of a table "
+    add("--engines", nargs="+", choices=tuple(ENGINES)[1:], help="each is run; p2p by default, and of a table "
         "all that it has")  # fmt: skip
     add("--edit_types", nargs="+", choices=list("0123456789"), help="PIE-Bench edit types; all by default, and 0 for "
         "table 3, as published")  # fmt: skip
@@ -69,12 +70,20 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "inversions and 32 edits per item), and print how much each explains")  # fmt: skip
     add("--experiment", choices=EXPERIMENTS, help="run this instead, in a folder of its own inside --output_dir; table "
         "s1 is part of noise_gap")  # fmt: skip
+    add("--drawing_scale", nargs="+", type=number(float, 0), metavar="SCALE", help="of noise_gap and premise: guidance "
+        "scales at which their pictures are drawn; default: 1 and --guidance_scale, of premise the latter")  # fmt: skip
     add("--batch_size", type=number(int, 1), default=8, help="pictures inverted together by an experiment")
     add("--metric_encoders", help="picturebook, pie (those of the published tables), or a folder with copies of these; "
         "default: picturebook for the picturebook, pie for other models")  # fmt: skip
     options.add_method_flags(parser)
     options.add_model_flags(parser, output_dir="outputs/spdinv_eval")
     baselines.add_flags(parser)
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The flags, checked. Raises InputError for those that do not go together, before anything is paid for."""
+    parser = make_parser(__doc__.splitlines()[0])
+    add_flags(parser)
     args = options.parse(parser, argv)
     if args.dataset != "picturebook" and not (Path(args.dataset) / "mapping_file.json").is_file():
         raise InputError(f"--dataset {args.dataset} holds no mapping_file.json; give a PIE-Bench folder")
@@ -82,6 +91,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         args.experiment = args.experiment or "noise_gap"
     if args.experiment and (args.factorial or args.presets or args.table not in (None, "s1")):
         raise InputError(f"--experiment {args.experiment} runs by itself: leave out --table, --presets and --factorial")
+    if args.drawing_scale and args.experiment not in ("noise_gap", "premise"):
+        raise InputError("--drawing_scale is for --experiment noise_gap and premise: leave it out")
     if args.experiment and baselines.chosen(args):
         raise InputError("--baselines edit, and an experiment inverts: leave out --baselines or --experiment")
     if args.experiment and args.inversion_steps:
@@ -97,7 +108,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     inversions, engines = (
         [*dict.fromkeys(getattr(method, kind) for method in methods)] for kind in ("inversion", "engine")
     )
-    options.check_inversion_flags(parser, argv, args, inversions)
+    options.check_inversion_flags(parser, argv, inversions)
     presets.check(args, engines, inversions)
     if args.null_source_prompt and (args.experiment or "p2p" in engines):
         raise InputError("--null_source_prompt is for edits under masactrl and pnp (p2p aligns the words of both "
@@ -113,11 +124,8 @@ def methods_of(args: argparse.Namespace) -> dict[str, options.Method]:
             raise InputError(f"table {args.table} has no row with these --inversions and --engines; leave them out")
         return methods
     engines = args.engines or ["p2p"] if args.experiment == "premise" else ["none"]
-    return dict(
-        rows.named(args, inversion, engine)
-        for engine in engines
-        for inversion in args.inversions or ["ddim", rows.OWN]
-    )  # fmt: skip
+    inversions = args.inversions or ["ddim", *(["exact"] if args.experiment != "convergence" else []), OWN]
+    return dict(rows.named(args, inversion, engine) for engine in engines for inversion in inversions)
 
 
 def config_at_paper_scale(args: argparse.Namespace, argv: list[str]) -> dict:
@@ -177,23 +185,19 @@ def main(argv: list[str] | None = None) -> None:
 
     from common.encoders import load_encoders
     from common.images import load_image, save_png
+    from spdinv.customised import load, words_of
+    from spdinv.customised.elite import add_subject
 
     folder = find_dataset(args)
     items = read_items(folder, args)
     if args.elite and not any(options.PLACEHOLDER in item.target_prompt.split(" ") for item in items):
         raise InputError(f"no target prompt of {folder} has the word {options.PLACEHOLDER}, ELITE's subject; put it in")
-    pipe, resolution = options.load(rows.changed(args, adapter=None, elite=None))
-    elite = None
-    if args.adapter or args.elite:
-        from spdinv.customised import customise, words_of
-        from spdinv.customised.elite import add_subject
-
-        elite = customise(pipe, args)
+    pipe, resolution, elite = load(args)
     encoders = load_encoders(args.metric_encoders, args.device)
     keep_config(output, args, methods | others)
     if args.experiment:
         experiment = importlib.import_module(EXPERIMENTS[args.experiment])
-        experiment.run(args, methods, pipe, resolution, items, encoders, output)
+        experiment.run(Task(args, methods, pipe, resolution, items, encoders, output))
         return
     draws = baselines.load(args, pipe, elite) if others else {}
     done = {name: done_items(output / "rows.jsonl", name) for name in methods | others}
@@ -224,6 +228,7 @@ def report(args: argparse.Namespace, items: list, methods: list[str], dataset: s
     from common.images import grid, load_image, save_png
     from common.tables import score_table
     from spdinv.reproduction import factorial, tables
+    from spdinv.reproduction.experiments import draw
 
     output = Path(args.output_dir)
     found = {(row["item"], row["method"]): row for row in read_rows(output / "rows.jsonl")}
@@ -234,6 +239,9 @@ def report(args: argparse.Namespace, items: list, methods: list[str], dataset: s
     sheet = [[load_image(output / "pictures" / item.id / f"{name}.png") for name in columns] for item in items[:12]]
     labels = [f"{item.source_prompt} -> {item.target_prompt}" for item in items[:12]]
     save_png(output / "grid.png", grid(sheet, labels, columns))
+
+    if len(args.presets) > 1 and not args.table:
+        draw.what_helps(output / "presets.png", {name: summary["overall"][name] for name in rows.order(methods)})
 
     wanted = ("edit_success", "psnr_truth", "structure/pie_official", "psnr/pie_official", "clip_whole/pie_official")
     print(tables.edit_type_table(summary["by_edit_type"], wanted), end="\n\n")

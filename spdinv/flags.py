@@ -1,9 +1,32 @@
-"""Types of flags, for argparse. Nothing heavy is imported here."""
+"""A setting of an inversion or an engine, and the flag that gives it. Nothing heavy is imported here."""
 
 import argparse
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
 
 from common.flags import number
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A keyword argument of an inversion's or engine's function, with its default there; flag: without the dashes.
+
+    options: further arguments of argparse (type, choices, nargs, …).
+    """
+
+    name: str
+    default: Any
+    flag: str
+    help: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def setting(owner: str, name: str, default: Any, help: str, type: Callable | None = None, **options: Any) -> Setting:
+    """A setting with the flag --<owner>_<name>, or --<name> where the owner is ""."""
+    if type is not None:
+        options["type"] = type
+    return Setting(name, default, f"{owner}_{name}" if owner else name, help, options)
 
 
 def word_number(low: float, high: float = float("inf"), bare: str | None = None) -> Callable[[str], tuple[str, float]]:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from common.runs import InputError, atomic_path, make_parser, measure, script, write_config, write_json
 from spdinv import options, presets
+from spdinv.engines import ENGINES
+from spdinv.inversions import INVERSIONS
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -20,8 +22,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--image_path", help="the picture; any size and mode, its central square is used")
     add("--source_prompt", help="what the picture shows")
     add("--target_prompt", help="what it should show")
-    add("--inversion", choices=options.INVERSION_NAMES, default="spd", help="way from the picture to its noise")
-    add("--engine", choices=options.ENGINE_NAMES, default="p2p", help="way back; none: invert and reconstruct only")
+    add("--inversion", choices=tuple(INVERSIONS), default="spd", help="way from the picture to its noise")
+    add("--engine", choices=tuple(ENGINES), default="p2p", help="way back; none: invert and reconstruct only")
     options.add_method_flags(parser)
     presets.add_picture_flags(parser)
     options.add_model_flags(parser, output_dir="outputs/spdinv")
@@ -95,6 +97,7 @@ def main(argv: list[str] | None = None) -> None:
     from common.images import center_crop_resize, grid, load_image, to_pil, to_tensor
     from common.pipelines import is_picturebook
     from spdinv.attention_maps import Recorder
+    from spdinv.customised import load
     from spdinv.editing import edit_picture
 
     if args.image_path is None:
@@ -102,8 +105,8 @@ def main(argv: list[str] | None = None) -> None:
     image = load_image(args.image_path)
     method = options.method_of(args, args.inversion, args.engine)
     settings = asdict(method)
-    method = replace(method, engine_options=presets.with_picture(method.engine_options, args, args.engine))
-    pipe, resolution = options.load(args)
+    method = replace(method, engine_options=presets.with_picture(method.engine_options, args, args.engine, image))
+    pipe, resolution, _ = load(args)
     image = center_crop_resize(image, resolution)
     clip_model = args.clip_model or ("picturebook" if is_picturebook(pipe) else None)
     clip = load_clip(clip_model, args.device) if clip_model else None

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import re
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,17 +10,12 @@ from typing import Any
 from common.flags import check_writable, is_picturebook_folder, number
 from common.runs import InputError
 from spdinv import presets
+from spdinv.inversions import INVERSIONS
 
 # What takes the place of the paper's defaults on the picturebook: on its validation split nothing beat the published
 # settings of the engines (README.md).
 PICTUREBOOK_PRESET: dict[str, Any] = {}
 
-# keys of inversions.INVERSIONS and engines.ENGINES, which are heavy to import
-INVERSION_NAMES = ("ddim", "null_text", "negative_prompt", "proximal", "aidi", "nmg", "direct", "spd", "fixed_point",
-                   "edict")  # fmt: skip
-ENGINE_NAMES = ("none", "p2p", "masactrl", "pnp")
-TRAJECTORY_ONLY = ("ddim", "spd", "aidi", "fixed_point")  # inversions that leave nothing else to the sampler
-OWN_STEP = ("nmg", "edict")  # inversions whose sampling step is not a guided step with something on top
 PLACEHOLDER = "*"  # stands for ELITE's subject in prompts
 
 
@@ -47,12 +41,14 @@ class Method:
     null_source_prompt: bool = False
 
     def __post_init__(self):
-        if self.inversion_steps and self.inversion not in TRAJECTORY_ONLY:
+        way_back = INVERSIONS[self.inversion].way_back
+        if self.inversion_steps and way_back != "plain":
+            plain = ", ".join(name for name, entry in INVERSIONS.items() if entry.way_back == "plain")
             raise InputError(
                 f"inversion {self.inversion} serves the sampling steps one by one: leave out --inversion_steps, or "
-                f"take one of {', '.join(TRAJECTORY_ONLY)}"
+                f"take one of {plain}"
             )
-        if self.inversion in OWN_STEP and (self.extras.get("proximal") or self.extras.get("inversion_guidance")):
+        if way_back == "own" and (self.extras.get("proximal") or self.extras.get("inversion_guidance")):
             raise InputError(
                 f"inversion {self.inversion} samples in its own way: leave out --proximal and --inversion_guidance "
                 "(and a preset that has them)"
@@ -119,67 +115,28 @@ def add_method_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_inversion_flags(parser: argparse.ArgumentParser) -> None:
-    """A group for each inversion that has settings; defaults are the published ones (README.md says where from)."""
-    add = parser.add_argument_group("inversion spd (paper, Alg. 1)").add_argument
-    add("--solver", choices=("adamw", "sgd", "descent", "anderson"), default="adamw",
-        help="adamw: the released code; sgd: the paper's formula; descent: fewer evaluations, step lengths of its own; "
-        "anderson: no gradient")  # fmt: skip
-    add("--spd_rounds", type=number(int, 0), default=25, help="K (paper, Sec. 4.4); 0 is DDIM inversion")
-    add("--spd_learning_rate", type=number(float, 0), default=1e-3, help="eta (paper, Sec. 4.4)")
-    add("--spd_threshold", type=number(float, 0), default=5e-6, help="delta (paper, Sec. 4.4); 0 never stops early")
-    add = parser.add_argument_group("inversion null_text (released code)").add_argument
-    add("--null_text_inner_steps", type=number(int, 0), default=10, help="Adam steps per sampling step, at most")
-    add("--null_text_learning_rate", type=number(float, 0), default=1e-2, help="at sampling step 0; falls from there")
-    add("--null_text_threshold", type=number(float, 0), default=1e-5,
-        help="loss to stop at, at sampling step 0; grows by 2e-5 per step; 0 never stops early")  # fmt: skip
-    add = parser.add_argument_group("inversion negative_prompt, proximal (released code)").add_argument
-    add("--negative_prompt_interpolation", type=number(float, 0, 1), default=0.0,
-        help="unconditional text: 0 the source prompt, 1 the null text")  # fmt: skip
-    add = parser.add_argument_group("inversion proximal (ProxEdit, the recipe in its released README)").add_argument
-    add("--proximal_guidance", choices=("inversion", "reconstruction", "none"), default="inversion",
-        help="how unedited places are held to the picture: by the inversion's latents, by z_0, or not")  # fmt: skip
-    add = parser.add_argument_group("inversion aidi (unofficial port; there is no official code)").add_argument
-    add("--aidi_mode", choices=("anderson", "empirical"), default="anderson", help="AIDI_A or AIDI_E")
-    add("--aidi_rounds", type=number(int, 0), default=5, help="after the first evaluation; 0 is DDIM inversion")
-    add("--aidi_threshold", type=number(float, 0), default=0.0, help="mean square to stop at; 0 never stops early")
-    add = parser.add_argument_group("inversion nmg (released code)").add_argument
-    add("--nmg_gradient_scale", type=number(float, 0), default=5000.0, help="s_g, at 64x64 latents and kept elsewhere")
-    add("--nmg_noise_map_scale", type=number(float, 0), default=10.0, help="guidance by the noise map")
-    add("--nmg_reference", choices=("current", "previous"), default="current",
-        help="level compared with the steered latent: as released, or the one it has (the paper)")  # fmt: skip
-    add = parser.add_argument_group("inversion fixed_point (FPI, released demo)").add_argument
-    add("--fixed_point_rounds", type=number(int, 0), default=19, help="after the first evaluation; 0 is DDIM inversion")
-    add("--fixed_point_guidance_scale", type=number(float, 0), default=2.0,
-        help="while inverting; reconstructs with the same --guidance_scale")  # fmt: skip
-    add("--fixed_point_threshold", type=number(float, 0), default=0.0, help="as --aidi_threshold")
-    add = parser.add_argument_group("inversion edict").add_argument
-    add("--edict_mixing", type=number(float, 0.5, 1), default=0.93, help="p")
-    add("--edict_guidance_scale", type=number(float, 0), default=3.0,
-        help="while inverting; reconstructs exactly with the same --guidance_scale")  # fmt: skip
+    """A group for each inversion that has settings of its own; a flag that is not given stays out (see parse)."""
+    added = set(presets.EVERY)
+    for entry in INVERSIONS.values():
+        group = parser.add_argument_group(f"inversion {entry.name} ({entry.source})")
+        for one in entry.settings:
+            if one.flag not in added:
+                group.add_argument(f"--{one.flag}", help=f"{one.help} (default: {one.default})",
+                                   default=argparse.SUPPRESS, **one.options)  # fmt: skip
+                added.add(one.flag)
 
 
-def inversion_options(args: argparse.Namespace, source_guidance_scale: float) -> dict[str, dict[str, Any]]:
-    """By inversion: the keyword arguments of its `invert` that the flags stand for.
+DEFAULTS = {one.flag: one.default for entry in INVERSIONS.values() for one in entry.settings}
+
+
+def inversion_options(args: argparse.Namespace, inversion: str, source_guidance_scale: float) -> dict[str, Any]:
+    """The keyword arguments of the inversion's `invert` that the flags stand for.
 
     source_guidance_scale: of the source branch on the way back; what null_text and direct find belongs to it.
     """
-    own = {
-        "spd": ("rounds", "learning_rate", "threshold"),
-        "null_text": ("inner_steps", "learning_rate", "threshold"),
-        "negative_prompt": ("interpolation",),
-        "proximal": ("guidance",),
-        "aidi": ("mode", "rounds", "threshold"),
-        "nmg": ("gradient_scale", "noise_map_scale", "reference"),
-        "fixed_point": ("rounds", "guidance_scale", "threshold"),
-        "edict": ("mixing", "guidance_scale"),
-    }
-    options = {name: {key: getattr(args, f"{name}_{key}") for key in keys} for name, keys in own.items()}
-    options["spd"]["solver"] = args.solver
-    options["proximal"] |= presets.proximal_settings(args)  # the extras of the same name share their flags
-    options["proximal"]["interpolation"] = args.negative_prompt_interpolation
-    options["null_text"]["guidance_scale"] = source_guidance_scale
-    options["direct"] = {"guidance_scale": source_guidance_scale}
-    return options
+    entry, given = INVERSIONS[inversion], vars(args)
+    options = {one.name: one.default if given.get(one.flag) is None else given[one.flag] for one in entry.settings}
+    return options | ({"guidance_scale": source_guidance_scale} if entry.fitted else {})
 
 
 def parse(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
@@ -195,8 +152,11 @@ def parse(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.N
         args = parser.parse_args(argv)
         print(f"picturebook preset: {json.dumps(PICTUREBOOK_PRESET)} (flags override it)", file=sys.stderr)
     presets.fill(args)
+    for name, value in DEFAULTS.items():
+        if name not in args:
+            setattr(args, name, value)
     if inversions := chosen(args, "inversion"):
-        check_inversion_flags(parser, argv, args, inversions)
+        check_inversion_flags(parser, argv, inversions)
     if engines := chosen(args, "engine"):
         presets.check(args, engines, inversions)
     check_customised(args)
@@ -210,21 +170,16 @@ def chosen(args: argparse.Namespace, kind: str) -> list[str]:
     return vars(args).get(f"{kind}s") or [name for name in [vars(args).get(kind)] if name]
 
 
-def check_inversion_flags(
-    parser: argparse.ArgumentParser, argv: list[str] | None, args: argparse.Namespace, inversions: list[str]
-) -> None:
-    """Raises InputError for a flag that was given and belongs to none of the inversions to be run: a group's title says
-    to which it belongs, "inversion NAME (…)" or "inversions NAME and NAME"."""
-    missing = object()
-    probe = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(vars(args), missing)))  # defaults stay out
-    for group in parser._action_groups:
-        kind, *owners = re.split(" and |, | ", (group.title or "").partition(" (")[0])
-        if kind not in ("inversion", "inversions") or set(owners) & set(inversions):
-            continue
-        for action in group._group_actions:
-            if getattr(probe, action.dest) is not missing:
-                raise InputError(f"--{action.dest} is a setting of inversion {' and '.join(owners)}: leave it out, "
-                                 "or take that inversion")  # fmt: skip
+def check_inversion_flags(parser: argparse.ArgumentParser, argv: list[str] | None, inversions: list[str]) -> None:
+    """Raises InputError for a flag that was given and belongs to none of the inversions to be run."""
+    owners: dict[str, list[str]] = {}
+    for entry in INVERSIONS.values():
+        for one in entry.settings:
+            owners.setdefault(one.flag, []).append(entry.name)
+    for flag in vars(parser.parse_args(argv)).keys() & owners.keys() - set(presets.EVERY):
+        if not set(owners[flag]) & set(inversions):
+            raise InputError(f"--{flag} is a setting of inversion {' and '.join(owners[flag])}: leave it out, or take "
+                             "that inversion")  # fmt: skip
 
 
 def check_customised(args: argparse.Namespace) -> None:
@@ -249,7 +204,7 @@ def method_of(args: argparse.Namespace, inversion: str, engine: str) -> Method:
     source_guidance_scale = engine_options.get("source_guidance_scale")
     if source_guidance_scale is None:
         source_guidance_scale = args.guidance_scale
-    settings = inversion_options(args, source_guidance_scale).get(inversion, {})
+    settings = inversion_options(args, inversion, source_guidance_scale)
     return Method(inversion, engine, args.num_inference_steps, args.guidance_scale, settings, engine_options,
                   extras, args.inversion_steps, getattr(args, "null_source_prompt", False))  # fmt: skip
 
@@ -260,20 +215,3 @@ def with_words(
     """The method with a picture's words for LocalBlend and reweighting (engine p2p only)."""
     words = {"blended_words": blended_words, "equalizer": equalizer}
     return replace(method, engine_options={**method.engine_options, **words}) if method.engine == "p2p" else method
-
-
-def load(args: argparse.Namespace):
-    """The pipeline that the model flags name, and the side of its pictures."""
-    import torch
-
-    from common.pipelines import chosen_resolution, load_pipeline
-
-    dtype = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[args.mixed_precision]
-    torch.manual_seed(args.seed)
-    pipe = load_pipeline(args.pretrained_model_name_or_path, args.device, dtype)
-    resolution = chosen_resolution(pipe, args.resolution)
-    if args.adapter or args.elite:
-        from spdinv.customised import customise
-
-        customise(pipe, args)
-    return pipe, resolution

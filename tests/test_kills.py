@@ -9,7 +9,7 @@ from tests.kills import RUNS
 
 ROOT = __file__.rsplit("/tests/", 1)[0]
 # Their metrics.json tells, for now, of the steps since the last start alone.
-PENDING = {"lipschitz.full", "lipschitz.prior", "lipschitz.custom_diffusion", "image_inpaint.lora", "image_inpaint.full"}
+PENDING = {"image_inpaint.lora", "image_inpaint.full"}
 
 
 @pytest.mark.slow

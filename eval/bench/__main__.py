@@ -76,7 +76,8 @@ def bench_inversions(pipe, args: argparse.Namespace) -> list[dict]:
     from common.runs import measure
     from spdinv.engines import ENGINES
     from spdinv.inversions import INVERSIONS
-    from spdinv.reproduction.experiments.generated import generate, ideal_noise, through_a_file
+    from spdinv.reproduction.experiments.generated import ideal_noise, through_a_file
+    from spdinv.sampling import generate
 
     folder = ensure_pie_bench() if args.dataset == "picturebook" else args.dataset
     schedule = make_schedule(pipe.scheduler, args.num_inference_steps)
@@ -85,7 +86,7 @@ def bench_inversions(pipe, args: argparse.Namespace) -> list[dict]:
         picture = to_tensor(center_crop_resize(load_image(item.image_path), native_resolution(pipe))).to(pipe.device)
         latents, cond = encode_image(pipe, picture).float(), encode_prompt(pipe, [item.source_prompt])
         noise = ideal_noise(pipe, [item.id], 0, native_resolution(pipe))
-        drawn = generate(pipe, schedule, noise, [item.source_prompt], 1.0)[0]
+        drawn = generate(pipe, schedule, noise, cond, 1.0)[0]
         known = {"noise_gap": drawn, "noise_gap_file": through_a_file(pipe, drawn)}
         for solver in args.solvers:
             name, options = SOLVERS[solver]
@@ -116,8 +117,8 @@ def bench_sampling(pipe, args: argparse.Namespace) -> list[dict]:
 
     from common.ddim import make_schedule
     from common.pipelines import native_resolution
-    from spdinv.engines.sampling import sample
-    from spdinv.inversions import Inversion
+    from spdinv.engines import ENGINES
+    from spdinv.inversions.result import Inversion
 
     schedule = make_schedule(pipe.scheduler, args.num_inference_steps)
     side = native_resolution(pipe) // pipe.vae_scale_factor
@@ -126,7 +127,7 @@ def bench_sampling(pipe, args: argparse.Namespace) -> list[dict]:
 
     def ours(noise):
         start = Inversion(noise[None], torch.zeros(0, 1, dtype=torch.int64), {})
-        return sample(pipe, schedule, start, [prompt], args.guidance_scale)
+        return ENGINES["none"](pipe, schedule, start, [prompt], args.guidance_scale)
 
     def theirs(noise):
         return pipe(

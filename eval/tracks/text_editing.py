@@ -6,25 +6,17 @@ from pathlib import Path
 
 from common.data import EDIT_TYPES
 from common.runs import done_items, read_json, read_rows
+from common.tables import by
 from eval.report.measures import find
 from eval.tracks.track import Item, Picture, Run, Track, date_of, earlier_results
 from spdinv import eval as spdinv_eval
+from spdinv.reproduction import rows
 
 NAME = "text_editing"
 RUN = ("ddim+p2p", "spd+p2p")  # what this track runs by itself
-# What it shows: these two, and whatever spdinv.eval (--table 1) and eval.tracks.svdiff_editing have already run in the
-# same folder. In the order of the paper's Table 1, but for the baseline first and the paper's own last.
-METHODS = {
-    "ddim+p2p": "DDIM + P2P", "null_text+p2p": "NTI + P2P", "negative_prompt+p2p": "NPI + P2P",
-    "aidi+p2p": "AIDI + P2P", "nmg+p2p": "NMG + P2P", "direct+p2p": "DirectINV + P2P",
-    "proximal+p2p": "ProxEdit + P2P", "spd+p2p@as_released": "SPDInv + P2P, as released",
-    "ddim+masactrl": "DDIM + MasaCtrl", "nmg+masactrl": "NMG + MasaCtrl", "direct+masactrl": "DirectINV + MasaCtrl",
-    "aidi+masactrl": "AIDI + MasaCtrl", "spd+masactrl": "SPDInv + MasaCtrl",
-    "spd+masactrl@as_released": "SPDInv + MasaCtrl, as released",
-    "ddim+pnp": "DDIM + PnP", "direct+pnp": "DirectINV + PnP", "aidi+pnp": "AIDI + PnP", "spd+pnp": "SPDInv + PnP",
-    "spd+pnp@as_released": "SPDInv + PnP, as released",
+# What it shows: these two, and whatever spdinv.eval and eval.tracks.svdiff_editing have run in the same folder.
+METHODS = {name: rows.title(name) for name in rows.every()} | {
     "svdiff": "SVDiff, tuned on the picture", "svdiff+inversion": "SVDiff, tuned on the picture, DDIM inversion",
-    "spd+p2p": "SPDInv + P2P",
 }  # fmt: skip
 COLUMNS = [
     "edit_success", "psnr_truth", "lpips_truth", "clip_whole/pie_official",
@@ -84,14 +76,15 @@ def run(args: argparse.Namespace) -> Track:
     if not all(wanted <= done_items(output / "rows.jsonl", name) for name in RUN):  # else no model is loaded
         spdinv_eval.main(command(args, *RUN))
     # Further methods may have run on some items only; they are shown from half of them on.
-    done = {name: wanted & done_items(output / "rows.jsonl", name) for name in METHODS}
-    shown_here = [name for name, have in done.items() if 2 * len(have) >= len(wanted)]
-    rows = [row for row in read_rows(output / "rows.jsonl") if row["item"] in wanted and row["method"] in shown_here]
+    found = [row for row in read_rows(output / "rows.jsonl") if row["item"] in wanted]
+    done = {name: {row["item"] for row in same} for name, same in by(found, "method").items() if name in METHODS}
+    shown_here = [name for name in METHODS if 2 * len(done.get(name, ())) >= len(wanted)]
+    kept = [row for row in found if row["method"] in shown_here]
     config = read_json(output / "config.json")
     config["date"] = date_of(output / "rows.jsonl")
     partial = [f"{METHODS[name]}: {len(done[name])}" for name in shown_here if done[name] < wanted]
     fewer = [f"Methods that ran on fewer than {len(wanted)} items: {', '.join(partial)}."] if partial else []
-    runs = [Run("this run", rows, config), *earlier_results(NAME, config)]
+    runs = [Run("this run", kept, config), *earlier_results(NAME, config)]
     measured = {row["method"] for run in runs for row in run.rows}
     methods = {name: called for name, called in METHODS.items() if name in measured}
     return Track(
@@ -103,7 +96,7 @@ def run(args: argparse.Namespace) -> Track:
         methods=methods,
         columns=COLUMNS,
         runs=runs,
-        items=[shown(item, folder, output, rows, methods) for item in items],
+        items=[shown(item, folder, output, kept, methods) for item in items],
         commands={name: "python -m " + shlex.join(whole_command(args, name, config["methods"].get(name, {})))
                   for name in methods},
         papers={

@@ -56,14 +56,14 @@ def main(argv: list[str] | None = None) -> None:
 
     from common.encoders import load_encoders
     from spdinv import eval as spdinv_eval
-    from spdinv import options
+    from spdinv.customised import load
     from spdinv.reproduction.items import find_dataset, read_items, run_item
 
     grids = {name: GRIDS[name] for name in args.methods}
     flags = ["--split", "validation", "--limit", str(args.items), "--output_dir", args.output_dir]
     settings = spdinv_eval.parse(flags + (["--device", args.device] if args.device else []))
     folder = find_dataset(settings)
-    pipe, resolution = options.load(settings)
+    pipe, resolution, _ = load(settings)
     encoders = load_encoders(settings.metric_encoders, args.device)
     rows = Path(args.output_dir) / "rows.jsonl"
     done = {(row["item"], row["method"]) for row in read_rows(rows)}

@@ -111,7 +111,7 @@ def predictions(pipe, prompts: Sequence[str], latents: Tensor, seed: int = 0) ->
 
 
 def prediction_drift(pipe, base_pipe, prompts: Sequence[str], latents: Tensor, seed: int = 0) -> dict[str, float]:
-    """||delta eps|| on held-out prompts and timesteps, at noised latents of a picture per prompt (`latents_of`).
+    """Fig. 2: ||delta eps|| on held-out prompts, at noised latents of a picture per prompt (`latents_of`).
 
     delta_eps: the mean norm per prediction; delta_eps_relative: that over the mean norm of the base's. (Of SD3 the
     predicted velocity.)
@@ -123,8 +123,9 @@ def prediction_drift(pipe, base_pipe, prompts: Sequence[str], latents: Tensor, s
 
 @torch.no_grad()
 def eps_per_theta(pipe, base_pipe, prompts: Sequence[str], latents: Tensor, seed: int = 0) -> dict[str, float]:
-    """||delta eps|| / ||delta theta|| per layer group, and for all together: the group's trained weights alone are put
-    into the base network, which is restored afterwards. A group that was not trained is left out."""
+    """||delta eps|| / ||delta theta||, what Theorem 2 is about, per layer group and for all together: the group's
+    trained weights alone are put into the base network, which is restored afterwards. A group that was not trained is
+    left out."""
     ours = effective_weights(network(pipe))
     net = network(base_pipe)
     base = {name: tensor.clone() for name, tensor in effective_weights(net).items()}

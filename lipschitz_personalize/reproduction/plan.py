@@ -33,17 +33,6 @@ def recipe(space: str, model: str) -> dict[str, Any]:
     return RECIPES[space] | ({"lora_targets": options.QKVO} if sd_lora else {})
 
 
-def as_flags(given: dict[str, Any]) -> list[str]:
-    """The command line that says `given`; what is None is left out."""
-    words: list[str] = []
-    for name, value in given.items():
-        if isinstance(value, bool):
-            words.append(f"--{name}" if value else f"--no-{name}")
-        elif value is not None:
-            words += [f"--{name}", *(map(str, value) if isinstance(value, list) else [str(value)])]
-    return words
-
-
 def methods() -> dict[str, list[str]]:
     """name -> flags, for every parameter space: plain, with prior preservation, with the penalty."""
     found = {}
@@ -64,7 +53,7 @@ def flags_of(name: str, model: str) -> list[str]:
     flags = list(known[method])
     if method not in OWN.values():
         space = next(space for space, plain in SPACE_NAMES.items() if plain == method.removesuffix("+prior"))
-        flags += as_flags(recipe(space, model))
+        flags += options.as_flags(recipe(space, model))
     for change in filter(None, changes.split(",")):
         key, equals, value = change.partition("=")
         flags += [f"--{key}", value] if equals else [f"--{key}"]

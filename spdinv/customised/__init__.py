@@ -2,12 +2,23 @@
 
 import argparse
 
+import torch
 from diffusers import DiffusionPipeline
 
 from common.encoders import load_clip
 from common.images import load_image
+from common.pipelines import chosen_resolution, load_pipeline
 from spdinv.customised.elite import Elite, add_subject, load_elite, use_key_values
 from spdinv.customised.loading import load_adapter
+
+
+def load(args: argparse.Namespace) -> tuple[DiffusionPipeline, int, Elite | None]:
+    """The pipeline that the model flags name, customised, the side of its pictures, and what `customise` gave."""
+    dtype = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[args.mixed_precision]
+    torch.manual_seed(args.seed)
+    pipe = load_pipeline(args.pretrained_model_name_or_path, args.device, dtype)
+    resolution = chosen_resolution(pipe, args.resolution)
+    return pipe, resolution, customise(pipe, args)
 
 
 def customise(pipe: DiffusionPipeline, args: argparse.Namespace) -> Elite | None:

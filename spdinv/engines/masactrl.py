@@ -12,8 +12,8 @@ from common.ddim import Schedule
 from common.runs import InputError
 from spdinv.engines.alignment import word_mask
 from spdinv.engines.attention import hooked, layers, level_size, token_grid
-from spdinv.engines.sampling import encode, start_latents, take_step
 from spdinv.inversions.result import Inversion
+from spdinv.sampling import start
 
 START_LAYER = 10 / 16  # the tenth of Stable Diffusion's sixteen, counted from 0; as deep in other UNets
 MASK_THRESHOLD = 0.1
@@ -129,6 +129,11 @@ class MutualSelfAttention:
         self.step, self.seen, self.total = self.step + 1, 0, None
 
 
+def check(pipe, prompts, steps, latent_size, source_guidance_scale=None, **control_options) -> None:
+    """Raises InputError where the engine cannot do what it is asked to with this UNet and these prompts."""
+    MutualSelfAttention(pipe, prompts, steps, latent_size, **control_options)
+
+
 @torch.no_grad()
 def edit(
     pipe: DiffusionPipeline,
@@ -144,14 +149,11 @@ def edit(
 
     Returns latents [2,4,h,w], source branch (the reconstruction) first. Raises InputError as MutualSelfAttention does.
     """
-    z = start_latents(inversion, prompts)
-    uncond, cond = encode(pipe, prompts)
+    drawing, z = start(pipe, schedule, inversion, prompts, guidance_scale, source_guidance_scale)
     steps = len(schedule.timesteps)
-    if source_guidance_scale is not None:
-        guidance_scale = torch.tensor([source_guidance_scale, guidance_scale]).to(z).reshape(2, 1, 1, 1)
     control = MutualSelfAttention(pipe, prompts, steps, z.shape[-2:], **control_options)
     with hooked(pipe.unet, control, control.layers):
         for step in tqdm(range(steps), "MasaCtrl", leave=False, disable=None):
-            z = take_step(pipe, schedule, inversion, z, step, uncond, cond, guidance_scale)
+            z = drawing.step(z, step)
             control.end_step()
     return z

@@ -19,8 +19,8 @@ from spdinv.engines.alignment import (
 )
 from spdinv.engines.attention import hooked, level_size
 from spdinv.engines.local_blend import LocalBlend
-from spdinv.engines.sampling import encode, start_latents, take_step
 from spdinv.inversions.result import Inversion
+from spdinv.sampling import start
 
 
 class PromptToPrompt:
@@ -122,6 +122,11 @@ class PromptToPrompt:
         return self.local_blend(z) if self.local_blend else z
 
 
+def check(pipe, prompts, steps, latent_size, source_guidance_scale=None, **control_options) -> None:
+    """Raises InputError where the engine cannot do what it is asked to with this UNet and these prompts."""
+    PromptToPrompt(pipe, prompts, steps, latent_size, **control_options)
+
+
 @torch.no_grad()
 def edit(
     pipe: DiffusionPipeline,
@@ -129,19 +134,19 @@ def edit(
     inversion: Inversion,
     prompts: list[str],
     guidance_scale: float = 7.5,
+    source_guidance_scale: float | None = None,
     **control_options,
 ) -> torch.Tensor:
     """Edit one inverted picture; prompts are [source_prompt, target_prompt], control_options those of PromptToPrompt.
 
+    source_guidance_scale: of the source branch, where it is another.
     Returns latents [2,4,h,w], source branch (the reconstruction) first.
     Raises InputError as PromptToPrompt does, and for UNets without the layers it needs.
     """
-    z = start_latents(inversion, prompts)
-    uncond, cond = encode(pipe, prompts)
+    drawing, z = start(pipe, schedule, inversion, prompts, guidance_scale, source_guidance_scale)
     steps = len(schedule.timesteps)
     control = PromptToPrompt(pipe, prompts, steps, z.shape[-2:], **control_options)
     with hooked(pipe.unet, control):
         for step in tqdm(range(steps), "Prompt-to-Prompt", leave=False, disable=None):
-            z = take_step(pipe, schedule, inversion, z, step, uncond, cond, guidance_scale)
-            z = control.end_step(z)
+            z = control.end_step(drawing.step(z, step))
     return z

@@ -12,13 +12,13 @@ import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 from tqdm import tqdm
 
-from common.ddim import Schedule, ddim_step
-from common.pipelines import Conditioning, encode_prompt, predict_noise
+from common.ddim import Schedule
+from common.pipelines import Conditioning, encode_prompt
 from common.runs import InputError
 from spdinv.engines.attention import hooked, layers
-from spdinv.engines.sampling import start_latents, take_step
 from spdinv.inversions import nmg
 from spdinv.inversions.result import Inversion
+from spdinv.sampling import generate, start
 
 
 def feature_layer(unet: UNet2DConditionModel) -> tuple[str, list[str]]:
@@ -104,15 +104,9 @@ def injected(unet: UNet2DConditionModel, injection: Injection) -> Iterator[None]
             handle.remove()
 
 
-def reconstruct(
-    pipe: DiffusionPipeline, schedule: Schedule, inversion: Inversion, source: Conditioning
-) -> torch.Tensor:
-    """The source's latents [T + 1, 1, 4, h, w] of DDIM sampling from the inverted noise without guidance, z_0 first."""
-    latents = [inversion.noise]
-    for t in tqdm(schedule.timesteps, "reconstruction", leave=False, disable=None):
-        z = latents[-1]
-        latents.append(ddim_step(schedule, z, predict_noise(pipe, schedule, z, t, source), t))
-    return torch.stack(latents[::-1])
+def check(pipe: DiffusionPipeline, prompts: list[str], steps: int, latent_size: tuple[int, int], **settings) -> None:
+    """Raises InputError for UNets without the layers that the engine needs."""
+    feature_layer(pipe.unet)
 
 
 @torch.no_grad()
@@ -138,17 +132,15 @@ def edit(
     """
     if getattr(inversion.step, "func", None) is nmg.step:
         raise InputError("noise map guidance steers a source branch, and pnp samples none: take inversion ddim there.")
-    inversion = replace(inversion, corrections=None)
-    z = start_latents(inversion, prompts[1:])
-    steps = len(schedule.timesteps)
-    told, negative, cond = (encode_prompt(pipe, [prompt]) for prompt in ("", negative_prompt, prompts[1]))
-    source = inversion.trajectory
+    drawing, z = start(pipe, schedule, replace(inversion, corrections=None), prompts[1:], guidance_scale)
+    drawing = replace(drawing, uncond=encode_prompt(pipe, [negative_prompt]))
+    steps, source = len(schedule.timesteps), inversion.trajectory
     if source_latents == "reconstruction":
-        source = reconstruct(pipe, schedule, inversion, encode_prompt(pipe, prompts[:1]))
-    injection = Injection(told, steps, feature_steps, attention_steps)
+        source = generate(pipe, schedule, inversion.noise, encode_prompt(pipe, prompts[:1]), 1.0)
+    injection = Injection(encode_prompt(pipe, [""]), steps, feature_steps, attention_steps)
     with injected(pipe.unet, injection):
         for step in tqdm(range(steps), "Plug-and-Play", leave=False, disable=None):
             injection.latent = source[steps - step]
-            z = take_step(pipe, schedule, inversion, z, step, negative, cond, guidance_scale)
+            z = drawing.step(z, step)
             injection.end_step()
     return torch.cat([source[0], z])

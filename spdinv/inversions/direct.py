@@ -15,7 +15,7 @@ from common.ddim import Schedule, ddim_step
 from common.pipelines import Conditioning, encode_prompt
 from spdinv.inversions import ddim
 from spdinv.inversions.result import Inversion, clock
-from spdinv.inversions.steps import guided_noise, guided_step
+from spdinv.sampling import Drawing, guided_noise, guided_step
 
 
 @torch.no_grad()
@@ -51,7 +51,6 @@ def hold(inversion: Inversion) -> Inversion:
     return replace(inversion, corrections=None, step=partial(held_step, inversion.step or guided_step))
 
 
-def held_step(take, pipe, schedule, inversion, z, step, uncond, cond, guidance_scale) -> torch.Tensor:
-    """The step that `take` takes, the source branch put on the trajectory after it; see steps.guided_step."""
-    z = take(pipe, schedule, inversion, z, step, uncond, cond, guidance_scale)
-    return torch.cat([inversion.trajectory[len(schedule.timesteps) - 1 - step], z[1:]])
+def held_step(take, drawing: Drawing, z: torch.Tensor, step: int) -> torch.Tensor:
+    """The step that `take` takes, the source branch put on the trajectory after it."""
+    return torch.cat([drawing.level_after(step), take(drawing, z, step)[1:]])

@@ -2,8 +2,6 @@
 that every step can be undone exactly. A reference for exactness, in float64.
 """
 
-from collections.abc import Callable
-
 import torch
 from diffusers import DiffusionPipeline
 from tqdm import tqdm
@@ -11,7 +9,7 @@ from tqdm import tqdm
 from common.ddim import Schedule, ddim_inverse_step, ddim_step, guide
 from common.pipelines import Conditioning, encode_prompt
 from spdinv.inversions.result import Inversion, clock
-from spdinv.inversions.steps import guided_noise, predict_both
+from spdinv.sampling import Drawing, guided_noise, predict_both
 
 
 def order(step: int) -> tuple[int, int]:
@@ -43,7 +41,7 @@ def invert(
     """Invert clean `latents` [B,4,h,w] under the source prompt `cond`, in float64; both latents start there.
 
     mixing: p. guidance_scale: of classifier-free guidance (EDICT: 3); the way back is exact for the same one only.
-    The trajectory is that of the first latent; the second is remembered by the inversion's step. EDICT itself walks 0.8
+    The trajectory is that of the first latent; the second is the companion. EDICT itself walks 0.8
     of the way, from a posterior sample; here it is the whole way, from the latent that all inversions start from.
     As released, the first latent begins the alternation, at the noisiest step.
     """
@@ -61,31 +59,21 @@ def invert(
     asked = 1 if guidance_scale == 1 else 2  # evaluations per guided prediction
     cost = {"forward": 2 * asked * steps * images, "backward": 0, "seconds": clock(latents) - start}
     rounds = torch.zeros(steps, images, dtype=torch.int64)
-    return Inversion(torch.stack(trajectory), rounds, cost, step=coupled_step(pair[1], mixing))
+    return Inversion(torch.stack(trajectory), rounds, cost, companion=pair[1], step=CoupledStep(mixing))
 
 
-def coupled_step(second_noise: torch.Tensor, mixing: float) -> Callable[..., torch.Tensor]:
-    """A sampling step for the pair whose first latent is the engine's z; the second, which starts as `second_noise`
-    [B,4,h,w] at sampling step 0, is kept here from step to step. What an engine does to z between two steps
-    (LocalBlend) reaches the second only through the mixing."""
-    second = second_noise
+class CoupledStep:
+    """A sampling step for the pair whose first latent is the engine's z; the second, at first the inversion's companion
+    [1,4,h,w], is kept here from step to step. What an engine does to z between two steps (LocalBlend) reaches the
+    second only through the mixing."""
 
-    def step(
-        pipe: DiffusionPipeline,
-        schedule: Schedule,
-        inversion: Inversion,
-        z: torch.Tensor,
-        step: int,
-        uncond: Conditioning,
-        cond: Conditioning,
-        guidance_scale: float | torch.Tensor,
-    ) -> torch.Tensor:
-        nonlocal second
-        pair = [z, second_noise.expand_as(z) if step == 0 else second]
+    def __init__(self, mixing: float):
+        self.mixing, self.second = mixing, None
+
+    def __call__(self, drawing: Drawing, z: torch.Tensor, step: int) -> torch.Tensor:
+        pair = [z, drawing.inversion.companion.expand_as(z) if step == 0 else self.second]
         for one in order(step):
-            eps = guide(*predict_both(pipe, schedule, inversion, pair[1 - one], step, uncond, cond), guidance_scale)
-            pair[one] = ddim_step(schedule, pair[one], eps, schedule.timesteps[step])
-        z, second = mix(*pair, mixing)
+            eps = guide(*predict_both(drawing, pair[1 - one], step), drawing.guidance_scale)
+            pair[one] = ddim_step(drawing.schedule, pair[one], eps, drawing.schedule.timesteps[step])
+        z, self.second = mix(*pair, self.mixing)
         return z
-
-    return step

@@ -15,7 +15,7 @@ from common.pipelines import Conditioning, predict_noise
 from spdinv.inversions import ddim
 from spdinv.inversions.residual import gradients
 from spdinv.inversions.result import Inversion
-from spdinv.inversions.steps import guided_step, unconditional
+from spdinv.sampling import Drawing, guided_step, unconditional
 
 SD_LATENT = 4 * 64 * 64  # elements of the latents that the gradient scale is made for
 
@@ -68,14 +68,9 @@ def guided_by_noise_map(
 
 
 def step(
-    pipe: DiffusionPipeline,
-    schedule: Schedule,
-    inversion: Inversion,
+    drawing: Drawing,
     z: torch.Tensor,
     step: int,
-    uncond: Conditioning,
-    cond: Conditioning,
-    guidance_scale: float | torch.Tensor,
     *,
     gradient_scale: float = 5000.0,
     noise_map_scale: float = 10.0,
@@ -88,9 +83,9 @@ def step(
     variants have it, is that of the latent before the step; "previous" is the one that the step leads to, as the paper
     writes it.
     """
-    t, steps = schedule.timesteps[step], len(schedule.timesteps)
-    aim = inversion.trajectory[steps - step if reference == "current" else steps - 1 - step]
-    null = unconditional(inversion, step, uncond)[0]
+    pipe, schedule = drawing.pipe, drawing.schedule
+    aim, t = drawing.level_after(step - 1 if reference == "current" else step), schedule.timesteps[step]
+    null = unconditional(drawing, step)[0]
     with uncontrolled(pipe.unet):
         source = guided_by_noise_map(pipe, schedule, z[:1], aim, t, null, gradient_scale, noise_map_scale)
-    return guided_step(pipe, schedule, inversion, torch.cat([source, z[1:]]), step, uncond, cond, guidance_scale)
+    return guided_step(drawing, torch.cat([source, z[1:]]), step)

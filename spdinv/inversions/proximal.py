@@ -16,7 +16,7 @@ from common.ddim import Schedule, ddim_step
 from common.pipelines import Conditioning
 from spdinv.inversions import negative_prompt
 from spdinv.inversions.result import Inversion
-from spdinv.inversions.steps import correct, predict_both
+from spdinv.sampling import Drawing, correct, predict_both
 
 
 @torch.no_grad()
@@ -61,14 +61,9 @@ def is_active(t: int, recon_t: int) -> bool:
 
 
 def step(
-    pipe: DiffusionPipeline,
-    schedule: Schedule,
-    inversion: Inversion,
+    drawing: Drawing,
     z: torch.Tensor,
     step: int,
-    uncond: Conditioning,
-    cond: Conditioning,
-    guidance_scale: float | torch.Tensor,
     *,
     mode: str = "soft",
     quantile: float = 0.7,
@@ -78,7 +73,7 @@ def step(
     recon_t: int = 400,
     dilation: int = 1,
 ) -> torch.Tensor:
-    """steps.guided_step with proximal guidance; the defaults are the recipe in the README of ProxEdit's code.
+    """sampling.guided_step with proximal guidance; the defaults are the recipe in the README of ProxEdit's code.
 
     mode: see shrink. quantile: of |d|, taken over all branches, the source's included (its d is 0 under NPI, so 0.7 of
     two branches is 0.4 of the target's); branches="target": taken over the others and applied to them, as its MasaCtrl
@@ -86,19 +81,19 @@ def step(
     "reconstruction" draws the predicted x_0 towards z_0 before the step; "none". recon_lr: how far, 1 is all the way.
     recon_t: see is_active. dilation: see edited_region.
     """
-    t, steps = schedule.timesteps[step], len(schedule.timesteps)
-    eps_uncond, eps_cond = predict_both(pipe, schedule, inversion, z, step, uncond, cond)
+    schedule, t = drawing.schedule, drawing.schedule.timesteps[step]
+    eps_uncond, eps_cond = predict_both(drawing, z, step)
     delta = eps_cond - eps_uncond
     first = 1 if branches == "target" and len(z) > 1 else 0
     threshold = threshold_of(delta[first:], quantile)
     delta = torch.cat([delta[:first], shrink(delta[first:], threshold, mode)])
-    eps = eps_uncond + guidance_scale * delta
-    z_next = correct(inversion, ddim_step(schedule, z, eps, t), step)
+    eps = eps_uncond + drawing.guidance_scale * delta
+    z_next = correct(drawing, ddim_step(schedule, z, eps, t), step)
     if guidance == "none" or not is_active(t, recon_t):
         return z_next
     outside = recon_lr * (1 - edited_region(delta, threshold, dilation))
     if guidance == "inversion":
-        return z_next - outside * (z_next - inversion.trajectory[steps - 1 - step])
+        return z_next - outside * (z_next - drawing.level_after(step))
     x0 = (z - (1 - schedule.alpha_bar_at(t)) ** 0.5 * eps) / schedule.alpha_bar_at(t) ** 0.5
     signal = schedule.alpha_bar_at(schedule.previous(t)) ** 0.5  # x_0 enters the step with this factor
-    return z_next - signal * outside * (x0 - inversion.trajectory[0])
+    return z_next - signal * outside * (x0 - drawing.inversion.trajectory[0])

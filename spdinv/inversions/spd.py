@@ -1,76 +1,29 @@
-"""Source Prompt Disentangled Inversion (paper, Sec. 3.2, Alg. 1): each inversion step is a search for the fixed point
+"""Source Prompt Disentangled Inversion (paper, Sec. 3.2): Algorithm 1, as released and as printed.
+
+Each inversion step is a search for the fixed point
 
     x = f(x),   f(x) = C_{t,1} z_{t-1} + C_{t,2} eps(x, t, c)                                                   (Eq. 3)
 
 by gradient descent on its residual, the gradient going through the network.
 """
 
-from collections.abc import Callable
-from functools import partial
-
 import torch
 from diffusers import DiffusionPipeline
 from tqdm import tqdm
 
-from common.ddim import Schedule, ddim_inverse_step
+from common.ddim import Schedule, ddim_inverse_step, inversion_timestep
 from common.pipelines import Conditioning, predict_noise
-from spdinv.inversions import forward
-from spdinv.inversions.descent import descend
+from spdinv.inversions import solvers
 from spdinv.inversions.residual import gradients, mean_square, norm
 from spdinv.inversions.result import Inversion, clock
 
-
-def algorithm_1(
-    loss_of: Callable[[torch.Tensor], torch.Tensor],
-    optimizer_class: type[torch.optim.Optimizer],
-    f: Callable[[torch.Tensor, list[int]], torch.Tensor],
-    guess: torch.Tensor,
-    rounds: int,
-    threshold: float,
-    learning_rate: float,
-    network_dtype: torch.dtype,
-) -> tuple[torch.Tensor, list[int], int]:
-    """Lines 3 to 7, from `guess` [B,4,h,w]; f(x [n,4,h,w], images) is Eq. 3 for the n listed images.
-
-    As the official code does: the optimiser starts afresh at every timestep, the test comes after the step, on the loss
-    before it, and the last iterate is kept. Returns x, the rounds of each image, and the backward passes of all.
-    """
-    x = [image.clone().requires_grad_() for image in guess.split(1)]
-    optimizer = optimizer_class(x, lr=learning_rate)
-    searching, spent = list(range(len(x))), [0] * len(x)
-    for _ in range(rounds):  # Alg. 1, l. 3
-        optimizer.zero_grad()  # images that have stopped keep no gradient, so the optimiser passes them by
-        with torch.enable_grad():
-            candidate = torch.cat([x[i] for i in searching])
-            loss = loss_of(candidate - f(candidate, searching))  # Eq. 4; Alg. 1, l. 4
-            found = gradients(loss, [x[i] for i in searching], network_dtype)
-        for i, gradient in zip(searching, found, strict=True):
-            x[i].grad = gradient
-            spent[i] += 1
-        optimizer.step()  # Alg. 1, l. 5
-        searching = [i for i, value in zip(searching, loss.tolist(), strict=True) if not value < threshold]
-        if not searching:  # Alg. 1, l. 6
-            break
-    return torch.cat(x).detach(), spent, sum(spent)
+SHOWN = {"t": "target", "t-1": "source"}  # the guess's timestep in the words of common.ddim.inversion_timestep
 
 
-def accelerated(f, guess, rounds, threshold, learning_rate, network_dtype) -> tuple[torch.Tensor, list[int], int]:
-    """Anderson acceleration: the same fixed point and threshold, no gradient, so no learning rate."""
-    return *forward.iterate(f, guess, rounds, threshold, forward.anderson), 0
-
-
-def descent(f, guess, rounds, threshold, learning_rate, network_dtype) -> tuple[torch.Tensor, list[int], int]:
-    """Gradient descent that finds its own step lengths, so no learning rate."""
-    return descend(f, guess, rounds, threshold, network_dtype)
-
-
-SOLVERS = {
-    "adamw": partial(algorithm_1, mean_square, torch.optim.AdamW),  # as released, with torch's weight decay of 0.01
-    "sgd": partial(algorithm_1, norm, torch.optim.SGD),  # l. 4-5 to the letter: z <- z - eta grad ||f(z) - z||_2
-    "descent": descent,
-    "anderson": accelerated,
-}
-THRIFTY = ("descent", "anderson")  # these take over the noise that the network saw last, instead of asking for a guess
+def coefficients(schedule: Schedule, t: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """C_{t,1} and C_{t,2} of Eq. 1, float32."""
+    alpha_t, alpha_before = schedule.alpha_bar_at(t), schedule.alpha_bar_at(schedule.previous(t))
+    return (alpha_t / alpha_before) ** 0.5, alpha_t**0.5 * ((1 / alpha_t - 1) ** 0.5 - (1 / alpha_before - 1) ** 0.5)
 
 
 @torch.no_grad()
@@ -83,35 +36,70 @@ def invert(
     learning_rate: float = 1e-3,
     threshold: float = 5e-6,
     solver: str = "adamw",
+    guess: str = "t",
 ) -> Inversion:
     """Invert clean `latents` [B,4,h,w] (float32) under the source prompt `cond`, without classifier-free guidance.
 
     rounds: K; 0 is DDIM inversion. learning_rate: eta. threshold: delta, compared with the loss before the step just
-    taken; 0 never stops early. solver: a key of SOLVERS; "adamw" is the released code, "sgd" the paper's formula.
-    As the official code does, the guess of line 2 shows the network the timestep t (so it is f(z_{t-1})).
-    "descent" and "anderson" are this project's: each round is one evaluation of f, the test comes before the step, and
-    the answer is f(x), which costs nothing more. From the second level on their guess costs nothing either: it is the
-    step by the noise that the network saw at the level before, in the latent that was found there.
+    taken; 0 never stops early. solver: "adamw" is the released code, "sgd" the printed formula; "descent" and
+    "anderson" find the same fixed point with fewer evaluations (solvers.py). guess: which timestep the network is shown
+    in line 2, "t" as released or "t-1" as printed.
     Images share network calls and nothing else: each has its own loss, its own optimiser state and its own stop.
     """
-    start = clock(latents)
-    everyone = list(range(len(latents)))
-    trajectory, spent, cost = [latents], [], {"forward": 0, "backward": 0}
-    noise = torch.zeros_like(latents)  # what the network saw last in each image
-    for step, t in enumerate(tqdm(schedule.timesteps[::-1], "SPDInv", leave=False, disable=None)):  # Alg. 1, l. 1
-        z = trajectory[-1]
+    if solver in ("adamw", "sgd"):
+        printed = solver == "sgd"
+        return algorithm_1(pipe, schedule, latents, cond, rounds, threshold, learning_rate, printed, SHOWN[guess])
+    solve = solvers.DESCENT if solver == "descent" else solvers.ANDERSON
+    return solvers.search(pipe, schedule, latents, cond, solve, rounds, threshold, thrifty=True)
 
-        def f(x, images, z=z, t=t):  # Eq. 3
-            eps = predict_noise(pipe, schedule, x, t, cond[images])
-            noise[images] = eps.detach()
-            cost["forward"] += len(images)
-            return ddim_inverse_step(schedule, z[images], eps, t)
 
-        thrifty = solver in THRIFTY and rounds > 0 and step > 0
-        guess = ddim_inverse_step(schedule, z, noise, t) if thrifty else f(z, everyone)  # Alg. 1, l. 2
-        x, rounds_spent, backward = SOLVERS[solver](f, guess, rounds, threshold, learning_rate, pipe.unet.dtype)
-        trajectory.append(x)
-        spent.append(rounds_spent)
-        cost["backward"] += backward
-    cost["seconds"] = clock(latents) - start
-    return Inversion(torch.stack(trajectory), torch.tensor(spent), cost)
+def algorithm_1(
+    pipe: DiffusionPipeline,
+    schedule: Schedule,
+    z_0: torch.Tensor,
+    p_s: Conditioning,
+    K: int,
+    delta: float,
+    eta: float,
+    printed: bool = False,
+    shown: str = "target",
+) -> Inversion:
+    """Algorithm 1 for z_0 [B,4,h,w] and source prompts p_s. printed: lines 4 and 5 and the form of Eq. 1 to the letter.
+
+    Otherwise as released: the loss is a mean square; AdamW, with torch's weight decay of 0.01 and afresh at every
+    timestep, takes the place of the plain step; Eq. 1 goes through the predicted x_0, which rounds differently.
+    In both the test comes after the step, on the loss before it, and the last iterate is kept.
+    """
+    start, everyone = clock(z_0), list(range(len(z_0)))
+    norm_of, optimizer_of = (norm, torch.optim.SGD) if printed else (mean_square, torch.optim.AdamW)
+    trajectory, spent = [z_0], torch.zeros(len(schedule.timesteps), len(z_0), dtype=torch.int64)
+    for level, t in enumerate(tqdm(schedule.timesteps[::-1], "SPDInv", leave=False, disable=None)):  # Alg. 1, l. 1
+        z_before = trajectory[-1]  # z_{t-1}
+        C_t1, C_t2 = coefficients(schedule, t)
+
+        def f_theta(x, images, timestep=t, z=z_before, C_t1=C_t1, C_t2=C_t2, t=t):  # Eq. 3
+            eps = predict_noise(pipe, schedule, x, timestep, p_s[images])
+            if printed:
+                return C_t2 * eps + C_t1 * z[images]
+            return ddim_inverse_step(schedule, z[images], eps, t)  # the same, by way of x_0
+
+        guess = f_theta(z_before, everyone, inversion_timestep(schedule, t, shown))  # Alg. 1, l. 2: Eq. 2
+        z_t = [image.clone().requires_grad_() for image in guess.split(1)]
+        optimizer, searching = optimizer_of(z_t, lr=eta), everyone
+        for _ in range(K):  # Alg. 1, l. 3
+            optimizer.zero_grad()  # images that have stopped keep no gradient, so the optimiser passes them by
+            with torch.enable_grad():
+                x = torch.cat([z_t[i] for i in searching])
+                L = norm_of(f_theta(x, searching) - x)  # Alg. 1, l. 4: Eq. 4
+                nabla_L = gradients(L, [z_t[i] for i in searching], pipe.unet.dtype)
+            for i, gradient in zip(searching, nabla_L, strict=True):
+                z_t[i].grad = gradient
+            optimizer.step()  # Alg. 1, l. 5: z_t := z_t - eta nabla L
+            spent[level, searching] += 1
+            searching = [i for i, loss in zip(searching, L.tolist(), strict=True) if not loss < delta]
+            if not searching:  # Alg. 1, l. 6
+                break
+        trajectory.append(torch.cat(z_t).detach())
+    backward = int(spent.sum())
+    cost = {"forward": spent.numel() + backward, "backward": backward, "seconds": clock(z_0) - start}
+    return Inversion(torch.stack(trajectory), spent, cost)

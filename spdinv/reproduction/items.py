@@ -6,6 +6,7 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
+from common.files import check_file_name
 from common.runs import InputError, measure
 from spdinv import options
 
@@ -53,25 +54,24 @@ def run_item(
     if inverted is not None:
         inverted[key] = edit.inversion, memory
     pictures = {"source": image, "reconstruction": to_pil(edit.reconstruction), "edited": to_pil(edit.edited)}
-    row = {
-        "paper": "spdinv",
-        "method": name or method.name,
-        "item": item.id,
-        "edit_type": item.edit_type,
-        "seed": seed,
-        "metrics": {
-            **scores(item, pictures, encoders, folder),
-            "latent_mse": edit.latent_mse,
-            "rounds": edit.inversion.rounds.float().mean().item(),
-            "inversion_forward": edit.inversion.cost["forward"],
-            "inversion_backward": edit.inversion.cost["backward"],
-        },
-        "seconds": cost.seconds + (before.cost["seconds"] if before else 0.0),
-        "inversion_seconds": edit.inversion.cost["seconds"],
-        "peak_memory_mb": memory,
-        "blended_words": words,
+    metrics = {
+        **scores(item, pictures, encoders, folder),
+        "latent_mse": edit.latent_mse,
+        "rounds": edit.inversion.rounds.float().mean().item(),
+        "inversion_forward": edit.inversion.cost["forward"],
+        "inversion_backward": edit.inversion.cost["backward"],
     }
-    return row, pictures
+    seconds = cost.seconds + (before.cost["seconds"] if before else 0.0)
+    row = row_of(item, name or method.name, seed, metrics, seconds, edit.inversion.cost["seconds"], memory)
+    return row | {"blended_words": words}, pictures
+
+
+def row_of(item, name: str, seed: int, metrics: dict, seconds: float, inversion_seconds: float, memory: float) -> dict:
+    """A result row (common.runs); seconds of everything, and of the inversion alone (NaN where there is none)."""
+    return {
+        "paper": "spdinv", "method": name, "item": item.id, "edit_type": item.edit_type, "seed": seed,
+        "metrics": metrics, "seconds": seconds, "inversion_seconds": inversion_seconds, "peak_memory_mb": memory,
+    }  # fmt: skip
 
 
 def blended_words(pipe, item) -> tuple[str | None, str | None] | None:
@@ -133,10 +133,29 @@ def find_dataset(args: argparse.Namespace) -> Path:
     return ensure_pie_bench(split=args.split, quick=not args.full)
 
 
+def check_extras(item, folder: Path) -> None:
+    """Raises InputError for an entry that has the picturebook's key and not what belongs to it."""
+    from common.picturebook.edits import edit_from_dict
+
+    if "edit" not in item.extras:
+        return
+    try:
+        edit_from_dict(item.extras["edit"])
+        truth = folder / item.extras["truth_path"]
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+        raise InputError(f"item {item.id} of {folder} has the key edit of the picturebook's items and is none of them: "
+                         "take the key out of mapping_file.json") from None  # fmt: skip
+    if not truth.is_file():
+        raise InputError(f"item {item.id} of {folder} names a true edit that is not there: {truth}")
+
+
 def read_items(folder: Path, args: argparse.Namespace) -> list:
     """The items to run; the published one-pixel border of the masks is kept for 512-pixel masks only (on a picture of
     64 pixels it would be 6 % of it)."""
     from common.data import PIE_SIZE, read_pie_bench
 
     items = read_pie_bench(folder, args.edit_types, args.limit)
+    for item in items:
+        check_file_name(item.id, f"an item of {folder}")
+        check_extras(item, folder)
     return [item if item.mask_size == PIE_SIZE else replace(item, border=0) for item in items]

@@ -5,6 +5,7 @@ spd+p2p, spd+p2p@as_released, spd+p2p@proximal, spd+p2p@spd_rounds=5.
 """
 
 import argparse
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
@@ -12,8 +13,9 @@ from typing import Any
 
 from common.tables import published_table
 from spdinv import options, presets
+from spdinv.engines import ENGINES
+from spdinv.inversions import INVERSIONS, OWN
 
-OWN = "spd"  # the paper's inversion: the only one that its released code runs with extras
 SWITCHES = tuple(name for name, value in presets.EXTRAS.items() if value is False)  # extras that are on or off
 FACTORS = ("negative_prompt_embedding", "proximal", "inversion_guidance", "color_fix")
 
@@ -47,7 +49,7 @@ def changed(args: argparse.Namespace, **settings: Any) -> argparse.Namespace:
 def name_of(args: argparse.Namespace, inversion: str, engine: str, **settings: Any) -> str:
     """The name under which the flags' method, with these settings in their place, goes into result rows."""
     own = changed(args, **settings)
-    preset = presets.PRESETS[own.preset][engine]
+    preset = presets.PRESETS[own.preset].get(engine, {})
     tags = [own.preset] if own.preset != "inversion_only" else []
     for switch in SWITCHES:
         value = getattr(own, switch)
@@ -65,6 +67,34 @@ def named(args: argparse.Namespace, inversion: str, engine: str, **settings: Any
     """One inversion and engine: its name in result rows, and the method with all settings."""
     method = options.method_of(changed(args, **settings), inversion, engine)
     return name_of(args, inversion, engine, **settings), method
+
+
+def title(name: str) -> str:
+    """What tables and pages call a method: "spd+p2p@as_released" is "SPDInv + P2P, as released"."""
+    pair, _, tags = name.partition("@")
+    inversion, _, engine = pair.partition("+")
+    parts = [INVERSIONS[inversion].title if inversion in INVERSIONS else inversion,
+             *([ENGINES[engine].title if engine in ENGINES else engine] if engine else [])]  # fmt: skip
+    return ", ".join([" + ".join(parts), *(tag.replace("_", " ") for tag in tags.split(",") if tag)])
+
+
+def order(names: Iterable[str]) -> list[str]:
+    """As tables and pages show them: engine by engine, in each preset by preset, in each the inversions in order."""
+    inversions, engines = list(INVERSIONS), list(ENGINES)
+
+    def place(name: str) -> tuple:
+        pair, _, tags = name.partition("@")
+        inversion, _, engine = pair.partition("+")
+        known = ((engines, engine), ([*presets.PRESETS], tags or "inversion_only"), (inversions, inversion))
+        return (*(listed.index(one) if one in listed else len(listed) for listed, one in known), name)
+
+    return sorted(names, key=place)
+
+
+def every() -> list[str]:
+    """The names of all inversions under all engines and presets, as pages show them."""
+    tags = ("" if preset == "inversion_only" else f"@{preset}" for preset in presets.PRESETS)
+    return order(f"{inversion}+{engine}{tag}" for tag in tags for engine in [*ENGINES][1:] for inversion in INVERSIONS)
 
 
 def table_rows(args: argparse.Namespace, preset: str) -> list[Row]:

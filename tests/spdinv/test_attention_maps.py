@@ -13,7 +13,7 @@ from spdinv import attention_maps, infer
 from spdinv.attention_maps import Recorder
 from spdinv.engines import ENGINES, p2p
 from spdinv.engines.attention import hooked, layers
-from spdinv.inversions import Inversion
+from spdinv.inversions.result import Inversion
 from tests.tiny import tiny_sd, tiny_tokenizer
 
 PROMPTS = ["a red cat", "a blue xyz cat"]

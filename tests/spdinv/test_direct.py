@@ -8,8 +8,8 @@ from common.ddim import make_schedule
 from common.pipelines import encode_prompt
 from spdinv import extras
 from spdinv.engines import ENGINES
-from spdinv.engines.sampling import encode, start_latents, take_step
 from spdinv.inversions import INVERSIONS
+from spdinv.sampling import start
 from tests.spdinv.test_inversions import coefficients
 from tests.spdinv.toy import MEANS, toy_cond, toy_pipe, toy_schedule
 from tests.tiny import tiny_sd, tiny_sdxl
@@ -24,10 +24,10 @@ def test_the_source_branch_returns_the_trajectory_at_every_level(make):
     schedule = make_schedule(pipe.scheduler, 5)
     latents = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0)).double()
     inversion = INVERSIONS["direct"](pipe, schedule, latents, encode_prompt(pipe, PROMPTS[:1]), guidance_scale=7.5)
-    z, (uncond, cond) = start_latents(inversion, PROMPTS), encode(pipe, PROMPTS)
+    drawing, z = start(pipe, schedule, inversion, PROMPTS, 7.5)
     for step in range(5):
         with torch.no_grad():
-            z = take_step(pipe, schedule, inversion, z, step, uncond, cond, 7.5)
+            z = drawing.step(z, step)
         torch.testing.assert_close(z[:1], inversion.trajectory[4 - step], rtol=0, atol=1e-9)
     ddim = INVERSIONS["ddim"](pipe, schedule, latents, encode_prompt(pipe, PROMPTS[:1]))
     plain = ENGINES["none"](pipe, schedule, ddim, PROMPTS)

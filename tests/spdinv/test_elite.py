@@ -12,7 +12,8 @@ from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
 from common.encoders import load_clip
 from common.pipelines import encode_prompt
 from common.runs import InputError
-from spdinv import infer, options
+from spdinv import infer
+from spdinv.customised import load
 from spdinv.customised.elite import add_subject, load_elite, trained_key_values, use_key_values
 from tests.spdinv.test_infer import photograph
 from tests.tiny import tiny_sd, write_tokenizer
@@ -180,7 +181,7 @@ def test_scripts_put_the_subject_in(tiny_folder, tmp_path, mapper_file, clip_fol
     infer.main([*base, "--output_dir", str(tmp_path / "out")])
     assert (tmp_path / "out" / "edited.png").is_file()
     more = ([], ["--reference_image_path", str(tmp_path / "other.png")], ["--elite_key_values"])
-    loaded = [options.load(infer.parse([*base, *flags]))[0] for flags in more]
+    loaded = [load(infer.parse([*base, *flags]))[0] for flags in more]
     own, other, intended = (encode_prompt(pipe, ["a white *"]).embeds for pipe in loaded)
     assert torch.equal(own, intended) and not torch.equal(own, other)
     path = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -14,13 +15,10 @@ from transformers import CLIPTokenizer
 
 from common.data import EditItem, encode_mask
 from common.flags import weights_of
-from common.runs import InputError, make_parser, read_rows, write_json
+from common.runs import InputError, read_rows, write_json
 from common.tables import cell, intervals, published_table
 from spdinv import eval as spdinv_eval
-from spdinv import options
-from spdinv.engines import ENGINES
-from spdinv.inversions import INVERSIONS
-from spdinv.inversions.spd import SOLVERS
+from spdinv.inversions import Entry
 from spdinv.options import Method
 from spdinv.reproduction import items
 
@@ -137,10 +135,8 @@ def test_weights_are_those_of_the_file(tmp_path):
 
 def test_every_row_of_table_1_runs_and_inversions_are_shared(run, tmp_path, monkeypatch):
     calls = []
-    for name, invert in INVERSIONS.items():
-        monkeypatch.setitem(
-            INVERSIONS, name, lambda *a, name=name, invert=invert, **k: calls.append(name) or invert(*a, **k)
-        )
+    invert = Entry.__call__
+    monkeypatch.setattr(Entry, "__call__", lambda self, *a, **k: calls.append(self.name) or invert(self, *a, **k))
     shown = run(tmp_path / "out", "--table", "1", "--limit", "1", "--start_step", "0", "--null_text_inner_steps", "1",
                 "--spd_rounds", "1", "--presets", "inversion_only", "as_released").out  # fmt: skip
     rows = {row["method"]: row for row in read_rows(tmp_path / "out" / "rows.jsonl")}
@@ -220,12 +216,14 @@ def test_picturebook_items_are_scored_against_the_true_edit(tiny_folder, encoder
     assert row["metrics"]["psnr_truth"] == pytest.approx(-10 * np.log10(error), rel=1e-4)
 
 
-def test_flags_offer_what_there_is():
-    assert options.INVERSION_NAMES == tuple(INVERSIONS) and options.ENGINE_NAMES == tuple(ENGINES)
-    parser = make_parser("")
-    options.add_method_flags(parser)
-    solver = next(action for action in parser._actions if action.dest == "solver")
-    assert tuple(solver.choices) == tuple(SOLVERS)
+def test_an_item_that_would_leave_its_folder_is_refused(run, benchmark, tmp_path, capsys):
+    listed = json.loads((benchmark / "mapping_file.json").read_text())
+    hostile = tmp_path / "bench"
+    shutil.copytree(benchmark, hostile)
+    write_json(hostile / "mapping_file.json", {"../" + name: entry for name, entry in listed.items()})
+    with pytest.raises(SystemExit) as stop:
+        run(tmp_path / "out", "--dataset", str(hostile))
+    assert stop.value.code == 2 and "names files" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("flags, message", [

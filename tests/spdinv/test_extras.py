@@ -12,7 +12,8 @@ from common.runs import InputError
 from spdinv import extras, infer, options
 from spdinv.editing import edit_picture, thin
 from spdinv.engines import ENGINES
-from spdinv.inversions import Inversion, ddim, nmg, proximal
+from spdinv.inversions import ddim, nmg, proximal
+from spdinv.inversions.result import Inversion
 from tests.tiny import tiny_sd, tiny_sdxl
 
 PROMPTS = ["a red cat on grass", "a blue cat on the grass"]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from spdinv.inversions import INVERSIONS, forward
+from spdinv.inversions import INVERSIONS, solvers
 from tests.spdinv.test_inversions import coefficients
 from tests.spdinv.toy import MEANS, toy_cond, toy_pipe, toy_schedule
 
@@ -18,6 +18,8 @@ SOLVERS = [
     ("fixed_point", dict(rounds=60, guidance_scale=1.0)),
     ("spd", dict(rounds=40, threshold=0.0, solver="anderson")),
     ("spd", dict(rounds=60, threshold=0.0, solver="descent")),
+    ("exact", dict(threshold=0.0)),
+    ("exact", dict(threshold=0.0, guidance_scale=2.0)),
 ]
 
 
@@ -26,7 +28,7 @@ def test_a_linear_network_is_inverted_exactly(name, settings):
     """x = C1 z + C2 (W x + s) is solved by (I - C2 W)^-1 (C1 z + C2 s), and sampling undoes it."""
     schedule, pipe = toy_schedule(6), toy_pipe(WEIGHT, squash=lambda x: x)
     inversion = INVERSIONS[name](pipe, schedule, LATENTS, toy_cond(PROMPTS), **settings)
-    scale = settings.get("guidance_scale", 2.0) if name == "fixed_point" else 1.0
+    scale = settings.get("guidance_scale", 2.0) if name == "fixed_point" else settings.get("guidance_scale", 1.0)
     z = LATENTS.numpy()
     shift = MEANS[""] + scale * (np.array(PROMPTS) - MEANS[""])  # a linear network's guidance guides its shift
     for level, t in enumerate(sorted(schedule.timesteps), start=1):
@@ -39,7 +41,7 @@ def test_a_linear_network_is_inverted_exactly(name, settings):
 def test_anderson_solves_a_linear_network_to_float64():
     matrix = torch.from_numpy(WEIGHT * 0.8)
     f = lambda x, images: torch.einsum("oc,bchw->bohw", matrix, x) + 0.3  # noqa: E731
-    x, _ = forward.iterate(f, LATENTS, 60, 0.0, forward.anderson)
+    x, *_ = solvers.iterate(solvers.anderson, f, LATENTS, 60)
     exact = torch.linalg.solve(torch.eye(4) - matrix, torch.full((4,), 0.3, dtype=torch.float64))
     torch.testing.assert_close(x, exact.reshape(1, 4, 1, 1).expand_as(x), rtol=0, atol=1e-12)
 
@@ -49,7 +51,7 @@ def test_anderson_is_the_published_combination():
     random = np.random.default_rng(2)
     for m in (2, 3, 4):
         points, values = random.normal(size=(2, m, 3, 4, 2, 5))
-        found, answer = forward.anderson(list(torch.from_numpy(points)), list(torch.from_numpy(values)))
+        found, answer = solvers.anderson(list(torch.from_numpy(points)), list(torch.from_numpy(values)))
         for image in range(3):
             r = (values - points)[:, image].reshape(m, -1)
             alpha = np.linalg.solve(r @ r.T, np.ones(m))
@@ -60,7 +62,7 @@ def test_anderson_is_the_published_combination():
 
 def test_anderson_survives_points_that_repeat():
     point, value = torch.randn(2, 1, 4, 3, 3)
-    found, _ = forward.anderson([point, point, point], [value, value, value])
+    found, _ = solvers.anderson([point, point, point], [value, value, value])
     torch.testing.assert_close(found.float(), value)
 
 
@@ -110,7 +112,7 @@ def test_a_stop_is_at_the_first_residual_below_the_threshold():
         calls.append(images)
         return x / torch.tensor([2.0, 10.0])[images].reshape(-1, 1, 1, 1)
 
-    x, spent = forward.iterate(f, torch.ones(2, 1, 1, 1), 10, threshold=1e-3)
+    x, spent, _ = solvers.iterate(solvers.plain, f, torch.ones(2, 1, 1, 1), 10, threshold=1e-3)
     # image 0: points 1, 1/2, 1/4, ... with residuals of half that; image 1: points 1, 1/10, ... with 0.9 of that
     assert spent == [5, 3] and calls == [[0, 1], [0, 1], [0, 1], [0], [0]]
     torch.testing.assert_close(x.flatten(), torch.tensor([2.0**-5, 1e-3]))

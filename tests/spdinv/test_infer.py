@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from common.images import center_crop_resize, load_image
 from common.metrics import psnr
-from spdinv import infer
+from spdinv import infer, presets
 from tests.published import write_sd, write_sdxl
 
 FAST = ["--num_inference_steps", "3"]
@@ -149,7 +149,7 @@ WRONG = [
     (["--cross_replace_steps", "1.5"], "from 0 to 1"),
     (["--spd_rounds", "-1"], "not an integer from 0"),
     (["--spd_learning_rate", "fast"], "not a number"),
-    (["--spd_learning_rate", "1e30", "--spd_rounds", "2"], "NaN"),
+    (["--spd_learning_rate", "1e30"], "from 0 to"),
     (["--blended_words", "red"], "expected 2 arguments"),
     (["--blended_words", "red", "green"], "'green' is not in the prompt"),
     (["--equalizer", "blue"], "WORD=NUMBER"),
@@ -176,6 +176,7 @@ WRONG = [
     ),
     (["--engine", "masactrl", "--source_mask", MISSING, "--target_mask", "PICTURE"], MISSING),
     (["--engine", "masactrl", "--source_mask", "TEXT", "--target_mask", "PICTURE"], "cannot be read as a picture"),
+    (["--engine", "masactrl", "--source_mask", "SMALL", "--target_mask", "PICTURE"], "both must have one size"),
     (["--feature_steps", "0.5"], "--engine pnp"),
     (["--engine", "pnp", "--feature_steps", "1.5"], "from 0 to 1"),
     (["--engine", "pnp", "--inversion", "nmg"], "take inversion ddim there"),
@@ -201,12 +202,24 @@ WRONG = [
 ]
 
 
+def test_masks_are_cut_as_their_picture_is(tmp_path):
+    picture, mask = Image.new("RGB", (96, 64)), Image.new("L", (96, 64))
+    mask.paste(255, (70, 10, 90, 30))
+    mask.save(tmp_path / "mask.png")
+    flags = ["--engine", "masactrl", "--source_mask", str(tmp_path / "mask.png"), "--target_mask",
+             str(tmp_path / "mask.png"), "--print_config"]  # fmt: skip
+    found = presets.with_picture({}, infer.parse(flags), "masactrl", picture)["masks"]
+    expected = np.array(center_crop_resize(mask.convert("RGB"), 64))[..., 0] / 255
+    assert all(np.array_equal(one.numpy(), expected) for one in found)
+
+
 @pytest.mark.parametrize("flags, message", WRONG, ids=[" ".join(flags) for flags, _ in WRONG])
 def test_wrong_input_is_one_sentence_and_leaves_nothing(tiny_folder, tmp_path, capsys, flags, message):
     picture = photograph(tmp_path / "in.png")
     (tmp_path / "text.png").write_text("hello")
     (tmp_path / "cut.png").write_bytes(picture.read_bytes()[:3000])
-    places = {"TEXT": tmp_path / "text.png", "CUT": tmp_path / "cut.png", "PICTURE": picture}
+    places = {"TEXT": tmp_path / "text.png", "CUT": tmp_path / "cut.png", "PICTURE": picture,
+              "SMALL": photograph(tmp_path / "small.png", "L", (32, 64))}  # fmt: skip
     base = ["--pretrained_model_name_or_path", str(tiny_folder), "--image_path", str(picture), *PROMPTS, *FAST]
 
     def at(flag):

@@ -7,7 +7,7 @@ from diffusers import UNet2DConditionModel
 
 from common.ddim import make_schedule
 from common.pipelines import encode_prompt, load_pipeline
-from spdinv.inversions import INVERSIONS
+from spdinv.inversions import INVERSIONS, spd
 from spdinv.inversions.result import clock
 from tests.spdinv.toy import toy_cond, toy_pipe, toy_schedule
 
@@ -23,13 +23,13 @@ def coefficients(schedule, t):
     return (a_t / a_s) ** 0.5, a_t**0.5 * ((1 / a_t - 1) ** 0.5 - (1 / a_s - 1) ** 0.5)
 
 
-def naive_spd(z, mean, schedule, solver, rounds, eta, delta):
+def naive_spd(z, mean, schedule, solver, rounds, eta, delta, guess="t"):
     """One image [4,5,6], numpy, gradients and AdamW worked out by hand."""
     trajectory, spent = [z], []
     for t in sorted(schedule.timesteps):
         c1, c2 = coefficients(schedule, t)
-        eps = lambda x: np.tanh(np.einsum("oc,chw->ohw", WEIGHT, x) + t / 1000 + mean)  # noqa: E731, B023
-        x = c1 * z + c2 * eps(z)
+        eps = lambda x, t=t: np.tanh(np.einsum("oc,chw->ohw", WEIGHT, x) + t / 1000 + mean)  # noqa: E731
+        x = c1 * z + c2 * eps(z, t if guess == "t" else max(t - schedule.stride, 0))
         m = v = np.zeros_like(x)
         for k in range(1, rounds + 1):
             e = eps(x)
@@ -55,16 +55,24 @@ def naive_spd(z, mean, schedule, solver, rounds, eta, delta):
 
 
 @pytest.mark.parametrize(
-    "solver, eta, delta", [("adamw", 1e-3, 5e-6), ("adamw", 1e-2, 3e-4), ("sgd", 1e-3, 5e-6), ("sgd", 0.05, 0.2)]
-)
-def test_spd_follows_the_equations_for_every_image_of_a_batch(solver, eta, delta):
+    "solver, eta, delta, guess",
+    [("adamw", 1e-3, 5e-6, "t"), ("adamw", 1e-2, 3e-4, "t"), ("adamw", 1e-3, 5e-6, "t-1"), ("sgd", 1e-3, 5e-6, "t"),
+     ("sgd", 0.05, 0.2, "t-1")],
+)  # fmt: skip
+def test_spd_follows_the_equations_for_every_image_of_a_batch(solver, eta, delta, guess):
     schedule, pipe = toy_schedule(6), toy_pipe(WEIGHT)
-    options = dict(rounds=7, learning_rate=eta, threshold=delta, solver=solver)
+    options = dict(rounds=7, learning_rate=eta, threshold=delta, solver=solver, guess=guess)
     inversion = INVERSIONS["spd"](pipe, schedule, LATENTS, toy_cond(MEANS), **options)
     for i, mean in enumerate(MEANS):
-        trajectory, spent = naive_spd(LATENTS[i].numpy(), mean, schedule, solver, 7, eta, delta)
+        trajectory, spent = naive_spd(LATENTS[i].numpy(), mean, schedule, solver, 7, eta, delta, guess)
         assert inversion.rounds[:, i].tolist() == spent
         np.testing.assert_allclose(inversion.trajectory[:, i].numpy(), trajectory, rtol=0, atol=2e-6)
+
+
+def test_c1_and_c2_are_those_of_equation_1():
+    schedule = toy_schedule(50)
+    for t, c1, c2 in ((1, 0.99957, 0.01214), (21, 0.99099, 0.09916), (481, 0.95588, 0.05336), (981, 0.89059, 0.10977)):
+        assert [value.item() for value in spd.coefficients(schedule, t)] == pytest.approx([c1, c2], abs=1e-5)
 
 
 def test_the_cases_above_stop_at_different_rounds():

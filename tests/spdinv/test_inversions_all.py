@@ -1,10 +1,17 @@
 """What holds for every inversion: names, images of a batch, costs."""
 
+import importlib
+import inspect
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+import spdinv.inversions
+from common.runs import make_parser
 from spdinv import options
+from spdinv.engines import ENGINES
 from spdinv.inversions import INVERSIONS
 from tests.spdinv.toy import toy_cond, toy_pipe, toy_schedule
 
@@ -16,19 +23,41 @@ MEANS = [0.1, -0.4, 0.8]
 QUICK = {
     "spd": [
         dict(rounds=7, learning_rate=1e-2, threshold=3e-4),
+        dict(solver="sgd", guess="t-1", rounds=9, learning_rate=0.05, threshold=0.2),
         dict(solver="anderson", threshold=1e-5),
         dict(solver="descent", threshold=1e-5),
     ],
     "null_text": [dict(inner_steps=4, threshold=1.0, learning_rate=0.2)],
     "aidi": [dict(threshold=3e-5), dict(mode="empirical", threshold=3e-4)],
     "fixed_point": [dict(threshold=3e-5)],
+    "exact": [dict(threshold=1e-5)],
 }
 CASES = [(name, case) for name in INVERSIONS for case in QUICK.get(name, [{}])]
 STOPS = [(name, case) for name, cases in QUICK.items() for case in cases]
 
 
-def test_names_are_those_of_the_command_line():
-    assert tuple(INVERSIONS) == options.INVERSION_NAMES
+@pytest.mark.parametrize("kind, entries, function", [
+    ("inversions", INVERSIONS, "invert"), ("engines", ENGINES, "edit")])  # fmt: skip
+def test_an_entry_says_what_its_function_takes(kind, entries, function):
+    """Names, defaults and flags stand in the entry, because the function's file is heavy to import."""
+    parser = make_parser("")
+    options.add_method_flags(parser)
+    flags = {action.dest for action in parser._actions}
+    for name, entry in entries.items():
+        taken = inspect.signature(getattr(importlib.import_module(f"spdinv.{kind}.{name}"), function)).parameters
+        for one in entry.settings:
+            assert one.flag in flags
+            if one.name in taken:  # or else among **settings, which a class or a step takes
+                assert taken[one.name].default == (one.default if one.name != "source_latents" else "trajectory")
+            else:
+                assert any(own.kind is own.VAR_KEYWORD for own in taken.values()), (name, one.name)
+        assert entry.title
+
+
+def test_every_file_of_an_inversion_has_an_entry():
+    shared = {"__init__", "residual", "result", "solvers"}
+    files = {path.stem for path in Path(spdinv.inversions.__file__).parent.glob("*.py")}
+    assert files - shared == set(INVERSIONS)
 
 
 @pytest.mark.parametrize("name, case", CASES)
@@ -59,3 +88,16 @@ def test_cost_counts_what_the_network_really_did(name, case):
     assert inversion.cost["backward"] == sum(pipe.unet.gradients)
     assert inversion.cost["seconds"] > 0
     assert pipe.unet.weight.grad is None
+
+
+@pytest.mark.parametrize("name, case", CASES)
+def test_the_network_is_never_asked_the_same_twice(name, case):
+    pipe, asked = toy_pipe(WEIGHT), []
+
+    def note(module, args, kwargs):
+        for latent, text in zip(args[0], kwargs["encoder_hidden_states"], strict=True):
+            asked.append((int(args[1]), latent.detach().numpy().tobytes(), text.detach().numpy().tobytes()))
+
+    pipe.unet.register_forward_pre_hook(note, with_kwargs=True)
+    INVERSIONS[name](pipe, toy_schedule(6), LATENTS, toy_cond(MEANS), **case)
+    assert len(asked) == len(set(asked)) > 0

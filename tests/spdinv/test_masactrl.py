@@ -12,7 +12,8 @@ from common.pipelines import encode_prompt
 from common.runs import InputError
 from spdinv.engines import ENGINES, masactrl
 from spdinv.engines.attention import layers, token_grid
-from spdinv.inversions import Inversion
+from spdinv.inversions.result import Inversion
+from spdinv.sampling import Drawing
 from tests.tiny import tiny_sd, tiny_sdxl
 
 PROMPTS = ["a red cat on grass", "a blue cat on the grass"]
@@ -220,11 +221,11 @@ def test_what_would_do_nothing_is_refused(pipe, options, message):
 
 def test_hooks_come_off_after_an_error(pipe, monkeypatch):
     before = pipe.unet.attn_processors
-    monkeypatch.setattr(masactrl, "take_step", lambda *a: 1 / 0)
+    monkeypatch.setattr(Drawing, "step", lambda *a: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         ENGINES["masactrl"](pipe, make_schedule(pipe.scheduler, 2), inverted(2), PROMPTS, start_step=0)
     after = pipe.unet.attn_processors
     assert all(after[path] is before[path] for path in before)
-    monkeypatch.setattr(masactrl, "take_step", lambda pipe, schedule, inversion, z, *a: z)
+    monkeypatch.setattr(Drawing, "step", lambda self, z, step: z)
     with pytest.raises(InputError, match="caught no self-attention"):
         ENGINES["masactrl"](pipe, make_schedule(pipe.scheduler, 2), inverted(2), PROMPTS, start_step=0)

@@ -6,10 +6,9 @@ import torch
 
 from common.ddim import make_schedule
 from common.pipelines import encode_prompt
-from spdinv.engines.sampling import encode, take_step
 from spdinv.inversions import INVERSIONS, nmg
 from tests.spdinv.test_inversions import coefficients
-from tests.spdinv.toy import MEANS, toy_cond, toy_pipe, toy_schedule
+from tests.spdinv.toy import MEANS, drawing_of, toy_cond, toy_pipe, toy_schedule
 from tests.tiny import tiny_sd
 
 WEIGHT = np.random.default_rng(0).normal(size=(4, 4)) * 0.5
@@ -45,7 +44,7 @@ def test_a_step_is_the_published_one(settings):
     expected = {"gradient_scale": 5000.0, "noise_map_scale": 10.0, "reference": "current"} | settings
     for step in range(4):
         with torch.no_grad():
-            found = take_step(pipe, schedule, inversion, Z, step, *encode(pipe, PROMPTS), 6.0)
+            found = drawing_of(pipe, schedule, inversion, PROMPTS, 6.0).step(Z, step)
         naive = naive_step(inversion.trajectory.numpy(), Z.numpy(), step, schedule, text_scale=6.0, **expected)
         np.testing.assert_allclose(found.numpy(), naive, rtol=0, atol=2e-5)
     assert pipe.unet.weight.grad is None
@@ -90,6 +89,6 @@ def test_attention_is_left_alone_for_the_gradient_only():
     inversion = INVERSIONS["nmg"](pipe, schedule, latents, encode_prompt(pipe, ["a cat"]))
     with hooked(pipe.unet, Witness()), torch.no_grad():
         hooks = list(pipe.unet.attn_processors.values())
-        take_step(pipe, schedule, inversion, latents.repeat(2, 1, 1, 1), 0, *encode(pipe, ["a cat", "a dog"]), 7.5)
+        drawing_of(pipe, schedule, inversion, ["a cat", "a dog"], 7.5).step(latents.repeat(2, 1, 1, 1), 0)
         assert list(pipe.unet.attn_processors.values()) == hooks
     assert set(seen) == {4} and len(seen) == len(hooks)

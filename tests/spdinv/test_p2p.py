@@ -13,7 +13,8 @@ from common.runs import InputError
 from spdinv.engines import ENGINES, p2p
 from spdinv.engines.attention import hooked, level_size
 from spdinv.engines.local_blend import LocalBlend
-from spdinv.inversions import Inversion
+from spdinv.inversions.result import Inversion
+from spdinv.sampling import Drawing
 from tests.tiny import tiny_sd, tiny_sdxl
 
 PROMPTS = ["a red cat on grass", "a blue cat on the grass"]
@@ -234,7 +235,7 @@ def test_looking_changes_nothing_and_hooks_come_off(make, cross):
 
 def test_hooks_come_off_after_an_error(pipe, monkeypatch):
     before = pipe.unet.attn_processors
-    monkeypatch.setattr(p2p, "take_step", lambda *a: 1 / 0)
+    monkeypatch.setattr(Drawing, "step", lambda *a: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         ENGINES["p2p"](pipe, make_schedule(pipe.scheduler, 2), inverted(2), PROMPTS)
     after = pipe.unet.attn_processors

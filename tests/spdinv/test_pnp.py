@@ -10,7 +10,9 @@ from common.ddim import ddim_step, make_schedule
 from common.pipelines import encode_prompt, predict_noise
 from common.runs import InputError
 from spdinv.engines import ENGINES, pnp
-from spdinv.inversions import Inversion, nmg
+from spdinv.inversions import nmg
+from spdinv.inversions.result import Inversion
+from spdinv.sampling import Drawing
 from tests.tiny import tiny_sd, tiny_sdxl
 
 PROMPTS = ["a red cat on grass", "a blue cat on the grass"]
@@ -142,13 +144,13 @@ def test_embeddings_of_an_inversion_take_the_place_of_the_negative_prompt(pipe):
 def test_hooks_come_off_after_an_error(pipe, monkeypatch):
     before, block = pipe.unet.attn_processors, pipe.unet.get_submodule(pnp.feature_layer(pipe.unet)[0])
     schedule = make_schedule(pipe.scheduler, 2)
-    monkeypatch.setattr(pnp, "take_step", lambda *a: 1 / 0)
+    monkeypatch.setattr(Drawing, "step", lambda *a: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         ENGINES["pnp"](pipe, schedule, inverted(2), PROMPTS)
     after = pipe.unet.attn_processors
     assert all(after[path] is before[path] for path in before) and not block.conv2._forward_hooks
     assert not pipe.unet._forward_hooks and not pipe.unet._forward_pre_hooks
-    monkeypatch.setattr(pnp, "take_step", lambda pipe, schedule, inversion, z, *a: z)
+    monkeypatch.setattr(Drawing, "step", lambda self, z, step: z)
     with pytest.raises(InputError, match="no feature and no self-attention"):
         ENGINES["pnp"](pipe, schedule, inverted(2), PROMPTS)
 

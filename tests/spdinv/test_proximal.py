@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from spdinv.engines.sampling import encode, take_step
 from spdinv.inversions import INVERSIONS, proximal
 from tests.spdinv.test_inversions import coefficients
-from tests.spdinv.toy import MEANS, toy_cond, toy_pipe, toy_schedule
+from tests.spdinv.toy import MEANS, drawing_of, toy_cond, toy_pipe, toy_schedule
 
 WEIGHT = np.random.default_rng(0).normal(size=(4, 4)) * 0.5
 RANDOM = np.random.default_rng(1)
@@ -73,7 +72,7 @@ VARIANTS = [
 def test_a_step_is_the_published_one(change, step):
     pipe, schedule = toy_pipe(WEIGHT), toy_schedule(STEPS)
     inversion = INVERSIONS["proximal"](pipe, schedule, LATENTS, toy_cond([MEANS["a cat"]]), **change)
-    found = take_step(pipe, schedule, inversion, Z, step, *encode(pipe, PROMPTS), 4.0)
+    found = drawing_of(pipe, schedule, inversion, PROMPTS, 4.0).step(Z, step)
     settings = {**DEFAULTS, **change}
     negative = [MEANS["a cat"]] * 2  # proximal guidance is built on negative-prompt inversion
     expected = naive_step(inversion.trajectory.numpy(), Z.numpy(), step, 4.0, negative, **settings)
@@ -87,7 +86,7 @@ def test_without_negative_prompts_and_with_a_scale_per_branch():
     scale = torch.tensor([1.0, 4.0], dtype=torch.float64).reshape(2, 1, 1, 1)
     settings = {**DEFAULTS, "quantile": 0.6, "branches": "target", "guidance": "none"}
     step = partial(proximal.step, **settings)
-    found = step(pipe, schedule, inversion, Z, 1, *encode(pipe, PROMPTS), scale)
+    found = step(drawing_of(pipe, schedule, inversion, PROMPTS, scale), Z, 1)
     expected = naive_step(inversion.trajectory.numpy(), Z.numpy(), 1, scale.numpy(), [MEANS[""]] * 2, **settings)
     np.testing.assert_allclose(found.detach().numpy(), expected, rtol=0, atol=1e-5)
 
@@ -98,7 +97,7 @@ def test_the_settings_differ():
     results = []
     for change in VARIANTS:
         inversion = INVERSIONS["proximal"](pipe, schedule, LATENTS, toy_cond([MEANS["a cat"]]), **change)
-        results.append(take_step(pipe, schedule, inversion, Z, 3, *encode(pipe, PROMPTS), 4.0))
+        results.append(drawing_of(pipe, schedule, inversion, PROMPTS, 4.0).step(Z, 3))
     for i, one in enumerate(results):
         assert all((one - other).abs().max() > 1e-3 for other in results[:i])
 
@@ -109,5 +108,5 @@ def test_the_source_branch_ends_in_the_latents_that_were_inverted():
     inversion = INVERSIONS["proximal"](pipe, schedule, LATENTS, toy_cond([MEANS["a cat"]]))
     z = inversion.noise
     for step in range(STEPS):
-        z = take_step(pipe, schedule, inversion, z, step, *encode(pipe, PROMPTS[:1]), 7.5)
+        z = drawing_of(pipe, schedule, inversion, PROMPTS[:1], 7.5).step(z, step)
     torch.testing.assert_close(z, LATENTS, rtol=0, atol=1e-12)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from spdinv.inversions import INVERSIONS
-from spdinv.inversions.descent import descend
+from spdinv.inversions.solvers import descend
 from tests.spdinv.test_inversions import coefficients
 from tests.spdinv.toy import toy_cond, toy_pipe, toy_schedule
 
@@ -93,7 +93,7 @@ def test_descent_converges_where_plain_iteration_runs_away():
     """f(x) = A x + b with eigenvalues -3 and 0.9 of A: |x - f(x)|^2 is convex all the same."""
     matrix = torch.diag(torch.tensor([-3.0, 0.9, 0.0, 0.5], dtype=torch.float64))
     f = lambda x, images: torch.einsum("oc,bchw->bohw", matrix, x) + 1  # noqa: E731
-    x, spent, _ = descend(f, LATENTS, 300, 1e-20, torch.float64)
+    x, spent, _ = descend(f, LATENTS, 300, 1e-20, network_dtype=torch.float64)
     exact = 1 / (1 - matrix.diagonal())
     torch.testing.assert_close(x, exact.reshape(1, 4, 1, 1).expand_as(x), rtol=0, atol=1e-8)
     assert max(spent) < 300

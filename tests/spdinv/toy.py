@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import torch
 
 from common.ddim import make_schedule
-from common.pipelines import Conditioning
+from common.pipelines import Conditioning, encode_prompt
+from spdinv.sampling import Drawing
 
 SCHEDULER = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1,
              "set_alpha_to_one": False, "clip_sample": False, "prediction_type": "epsilon"}  # fmt: skip
@@ -59,3 +60,9 @@ def toy_schedule(steps):
 
 def toy_cond(means):
     return Conditioning(torch.tensor(means, dtype=torch.float64)[:, None, None].expand(-1, 3, 2))
+
+
+def drawing_of(pipe, schedule, inversion, prompts, guidance_scale):
+    """Branches of these prompts, whatever was inverted."""
+    texts = (encode_prompt(pipe, told) for told in ([""] * len(prompts), prompts))
+    return Drawing(pipe, schedule, inversion, *texts, guidance_scale)

@@ -13,7 +13,8 @@ from typing import Any
 from common.data import Subject
 from common.flags import is_picturebook_folder
 from common.runs import write_json
-from lipschitz_personalize.reproduction.plan import as_flags, recipe
+from lipschitz_personalize.options import as_flags
+from lipschitz_personalize.reproduction.plan import recipe
 
 TOKEN = "sks"  # the rare token of diffusers and of the paper's code
 NEVER = 10**9  # a training that is interrupted is begun anew, so that its time is that of one piece

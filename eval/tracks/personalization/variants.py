@@ -18,7 +18,7 @@ from typing import Any
 from common.flags import is_picturebook_folder
 from common.runs import InputError
 from eval.tracks.personalization.methods import METHODS
-from lipschitz_personalize.reproduction.plan import as_flags
+from lipschitz_personalize.options import as_flags
 
 SETTINGS = Path(__file__).parents[2] / "tuning/personalization.toml"  # tuned on the validation split
 INTERPOLATION = "interpolation"  # the one knob that is turned after the training

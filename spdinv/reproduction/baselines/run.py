@@ -93,22 +93,12 @@ def load(args: argparse.Namespace, pipe, elite) -> dict[str, Callable]:
 def run_item(draw: Callable, name: str, pipe, item, encoders, folder: Path | None, resolution: int, seed: int = 0):
     """(row, pictures) as items.run_item gives them, for one baseline; there is no reconstruction among the pictures."""
     from common.images import center_crop_resize, load_image, to_pil, to_tensor
-    from spdinv.reproduction.items import scores, square_mask
+    from spdinv.reproduction.items import row_of, scores, square_mask
 
     image = center_crop_resize(load_image(item.image_path), resolution)
     picture = to_tensor(image).to(pipe.device)
     with measure() as cost:
         edited = draw(item, picture, square_mask(item, picture.shape[-2:]).to(pipe.device))
     pictures = {"source": image, "edited": to_pil(edited)}
-    row = {
-        "paper": "spdinv",
-        "method": name,
-        "item": item.id,
-        "edit_type": item.edit_type,
-        "seed": seed,
-        "metrics": scores(item, pictures, encoders, folder),
-        "seconds": cost.seconds,
-        "inversion_seconds": float("nan"),
-        "peak_memory_mb": cost.peak_memory_mb,
-    }
-    return row, pictures
+    metrics = scores(item, pictures, encoders, folder)
+    return row_of(item, name, seed, metrics, cost.seconds, float("nan"), cost.peak_memory_mb), pictures

@@ -1,7 +1,14 @@
 """What the paper argues beside its tables, measured on pictures of which the true noise is known.
 
-Each: run(args, methods, pipe, resolution, items, encoders, output) for spdinv.eval; it skips what is done.
+Each module has run(task: Task) for spdinv.eval; it skips what is done.
 """
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.runs import append_row, read_rows
 
 # name -> module; imported when it is run
 EXPERIMENTS = {
@@ -9,3 +16,24 @@ EXPERIMENTS = {
     "premise": "spdinv.reproduction.experiments.premise",
     "convergence": "spdinv.reproduction.experiments.convergence",
 }
+
+
+@dataclass(frozen=True)
+class Task:
+    """What an experiment is given. methods: by name, options.Method. output: its folder, where rows.jsonl goes."""
+
+    args: argparse.Namespace
+    methods: dict[str, Any]
+    pipe: Any
+    resolution: int
+    items: list
+    encoders: Any
+    output: Path
+
+    def rows(self) -> dict[tuple[str, str], dict]:
+        """All rows so far, by method and item."""
+        return {(row["method"], row["item"]): row for row in read_rows(self.output / "rows.jsonl")}
+
+    def append(self, method: str, item: str, **row: Any) -> None:
+        own = {"paper": "spdinv", "method": method, "item": item, "seed": self.args.seed}
+        append_row(self.output / "rows.jsonl", own | row)

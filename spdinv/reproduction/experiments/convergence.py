@@ -11,28 +11,24 @@ Fixed before anything was run: the claim holds if the interval of the rounds per
 less those in the second, lies above zero. A forced step hurts where the residual after it exceeds that of the guess.
 """
 
-import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
-from tqdm import tqdm
 
 from common.claims import Interval, verdict
 from common.ddim import Schedule, ddim_inverse_step, make_schedule, to_eps
-from common.encoders import Encoders
 from common.images import center_crop_resize, load_image, to_tensor
 from common.pipelines import Conditioning, encode_image, encode_prompt
-from common.runs import append_row, bootstrap_interval, measure, read_rows, write_json
+from common.runs import bootstrap_interval, measure, progress, write_json
 from common.tables import intervals, score_table
-from spdinv.inversions import INVERSIONS, Inversion
+from spdinv.inversions import INVERSIONS
 from spdinv.inversions.residual import f_theta, mean_square
-from spdinv.options import Method
-from spdinv.reproduction.experiments import draw
+from spdinv.inversions.result import Inversion
+from spdinv.reproduction.experiments import Task, draw
 
 
 @contextmanager
@@ -73,35 +69,27 @@ def residuals(
     return found
 
 
-def run(
-    args: argparse.Namespace,
-    methods: dict[str, Method],
-    pipe: DiffusionPipeline,
-    resolution: int,
-    items: list,
-    encoders: Encoders,
-    output: Path,
-) -> None:
-    """Rows, a figure and a table in `output`, one picture at a time; what has a row is not run again."""
+def run(task: Task) -> None:
+    """Rows, a figure and a table in the output folder, one picture at a time; what has a row is not run again."""
+    pipe, args = task.pipe, task.args
     schedule = make_schedule(pipe.scheduler, args.num_inference_steps)
-    names = {method.inversion: method.inversion_options for method in methods.values()}
-    done = {(row["method"], row["item"]) for row in read_rows(output / "rows.jsonl")}
-    for item in tqdm(items, "items", disable=None):
+    names = {method.inversion: method.inversion_options for method in task.methods.values()}
+    done = task.rows()
+    for item in progress(task.items, "items"):
         missing = [name for name in names if (name, item.id) not in done]
         if missing:
-            picture = to_tensor(center_crop_resize(load_image(item.image_path), resolution)).to(pipe.device)
+            picture = to_tensor(center_crop_resize(load_image(item.image_path), task.resolution)).to(pipe.device)
             latents, cond = encode_image(pipe, picture).float(), encode_prompt(pipe, [item.source_prompt])
         for name in missing:
             with measure() as cost, watched(pipe.unet) as calls:
                 inversion = INVERSIONS[name](pipe, schedule, latents, cond, **names[name])
             losses, rounds = residuals(pipe, schedule, inversion, cond, calls), inversion.rounds[:, 0].tolist()
-            append_row(output / "rows.jsonl", {
-                "paper": "spdinv", "method": name, "item": item.id, "seed": args.seed,
-                "metrics": summarise(losses, rounds, args.spd_threshold), "seconds": cost.seconds,
-                "inversion_seconds": inversion.cost["seconds"], "peak_memory_mb": cost.peak_memory_mb,
-                "residuals": losses, "rounds_per_step": rounds,
-            })  # fmt: skip
-    report(args, list(names), items, output)
+            task.append(
+                name, item.id, metrics=summarise(losses, rounds, args.spd_threshold), seconds=cost.seconds,
+                inversion_seconds=inversion.cost["seconds"], peak_memory_mb=cost.peak_memory_mb,
+                residuals=losses, rounds_per_step=rounds,
+            )  # fmt: skip
+    report(task, list(names))
 
 
 def summarise(losses: list[list[float]], rounds: list[int], threshold: float) -> dict[str, float]:
@@ -123,8 +111,8 @@ def summarise(losses: list[list[float]], rounds: list[int], threshold: float) ->
     }
 
 
-def report(args: argparse.Namespace, names: list[str], items: list, output: Path) -> None:
-    found = {(row["method"], row["item"]): row for row in read_rows(output / "rows.jsonl")}
+def report(task: Task, names: list[str]) -> None:
+    args, items, output, found = task.args, task.items, task.output, task.rows()
     rows: dict[str, list[dict[str, Any]]] = {name: [found[name, item.id] for item in items] for name in names}
     summary = {name: intervals(of_name) for name, of_name in rows.items()}
     draw.convergence(output / "convergence.png", rows, args.spd_threshold)

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from common.runs import atomic_path
+from common.tables import Summary, find
 
 
 def panels(titles: list[str], width: float = 4.4, height: float = 3.5):
@@ -93,3 +94,42 @@ def convergence(path: Path, rows: dict[str, list[dict]], threshold: float) -> No
     axes[-1].set(xlabel="inversion step", ylabel="rounds, mean over pictures")
     axes[-1].legend()
     save(figure, path)
+
+
+def what_helps(path: Path, summary: dict[str, Summary]) -> None:
+    """Background PSNR and edit success of methods, in the order of `summary`, coloured by preset."""
+    found = {score: {name: find(own, score, "pie_official") for name, own in summary.items()}
+             for score in ("psnr", "edit_success")}  # fmt: skip
+    found = {score: values for score, values in found.items() if all(values.values())}
+    figure, axes = panels(list(found), width=5.5, height=0.9 + 0.28 * len(summary))
+    colours = list(dict.fromkeys(name.partition("@")[2] for name in summary))
+    for axis, values in zip(axes, found.values(), strict=True):
+        for place, (name, one) in enumerate(values.items()):
+            reach = [[one["mean"] - one["low"]], [one["high"] - one["mean"]]]
+            colour = f"C{colours.index(name.partition('@')[2])}"
+            axis.errorbar(one["mean"], -place, xerr=reach, fmt="o", color=colour, capsize=3)
+        axis.set_yticks([-place for place in range(len(values))], list(values), fontsize=8)
+    save(figure, path)
+
+
+def mechanism(true: np.ndarray, found: dict[str, np.ndarray]):
+    """The way down from known noise and the ways back up, as a figure. true, found: latents [T+1, ...] of one picture,
+    clean first. Left: seen from where they differ most (along the noise, and across it). Right: D_noi."""
+    figure, (left, right) = panels(["from z_0 (left) to the noise z_T (right)", "the gap, level by level"], 5.0, 3.6)
+    flat = {name: path.reshape(len(true), -1) for name, path in {"the true way": true, **found}.items()}
+    way = flat["the true way"]
+    along = (way[-1] - way[0]) / np.linalg.norm(way[-1] - way[0])
+    first = next(iter(found))
+    across = flat[first][-1] - way[-1]
+    across = across - across @ along * along
+    across /= np.linalg.norm(across)
+    for name, path in flat.items():
+        style = {"color": "black", "lw": 3, "alpha": 0.35} if name == "the true way" else {}
+        left.plot((path - way[0]) @ along, (path - way[0]) @ across - (way - way[0]) @ across, label=name, **style)
+        if name != "the true way":
+            right.plot(((path - way) ** 2).mean(1), label=name, color=left.lines[-1].get_color())
+    left.set(xlabel="along the true way", ylabel="off it", xticks=[], yticks=[])
+    right.set(xlabel="inversion step", ylabel="$D_{noi}$")
+    left.legend(fontsize=8)
+    right.legend(fontsize=8)
+    return figure

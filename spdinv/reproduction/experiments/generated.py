@@ -1,16 +1,12 @@
 """Pictures of which the ideal noise is known, because they were drawn from it (paper, Sec. 3.1 and supplement A)."""
 
 import zlib
-from dataclasses import replace
 
 import torch
 from diffusers import DiffusionPipeline
-from tqdm import tqdm
 
-from common.ddim import Schedule, ddim_step
-from common.pipelines import decode_latents, encode_image, encode_prompt
-from spdinv.inversions import Inversion
-from spdinv.inversions.steps import guided_noise
+from common.pipelines import decode_latents, encode_image
+from spdinv.inversions.result import Inversion
 
 
 def ideal_noise(pipe: DiffusionPipeline, names: list[str], seed: int, resolution: int) -> torch.Tensor:
@@ -24,36 +20,10 @@ def ideal_noise(pipe: DiffusionPipeline, names: list[str], seed: int, resolution
 
 
 @torch.no_grad()
-def generate(
-    pipe: DiffusionPipeline, schedule: Schedule, noise: torch.Tensor, prompts: list[str], guidance_scale: float
-) -> torch.Tensor:
-    """DDIM sampling from `noise` [B,4,h,w] with one prompt each, every latent kept: [T+1,B,4,h,w].
-
-    The order is that of an inversion's trajectory: z_0 first, the noise last, index j at level j.
-    """
-    cond, uncond = encode_prompt(pipe, prompts), encode_prompt(pipe, [""] * len(prompts))
-    latents = [noise]
-    for t in tqdm(schedule.timesteps, "drawing", leave=False, disable=None):
-        eps = guided_noise(pipe, schedule, latents[-1], t, uncond, cond, guidance_scale)
-        latents.append(ddim_step(schedule, latents[-1], eps, t))
-    return torch.stack(latents[::-1])
-
-
-@torch.no_grad()
 def through_a_file(pipe: DiffusionPipeline, latents: torch.Tensor) -> torch.Tensor:
     """Clean latents [B,4,h,w] decoded, cut to 8 bits as a saved picture is, and encoded again."""
     pictures = (decode_latents(pipe, latents) * 255).floor() / 255
     return encode_image(pipe, pictures).float()
-
-
-def pick(inversion: Inversion, item: int) -> Inversion:
-    """One picture's inversion out of those of a batch; its cost is the batch's, shared equally."""
-    share = {name: value / inversion.trajectory.shape[1] for name, value in inversion.cost.items()}
-    per_step = {name: getattr(inversion, name) for name in ("trajectory", "rounds", "uncond_embeds", "corrections")}
-    own = {name: value[:, item : item + 1] for name, value in per_step.items() if value is not None}
-    if inversion.uncond_pooled is not None:
-        own["uncond_pooled"] = inversion.uncond_pooled[item : item + 1]
-    return replace(inversion, **own, cost=share)
 
 
 def known(trajectory: torch.Tensor) -> Inversion:

@@ -6,11 +6,13 @@ the picture, which adds the error of the VAE. The paper says neither which scale
 
 Rows are named inversion@cfg<scale>-<start>, such as ddim@cfg1-latents; "gaussian" is the true noise.
 
-Fixed before anything was run: the claim, judged by common.claims for each scale and start, is that spd's gap at z_T
-less ddim's lies below zero.
+The inversion called exact solves Eq. 3 to rounding: from z_0 it has no gap but the solver's, and from the picture its
+gap is all the VAE's. Claims and how they are judged: claims.toml.
 """
 
 import argparse
+import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +20,20 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
-from tqdm import tqdm
 
-from common.claims import Interval, verdict
 from common.ddim import make_schedule
 from common.encoders import Encoders
 from common.metrics import Score, clip_text_similarity
 from common.pipelines import decode_latents, encode_prompt
-from common.runs import append_row, atomic_path, bootstrap_interval, measure, paired_bootstrap, read_rows, write_json
+from common.runs import atomic_path, bootstrap_interval, measure, progress, write_json
 from common.tables import cell, intervals, score_table, text_table
-from spdinv.inversions import INVERSIONS, Inversion
-from spdinv.options import Method
-from spdinv.reproduction.experiments import draw
-from spdinv.reproduction.experiments.generated import batches, generate, ideal_noise, through_a_file
-from spdinv.reproduction.experiments.probe import attributes, probe_all
+from spdinv.inversions import INVERSIONS
+from spdinv.inversions.result import Inversion
+from spdinv.reproduction.experiments import Task, draw
+from spdinv.reproduction.experiments.generated import batches, ideal_noise, through_a_file
+from spdinv.reproduction.experiments.probe import attributes, probe_all, shares_read
 from spdinv.reproduction.tables import beside_published, of_methods
+from spdinv.sampling import generate
 
 STARTS = ("latents", "picture")  # the recorded z_0, and VAE(decode(z_0))
 GAUSSIAN = "gaussian"
@@ -46,30 +47,24 @@ def noise_gap(true: torch.Tensor, inverted: torch.Tensor) -> torch.Tensor:
 
 def settings(args: argparse.Namespace) -> list[tuple[float, str]]:
     """(guidance scale of the drawing, start of the inversion)."""
-    return [(scale, start) for scale in dict.fromkeys((1.0, args.guidance_scale)) for start in STARTS]
+    scales = args.drawing_scale or (1.0, args.guidance_scale)
+    return [(scale, start) for scale in dict.fromkeys(scales) for start in STARTS]
 
 
 def name_of(inversion: str, scale: float, start: str) -> str:
     return f"{inversion}@cfg{scale:g}-{start}"
 
 
-def run(
-    args: argparse.Namespace,
-    methods: dict[str, Method],
-    pipe: DiffusionPipeline,
-    resolution: int,
-    items: list,
-    encoders: Encoders,
-    output: Path,
-) -> None:
-    """Rows, noise codes, figures and tables in `output`; what has a row is not run again. methods: one per inversion.
+def run(task: Task) -> None:
+    """Rows, noise codes, figures and tables in the output folder; what has a row is not run again.
 
     latent_mse is of the way back without guidance, as the inversion went.
     """
+    args, pipe = task.args, task.pipe
     schedule = make_schedule(pipe.scheduler, args.num_inference_steps)
-    inversions = {method.inversion: method.inversion_options for method in methods.values()}
+    inversions = {method.inversion: method.inversion_options for method in task.methods.values()}
     jobs = [(inversion, *setting) for setting in settings(args) for inversion in inversions]
-    done = {(row["method"], row["item"]) for row in read_rows(output / "rows.jsonl")}
+    done = task.rows()
 
     def is_done(name: str, batch: list) -> bool:
         return all((name, item.id) in done for item in batch)
@@ -78,30 +73,29 @@ def run(
         for item, code, row in zip(batch, codes.float(), known, strict=True):
             if (name, item.id) in done:
                 continue
-            with atomic_path(code_path(output, name, item.id)) as path:  # what has a row has a code
+            with atomic_path(code_path(task.output, name, item.id)) as path:  # what has a row has a code
                 save_file({"noise": code.cpu().contiguous()}, path)
-            metrics = {**row["metrics"], **statistics(code), **clip_score(pipe, code[None], item, encoders)}
-            row = {**row, "paper": "spdinv", "method": name, "item": item.id, "seed": args.seed}
-            append_row(output / "rows.jsonl", {**row, "metrics": metrics})
+            metrics = {**row["metrics"], **statistics(code), **clip_score(pipe, code[None], item, task.encoders)}
+            task.append(name, item.id, **{**row, "metrics": metrics})
 
-    for batch in tqdm(batches(items, args.batch_size), "batches", disable=None):
+    for batch in progress(batches(task.items, args.batch_size), "batches"):
         prompts = [item.source_prompt for item in batch]
-        noise = ideal_noise(pipe, [item.id for item in batch], args.seed, resolution)
+        noise = ideal_noise(pipe, [item.id for item in batch], args.seed, task.resolution)
         if not is_done(GAUSSIAN, batch):
             keep(GAUSSIAN, batch, noise, [{"metrics": {}, "seconds": 0.0, "peak_memory_mb": 0.0}] * len(batch))
         missing = [job for job in jobs if not is_done(name_of(*job), batch)]
         scales = dict.fromkeys(scale for _, scale, _ in missing)
-        true = {scale: generate(pipe, schedule, noise, prompts, scale) for scale in scales}
+        true = {scale: generate(pipe, schedule, noise, encode_prompt(pipe, prompts), scale) for scale in scales}
         for inversion, scale, start in missing:
             latents = true[scale][0] if start == "latents" else through_a_file(pipe, true[scale][0])
+            cond = encode_prompt(pipe, prompts)
             with measure() as cost:
-                cond = encode_prompt(pipe, prompts)
                 found = INVERSIONS[inversion](pipe, schedule, latents, cond, **inversions[inversion])
-            known = describe(true[scale], latents, found, generate(pipe, schedule, found.noise, prompts, 1.0)[0])
+            known = describe(true[scale], latents, found, generate(pipe, schedule, found.noise, cond, 1.0)[0])
             shared = {"seconds": cost.seconds / len(batch), "peak_memory_mb": cost.peak_memory_mb,
                       "inversion_seconds": found.cost["seconds"] / len(batch)}  # fmt: skip
             keep(name_of(inversion, scale, start), batch, found.noise, [row | shared for row in known])
-    report(args, list(inversions), items, output)
+    report(task, list(inversions))
 
 
 def describe(true: torch.Tensor, latents: torch.Tensor, found: Inversion, back: torch.Tensor) -> list[dict[str, Any]]:
@@ -142,13 +136,13 @@ def clip_score(pipe: DiffusionPipeline, code: torch.Tensor, item, encoders: Enco
 # ------------------------------------------------------------------------------------------------------------ report
 
 
-def report(args: argparse.Namespace, inversions: list[str], items: list, output: Path) -> None:
+def report(task: Task, inversions: list[str]) -> None:
     """Three figures, results.json, and the tables on the screen, of the items and inversions at hand."""
-    rows = {(row["method"], row["item"]): row for row in read_rows(output / "rows.jsonl")}
+    items, output, rows = task.items, task.output, task.rows()
     ids = [item.id for item in items]
     panels = {  # title -> inversion -> name of its rows
         f"drawn at CFG {scale:g}, inverted from {start}": {one: name_of(one, scale, start) for one in inversions}
-        for scale, start in settings(args)
+        for scale, start in settings(task.args)
     }
     names = [GAUSSIAN, *(name for panel in panels.values() for name in panel.values())]
     summary = {name: intervals([rows[name, item] for item in ids]) for name in names}
@@ -168,32 +162,59 @@ def report(args: argparse.Namespace, inversions: list[str], items: list, output:
         measured = {f"measured: {title}": of_methods(table, found) for title, found in drawn(summary).items()}
         measured["measured"] = of_methods(table, {GAUSSIAN: summary[GAUSSIAN]})
         print(beside_published(table, measured), end="\n\n")
-
-    first, *others = inversions
-    differences = {}
-    for panel in panels.values():
-        for other in others:
-            a, b = ([rows[panel[one], item]["metrics"]["noise_gap"] for item in ids] for one in (other, first))
-            interval = dict(zip(("mean", "low", "high"), paired_bootstrap(a, b), strict=True), n=len(ids))
-            differences[panel[other]] = {f"noise gap less {first}'s": interval}
-    if differences:
-        print("Paired differences")
-        print(score_table(differences), end="\n\n")
-    for name, ((called, gap),) in ((name, found.items()) for name, found in differences.items()):
-        print(f"{name}: {called} is below zero: {verdict(Interval(**gap), -1, 'better')}")
+    shares = {title: shares_of(panel, rows, ids) for title, panel in panels.items()}
+    for title, found in shares.items():
+        print(f"{title}: {'; '.join(f'{name} {cell(value)}' for name, value in found.items())}")
     print()
     shown = {name: {key: value for key, value in values.items() if key in SHOWN or "clip" in key}
              for name, values in summary.items()}  # fmt: skip
     print(score_table(shown), end="\n\n")
     probes = probe_all(codes, [attributes(item) for item in items])
     print(probe_table(probes), end="\n\n")
+    for name, read in shares_read(probes, len(ids)).items():  # into the rows, where the claims find it
+        for item, share in zip(ids, read, strict=True):
+            rows[name, item]["metrics"]["prompt_read"] = share
+    if probes:
+        write_json_lines(output / "rows.jsonl", rows.values())
     write_json(output / "results.json", {
-        "summary": summary, "noise_gap_differences": differences,
-        "mean_curves": {name: curve.mean(0) for name, curve in curves.items()},
+        "summary": summary, "shares": shares, "mean_curves": {name: curve.mean(0) for name, curve in curves.items()},
         "probes": {name: {**one, "right": {code: values.mean() for code, values in one["right"].items()}}
                    for name, one in probes.items()},
     })  # fmt: skip
     print(f"{len(items)} pictures; everything in {output}, curves in {output / 'curves.png'}")
+
+
+def shares_of(panel: dict[str, str], rows: dict[tuple[str, str], dict], ids: list[str]) -> dict[str, dict[str, float]]:
+    """By what share each inversion's mean gap at z_T lies below DDIM's (the paper: 36 %); and the VAE's part, where
+    there is any: the mean square that decoding and encoding does to z_0, and the share of DDIM's gap that is left where
+    Eq. 3 is solved exactly. Bootstrap over pictures of ratios of means."""
+    gaps = {one: np.array([rows[name, item]["metrics"]["noise_gap"] for item in ids]) for one, name in panel.items()}
+    found = {}
+    if "ddim" in gaps:
+        for one in gaps.keys() - {"ddim"}:
+            found[f"{one} below ddim by a share of"] = ratio(gaps["ddim"] - gaps[one], gaps["ddim"])
+    start = np.array([rows[next(iter(panel.values())), item]["gap"][0] for item in ids])
+    if start.any():
+        found["the VAE does to z_0"] = interval_of(start)
+        if {"ddim", "exact"} <= gaps.keys():
+            found["the VAE's share of ddim's gap"] = ratio(gaps["exact"], gaps["ddim"])
+    return found
+
+
+def write_json_lines(path: Path, rows: Iterable[dict]) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def interval_of(values: np.ndarray) -> dict[str, float]:
+    return dict(zip(("mean", "low", "high"), bootstrap_interval(values), strict=True), n=len(values))
+
+
+def ratio(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
+    """mean(a) / mean(b) with its bootstrap interval over the pairs."""
+    picks = np.random.default_rng(0).integers(len(a), size=(2000, len(a)))
+    low, high = np.quantile(a[picks].mean(1) / b[picks].mean(1), (0.025, 0.975))
+    return {"mean": a.mean() / b.mean(), "low": low, "high": high, "n": len(a)}
 
 
 def probe_table(probes: dict[str, dict[str, Any]]) -> str:
@@ -204,7 +225,5 @@ def probe_table(probes: dict[str, dict[str, Any]]) -> str:
                                                                         probes.items())]]  # fmt: skip
     lines.append(["chance", *(f"{100 * one['chance']:.1f}" for one in probes.values())])
     for name in next(iter(probes.values()))["right"]:
-        cells = [cell(dict(zip(("mean", "low", "high"), bootstrap_interval(one["right"][name]), strict=True)) |
-                             {"n": one["n"]}, 100) for one in probes.values()]  # fmt: skip
-        lines.append([name, *cells])
+        lines.append([name, *(cell(interval_of(one["right"][name]), 100) for one in probes.values())])
     return text_table(lines)

@@ -59,7 +59,8 @@ def chance(labels: list[str]) -> float:
 
 
 def probe_all(codes: dict[str, np.ndarray], said: list[dict[str, str]]) -> dict[str, dict[str, Any]]:
-    """Per attribute {"n", "chance", "right": {name of the codes: bool [n]}}; attributes too rare to probe are left out.
+    """Per attribute {"n", "chance", "kept": bool [N], "right": {name of the codes: bool [n]}}; attributes too rare to
+    probe are left out.
 
     codes: by name [N, ...] for the same N items; said: the items' attributes.
     """
@@ -70,5 +71,17 @@ def probe_all(codes: dict[str, np.ndarray], said: list[dict[str, str]]) -> dict[
         if kept.any():
             labels = [label for label, keep in zip(labels, kept, strict=True) if keep]
             right = {name: read_off(all_.reshape(len(all_), -1)[kept], labels) for name, all_ in codes.items()}
-            found[attribute] = {"n": len(labels), "chance": chance(labels), "right": right}
+            found[attribute] = {"n": len(labels), "chance": chance(labels), "kept": kept, "right": right}
     return found
+
+
+def shares_read(probes: dict[str, dict[str, Any]], count: int) -> dict[str, np.ndarray]:
+    """By name of the codes, [count]: of the attributes probed in an item, the share that was read right."""
+    found: dict[str, list[np.ndarray]] = {}
+    for probe in probes.values():
+        for name, right in probe["right"].items():
+            whole = np.full(count, np.nan)
+            whole[probe["kept"]] = right
+            found.setdefault(name, []).append(whole)
+    with np.errstate(all="ignore"):
+        return {name: np.nansum(all_, 0) / np.isfinite(all_).sum(0) for name, all_ in found.items()}

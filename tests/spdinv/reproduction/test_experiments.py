@@ -1,7 +1,6 @@
 """The experiments against naive readings, and from end to end on a small random model."""
 
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +12,10 @@ from common.pipelines import encode_prompt, load_pipeline
 from common.runs import read_rows
 from spdinv import eval as spdinv_eval
 from spdinv.inversions import INVERSIONS, ddim, spd
+from spdinv.options import Method
+from spdinv.reproduction import experiments
 from spdinv.reproduction.experiments import convergence, generated, noise_gap, premise
+from spdinv.sampling import generate
 from tests.spdinv.toy import toy_cond, toy_pipe, toy_schedule
 
 WEIGHT = torch.tensor(np.random.default_rng(0).normal(0, 0.3, (4, 4)))
@@ -36,7 +38,7 @@ def test_generate_is_what_diffusers_draws_and_keeps_every_level(pipe):
     schedule = make_schedule(pipe.scheduler, 3)
     pipe.set_progress_bar_config(disable=True)
     for scale in (1.0, 3.0):
-        found = generated.generate(pipe, schedule, noise, ["a red cat", "a dog"], scale)
+        found = generate(pipe, schedule, noise, encode_prompt(pipe, ["a red cat", "a dog"]), scale)
         expected = pipe(["a red cat", "a dog"], latents=noise, num_inference_steps=3, guidance_scale=scale,
                         output_type="latent").images  # fmt: skip
         assert found.shape == (4, 2, 4, 16, 16) and torch.equal(found[-1], noise)
@@ -56,9 +58,9 @@ def test_pick_is_the_inversion_of_one_picture(pipe):
         torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0)),
     )
     cond = encode_prompt(pipe, ["a cat", "a red dog"])
-    for name in ("spd", "negative_prompt", "direct"):
+    for name in ("spd", "negative_prompt", "direct", "edict"):
         both, alone = INVERSIONS[name](pipe, schedule, z, cond), INVERSIONS[name](pipe, schedule, z[1:], cond[1])
-        one = generated.pick(both, 1)
+        one = both.picture(1)
         assert torch.allclose(one.trajectory, alone.trajectory, atol=1e-3) and torch.equal(one.rounds, alone.rounds)
         for field in ("uncond_embeds", "corrections"):
             a, b = getattr(one, field), getattr(alone, field)
@@ -189,12 +191,13 @@ def contents(folder):
 
 
 def test_noise_gap_from_end_to_end_interrupted_and_resumed(run, tmp_path, monkeypatch, pipe):
-    shown = run("--table", "s1")
+    few = ("--exact_rounds", "4")
+    shown = run("--table", "s1", *few)
     folder = tmp_path / "noise_gap"
     rows = read_rows(folder / "rows.jsonl")
-    names = {f"{inversion}@cfg{scale}-{start}" for inversion in ("ddim", "spd") for scale in ("1", "7.5")
+    names = {f"{inversion}@cfg{scale}-{start}" for inversion in ("ddim", "exact", "spd") for scale in ("1", "7.5")
              for start in ("latents", "picture")} | {"gaussian"}  # fmt: skip
-    assert len(rows) == 3 * 9 and {row["method"] for row in rows} == names
+    assert len(rows) == 3 * 13 and {row["method"] for row in rows} == names
     for row in rows:
         code = load_file(folder / "codes" / row["method"] / f"{row['item']}.safetensors")["noise"]
         assert row["metrics"]["noise_deviation"] == pytest.approx(code.std().item())
@@ -205,9 +208,9 @@ def test_noise_gap_from_end_to_end_interrupted_and_resumed(run, tmp_path, monkey
     for name in ("curves.png", "codes.png", "two_goals.png", "results.json"):
         assert (folder / name).stat().st_size > 0
     assert "12.66" in shown and shown.count("measured: drawn at CFG 7.5, inverted from picture") == 2 + 2
-    assert "No linear probe" in shown and "noise gap less ddim's" in shown
+    assert "No linear probe" in shown and "the VAE's share of ddim's gap" in shown
 
-    whole, original, count = contents(folder), noise_gap.append_row, []
+    whole, original, count = contents(folder), experiments.append_row, []
     (folder / "rows.jsonl").unlink()
     monkeypatch.setattr(noise_gap, "report", lambda *args: None)
 
@@ -217,42 +220,52 @@ def test_noise_gap_from_end_to_end_interrupted_and_resumed(run, tmp_path, monkey
             raise KeyboardInterrupt
         original(path, row)
 
-    monkeypatch.setattr(noise_gap, "append_row", interrupted)
+    monkeypatch.setattr(experiments, "append_row", interrupted)
     with pytest.raises(SystemExit):
-        run("--experiment", "noise_gap")
+        run("--experiment", "noise_gap", *few)
     assert len(read_rows(folder / "rows.jsonl")) == 11
-    run("--experiment", "noise_gap")
+    run("--experiment", "noise_gap", *few)
     assert contents(folder) == whole
-    monkeypatch.setattr(noise_gap, "append_row", lambda *args: pytest.fail("nothing was left to do"))
-    run("--experiment", "noise_gap")
+    monkeypatch.setattr(experiments, "append_row", lambda *args: pytest.fail("nothing was left to do"))
+    run("--experiment", "noise_gap", *few)
 
 
 def test_premise_from_end_to_end(run, tmp_path):
-    shown = run("--experiment", "premise", "--guidance_scale", "3", "--limit", "2")
+    flags = ("--experiment", "premise", "--inversions", "ddim", "edict", "exact", "--guidance_scale", "3",
+             "--drawing_scale", "1", "3", "--limit", "2", "--exact_rounds", "8")  # fmt: skip
+    shown = run(*flags)
     rows = {(row["method"], row["item"][-1]): row for row in read_rows(tmp_path / "premise" / "rows.jsonl")}
-    arms = ["ideal+p2p@drawn", "ddim+p2p@drawn", "spd+p2p@drawn"]
+    arms = [f"{arm}+p2p@drawn{scale}" for scale in (1, 3) for arm in ("ideal", "ddim", "edict", "exact")]
     assert sorted(rows) == sorted((arm, item) for arm in arms for item in "01")
     for item in "01":
-        ideal, inverted = (rows[arm, item]["metrics"] for arm in arms[:2])
-        assert ideal["noise_gap"] == 0 < inverted["noise_gap"]
-        assert ideal["psnr_reconstruction"] > 45 > inverted["psnr_reconstruction"]  # it draws the very picture again
-        assert ideal["psnr_to_ideal"] == float("inf") and inverted["psnr_to_ideal"] < 60
+        for scale in (1, 3):
+            ideal, ddim, _, exact = (rows[arm, item]["metrics"] for arm in arms if arm.endswith(f"drawn{scale}"))
+            assert ideal["noise_gap"] == 0 < exact["noise_gap"] < ddim["noise_gap"]
+            assert ideal["psnr_reconstruction"] > 45 > ddim["psnr_reconstruction"]  # it draws the very picture again
+            assert ideal["psnr_to_ideal"] == float("inf") and ddim["psnr_to_ideal"] < 60
         place = tmp_path / "premise" / "pictures" / f"{0:011d}{item}"
-        assert {path.stem for path in place.iterdir()} == {"source", *arms, *(f"{arm}_reconstruction" for arm in arms)}
-    assert "ideal+p2p@drawn - ddim+p2p@drawn" in shown and (tmp_path / "premise" / "grid.png").exists()
+        names = {"source_1", "source_3", *arms, *(f"{arm}_reconstruction" for arm in arms)}
+        assert {path.stem for path in place.iterdir()} == names
+    assert "ideal+p2p@drawn1 - ddim+p2p@drawn1" in shown and (tmp_path / "premise" / "grid.png").exists()
     differences = json.loads((tmp_path / "premise" / "results.json").read_text())["differences"]
-    gap = differences["spd+p2p@drawn - ddim+p2p@drawn"]["noise_gap"]
-    spd_gap, ddim_gap = ([rows[arm, item]["metrics"]["noise_gap"] for item in "01"] for arm in (arms[2], arms[1]))
-    assert gap["mean"] == pytest.approx(np.mean(spd_gap) - np.mean(ddim_gap)) and gap["n"] == 2
+    gap = differences["exact+p2p@drawn3 - ddim+p2p@drawn3"]["noise_gap"]
+    exact, ddim = ([rows[arm, item]["metrics"]["noise_gap"] for item in "01"] for arm in (arms[7], arms[5]))
+    assert gap["mean"] == pytest.approx(np.mean(exact) - np.mean(ddim)) and gap["n"] == 2
+    run(*flags)
+    assert len(read_rows(tmp_path / "premise" / "rows.jsonl")) == 16
 
 
 def test_arms_and_pairs():
-    kinds = [(inversion, engine) for engine in ("p2p", "pnp") for inversion in ("ddim", "spd", "aidi")]
-    methods = {"+".join(kind): SimpleNamespace(inversion=kind[0], engine=kind[1]) for kind in kinds}
-    arms = premise.with_ideal(methods)
-    assert list(arms)[:2] == ["ideal+p2p@drawn", "ideal+pnp@drawn"] and len(arms) == 8
+    methods = {f"{inversion}+{engine}": Method(inversion, engine) for engine in ("p2p", "pnp")
+               for inversion in ("ddim", "spd", "exact", "direct")}  # fmt: skip
+    arms = premise.arms_of(methods, [1.0, 7.5])
+    assert list(arms)[:2] == ["ideal+p2p@drawn1", "ideal+pnp@drawn1"] and len(arms) == 2 * 2 * 5
+    assert arms["spd+p2p@drawn1"][1].engine_options == {"source_guidance_scale": 1.0}
+    assert arms["spd+p2p@drawn1"][1].inversion_options == arms["spd+pnp@drawn1"][1].engine_options == {}
+    assert arms["exact+pnp@drawn7.5"][1].inversion_options == {"guidance_scale": 7.5}
+    assert arms["direct+p2p@drawn7.5"][1].inversion_options == {"guidance_scale": 7.5}
     pairs = premise.pairs_of(arms)
-    assert len(pairs) == 2 * 5 and ("spd+pnp@drawn", "ddim+pnp@drawn") in pairs
+    assert len(pairs) == 4 * 7 and ("spd+pnp@drawn1", "ddim+pnp@drawn1") in pairs
     assert all(a.split("+")[1] == b.split("+")[1] for a, b in pairs)
 
 

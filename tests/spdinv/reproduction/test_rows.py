@@ -29,8 +29,10 @@ def parse(*flags):
     (["--table", "s2", "--inversions", "spd", "--preset", "as_released"],
      ["spd+p2p@as_released", "spd+masactrl@as_released", "spd+pnp@as_released"]),
     (["--table", "2"], ["spd+p2p", "spd+masactrl", "spd+pnp"]),
-    (["--experiment", "premise", "--engines", "p2p", "masactrl"], ["ddim+p2p", "spd+p2p", "ddim+masactrl",
-                                                                  "spd+masactrl"]),
+    (["--experiment", "premise", "--engines", "p2p", "masactrl"],
+     ["ddim+p2p", "exact+p2p", "spd+p2p", "ddim+masactrl", "exact+masactrl", "spd+masactrl"]),
+    (["--inversions", "spd", "--presets", "inversion_only", "npi", "source_guidance_1"],
+     ["spd+p2p", "spd+p2p@npi", "spd+p2p@source_guidance_1"]),
 ])  # fmt: skip
 def test_names(flags, names):
     assert list(spdinv_eval.methods_of(parse(*flags))) == names
@@ -42,6 +44,12 @@ def test_one_name_for_one_setting(flags):
     methods = spdinv_eval.methods_of(parse(*flags))
     assert len({json.dumps(asdict(method)) for method in methods.values()}) == len(methods)
     assert not any(set(name) & set("/\\ ") for name in methods)  # they name files
+
+
+def test_titles_and_order():
+    assert rows.title("spd+p2p@as_released") == "SPDInv + P2P, as released" and rows.title("nmg+p2p") == "NMG + P2P"
+    shown = ["ddim+p2p", "null_text+p2p", "spd+p2p", "ddim+p2p@npi", "spd+p2p@as_released", "ddim+masactrl", "elite"]
+    assert rows.order(shown[::-1]) == shown
 
 
 def test_only_the_papers_own_rows_have_its_extras():
