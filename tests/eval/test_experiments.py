@@ -166,7 +166,7 @@ def test_every_command_is_one_that_its_script_takes(name, tmp_path):
         pytest.skip("needs the exact inversion")
     for more in ("", one.quick):
         for words in experiments.command_lines(one, tmp_path / "out", shlex.split(more)):
-            module = importlib.import_module(words[2])
+            module = importlib.import_module(words[2] + (".__main__" if words[2] == "eval.bench" else ""))
             at = words.index("--output_dir")
             module.parse([*words[3:at], *words[at:]] if "--train_args" not in words else words[3 : words.index(
                 "--train_args")])  # fmt: skip
