@@ -121,7 +121,7 @@ def open_study(args: argparse.Namespace):
 
     made = {"picturebook": ensure_subjects, "picturebook-twins": ensure_twins}.get(args.dataset)
     folder = made(args.split) if made else Path(args.dataset)
-    every = read_subjects(folder)
+    every = read_subjects(folder, needed=args.subjects)
     wanted = read_subjects(folder, args.subjects) if args.subjects else every[: args.limit]
     kinds = read_subject_prompts(folder)
     templates = {subject.name: kinds["live" if subject.live else "object"] for subject in every}
