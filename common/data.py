@@ -255,8 +255,8 @@ def read_subjects(
     """Read the subjects that folder/prompts_and_classes.txt lists, each with the pictures of folder/<name>/.
 
     The published list has the columns "subject_name,class" and nothing on who is alive: cats and dogs are. A third
-    column "live" of 0 or 1 says so for other classes. `names` picks some, so that the rest need not be there. needed: those whose
-    pictures have to be there (all by default); the others come without any where they are not.
+    column "live" of 0 or 1 says so for other classes. `names` picks some, so that the rest need not be there. needed:
+    those whose pictures have to be there (all by default); the others come without any where they are not.
     """
     folder = Path(folder)
     listed, _ = _read_subject_file(folder)
