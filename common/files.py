@@ -252,18 +252,25 @@ def write_json(path: str | Path, obj: Any, indent: int | None = 2) -> None:
     write_text(path, json.dumps(obj, indent=indent, ensure_ascii=False, default=_plain) + "\n")
 
 
+RUN_FILES = {"config.json", "metrics.json", "results.json", "cost.json"}  # of a run: each holds one object
+
+
 def read_json(path: str | Path) -> Any:
-    """Read a JSON file; InputError if it is missing, is not UTF-8 or is not JSON."""
+    """Read a JSON file; InputError if it is missing, is not UTF-8 or is not JSON, or if a run's file is no object."""
     text = read_text(path)
     try:
-        return json.loads(text)
+        found = json.loads(text)
     except (ValueError, RecursionError) as problem:
         raise InputError(f"{path} is not a JSON file: {problem}") from None
+    return _object(path, found) if Path(path).name in RUN_FILES else found
 
 
 def read_object(path: str | Path) -> dict[str, Any]:
-    """Read a JSON file that holds one object, as every config.json and metrics.json; InputError otherwise."""
-    found = read_json(path)
+    """Read a JSON file that holds one object; InputError otherwise."""
+    return _object(path, read_json(path))
+
+
+def _object(path: str | Path, found: Any) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise InputError(f"{path} is damaged: it holds {type(found).__name__}, and an object {{…}} is needed")
     return found
@@ -342,5 +349,5 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
 
 
 def done_items(path: str | Path, method: str) -> set[str]:
-    """The items that `method` already has a row for."""
+    """The items with a row of `method`."""
     return {row["item"] for row in read_rows(path) if row["method"] == method}
