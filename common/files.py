@@ -68,9 +68,8 @@ def write_problem(problem: BaseException) -> str | None:
 
 def _here() -> str:
     """Eight digits for this machine and, in a container, its processes: only there does a process number mean one."""
-    with contextlib.suppress(OSError):
-        return hashlib.sha256(f"{platform.node()} {os.stat('/proc/self/ns/pid').st_ino}".encode()).hexdigest()[:8]
-    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+    space = os.stat("/proc/self/ns/pid").st_ino if os.path.exists("/proc/self/ns/pid") else ""
+    return hashlib.sha256(f"{platform.node()} {space}".encode()).hexdigest()[:8]
 
 
 _swept: set[Path] = set()  # the folders in which this process has looked for leftovers
@@ -119,8 +118,7 @@ def _exchange(one: Path, other: Path) -> bool:
         rename = ctypes.CDLL(None).renameat2
     except (AttributeError, OSError, TypeError):
         return False
-    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
-    return rename(here, os.fsencode(one.absolute()), here, os.fsencode(other.absolute()), exchange) == 0
+    return rename(-100, os.fsencode(one.absolute()), -100, os.fsencode(other.absolute()), 2) == 0  # RENAME_EXCHANGE
 
 
 def _sweep(folder: Path) -> None:
@@ -139,12 +137,11 @@ def _sweep(folder: Path) -> None:
 
 
 def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):  # somebody else's
-        pass
+    with contextlib.suppress(PermissionError, OverflowError):  # somebody else's
+        try:
+            os.kill(process, 0)
+        except ProcessLookupError:
+            return False
     return True
 
 
