@@ -251,7 +251,7 @@ WRONG = [
     (["--scheduler", "magic"], "invalid choice"),
     (["--device", "abacus"], "There is no device 'abacus'"),
     (["--pretrained_model_name_or_path", MISSING], MISSING),
-    (["--refiner_model_name_or_path", MISSING], "a refiner follows an SDXL base"),
+    (["--refiner_model_name_or_path", MISSING], "No folder"),
     (["--output_dir", "TEXT"], "is a file"),
 ]
 
