@@ -194,7 +194,7 @@ def run_personalised(settings: argparse.Namespace, name: str, subjects: list, it
             continue
         eyes = eyes or load_eyes(settings.metric_encoders, settings.device)
         folder = train_personalised(settings, name, subject, model)
-        pipe, token = ARENA[name].load(folder, model, settings.device)
+        pipe, token = ARENA[name].load(folder, model, settings.device), ARENA[name].token
         start = "a" if is_picturebook_folder(model) else "a photo of a"  # as in its training
         prompt = f"{start} {token} {subject.class_name}" if ARENA[name].names_class else f"{start} {token}"
         generator = step_generator(settings.seed, 0)

@@ -54,9 +54,9 @@ def test_personalised_models_inpaint_what_they_were_trained_on(flags, tmp_path, 
         Image.new("RGB", (64, 64))])  # fmt: skip
 
     def load(folder, model, device=None):
-        return tiny_sd(), "sks"
+        return tiny_sd()
 
-    fake = replace(ARENA["dreambooth"], script=None, load=load)
+    fake = replace(ARENA["dreambooth"], script="", loader=load)
     monkeypatch.setattr(
         type(fake), "train", lambda self, subject, folder, *rest: trained.append((subject.name, rest[2]))
     )
