@@ -161,10 +161,11 @@ def main(argv: list[str] | None = None) -> None:
     bench = Bench(args, model, size, sampling, Surgery(**options.surgery_of(args, kind)), eyes, output)
     write_config(output, args, sampling=asdict(sampling), surgery=asdict(bench.surgery))
     if args.overhead or args.lemma or (args.figure and args.figure not in ("4", "7", "10")):
-        from pixels.reproduction import experiments
+        from pixels.reproduction.figures import FIGURES
+        from pixels.reproduction.lemma import lemma
+        from pixels.reproduction.overhead import overhead
 
-        name = "overhead" if args.overhead else "lemma" if args.lemma else f"figure_{args.figure}"
-        experiments.EXPERIMENTS[name](bench, pairs)
+        (overhead if args.overhead else lemma if args.lemma else FIGURES[args.figure])(bench, pairs)
         return
     run_all(bench, pairs)
     if not args.shard:
@@ -214,7 +215,7 @@ def report(bench, pairs: list) -> None:
     save_png(output / "grid.png", grid(sheet, [pair.kind or pair.id for pair in pairs[:12]], columns))
     print(score_table(summary), end="\n\n")
     if args.figure in ("7", "10"):
-        from pixels.reproduction.experiments import threshold_areas, threshold_changes
+        from pixels.reproduction.thresholds import threshold_areas, threshold_changes
 
         print(threshold_areas(bench), threshold_changes(rows), sep="\n\n", end="\n\n")
     if args.table:

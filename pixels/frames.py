@@ -5,7 +5,7 @@ import logging
 from PIL import Image
 from torch import Tensor
 
-from common.images import to_tensor
+from common.images import to_pil, to_tensor
 from common.runs import InputError
 
 logger = logging.getLogger(__name__)
@@ -70,3 +70,8 @@ def check_alignment(source: Size, edit_map: Size, name: str) -> None:
 def frame_tensor(image: Image.Image, size: Size, mode: str) -> Tensor:
     """`fit` as a tensor [1, 3, H, W] in [0, 1]."""
     return to_tensor(fit(image, size, mode))
+
+
+def to_picture(tensor: Tensor) -> Image.Image:
+    """[1, 3, H, W] in [0, 1] to 8 bits, rounded to the nearest as diffusers' image processor does (released code)."""
+    return to_pil(tensor, rounding="nearest")

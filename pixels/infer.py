@@ -128,7 +128,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     import torch
 
-    from common.images import grid, load_image, to_pil, to_tensor
+    from common.images import grid, load_image, to_tensor
     from common.metrics import psnr
     from pixels import frames
     from pixels.edit_map import injections
@@ -159,9 +159,9 @@ def main(argv: list[str] | None = None) -> None:
             edits = [edit(backbone, source, exemplars, maps, surgery, generator)]
 
     last = edits[-1]
-    pictures = {"source": to_pil(source)}
-    pictures |= {f"exemplar_{number}": to_pil(exemplar) for number, exemplar in enumerate(exemplars, start=1)}
-    pictures["edited"] = to_pil(last.edited)
+    pictures = {"source": frames.to_picture(source)}
+    pictures |= {f"exemplar_{k}": frames.to_picture(exemplar) for k, exemplar in enumerate(exemplars, start=1)}
+    pictures["edited"] = frames.to_picture(last.edited)
     mus = [mu for one in edits for mu in one.mus]
     explained = preview(source, exemplars, mus, last.tau)
     seen = to_tensor(pictures["edited"])  # scores see what the file holds

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from common import encoders
-from common.images import load_image, to_pil, to_tensor
+from common.images import load_image, to_tensor
 from common.runs import measure
 from pixels import edit_map, frames, options
 from pixels.reproduction.baselines import METHODS
@@ -90,11 +90,11 @@ def run_item(bench: Bench, pair: Pair, method: str) -> tuple[dict, dict]:
     loaded = load_pair(pair, bench.size)
     with measure() as cost:
         edited = bench.edit(method, loaded)
-    pictures = {"source": to_pil(loaded["source"]), "edited": to_pil(edited)}
+    pictures = {"source": frames.to_picture(loaded["source"]), "edited": frames.to_picture(edited)}
     for number, exemplar in enumerate(loaded["exemplars"], start=1):
-        pictures[f"exemplar_{number}"] = to_pil(exemplar)
+        pictures[f"exemplar_{number}"] = frames.to_picture(exemplar)
     grey = least([F.interpolate(m, bench.size, mode="bilinear") for m in loaded["maps"]])
-    pictures["map"] = to_pil(grey.expand(-1, 3, -1, -1))
+    pictures["map"] = frames.to_picture(grey.expand(-1, 3, -1, -1))
     seen = {name: to_tensor(pictures[name]) for name in ("source", "edited")}  # scores see what the files hold
     metrics = edit_scores(seen["source"], loaded["exemplars"], seen["edited"], grey, bench.eyes, loaded["truth"])
     if pair.item is not None and bench.size == pair.item.mask_size:  # a picturebook item at its own size

@@ -77,8 +77,8 @@ def test_the_same_call_gives_the_same_bytes_and_another_seed_others(tiny_folder,
 
 def test_the_picture_is_the_one_of_the_method(tiny_folder, files, tmp_path):
     """The script adds nothing of its own: the same picture from the functions it calls."""
-    from common.images import to_pil, to_tensor
-    from pixels import edit_map
+    from common.images import to_tensor
+    from pixels import edit_map, frames
     from pixels.backbones import bind, load_model
     from pixels.surgery import Surgery, edit
 
@@ -88,7 +88,7 @@ def test_the_picture_is_the_one_of_the_method(tiny_folder, files, tmp_path):
     source, exemplar = (to_tensor(load_image(files[name])) for name in ("source", "exemplar"))
     result = edit(backbone, source, [exemplar], [edit_map.read(files["map"])], Surgery("cubic"),
                   torch.Generator().manual_seed(7))  # fmt: skip
-    assert np.array_equal(np.asarray(to_pil(result.edited)), pixels_of(tmp_path / "out" / "edited.png"))
+    assert np.array_equal(np.asarray(frames.to_picture(result.edited)), pixels_of(tmp_path / "out" / "edited.png"))
 
 
 def test_white_may_mean_edit(tiny_folder, files, tmp_path):

@@ -2,10 +2,8 @@
 
 import math
 
-import numpy as np
 import pytest
 import torch
-from scipy.stats import multivariate_normal
 
 from common.encoders import load_encoders
 from pixels.edit_map import from_mask
@@ -94,43 +92,3 @@ def test_all_scores_of_one_edit(small):
     assert changed["mse_grey"] == pytest.approx(((noisy - source)[0][:, zone] ** 2).mean().item(), rel=1e-4)
     everything = measures.edit_scores(source, [exemplar], pasted, torch.zeros(1, 1, 8, 8), small)
     assert math.isnan(everything["psnr_kept"]) and math.isnan(everything["seam"])
-
-
-# ---------------------------------------------------------------------------------------------------------- realism
-
-
-def clusters(count=200, seed=0):
-    """Three clusters in five of twelve dimensions."""
-    random = np.random.default_rng(seed)
-    centres = random.normal(size=(3, 12)) * 6
-    return torch.from_numpy(centres[random.integers(0, 3, count)] + random.normal(size=(count, 12)) * 0.5).float()
-
-
-def test_the_mixture_scores_as_a_naive_density_does():
-    x = clusters()
-    realism = measures.fit_realism(x, components=3, dimensions=5)
-    projected = (x.double() - realism.mean) @ realism.basis
-    naive = [
-        np.log(sum(
-            float(w) * multivariate_normal.pdf(row, c, (f @ f.T).numpy())
-            for w, c, f in zip(realism.weights, realism.centres, realism.factors, strict=True)
-        )) / 5
-        for row in projected[:10].numpy()
-    ]  # fmt: skip
-    assert realism.score(x[:10]).tolist() == pytest.approx(naive, abs=1e-6)
-    assert realism.weights.sum() == pytest.approx(1)
-
-
-def test_what_is_between_the_clusters_is_less_real():
-    x = clusters()
-    realism = measures.fit_realism(x, components=3, dimensions=5)
-    between = (x[:100] + x[100:]) / 2
-    apart = (x[:100] - x[100:]).norm(dim=1) > 4
-    assert realism.score(between[apart]).max() < realism.score(x).quantile(0.02)
-    assert realism.score(x).mean() == pytest.approx(realism.score(clusters(seed=0)[:200]).mean().item())
-
-
-def test_fitting_raises_the_likelihood():
-    x = clusters(400)
-    means = [measures.fit_realism(x, 4, 5, rounds=rounds).score(x).mean() for rounds in (0, 1, 5, 50)]
-    assert means[0] < means[1] <= means[2] + 1e-6 and means[2] <= means[3] + 1e-6
