@@ -17,6 +17,7 @@ DETECTOR = "facebook/detr-resnet-50"  # Sec. 5.1
 DETECTOR_THRESHOLD = 0.7
 LABELS = ("bed", "couch", "chair", "dining table")  # of COCO
 FEATHER = 8  # pixels in a picture of 512 on its shorter side
+CONTEXT = 2.0  # side of the window over the longer side of the hole, where the picture is larger than the model's
 PUBLISHED = "Fantasy-Studio/Paint-by-Example"
 LEARNING_RATES = {"subject": 3e-5, "pretrain": 1e-6}  # Sec. 5.1
 
@@ -57,12 +58,13 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     add("--posterior", choices=("sample", "mean"), default="sample", help="of the masked picture's latents")
     add("--mask_resize", choices=("bilinear", "nearest"), default="bilinear", help="of the mask to the latent grid: "
         "Paint-by-Example's code, and diffusers' port")  # fmt: skip
-    add("--composite", action=argparse.BooleanOptionalAction, default=False, help="put the source's own pixels back "
-        "outside of the hole (published: no; the background is painted anew)")  # fmt: skip
+    add("--composite", action=argparse.BooleanOptionalAction, default=True, help="keep the source's own pixels "
+        "outside of the hole (Sec. 4); --no-composite: what the model painted there, as Paint-by-Example's code gives "
+        "it")  # fmt: skip
     add("--feather", type=number(int, 0, 1000), help="of --composite: pixels over which the rim fades in; by default "
         f"{FEATHER} where the picture's shorter side has 512, in proportion elsewhere, at least 1")  # fmt: skip
-    add("--context", type=number(float, 1), default=2.0, help="of pictures larger than the model's: side of the window "
-        "that is painted, over the longer side of the hole")  # fmt: skip
+    add("--context", type=number(float, 1, 1000), default=CONTEXT, help="of pictures larger than the model's: side of "
+        "the window that is painted, over the longer side of the hole")  # fmt: skip
 
 
 def add_box_flags(parser: argparse.ArgumentParser) -> None:
@@ -191,7 +193,7 @@ def check_sampling(args: argparse.Namespace) -> None:
         on_picturebook = is_picturebook_folder(args.pretrained_model_name_or_path)
         args.guidance_scale = PICTUREBOOK_GUIDANCE if on_picturebook else GUIDANCE
     if args.feather is not None and not args.composite:
-        raise InputError("--feather is of --composite: give that too")
+        raise InputError("--feather is of --composite, and --no-composite was given: leave out one of the two")
     if not args.print_config:
         check_writable(Path(args.output_dir))
 
