@@ -37,7 +37,8 @@ FREE = {"output_dir", "checkpointing_steps", "checkpoints_total_limit", "resume_
         "validation_steps", "num_validation_images", "report_to", "print_config", "sample_batch_size", "device",
         "gradient_checkpointing"}  # fmt: skip
 # Where pictures lie. What a run and its continuation have in common is what the pictures are, see picture_hashes.
-PLACES = {"instance_data_dir", "class_data_dir", "image_path", "data_dir", "concepts_list"}
+PLACES = {"instance_data_dir", "class_data_dir", "image_path", "data_dir", "concepts_list", "train_data_dir",
+          "boxes_file"}  # fmt: skip
 CONSTANT = ("constant", "constant_with_warmup")
 CLASS_FILE = "class_pictures.json"
 

@@ -97,7 +97,7 @@ def main(argv: list[str] | None = None) -> None:
     with measure() as cost:
         painted = paint(
             pipe, [picture] * len(shown), [fill] * len(shown), shown, seeds, Sampling(**options.sampling_of(args)),
-            args.composite, args.feather, args.context, progress=True,
+            progress=True, composite=args.composite, feather=args.feather, context=args.context,
         )  # fmt: skip
 
     folder = Path(args.output_dir)

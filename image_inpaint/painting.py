@@ -1,9 +1,9 @@
 """From pictures of any size, holes and references to finished pictures: a window around the hole is painted at the
 model's size and pasted back.
 
-Paint-by-Example paints 512x512 pictures whole and gives back the VAE's version of the background too. The paper wants the
-region outside of the hole unchanged (Sec. 4), so that here every pixel there is the source's own, bit for bit, and the rim
-of the hole fades into it from inside; `composite=False` gives the window as it was painted.
+Paint-by-Example paints 512x512 pictures whole and gives back the VAE's version of the background too. The paper wants
+the region outside of the hole unchanged (Sec. 4), so that here every pixel there is the source's own, bit for bit, and
+the rim of the hole fades into it from inside; `composite=False` gives the window as it was painted.
 """
 
 from collections.abc import Callable, Sequence

@@ -12,7 +12,7 @@ import json
 import time
 from pathlib import Path
 
-from common.runs import InputError, measure, script, write_config, write_json
+from common.runs import measure, script, write_config, write_json
 from image_inpaint import options
 
 

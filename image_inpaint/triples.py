@@ -1,5 +1,5 @@
-"""From a picture and the box of a thing to what training reads: source, reference and hole (Sec. 4.1), and from there to
-what the UNet reads: latents of the picture with and without its hole, keep mask, class token.
+"""From a picture and the box of a thing to what training reads: source, reference and hole (Sec. 4.1), and from there
+to what the UNet reads: latents of the picture with and without its hole, keep mask, class token.
 
 The picture is its own target: the reference is the thing cut out of it, I_r = I_m * I_s, and the hole is where it was.
 VAE and CLIP are frozen, so that views can be encoded once and kept (--cache_views).

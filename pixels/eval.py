@@ -26,8 +26,10 @@ from common.runs import (
 )
 from pixels import options
 
-METHOD_NAMES = ("paste", "latent_paste", "perturbed", "noise_scaling", "pixels", "pixels_quadratic", "pixels_cubic",
-                "pixels_log", "pixels_sigmoid")  # keys of baselines.METHODS, which is heavy to import  # fmt: skip
+# Keys of baselines.TRUE and baselines.METHODS, which are heavy to import; the first six are reference rows.
+METHOD_NAMES = ("truth", "truth_vae", "nothing", "paste", "alpha", "poisson", "latent_paste", "perturbed",
+                "noise_scaling", "pixels", "pixels_quadratic", "pixels_cubic", "pixels_log", "pixels_sigmoid")
+OF_TRUTH = METHOD_NAMES[:2]
 TABLES = ("1a", "1b", "overhead")
 FIGURES = ("2", "3", "4", "5", "6", "7", "8", "10")
 # What may change from run to run in one folder; --full has the quick subset's items among its own.
@@ -88,7 +90,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def default_methods(args: argparse.Namespace) -> list[str]:
     if args.figure in ("7", "10"):
         return ["pixels", "pixels_quadratic", "pixels_cubic", "pixels_log", "pixels_sigmoid"]
-    return ["paste", "latent_paste", "perturbed", "noise_scaling", "pixels"]
+    return [name for name in METHOD_NAMES if not name.startswith("pixels_")]
 
 
 def find_pairs(args: argparse.Namespace) -> list:
@@ -185,7 +187,7 @@ def run_all(bench, pairs: list, name: str = "rows.jsonl") -> None:
     done = {(row["item"], row["method"]) for row in gather_rows(output)}
     for pair in tqdm(mine, "items", disable=None):
         for method in args.methods:
-            if (pair.id, method) in done:
+            if (pair.id, method) in done or (method in OF_TRUTH and not pair.truth):
                 continue
             row, pictures = run_item(bench, pair, method)
             place = output / "pictures" / pair.id
@@ -204,6 +206,8 @@ def report(bench, pairs: list) -> None:
     found = {(row["item"], row["method"]): row for row in gather_rows(output)}
     others = dict.fromkeys(method for _, method in found if method not in METHOD_NAMES)  # pretrained
     methods = [*args.methods, *(m for m in others if all((pair.id, m) in found for pair in pairs))]
+    if not all(pair.truth for pair in pairs):
+        methods = [method for method in methods if method not in OF_TRUTH]
     rows = [found[pair.id, method] for pair in pairs for method in methods]
     summary = by_method(rows)
     for method, scores in frechet(bench, pairs, methods).items():

@@ -31,7 +31,8 @@ METHODS = {
 # On the picturebook its image-guided inpainting model takes part, which is Paint-by-Example in miniature.
 INPAINTING = {"paint_by_example": "Paint-by-Example (picturebook)"}
 COLUMNS = [
-    "edit_success", "psnr_truth", "lpips_truth", "CLIP-I/same_box", "seam", "seam_truth", "contrast", "psnr_kept",
+    "edit_success", "psnr_truth", "lpips_truth", "CLIP-I/same_box", "seam_gap", "transition_gap", "sharpness",
+    "seam", "contrast", "psnr_kept",
     "lpips_kept", "seconds", "peak_memory_mb",
 ]  # fmt: skip
 SETTINGS = Path(__file__).parents[1] / "tuning/exemplar_editing.toml"  # of each method, tuned on the validation split
@@ -86,7 +87,7 @@ def image_guided_inpainting(model: str, device: str | None):
         if not fill.any():
             return source
         seed = int(torch.randint(2**62, (), generator=generator))
-        return paint(pipe, [source], [fill], [exemplar.crop(box_of(fill))], [seed])[0]
+        return paint(pipe, [source], [fill], [exemplar.crop(box_of(fill))], [seed], composite=False)[0]
 
     return as_method(edit, pipe)
 

@@ -118,9 +118,8 @@ def lemma(bench: Bench, pairs: list[Pair], p: float = 0.05) -> None:
             loaded = load_pair(pair, bench.size)
             backbone = bench.bind(loaded, strength=strength, denoising_start=None)
             z = backbone.encode(loaded["source"], False, None)
-            for exemplar, mask in zip(
-                loaded["exemplars"], cell_masks(backbone, loaded["source"], loaded["maps"]), strict=True
-            ):
+            masks = cell_masks(backbone, loaded["source"], loaded["maps"], bench.surgery)
+            for exemplar, mask in zip(loaded["exemplars"], masks, strict=True):
                 z = torch.where(mask.to(z.device) > 0, z, backbone.encode(exemplar, False, None))
             generator = torch.Generator().manual_seed(bench.args.seed + number)
             trials += experiment(backbone, z, generator)

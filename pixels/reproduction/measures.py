@@ -1,7 +1,9 @@
-"""Scores of exemplar edits: likeness to the exemplar, fidelity to the source, seams, realism.
+"""Scores of exemplar edits: likeness to the exemplar, fidelity to the source, seams, the transition between the two.
 
 The paper names CLIP-I and FID and leaves crop rule, networks and reference set open. Pasting the exemplar's pixels wins
-CLIP-I by construction, so likeness and seam are to be read together, with paste as the control.
+CLIP-I by construction, so likeness and seam are to be read together, with paste as the control. Where the true picture
+is known, seam, sharpness and transition are told against it, from both sides: a blur has no seam either, and is no
+success.
 """
 
 import math
@@ -45,7 +47,9 @@ def edit_scores(
         scores[Score("lpips_truth", 0.0, encoders.lpips.label).key] = lpips_distance(
             truth, edited, encoders.lpips
         ).item()
-        scores["seam_truth"] = seam(edited, [truth], full)
+        scores["seam_gap"] = seam_gap(edited, truth, full)
+        scores["sharpness"] = sharpness(edited, truth, full)
+        scores["transition_gap"] = transition_gap(edited, truth, source, exemplars[-1], full)
     return scores
 
 
@@ -111,6 +115,13 @@ def seam(picture: Tensor, real: list[Tensor], edit_map: Tensor, least_pairs: int
     return float(255 * (highest[0] - np.mean(highest[1:])))
 
 
+def seam_gap(picture: Tensor, truth: Tensor, edit_map: Tensor, least_pairs: int = 16) -> float:
+    """Mean |difference| of the border profiles of a picture and of the true one, grey levels of 255: too steep and too
+    flat both count. What the VAE alone does is its value for the true picture through the VAE."""
+    mine, true = (border_profile(image, edit_map, least_pairs) for image in (picture, truth))
+    return float(255 * np.abs(mine - true).mean()) if len(mine) else math.nan
+
+
 def border_profile(picture: Tensor, edit_map: Tensor, least_pairs: int = 16, margin: float = 4.0) -> np.ndarray:
     """Mean |difference| of neighbouring pixels across each contour of the signed distance to the border of the
     binarised map, as far as the grey zone reaches and `margin` pixels beyond, from inside to outside.
@@ -137,3 +148,43 @@ def border_profile(picture: Tensor, edit_map: Tensor, least_pairs: int = 16, mar
     contour = np.floor(place[near] + reach).astype(int)
     total, mass = np.bincount(contour, weight[near] * step[near]), np.bincount(contour, weight[near])
     return total[mass >= least_pairs] / mass[mass >= least_pairs]
+
+
+# ------------------------------------------------------------------------------------------------------- transitions
+
+
+def sharpness(picture: Tensor, truth: Tensor, edit_map: Tensor) -> float:
+    """Mean step between neighbouring pixels where the map is not white, over that of the true picture: 1 is as sharp,
+    below it blurred. NaN without such a place."""
+    place = edit_map < 1
+
+    def steps(image: Tensor) -> Tensor:
+        found = [
+            (image.diff(dim=axis).abs().mean(1, keepdim=True))[place.narrow(axis, 1, place.shape[axis] - 1)]
+            for axis in (2, 3)
+        ]
+        return torch.cat(found).mean()
+
+    return (steps(picture) / steps(truth)).item()
+
+
+def transition(
+    picture: Tensor, source: Tensor, exemplar: Tensor, edit_map: Tensor, bands: int = 8, least_pixels: int = 32
+) -> np.ndarray:
+    """How much of the exemplar is in each band of the map's greys, from black to white [bands]: 0 is the source, 1 the
+    exemplar, by least squares of picture - source on exemplar - source. NaN for a band of few pixels."""
+    band = (edit_map[0, 0] * bands).long().clamp(max=bands - 1)
+    way, gone = (exemplar - source)[0].double(), (picture - source)[0].double()
+    found = []
+    for number in range(bands):
+        place = band == number
+        length = way[:, place].square().sum()
+        known = place.sum() >= least_pixels and length > 0
+        found.append(((gone * way)[:, place].sum() / length).item() if known else math.nan)
+    return np.array(found)
+
+
+def transition_gap(picture: Tensor, truth: Tensor, source: Tensor, exemplar: Tensor, edit_map: Tensor) -> float:
+    """Mean |difference| of the transitions of a picture and of the true one over the bands that both have."""
+    gaps = np.abs(transition(picture, source, exemplar, edit_map) - transition(truth, source, exemplar, edit_map))
+    return float(np.nanmean(gaps)) if not np.isnan(gaps).all() else math.nan

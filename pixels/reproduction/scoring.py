@@ -13,7 +13,7 @@ from common import encoders
 from common.images import load_image, to_tensor
 from common.runs import measure
 from pixels import edit_map, frames, options
-from pixels.reproduction.baselines import METHODS
+from pixels.reproduction.baselines import METHODS, TRUE
 from pixels.reproduction.measures import edit_scores
 from pixels.reproduction.pairs import Pair
 from pixels.surgery import Surgery, least
@@ -49,6 +49,8 @@ class Bench:
         of_surgery = {name: changes.pop(name) for name in list(changes) if name in Surgery.__dataclass_fields__}
         surgery, generator = replace(self.surgery, **of_surgery), torch.Generator().manual_seed(self.args.seed)
         backbone = self.bind(loaded, **changes) if self.model else None  # a method may bring a model of its own
+        if method in TRUE:
+            return TRUE[method](backbone, loaded["truth"])
         return self.methods[method](backbone, loaded["source"], loaded["exemplars"], loaded["maps"], surgery, generator)
 
 

@@ -129,20 +129,21 @@ def settings(output, *flags):
 
 
 def test_settings_that_no_row_depends_on_are_not_compared(tmp_path):
-    """A feather without --composite, another model for no_prior before there are rows of it."""
-    first = vars(settings(tmp_path)) | {"feather": 8}
+    """A feather with --no-composite, another model for no_prior before there are rows of it."""
+    raw = "--no-composite"
+    first = vars(settings(tmp_path, raw)) | {"feather": 8}
     (tmp_path / "config.json").write_text(json.dumps(first))
     (tmp_path / "rows.jsonl").write_text(json.dumps({"method": "untuned", "item": "a"}) + "\n")
-    script.check_same_settings(tmp_path, settings(tmp_path))
-    script.check_same_settings(tmp_path, settings(tmp_path, "--no_prior_model", "one", "--methods", "no_prior"))
+    script.check_same_settings(tmp_path, settings(tmp_path, raw))
+    script.check_same_settings(tmp_path, settings(tmp_path, raw, "--no_prior_model", "one", "--methods", "no_prior"))
     with pytest.raises(InputError, match="another --detector_threshold"):
-        script.check_same_settings(tmp_path, settings(tmp_path, "--detector_threshold", "0.5"))
+        script.check_same_settings(tmp_path, settings(tmp_path, raw, "--detector_threshold", "0.5"))
     (tmp_path / "config.json").write_text(json.dumps({**first, "no_prior_model": "one", "composite": True}))
     (tmp_path / "rows.jsonl").write_text(json.dumps({"method": "no_prior", "item": "a"}) + "\n")
     with pytest.raises(InputError, match="another --no_prior_model"):
-        script.check_same_settings(tmp_path, settings(tmp_path, "--composite", "--no_prior_model", "two"))
+        script.check_same_settings(tmp_path, settings(tmp_path, "--no_prior_model", "two"))
     with pytest.raises(InputError, match="another --feather"):
-        script.check_same_settings(tmp_path, settings(tmp_path, "--composite", "--no_prior_model", "one"))
+        script.check_same_settings(tmp_path, settings(tmp_path, "--no_prior_model", "one"))
 
 
 def test_weights_are_told_apart_by_all_of_their_networks(tmp_path):

@@ -100,7 +100,7 @@ def test_a_killed_training_ends_in_the_same_bytes(place, tmp_path, flags):
 
 def test_cached_views_differ(monkeypatch):
     """From view to view and from photograph to photograph, and are the same when a killed training goes on."""
-    monkeypatch.setattr("image_inpaint.views.encode", lambda pipe, triples: triples)
+    monkeypatch.setattr("image_inpaint.triples.encode", lambda pipe, triples: triples)
     args = Namespace(seed=0, cache_views=3)
     first, second, again = (
         train.cached_views(None, lambda index, generator: torch.rand((), generator=generator).item(), index, args)

@@ -12,7 +12,7 @@ from common.runs import InputError, read_rows, write_json
 from common.tables import published_table
 from pixels import eval as pixels_eval
 from pixels.reproduction import realism, scoring, study
-from pixels.reproduction.baselines import METHODS
+from pixels.reproduction.baselines import METHODS, REFERENCES, TRUE
 from pixels.reproduction.figures import FIGURES
 from pixels.reproduction.overhead import added_bytes
 from tests.pixels.tiny_models import few_numbers, write_eyes
@@ -303,7 +303,7 @@ def test_print_config_shows_what_flags_resolve_to(capsys):
 
 
 def test_names_offered_are_names_known():
-    assert pixels_eval.METHOD_NAMES == tuple(METHODS)
+    assert pixels_eval.METHOD_NAMES == (*TRUE, *METHODS) and pixels_eval.METHOD_NAMES[:6] == REFERENCES
     assert set(pixels_eval.FIGURES) - {"4", "7", "10"} == set(FIGURES)
 
 

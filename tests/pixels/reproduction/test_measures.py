@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -82,7 +83,8 @@ def test_all_scores_of_one_edit(small):
     scores = measures.edit_scores(source, [exemplar], pasted, RAMP, small, truth=pasted)
     assert scores["psnr_kept"] == math.inf and scores["mse_kept"] == 0 and scores["psnr_truth"] == math.inf
     assert scores["lpips_kept (squeeze)"] == 0  # although a network near the edit would see it
-    assert scores["seam_truth"] == 0 and {"seam", "lpips_kept (squeeze)", "lpips_truth (squeeze)"} <= scores.keys()
+    assert scores["seam_gap"] == scores["transition_gap"] == 0 and scores["sharpness"] == 1
+    assert {"seam", "lpips_kept (squeeze)", "lpips_truth (squeeze)"} <= scores.keys()
     white = RAMP[0, 0] >= 1
     noisy = (source + 0.1).clamp(0, 1)
     expected = ((noisy - source)[0][:, white] ** 2).mean().item()
@@ -92,3 +94,40 @@ def test_all_scores_of_one_edit(small):
     assert changed["mse_grey"] == pytest.approx(((noisy - source)[0][:, zone] ** 2).mean().item(), rel=1e-4)
     everything = measures.edit_scores(source, [exemplar], pasted, torch.zeros(1, 1, 8, 8), small)
     assert math.isnan(everything["psnr_kept"]) and math.isnan(everything["seam"])
+
+
+# ------------------------------------------------------------------------------------------------------- transitions
+
+
+def scene(side=64):
+    """Source, exemplar, a map that runs from black on the left to white on the right, and the true blend of the two."""
+    source, exemplar = (pictures(1, side, seed) for seed in (1, 2))
+    ramp = ((torch.arange(side) - side / 4) / (side / 2)).clamp(0, 1).expand(1, 1, side, side).contiguous()
+    return source, exemplar, ramp, ramp * source + (1 - ramp) * exemplar
+
+
+def blurred(picture):
+    return torch.nn.functional.avg_pool2d(torch.nn.functional.pad(picture, (1, 1, 1, 1), mode="replicate"), 3, 1)
+
+
+def test_the_transition_is_the_blend_that_was_made_and_its_gap_moves_with_the_truth():
+    source, exemplar, ramp, truth = scene()
+    found = measures.transition(truth, source, exemplar, ramp)
+    assert np.all(np.diff(found) < 0) and found[0] > 0.9 and found[-1] < 0.1
+    assert measures.transition(source, source, exemplar, ramp) == pytest.approx(0, abs=1e-6)
+    assert measures.transition(exemplar, source, exemplar, ramp) == pytest.approx(1, abs=1e-6)
+    gaps = [measures.transition_gap(picture, truth, source, exemplar, ramp)
+            for picture in (truth, 0.5 * truth + 0.5 * source, source)]  # fmt: skip
+    assert gaps[0] == 0 < gaps[1] < gaps[2]
+    assert measures.transition_gap(source, source, source, exemplar, ramp) == 0  # the truth moved: so does the score
+
+
+def test_a_blur_loses_sharpness_and_does_not_win_the_seam():
+    source, exemplar, ramp, truth = scene()
+    hard = (ramp > 0.5).float()
+    pasted = hard * source + (1 - hard) * exemplar
+    assert measures.sharpness(truth, truth, ramp) == 1 > measures.sharpness(blurred(truth), truth, ramp)
+    gaps = [measures.seam_gap(picture, pasted, ramp) for picture in (pasted, blurred(pasted), blurred(blurred(pasted)))]
+    assert gaps[0] == 0 < gaps[1] < gaps[2]
+    assert measures.seam(blurred(pasted), [pasted], ramp) < 0  # the one-sided score takes the blur for a success
+    assert math.isnan(measures.seam_gap(truth, truth, torch.zeros_like(ramp)))
