@@ -89,14 +89,15 @@ def main(argv: list[str] | None = None) -> None:
 
     picture, fill, references = read_inputs(args) if args.image_path else benchmark_inputs()
     pipe = load(args.pretrained_model_name_or_path, args.device)
-    kind = load_weights(pipe, args.lora) if args.lora else "none"
+    kind = load_weights(pipe, args.lora) if args.lora else "untuned"
     in_precision(pipe, args.mixed_precision)
+    settings = options.sampling_of(args, kind)
     each = args.num_images_per_reference
     shown = [reference for reference in references for _ in range(each)]
     seeds = [args.seed + number for _ in references for number in range(each)]
     with measure() as cost:
         painted = paint(
-            pipe, [picture] * len(shown), [fill] * len(shown), shown, seeds, Sampling(**options.sampling_of(args)),
+            pipe, [picture] * len(shown), [fill] * len(shown), shown, seeds, Sampling(**settings),
             progress=True, composite=args.composite, feather=args.feather, context=args.context,
         )  # fmt: skip
 
@@ -119,7 +120,7 @@ def main(argv: list[str] | None = None) -> None:
         "peak_memory_mb": cost.peak_memory_mb,
     }
     write_json(folder / "metrics.json", metrics)
-    write_config(folder, args)
+    write_config(folder, args, sampling=settings)
     print(f"{len(painted)} pictures in {cost.seconds:.1f} s; see {folder / 'grid.png'}")
     if not args.lora:
         print("untuned: python -m image_inpaint.train learns a subject, and --lora takes what it wrote")

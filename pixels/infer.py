@@ -31,10 +31,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--map_white", choices=("keep", "edit"), help="what white means in the maps (released: keep, the default)")
     add("--map_kind", choices=("grey", "mask", "depth"), default="grey", help="grey: as it is; mask: black and white, "
         "to be grown, ramped and blurred; depth: the far part is black (near with --map_white edit)")  # fmt: skip
-    add("--map_grow", type=options.number(float, 0), default=0, help="of a mask: pixels")
-    add("--map_ramp", type=options.number(float, 0), default=0, help="of a mask: pixels from black to white")
-    add("--map_blur", type=options.number(float, 0), default=0, help="of a mask: deviation in pixels, last")
-    add("--map_gamma", type=options.number(float, 0.01), default=1, help="power on all greys; above 1 darkens")
+    add("--map_grow", type=options.number(float, 0, 10_000), default=0, help="of a mask: pixels")
+    add("--map_ramp", type=options.number(float, 0, 10_000), default=0, help="of a mask: pixels from black to white")
+    add("--map_blur", type=options.number(float, 0, 10_000), default=0, help="of a mask: deviation in pixels, last")
+    add("--map_gamma", type=options.number(float, 0.01, 100), default=1, help="power on all greys; above 1 darkens")
     add("--map_equalize", action="store_true", help="make all greys equally frequent first")
     add(
         "--exemplar_box",

@@ -41,8 +41,9 @@ class Subject:
 
 @dataclass(frozen=True)
 class Item:
-    """A picture with a hole [H, W] and a reference. truth: the picture with the subject drawn in; kind: of the subject,
-    one of `things` in the true picture; caption: of the subject, in words. None where nobody knows."""
+    """A picture with a hole [H, W] and a reference. truth: the picture with the subject drawn in; twin: the same thing
+    in its place without the subject's marking, right kind and colour, no identity; kind: of the subject, one of
+    `things` in the true picture; caption: of the subject, in words. None where nobody knows."""
 
     id: str
     subject: str
@@ -51,6 +52,7 @@ class Item:
     fill: Tensor
     reference: Image.Image
     truth: Image.Image | None = None
+    twin: Image.Image | None = None
     region: Tensor | None = None  # [H, W], the subject's own pixels in `truth`
     kind: str | None = None
     things: int = 1
@@ -119,14 +121,16 @@ def draw_item(subject: Subject, thing, number: int, split: str) -> Item:
             Scene((replace(wanted, **layout(rng, 1)[0]),), rng.choice(BACKGROUNDS), seed=rng.randrange(1 << 30))
         )
         reference = crop_to(shown.picture, box_of(torch.from_numpy(shown.masks[0])))
-    things = list(scene.things)
-    things.insert(index, replace(wanted, **place))
-    truth = draw(replace(scene, things=tuple(things)))
+    here = replace(wanted, **place)
+    truth, twin = (
+        draw(replace(scene, things=(*scene.things[:index], one, *scene.things[index:])))
+        for one in (here, replace(here, marking=0))
+    )
     region = torch.from_numpy(truth.masks[index])
     fill = loose_mask(box_of(region), (64, 64), rng.uniform(0.3, 0.8))
     return Item(
         f"{subject.name}/{number:02d}", subject.name, condition, draw(scene).picture, fill, reference, truth.picture,
-        region, thing.kind, len(things), thing_words(wanted),
+        twin.picture, region, thing.kind, len(scene.things) + 1, thing_words(wanted),
     )  # fmt: skip
 
 
@@ -144,11 +148,11 @@ def picturebook_subjects(split: str, count: int) -> list[Subject]:
 
 def picturebook_items(subjects: Sequence[Subject], scenes: int, split: str) -> list[Item]:
     from common.picturebook.scenes import Scene
-    from common.runs import read_json
+    from common.runs import read_object
 
     items = []
     for subject in subjects:
-        known = read_json(subject.folder.parent / "scenes.json")
+        known = read_object(subject.folder.parent / "scenes.json")
         first = next(scene for key, scene in known.items() if key.startswith(subject.name + "/"))
         thing = Scene.from_dict(first).things[0]
         items += [draw_item(subject, thing, number, split) for number in scene_numbers(scenes)]

@@ -170,10 +170,16 @@ def boxes_of_domain(
 
 
 def detected(folder: Path, stem: str) -> dict[str, list]:
-    """What all processes have found so far."""
-    lines = [line for path in sorted(folder.glob(f"{stem}_*.jsonl"))
-             for line in path.read_bytes().rpartition(b"\n")[0].splitlines()]  # fmt: skip
-    return {name: boxes for line in lines for name, boxes in json.loads(line).items()}
+    """What all processes have found so far. Raises InputError for a file that is not of this kind."""
+    found: dict[str, list] = {}
+    for path in sorted(folder.glob(f"{stem}_*.jsonl")):
+        for number, line in enumerate(path.read_bytes().rpartition(b"\n")[0].splitlines(), start=1):
+            try:
+                entries = json.loads(line).items()
+                found |= {name: [list(map(int, box)) for box in boxes] for name, boxes in entries}
+            except (ValueError, TypeError, AttributeError, OverflowError):
+                raise InputError(f"{path}, line {number}: no boxes; delete the file to detect anew") from None
+    return found
 
 
 def centre(picture: Image.Image) -> Box:

@@ -56,10 +56,15 @@ class Bench:
 
 def load_pair(pair: Pair, size: tuple[int, int]) -> dict[str, Any]:
     """A pair in the frame: source [1,3,H,W], exemplars, maps (white = keep), truth or None; and its prompt."""
+    source = load_image(pair.source)
+    maps = [edit_map.read(path, pair.white) for path in pair.edit_maps]
+    if not pair.any_map:
+        for path, read in zip(pair.edit_maps, maps, strict=True):
+            frames.check_alignment(source.size[::-1], read.shape[-2:], str(path))
     return {
-        "source": frames.frame_tensor(load_image(pair.source), size, "squash"),
+        "source": frames.frame_tensor(source, size, "squash"),
         "exemplars": [frames.frame_tensor(load_image(path), size, "squash") for path in pair.exemplars],
-        "maps": [edit_map.read(path, pair.white) for path in pair.edit_maps],
+        "maps": maps,
         "prompt": pair.prompt,
         "truth": pair.truth and frames.frame_tensor(load_image(pair.truth), size, "squash"),
     }
