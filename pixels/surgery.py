@@ -104,7 +104,8 @@ def edit(
     generator: Generators = None,
     trace: list[Trace] | None = None,
 ) -> Edit:
-    """Edit source [B, 3, H, W] in [0, 1] after K exemplars of the same shape, under K maps [1 or B, 1, any size].
+    """Edit source [B, 3, H, W] in [0, 1] after K exemplars of the same shape, under K maps [1 or B, 1, any size]
+    (l. 1-3; 2: l. 1-3).
 
     All K enter in one pass. Where several maps are black, the last exemplar wins; each cell keeps the source while
     the least of its maps is above the threshold: K exemplars are one composite under the minimum of the maps.
@@ -113,11 +114,11 @@ def edit(
     order: per exemplar its VAE sample and its noise, then the source's, then whatever the scheduler draws.
     trace: filled with one Trace per step. Raises InputError for shapes that do not fit.
     """
-    patient = prepare(backbone, source, exemplars, edit_maps, surgery, generator)  # l. 4-8
-    z = loop(backbone, patient, surgery, generator, trace)  # l. 9-17
+    patient = prepare(backbone, source, exemplars, edit_maps, surgery, generator)  # l. 4-8; 2: l. 4-11
+    z = loop(backbone, patient, surgery, generator, trace)  # l. 9-17; 2: l. 12-22
     if surgery.composite == "latent":
         z = torch.where(least(patient.mus) > patient.tau[-1], patient.z_source, z)
-    edited = backbone.decode(z)  # l. 18
+    edited = backbone.decode(z)  # l. 18-20; 2: l. 23-25
     if surgery.composite == "pixel":
         last = patient.tau[-1]
         full = least([to_latent_grid(edit_map, source.shape[-2:]) for edit_map in patient.maps])
@@ -156,7 +157,7 @@ def prepare(
     for exemplar in exemplars:
         z_exemplars.append(ldm_encode(exemplar))  # l. 5; 2: l. 5-6
         exemplar_noises.append(new_noise(z_exemplars[-1].dtype))
-    z_source = ldm_encode(source)  # l. 4
+    z_source = ldm_encode(source)  # l. 4; 2: l. 4
     noise = new_noise(z_source.dtype)
     if surgery.noise == "shared":
         exemplar_noises = [noise] * len(exemplars)
@@ -172,7 +173,7 @@ def prepare(
             *size,
             least(mus).min(),
         )
-    levels = noise_levels(backbone.scheduler, timesteps, z_source)  # of l. 7, 8 and 13
+    levels = noise_levels(backbone.scheduler, timesteps, z_source)  # of l. 7-8 and l. 13
     return Patient(z_source, z_exemplars, noise, exemplar_noises, maps, mus, tau, timesteps, *levels)
 
 
@@ -184,10 +185,11 @@ def loop(
     z_source, noise, tau = patient.z_source, patient.noise, patient.tau
     signal, sigma, mu = patient.signal, patient.sigma, least(patient.mus)
     step = stepper(backbone.scheduler, generator)
+    # l. 12 and 17; 2: l. 16 and 22
     for i, t in enumerate(tqdm(patient.timesteps, "surgery", leave=False, disable=None)):
         if surgery.noise == "fresh" and i > 0:
             noise = randn_tensor(z_source.shape, generator, z_source.device, z_source.dtype)
-        z_source_t = signal[i] * z_source + sigma[i] * noise  # l. 7, l. 13
+        z_source_t = signal[i] * z_source + sigma[i] * noise  # l. 7, l. 13; 2: l. 9, 2: l. 17
         if i == 0:
             z = z_source_t
             for z_exemplar, exemplar_noise, mu_k in zip(
@@ -200,8 +202,8 @@ def loop(
             if trace is not None:
                 trace.append(Trace(float(t), z_source_t, z, keep))
             z = torch.where(keep, z_source_t, z)  # l. 15; 2: l. 20
-        output = backbone.predict(z, t)  # l. 11, l. 16: the network under guidance, then the scheduler
-        z = step(output, t, z)
+        output = backbone.predict(z, t)  # l. 11, l. 16; 2: l. 15, 2: l. 21: the network under guidance, …
+        z = step(output, t, z)  # … and the scheduler's step
     return z
 
 

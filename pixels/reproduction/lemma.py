@@ -37,12 +37,12 @@ def chi_square_tail(k: int, p: float) -> float:
 
 
 def paper_bound(sigma: float, score_bound: float, k: int, p: float) -> float:
-    """Eq. 1. score_bound: B, the supremum of |s|^2."""
+    """Eq. 1 and 10. score_bound: B, the supremum of |s|^2."""
     return sigma**4 * score_bound + sigma**2 * chi_square_tail(k, p)
 
 
 def corrected_bound(sigma: float, score_bound: float, k: int, p: float) -> float:
-    """The same with a valid inequality for the square of a sum."""
+    """The same with a valid inequality for the square of a sum: Eq. 6 to 8 bound its two terms."""
     return (sigma**2 * math.sqrt(score_bound) + sigma * math.sqrt(chi_square_tail(k, p))) ** 2
 
 
@@ -64,7 +64,7 @@ class Trial:
 def experiment(backbone: Backbone, latents: Tensor, generator: torch.Generator) -> list[Trial]:
     """Noise the surgical latents [B, 4, h, w] to the backbone's first timestep, and run the reverse VE-SDE to 0.
 
-    No source is put back and no solver is used but the ancestral Euler step, for that is what the lemma speaks of:
+    No source is put back and no solver is used but the ancestral Euler step of Eq. 3, of which the lemma speaks:
     x_next = x + (sigma^2 - sigma_next^2) s + sqrt(sigma^2 - sigma_next^2) n. One Trial per latent.
     """
     timesteps = backbone.start()

@@ -54,7 +54,7 @@ def test_every_file_is_there_and_compositing_keeps_the_background(model, tmp_pat
     metrics = run(model, tmp_path, "--no-composite")
     names = {"source.png", "hole.png", "inpainted.png", "grid.png", "config.json", "metrics.json"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == names
-    assert metrics["psnr_kept"][0] < 60 and metrics["weights"] == "none"
+    assert metrics["psnr_kept"][0] < 60 and metrics["weights"] == "untuned"
     metrics = run(model, tmp_path, "--feather", "3")
     assert metrics["psnr_kept"] == [float("inf")]
     source, made = (np.asarray(Image.open(tmp_path / "out" / f"{name}.png")) for name in ("source", "inpainted"))
