@@ -39,7 +39,9 @@ ui.stage.addEventListener("pointermove", event => {
   if (held !== null) draw();
 });
 for (const end of ["pointerup", "pointercancel"]) ui.stage.addEventListener(end, event => {
-  if (event.pointerId === held) held = stroke = null;
+  if (event.pointerId !== held) return;
+  held = stroke = null;
+  draw();
 });
 
 function nudge(slider, by) { slider.value = Number(slider.value) + by; slider.dispatchEvent(new Event("input")); }
@@ -101,7 +103,7 @@ ui.photo.src = data.photo;
 if (data.exemplar) { ui.exemplar.src = data.exemplar[0]; ui.exemplar.onload = draw; }
 else document.querySelectorAll(".needs-exemplar").forEach(part => { part.hidden = true; });
 if (isMap) for (const name of Object.keys(data.taus)) ui.threshold.add(new Option(name, name, false, name === data.threshold));
-else pick("show", "map");
+else pick("show", "over");
 ui.stage.style.aspectRatio = `${data.picture[1]} / ${data.picture[0]}`;
 ui.stage.style.maxWidth = `calc(78vh * ${data.picture[1] / data.picture[0]})`;
 ui.save.textContent = isMap ? "save map.png" : "save mask.png";

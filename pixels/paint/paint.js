@@ -94,7 +94,7 @@ function distances(values) {
 /** What is saved: the painted map, and its dark part grown and ramped as edit_map.from_mask does. */
 function current() {
   const grow = Number(ui.grow.value), ramp = isMap ? Number(ui.ramp.value) : 0;
-  if (!grow && !ramp) return painted;
+  if (!grow && !ramp || held !== null) return painted;  // under a stroke, which must not wait, as it is painted
   const away = distances(painted), result = painted.slice();
   for (let i = 0; i < result.length; i++) {
     const grey = ramp ? Math.min(Math.max((away[i] - grow) / ramp, 0), 1) : Number(away[i] > grow);
@@ -165,13 +165,13 @@ function drawNow() {
   asked = false;
   const values = current(), mu = onGrid(values), levels = taus(), found = counted(mu, levels);
   ui.shown = { values, found };
-  const show = chosen("show"), canvas = ui.view, fine = show === "map" || !isMap;
+  const show = chosen("show"), canvas = ui.view, fine = show === "map" || show === "over";
   [canvas.width, canvas.height] = fine ? [width, height] : [columns, rows];
   const pen = canvas.getContext("2d"), image = pen.createImageData(canvas.width, canvas.height);
   const pixels = new Uint32Array(image.data.buffer), first = fround(levels[0]);
   const packed = ([r, g, b, a]) => (a << 24 | b << 16 | g << 8 | r) >>> 0;
-  if (show === "map") values.forEach((grey, i) => { pixels[i] = packed([1, 1, 1, 0].map(k => k ? shade(grey) : 255)); });
-  else if (!isMap) values.forEach((grey, i) => { pixels[i] = grey < 128 && show !== "photo" ? packed([255, 26, 153, 150]) : 0; });
+  if (show === "map") values.forEach((grey, i) => { pixels[i] = shade(grey) * 0x10101 + 0xff000000; });
+  else if (show === "over") values.forEach((grey, i) => { pixels[i] = grey < 128 ? 0x96991aff : 0; });
   else if (show === "when") mu.forEach((value, i) => {
     pixels[i] = packed(colour(injections(value, levels), value <= first, levels.length));
   });
