@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from common.flags import is_picturebook_folder, number
+from common.flags import check_writable, is_picturebook_folder, number
 from common.runs import InputError
 
 THRESHOLD_NAMES = ("linear", "quadratic", "cubic", "log", "sigmoid")  # keys of edit_map.THRESHOLDS
@@ -126,8 +126,8 @@ def parse(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.N
         raise InputError("--strength 0 leaves no step to run; the least useful one is 1 / --num_inference_steps")
     if args.black_point == 1:
         raise InputError("--black_point 1 makes every map black; give less than 1")
-    if Path(args.output_dir).exists() and not Path(args.output_dir).is_dir():
-        raise InputError(f"--output_dir {args.output_dir} is a file; give a folder")
+    if not args.print_config:
+        check_writable(Path(args.output_dir))
     return args
 
 

@@ -189,7 +189,7 @@ def loop(
     for i, t in enumerate(tqdm(patient.timesteps, "surgery", leave=False, disable=None)):
         if surgery.noise == "fresh" and i > 0:
             noise = randn_tensor(z_source.shape, generator, z_source.device, z_source.dtype)
-        z_source_t = signal[i] * z_source + sigma[i] * noise  # l. 7, l. 13; 2: l. 9, 2: l. 17
+        z_source_t = signal[i] * z_source + sigma[i] * noise  # l. 7, l. 13; 2: l. 9, 17
         if i == 0:
             z = z_source_t
             for z_exemplar, exemplar_noise, mu_k in zip(
@@ -202,7 +202,7 @@ def loop(
             if trace is not None:
                 trace.append(Trace(float(t), z_source_t, z, keep))
             z = torch.where(keep, z_source_t, z)  # l. 15; 2: l. 20
-        output = backbone.predict(z, t)  # l. 11, l. 16; 2: l. 15, 2: l. 21: the network under guidance, …
+        output = backbone.predict(z, t)  # l. 11, l. 16; 2: l. 15, 21: the network under guidance, …
         z = step(output, t, z)  # … and the scheduler's step
     return z
 

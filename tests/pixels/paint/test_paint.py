@@ -176,7 +176,7 @@ def test_the_exemplar_is_dragged_and_scaled_within_the_frame(browser, tiny_folde
     left, top, right, bottom = box
     assert left == pytest.approx(0.2, abs=0.02) and top == pytest.approx(0.3, abs=0.02)
     assert (right - left) * 96 / ((bottom - top) * 64) == pytest.approx(40 / 80, rel=0.02)  # its own proportions
-    browser.drag("#stage", (0.1, 0.1), (3, 3))
+    browser.drag("#stage", (0.05, 0.05), (0.97, 0.97))
     browser.js(SETTLED)
     words = browser.js("return document.getElementById('command').value").split()
     assert max(float(word) for word in words[words.index("--exemplar_box") + 1 :][:4]) <= 1
