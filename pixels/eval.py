@@ -30,8 +30,9 @@ from pixels import options
 METHOD_NAMES = ("truth", "truth_vae", "nothing", "paste", "alpha", "poisson", "latent_paste", "perturbed",
                 "noise_scaling", "pixels", "pixels_quadratic", "pixels_cubic", "pixels_log", "pixels_sigmoid")
 OF_TRUTH = METHOD_NAMES[:2]
+DRAWN = ("picturebook", "compositions")  # data sets that need no folder
 TABLES = ("1a", "1b", "overhead")
-FIGURES = ("2", "3", "4", "5", "6", "7", "8", "10")
+FIGURES = ("2", "3", "4", "5", "6", "7", "8", "10", "gradient")
 # What may change from run to run in one folder; --full has the quick subset's items among its own.
 FREE = set(
     "full methods limit table figure shard device output_dir print_config user_study answers overhead lemma "
@@ -53,7 +54,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--user_study", action="store_true", help="write the blinded page for Table 1b from the pictures at hand")
     add("--answers", nargs="+", metavar="JSON", help="average the ranks of these answer files, and stop")
     add(
-        "--dataset", default="picturebook", help="a folder with pairs.json or triples, or picturebook: the quick subset"
+        "--dataset", default="picturebook", help="a folder with pairs.json or triples; picturebook: the quick subset; "
+        "compositions: the picturebook's halves of scenes"
     )
     add("--split", choices=("test", "validation"), default="test", help="of the picturebook; tune on validation only")
     add("--full", action="store_true", help="all items of the picturebook's benchmark, not the quick subset")
@@ -79,9 +81,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         args.metric_encoders = "picturebook" if on_picturebook else "paper"
     if args.maps and not Path(args.maps).is_dir():
         raise InputError(f"--maps {args.maps} is no folder; give one with pictures of maps")
-    if args.pairs and args.dataset == "picturebook":
+    if args.pairs and args.dataset in DRAWN:
         raise InputError("--pairs writes to --dataset: name a folder there")
-    if not args.pairs and args.dataset != "picturebook" and not Path(args.dataset).is_dir():
+    if not args.pairs and args.dataset not in DRAWN and not Path(args.dataset).is_dir():
         raise InputError(f"--dataset {args.dataset} is no folder; give one with pairs.json, or see --pairs")
     args.methods = list(dict.fromkeys(args.methods or default_methods(args)))
     return args
@@ -94,10 +96,12 @@ def default_methods(args: argparse.Namespace) -> list[str]:
 
 
 def find_pairs(args: argparse.Namespace) -> list:
-    from pixels.reproduction.pairs import picturebook_pairs, read_pairs
+    from pixels.reproduction.pairs import composition_pairs, picturebook_pairs, read_pairs
 
     if args.dataset == "picturebook":
         return picturebook_pairs(args.split, args.full, args.limit)
+    if args.dataset == "compositions":
+        return composition_pairs(args.split, args.limit)
     return read_pairs(args.dataset, args.map_white, args.limit)
 
 
@@ -223,7 +227,7 @@ def report(bench, pairs: list) -> None:
 
         print(threshold_areas(bench), threshold_changes(rows), sep="\n\n", end="\n\n")
     if args.table:
-        dataset = "picturebook" if args.dataset == "picturebook" else Path(args.dataset).name
+        dataset = Path(args.dataset).name
         measured_on = f"measured: {dataset}, {Path(args.metric_encoders).name} encoders"
         print(tables.beside_published(args.table, {measured_on: summary}), end="\n\n")
     if args.user_study:

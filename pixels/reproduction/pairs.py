@@ -46,16 +46,24 @@ def picturebook_pairs(split: str = "test", full: bool = False, limit: int | None
     return benchmark_pairs(ensure_pie_bench(split=split, quick=not full), limit)
 
 
+def composition_pairs(split: str = "test", limit: int | None = None) -> list[Pair]:
+    """The picturebook's compositions: one half of a scene is to become that of an exemplar in another light, palette,
+    place and size, under a wide ramp; nothing that the two hold can be pasted or blended into the true picture."""
+    from common.picturebook.benchmarks import ensure_compositions
+
+    return benchmark_pairs(ensure_compositions(split), limit)
+
+
 def benchmark_pairs(folder: Path, limit: int | None = None) -> list[Pair]:
     """The items of a PIE-Bench folder that have exemplar and edit map (white = edit), changes of style left out."""
     pairs = []
     for item in read_pie_bench(folder, border=0):
-        kind = item.extras.get("edit", {}).get("kind", "")
+        kind = "composition" if "composition" in item.extras else item.extras.get("edit", {}).get("kind", "")
         if kind == "style" or not {"exemplar_path", "edit_map_path"} <= item.extras.keys():
             continue
         exemplar, edit_map = (folder / item.extras[name] for name in ("exemplar_path", "edit_map_path"))
         truth = folder / item.extras["truth_path"] if "truth_path" in item.extras else None
-        drawn = item if "edit" in item.extras else None
+        drawn = item if {"edit", "composition"} & item.extras.keys() else None
         pairs.append(
             Pair(item.id, item.image_path, (exemplar,), (edit_map,), "edit", item.target_prompt, truth, kind, drawn)
         )

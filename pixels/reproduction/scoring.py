@@ -70,6 +70,11 @@ def load_pair(pair: Pair, size: tuple[int, int]) -> dict[str, Any]:
     }
 
 
+def full_map(loaded: dict[str, Any], size: tuple[int, int]) -> torch.Tensor:
+    """The least of a pair's maps over the frame [1, 1, *size]."""
+    return least([F.interpolate(m, size, mode="bilinear") for m in loaded["maps"]])
+
+
 @dataclass(frozen=True)
 class Eyes:
     """clip and lpips for scores of single pictures; fid: embedders for the Frechet distance."""
@@ -100,16 +105,27 @@ def run_item(bench: Bench, pair: Pair, method: str) -> tuple[dict, dict]:
     pictures = {"source": frames.to_picture(loaded["source"]), "edited": frames.to_picture(edited)}
     for number, exemplar in enumerate(loaded["exemplars"], start=1):
         pictures[f"exemplar_{number}"] = frames.to_picture(exemplar)
-    grey = least([F.interpolate(m, bench.size, mode="bilinear") for m in loaded["maps"]])
+    grey = full_map(loaded, bench.size)
     pictures["map"] = frames.to_picture(grey.expand(-1, 3, -1, -1))
     seen = {name: to_tensor(pictures[name]) for name in ("source", "edited")}  # scores see what the files hold
     metrics = edit_scores(seen["source"], loaded["exemplars"], seen["edited"], grey, bench.eyes, loaded["truth"])
     if pair.item is not None and bench.size == pair.item.mask_size:  # a picturebook item at its own size
-        from common.picturebook.benchmarks import edit_success
-
-        metrics = {"edit_success (picturebook)": float(edit_success(pair.item, seen["edited"])), **metrics}
+        metrics = {**seen_by_classifier(pair.item, seen["edited"]), **metrics}
     row = {
         "paper": "pixels", "method": method, "item": pair.id, "kind": pair.kind, "seed": bench.args.seed,
         "metrics": metrics, "seconds": cost.seconds, "peak_memory_mb": cost.peak_memory_mb,
     }  # fmt: skip
     return row, pictures
+
+
+def seen_by_classifier(item, edited: torch.Tensor) -> dict[str, float]:
+    """What the picturebook's classifier, which no generator ever saw, says of an item's edit [1, 3, H, W]: whether the
+    change asked for is there, or which halves of a composition are recognised."""
+    from common.picturebook.benchmarks import edit_success
+    from common.picturebook.compositions import Composition, halves_seen
+
+    if "composition" not in item.extras:
+        return {"edit_success (picturebook)": float(edit_success(item, edited))}
+    seen = halves_seen(Composition.from_dict(item.extras["composition"]), edited)
+    halves = {f"{name}_half_seen (picturebook)": float(value) for name, value in seen.items()}
+    return {"edit_success (picturebook)": float(all(seen.values())), **halves}

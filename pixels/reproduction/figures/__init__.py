@@ -5,5 +5,6 @@ from pixels.reproduction.figures.figure_3 import figure_3
 from pixels.reproduction.figures.figure_5 import figure_5
 from pixels.reproduction.figures.figure_6 import figure_6
 from pixels.reproduction.figures.figure_8 import figure_8
+from pixels.reproduction.figures.gradient import gradient
 
-FIGURES = {"2": figure_2, "3": figure_3, "5": figure_5, "6": figure_6, "8": figure_8}
+FIGURES = {"2": figure_2, "3": figure_3, "5": figure_5, "6": figure_6, "8": figure_8, "gradient": gradient}

@@ -1,6 +1,5 @@
 """Figure 2: transition artifacts of the naive solution beside the method."""
 
-import torch.nn.functional as F
 from tqdm import tqdm
 
 from common.tables import text_table
@@ -8,8 +7,7 @@ from pixels.frames import to_picture
 from pixels.reproduction.figures.sheet import finish, inputs
 from pixels.reproduction.measures import seam
 from pixels.reproduction.pairs import Pair
-from pixels.reproduction.scoring import Bench, load_pair
-from pixels.surgery import least
+from pixels.reproduction.scoring import Bench, full_map, load_pair
 
 METHODS = ["paste", "latent_paste", "perturbed", "pixels"]
 
@@ -20,7 +18,7 @@ def figure_2(bench: Bench, pairs: list[Pair]) -> None:
     for pair in tqdm(pairs[:6], "figure 2", disable=None):
         loaded = load_pair(pair, bench.size)
         edits = {method: bench.edit(method, loaded).cpu() for method in METHODS}
-        full = least([F.interpolate(m, bench.size, mode="bilinear") for m in loaded["maps"]])
+        full = full_map(loaded, bench.size)
         real = [loaded["source"], *loaded["exemplars"]]
         numbers.append({"item": pair.id, **{method: seam(edits[method], real, full) for method in METHODS}})
         sheet.append([*inputs(loaded, bench.size), *(to_picture(edits[method]) for method in METHODS)])

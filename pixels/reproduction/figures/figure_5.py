@@ -14,7 +14,7 @@ TEXT_GUIDANCE = 7.5  # at least so much where there is a prompt: without guidanc
 
 def figure_5(bench: Bench, pairs: list[Pair]) -> None:
     """Rows: pairs; columns: prompts, --prompts or the defaults."""
-    on_picturebook = bench.args.dataset == "picturebook"
+    on_picturebook = bench.args.dataset in ("picturebook", "compositions")
     prompts = bench.args.prompts or (PICTUREBOOK_PROMPTS if on_picturebook else PAPER_PROMPTS)
     guidance = max(bench.sampling.guidance_scale, TEXT_GUIDANCE)
     sheet = []

@@ -2,14 +2,12 @@
 
 from typing import Any
 
-import torch.nn.functional as F
 from PIL import Image
 
 from common.images import grid, save_png
 from common.runs import write_json
 from pixels.frames import to_picture
-from pixels.reproduction.scoring import Bench
-from pixels.surgery import least
+from pixels.reproduction.scoring import Bench, full_map
 
 
 def finish(bench: Bench, name: str, sheet: list, rows: list[str], columns: list[str], numbers: Any) -> None:
@@ -21,5 +19,5 @@ def finish(bench: Bench, name: str, sheet: list, rows: list[str], columns: list[
 
 def inputs(loaded: dict[str, Any], size: tuple[int, int]) -> list[Image.Image]:
     """Source, first exemplar and map as pictures."""
-    full = least([F.interpolate(m, size, mode="bilinear") for m in loaded["maps"]])
+    full = full_map(loaded, size)
     return [to_picture(loaded["source"]), to_picture(loaded["exemplars"][0]), to_picture(full.expand(-1, 3, -1, -1))]
