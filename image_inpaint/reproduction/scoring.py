@@ -23,6 +23,7 @@ from image_inpaint.masks import box_of
 SQUARE = 224  # crops are squashed to this before CLIP, whose own processor would cut a long crop's ends off
 COLOURS = 500  # of thing and of background, that pixels of the hole are told apart by
 ANCHORS = 6  # scenes of a subject that its scale of likeness is measured on
+LEAST_SCALE = 0.1  # of DINO, from the twin to the truth: an encoder that tells them no further apart tells no identity
 PAPER = {"clip": "openai/clip-vit-base-patch32", "dino": "facebook/dino-vits16", "lpips": "alex"}
 
 
@@ -66,14 +67,14 @@ def likeness(item: Item, subject: Subject, made: Image.Image, eyes: Eyes) -> flo
 
 def anchors(subject: Subject, items: Sequence[Item], eyes: Eyes) -> tuple[float, float] | None:
     """A subject's scale of likeness: the mean of its twin without marking and of the true picture, over its first
-    items. None where nobody knows."""
+    items. None where nobody knows, or the two are too near each other."""
     own = [item for item in items if item.subject == subject.name][:ANCHORS]
     if not own or any(item.twin is None for item in own):
         return None
     low, high = (
         sum(likeness(item, subject, getattr(item, name), eyes) for item in own) / len(own) for name in ("twin", "truth")
     )
-    return low, high
+    return (low, high) if high - low >= LEAST_SCALE else None
 
 
 def item_scores(
@@ -90,7 +91,7 @@ def item_scores(
         "psnr_kept": psnr(source, picture, 1 - fill).item(),
         "rim": 255 * (step_across(picture, fill) - step_across(source, fill)),
     }  # fmt: skip
-    if scale is not None and scale[1] != scale[0]:
+    if scale is not None:
         found[Score("identity", 0, eyes.dino.label).key] = (like - scale[0]) / (scale[1] - scale[0])
     if item.condition != CONDITIONS[0]:
         found[Score("DINO", 0, eyes.dino.label, "unseen").key] = like

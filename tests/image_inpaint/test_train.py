@@ -241,7 +241,7 @@ WRONG = [
     (["--resolution", "68"], "no multiple of 8"),
     (["--condition_dropout", "1.5"], "from 0 to 1"),
     (["--learning_rate", "nan"], "not a number"),
-    (["--learning_rate", "1e30"], "lower --learning_rate"),
+    (["--learning_rate", "1e30"], "from 0 to"),
     (["--validation_prompt", "a cat"], "no prompts here"),
     (["--train_data_dir", "EMPTY"], "unknown argument --train_data_dir"),
     (["--stage", "pretrain"], "unknown argument --instance_data_dir"),

@@ -1,5 +1,5 @@
-"""From one scene to another along a ramp, at several strengths: no figure of the paper, but what its Sec. "Local Strength
-Control" says (summer to winter), in pictures. `--dataset compositions` has a true picture for it."""
+"""From one scene to another along a ramp, at several strengths: no figure of the paper, but what its section on local
+strength says (summer to winter), in pictures. `--dataset compositions` has a true picture for it."""
 
 from tqdm import tqdm
 

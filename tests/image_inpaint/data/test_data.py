@@ -279,7 +279,7 @@ def test_the_true_picture_wins_every_score_and_neither_the_empty_scene_nor_the_t
         assert ("DINO/unseen (picturebook)" in truth) == (item.condition != "as photographed")
 
     def mean(name, key):
-        return np.mean([one[key] for one in found[name]])
+        return np.mean([one[key] for one in found[name] if key in one])
 
     for name, gap in (("DINO/region", 0.2), ("CLIP-I/region", 0.05), ("thing_seen", 0.5)):
         key = f"{name} (picturebook)"
