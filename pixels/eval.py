@@ -233,7 +233,8 @@ def report(bench, pairs: list) -> None:
     if args.user_study:
         from pixels.reproduction.study import write_study
 
-        print(f"open {write_study(output, pairs, methods, args.seed)}")
+        ranked = [method for method in methods if method not in METHOD_NAMES[:6] or method == "paste"]
+        print(f"open {write_study(output, pairs, ranked, args.seed)}")
     print(f"{len(rows)} rows; everything in {output}, pictures in {output / 'grid.png'}")
 
 
