@@ -109,7 +109,7 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     """What the flags resolve to, as far as it is known before the model is loaded."""
     kind = options.kind_of(args.pretrained_model_name_or_path)
     sampling = asdict(options.sampling_of(args, kind))
-    return {"kind": kind, "sampling": sampling, "surgery": options.surgery_of(args, kind)}
+    return {"kind": kind, "sampling": sampling, "surgery": options.surgery_of(args)}
 
 
 def check_same_settings(output: Path, args: argparse.Namespace) -> None:
@@ -164,7 +164,7 @@ def main(argv: list[str] | None = None) -> None:
     options.announce(kind, sampling)
     options.check_steps(model, sampling)
     eyes = load_eyes(args.metric_encoders, args.device)
-    bench = Bench(args, model, size, sampling, Surgery(**options.surgery_of(args, kind)), eyes, output)
+    bench = Bench(args, model, size, sampling, Surgery(**options.surgery_of(args)), eyes, output)
     write_config(output, args, sampling=asdict(sampling), surgery=asdict(bench.surgery))
     if args.overhead or args.lemma or (args.figure and args.figure not in ("4", "7", "10")):
         from pixels.reproduction.figures import FIGURES

@@ -141,7 +141,7 @@ def run(args: argparse.Namespace) -> tuple[dict, dict, dict]:
     image = load_image(args.image_path)
     photographs = [load_image(path) for path in args.exemplar_path]
     model, kind, size = options.load(args)
-    sampling, surgery = options.sampling_of(args, kind), Surgery(**options.surgery_of(args, kind))
+    sampling, surgery = options.sampling_of(args, kind), Surgery(**options.surgery_of(args))
     options.announce(kind, sampling)
     source = frames.frame_tensor(image, size, args.fit)
     boxes = args.exemplar_box or [None] * len(photographs)
@@ -186,7 +186,7 @@ def main(argv: list[str] | None = None) -> None:
     kind = options.kind_of(args.pretrained_model_name_or_path)
     if args.print_config:
         sampling = asdict(options.sampling_of(args, kind))
-        resolved = {"kind": kind, "sampling": sampling, "surgery": options.surgery_of(args, kind)}
+        resolved = {"kind": kind, "sampling": sampling, "surgery": options.surgery_of(args)}
         print(json.dumps({**vars(args), **resolved}, indent=2))
         return
     from common.images import save_png

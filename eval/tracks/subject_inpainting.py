@@ -37,7 +37,7 @@ METHODS = {
     "lora": own.METHODS["lora"].title,
 }
 COLUMNS = [
-    "identity", "thing_seen", "lpips_thing", "psnr_thing", "filled_excess", "DINO/region", "DINO/unseen",
+    "likeness", "thing_seen", "lpips_thing", "psnr_thing", "filled_excess", "DINO/region", "DINO/unseen",
     "CLIP-I/region", "rim", "psnr_kept", "training_seconds", "file_mb", "seconds", "peak_memory_mb",
 ]  # fmt: skip
 NOTES = [
@@ -122,6 +122,7 @@ def run(args: argparse.Namespace) -> Track | None:
         "reference picture, the others are told words; LoRA and the whole model were tuned on the photographs first "
         "(Image Guided Inpainting with Parameter Efficient Learning, 2023).",
         methods=methods,
+        references=tuple(name for name in own.REFERENCES if name in methods),
         columns=COLUMNS,
         runs=[Run("this run", rows, config), *earlier_results(NAME, config)],
         items=[shown(item, output, rows, methods) for item in items],

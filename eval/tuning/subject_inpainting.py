@@ -23,7 +23,7 @@ TRIALS = {
     "full": [(["--guidance_scale=5"], f"--learning_rate {rate} --max_train_steps {steps}")
              for rate, steps in ((2e-4, 200), (1e-4, 200), (4e-4, 200), (2e-4, 400))],
 }  # fmt: skip
-SHOWN = ("identity", "psnr_thing", "lpips_thing", "DINO/region", "CLIP-I/region", "thing_seen", "filled_excess",
+SHOWN = ("likeness", "psnr_thing", "lpips_thing", "DINO/region", "CLIP-I/region", "thing_seen", "filled_excess",
          "seconds")  # fmt: skip
 
 

@@ -92,7 +92,7 @@ def item_scores(
         "rim": 255 * (step_across(picture, fill) - step_across(source, fill)),
     }  # fmt: skip
     if scale is not None:
-        found[Score("identity", 0, eyes.dino.label).key] = (like - scale[0]) / (scale[1] - scale[0])
+        found[Score("likeness", 0, eyes.dino.label).key] = (like - scale[0]) / (scale[1] - scale[0])
     if item.condition != CONDITIONS[0]:
         found[Score("DINO", 0, eyes.dino.label, "unseen").key] = like
     if item.truth is not None:

@@ -48,7 +48,7 @@ def plan(args: argparse.Namespace) -> dict:
     if kind is None:
         raise InputError(f"{args.pretrained_model_name_or_path} is not known here; give a folder, or one of "
                          + ", ".join(options.KNOWN_IDS))  # fmt: skip
-    sampling, surgery = options.sampling_of(args, kind), options.surgery_of(args, kind)
+    sampling, surgery = options.sampling_of(args, kind), options.surgery_of(args)
     native, factor = frame_of(args.pretrained_model_name_or_path, kind)
     size = (args.height or native, args.width or native)
     strength = 1.0 if sampling.strength is None else sampling.strength

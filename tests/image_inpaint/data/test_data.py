@@ -194,13 +194,14 @@ def test_how_many_subjects_and_scenes_so_many_items_are(items, expected):
 
 
 def test_few_scenes_have_all_conditions_and_more_items_only_add():
-    cat = Namespace(kind="cat")
+    from common.picturebook.subjects import condition_of
+
     for count, wanted in ((4, 1), (8, 2), (12, 3), (16, 4)):
-        conditions = [benchmark.condition_of(number, cat) for number in benchmark.scene_numbers(count)]
+        conditions = [condition_of(number, "cat") for number in benchmark.scene_numbers(count)]
         assert all(conditions.count(condition) == wanted for condition in benchmark.CONDITIONS)
     for start in (0, 8):  # each condition once alone, once beside another thing
         eight = benchmark.scene_numbers(16)[start : start + 8]
-        assert len({(benchmark.condition_of(number, cat), number % 2) for number in eight}) == 8
+        assert len({(condition_of(number, "cat"), number % 2) for number in eight}) == 8
     assert benchmark.scene_numbers(6) == [0, 3, 4, 7, 1, 2]
     assert sorted(benchmark.scene_numbers(20)) == list(range(20)) and len(benchmark.scene_numbers(30)) == 30
     before: set = set()
@@ -284,7 +285,7 @@ def test_the_true_picture_wins_every_score_and_neither_the_empty_scene_nor_the_t
     for name, gap in (("DINO/region", 0.2), ("CLIP-I/region", 0.05), ("thing_seen", 0.5)):
         key = f"{name} (picturebook)"
         assert mean("truth", key) > mean("source", key) + gap
-    identity = "identity (picturebook)"
+    identity = "likeness (picturebook)"
     assert mean("truth", identity) == pytest.approx(1) and mean("twin", identity) == pytest.approx(0, abs=1e-6)
     assert mean("source", identity) < 0  # nothing there is further from the subject than its twin
     key = "lpips_thing (picturebook)"
