@@ -18,6 +18,7 @@ from common.encoders import Clip
 from common.metrics import Score, lpips_distance, mse, psnr
 from pixels.edit_map import binarize
 
+LEAST_CHANGE = 1e-3  # mean square, of pixels that source and truth differ in
 SQUARE = 224  # crops are squashed to this before CLIP, whose own processor would cut a long crop's ends off
 
 
@@ -49,7 +50,7 @@ def edit_scores(
         ).item()
         scores["seam_gap"] = seam_gap(edited, truth, full)
         scores["sharpness"] = sharpness(edited, truth, full)
-        scores["transition_gap"] = transition_gap(edited, truth, source, exemplars[-1], full)
+        scores["transition_gap"] = transition_gap(edited, truth, source, full)
     return scores
 
 
@@ -169,22 +170,24 @@ def sharpness(picture: Tensor, truth: Tensor, edit_map: Tensor) -> float:
 
 
 def transition(
-    picture: Tensor, source: Tensor, exemplar: Tensor, edit_map: Tensor, bands: int = 8, least_pixels: int = 32
+    picture: Tensor, source: Tensor, target: Tensor, edit_map: Tensor, bands: int = 8, least_pixels: int = 32
 ) -> np.ndarray:
-    """How much of the exemplar is in each band of the map's greys, from black to white [bands]: 0 is the source, 1 the
-    exemplar, by least squares of picture - source on exemplar - source. NaN for a band of few pixels."""
+    """How much of the way from source to target a picture goes in each band of the map's greys, from black to white
+    [bands]: 0 is the source, 1 the target, by least squares of picture - source on target - source. NaN for a band of
+    few pixels, or where source and target agree."""
     band = (edit_map[0, 0] * bands).long().clamp(max=bands - 1)
-    way, gone = (exemplar - source)[0].double(), (picture - source)[0].double()
+    way, gone = (target - source)[0].double(), (picture - source)[0].double()
     found = []
     for number in range(bands):
         place = band == number
         length = way[:, place].square().sum()
-        known = place.sum() >= least_pixels and length > 0
+        known = place.sum() >= least_pixels and length / (3 * place.sum()) > LEAST_CHANGE
         found.append(((gone * way)[:, place].sum() / length).item() if known else math.nan)
     return np.array(found)
 
 
-def transition_gap(picture: Tensor, truth: Tensor, source: Tensor, exemplar: Tensor, edit_map: Tensor) -> float:
-    """Mean |difference| of the transitions of a picture and of the true one over the bands that both have."""
-    gaps = np.abs(transition(picture, source, exemplar, edit_map) - transition(truth, source, exemplar, edit_map))
+def transition_gap(picture: Tensor, truth: Tensor, source: Tensor, edit_map: Tensor) -> float:
+    """Mean |1 - share| of the way from the source to the true picture over the bands: 0 for the truth, 1 where nothing
+    was done."""
+    gaps = np.abs(1 - transition(picture, source, truth, edit_map))
     return float(np.nanmean(gaps)) if not np.isnan(gaps).all() else math.nan

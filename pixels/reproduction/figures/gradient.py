@@ -13,7 +13,8 @@ STRENGTHS = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
 def gradient(bench: Bench, pairs: list[Pair]) -> None:
-    """Six pairs; the numbers are each edit's share of the exemplar per band of greys, from black to white."""
+    """Six pairs; the numbers: the share of the way to the true picture (or exemplar) that each edit goes, per band
+    of greys, from black to white."""
     sheet, numbers = [], []
     for pair in tqdm(pairs[:6], "gradient", disable=None):
         loaded = load_pair(pair, bench.size)
@@ -21,9 +22,10 @@ def gradient(bench: Bench, pairs: list[Pair]) -> None:
                  for strength in STRENGTHS}  # fmt: skip
         if loaded["truth"] is not None:
             edits["truth"] = loaded["truth"]
-        given = loaded["source"], loaded["exemplars"][-1], full_map(loaded, bench.size)
+        target = loaded["exemplars"][-1] if loaded["truth"] is None else loaded["truth"]
+        given = loaded["source"], target, full_map(loaded, bench.size)
         shares = {str(name): transition(picture, *given).tolist() for name, picture in edits.items()}
-        numbers.append({"item": pair.id, "exemplar_share": shares})
+        numbers.append({"item": pair.id, "share": shares})
         pasted = bench.edit("paste", loaded)
         sheet.append([*inputs(loaded, bench.size), to_picture(pasted), *map(to_picture, edits.values())])
     columns = ["source", "exemplar", "map", "pasted", *(f"strength {s}" for s in STRENGTHS)]

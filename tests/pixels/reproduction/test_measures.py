@@ -116,10 +116,11 @@ def test_the_transition_is_the_blend_that_was_made_and_its_gap_moves_with_the_tr
     assert np.all(np.diff(found) < 0) and found[0] > 0.9 and found[-1] < 0.1
     assert measures.transition(source, source, exemplar, ramp) == pytest.approx(0, abs=1e-6)
     assert measures.transition(exemplar, source, exemplar, ramp) == pytest.approx(1, abs=1e-6)
-    gaps = [measures.transition_gap(picture, truth, source, exemplar, ramp)
+    gaps = [measures.transition_gap(picture, truth, source, ramp)
             for picture in (truth, 0.5 * truth + 0.5 * source, source)]  # fmt: skip
-    assert gaps[0] == 0 < gaps[1] < gaps[2]
-    assert measures.transition_gap(source, source, source, exemplar, ramp) == 0  # the truth moved: so does the score
+    assert gaps == pytest.approx([0, 0.5, 1], abs=1e-6)
+    moved = measures.transition_gap(truth, exemplar, source, ramp)  # the truth moved: so does the score
+    assert 0.1 < moved < 1 and math.isnan(measures.transition_gap(source, source, source, ramp))
 
 
 def test_a_blur_loses_sharpness_and_does_not_win_the_seam():
