@@ -6,7 +6,6 @@ Lipschitz penalty against a training step and against prior preservation, spectr
 """
 
 import argparse
-import copy
 import time
 from pathlib import Path
 
@@ -36,7 +35,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--guidance_scale", type=number(float, 0), default=7.5, help="of sampling; inversion has none")
     add("--repeats", type=number(int, 1), default=5, help="pairs of samplings, ours and diffusers' in turn")
     add("--training_shapes", choices=("model", "sd15"), default="model", help="network of the parts penalty and "
-        "shifts: the model's, or a random one of Stable Diffusion 1.5's shapes (some 20 GB)")  # fmt: skip
+        "shifts: the model's, or random ones of Stable Diffusion 1.5's shapes (penalty: some 20 GB)")  # fmt: skip
     add("--output_dir", default="outputs/bench", help="folder for bench.json")
     add("--device", help="cpu, cuda, cuda:1, ...; a GPU if there is one by default")
     args = parser.parse_args(argv)
@@ -174,27 +173,6 @@ def bench_surgery(pipe, args: argparse.Namespace) -> list[dict]:
     return paired_runs(bench, loaded, args.repeats)
 
 
-def bench_shifts(pipe, args: argparse.Namespace) -> list[dict]:
-    """A training step with spectral shifts (SVDiff) against the frozen model, W' rebuilt, LoRA and full weights."""
-    from svdiff.reproduction.overhead import random_unet, step_rows
-
-    if args.training_shapes == "sd15":
-        return step_rows(lambda: random_unet(pipe.device), args.repeats)
-    return step_rows(lambda: copy.deepcopy(pipe.unet), args.repeats)
-
-
-def print_shifts(rows: list[dict]) -> None:
-    """Ratios of seconds, round by round, with the goals that they are held against; bytes of weights."""
-    for one, other, goal in (("shifts", "frozen", "<= 1.35"), ("shifts", "lora", "<= 1.3"), ("rebuilding", "shifts",
-                             ">= 3"), ("full", "shifts", "")):  # fmt: skip
-        ratio = [row[f"{one}_seconds"] / row[f"{other}_seconds"] for row in rows]
-        mean, low, high = paired_bootstrap(ratio, [0.0] * len(ratio))
-        print(f"SVDiff step, {one} / {other}: {mean:.2f} [{low:.2f}, {high:.2f}] {goal and f'(goal {goal})'}")
-    held = {name: rows[0][f"{name}_weights_mb"] for name in ("frozen", "shifts", "rebuilding", "lora", "full")}
-    print("SVDiff weights: " + ", ".join(f"{name} {mb / held['frozen']:.2f}" for name, mb in held.items())
-          + " of the base model's bytes (goal for shifts: <= 1.3)")  # fmt: skip
-
-
 def summary(rows: list[dict], solvers: list[str]) -> str:
     """Means per solver; seconds with the paired difference to the first solver."""
     from common.tables import by, text_table
@@ -235,7 +213,7 @@ def run_part(part: str, pipe, args: argparse.Namespace) -> dict[str, list[dict]]
     """Measure one of PARTS and print what was found; {name in bench.json: rows}."""
     from diffusers import StableDiffusionPipeline
 
-    from eval.bench import inpainting, penalty
+    from eval.bench import inpainting, penalty, shifts
 
     if part == "inpainting":
         return inpainting.run(args)
@@ -253,8 +231,7 @@ def run_part(part: str, pipe, args: argparse.Namespace) -> dict[str, list[dict]]
         rows = bench_surgery(pipe, args)
         print_surgery(rows, args)
     else:
-        rows = bench_shifts(pipe, args)
-        print_shifts(rows)
+        return shifts.run(pipe, args)
     return {part: rows}
 
 
