@@ -4,9 +4,10 @@ from itertools import combinations
 
 import numpy as np
 
-from common.runs import append_row, atomic_path, write_json
+from common.runs import append_row, write_json
 from svdiff import combine, options
-from svdiff.reproduction.experiments.study import Study, tuned
+from svdiff.reproduction import plots
+from svdiff.reproduction.study import Study, tuned
 
 
 def run(study: Study) -> None:
@@ -29,7 +30,7 @@ def run(study: Study) -> None:
     write_json(study.output / "correlation.json", {"subjects": names, "cosines": matrix, "means": means})
     for name, value in means.items():
         print(f"mean cosine, {name}: {'-' if value is None else f'{value:.3f}'}")
-    draw_matrix(study, names, np.array(matrix))
+    plots.matrix(study, names, matrix)
     record(study, names, classes, matrix)
 
 
@@ -44,18 +45,3 @@ def record(study: Study, names: list[str], classes: list[str], matrix: list[list
                 "paper": "svdiff", "method": "svdiff", "item": f"{names[i]}+{names[j]}", "seed": study.args.seed,
                 "seconds": 0.0, "peak_memory_mb": 0.0, "metrics": {"related": matrix[i][j] - float(np.mean(others))},
             })  # fmt: skip
-
-
-def draw_matrix(study: Study, names: list[str], matrix) -> None:
-    from matplotlib.figure import Figure
-
-    figure = Figure((1.5 + 0.7 * len(names), 1.2 + 0.7 * len(names)), layout="constrained")
-    axis = figure.subplots()
-    axis.imshow(matrix, vmin=0, vmax=1, cmap="Blues")
-    axis.set_xticks(range(len(names)), names, rotation=90)
-    axis.set_yticks(range(len(names)), names)
-    for i, row in enumerate(matrix):
-        for j, value in enumerate(row):
-            axis.text(j, i, f"{value:.2f}", ha="center", va="center", color="white" if value > 0.6 else "black")
-    with atomic_path(study.output / "figure9a.png") as temporary:
-        figure.savefig(temporary, dpi=120)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from common.runs import InputError, atomic_path, read_json, read_rows, write_json
-from svdiff.reproduction.experiments.study import Study, picture_path
+from svdiff.reproduction.study import Study, picture_path
 
 METHODS = ("svdiff+cut_mix", "full+cut_mix")
 QUESTION = "Which image contains both objects from the two input images with a consistent background?"  # Sec. 4.2

@@ -5,19 +5,15 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-
-import torch
-from torch import Tensor
 
 from common.data import Subject, fill_prompt
 from common.encoders import Encoders
-from common.images import center_crop_resize, load_image, save_png, to_tensor
-from common.metrics import Score, clip_image_similarity, clip_text_similarity, dino_similarity, lpips_distance
+from common.images import load_image, save_png, to_tensor
 from common.pipelines import is_picturebook
 from common.runs import InputError, append_row, measure, read_json, read_rows, write_json
 from svdiff import editing, merging, options, train
+from svdiff.basis import Bases
 
 # Rare words, one for each subject of a dataset in turn.
 TOKENS = ("sks", "qwe", "zxy", "ktn", "pll", "ucd", "olis", "phol", "mta", "xjk", "vbr", "wlf")
@@ -36,6 +32,7 @@ class Study:
     every: list[Subject]
     templates: dict[str, list[str]]
     encoders: Encoders
+    bases: Bases
     output: Path
     how: editing.Sampling
     resolution: int
@@ -110,7 +107,7 @@ def training(study: Study, name: str, concepts: list[options.Concept], *flags: s
     if rates := [rate for space, rate in study.args.learning_rate or [] if space in flags]:
         words += [] if "--learning_rate" in flags else ["--learning_rate", str(rates[-1])]
     for flag in ("device", "max_train_steps", "basis_dir", "num_class_images"):
-        if getattr(study.args, flag, None) is not None:
+        if getattr(study.args, flag, None) is not None and f"--{flag}" not in flags:
             words += [f"--{flag}", str(getattr(study.args, flag))]
     if len(concepts) > 1:
         words += ["--concepts_list", str(listed)]
@@ -126,21 +123,23 @@ def training(study: Study, name: str, concepts: list[options.Concept], *flags: s
     folder.parent.mkdir(parents=True, exist_ok=True)
     write_json(listed, order["concepts"])
     print(f"training {name}")
-    resume = ["--resume_from_checkpoint", "latest"] if list(folder.glob("checkpoint-*")) else []
-    train.main([*words, *resume])
+    if "--resume_from_checkpoint" not in flags and list(folder.glob("checkpoint-*")):
+        words = [*words, "--resume_from_checkpoint", "latest"]
+    train.main(words)
     write_json(folder / "order.json", order)
     return folder
 
 
 def tuned(study: Study, subject: Subject, space: str = "svdiff", *flags: str, name: str | None = None):
-    """The change that one subject's training made."""
-    name = name or f"{subject.name}-{space}"
-    return merging.load(study.pipe, training(study, name, [concept(study, subject)], *SPACES[space], *flags))
+    """The change that one subject's training made. space: "" where the flags name it."""
+    name, own = name or f"{subject.name}-{space}", SPACES.get(space, [])
+    folder = training(study, name, [concept(study, subject)], *own, *flags)
+    return merging.load(study.pipe, folder, study.bases)
 
 
 def applied(study: Study, change: merging.Change, scale: float = 1.0):
     """Within this context the study's pipeline is the changed model."""
-    return merging.applied(study.pipe, change, scale, study.args.basis_dir)
+    return merging.applied(study.pipe, change, scale, study.bases)
 
 
 # --------------------------------------------------------------------------------------------------- pictures, rows
@@ -151,18 +150,24 @@ def picture_path(output: Path, method: str, item: str, seed: int) -> Path:
     return output / "pictures" / method / f"{item}_{seed}.png"
 
 
+def is_done(study: Study, method: str, item: str) -> bool:
+    """Whether every seed of a method's item has its row."""
+    done = {(row["method"], row["item"], row["seed"]) for row in read_rows(study.rows)}
+    return all((method, item, seed) in done for seed in study.seeds)
+
+
 def draw(study: Study, method: str, item: str, make, score, **about) -> None:
     """Rows of one method and item for every seed, unless they are there: `make(seeds)` gives pictures [n,3,H,W] in
     [0,1], `score(picture [1,3,H,W])` its scores. Pictures are scored as their files hold them."""
-    done = {(row["method"], row["item"], row["seed"]) for row in read_rows(study.rows)}
-    if all((method, item, seed) in done for seed in study.seeds):
+    if is_done(study, method, item):
         return
+    done = {(row["method"], row["item"], row["seed"]) for row in read_rows(study.rows)}
     with measure() as cost:
         made = make(study.seeds)  # all of them, since a picture depends, in its last bits, on the size of its batch
     for seed, picture in zip(study.seeds, made, strict=True):
         if (method, item, seed) in done:
             continue
-        save_png(picture_path(study.output, method, item, seed), picture)
+        save_png(picture_path(study.output, method, item, seed), picture, "nearest")
         seen = to_tensor(load_image(picture_path(study.output, method, item, seed)))
         append_row(study.rows, {
             "paper": "svdiff", "method": method, "item": item, "seed": seed, "metrics": score(seen),
@@ -179,88 +184,8 @@ def read_pictures(study: Study, method: str, item: str) -> list:
     return [load_image(picture_path(study.output, method, item, seed)) for seed in study.seeds]
 
 
-def references(study: Study, subject: Subject) -> Tensor:
-    """The subject's own pictures, [n,3,H,W]."""
-    return torch.cat([to_tensor(center_crop_resize(load_image(path), study.resolution)) for path in subject.paths])
-
-
-def likeness(study: Study, subject: Subject, known: Tensor, prompt: str):
-    """For `draw`: Fig. 9b's two scores (CLIP's cosine with the prompt, 1 - LPIPS averaged over the subject's pictures
-    `known`), and DreamBench's DINO and CLIP-I. prompt: without the token."""
-    eyes, device = study.encoders, study.pipe.device
-
-    def score(picture: Tensor) -> dict[str, float]:
-        one, many = picture.to(device), known.to(device)
-        values = {
-            "image_alignment": 1 - lpips_distance(one.expand_as(many), many, eyes.lpips).mean().item(),
-            "CLIP-T": clip_text_similarity(one, [prompt], eyes.clip).item(),
-            "DINO": dino_similarity(one, many, eyes.dino).mean().item(),
-            "CLIP-I": clip_image_similarity(one, many, eyes.clip).mean().item(),
-        }
-        labels = {"image_alignment": eyes.lpips.label, "DINO": eyes.dino.label}
-        return {
-            Score(name, value, labels.get(name, eyes.clip.label)).key: value for name, value in values.items()
-        } | seen_in(study, [subject], picture)
-
-    return score
-
-
 def prompts_of(study: Study, subject: Subject) -> list[tuple[str, str]]:
     """The first --prompts prompts of a subject: (with its token, without)."""
     chosen = study.templates[subject.name][: study.args.prompts]
     token = token_of(study, subject)
     return [tuple(fill_prompt(text, word, subject.class_name) for word in (token, "")) for text in chosen]
-
-
-# ------------------------------------------------------------------------------------- what the picturebook's eye sees
-
-
-def load_eye(study: Study):
-    """The attribute classifier; None for models of other worlds than the picturebook, which it cannot judge."""
-    if not is_picturebook(study.pipe) or study.resolution != 64:
-        return None
-    from common.picturebook.classifier import load_classifier
-
-    return load_classifier()
-
-
-@cache
-def usual_color(subject: Subject, classifier) -> str:
-    """The colour in which the classifier most often sees a subject in its own pictures."""
-    readings = [classifier.read(to_tensor(load_image(path)))[0] for path in subject.paths]
-    seen = [reading.thing(subject.class_name)["color"] for reading in readings]
-    return max(seen, key=seen.count)
-
-
-def presences(subjects: list[Subject], picture: Tensor, classifier) -> list[float]:
-    """How sure the classifier is of each subject's kind in that subject's own colour, 0 to 1."""
-    from common.picturebook.scenes import COLORS, KINDS
-
-    with torch.no_grad():
-        found = classifier(picture)["pairs"][0].sigmoid()
-    return [
-        float(found[KINDS.index(subject.class_name), COLORS.index(usual_color(subject, classifier))])
-        for subject in subjects
-    ]
-
-
-def seen_in(study: Study, subjects: list[Subject], picture: Tensor) -> dict[str, float]:
-    """{"present": share of the subjects that are there, "both_present": 1 if all are}; nothing without a classifier.
-    NaN for subjects of one kind and colour, which it cannot tell apart."""
-    if (classifier := load_eye(study)) is None:
-        return {}
-    looks = [(subject.class_name, usual_color(subject, classifier)) for subject in subjects]
-    if len(set(looks)) < len(looks):
-        return {"present": float("nan"), "both_present": float("nan")}
-    there = [presence > 0.5 for presence in presences(subjects, picture, classifier)]
-    return {"present": sum(there) / len(there), "both_present": float(all(there))}
-
-
-def seam(picture: Tensor) -> float:
-    """How much the step across the picture's middle, upright or level, stands out from all other steps: the larger of
-    the two ratios of mean absolute differences. 1 where there is no seam. picture [1,3,H,W]."""
-    ratios = []
-    for axis in (2, 3):
-        steps = picture.diff(dim=axis).abs().mean(dim=[d for d in range(4) if d != axis])
-        ratios.append(float(steps[picture.shape[axis] // 2 - 1] / steps.mean().clamp(min=1e-6)))
-    return max(ratios)

@@ -9,7 +9,7 @@ from common.images import center_crop_resize, grid, load_image, save_png, to_ten
 from common.metrics import Score, clip_text_similarity, psnr
 from common.runs import InputError, write_json
 from svdiff import editing, merging
-from svdiff.reproduction.experiments.study import SPACES, Study, applied, draw, read_pictures, training
+from svdiff.reproduction.study import SPACES, Study, applied, draw, read_pictures, training
 
 
 def read_items(study: Study) -> list:
@@ -58,8 +58,8 @@ def run(study: Study) -> None:
         score = scores(study, folder, item, source)
         for space, flags in SPACES.items():
             told = ["--image_path", str(item.image_path), "--instance_prompt", item.source_prompt]
-            change = merging.load(study.pipe, training(study, f"edit-{item.id}-{space}", [], *flags, *told))
-            with applied(study, change):
+            folder_of = training(study, f"edit-{item.id}-{space}", [], *flags, *told)
+            with applied(study, merging.load(study.pipe, folder_of, study.bases)):
                 for method, inversion in ((space, False), (f"{space}+inversion", True)):
 
                     def make(seeds, inversion=inversion, source=source, item=item):
