@@ -10,7 +10,7 @@ from torch import Tensor
 from common.images import list_pictures
 from common.pipelines import Conditioning, encode_prompt, posterior, scaled_latents
 from common.training import generate_class_pictures, load_pictures, picture_batch, picture_indices
-from svdiff.cut_mix import Mix, draw_mix, mixed_prompt, paste
+from svdiff.cut_mix import Mix, check_length, draw_mix, mixed_prompt, paste
 from svdiff.options import Concept, class_folder
 
 
@@ -63,7 +63,9 @@ class Source:
 
 def read_source(args, pipe, concepts: list[Concept], resolution: int, accelerator, base: str):
     """(Source, paths of all pictures); class pictures that are missing are drawn first, by the untuned model. base: the
-    UNet's base_hash."""
+    UNet's base_hash. Raises InputError for prompts that cannot be put together."""
+    if args.cut_mix_unmix_prob:
+        check_length(pipe.tokenizer, [concept.instance_prompt for concept in concepts])
     given = [[Path(args.image_path)] if args.image_path else list_pictures(one.instance_data_dir) for one in concepts]
     drawn: list[list[Path]] = []
     for concept in concepts if args.with_prior_preservation else []:
