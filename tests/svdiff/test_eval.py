@@ -129,7 +129,8 @@ def test_the_untuned_picturebook_is_told_the_colours_first(tmp_path, monkeypatch
     if gate == "1":
         assert set(rows) == {figures.TOLD} and "nothing is trained" in capsys.readouterr().out
         return
-    assert rows["base, colours told"]["prompt"] == "an orange cat and a brown cat in a meadow"
+    one, two = rows[figures.TOLD]["prompt"].removesuffix(" in a meadow").split(" and ")
+    assert one != two and one.endswith(" cat") and two.endswith(" cat") and len(one.split()) == len(two.split()) == 3
     assert rows["svdiff+cut_mix"]["prompt"] == "a sks cat and a qwe cat in a meadow"
     assert all({"present", "both_present", "seam"} <= row["metrics"].keys() for row in rows.values())
 
