@@ -32,7 +32,7 @@ def scores(folder: Path) -> dict[str, float]:
     from lipschitz_personalize.reproduction.drift import weight_drift
     from pixels.reproduction.measures import edit_scores
     from spdinv.reproduction.experiments.noise_gap import noise_gap
-    from svdiff.reproduction.experiments.study import seam
+    from svdiff.reproduction.scores import seam
     from tests.small_data import write_pie_encoders
 
     eyes = load_encoders(str(write_pie_encoders(folder)), "cpu")
