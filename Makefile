@@ -1,6 +1,6 @@
 # Each target sets up .venv by itself; only make and a Python 3.11 to 3.13 with its venv module are needed.
 
-.PHONY: demo test test-lowest lint bench kills mutations
+.PHONY: demo test test-lowest lint bench results lectures kills mutations
 
 PYTHON := .venv/bin/python
 PRODUCT := git ls-files '*.py' ':!tests' ':!common/picturebook'
@@ -18,6 +18,13 @@ lint: .venv/.installed
 
 bench: .venv/.installed
 	$(PYTHON) -m eval.bench
+
+# What is missing or stale of tier 1 (some 15 hours on two cores), then every table, verdict and figure.
+results: .venv/.installed
+	$(PYTHON) -m eval.experiments --run --render
+
+lectures: .venv/.installed
+	$(PYTHON) -m eval.lectures
 
 kills: .venv/.installed
 	$(PYTHON) -m tests.kills --times 10

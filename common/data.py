@@ -249,18 +249,26 @@ class Subject:
     paths: tuple[Path, ...]
 
 
-def read_subjects(folder: str | Path, names: Iterable[str] | None = None) -> list[Subject]:
+def read_subjects(
+    folder: str | Path, names: Iterable[str] | None = None, needed: Iterable[str] | None = None
+) -> list[Subject]:
     """Read the subjects that folder/prompts_and_classes.txt lists, each with the pictures of folder/<name>/.
 
     The published list has the columns "subject_name,class" and nothing on who is alive: cats and dogs are. A third
-    column "live" of 0 or 1 says so for other classes. `names` picks some, so that the rest need not be there.
+    column "live" of 0 or 1 says so for other classes. `names` picks some, so that the rest need not be there. needed:
+    those whose pictures have to be there (all by default); the others come without any where they are not.
     """
     folder = Path(folder)
     listed, _ = _read_subject_file(folder)
     wanted = list(listed) if names is None else list(names)
     if unknown := set(wanted) - set(listed):
         raise InputError(f"subjects {sorted(unknown)} are not in {folder}; there are {', '.join(listed)}")
-    return [Subject(name, *listed[name], tuple(list_pictures(folder / name))) for name in wanted]
+    needed = set(wanted if needed is None else needed)
+    if unknown := needed - set(listed):
+        raise InputError(f"subjects {sorted(unknown)} are not in {folder}; there are {', '.join(listed)}")
+    there = [name for name in wanted if name in needed or (folder / name).is_dir()]
+    paths = {name: tuple(list_pictures(folder / name)) for name in there}
+    return [Subject(name, *listed[name], paths.get(name, ())) for name in wanted]
 
 
 def read_subject_prompts(folder: str | Path) -> dict[str, list[str]]:

@@ -68,9 +68,8 @@ def write_problem(problem: BaseException) -> str | None:
 
 def _here() -> str:
     """Eight digits for this machine and, in a container, its processes: only there does a process number mean one."""
-    with contextlib.suppress(OSError):
-        return hashlib.sha256(f"{platform.node()} {os.stat('/proc/self/ns/pid').st_ino}".encode()).hexdigest()[:8]
-    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+    space = os.stat("/proc/self/ns/pid").st_ino if os.path.exists("/proc/self/ns/pid") else ""
+    return hashlib.sha256(f"{platform.node()} {space}".encode()).hexdigest()[:8]
 
 
 _swept: set[Path] = set()  # the folders in which this process has looked for leftovers
@@ -119,8 +118,7 @@ def _exchange(one: Path, other: Path) -> bool:
         rename = ctypes.CDLL(None).renameat2
     except (AttributeError, OSError, TypeError):
         return False
-    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
-    return rename(here, os.fsencode(one.absolute()), here, os.fsencode(other.absolute()), exchange) == 0
+    return rename(-100, os.fsencode(one.absolute()), -100, os.fsencode(other.absolute()), 2) == 0  # RENAME_EXCHANGE
 
 
 def _sweep(folder: Path) -> None:
@@ -139,12 +137,11 @@ def _sweep(folder: Path) -> None:
 
 
 def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):  # somebody else's
-        pass
+    with contextlib.suppress(PermissionError, OverflowError):  # somebody else's
+        try:
+            os.kill(process, 0)
+        except ProcessLookupError:
+            return False
     return True
 
 
@@ -252,18 +249,25 @@ def write_json(path: str | Path, obj: Any, indent: int | None = 2) -> None:
     write_text(path, json.dumps(obj, indent=indent, ensure_ascii=False, default=_plain) + "\n")
 
 
+RUN_FILES = {"config.json", "metrics.json", "results.json", "cost.json"}  # of a run: each holds one object
+
+
 def read_json(path: str | Path) -> Any:
-    """Read a JSON file; InputError if it is missing, is not UTF-8 or is not JSON."""
+    """Read a JSON file; InputError if it is missing, is not UTF-8 or is not JSON, or if a run's file is no object."""
     text = read_text(path)
     try:
-        return json.loads(text)
+        found = json.loads(text)
     except (ValueError, RecursionError) as problem:
         raise InputError(f"{path} is not a JSON file: {problem}") from None
+    return _object(path, found) if Path(path).name in RUN_FILES else found
 
 
 def read_object(path: str | Path) -> dict[str, Any]:
-    """Read a JSON file that holds one object, as every config.json and metrics.json; InputError otherwise."""
-    found = read_json(path)
+    """Read a JSON file that holds one object; InputError otherwise."""
+    return _object(path, read_json(path))
+
+
+def _object(path: str | Path, found: Any) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise InputError(f"{path} is damaged: it holds {type(found).__name__}, and an object {{…}} is needed")
     return found
@@ -342,5 +346,5 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
 
 
 def done_items(path: str | Path, method: str) -> set[str]:
-    """The items that `method` already has a row for."""
+    """The items with a row of `method`."""
     return {row["item"] for row in read_rows(path) if row["method"] == method}

@@ -68,9 +68,8 @@ def check_arguments(args: argparse.Namespace) -> None:
             if value[:1] in ("", ".", "/", "~", "-") and not Path(value).exists():
                 raise InputError(f"No folder {value} for --{name}; give a folder in diffusers layout, or a hub id")
     encoders = getattr(args, "metric_encoders", None)
-    known = not isinstance(encoders, str) or encoders in ("picturebook", "pie", "paper")
-    if not known and not Path(encoders).is_dir():
-        raise InputError(f"--metric_encoders {encoders} is no folder; give one, or picturebook, pie or paper")
+    if isinstance(encoders, str) and "/" in encoders and not Path(encoders).is_dir():
+        raise InputError(f"--metric_encoders {encoders} is no folder; give one, or a name that --help lists")
 
 
 def check_device(name: Any) -> None:

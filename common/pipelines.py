@@ -181,6 +181,13 @@ def encode_image(
     pipe: DiffusionPipeline, picture: torch.Tensor, sample: bool = False, generator: torch.Generator | None = None
 ) -> torch.Tensor:
     """Picture [B,3,H,W] in [0,1] to scaled latents [B,4,h,w]: the posterior's mean, or a sample of it.
+    Raises InputError as `posterior` does."""
+    found = posterior(pipe, picture)
+    return scaled_latents(pipe, found.sample(generator) if sample else found.mean)
+
+
+def posterior(pipe: DiffusionPipeline, picture: torch.Tensor):
+    """The VAE's posterior of a picture [B,3,H,W] in [0,1], as diffusers' DiagonalGaussianDistribution, unscaled.
 
     Raises InputError for another shape, sides that are no multiple of the VAE's factor, NaN or values outside [0,1].
     """
@@ -189,10 +196,13 @@ def encode_image(
         raise InputError(f"Pictures must be [B,3,H,W], H and W multiples of {factor}; got {tuple(picture.shape)}.")
     if not (picture.min() >= 0 and picture.max() <= 1):  # also false for NaN
         raise InputError("Pictures must hold values in [0,1]; this one has NaN or values outside.")
-    config = pipe.vae.config
     with without_overflow(pipe.vae) as vae:
-        posterior = vae.encode((picture * 2 - 1).to(pipe.device, vae.dtype)).latent_dist
-    z = posterior.sample(generator) if sample else posterior.mean
+        return vae.encode((picture * 2 - 1).to(pipe.device, vae.dtype)).latent_dist
+
+
+def scaled_latents(pipe: DiffusionPipeline, z: torch.Tensor) -> torch.Tensor:
+    """The VAE's latents [B,4,h,w] as the UNet takes them."""
+    config = pipe.vae.config
     return ((z - (config.shift_factor or 0)) * config.scaling_factor).to(pipe.unet.dtype)
 
 

@@ -28,6 +28,7 @@ from common.runs import (
     latest_checkpoint,
     load_checkpoint,
     read_json,
+    read_object,
     save_checkpoint,
     write_json,
 )
@@ -37,7 +38,8 @@ FREE = {"output_dir", "checkpointing_steps", "checkpoints_total_limit", "resume_
         "validation_steps", "num_validation_images", "report_to", "print_config", "sample_batch_size", "device",
         "gradient_checkpointing"}  # fmt: skip
 # Where pictures lie. What a run and its continuation have in common is what the pictures are, see picture_hashes.
-PLACES = {"instance_data_dir", "class_data_dir", "image_path", "data_dir", "concepts_list"}
+PLACES = {"instance_data_dir", "class_data_dir", "image_path", "data_dir", "concepts_list", "train_data_dir",
+          "boxes_file"}  # fmt: skip
 CONSTANT = ("constant", "constant_with_warmup")
 CLASS_FILE = "class_pictures.json"
 
@@ -291,6 +293,24 @@ def identity(
     flags = {name: value for name, value in vars(args).items() if name not in free}
     flags["processes"] = int(os.environ.get("WORLD_SIZE", 1))  # each draws samples and noise of its own
     return json.loads(json.dumps({**flags, **base}, default=str))
+
+
+def digest_of(who: Mapping[str, Any]) -> str:
+    """Twelve digits of an identity, for config.json: write_config(…, training=digest_of(who))."""
+    return hashlib.sha256(json.dumps(who, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def check_replaced(args: argparse.Namespace, who: Mapping[str, Any]) -> None:
+    """Raises InputError if --output_dir holds the result of another run, which this training would replace."""
+    file = Path(args.output_dir) / "config.json"
+    if args.resume_from_checkpoint or not file.is_file():
+        return
+    before = read_object(file)
+    if before.get("training") == digest_of(who):
+        return
+    name = next((name for name, value in who.items() if name in before and before[name] != value), "training pictures")
+    raise InputError(f"{args.output_dir} holds another run (other {name}), which this training would replace; take "
+                     "another --output_dir, or remove it")  # fmt: skip
 
 
 def save_training(

@@ -37,6 +37,7 @@ from common.runs import (
 from eval import freshness
 from eval.freshness import FRESH, ROOT, Experiment, digest, experiments, fingerprint, state
 
+PRINTED = "printed.txt"  # what an experiment without rows says
 HEAVY = ("seen", "gap", "trajectory")  # what rows have for figures alone, and results do not keep
 
 
@@ -88,10 +89,15 @@ def command_lines(one: Experiment, output: Path, more: list[str]) -> list[list[s
 
 def start(one: Experiment, output: Path, more: list[str]) -> None:
     """Raises InputError where a command ends in an error, which it has already told."""
+    said = []
     for words in command_lines(one, output, more):
         print("$ python " + shlex.join(words[1:]), flush=True)
-        if subprocess.run(words, cwd=ROOT).returncode:
+        done = subprocess.run(words, cwd=ROOT, text=True, stdout=None if one.rows else subprocess.PIPE)
+        if done.returncode:
             raise InputError(f"{one.id} stopped; the same command goes on from here")
+        said.append(done.stdout or "")
+    if not one.rows:
+        write_text(output / PRINTED, "".join(said))
 
 
 def run_one(one: Experiment, output: Path, part: Shard | None) -> None:
@@ -109,8 +115,10 @@ def run_one(one: Experiment, output: Path, part: Shard | None) -> None:
 
 def keep(one: Experiment, place: Path, world: dict, minutes: float) -> None:
     """Rows, what they depend on, and the figure, into the repository."""
-    rows = gathered(place / one.rows)
-    write_rows(one.kept, rows)
+    if one.rows:
+        write_rows(one.kept, gathered(place / one.rows))
+    else:
+        write_text(one.kept, (place / PRINTED).read_text(encoding="utf-8"))
     took = read_object(place / "minutes.json")["minutes"] if (place / "minutes.json").is_file() else 0
     took = round(took + minutes, 1)
     write_json(place / "minutes.json", {"minutes": took})
@@ -171,7 +179,7 @@ def quick(ids: list[str], output: Path) -> None:
         one, place = experiments()[name], output / "quick" / name
         shutil.rmtree(place, ignore_errors=True)
         start(one, place, shlex.split(one.quick))
-        print(f"{name}: {len(gathered(place / one.rows))} rows")
+        print(f"{name}: {len(gathered(place / one.rows)) if one.rows else 'no'} rows")
 
 
 # --------------------------------------------------------------------------------------------------------------- list

@@ -53,8 +53,8 @@ class Experiment:
 
     @property
     def kept(self) -> Path:
-        """The committed rows; beside them <id>.json says where they come from."""
-        return RESULTS / f"{self.id}.jsonl"
+        """The committed rows, or what was printed; beside them <id>.json says where they come from."""
+        return RESULTS / f"{self.id}{'.jsonl' if self.rows else '.txt'}"
 
     @property
     def about(self) -> Path:
@@ -141,6 +141,6 @@ def state(experiment: Experiment) -> tuple[str, str]:
 def fresh_rows(name: str) -> list[dict]:
     """The kept rows of an experiment if they are of the present world, else none."""
     experiment = experiments().get(name)
-    if experiment is None or state(experiment)[0] != FRESH:
+    if experiment is None or not experiment.rows or state(experiment)[0] != FRESH:
         return []
     return read_rows(experiment.kept)

@@ -144,7 +144,10 @@ def provenance(about: dict) -> str:
 
 def body_of_table(experiment: Experiment) -> str:
     parts = []
-    if state(experiment)[0] == FRESH:
+    if state(experiment)[0] == FRESH and not experiment.rows:
+        printed = experiment.kept.read_text(encoding="utf-8").rstrip()
+        parts += [f"```text\n{printed}\n```", provenance(read_object(experiment.about))]
+    elif state(experiment)[0] == FRESH:
         table = table_of(experiment, read_rows(experiment.kept))
         parts += [markdown(grid_of(table)), notes(table) + provenance(read_object(experiment.about))]
     else:
@@ -287,7 +290,7 @@ def export(folder: Path) -> list[Path]:
     """<id>.csv and <id>.tex of every fresh experiment, and claims.csv."""
     written = []
     for one in experiments().values():
-        if state(one)[0] == FRESH:
+        if one.rows and state(one)[0] == FRESH:
             lines = grid_of(table_of(one, read_rows(one.kept)), bold=False)
             for suffix, form in ((".csv", as_csv), (".tex", as_latex)):
                 written.append(folder / f"{one.id}{suffix}")

@@ -41,11 +41,6 @@ def nine_channels(noisy: Tensor, masked_latents: Tensor, keep: Tensor) -> Tensor
     return torch.cat([noisy, masked_latents, keep], dim=1)
 
 
-def sd_inpainting_channels(noisy: Tensor, fill: Tensor, masked_latents: Tensor) -> Tensor:
-    """[B, 4, h, w], [B, 1, h, w], [B, 4, h, w] -> [B, 9, h, w] in Stable Diffusion inpainting's order and polarity."""
-    return torch.cat([noisy, fill, masked_latents], dim=1)
-
-
 def widen(unet: UNet2DConditionModel, with_weights: bool = True) -> UNet2DConditionModel:
     """A UNet of four input channels -> one of nine, float32, that does the same at first: the new ones start at zero.
 

@@ -27,7 +27,7 @@ from common.runs import (
     write_json,
 )  # fmt: skip
 from image_inpaint import options
-from image_inpaint.reproduction.methods import DEFAULT, FIGURES, METHODS, TABLES
+from image_inpaint.reproduction.methods import DEFAULT, FIGURES, METHODS, REFERENCES, TABLES
 
 SAME = ("pretrained_model_name_or_path", "weights", "subjects", "scenes", "split", "metric_encoders", "seed",
         "no_prior_model", "training_flags", "scheduler", "num_inference_steps", "guidance_scale", "posterior",
@@ -80,7 +80,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         chosen |= dict.fromkeys(TABLES[args.table])
     for figure in args.figure or []:
         chosen |= dict.fromkeys(name for name in FIGURES[figure] if name != "dreambooth")
-    args.methods = list(chosen) or DEFAULT
+    references = [] if args.methods or args.subjects else REFERENCES
+    args.methods = [*references, *(chosen or DEFAULT)]
     if "no_prior" in args.methods and not args.no_prior_model:
         raise InputError("--methods no_prior needs --no_prior_model, made by train.py --stage pretrain --prior none")
     if "3" in (args.figure or []) and not args.dreambooth:
@@ -138,8 +139,9 @@ def picture_path(output: Path, item_id: str, method: str) -> Path:
     return output / "pictures" / item_id / f"{method}.png"
 
 
-def keep_picture(output: Path, item, subject, method: str, picture, eyes) -> dict:
-    """Write a painted picture, with what it was made from, and score it as its file holds it; half of its row."""
+def keep_picture(output: Path, item, subject, method: str, picture, eyes, scale=None) -> dict:
+    """Write a painted picture, with what it was made from, and score it as its file holds it; half of its row. scale:
+    scoring.anchors of the subject."""
     from common.images import load_image, save_png
     from image_inpaint.reproduction.scoring import item_scores
     from image_inpaint.samples import with_hole
@@ -150,7 +152,7 @@ def keep_picture(output: Path, item, subject, method: str, picture, eyes) -> dic
     for name, one in given.items():
         if one is not None:
             save_png(path.with_name(f"{name}.png"), one)
-    scores = item_scores(item, subject, load_image(path), eyes)
+    scores = item_scores(item, subject, load_image(path), eyes, scale)
     return {"method": method, "item": item.id, "metrics": scores, "condition": item.condition}
 
 
@@ -159,9 +161,9 @@ def run_all(args: argparse.Namespace, subjects: list, items: list) -> list[dict]
     from tqdm import tqdm
 
     from image_inpaint.reproduction.methods import Painter, train_method, training_scores
-    from image_inpaint.reproduction.scoring import load_eyes
+    from image_inpaint.reproduction.scoring import anchors, load_eyes
 
-    output, painter, eyes = Path(args.output_dir), Painter(args), None
+    output, painter, eyes, scales = Path(args.output_dir), Painter(args), None, {}
     rows = output / "rows.jsonl"
     done = {method: done_items(rows, method) for method in args.methods}
     for subject in tqdm(subjects, "subjects", disable=None):
@@ -170,12 +172,14 @@ def run_all(args: argparse.Namespace, subjects: list, items: list) -> list[dict]
             if not missing:
                 continue
             eyes = eyes or load_eyes(args.metric_encoders, args.device)
+            if subject.name not in scales:
+                scales[subject.name] = anchors(subject, items, eyes)
             weights = train_method(args, method, subject) if METHODS[method].training else None
             about = training_scores(weights) if weights else {}
             with measure() as cost:
                 painted = painter.paint(method, weights, missing, subject)
             for item, picture in zip(missing, painted, strict=True):
-                row = keep_picture(output, item, subject, method, picture, eyes)
+                row = keep_picture(output, item, subject, method, picture, eyes, scales[subject.name])
                 append_row(rows, {
                     **row, "paper": "image_inpaint", "seed": args.seed, "metrics": row["metrics"] | about,
                     "seconds": cost.seconds / len(missing), "peak_memory_mb": cost.peak_memory_mb,

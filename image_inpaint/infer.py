@@ -74,42 +74,39 @@ def benchmark_inputs():
     return item.source, item.fill, [item.reference]
 
 
-@script
-def main(argv: list[str] | None = None) -> None:
-    args = parse(argv)
-    if args.print_config:
-        print(json.dumps(vars(args), indent=2))
-        return
-    from common.images import grid, save_png, to_tensor
+def inpaint(image_path: str, mask_path: str, reference_path: str, **flags):
+    """The picture (PIL) with the reference's subject in its hole. flags: of this script, such as lora="…", seed=1,
+    composite=False. Raises InputError."""
+    words = ["--image_path", image_path, "--mask_path", mask_path, "--reference_path", reference_path]
+    for name, value in flags.items():
+        if isinstance(value, bool):
+            words.append(f"--{name}" if value else f"--no-{name}")
+        else:
+            words += [f"--{name}", str(value)]
+    args = parse([str(word) for word in words])
+    return run(args, *read_inputs(args))[0][0]
+
+
+def run(args: argparse.Namespace, picture, fill, references):
+    """(results, the reference that each shows, metrics, settings of the sampling)."""
+    from common.images import to_tensor
     from common.metrics import psnr
     from image_inpaint.loading import in_precision, load, load_weights
     from image_inpaint.painting import paint
-    from image_inpaint.samples import with_hole
     from image_inpaint.sampling import Sampling
 
-    picture, fill, references = read_inputs(args) if args.image_path else benchmark_inputs()
     pipe = load(args.pretrained_model_name_or_path, args.device)
-    kind = load_weights(pipe, args.lora) if args.lora else "none"
+    kind = load_weights(pipe, args.lora) if args.lora else "untuned"
     in_precision(pipe, args.mixed_precision)
+    settings = options.sampling_of(args, kind)
     each = args.num_images_per_reference
     shown = [reference for reference in references for _ in range(each)]
     seeds = [args.seed + number for _ in references for number in range(each)]
     with measure() as cost:
         painted = paint(
-            pipe, [picture] * len(shown), [fill] * len(shown), shown, seeds, Sampling(**options.sampling_of(args)),
-            args.composite, args.feather, args.context, progress=True,
+            pipe, [picture] * len(shown), [fill] * len(shown), shown, seeds, Sampling(**settings), progress=True,
+            composite=args.composite, feather=args.feather, context=args.context,
         )  # fmt: skip
-
-    folder = Path(args.output_dir)
-    for stale in folder.glob("inpainted*.png"):
-        stale.unlink()
-    hole = with_hole(picture, fill)
-    names = ["inpainted", *(f"inpainted_{k}" for k in range(2, len(painted) + 1))]
-    pictures = {"source": picture, "hole": hole, **dict(zip(names, painted, strict=True))}
-    for name, one in pictures.items():
-        save_png(folder / f"{name}.png", one)
-    rows = [[hole, reference.resize(picture.size), result] for reference, result in zip(shown, painted, strict=True)]
-    save_png(folder / "grid.png", grid(rows, column_labels=["picture and hole", "reference", "result"]))
     kept = (1 - fill)[None, None]
     metrics = {
         "psnr_kept": [psnr(to_tensor(picture), to_tensor(result), kept).item() for result in painted],
@@ -118,9 +115,32 @@ def main(argv: list[str] | None = None) -> None:
         "seconds": cost.seconds,
         "peak_memory_mb": cost.peak_memory_mb,
     }
+    return painted, shown, metrics, settings
+
+
+@script
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    if args.print_config:
+        print(json.dumps({**vars(args), "sampling": options.sampling_of(args)}, indent=2))
+        return
+    from common.images import grid, save_png
+    from image_inpaint.samples import with_hole
+
+    picture, fill, references = read_inputs(args) if args.image_path else benchmark_inputs()
+    painted, shown, metrics, settings = run(args, picture, fill, references)
+    folder, hole = Path(args.output_dir), with_hole(picture, fill)
+    for stale in folder.glob("inpainted*.png"):
+        stale.unlink()
+    names = ["inpainted", *(f"inpainted_{k}" for k in range(2, len(painted) + 1))]
+    pictures = {"source": picture, "hole": hole, **dict(zip(names, painted, strict=True))}
+    for name, one in pictures.items():
+        save_png(folder / f"{name}.png", one)
+    rows = [[hole, reference.resize(picture.size), result] for reference, result in zip(shown, painted, strict=True)]
+    save_png(folder / "grid.png", grid(rows, column_labels=["picture and hole", "reference", "result"]))
     write_json(folder / "metrics.json", metrics)
-    write_config(folder, args)
-    print(f"{len(painted)} pictures in {cost.seconds:.1f} s; see {folder / 'grid.png'}")
+    write_config(folder, args, sampling=settings)
+    print(f"{len(painted)} pictures in {metrics['seconds']:.1f} s; see {folder / 'grid.png'}")
     if not args.lora:
         print("untuned: python -m image_inpaint.train learns a subject, and --lora takes what it wrote")
 

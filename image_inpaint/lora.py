@@ -46,7 +46,7 @@ def lora_config(rank: int, alpha: float, targets: str, dropout: float = 0.0):
 def add_lora(
     unet: UNet2DConditionModel, rank: int, alpha: float, targets: str, dropout: float = 0.0, seed: int = 0
 ) -> dict[str, nn.Parameter]:
-    """Put new updates into the UNet, which is frozen but for them; returns them by name. Random in `seed` alone."""
+    """Eq. 7: put new updates B A beside the UNet's frozen weights; returns them by name. Random in `seed` alone."""
     unet.requires_grad_(False)
     with torch.random.fork_rng():
         torch.manual_seed(seed)

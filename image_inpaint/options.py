@@ -17,6 +17,7 @@ DETECTOR = "facebook/detr-resnet-50"  # Sec. 5.1
 DETECTOR_THRESHOLD = 0.7
 LABELS = ("bed", "couch", "chair", "dining table")  # of COCO
 FEATHER = 8  # pixels in a picture of 512 on its shorter side
+CONTEXT = 2.0  # side of the window over the longer side of the hole, where the picture is larger than the model's
 PUBLISHED = "Fantasy-Studio/Paint-by-Example"
 LEARNING_RATES = {"subject": 3e-5, "pretrain": 1e-6}  # Sec. 5.1
 
@@ -28,10 +29,11 @@ PICTUREBOOK_PRESET: dict[str, dict[str, Any]] = {
                  "random_crop": False},
 }  # fmt: skip
 PICTUREBOOK_TUNING: dict[str, dict[str, Any]] = {
-    "lora": {"learning_rate": 2e-3, "max_train_steps": 400},
-    "full": {"learning_rate": 4e-4, "max_train_steps": 200},
+    "lora": {"learning_rate": 2e-3, "max_train_steps": 400, "lr_scheduler": "cosine"},
+    "full": {"learning_rate": 4e-4, "max_train_steps": 200, "lr_scheduler": "cosine"},
 }
-GUIDANCE, PICTUREBOOK_GUIDANCE = 5.0, 7.5  # Paint-by-Example's; tuned
+GUIDANCE = 5.0  # Paint-by-Example's
+PICTUREBOOK_GUIDANCE = {"untuned": 7.5, "lora": 3.0, "full": 3.0}  # tuned: a model that knows the subject wants less
 TEXT_GUIDANCE, PICTUREBOOK_TEXT_GUIDANCE = 7.5, 3.0  # of the baseline that is told a caption: diffusers'; tuned
 
 
@@ -53,16 +55,18 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     add("--scheduler", choices=("plms", "ddim"), default="plms", help="Paint-by-Example: plms")
     add("--num_inference_steps", type=number(int, 2, 999), default=50, help="Paint-by-Example: 50")
     add("--guidance_scale", type=number(float, 0), help=f"Paint-by-Example: {GUIDANCE:g}, the default; on the "
-        f"picturebook {PICTUREBOOK_GUIDANCE:g}; up to 1 there is none")  # fmt: skip
+        f"picturebook {PICTUREBOOK_GUIDANCE['untuned']:g}, for tuned weights {PICTUREBOOK_GUIDANCE['lora']:g}; up to 1 "
+        "there is none")  # fmt: skip
     add("--posterior", choices=("sample", "mean"), default="sample", help="of the masked picture's latents")
     add("--mask_resize", choices=("bilinear", "nearest"), default="bilinear", help="of the mask to the latent grid: "
         "Paint-by-Example's code, and diffusers' port")  # fmt: skip
-    add("--composite", action=argparse.BooleanOptionalAction, default=False, help="put the source's own pixels back "
-        "outside of the hole (published: no; the background is painted anew)")  # fmt: skip
+    add("--composite", action=argparse.BooleanOptionalAction, default=True, help="keep the source's own pixels "
+        "outside of the hole (Sec. 4); --no-composite: what the model painted there, as Paint-by-Example's code gives "
+        "it")  # fmt: skip
     add("--feather", type=number(int, 0, 1000), help="of --composite: pixels over which the rim fades in; by default "
         f"{FEATHER} where the picture's shorter side has 512, in proportion elsewhere, at least 1")  # fmt: skip
-    add("--context", type=number(float, 1), default=2.0, help="of pictures larger than the model's: side of the window "
-        "that is painted, over the longer side of the hole")  # fmt: skip
+    add("--context", type=number(float, 1, 1000), default=CONTEXT, help="of pictures larger than the model's: side of "
+        "the window that is painted, over the longer side of the hole")  # fmt: skip
 
 
 def add_box_flags(parser: argparse.ArgumentParser) -> None:
@@ -185,18 +189,23 @@ def training_steps(args: argparse.Namespace, pictures: int, processes: int = 1) 
 
 
 def check_sampling(args: argparse.Namespace) -> None:
-    """Sampling flags that were not given get their values. Raises InputError for what cannot be written, and for a
-    feather without an edge."""
-    if args.guidance_scale is None:
-        on_picturebook = is_picturebook_folder(args.pretrained_model_name_or_path)
-        args.guidance_scale = PICTUREBOOK_GUIDANCE if on_picturebook else GUIDANCE
+    """Raises InputError for what cannot be written, and for a feather without an edge."""
     if args.feather is not None and not args.composite:
-        raise InputError("--feather is of --composite: give that too")
+        raise InputError("--feather is of --composite, and --no-composite was given: leave out one of the two")
     if not args.print_config:
         check_writable(Path(args.output_dir))
 
 
-def sampling_of(args: argparse.Namespace) -> dict[str, Any]:
-    """Keyword arguments of sampling.Sampling."""
+def kind_of(method: str) -> str:
+    """Whose guidance a method of the evaluation is sampled with: a key of PICTUREBOOK_GUIDANCE."""
+    return "full" if method == "full" else "lora" if method.startswith("lora") else "untuned"
+
+
+def sampling_of(args: argparse.Namespace, kind: str = "untuned") -> dict[str, Any]:
+    """Keyword arguments of sampling.Sampling. kind: of the weights, a key of PICTUREBOOK_GUIDANCE."""
     names = ("scheduler", "num_inference_steps", "guidance_scale", "posterior", "mask_resize")
-    return {name: getattr(args, name) for name in names}
+    found = {name: getattr(args, name) for name in names}
+    if found["guidance_scale"] is None:
+        on_picturebook = is_picturebook_folder(args.pretrained_model_name_or_path)
+        found["guidance_scale"] = PICTUREBOOK_GUIDANCE[kind] if on_picturebook else GUIDANCE
+    return found

@@ -8,7 +8,7 @@ from PIL import Image
 
 from common.flags import is_picturebook_folder
 from common.images import grid, to_pil
-from image_inpaint.data.benchmark import Subject, crop_to, picturebook_items
+from image_inpaint.data.benchmark import Subject, crop_to, picturebook_items, split_of
 from image_inpaint.data.examples import Examples
 from image_inpaint.masks import Box, loose_mask
 from image_inpaint.painting import paint
@@ -23,14 +23,14 @@ def in_place(picture: Image.Image, box: Box, reference: Image.Image) -> Shown:
 
 
 def of_subject(args: argparse.Namespace, photographs: list[tuple[Image.Image, Box]]) -> list[Shown]:
-    """On the picturebook rooms of its validation split, unseen in training; otherwise the photographs themselves, each
-    with the next one as the reference."""
+    """On the picturebook the subject's own rooms, unseen in training; otherwise the photographs themselves, each with
+    the next one as the reference."""
     folder = Path(args.instance_data_dir)
     crops = [crop_to(picture, box) for picture, box in photographs]
-    known = is_picturebook_folder(args.pretrained_model_name_or_path) and (folder.parent / "scenes.json").is_file()
-    if known:
-        subject = Subject(folder.name, "", folder, tuple(crops))
-        items = picturebook_items([subject], args.num_validation_images, "validation")
+    subject = Subject(folder.name, "", folder, tuple(crops))
+    split = split_of(subject) if is_picturebook_folder(args.pretrained_model_name_or_path) else None
+    if split:
+        items = picturebook_items([subject], args.num_validation_images, split)
         return [(item.source, item.fill, item.reference) for item in items]
     following = crops[1:] + crops[:1]
     shown = [in_place(*photograph, crop) for photograph, crop in zip(photographs, following, strict=True)]

@@ -26,7 +26,8 @@ class Sampling:
 
 
 def make_scheduler(name: str, config) -> DDIMScheduler | PNDMScheduler:
-    """A fresh scheduler over the model's noise levels. PLMS starts with an improved Euler step, as published."""
+    """A fresh scheduler over the model's noise levels, whose steps go by way of f_theta (Eq. 5): DDIM as printed; PLMS
+    starts with an improved Euler step, as published."""
     if name == "plms":
         return PNDMScheduler.from_config(config, skip_prk_steps=True, timestep_spacing="leading")
     return DDIMScheduler.from_config(config, clip_sample=False, timestep_spacing="leading")

@@ -12,7 +12,7 @@ import json
 import time
 from pathlib import Path
 
-from common.runs import InputError, measure, script, write_config, write_json
+from common.runs import measure, script, write_config, write_json
 from image_inpaint import options
 
 
@@ -49,26 +49,6 @@ def make_trainable(pipe, args: argparse.Namespace) -> dict:
     return trained
 
 
-def make_network(pipe):
-    """UNet and mapper as one module, so that accelerate can wrap them together."""
-    from torch import nn, where
-
-    from image_inpaint.conditioning import context_of, unconditional
-
-    class Network(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.unet, self.encoder = pipe.unet, pipe.image_encoder
-
-        def forward(self, channels, t, tokens, dropped):
-            """Nine channels, timesteps, class tokens [B, D], bool [B, 1, 1] -> noise [B, 4, h, w]."""
-            context = context_of(self.encoder, tokens)
-            context = where(dropped, unconditional(self.encoder, len(tokens)), context)
-            return self.unet(channels, t, encoder_hidden_states=context, return_dict=False)[0]
-
-    return Network()
-
-
 def make_examples(args: argparse.Namespace, rank: int, processes: int, wait):
     """(examples, what the sample sheet shows)."""
     from image_inpaint import samples
@@ -88,97 +68,67 @@ def make_examples(args: argparse.Namespace, rank: int, processes: int, wait):
 def train(args: argparse.Namespace) -> dict:
     """Trains, and writes weights, checkpoints, config.json, metrics.json and grid.png. Returns the metrics."""
     import torch
-    from tqdm import tqdm
 
     from common import training
     from common.images import save_png
     from common.pipelines import chosen_resolution
-    from image_inpaint.conditioning import nine_channels
+    from common.runs import progress
+    from image_inpaint.objective import loss
     from image_inpaint.samples import sheet
-    from image_inpaint.triples import Augmentation, make_triple
-    from image_inpaint.views import Views, draw_latents, encode
+    from image_inpaint.triples import Augmentation, Views, encode, make_triple
 
     accelerator = training.make_accelerator(args, "image_inpaint")
-    device, rank, processes = accelerator.device, accelerator.process_index, accelerator.num_processes
+    rank, processes = accelerator.process_index, accelerator.num_processes
     examples, shown = make_examples(args, rank, processes, accelerator.wait_for_everyone)
-    pipe = load_model(args, str(device))
+    pipe = load_model(args, str(accelerator.device))
     micros, batch_size = args.gradient_accumulation_steps, args.train_batch_size
-    resolution = chosen_resolution(pipe, args.resolution)
+    resolution, side = chosen_resolution(pipe, args.resolution), pipe.image_encoder.config.image_size
     args.max_train_steps = options.training_steps(args, examples.count, processes)
-    who = training.identity(args, model=training.fingerprint(pipe.unet.state_dict()))
+    who = training.identity(
+        args, examples.paths, examples=examples.about, model=training.fingerprint(pipe.unet.state_dict())
+    )
     trained = make_trainable(pipe, args)
     optimizer, schedule = training.make_optimizer(trained.values(), args, processes)
-    network, optimizer = accelerator.prepare(make_network(pipe), optimizer)
-    first = training.resume_training(args, trained, optimizer, schedule, who, accelerator.scaler)
+    optimizer, losses = accelerator.prepare(optimizer), []
+    saved = (trained, optimizer, schedule, who, accelerator.scaler, losses)
+    first = training.resume_training(args, *saved)
     if args.gradient_checkpointing:
         pipe.unet.enable_gradient_checkpointing()
     pipe.unet.train()
-    alpha_bar, scale = pipe.scheduler.alphas_cumprod, pipe.vae.config.scaling_factor
-    prediction = pipe.scheduler.config.prediction_type
-    side = pipe.image_encoder.config.image_size
     augmentation = Augmentation(
         tuple(args.augment_source), tuple(args.augment_reference), args.mask_augmentation, args.random_crop
     )
+    dropout = (args.condition_dropout, args.condition_dropout_per, args.layer_dropout)
 
     def new_view(index: int, generator):
         picture, box = examples.get(index, generator)
         return make_triple(picture, box, resolution, side, augmentation, generator)
 
-    bar = tqdm(range(first, args.max_train_steps), "training", disable=None if accelerator.is_main_process else True)
-    losses = []
     with measure() as cost:
         cached = range(examples.count if args.cache_views else 0)
         cache = [cached_views(pipe, new_view, index, args) for index in cached]
-        start = time.perf_counter()
-        for step in bar:
-            total = 0.0
+        start, main_process = time.perf_counter(), accelerator.is_main_process
+        for step in progress(range(first, args.max_train_steps), "training", shown=main_process):
+            scalars = []
             for micro in range(micros):
                 generator = training.step_generator(args.seed, step, micro, rank)
                 chosen = training.picture_indices(
                     examples.count, batch_size, args.seed, step, micro, micros, rank, processes
                 )
-                if cache:
-                    rows = torch.randint(args.cache_views, (batch_size,), generator=generator).tolist()
-                    views = Views.cat([cache[index][[row]] for index, row in zip(chosen, rows, strict=True)])
-                else:
-                    with accelerator.autocast():
-                        views = encode(pipe, [new_view(index, generator) for index in chosen])
-                latents = scale * draw_latents(views.mean, views.std, generator)  # z = E(I_s), the target
-                masked = scale * draw_latents(views.masked_mean, views.masked_std, generator)  # of I_s without its hole
-                noise = torch.randn(latents.shape, generator=generator)
-                t = torch.randint(0, len(alpha_bar), (batch_size,), generator=generator)
-                draws = 1 if args.condition_dropout_per == "batch" else batch_size
-                dropped = (torch.rand(draws, generator=generator) < args.condition_dropout).expand(batch_size)
-                if args.layer_dropout:  # layers draw from torch's own generator
-                    torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
-                noisy = training.noised(alpha_bar, latents, noise, t)  # Eq. 2
-                wanted = training.target(prediction, alpha_bar, latents, noise, t).to(device)
-                channels = nine_channels(noisy, masked, views.keep).to(device)
-                context = views.tokens.to(device), dropped[:, None, None].to(device)
                 with accelerator.autocast():
-                    predicted = network(channels, t.to(device), *context)
-                loss = (predicted.float() - wanted).square().mean()  # Eq. 6
-                if not loss.isfinite():
-                    raise InputError(f"the loss of step {step} is {loss.item()}: lower --learning_rate, or leave out "
-                                     "--mixed_precision fp16")  # fmt: skip
-                if micro + 1 < micros:
-                    with accelerator.no_sync(network):
-                        accelerator.backward(loss / micros)
-                else:
-                    accelerator.backward(loss / micros)
-                total += loss.item() / micros
-            if args.max_grad_norm:
-                accelerator.clip_grad_norm_(list(trained.values()), args.max_grad_norm)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad(set_to_none=True)
-            losses.append(total)
-            bar.set_postfix(loss=f"{total:.4f}")
-            accelerator.log({"loss": total}, step=step)
+                    if cache:
+                        rows = torch.randint(args.cache_views, (batch_size,), generator=generator).tolist()
+                        views = Views.cat([cache[index][[row]] for index, row in zip(chosen, rows, strict=True)])
+                    else:
+                        views = encode(pipe, [new_view(index, generator) for index in chosen])
+                    scalars.append(loss(pipe, views, generator, *dropout))  # Eq. 6
+                accelerator.backward(scalars[-1] / micros)
+            losses.append(training.update(accelerator, optimizer, schedule, scalars, args.max_grad_norm, step))
+            accelerator.log({"loss": losses[-1]}, step=step)
             done = step + 1
-            if accelerator.is_main_process and done % args.checkpointing_steps == 0 and done < args.max_train_steps:
-                training.save_training(args, done, trained, optimizer, schedule, who, accelerator.scaler)
-            if accelerator.is_main_process and args.validation_steps and done % args.validation_steps == 0:
+            if main_process and done % args.checkpointing_steps == 0 and done < args.max_train_steps:
+                training.save_training(args, done, *saved)
+            if main_process and args.validation_steps and done % args.validation_steps == 0:
                 save_png(Path(args.output_dir) / "samples" / f"{done}.png", sheet(pipe, shown, args.seed))
         stepping = time.perf_counter() - start
     accelerator.wait_for_everyone()
@@ -188,10 +138,10 @@ def train(args: argparse.Namespace) -> dict:
         "trained_parameters": sum(p.numel() for p in trained.values()),
         "all_parameters": sum(p.numel() for p in [*pipe.unet.parameters(), *pipe.image_encoder.parameters()]),
         "seconds": training.whole_seconds(cost.seconds, first, args.max_train_steps),
-        "seconds_per_step": stepping / len(losses) if losses else None,
+        "seconds_per_step": stepping / (args.max_train_steps - first) if first < args.max_train_steps else None,
         "peak_memory_mb": cost.peak_memory_mb,
     }
-    if accelerator.is_main_process:
+    if main_process:
         finish(pipe, args, shown, metrics)
     accelerator.end_training()
     return metrics
@@ -200,7 +150,7 @@ def train(args: argparse.Namespace) -> dict:
 def cached_views(pipe, new_view, index: int, args: argparse.Namespace):
     """--cache_views views of a photograph, the same whatever step they are seen at."""
     from common.training import step_generator
-    from image_inpaint.views import encode
+    from image_inpaint.triples import encode
 
     return encode(
         pipe, [new_view(index, step_generator(args.seed, view, index, 1 << 20)) for view in range(args.cache_views)]

@@ -1,9 +1,12 @@
-"""From a picture and the box of a thing to what training reads: source, reference and hole (Sec. 4.1).
+"""From a picture and the box of a thing to what training reads: source, reference and hole (Sec. 4.1), and from there
+to what the UNet reads: latents of the picture with and without its hole, keep mask, class token.
 
 The picture is its own target: the reference is the thing cut out of it, I_r = I_m * I_s, and the hole is where it was.
+VAE and CLIP are frozen, so that views can be encoded once and kept (--cache_views).
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
@@ -11,9 +14,11 @@ from torch import Tensor
 
 from common.runs import InputError
 from image_inpaint.augment import augment_reference, augment_source
+from image_inpaint.conditioning import class_tokens, keep_on_latents, masked_picture, reference_pixels
 from image_inpaint.masks import Box, box_mask, box_of, integer, padded, training_mask
 
 REFERENCE_PADDING = 10 / 512  # of the shorter side, around the box of the reference
+CHUNK = 4  # triples that the VAE takes at once: memory stays that of eight pictures, whatever the batch
 SHRINK = 0.6  # of the smallest free space between enlarged box and crop, at most
 
 
@@ -85,3 +90,52 @@ def make_triple(
     if augmentation.crop and (window := square_window(outer, size, generator)):
         source, fill = cut(source, window), cut(fill, window)
     return Triple(resized(source, resolution)[0].clamp(0, 1), reference[0], resized(fill, resolution)[0].clamp(0, 1))
+
+
+# ----------------------------------------------------------------------------------------------- as the UNet reads
+
+
+@dataclass(frozen=True)
+class Views:
+    """Mean and deviation of the VAE's posterior [N, 4, h, w] of pictures and of pictures without their holes (not yet
+    scaled), keep masks [N, 1, h, w], CLIP's class tokens [N, D]; float32, on the CPU."""
+
+    mean: Tensor
+    std: Tensor
+    masked_mean: Tensor
+    masked_std: Tensor
+    keep: Tensor
+    tokens: Tensor
+
+    def __len__(self) -> int:
+        return len(self.mean)
+
+    def __getitem__(self, rows) -> "Views":
+        return Views(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+    @staticmethod
+    def cat(parts: Sequence["Views"]) -> "Views":
+        return Views(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Views)))
+
+
+@torch.no_grad()
+def encode(pipe, triples: Sequence[Triple], resize: str = "bilinear") -> Views:
+    """The triples through the VAE, a few at a time, and through CLIP."""
+    source = torch.stack([triple.source for triple in triples])
+    fill = torch.stack([triple.fill for triple in triples])
+    masked, encoded = masked_picture(source, fill), []
+    for start in range(0, len(triples), CHUNK):
+        rows = slice(start, start + CHUNK)
+        both = torch.cat([source[rows], masked[rows]]) * 2 - 1
+        posterior = pipe.vae.encode(both.to(pipe.device, pipe.vae.dtype)).latent_dist
+        encoded.append([*posterior.mean.float().cpu().chunk(2), *posterior.std.float().cpu().chunk(2)])
+    mean, masked_mean, std, masked_std = (torch.cat(part) for part in zip(*encoded, strict=True))
+    pixels = reference_pixels(torch.stack([triple.reference for triple in triples]), pipe)
+    tokens = class_tokens(pipe.image_encoder, pixels).float().cpu()
+    keep = keep_on_latents(fill, mean.shape[-2:], resize)
+    return Views(mean, std, masked_mean, masked_std, keep, tokens)
+
+
+def draw_latents(mean: Tensor, std: Tensor, generator: torch.Generator) -> Tensor:
+    """A sample of the posterior."""
+    return mean + std * torch.randn(mean.shape, generator=generator)

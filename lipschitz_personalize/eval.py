@@ -110,7 +110,7 @@ def read_data(args: argparse.Namespace):
     from common.picturebook.benchmarks import ensure_subjects
 
     folder = ensure_subjects(args.split) if args.dataset == "picturebook" else Path(args.dataset)
-    everyone = read_subjects(folder)
+    everyone = read_subjects(folder, needed=args.subjects)
     named = read_subjects(folder, args.subjects) if args.subjects else everyone if args.full else everyone[:1]
     return named, read_subject_prompts(folder), sorted({subject.class_name for subject in everyone})
 

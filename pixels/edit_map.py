@@ -66,6 +66,8 @@ def from_mask(mask: Tensor, grow: float = 0, ramp: float = 0, blur: float = 0) -
     inside = mask.numpy() > 0.5
     if not inside.any():
         raise InputError("the mask is empty; 1 (white) marks what is to change")
+    if blur > max(mask.shape):
+        raise InputError(f"a blur of {blur:g} pixels is wider than the mask, {mask.shape[1]}x{mask.shape[0]}")
     distance = ndimage.distance_transform_edt(~inside)
     grey = np.clip((distance - grow) / ramp, 0, 1) if ramp else (distance > grow).astype(np.float64)
     grey = ndimage.gaussian_filter(grey, blur, mode="nearest") if blur else grey

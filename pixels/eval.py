@@ -26,10 +26,13 @@ from common.runs import (
 )
 from pixels import options
 
-METHOD_NAMES = ("paste", "latent_paste", "perturbed", "noise_scaling", "pixels", "pixels_quadratic", "pixels_cubic",
-                "pixels_log", "pixels_sigmoid")  # keys of baselines.METHODS, which is heavy to import  # fmt: skip
+# Keys of baselines.TRUE and baselines.METHODS, which are heavy to import; the first six are reference rows.
+METHOD_NAMES = ("truth", "truth_vae", "nothing", "paste", "alpha", "poisson", "latent_paste", "perturbed",
+                "noise_scaling", "pixels", "pixels_quadratic", "pixels_cubic", "pixels_log", "pixels_sigmoid")
+OF_TRUTH = METHOD_NAMES[:2]
+DRAWN = ("picturebook", "compositions")  # data sets that need no folder
 TABLES = ("1a", "1b", "overhead")
-FIGURES = ("2", "3", "4", "5", "6", "7", "8", "10")
+FIGURES = ("2", "3", "4", "5", "6", "7", "8", "10", "gradient")
 # What may change from run to run in one folder; --full has the quick subset's items among its own.
 FREE = set(
     "full methods limit table figure shard device output_dir print_config user_study answers overhead lemma "
@@ -51,7 +54,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--user_study", action="store_true", help="write the blinded page for Table 1b from the pictures at hand")
     add("--answers", nargs="+", metavar="JSON", help="average the ranks of these answer files, and stop")
     add(
-        "--dataset", default="picturebook", help="a folder with pairs.json or triples, or picturebook: the quick subset"
+        "--dataset", default="picturebook", help="a folder with pairs.json or triples; picturebook: the quick subset; "
+        "compositions: the picturebook's halves of scenes"
     )
     add("--split", choices=("test", "validation"), default="test", help="of the picturebook; tune on validation only")
     add("--full", action="store_true", help="all items of the picturebook's benchmark, not the quick subset")
@@ -77,9 +81,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         args.metric_encoders = "picturebook" if on_picturebook else "paper"
     if args.maps and not Path(args.maps).is_dir():
         raise InputError(f"--maps {args.maps} is no folder; give one with pictures of maps")
-    if args.pairs and args.dataset == "picturebook":
+    if args.pairs and args.dataset in DRAWN:
         raise InputError("--pairs writes to --dataset: name a folder there")
-    if not args.pairs and args.dataset != "picturebook" and not Path(args.dataset).is_dir():
+    if not args.pairs and args.dataset not in DRAWN and not Path(args.dataset).is_dir():
         raise InputError(f"--dataset {args.dataset} is no folder; give one with pairs.json, or see --pairs")
     args.methods = list(dict.fromkeys(args.methods or default_methods(args)))
     return args
@@ -88,14 +92,16 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def default_methods(args: argparse.Namespace) -> list[str]:
     if args.figure in ("7", "10"):
         return ["pixels", "pixels_quadratic", "pixels_cubic", "pixels_log", "pixels_sigmoid"]
-    return ["paste", "latent_paste", "perturbed", "noise_scaling", "pixels"]
+    return [name for name in METHOD_NAMES if not name.startswith("pixels_")]
 
 
 def find_pairs(args: argparse.Namespace) -> list:
-    from pixels.reproduction.pairs import picturebook_pairs, read_pairs
+    from pixels.reproduction.pairs import composition_pairs, picturebook_pairs, read_pairs
 
     if args.dataset == "picturebook":
         return picturebook_pairs(args.split, args.full, args.limit)
+    if args.dataset == "compositions":
+        return composition_pairs(args.split, args.limit)
     return read_pairs(args.dataset, args.map_white, args.limit)
 
 
@@ -103,7 +109,7 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     """What the flags resolve to, as far as it is known before the model is loaded."""
     kind = options.kind_of(args.pretrained_model_name_or_path)
     sampling = asdict(options.sampling_of(args, kind))
-    return {"kind": kind, "sampling": sampling, "surgery": options.surgery_of(args, kind)}
+    return {"kind": kind, "sampling": sampling, "surgery": options.surgery_of(args)}
 
 
 def check_same_settings(output: Path, args: argparse.Namespace) -> None:
@@ -158,13 +164,14 @@ def main(argv: list[str] | None = None) -> None:
     options.announce(kind, sampling)
     options.check_steps(model, sampling)
     eyes = load_eyes(args.metric_encoders, args.device)
-    bench = Bench(args, model, size, sampling, Surgery(**options.surgery_of(args, kind)), eyes, output)
+    bench = Bench(args, model, size, sampling, Surgery(**options.surgery_of(args)), eyes, output)
     write_config(output, args, sampling=asdict(sampling), surgery=asdict(bench.surgery))
     if args.overhead or args.lemma or (args.figure and args.figure not in ("4", "7", "10")):
-        from pixels.reproduction import experiments
+        from pixels.reproduction.figures import FIGURES
+        from pixels.reproduction.lemma import lemma
+        from pixels.reproduction.overhead import overhead
 
-        name = "overhead" if args.overhead else "lemma" if args.lemma else f"figure_{args.figure}"
-        experiments.EXPERIMENTS[name](bench, pairs)
+        (overhead if args.overhead else lemma if args.lemma else FIGURES[args.figure])(bench, pairs)
         return
     run_all(bench, pairs)
     if not args.shard:
@@ -184,7 +191,7 @@ def run_all(bench, pairs: list, name: str = "rows.jsonl") -> None:
     done = {(row["item"], row["method"]) for row in gather_rows(output)}
     for pair in tqdm(mine, "items", disable=None):
         for method in args.methods:
-            if (pair.id, method) in done:
+            if (pair.id, method) in done or (method in OF_TRUTH and not pair.truth):
                 continue
             row, pictures = run_item(bench, pair, method)
             place = output / "pictures" / pair.id
@@ -203,6 +210,8 @@ def report(bench, pairs: list) -> None:
     found = {(row["item"], row["method"]): row for row in gather_rows(output)}
     others = dict.fromkeys(method for _, method in found if method not in METHOD_NAMES)  # pretrained
     methods = [*args.methods, *(m for m in others if all((pair.id, m) in found for pair in pairs))]
+    if not all(pair.truth for pair in pairs):
+        methods = [method for method in methods if method not in OF_TRUTH]
     rows = [found[pair.id, method] for pair in pairs for method in methods]
     summary = by_method(rows)
     for method, scores in frechet(bench, pairs, methods).items():
@@ -214,17 +223,18 @@ def report(bench, pairs: list) -> None:
     save_png(output / "grid.png", grid(sheet, [pair.kind or pair.id for pair in pairs[:12]], columns))
     print(score_table(summary), end="\n\n")
     if args.figure in ("7", "10"):
-        from pixels.reproduction.experiments import threshold_areas, threshold_changes
+        from pixels.reproduction.thresholds import threshold_areas, threshold_changes
 
         print(threshold_areas(bench), threshold_changes(rows), sep="\n\n", end="\n\n")
     if args.table:
-        dataset = "picturebook" if args.dataset == "picturebook" else Path(args.dataset).name
+        dataset = Path(args.dataset).name
         measured_on = f"measured: {dataset}, {Path(args.metric_encoders).name} encoders"
         print(tables.beside_published(args.table, {measured_on: summary}), end="\n\n")
     if args.user_study:
         from pixels.reproduction.study import write_study
 
-        print(f"open {write_study(output, pairs, methods, args.seed)}")
+        ranked = [method for method in methods if method not in METHOD_NAMES[:6] or method == "paste"]
+        print(f"open {write_study(output, pairs, ranked, args.seed)}")
     print(f"{len(rows)} rows; everything in {output}, pictures in {output / 'grid.png'}")
 
 

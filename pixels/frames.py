@@ -1,14 +1,11 @@
 """Photographs, exemplars and maps of any size to one frame, all by the same rule, so that they stay aligned."""
 
-import logging
-
 from PIL import Image
 from torch import Tensor
 
-from common.images import to_tensor
+from common.images import to_pil, to_tensor
 from common.runs import InputError
 
-logger = logging.getLogger(__name__)
 Size = tuple[int, int]  # height, width
 
 
@@ -56,17 +53,18 @@ def place(exemplar: Image.Image, box: tuple[float, float, float, float], size: S
 
 
 def check_alignment(source: Size, edit_map: Size, name: str) -> None:
-    """Warn where map and source have other proportions: a map drawn on the source has the same."""
+    """Raises InputError where map and source have other proportions: brought to one frame, the map would move on the
+    picture."""
     if abs(edit_map[1] / edit_map[0] / (source[1] / source[0]) - 1) > 0.02:
-        logger.warning(
-            "%s is %d x %d and the source %d x %d: both are brought to one frame, which moves the map on the picture; "
-            "draw it on a copy of the source",
-            name,
-            *edit_map[::-1],
-            *source[::-1],
-        )
+        raise InputError(f"{name} is {edit_map[1]}x{edit_map[0]} pixels and the source {source[1]}x{source[0]}: the "
+                         "proportions differ and the map would lie askew; draw it on a copy of the source")  # fmt: skip
 
 
 def frame_tensor(image: Image.Image, size: Size, mode: str) -> Tensor:
     """`fit` as a tensor [1, 3, H, W] in [0, 1]."""
     return to_tensor(fit(image, size, mode))
+
+
+def to_picture(tensor: Tensor) -> Image.Image:
+    """[1, 3, H, W] in [0, 1] to 8 bits, rounded to the nearest as diffusers' image processor does (released code)."""
+    return to_pil(tensor, rounding="nearest")

@@ -31,10 +31,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--map_white", choices=("keep", "edit"), help="what white means in the maps (released: keep, the default)")
     add("--map_kind", choices=("grey", "mask", "depth"), default="grey", help="grey: as it is; mask: black and white, "
         "to be grown, ramped and blurred; depth: the far part is black (near with --map_white edit)")  # fmt: skip
-    add("--map_grow", type=options.number(float, 0), default=0, help="of a mask: pixels")
-    add("--map_ramp", type=options.number(float, 0), default=0, help="of a mask: pixels from black to white")
-    add("--map_blur", type=options.number(float, 0), default=0, help="of a mask: deviation in pixels, last")
-    add("--map_gamma", type=options.number(float, 0.01), default=1, help="power on all greys; above 1 darkens")
+    add("--map_grow", type=options.number(float, 0, 10_000), default=0, help="of a mask: pixels")
+    add("--map_ramp", type=options.number(float, 0, 10_000), default=0, help="of a mask: pixels from black to white")
+    add("--map_blur", type=options.number(float, 0, 10_000), default=0, help="of a mask: deviation in pixels, last")
+    add("--map_gamma", type=options.number(float, 0.01, 100), default=1, help="power on all greys; above 1 darkens")
     add("--map_equalize", action="store_true", help="make all greys equally frequent first")
     add(
         "--exemplar_box",
@@ -117,30 +117,31 @@ def read_map(path: str, args: argparse.Namespace, size: tuple[int, int], source_
     return frames.fit_map(grey, size, args.fit)
 
 
-@script
-def main(argv: list[str] | None = None) -> None:
-    args = parse(argv)
-    kind = options.kind_of(args.pretrained_model_name_or_path)
-    if args.print_config:
-        sampling = asdict(options.sampling_of(args, kind))
-        resolved = {"kind": kind, "sampling": sampling, "surgery": options.surgery_of(args, kind)}
-        print(json.dumps({**vars(args), **resolved}, indent=2))
-        return
+def edit_pictures(image_path: str, exemplar_paths: list[str], edit_map_paths: list[str], **flags):
+    """The edited picture (PIL) of one source, its exemplars and their maps. flags: of this script, such as
+    threshold="log", seed=1, pretrained_model_name_or_path="…". Raises InputError."""
+    words = ["--image_path", image_path]
+    words += [word for path in exemplar_paths for word in ("--exemplar_path", path)]
+    words += [word for path in edit_map_paths for word in ("--edit_map_path", path)]
+    words += [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+    return run(parse([str(word) for word in words]))[0]["edited"]
+
+
+def run(args: argparse.Namespace) -> tuple[dict, dict, dict]:
+    """(pictures by file name, metrics, what flags and presets resolved to) of one edit."""
     import torch
 
-    from common.images import grid, load_image, to_pil, to_tensor
+    from common.images import grid, load_image, to_tensor
     from common.metrics import psnr
     from pixels import frames
     from pixels.edit_map import injections
     from pixels.preview import preview
     from pixels.surgery import Surgery, edit, edit_iteratively
 
-    if args.image_path is None:
-        use_benchmark_item(args)
     image = load_image(args.image_path)
     photographs = [load_image(path) for path in args.exemplar_path]
     model, kind, size = options.load(args)
-    sampling, surgery = options.sampling_of(args, kind), Surgery(**options.surgery_of(args, kind))
+    sampling, surgery = options.sampling_of(args, kind), Surgery(**options.surgery_of(args))
     options.announce(kind, sampling)
     source = frames.frame_tensor(image, size, args.fit)
     boxes = args.exemplar_box or [None] * len(photographs)
@@ -151,7 +152,6 @@ def main(argv: list[str] | None = None) -> None:
     maps = [read_map(path, args, size, image.size[::-1]) for path in args.edit_map_path]
     backbone = options.bind(model, sampling, size, args.seed, exemplars[-1])
     generator = torch.Generator().manual_seed(args.seed)
-    print(f"{args.image_path} <- {', '.join(args.exemplar_path)}")
     with measure() as cost:
         if args.iterative:
             edits = edit_iteratively(backbone, source, exemplars, maps, surgery, generator)
@@ -159,11 +159,9 @@ def main(argv: list[str] | None = None) -> None:
             edits = [edit(backbone, source, exemplars, maps, surgery, generator)]
 
     last = edits[-1]
-    pictures = {"source": to_pil(source)}
-    pictures |= {f"exemplar_{number}": to_pil(exemplar) for number, exemplar in enumerate(exemplars, start=1)}
-    pictures["edited"] = to_pil(last.edited)
-    mus = [mu for one in edits for mu in one.mus]
-    explained = preview(source, exemplars, mus, last.tau)
+    pictures = {"source": frames.to_picture(source)}
+    pictures |= {f"exemplar_{k}": frames.to_picture(exemplar) for k, exemplar in enumerate(exemplars, start=1)}
+    pictures["edited"] = frames.to_picture(last.edited)
     seen = to_tensor(pictures["edited"])  # scores see what the file holds
     always = frames_of_cells(injections(last.mu.cpu(), last.tau) == len(last.tau), size)
     metrics = {
@@ -174,11 +172,39 @@ def main(argv: list[str] | None = None) -> None:
         "seconds": cost.seconds,
         "peak_memory_mb": cost.peak_memory_mb,
     }
-    write(Path(args.output_dir), args, pictures, explained, grid, sampling, surgery)
-    write_json(Path(args.output_dir) / "metrics.json", metrics)
+    sheet = grid([list(pictures.values())], column_labels=list(pictures))
+    mus = [mu for one in edits for mu in one.mus]
+    pictures |= {"preview": preview(source, exemplars, mus, last.tau), "grid": sheet}
     for one in edits:
         print(one.coverage)
-    print(f"{cost.seconds:.1f} s, {len(last.tau)} steps; pictures in {args.output_dir}, preview.png explains the map")
+    return pictures, metrics, {"sampling": asdict(sampling), "surgery": asdict(surgery)}
+
+
+@script
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    kind = options.kind_of(args.pretrained_model_name_or_path)
+    if args.print_config:
+        sampling = asdict(options.sampling_of(args, kind))
+        resolved = {"kind": kind, "sampling": sampling, "surgery": options.surgery_of(args)}
+        print(json.dumps({**vars(args), **resolved}, indent=2))
+        return
+    from common.images import save_png
+
+    if args.image_path is None:
+        use_benchmark_item(args)
+    print(f"{args.image_path} <- {', '.join(args.exemplar_path)}")
+    pictures, metrics, resolved = run(args)
+    folder = Path(args.output_dir)
+    for stale in folder.glob("exemplar_*.png"):
+        if stale.stem not in pictures:
+            stale.unlink()
+    for name, picture in pictures.items():
+        save_png(folder / f"{name}.png", picture)
+    write_config(folder, args, **resolved)
+    write_json(folder / "metrics.json", metrics)
+    steps = len(metrics["thresholds"])
+    print(f"{metrics['seconds']:.1f} s, {steps} steps; pictures in {folder}, preview.png explains the map")
 
 
 def frames_of_cells(cells, size: tuple[int, int]):
@@ -186,19 +212,6 @@ def frames_of_cells(cells, size: tuple[int, int]):
     import torch.nn.functional as F
 
     return F.interpolate(cells.float(), size, mode="nearest")
-
-
-def write(folder: Path, args: argparse.Namespace, pictures: dict, explained, grid, sampling, surgery) -> None:
-    """The run's files, but for metrics.json; exemplars of an earlier run that this one does not have are removed."""
-    from common.images import save_png
-
-    for stale in folder.glob("exemplar_*.png"):
-        if stale.stem not in pictures:
-            stale.unlink()
-    for name, picture in {**pictures, "preview": explained}.items():
-        save_png(folder / f"{name}.png", picture)
-    save_png(folder / "grid.png", grid([list(pictures.values())], column_labels=list(pictures)))
-    write_config(folder, args, sampling=asdict(sampling), surgery=asdict(surgery))
 
 
 if __name__ == "__main__":

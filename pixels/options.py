@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from common.flags import is_picturebook_folder, number
+from common.flags import check_writable, is_picturebook_folder, number
 from common.runs import InputError
 
 THRESHOLD_NAMES = ("linear", "quadratic", "cubic", "log", "sigmoid")  # keys of edit_map.THRESHOLDS
@@ -45,7 +45,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "negative_prompt": RELEASED_NEGATIVE,
     },
     "kandinsky": {"num_inference_steps": 100, "strength": 0.05, "guidance_scale": 4.0, "negative_prompt": ""},
-    "picturebook": {"num_inference_steps": 50, "strength": 0.2, "guidance_scale": 1.0, "black_point": 0.9},
+    "picturebook": {"num_inference_steps": 50, "strength": 0.2, "guidance_scale": 1.0},
 }
 PIPELINE_KINDS = {
     "StableDiffusionPipeline": "sd",
@@ -111,7 +111,7 @@ def add_method_flags(parser: argparse.ArgumentParser) -> None:
     add("--compare", choices=("gt", "ge"), default="gt", help="keep the source where map > (or >=) threshold")
     add("--composite", choices=("none", "latent", "pixel"), default="none", help="put white regions of the source back "
         "at the end (paper and released code: none)")  # fmt: skip
-    add("--black_point", type=number(float, 0, 1), help="greys up to this count as black (released: 0)")
+    add("--black_point", type=number(float, 0, 1), default=0, help="greys up to this count as black (released: 0)")
     add("--map_antialias", action="store_true", help="average the map over each latent cell (released: its middle)")
     add("--refiner_start", type=number(float, 0, 1), default=0.8, help="where the refiner takes over from the base")
     add("--image_embedding", choices=("prior", "exemplar"), default="prior", help="Kandinsky is told by: the prior's "
@@ -126,8 +126,8 @@ def parse(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.N
         raise InputError("--strength 0 leaves no step to run; the least useful one is 1 / --num_inference_steps")
     if args.black_point == 1:
         raise InputError("--black_point 1 makes every map black; give less than 1")
-    if Path(args.output_dir).exists() and not Path(args.output_dir).is_dir():
-        raise InputError(f"--output_dir {args.output_dir} is a file; give a folder")
+    if not args.print_config:
+        check_writable(Path(args.output_dir))
     return args
 
 
@@ -153,15 +153,15 @@ def sampling_of(args: argparse.Namespace, kind: str | None) -> Sampling:
     return Sampling(**{name: preset.get(name) if value is None else value for name, value in given.items()})
 
 
-def surgery_of(args: argparse.Namespace, kind: str | None = None) -> dict[str, Any]:
-    """Keyword arguments of surgery.Surgery: flags, and the preset of this kind of model for those not given."""
+def surgery_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Keyword arguments of surgery.Surgery."""
     chosen = {name: getattr(args, name) for name in ("schedule", "noise", "posterior")}
     return {
         **{name: value or ALGORITHMS[args.algorithm][name] for name, value in chosen.items()},
         "threshold": args.threshold,
         "compare": args.compare,
         "composite": args.composite,
-        "black_point": PRESETS.get(kind, {}).get("black_point", 0.0) if args.black_point is None else args.black_point,
+        "black_point": args.black_point,
         "antialias": args.map_antialias,
     }
 

@@ -5,8 +5,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from common.images import grid, to_pil
+from common.images import grid
 from pixels.edit_map import coverage, injections
+from pixels.frames import to_picture
 
 EXEMPLAR_COLOR = torch.tensor([1.0, 0.1, 0.6])
 RELEASED_COLOR = torch.tensor([1.0, 0.6, 0.0])
@@ -49,4 +50,4 @@ def preview(source: Tensor, exemplars: list[Tensor], mus: list[Tensor], tau: Ten
         f"pink: exemplar; orange: source let go, the stronger the earlier of {len(tau)} steps; clear: source kept",
     ]
     pictures = [entered(source, exemplars, mus, tau), overlay(source, mu, tau)]
-    return grid([[to_pil(picture) for picture in pictures]], column_labels=labels, least_side=256)
+    return grid([[to_picture(picture) for picture in pictures]], column_labels=labels, least_side=256)

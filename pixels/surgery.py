@@ -1,4 +1,4 @@
-"""Latent surgery: Algorithms 1 and 2 of PIXELS, in one loop.
+"""Latent surgery: Algorithms 1 and 2 of PIXELS. `prepare` is lines 4 to 8, `loop` lines 9 to 17, `edit` both.
 
 The defaults are those of the released code; where it and the printed algorithms differ, the printed variant is an
 option of `Surgery`. Algorithm 1 is Algorithm 2 with one exemplar. Its line numbers stand beside the code as "l. 10",
@@ -75,6 +75,25 @@ class Trace:
     keep: Tensor  # mask_t
 
 
+@dataclass(frozen=True, eq=False)
+class Patient:
+    """What lines 4 to 8 make of the pictures, once. Latents and noises [B, 4, h, w]; maps [B or 1, 1, h, w].
+
+    signal, sigma [N]: factors of add_noise(z, eps, t_i) = signal_i z + sigma_i eps.
+    """
+
+    z_source: Tensor  # z_1^init
+    z_exemplars: list[Tensor]  # z_2^init, ...
+    noise: Tensor  # the source's
+    exemplar_noises: list[Tensor]
+    maps: list[Tensor]  # as given, black point applied
+    mus: list[Tensor]  # on the latent grid
+    tau: Tensor  # [N]
+    timesteps: Tensor
+    signal: Tensor
+    sigma: Tensor
+
+
 @torch.no_grad()
 def edit(
     backbone: Backbone,
@@ -85,7 +104,8 @@ def edit(
     generator: Generators = None,
     trace: list[Trace] | None = None,
 ) -> Edit:
-    """Edit source [B, 3, H, W] in [0, 1] after K exemplars of the same shape, under K maps [1 or B, 1, any size].
+    """Edit source [B, 3, H, W] in [0, 1] after K exemplars of the same shape, under K maps [1 or B, 1, any size]
+    (l. 1-3; 2: l. 1-3).
 
     All K enter in one pass. Where several maps are black, the last exemplar wins; each cell keeps the source while
     the least of its maps is above the threshold: K exemplars are one composite under the minimum of the maps.
@@ -94,13 +114,36 @@ def edit(
     order: per exemplar its VAE sample and its noise, then the source's, then whatever the scheduler draws.
     trace: filled with one Trace per step. Raises InputError for shapes that do not fit.
     """
+    patient = prepare(backbone, source, exemplars, edit_maps, surgery, generator)  # l. 4-8; 2: l. 4-11
+    z = loop(backbone, patient, surgery, generator, trace)  # l. 9-17; 2: l. 12-22
+    if surgery.composite == "latent":
+        z = torch.where(least(patient.mus) > patient.tau[-1], patient.z_source, z)
+    edited = backbone.decode(z)  # l. 18-20; 2: l. 23-25
+    if surgery.composite == "pixel":
+        last = patient.tau[-1]
+        full = least([to_latent_grid(edit_map, source.shape[-2:]) for edit_map in patient.maps])
+        kept = ((full - last) / (1 - last)).clamp(0, 1) if last < 1 else torch.zeros_like(full)
+        edited = source.to(edited) * kept + edited * (1 - kept)
+    distances = [(z_exemplar - patient.z_source).float().flatten(1).norm(dim=1) for z_exemplar in patient.z_exemplars]
+    return Edit(edited, patient.mus, patient.tau.cpu(), torch.stack(distances, dim=1).cpu())
+
+
+@torch.no_grad()
+def prepare(
+    backbone: Backbone, source: Tensor, exemplars: list[Tensor], edit_maps: list[Tensor], surgery: Surgery,
+    generator: Generators,
+) -> Patient:  # fmt: skip
+    """Lines 4 to 8: pictures to latents, maps to the latent grid, the noise that both will get; arguments as of edit.
+
+    Noise is added in the loop, on the fly: no noised trajectories are stored. Raises InputError for shapes that do not
+    fit, and warns of maps without black.
+    """
     if not exemplars or len(exemplars) != len(edit_maps):
         raise InputError(f"{len(exemplars)} exemplars and {len(edit_maps)} maps: each exemplar needs a map of its own")
     for exemplar in exemplars:
         if exemplar.shape != source.shape:
             raise InputError(f"exemplar {tuple(exemplar.shape)} and source {tuple(source.shape)} differ in shape")
-    timesteps, scheduler = backbone.start(), backbone.scheduler
-    tau = thresholds(surgery.threshold, len(timesteps), surgery.schedule)
+    timesteps = backbone.start()
 
     def ldm_encode(picture: Tensor) -> Tensor:
         return backbone.encode(picture, surgery.posterior == "sample", generator)
@@ -110,56 +153,58 @@ def edit(
 
     for dtype in backbone.discarded_draws:
         new_noise(dtype)
-    exemplar_latents, exemplar_noises = [], []
+    z_exemplars, exemplar_noises = [], []
     for exemplar in exemplars:
-        exemplar_latents.append(ldm_encode(exemplar))  # l. 5; 2: l. 5-6
-        exemplar_noises.append(new_noise(exemplar_latents[-1].dtype))
-    z_source = ldm_encode(source)  # l. 4
+        z_exemplars.append(ldm_encode(exemplar))  # l. 5; 2: l. 5-6
+        exemplar_noises.append(new_noise(z_exemplars[-1].dtype))
+    z_source = ldm_encode(source)  # l. 4; 2: l. 4
     noise = new_noise(z_source.dtype)
     if surgery.noise == "shared":
         exemplar_noises = [noise] * len(exemplars)
 
-    size = z_source.shape[-2:]
     maps = [histogram(check(edit_map.to(z_source.device)), surgery.black_point) for edit_map in edit_maps]
+    size = z_source.shape[-2:]
     mus = [to_latent_grid(edit_map, size, surgery.antialias) for edit_map in maps]  # l. 6; 2: l. 7-8
-    mu = least(mus)
-    levels = tau.to(mu.device)
-    if not (mu <= levels[0]).any():
+    tau = thresholds(surgery.threshold, len(timesteps), surgery.schedule).to(z_source.device)
+    if not (least(mus) <= tau[0]).any():
         logger.warning(
             "No cell of the map is black on the %d x %d latent grid (the darkest is %.4f), so the exemplar does not "
             "enter; paint it wholly black, or raise the black point",
             *size,
-            mu.min(),
+            least(mus).min(),
         )
-    signal, sigma = noise_levels(scheduler, timesteps, z_source)
-    step = stepper(scheduler, generator)
+    levels = noise_levels(backbone.scheduler, timesteps, z_source)  # of l. 7-8 and l. 13
+    return Patient(z_source, z_exemplars, noise, exemplar_noises, maps, mus, tau, timesteps, *levels)
 
-    for i, t in enumerate(tqdm(timesteps, "surgery", leave=False, disable=None)):
+
+@torch.no_grad()
+def loop(
+    backbone: Backbone, patient: Patient, surgery: Surgery, generator: Generators, trace: list[Trace] | None = None
+) -> Tensor:
+    """Lines 9 to 17: the surgical latent, denoised, with the source put back ever less. Gives z_mix^0 [B, 4, h, w]."""
+    z_source, noise, tau = patient.z_source, patient.noise, patient.tau
+    signal, sigma, mu = patient.signal, patient.sigma, least(patient.mus)
+    step = stepper(backbone.scheduler, generator)
+    # l. 12 and 17; 2: l. 16 and 22
+    for i, t in enumerate(tqdm(patient.timesteps, "surgery", leave=False, disable=None)):
         if surgery.noise == "fresh" and i > 0:
-            noise = new_noise(z_source.dtype)
-        z_source_t = signal[i] * z_source + sigma[i] * noise  # l. 7, l. 13
+            noise = randn_tensor(z_source.shape, generator, z_source.device, z_source.dtype)
+        z_source_t = signal[i] * z_source + sigma[i] * noise  # l. 7, l. 13; 2: l. 9, 17
         if i == 0:
             z = z_source_t
-            for z_exemplar, exemplar_noise, mu_k in zip(exemplar_latents, exemplar_noises, mus, strict=True):
+            for z_exemplar, exemplar_noise, mu_k in zip(
+                patient.z_exemplars, patient.exemplar_noises, patient.mus, strict=True
+            ):
                 z_exemplar_t = signal[0] * z_exemplar + sigma[0] * exemplar_noise  # l. 8; 2: l. 10-11
-                z = torch.where(mu_k > levels[0], z, z_exemplar_t)  # l. 9-10; 2: l. 12-14
+                z = torch.where(mu_k > tau[0], z, z_exemplar_t)  # l. 9-10; 2: l. 12-14
         else:
-            keep = mu > levels[i] if surgery.compare == "gt" else mu >= levels[i]  # l. 14; 2: l. 18-19
+            keep = mu > tau[i] if surgery.compare == "gt" else mu >= tau[i]  # l. 14; 2: l. 18-19
             if trace is not None:
                 trace.append(Trace(float(t), z_source_t, z, keep))
             z = torch.where(keep, z_source_t, z)  # l. 15; 2: l. 20
-        output = backbone.predict(z, t)  # l. 11, l. 16: the network under guidance, then the scheduler
-        z = step(output, t, z)
-
-    if surgery.composite == "latent":
-        z = torch.where(mu > levels[-1], z_source, z)
-    edited = backbone.decode(z)  # l. 18
-    if surgery.composite == "pixel":
-        full = least([to_latent_grid(edit_map, source.shape[-2:]) for edit_map in maps])
-        kept = ((full - levels[-1]) / (1 - levels[-1])).clamp(0, 1) if levels[-1] < 1 else torch.zeros_like(full)
-        edited = source.to(edited) * kept + edited * (1 - kept)
-    distances = [(z_exemplar - z_source).float().flatten(1).norm(dim=1) for z_exemplar in exemplar_latents]
-    return Edit(edited, mus, tau, torch.stack(distances, dim=1).cpu())
+        output = backbone.predict(z, t)  # l. 11, l. 16; 2: l. 15, 21: the network under guidance, …
+        z = step(output, t, z)  # … and the scheduler's step
+    return z
 
 
 def least(maps: list[Tensor]) -> Tensor:

@@ -7,7 +7,7 @@ runs and all parameter subsets.
 
 import hashlib
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,13 +15,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from common.runs import ROOT, InputError, atomic_path
+from common.runs import InputError, cache_folder, progress, write_once
 
 log = logging.getLogger(__name__)
 
-FOLDER = ROOT / "outputs" / "spectral_basis"  # 4.3 GB for Stable Diffusion 1.x
 LAYERS = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d, nn.Embedding, nn.GroupNorm, nn.LayerNorm)
 # Two squared singular values nearer than this (of the largest squared) share a plane that float64 itself cannot split.
 TOO_CLOSE = 1e-10
@@ -109,45 +107,90 @@ def weight_hash(layer: nn.Module) -> str:
     return digest.hexdigest()[:32]
 
 
-def base_hash(model: nn.Module) -> str:
-    """What tells one base model from another: a hash over every tunable weight, by name. Of float32 weights: hash
-    before a model is cast to another format."""
+def weight_hashes(model: nn.Module) -> dict[str, str]:
+    """path -> weight_hash of every tunable layer."""
+    return {path: weight_hash(layer) for path, layer in tunable(model).items()}
+
+
+def base_hash(model: nn.Module, hashes: Mapping[str, str] | None = None) -> str:
+    """What tells one base model from another: a hash over the weight_hash of every tunable layer, by name. Of float32
+    weights: hash before a model is cast to another format."""
     digest = hashlib.sha256()
-    for path, layer in sorted(tunable(model).items()):
-        digest.update(f"{path} {weight_hash(layer)} ".encode())
+    for path, of_layer in sorted((hashes or weight_hashes(model)).items()):
+        digest.update(f"{path} {of_layer} ".encode())
     return digest.hexdigest()[:32]
 
 
+class Bases:
+    """Hashes and singular bases of a pipeline's parts ("unet", "text_encoder", ...): each is computed, or read, once.
+
+    pipe: float32; ask for a part before its weights change or are cast. folder: where bases are kept, by default
+    `spectral_basis` in the project's cache (4.3 GB for Stable Diffusion 1.x).
+    """
+
+    def __init__(self, pipe, folder: str | Path | None = None):
+        self.pipe, self.folder = pipe, folder
+        self._hashes: dict[str, dict[str, str]] = {}
+        self._found: dict[str, dict[str, Basis]] = {}
+
+    def hashes(self, part: str) -> dict[str, str]:
+        """The weight_hashes of a part."""
+        if part not in self._hashes:
+            self._hashes[part] = weight_hashes(getattr(self.pipe, part))
+        return self._hashes[part]
+
+    def base(self, part: str) -> str:
+        """The base_hash of a part."""
+        return base_hash(getattr(self.pipe, part), self.hashes(part))
+
+    def find(self, part: str, paths: Iterable[str], keep: bool = False) -> dict[str, Basis]:
+        """find_bases of a part's layers. keep: hold them in memory for the next question."""
+        paths, found = set(paths), self._found.setdefault(part, {})
+        missing = paths - found.keys()
+        new = find_bases(getattr(self.pipe, part), missing, self.folder, self.hashes(part)) if missing else {}
+        if keep:
+            found |= new
+        return {path: basis for path, basis in (found | new).items() if path in paths}
+
+
 def read(file: Path) -> Basis | None:
-    """A kept basis; None where there is none, or a damaged one."""
+    """A kept basis; None where there is none. A damaged file is taken away."""
     try:
         return Basis(**load_file(file))
+    except FileNotFoundError:
+        return None
     except (OSError, SafetensorError, TypeError):
+        file.unlink(missing_ok=True)
         return None
 
 
 @torch.no_grad()
-def find_bases(model: nn.Module, paths: Iterable[str], folder: str | Path | None = None) -> dict[str, Basis]:
-    """The basis of each named layer that is not a vector, on the CPU: from `folder` (FOLDER by default), or computed
-    now on the layer's own device and put there. model: float32, unchanged. An interrupted computation goes on where it
-    stopped.
+def find_bases(
+    model: nn.Module, paths: Iterable[str], folder: str | Path | None = None, hashes: Mapping[str, str] | None = None
+) -> dict[str, Basis]:
+    """The basis of each named layer that is not a vector, on the CPU: from files in `folder`, or computed now on the
+    layer's own device and put there. model: float32, unchanged. hashes: of its layers, where they are known.
 
-    Logs a warning for layers whose singular values are so close that shifts are not portable.
+    An interrupted computation goes on where it stopped; several processes share one. Logs a warning for layers whose
+    singular values are so close that shifts are not portable.
     """
-    wanted, folder = set(paths), Path(folder or FOLDER)
+    wanted, folder = set(paths), Path(folder) if folder else cache_folder("spectral_basis")
     layers = {path: layer for path, layer in tunable(model).items() if path in wanted and layer.weight.ndim > 1}
-    files = {path: folder / f"{weight_hash(layer)}.safetensors" for path, layer in layers.items()}
+    names = {path: hashes[path] if hashes else weight_hash(layer) for path, layer in layers.items()}
+    files = {path: folder / f"{name}.safetensors" for path, name in names.items()}
     bases = {path: found for path, file in files.items() if (found := read(file))}
     missing = [path for path in layers if path not in bases]
-    for path in tqdm(missing, "singular value decompositions", disable=None if missing else True):
-        matrix = as_matrix(layers[path])
-        matrix = matrix.cpu() if matrix.device.type == "mps" else matrix  # which has no float64
+    for path in progress(missing, "singular value decompositions", shown=bool(missing)):
+
+        def write(temporary: Path, path: str = path) -> None:
+            matrix = as_matrix(layers[path])
+            matrix = matrix.cpu() if matrix.device.type == "mps" else matrix  # which has no float64
+            save_file({name: part.cpu() for name, part in vars(decompose(matrix)).items()}, temporary)
+
         try:
-            bases[path] = Basis(*(part.cpu() for part in vars(decompose(matrix)).values()))
+            bases[path] = Basis(**load_file(write_once(files[path], write)))
         except InputError as problem:
             raise InputError(f"{path}: {problem}") from None
-        with atomic_path(files[path]) as temporary:
-            save_file(vars(bases[path]), temporary)
     close = {path: count for path, basis in bases.items() if (count := close_pairs(basis.sigma))}
     if close:
         path = max(close, key=close.get)

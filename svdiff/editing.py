@@ -16,12 +16,14 @@ from common.pipelines import Conditioning, decode_latents, encode_image, encode_
 
 @dataclass(frozen=True)
 class Sampling:
-    """How pictures are drawn. eta: of DDIM; the paper's 0 unless it says otherwise (Sec. 4)."""
+    """How pictures are drawn. eta: of DDIM; the paper's 0 unless it says otherwise (Sec. 4). inversion_timestep: which
+    one the network is shown while a picture is inverted, "source" or "target", see common.ddim."""
 
     num_inference_steps: int = 50
     guidance_scale: float = 7.5
     eta: float = 0.0
     negative_prompt: str = ""
+    inversion_timestep: str = "source"
 
 
 def start_noise(pipe: DiffusionPipeline, seeds: list[int], resolution: int | None = None) -> torch.Tensor:
@@ -56,10 +58,16 @@ def denoise(
 
 
 @torch.no_grad()
-def invert(pipe: DiffusionPipeline, schedule: Schedule, z: torch.Tensor, cond: Conditioning) -> torch.Tensor:
-    """z_T = DDIMInvert(z*, c; theta') (Eq. 6): guidance scale 1, the tuned weights, c the TARGET prompt. [B,4,h,w]."""
+def invert(
+    pipe: DiffusionPipeline, schedule: Schedule, z: torch.Tensor, cond: Conditioning, shown: str = "source"
+) -> torch.Tensor:
+    """z_T = DDIMInvert(z*, c; theta') (Eq. 6): guidance scale 1, the tuned weights, c the TARGET prompt. [B,4,h,w].
+
+    shown: the timestep that the network is shown. The paper does not say; the public implementation, written for the
+    inverse scheduler of diffusers 0.14, shows that of the latent it starts from ("source").
+    """
     for t in schedule.timesteps[::-1]:
-        eps = predict_noise(pipe, schedule, z, inversion_timestep(schedule, t), cond)
+        eps = predict_noise(pipe, schedule, z, inversion_timestep(schedule, t, shown), cond)
         z = ddim_inverse_step(schedule, z, eps, t)
     return z
 
@@ -91,6 +99,7 @@ def edit(
     noise = start_noise(pipe, list(seeds), resolution)
     if ddim_inversion:
         cond = encode_prompt(pipe, [target_prompt], (resolution, resolution))
-        z = invert(pipe, schedule, encode_image(pipe, picture).float(), cond).expand(len(seeds), -1, -1, -1)
+        z = invert(pipe, schedule, encode_image(pipe, picture).float(), cond, how.inversion_timestep)
+        z = z.expand(len(seeds), -1, -1, -1)
         noise = slerp(alpha, z, noise) if alpha else z  # Eq. 7
     return draw(pipe, target_prompt, list(seeds), how, resolution, noise)

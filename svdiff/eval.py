@@ -17,13 +17,13 @@ from common.flags import check_writable, is_picturebook_folder, number
 from common.runs import InputError, make_parser, read_json, read_rows, script, write_config, write_json
 from svdiff import options
 from svdiff.infer import block
-from svdiff.reproduction.experiments import FIGURES, folder_name
+from svdiff.reproduction import FIGURES, folder_name
 
 PICTUREBOOK = ("picturebook", "picturebook-twins")
 # What all rows of an output folder have in common.
 SAME = ("pretrained_model_name_or_path", "weights", "dataset", "split", "metric_encoders", "seed", "max_train_steps",
         "learning_rate", "num_inference_steps", "guidance_scale", "eta", "negative_prompt",
-        "geometry_layers")  # fmt: skip
+        "inversion_timestep", "geometry_layers")  # fmt: skip
 
 
 def rate(text: str) -> tuple[str, float]:
@@ -55,7 +55,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--max_train_steps", type=number(int, 1), help="of every training; the model's preset by default")
     add("--learning_rate", nargs="+", type=rate, metavar="SPACE=RATE", help="of every training in svdiff, full or "
         "lora; the model's preset by default")  # fmt: skip
+    add("--rates", nargs="+", type=rate, metavar="SPACE=RATE", help="of --figure tuning, in place of its grid: several "
+        "of a space, to follow a winner beyond an edge")  # fmt: skip
     add("--num_class_images", type=number(int, 1), help="of every training; the model's preset by default")
+    add("--gate", type=number(float, 0, 1), default=0.8, help="of figure 6: the share of pictures in which the untuned "
+        "model, told the colours, has to show all subjects")  # fmt: skip
     add("--unmix_weight", type=number(float, 0), default=0.1, help="of the rows with the unmix regularisation")
     add("--geometry_layers", nargs=2, type=block, default=[(16, "down", 1), (8, "down", 0)], metavar=("FIRST", "LAST"),
         help="of figure 10, in P+ notation")  # fmt: skip
@@ -115,21 +119,22 @@ def open_study(args: argparse.Namespace):
     from common.encoders import load_encoders
     from common.picturebook.benchmarks import ensure_subjects, ensure_twins
     from common.pipelines import load_pipeline, native_resolution
-    from svdiff.basis import base_hash
+    from svdiff.basis import Bases
     from svdiff.editing import Sampling
-    from svdiff.reproduction.experiments.study import Study
+    from svdiff.reproduction.study import Study
 
     made = {"picturebook": ensure_subjects, "picturebook-twins": ensure_twins}.get(args.dataset)
     folder = made(args.split) if made else Path(args.dataset)
-    every = read_subjects(folder)
+    every = read_subjects(folder, needed=args.subjects)
     wanted = read_subjects(folder, args.subjects) if args.subjects else every[: args.limit]
     kinds = read_subject_prompts(folder)
     templates = {subject.name: kinds["live" if subject.live else "object"] for subject in every}
     pipe = load_pipeline(args.pretrained_model_name_or_path, args.device)
-    args.weights = base_hash(pipe.unet)[:12]
+    bases = Bases(pipe, args.basis_dir)
+    args.weights = bases.base("unet")[:12]
     check_same(args)
     encoders = load_encoders(args.metric_encoders, args.device)
-    return Study(args, pipe, wanted, every, templates, encoders, Path(args.output_dir),
+    return Study(args, pipe, wanted, every, templates, encoders, bases, Path(args.output_dir),
                  Sampling(**options.sampling_of(args)), native_resolution(pipe))  # fmt: skip
 
 
@@ -157,7 +162,8 @@ def run_figure(study, name: str) -> dict:
     args = argparse.Namespace(**{**vars(study.args), "figure": name})
     study = replace(study, args=args, output=Path(args.output_dir) / folder)
     study.output.mkdir(parents=True, exist_ok=True)
-    importlib.import_module(f"svdiff.reproduction.experiments.{FIGURES[name]}").run(study)
+    module, function, _ = FIGURES[name]
+    getattr(importlib.import_module(f"svdiff.reproduction.{module}"), function)(study)
     rows = read_rows(study.rows)
     summary, found = by_method(by_subject(rows), costs=()), claims.tried("svdiff", rows, f"svdiff.{folder}")
     if summary:

@@ -22,7 +22,8 @@ from common.runs import InputError, atomic_path, make_parser, measure, read_json
 from svdiff import options
 
 WAYS = ("spectral_shifts", "interpolate", "style_mix")
-ONLY_WITH = {"alpha": "interpolate", "geometry_layers": "style_mix", "ddim_inversion": "image_path"}
+ONLY_WITH = {"alpha": "interpolate", "geometry_layers": "style_mix", "ddim_inversion": "image_path",
+             "inversion_timestep": "image_path"}  # fmt: skip
 
 
 def weighted(text: str) -> tuple[str, float]:
@@ -136,11 +137,11 @@ def written(value: float) -> str:
     return repr(value).removesuffix(".0")
 
 
-def changes(args: argparse.Namespace, pipe) -> dict:
+def changes(args: argparse.Namespace, pipe, bases) -> dict:
     """label -> (merging.Change, scale): every model that is to draw."""
     from svdiff import merging
 
-    loaded = [merging.load(pipe, path) for path in paths_of(args)]
+    loaded = [merging.load(pipe, path, bases) for path in paths_of(args)]
     if args.interpolate:
         made = {f"alpha {written(alpha)}": merging.interpolate(*loaded, alpha) for alpha in args.alpha}
     elif args.style_mix:
@@ -186,19 +187,21 @@ def main(argv: list[str] | None = None) -> None:
     from common.images import center_crop_resize, grid, load_image, save_png, to_pil, to_tensor
     from common.pipelines import chosen_resolution, load_pipeline
     from svdiff import editing, merging
+    from svdiff.basis import Bases
 
     source = load_image(args.image_path) if args.image_path else None
     pipe = load_pipeline(args.pretrained_model_name_or_path, args.device)
     resolution = chosen_resolution(pipe, args.resolution)
-    models, how = changes(args, pipe), editing.Sampling(**options.sampling_of(args))
+    bases = Bases(pipe, args.basis_dir)
+    models, how = changes(args, pipe, bases), editing.Sampling(**options.sampling_of(args))
     if args.export_merged:
-        export(pipe, *next(iter(models.values())), args.basis_dir, Path(args.export_merged))
+        export(pipe, *next(iter(models.values())), bases, Path(args.export_merged))
         return
     seeds, sheet, output = [args.seed + k for k in range(args.num_images)], [], Path(args.output_dir)
     picture = source and center_crop_resize(source, resolution)
     with measure() as cost:
         for label, (change, scale) in models.items():
-            with merging.applied(pipe, change, scale, args.basis_dir), autocast(pipe, args.mixed_precision):
+            with merging.applied(pipe, change, scale, bases), autocast(pipe, args.mixed_precision):
                 if picture:
                     drawn = editing.edit(
                         pipe, to_tensor(picture).to(pipe.device), args.prompt, how, args.ddim_inversion,
@@ -206,7 +209,7 @@ def main(argv: list[str] | None = None) -> None:
                     )  # fmt: skip
                 else:
                     drawn = editing.draw(pipe, args.prompt, seeds, how, resolution)
-            sheet.append([to_pil(one) for one in drawn])
+            sheet.append([to_pil(one, "nearest") for one in drawn])
             for seed, one in zip(seeds, sheet[-1], strict=True):
                 save_png(output / f"{label.replace(', ', '_').replace(' ', '_')}_{seed}.png", one)
     rows = [[picture, *row] for row in sheet] if picture else sheet
@@ -217,6 +220,27 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{args.prompt!r}: {cost.seconds:.1f} s; pictures in {output}, look at {output / 'grid.png'}")
 
 
+def edit(
+    picture: str | Path, caption: str, prompt: str, output_dir: str = "outputs/svdiff_edit", steps: int | None = None,
+    model: str = "picturebook", **how: Any,
+):  # fmt: skip
+    """Sec. 3.4 in one call: tune on a picture and its caption, then draw it under `prompt` from its own noise. PIL.
+
+    steps: of the training, by default the model's preset. how: of editing.Sampling.
+    """
+    from common.images import center_crop_resize, load_image, to_pil, to_tensor
+    from common.pipelines import load_pipeline, native_resolution
+    from svdiff import editing, merging, train
+
+    given = ["--max_train_steps", str(steps)] if steps else []
+    train.main(["--image_path", str(picture), "--instance_prompt", caption, "--output_dir", output_dir, *given,
+                "--pretrained_model_name_or_path", model, "--num_validation_images", "1"])  # fmt: skip
+    pipe = load_pipeline(model)
+    source = to_tensor(center_crop_resize(load_image(picture), native_resolution(pipe))).to(pipe.device)
+    with merging.applied(pipe, merging.load(pipe, output_dir)):
+        return to_pil(editing.edit(pipe, source, prompt, editing.Sampling(**how))[0], "nearest")
+
+
 def autocast(pipe, precision: str):
     import torch
 
@@ -224,12 +248,12 @@ def autocast(pipe, precision: str):
     return torch.autocast(pipe.device.type, dtype, enabled=precision != "no")
 
 
-def export(pipe, change, scale: float, basis_folder: str | None, folder: Path) -> None:
+def export(pipe, change, scale: float, bases, folder: Path) -> None:
     """Write the tuned model as an ordinary pipeline, float32; a picturebook stays one, by its marker."""
     from common.pipelines import is_picturebook
     from svdiff import merging
 
-    merging.write_into(pipe, change, scale, basis_folder)
+    merging.write_into(pipe, change, scale, bases)
     with atomic_path(folder) as temporary:
         pipe.save_pretrained(temporary)
         if is_picturebook(pipe):

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from common.runs import InputError, read_json
+from common.runs import InputError, read_object
 from svdiff import combine, files
-from svdiff.basis import base_hash, find_bases, tunable
-from svdiff.lora_file import read_lora
+from svdiff.basis import Bases, tunable
+from svdiff.lora_file import is_lora, read_lora
 from svdiff.spectral import rebuilt
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -62,24 +62,27 @@ def style_mix(pipe, appearance: Change, geometry: Change, first: tuple, last: tu
 # ---------------------------------------------------------------------------------------------------------- reading
 
 
-def load(pipe, path: str | Path) -> Change:
-    """What a training's folder or file holds, checked against the (plain, float32) pipeline. Raises InputError."""
-    path = Path(path).expanduser()
+def load(pipe, path: str | Path, bases: Bases | None = None) -> Change:
+    """What a training's folder or file holds, checked against the (plain, float32) pipeline; files are told apart by
+    the names of their tensors. bases: the pipeline's, to be asked once for several trainings. Raises InputError."""
+    path, bases = Path(path).expanduser(), bases or Bases(pipe)
     if path.is_dir() and (path / "unet" / "config.json").is_file():
-        return full_weights(pipe, path)
+        return full_weights(pipe, path, bases)
     lora = path / LORA_FILE if path.is_dir() else path
-    if lora.name == LORA_FILE and lora.is_file():
-        return lora_weights(pipe, lora)
+    if lora.is_file() and is_lora(lora):
+        parts = read_lora(pipe, lora)
+        check_base(lora.parent, parts, bases)
+        return Change("weights", parts)
     parts = {}
     for part, file in files.find_files(path).items():
         model = getattr(pipe, part, None)
         if model is None:
             raise InputError(f"{file} belongs to a {part}, which this model does not have")
-        parts[part] = files.fit(model, *files.read_shifts(file), base_hash(model), file)
+        parts[part] = files.fit(model, *files.read_shifts(file), bases.base(part), file)
     return Change("shifts", parts)
 
 
-def full_weights(pipe, folder: Path) -> Change:
+def full_weights(pipe, folder: Path, bases: Bases) -> Change:
     """W' - W of every parameter of the models that a full fine-tuning saved in a folder."""
     from common.model_files import MODELS, load_model, one_line
 
@@ -97,71 +100,59 @@ def full_weights(pipe, folder: Path) -> Change:
         if {n: p.shape for n, p in tuned.items()} != {n: p.shape for n, p in base.items()}:
             raise InputError(f"{folder / part} was made for another architecture than this model's {part}")
         parts[part] = {name: (tuned[name] - base[name].cpu()).detach() for name in base}
-    check_base(pipe, folder, parts)
+    check_base(folder, parts, bases)
     return Change("weights", parts)
 
 
-def check_base(pipe, folder: Path, parts: Iterable[str]) -> None:
+def check_base(folder: Path, parts: Iterable[str], bases: Bases) -> None:
     """Raises InputError if the config.json of a training, where there is one, names another base model."""
     file = folder / "config.json"
-    config = read_json(file) if file.is_file() else {}
-    theirs = config.get("base") or {} if isinstance(config, dict) else None
+    theirs = (read_object(file).get("base") or {}) if file.is_file() else {}
     if not isinstance(theirs, dict):
         raise InputError(f"{file} does not name the base model as svdiff.train does: write it anew, or take it away")
-    if any(part in theirs and theirs[part] != base_hash(getattr(pipe, part)) for part in parts):
+    if any(part in theirs and theirs[part] != bases.base(part) for part in parts):
         raise InputError(f"{folder} was trained on another base model: give that to --pretrained_model_name_or_path")
-
-
-def lora_weights(pipe, file: Path) -> Change:
-    """Raises InputError for a LoRA of layers that the pipeline lacks, or of another base."""
-    parts = read_lora(file)
-    for part, deltas in parts.items():
-        model = getattr(pipe, part, None) if part in files.PARTS else None
-        shapes = {name: p.shape for name, p in model.named_parameters()} if model is not None else {}
-        if wrong := [name for name, delta in deltas.items() if shapes.get(name) != delta.shape]:
-            raise InputError(f"{file} changes {wrong[0]}, which this model does not have in that shape")
-    check_base(pipe, file.parent, parts)
-    return Change("weights", parts)
 
 
 # ---------------------------------------------------------------------------------------------------------- writing
 
 
-def new_weights(
-    model, change: Mapping[str, Tensor], kind: str, scale: float, folder: str | Path | None
-) -> Iterator[tuple]:
-    """(parameter, its new value) of everything that a change touches."""
-    if kind == "weights":
+def new_weights(pipe, part: str, change: Change, scale: float, bases: Bases) -> Iterator[tuple]:
+    """(parameter, its new value) of everything that a change touches in a part."""
+    model, deltas = getattr(pipe, part), change.of(part)
+    if change.kind == "weights":
         parameters = dict(model.named_parameters())
-        for name, delta in change.items():
+        for name, delta in deltas.items():
             yield parameters[name], parameters[name] + scale * delta.to(parameters[name])
         return
-    layers, bases = tunable(model), find_bases(model, change, folder)
-    for path, delta in change.items():
-        yield layers[path].weight, rebuilt(layers[path], bases.get(path), delta, scale)
+    layers, found = tunable(model), bases.find(part, deltas, keep=True)
+    for path, delta in deltas.items():
+        yield layers[path].weight, rebuilt(layers[path], found.get(path), delta, scale)
 
 
 @torch.no_grad()
 def write_into(
-    pipe, change: Change, scale: float = 1.0, basis_folder: str | Path | None = None,
+    pipe, change: Change, scale: float = 1.0, bases: Bases | None = None,
     before: list[tuple[Tensor, Tensor]] | None = None,
 ) -> None:  # fmt: skip
     """Merge a change into the pipeline's weights (Eq. 2 at `scale`): an ordinary model then, exactly as fast as the
-    base. before: gets (parameter, old value on the CPU) of all that is touched."""
-    for part, of_part in change.parts.items():
-        for parameter, value in new_weights(getattr(pipe, part), of_part, change.kind, scale, basis_folder):
+    base. bases: the pipeline's own, which are kept in memory for the next change. before: gets (parameter, old value on
+    the CPU) of all that is touched."""
+    bases = bases or Bases(pipe)
+    for part in change.parts:
+        for parameter, value in new_weights(pipe, part, change, scale, bases):
             if before is not None:
                 before.append((parameter, parameter.detach().to("cpu", copy=True)))
             parameter.copy_(value)
 
 
 @contextmanager
-def applied(pipe, change: Change | None, scale: float = 1.0, basis_folder: str | Path | None = None) -> Iterator[None]:
+def applied(pipe, change: Change | None, scale: float = 1.0, bases: Bases | None = None) -> Iterator[None]:
     """Within this context the pipeline is the changed model; afterwards it is the base again, bit for bit."""
     before: list[tuple[Tensor, Tensor]] = []
     try:
         if change:
-            write_into(pipe, change, scale, basis_folder, before)
+            write_into(pipe, change, scale, bases, before)
         yield
     finally:
         with torch.no_grad():

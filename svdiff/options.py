@@ -1,6 +1,7 @@
 """The flags that the scripts share and what they default to. Nothing heavy is imported here."""
 
 import argparse
+import hashlib
 import json
 from dataclasses import dataclass
 from itertools import permutations
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from common.flags import is_picturebook_folder, number
-from common.runs import InputError, read_json
+from common.runs import InputError, cache_folder, read_json
 
 OUTPUT_DIR = "outputs/svdiff"  # of the training, where infer looks when it is not told
 # keys of subsets.SUBSETS, which needs torch
@@ -75,6 +76,14 @@ def read_concepts(path: str, prior: bool) -> list[Concept]:
     return concepts
 
 
+def class_folder(prompt: str, model: str, resolution: int) -> Path:
+    """Where class pictures are kept and found again by later trainings of the same model; models never share a folder,
+    nor do prompts that differ in case or in their ends alone."""
+    words = "-".join("".join(letter if letter.isalnum() else " " for letter in prompt.lower()).split())
+    digest = hashlib.sha256(f"{prompt}\n{model}".encode()).hexdigest()[:8]
+    return cache_folder("class_pictures", f"{words[:60]}-{resolution}-{digest}")
+
+
 def add_svdiff_flags(parser: argparse.ArgumentParser) -> None:
     """What only this method's training has."""
     add = parser.add_argument_group("spectral shifts").add_argument
@@ -88,6 +97,8 @@ def add_svdiff_flags(parser: argparse.ArgumentParser) -> None:
     add("--rank", type=number(int, 1), default=4, help="of --parameter_space lora")
     add("--basis_dir", help="where singular bases are kept; outputs/spectral_basis of the project by default")
     add = parser.add_argument_group("one picture, many subjects").add_argument
+    add("--subject", default=PICTUREBOOK_SUBJECT, help="of the picturebook's validation split, where no pictures are "
+        "given")  # fmt: skip
     add("--image_path", help="single-image editing (Sec. 3.4): one picture, --instance_prompt its plain caption")
     add("--concepts_list", help="JSON list of subjects: instance_data_dir, instance_prompt, class_data_dir, "
         "class_prompt")  # fmt: skip
@@ -107,11 +118,14 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     add("--eta", type=number(float, 0, 1), default=0.0, help="of DDIM (paper, Sec. 4: 0)")
     add("--negative_prompt", default="", help="what pictures should not show; against stitches after Cut-Mix-Unmix, "
         '"side by side, collage, split, left and right" (Sec. 3.3)')  # fmt: skip
+    add("--inversion_timestep", choices=("source", "target"), default="source", help="that DDIM inversion shows the "
+        "network: of the latent it comes from, as this paper's public code does, or of the one it goes to")  # fmt: skip
 
 
 def sampling_of(args: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments of editing.Sampling."""
-    return {name: getattr(args, name) for name in ("num_inference_steps", "guidance_scale", "eta", "negative_prompt")}
+    names = "num_inference_steps", "guidance_scale", "eta", "negative_prompt", "inversion_timestep"
+    return {name: getattr(args, name) for name in names}
 
 
 def show_config(args: argparse.Namespace, **extra: Any) -> None:
@@ -161,7 +175,7 @@ def concepts_of(args: argparse.Namespace) -> list[Concept]:
         from common.data import read_subjects
         from common.picturebook.benchmarks import ensure_subjects
 
-        (subject,) = read_subjects(ensure_subjects("validation"), [PICTUREBOOK_SUBJECT])
+        (subject,) = read_subjects(ensure_subjects("validation"), [args.subject])
         prompts = args.instance_prompt or f"a sks {subject.class_name}", args.class_prompt or f"a {subject.class_name}"
         return [Concept(str(subject.paths[0].parent), prompts[0], args.class_data_dir, prompts[1])]
     return [Concept(args.instance_data_dir, args.instance_prompt, args.class_data_dir, args.class_prompt)]

@@ -1,29 +1,35 @@
 """What a micro-step of the training sees: pictures of the subjects and, for prior preservation, of their classes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor
 
-from common.training import picture_batch, picture_indices
-from svdiff.cut_mix import Mix, draw_mix, mixed_prompt, paste
-from svdiff.options import Concept
+from common.images import list_pictures
+from common.pipelines import Conditioning, encode_prompt, posterior, scaled_latents
+from common.training import generate_class_pictures, load_pictures, picture_batch, picture_indices
+from svdiff.cut_mix import Mix, check_length, draw_mix, mixed_prompt, paste
+from svdiff.options import Concept, class_folder
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
     """pictures [n,3,S,S] in [0,1] with a prompt each: those of the subjects, then as many of classes or none.
-    mixes: per picture of the subjects how it was cut-mixed, or None."""
+    mixes: per picture of the subjects how it was cut-mixed, or None. keys: per picture a name, where it is the same
+    whenever it comes, or None."""
 
     pictures: Tensor
     prompts: list[str]
     mixes: list[Mix | None]
+    keys: list[tuple | None]
 
 
 @dataclass(frozen=True)
 class Source:
     """Where batches come from. instances, classes: per concept its pictures (common.training.load_pictures); classes
-    are empty without prior preservation."""
+    are empty without prior preservation. seed, micros, process, processes: who sees which, see picture_indices."""
 
     concepts: list[Concept]
     instances: list[list[Tensor]]
@@ -33,42 +39,109 @@ class Source:
     cut_mix_fit: str = "crop"
     center_crop: bool = False
     random_flip: bool = False
+    seed: int = 0
+    micros: int = 1
+    process: int = 0
+    processes: int = 1
 
-    def picture(self, pictures: list[Tensor], place: int, generator: torch.Generator) -> Tensor:
-        """One picture [3,S,S]; `place` counts what this training has seen so far."""
-        index = [place % len(pictures)]
-        return picture_batch(pictures, index, self.resolution, generator, self.center_crop, self.random_flip)[0]
+    def is_fixed(self, picture: Tensor) -> bool:
+        """Whether a picture is cut the same way every time."""
+        square = picture.shape[1] == picture.shape[2] == self.resolution
+        return not self.random_flip and (self.center_crop or square)
+
+    def cut(self, picture: Tensor, generator: torch.Generator) -> Tensor:
+        """A picture as a square [3,S,S] in [0,1]."""
+        return picture_batch([picture], [0], self.resolution, generator, self.center_crop, self.random_flip)[0]
+
+    def order(self, count: int, concept: int, size: int, step: int, micro: int) -> list[int]:
+        """Which of a concept's `count` pictures a batch of `size` shows. Each concept has an order of its own, so that
+        mixed pictures of two meet in all combinations."""
+        return picture_indices(
+            count, size, self.seed + concept, step, micro, self.micros, self.process, self.processes
+        )
 
 
-def draw_batch(
-    source: Source, size: int, generator: torch.Generator, seed: int, step: int, micro: int = 0, micros: int = 1,
-    process: int = 0, processes: int = 1,
-) -> Batch:  # fmt: skip
+def read_source(args, pipe, concepts: list[Concept], resolution: int, accelerator, base: str):
+    """(Source, paths of all pictures); class pictures that are missing are drawn first, by the untuned model. base: the
+    UNet's base_hash. Raises InputError for prompts that cannot be put together."""
+    if args.cut_mix_unmix_prob:
+        check_length(pipe.tokenizer, [concept.instance_prompt for concept in concepts])
+    given = [[Path(args.image_path)] if args.image_path else list_pictures(one.instance_data_dir) for one in concepts]
+    drawn: list[list[Path]] = []
+    for concept in concepts if args.with_prior_preservation else []:
+        model = f"{pipe.name_or_path} {base}"
+        folder = Path(concept.class_data_dir or class_folder(concept.class_prompt, model, resolution))
+        generate_class_pictures(
+            pipe, concept.class_prompt, folder, args.num_class_images, resolution, args.sample_batch_size,
+            process=accelerator.process_index, processes=accelerator.num_processes,
+        )  # fmt: skip
+        accelerator.wait_for_everyone()
+        drawn.append(list_pictures(folder)[: args.num_class_images])
+    instances, classes = ([load_pictures(paths, resolution) for paths in kind] for kind in (given, drawn))
+    source = Source(
+        concepts, instances, classes, resolution, args.cut_mix_unmix_prob, args.cut_mix_fit, args.center_crop,
+        args.random_flip, args.seed, args.gradient_accumulation_steps, accelerator.process_index,
+        accelerator.num_processes,
+    )  # fmt: skip
+    return source, [path for paths in [*given, *drawn] for path in paths]
+
+
+def draw_batch(source: Source, size: int, generator: torch.Generator, step: int, micro: int = 0) -> Batch:
     """`size` samples of the subjects, each cut-mixed with probability source.cut_mix_prob (Sec. 3.3), otherwise of one
     concept drawn at random; and, made in the same way, as many of the classes."""
-    concepts, mixes = source.concepts, []
-    pictures: list[list[Tensor]] = [[], []]
-    prompts: list[list[str]] = [[], []]
-    kinds = [(source.instances, [concept.instance_prompt for concept in concepts])]
+    kinds = [("subject", source.instances, [concept.instance_prompt for concept in source.concepts])]
     if source.classes:
-        kinds.append((source.classes, [concept.class_prompt for concept in concepts]))
+        kinds.append(("class", source.classes, [concept.class_prompt for concept in source.concepts]))
+    drawn: dict[str, list[tuple]] = {kind: [] for kind, _, _ in kinds}
+    mixes = []
     for item in range(size):
-        mixed = torch.rand((), generator=generator) < source.cut_mix_prob and len(concepts) > 1
-        mix = draw_mix(len(concepts), generator) if mixed else None
-        concept = int(torch.randint(len(concepts), (), generator=generator))
+        mixed = torch.rand((), generator=generator) < source.cut_mix_prob and len(source.concepts) > 1
+        mix = draw_mix(len(source.concepts), generator) if mixed else None
+        concept = int(torch.randint(len(source.concepts), (), generator=generator))
         mixes.append(mix)
-        for kind, (stock, texts) in enumerate(kinds):
-
-            def pick(which: int, stock=stock, item=item) -> Tensor:
-                own = seed + which  # an order for each concept: mixed pictures of two meet in all combinations
-                order = picture_indices(len(stock[which]), size, own, step, micro, micros, process, processes)
-                return source.picture(stock[which], order[item], generator)
-
+        for kind, stock, texts in kinds:
+            chosen = [(which, source.order(len(stock[which]), which, size, step, micro)[item])
+                      for which in (mix.pair if mix else (concept,))]  # fmt: skip
+            pictures = [source.cut(stock[which][index], generator) for which, index in chosen]
             if mix:
-                one, two = (pick(which) for which in mix.pair)
-                pictures[kind].append(paste(one, two, mix.stacked, source.cut_mix_fit))
-                prompts[kind].append(mixed_prompt(mix, texts))
+                drawn[kind].append((paste(*pictures, mix.stacked, source.cut_mix_fit), mixed_prompt(mix, texts), None))
             else:
-                pictures[kind].append(pick(concept))
-                prompts[kind].append(texts[concept])
-    return Batch(torch.stack(pictures[0] + pictures[1]), prompts[0] + prompts[1], mixes)
+                ((_, index),) = chosen
+                key = (kind, concept, index) if source.is_fixed(stock[concept][index]) else None
+                drawn[kind].append((pictures[0], texts[concept], key))
+    pictures, prompts, keys = zip(*(sample for kind in drawn.values() for sample in kind), strict=True)
+    return Batch(torch.stack(pictures), list(prompts), mixes, list(keys))
+
+
+@dataclass(eq=False)
+class Encoder:
+    """Latents and conditioning of a batch; what comes again unchanged is encoded once. frozen: the text encoder is."""
+
+    pipe: object
+    resolution: int
+    frozen: bool
+    posteriors: dict[tuple, Tensor] = field(default_factory=dict)
+    texts: dict[str, Conditioning] = field(default_factory=dict)
+
+    @torch.no_grad()
+    def latents(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        """z = E(x), a sample of the VAE's posterior, scaled: float32 [n,4,h,w]. Of a fixed picture its mean and
+        variance are kept, [8,h,w]."""
+        new = [place for place, key in enumerate(batch.keys) if key is None or key not in self.posteriors]
+        found: list[Tensor | None] = [self.posteriors.get(key) for key in batch.keys]
+        if new:
+            parameters = posterior(self.pipe, batch.pictures[new]).parameters
+            for place, own in zip(new, parameters, strict=True):
+                found[place] = own
+                if batch.keys[place] is not None:
+                    self.posteriors[batch.keys[place]] = own
+        return scaled_latents(self.pipe, DiagonalGaussianDistribution(torch.stack(found)).sample(generator)).float()
+
+    def conditioning(self, prompts: list[str]) -> Conditioning:
+        """c: each distinct prompt is encoded once; once in the whole training while the text encoder is frozen."""
+        distinct, size = list(dict.fromkeys(prompts)), (self.resolution, self.resolution)
+        if self.frozen:
+            for prompt in (prompt for prompt in distinct if prompt not in self.texts):
+                self.texts[prompt] = encode_prompt(self.pipe, [prompt], size)
+            return Conditioning.cat(*(self.texts[prompt] for prompt in prompts))
+        return encode_prompt(self.pipe, distinct, size)[[distinct.index(prompt) for prompt in prompts]]

@@ -9,9 +9,9 @@ from torch import nn
 
 from common.runs import InputError, atomic_path
 from svdiff import files
-from svdiff.basis import base_hash, find_bases
+from svdiff.basis import Bases
 from svdiff.merging import LORA_FILE
-from svdiff.spectral import attach, shifts_of
+from svdiff.spectral import attach, dead_share, shifts_of
 from svdiff.subsets import chosen
 
 LORA_LAYERS = ["to_q", "to_k", "to_v", "to_out.0"]  # of all attention, as diffusers' DreamBooth-LoRA
@@ -20,12 +20,14 @@ LORA_LAYERS = ["to_q", "to_k", "to_v", "to_out.0"]  # of all attention, as diffu
 @dataclass(frozen=True, eq=False)
 class Trainable:
     """groups: for the optimiser, {"params", "lr"}. weights: the trained tensors by name, for checkpoints. base: the
-    hash of every part that is trained. save: writes the result into a folder and returns the files."""
+    hash of every part that is trained. save: writes the result into a folder and returns the files. dead: for shifts,
+    {"dead_<part>": share of the singular values that are at zero, where no gradient reaches them any more}."""
 
     groups: list[dict]
     weights: dict[str, nn.Parameter]
     base: dict[str, str]
     save: Callable[[Path], list[Path]]
+    dead: Callable[[], dict[str, float]] = dict
 
     @property
     def count(self) -> int:
@@ -37,14 +39,14 @@ def parts_of(pipe, text_encoder: bool) -> list[str]:
     return [part for part in files.PARTS if getattr(pipe, part, None) is not None and (part == "unet" or text_encoder)]
 
 
-def spectral_shifts(pipe, args) -> Trainable:
+def spectral_shifts(pipe, args, bases: Bases) -> Trainable:
     """Layers of the chosen subset (and all of the text encoder) in activation space, with zero shifts."""
     attached, base = {}, {}
     for part in parts_of(pipe, args.train_text_encoder):
         model = getattr(pipe, part)
-        base[part] = base_hash(model)
+        base[part] = bases.base(part)
         paths = chosen(model, args.parameter_subset if part == "unet" else "UNet")
-        attached[part] = attach(model, paths, find_bases(model, paths, args.basis_dir))
+        attached[part] = attach(model, paths, bases.find(part, paths))
     weights = {f"{part}.{path}": layer.delta for part in attached for path, layer in attached[part].items()}
     vectors = {id(layer.delta) for of_part in attached.values() for layer in of_part.values() if hasattr(layer, "norm")}
     groups = [
@@ -59,13 +61,16 @@ def spectral_shifts(pipe, args) -> Trainable:
             files.write_shifts(folder / files.file_name(part), shifts_of(layers), base[part], part, **about)
         return [folder / files.file_name(part) for part in attached]
 
-    return Trainable([group for group in groups if group["params"]], weights, base, save)
+    def dead() -> dict[str, float]:
+        return {f"dead_{part}": dead_share(layers.values()) for part, layers in attached.items()}
+
+    return Trainable([group for group in groups if group["params"]], weights, base, save, dead)
 
 
-def full_weights(pipe, args) -> Trainable:
+def full_weights(pipe, args, bases: Bases) -> Trainable:
     """Every parameter (DreamBooth), float32."""
     parts = parts_of(pipe, args.train_text_encoder)
-    base = {part: base_hash(getattr(pipe, part)) for part in parts}
+    base = {part: bases.base(part) for part in parts}
     weights = {}
     for part in parts:
         model = getattr(pipe, part).requires_grad_(True)
@@ -80,13 +85,13 @@ def full_weights(pipe, args) -> Trainable:
     return Trainable([{"params": list(weights.values()), "lr": args.learning_rate}], weights, base, save)
 
 
-def lora(pipe, args) -> Trainable:
+def lora(pipe, args, bases: Bases) -> Trainable:
     """peft's LoRA on the attention of the UNet, alpha = rank."""
     from diffusers.utils import convert_state_dict_to_diffusers
     from peft import LoraConfig, get_peft_model_state_dict
     from safetensors.torch import save_file
 
-    base = {"unet": base_hash(pipe.unet)}
+    base = {"unet": bases.base("unet")}
     torch.manual_seed(args.seed)  # A starts at random
     config = LoraConfig(r=args.rank, lora_alpha=args.rank, init_lora_weights="gaussian", target_modules=LORA_LAYERS)
     pipe.unet.add_adapter(config)

@@ -1,13 +1,14 @@
 """Spectral shifts (paper, Sec. 3.2): a layer's weight is U diag(ReLU(sigma + delta)) V^T, and delta alone is trained.
 
 Two forms of the same thing. `rebuilt` writes the new weight out, as Eq. 2 does: the readable reference, used to merge.
-The layers below never form it. They apply the three factors to the activations one after the other,
+The layers below apply the three factors to the activations one after the other,
 
     y = U (s * (V^T x)),  s = ReLU(sigma + delta),
 
 so that a training step costs a quarter more than the frozen model's instead of several times as much: no W', and no
 gradient of a weight. U and V take the place of W in memory, and the gradient of delta falls off for nothing (the
-product of V^T x, which is kept, with U^T g, which the input's gradient needs anyway).
+product of V^T x, which is kept, with U^T g, which the input's gradient needs anyway). Only where a matrix is nearly
+square and meets many tokens, so that U and V cost twice what W does, is (U s) V^T multiplied out (SpectralLayer.dense).
 
 Vectors (weights of norms) are shifted elementwise and without ReLU, W + delta, as the author does.
 The spectrum is float32 whatever the network's format: a step of 1e-3 is lost beside a sigma of 1 in float16.
@@ -67,35 +68,46 @@ class SpectralLayer(nn.Module):
 
     @property
     def matrix(self) -> Tensor:
-        """W' as a matrix, made anew on every access: for those who ask a layer for its weight."""
-        return (self.U * spectrum(self.sigma, self.delta).to(self.U)) @ self.Vh
+        """W' as a matrix, made anew on every access (Eq. 2)."""
+        return ((self.U * spectrum(self.sigma, self.delta)) @ self.Vh.to(self.sigma.dtype)).to(self.U.dtype)
 
     @property
     def weight(self) -> Tensor:
+        """For those who ask a layer for its weight."""
         return self.matrix
 
-    def shifted(self, h: Tensor, dim: int = -1) -> Tensor:
+    def dense(self, tokens: int) -> bool:
+        """Whether W' written out costs fewer operations, forward and backward, than its factors at so many tokens:
+        6 t m n + 4 m n r against 4 t r (m + n). Of square matrices: with more tokens than 2 r. In half precision never,
+        for there the new weight would be rounded as a whole."""
+        m, n, r = len(self.U), self.Vh.shape[1], len(self.sigma)
+        return self.U.dtype == self.sigma.dtype and tokens * (2 * r * (m + n) - 3 * m * n) > 2 * m * n * r
+
+    def scaled(self, h: Tensor, dim: int = -1) -> Tensor:
         """h = V^T x with its r channels (at `dim`) scaled by the new singular values."""
         s = spectrum(self.sigma, self.delta)
-        return (h * (s if dim == -1 else s[:, None, None])).to(h.dtype)
+        return (h * (s if dim == -1 else s[:, None])).to(h.dtype)
 
 
 class SpectralLinear(SpectralLayer):
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(self.shifted(F.linear(x, self.Vh)), self.U, self.bias)
+        if self.dense(x.numel() // x.shape[-1]):
+            return F.linear(x, self.matrix, self.bias)
+        return F.linear(self.scaled(F.linear(x, self.Vh)), self.U, self.bias)
 
 
 class SpectralEmbedding(SpectralLayer):
     """Rows of U looked up, scaled, times V^T: of the table no more than what the prompt names."""
 
     def forward(self, ids: Tensor) -> Tensor:
-        return (self.shifted(F.embedding(ids, self.U)) @ self.Vh).to(self.U.dtype)  # a table is not autocast
+        return (self.scaled(F.embedding(ids, self.U)) @ self.Vh).to(self.U.dtype)  # a table is not autocast
 
 
 class SpectralConv(SpectralLayer):
-    """A convolution into r channels with V^T as its kernels, then a 1x1 convolution by U (Fig. 2: kernels as matrices).
+    """A convolution into r channels with V^T as its kernels, then U at every place (Fig. 2: kernels as matrices).
 
-    Strides, padding and dilation belong to the first. A transposed convolution works alike.
+    Strides, padding and dilation belong to the first. A transposed convolution works alike. Products with matrices, U
+    and 1x1 kernels, are written as such: torch's 1x1 convolutions are slow for small batches.
     """
 
     def __init__(self, layer: nn.Conv2d | nn.ConvTranspose2d, basis: Basis):
@@ -105,6 +117,8 @@ class SpectralConv(SpectralLayer):
         self.geometry = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
         if self.transposed:
             self.geometry["output_padding"] = layer.output_padding
+        plain = {"kernel_size": (1, 1), "stride": (1, 1), "padding": (0, 0), "output_padding": (0, 0)}
+        self.pointwise = all(getattr(layer, name) == value for name, value in plain.items())
 
     @property
     def weight(self) -> Tensor:
@@ -116,9 +130,20 @@ class SpectralConv(SpectralLayer):
         return kernels.movedim(1, 0) if self.transposed else kernels
 
     def forward(self, x: Tensor, output_size=None) -> Tensor:
-        convolve = F.conv_transpose2d if self.transposed else F.conv2d
-        h = convolve(x, self.in_place(self.Vh), **self.geometry)
-        return F.conv2d(self.shifted(h, 1), self.U[:, :, None, None], self.bias)
+        if self.pointwise and self.dense(x.numel() // x.shape[1]):
+            return self.at_every_place(self.matrix, x.flatten(2)).unflatten(2, x.shape[2:])
+        if self.pointwise:
+            size, h = x.shape[2:], self.Vh @ x.flatten(2)
+        else:
+            convolve = F.conv_transpose2d if self.transposed else F.conv2d
+            h = convolve(x, self.in_place(self.Vh), **self.geometry)
+            size, h = h.shape[2:], h.flatten(2)
+        return self.at_every_place(self.U, self.scaled(h, 1)).unflatten(2, size)
+
+    def at_every_place(self, matrix: Tensor, h: Tensor) -> Tensor:
+        """matrix [m, k] times h [B, k, places], and the bias."""
+        matrix = matrix.expand(len(h), -1, -1)
+        return torch.bmm(matrix, h) if self.bias is None else torch.baddbmm(self.bias[:, None], matrix, h)
 
 
 class SpectralNorm(nn.Module):
@@ -147,11 +172,14 @@ class SpectralNorm(nn.Module):
         return self
 
     def forward(self, x: Tensor) -> Tensor:
-        h, weight = x.to(torch.promote_types(x.dtype, torch.float32)), self.weight
-        bias = None if self.norm.bias is None else self.norm.bias.to(weight)
+        weight, bias, dtype = self.weight, self.norm.bias, x.dtype
+        if dtype != weight.dtype:  # a network in half precision
+            x, bias = x.to(weight.dtype), None if bias is None else bias.to(weight.dtype)
         if isinstance(self.norm, nn.GroupNorm):
-            return F.group_norm(h, self.norm.num_groups, weight, bias, self.norm.eps).to(x.dtype)
-        return F.layer_norm(h, self.norm.normalized_shape, weight, bias, self.norm.eps).to(x.dtype)
+            y = F.group_norm(x, self.norm.num_groups, weight, bias, self.norm.eps)
+        else:
+            y = F.layer_norm(x, self.norm.normalized_shape, weight, bias, self.norm.eps)
+        return y if y.dtype == dtype else y.to(dtype)
 
 
 def spectral_form(layer: nn.Module, basis: Basis | None) -> nn.Module:
@@ -178,3 +206,10 @@ def attach(model: nn.Module, paths: Iterable[str], bases: Mapping[str, Basis]) -
 def shifts_of(attached: Mapping[str, nn.Module]) -> Shifts:
     """The shifts of layers in spectral form: float32, on the CPU."""
     return {path: layer.delta.detach().float().cpu().clone() for path, layer in attached.items()}
+
+
+@torch.no_grad()
+def dead_share(layers: Iterable[nn.Module]) -> float:
+    """The share of the singular values of layers in spectral form that ReLU holds at zero; vectors have none."""
+    moved = [layer.sigma + layer.delta for layer in layers if isinstance(layer, SpectralLayer)]
+    return (torch.cat(moved) <= 0).float().mean().item() if moved else 0.0

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from common.runs import InputError
 from svdiff.combine import inside, units
-from svdiff.cut_mix import half_masks
+from svdiff.cut_mix import half_masks, identifier, split_prompt
 
 
 class KeepMaps:
@@ -71,6 +71,23 @@ def token_places(tokenizer, prompt: str, words: str, among: str) -> list[int]:
     if not all(of_each):
         raise InputError(f"the words {words!r} are not in the prompt {prompt!r}, or lie beyond the tokenizer's limit")
     return places
+
+
+def mixed_places(tokenizer, batch, concepts: Sequence) -> list[tuple[bool, tuple[list[int], list[int]]] | None]:
+    """Per sample of a samples.Batch what unmix_loss asks for: how it is stacked and where the words that tell the two
+    subjects from their classes stand in its prompt."""
+    found: list = []
+    for mix, prompt in zip(batch.mixes, batch.prompts, strict=False):  # prompts of classes follow
+        if mix is None:
+            found.append(None)
+            continue
+        pair = [concepts[which] for which in mix.pair]
+        places = [
+            token_places(tokenizer, prompt, identifier(one.instance_prompt, one.class_prompt),
+                         split_prompt(one.instance_prompt)[1]) for one in pair
+        ]  # fmt: skip
+        found.append((mix.stacked, tuple(places)))
+    return found
 
 
 def unmix_loss(maps: Sequence[Tensor], samples: Sequence[tuple[bool, tuple[list[int], list[int]]] | None]) -> Tensor:

@@ -34,7 +34,7 @@ from safetensors.torch import load_file  # noqa: E402
 from common.runs import COSTS, read_json, read_rows  # noqa: E402
 from tests import small_data  # noqa: E402
 from tests.image_inpaint.models import tiny_inpainter  # noqa: E402
-from tests.pixels.tiny_models import write_eyes  # noqa: E402
+from tests.pixels.tiny_models import few_numbers, write_eyes  # noqa: E402
 from tests.tiny import tiny_sd  # noqa: E402
 
 STEPS = ["--max_train_steps", "6", "--checkpointing_steps", "1", "--resume_from_checkpoint", "latest",
@@ -76,7 +76,7 @@ RUNS: dict[str, tuple[str, list[str]]] = {
     "spdinv.eval": ("spdinv.eval", [*SD, "--dataset", "../data/bench", "--metric_encoders", "../data/encoders", *PAIR,
                                     "--inversions", "ddim", "spd", "--engines", "p2p", "--spd_rounds", "2"]),
     "pixels.eval": ("pixels.eval", [*SD, "--dataset", "../data/pairs", "--metric_encoders", "../data/eyes",
-                                    "--methods", "pixels", "naive", *PAIR]),
+                                    "--methods", "pixels", "paste", *PAIR]),
 }  # fmt: skip
 
 
@@ -101,7 +101,9 @@ def shorten() -> None:
     """Pictures at the end of a training are drawn in two steps in place of fifty."""
     import image_inpaint.samples
     import svdiff.editing as editing
+    from pixels.reproduction import scoring
 
+    scoring.encoders.load_inception = lambda *where: few_numbers()
     image_inpaint.samples.STEPS, draw = 2, editing.draw
     editing.draw = lambda pipe, prompt, seeds, how, *rest: draw(pipe, prompt, seeds, editing.Sampling(2), *rest)
 

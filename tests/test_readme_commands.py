@@ -87,9 +87,6 @@ def parsed(module: str, words: list[str], monkeypatch):
     return None  # a parser of its own, which has taken the arguments
 
 
-# Being rewritten: their commands still abbreviate.
-PENDING = ("image_inpaint/README.md", "pixels/README.md",
-           "svdiff/README.md")  # fmt: skip
 ids = [str(page.relative_to(ROOT)) for page in PAGES]
 
 
@@ -100,8 +97,6 @@ def test_the_readmes_are_found():
 
 @pytest.mark.parametrize("page", PAGES, ids=ids)
 def test_commands_are_taken_by_their_scripts(page, monkeypatch, capsys):
-    if str(page.relative_to(ROOT)) in PENDING:
-        pytest.xfail("being rewritten")
     wrong, targets = [], set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for words in commands(page):
         line = " ".join(words)
@@ -121,8 +116,6 @@ def test_commands_are_taken_by_their_scripts(page, monkeypatch, capsys):
 @pytest.mark.parametrize("page", PAGES, ids=ids)
 def test_trainings_of_a_page_do_not_replace_each_other(page, monkeypatch):
     """Two trainings that a page prints, of other settings, write to two folders."""
-    if str(page.relative_to(ROOT)) in PENDING:
-        pytest.xfail("being rewritten")
     places = Counter()
     for words in commands(page):
         found = script_of(words)

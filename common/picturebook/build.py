@@ -3,6 +3,7 @@
     python -m common.picturebook.build              all stages; continues where a killed run stopped
     python -m common.picturebook.build unet         one stage (its predecessors must be shipped)
     python -m common.picturebook.build --check      measures the shipped weights against the bars
+    python -m common.picturebook.build --sheet FILE draws 48 samples that nobody chose beside drawings
 
 Order: vae and clip first (latents and words), then unet; dino and classifier stand alone. `vae_decoder` and
 `clip_vision` improve the half that the UNet does not depend on, and leave the other half as it is. `inpaint` goes on
@@ -24,6 +25,10 @@ STEPS = {
     "vae": 4500, "clip": 3500, "unet": 12000, "classifier": 5000, "dino": 2500, "vae_decoder": 3000,
     "clip_vision": 2000, "inpaint": 5000,
 }  # fmt: skip
+CHECKS = (  # in the order of common.picturebook.checks
+    "size", "classifier", "vae", "clip", "dino", "distances", "denoising", "attention", "inversion", "seconds", "one",
+    "two", "unseen", "everything", "anatomy", "frechet", "inpainting", "twins",
+)  # fmt: skip
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -38,7 +43,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--compile", action="store_true", help="vae, unet, inpaint: torch.compile (needs g++)")
     parser.add_argument("--check", action="store_true", help="print the quality table of the shipped weights and stop")
-    parser.add_argument("--samples", type=int, default=300, help="--check: how many one-thing pictures to generate")
+    parser.add_argument("--samples", type=int, default=300, help="--check: pictures per share")
+    parser.add_argument("--only", nargs="+", default=[], metavar="CHECK", help=f"--check: of {', '.join(CHECKS)}")
+    parser.add_argument("--sheet", type=Path, help="draw the sheet of samples of the shipped weights and stop")
     args = parser.parse_args(argv)
     if args.steps is not None and (not args.stage or args.steps < 1):
         parser.error("--steps needs a stage and a number from 1")
@@ -47,6 +54,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
             "--from_shipped is for one of the stages vae, unet, classifier, dino; "
             "vae_decoder, clip_vision and inpaint always go on from shipped weights"
         )
+    if unknown := [name for name in args.only if name not in CHECKS]:
+        parser.error(f"there is no check {unknown[0]}; they are {', '.join(CHECKS)}")
+    if args.only and not args.check:
+        parser.error("--only goes with --check")
     if args.scenes < 1000 or args.samples < 2 or args.threads < 1:
         parser.error("at least 1000 --scenes, 2 --samples and 1 of --threads are needed")
     return args
@@ -100,7 +111,12 @@ def main(argv: list[str] | None = None) -> int:
     if args.check:
         from common.picturebook.quality import check
 
-        return check(args.samples)
+        return check(args.samples, args.only)
+    if args.sheet:
+        from common.picturebook.checks.sampling import sample_sheet
+
+        sample_sheet(args.sheet)
+        return 0
     for stage in [args.stage] if args.stage else STEPS:
         build(stage, args.steps or STEPS[stage], args.work, args.scenes, args.from_shipped, args.compile)
     return 0

@@ -24,7 +24,7 @@ def edit(
     step = stepper(scheduler, generator)
     z_source = backbone.encode(source, surgery.posterior == "sample", generator)
     noise = randn_tensor(z_source.shape, generator, z_source.device, z_source.dtype)
-    masks = [mask.to(z_source.device) > 0 for mask in cell_masks(backbone, source, edit_maps)]  # true = keep
+    masks = [mask.to(z_source.device) > 0 for mask in cell_masks(backbone, source, edit_maps, surgery)]  # true = keep
     z = z_source
     for exemplar, mask in zip(exemplars, masks, strict=True):
         z = torch.where(mask, z, backbone.encode(exemplar, surgery.posterior == "sample", generator))

@@ -9,7 +9,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from pixels.backbones import Backbone
-from pixels.edit_map import to_latent_grid
+from pixels.reproduction.baselines import reduced
 from pixels.surgery import Surgery, least, noise_levels, stepper
 
 
@@ -26,7 +26,7 @@ def edit(
     step = stepper(scheduler, generator)
     z_source = backbone.encode(source, surgery.posterior == "sample", generator)
     noise = randn_tensor(z_source.shape, generator, z_source.device, z_source.dtype)
-    mu = least([to_latent_grid(edit_map.to(z_source.device), z_source.shape[-2:]) for edit_map in edit_maps])
+    mu = least(reduced([edit_map.to(z_source.device) for edit_map in edit_maps], z_source.shape[-2:], surgery))
     signal, sigma = noise_levels(scheduler, timesteps, z_source)
     z = signal[0] * z_source + sigma[0] * noise
     for i, t in enumerate(timesteps):

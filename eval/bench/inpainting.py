@@ -12,7 +12,8 @@ from pathlib import Path
 
 from common.flags import is_picturebook_folder
 from common.model_files import PICTUREBOOK_FOLDER as MODELS
-from common.runs import InputError, paired_bootstrap
+from common.runs import InputError
+from eval.bench.ratios import against, middle
 
 ROOT = Path(__file__).parents[2]
 
@@ -112,8 +113,8 @@ def peak_memory_mb(flags: list[str]) -> float:
     return int(done.stdout) / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def run(args: argparse.Namespace) -> dict:
-    """Both, printed; nothing where there is no inpainting model. args: the flags of eval.bench."""
+def run(pipe, args: argparse.Namespace) -> dict:
+    """Both, printed; nothing where there is no inpainting model. pipe: of the other parts."""
     model = args.pretrained_model_name_or_path
     if model == "picturebook" and not (MODELS / "inpaint_unet").is_dir():
         print("Image-guided inpainting is left out: python -m common.picturebook.build inpaint trains its model")
@@ -130,13 +131,10 @@ def run(args: argparse.Namespace) -> dict:
 
 def report(painting: list[dict], trainings: list[dict], steps: int) -> str:
     """Both in words."""
-    relative = [row["ours"] / row["diffusers"] - 1 for row in painting]
-    mean, low, high = (100 * value for value in paired_bootstrap(relative, [0.0] * len(relative)))
-    ours, theirs = (sum(row[name] for row in painting) / len(painting) for name in ("ours", "diffusers"))
+    ratio = [row["ours"] / row["diffusers"] for row in painting]
     lines = [
-        f"Image-guided inpainting, {steps} steps, {len(painting)} pairs: ours {ours:.3f} s, diffusers {theirs:.3f} s; "
-        f"ours {mean:+.1f} % [{low:+.1f}, {high:+.1f}]; largest difference of pixels "
-        f"{max(row['largest_difference'] for row in painting):.1e}"
+        f"Image-guided inpainting, {steps} steps, {len(painting)} pairs: ours / diffusers' {middle(ratio, 3)}"
+        f"{against(ratio, 1.0)}; largest difference of pixels {max(row['largest_difference'] for row in painting):.1e}"
     ]
     for row in trainings:
         lines.append(

@@ -3,13 +3,13 @@
 Everything is measured in turn and compared round by round; the median is printed with the least and the most.
 """
 
-import statistics
 import time
 from collections.abc import Callable
 
 import torch
 
 from common.training import step_generator
+from eval.bench.ratios import against, middle
 from lipschitz_personalize.objectives import add_noise, encode_text, network, predict, squared_error
 from lipschitz_personalize.regularizer import make_regularizer
 
@@ -18,8 +18,9 @@ STEPS, CLASS_PICTURES = 200, 40  # of the whole run
 GOALS = {"general": 6.5, "preset": 5.0, "bf16": None}  # percent of a step
 
 
-def run(args) -> dict[str, list[dict]]:
-    """The part "penalty" of eval.bench, on a pipeline of its own, for it is trained; {name in bench.json: rows}."""
+def run(pipe, args) -> dict[str, list[dict]]:
+    """The part "penalty" of eval.bench, on a pipeline of its own, for it is trained; {name in bench.json: rows}.
+    pipe: of the other parts, left as it is."""
     from common.pipelines import load_pipeline
 
     pipe = load_pipeline(args.pretrained_model_name_or_path, args.device)
@@ -30,16 +31,10 @@ def run(args) -> dict[str, list[dict]]:
                  "prior": run_rows(pipe, args.repeats, args.num_inference_steps)}  # fmt: skip
     for name, goal in GOALS.items():
         shares = [100 * row[f"{name}_seconds"] / row["step_seconds"] for row in found["penalty"]]
-        said = f" (goal <= {goal} %)" if goal else ""
-        print(f"Penalty, {name}: {middle(shares)} % of a step at batch 1{said}")
+        print(f"Penalty, {name}: {middle(shares)} % of a step at batch 1{against(shares, goal)}")
     if rows := found.get("prior"):
         print(f"Run with the penalty / with prior preservation: {middle([r['ours'] / r['prior'] for r in rows])}")
     return found
-
-
-def middle(values: list[float]) -> str:
-    """The median with the least and the most."""
-    return f"{statistics.median(values):.2f} [{min(values):.2f}, {max(values):.2f}]"
 
 
 def step_rows(pipe, repeats: int, batch_size: int = 1) -> list[dict]:

@@ -18,8 +18,16 @@ from pixels import eval as pixels_eval
 from pixels import options
 
 NAME = "exemplar_editing"
-METHODS = {
+REFERENCES = {
+    "truth": "The true edit",
+    "truth_vae": "The true edit through the VAE",
+    "nothing": "The source as it is",
     "paste": "Paste",
+    "alpha": "Alpha blending",
+    "poisson": "Poisson blending",
+}
+METHODS = {
+    **REFERENCES,
     "latent_paste": "Latents replaced",
     "perturbed": "Latents replaced, noised",
     "noise_scaling": "Noise scaled by the map",
@@ -31,7 +39,8 @@ METHODS = {
 # On the picturebook its image-guided inpainting model takes part, which is Paint-by-Example in miniature.
 INPAINTING = {"paint_by_example": "Paint-by-Example (picturebook)"}
 COLUMNS = [
-    "edit_success", "psnr_truth", "lpips_truth", "CLIP-I/same_box", "seam", "seam_truth", "contrast", "psnr_kept",
+    "edit_success", "psnr_truth", "lpips_truth", "CLIP-I/same_box", "seam_gap", "transition_gap", "sharpness",
+    "seam", "contrast", "psnr_kept",
     "lpips_kept", "seconds", "peak_memory_mb",
 ]  # fmt: skip
 SETTINGS = Path(__file__).parents[1] / "tuning/exemplar_editing.toml"  # of each method, tuned on the validation split
@@ -86,7 +95,7 @@ def image_guided_inpainting(model: str, device: str | None):
         if not fill.any():
             return source
         seed = int(torch.randint(2**62, (), generator=generator))
-        return paint(pipe, [source], [fill], [exemplar.crop(box_of(fill))], [seed])[0]
+        return paint(pipe, [source], [fill], [exemplar.crop(box_of(fill))], [seed], composite=False)[0]
 
     return as_method(edit, pipe)
 
@@ -104,7 +113,8 @@ def functions(model: str, device: str | None) -> dict[str, Any]:
     wanted = methods_of(model)
     if wanted.keys() & INPAINTING.keys():
         others["paint_by_example"] = image_guided_inpainting(model, device)
-    return {name: {**OWN, **others}[name] for name in wanted}
+    every = {**OWN, **others}
+    return {name: every[name] for name in wanted if name in every}  # the true edit is no method
 
 
 def own_settings(on_picturebook: bool) -> dict[str, dict[str, Any]]:
@@ -135,7 +145,7 @@ def make_bench(settings: argparse.Namespace, own: dict[str, dict[str, Any]]):
     sampling = options.sampling_of(settings, kind)
     options.check_steps(model, sampling)
     eyes = load_eyes(settings.metric_encoders, settings.device)
-    surgery = Surgery(**options.surgery_of(settings, kind))
+    surgery = Surgery(**options.surgery_of(settings))
     methods = functions(settings.pretrained_model_name_or_path, settings.device)
     return Bench(settings, model, size, sampling, surgery, eyes, Path(settings.output_dir), methods, own)
 
@@ -151,6 +161,8 @@ def run(args: argparse.Namespace) -> Track | None:
     output = Path(args.output_dir) / NAME
     settings = pixels_eval.parse(command(args))
     methods = methods_of(settings.pretrained_model_name_or_path)
+    if not all(pair.truth for pair in pairs):
+        methods = {name: title for name, title in methods.items() if name not in pixels_eval.OF_TRUTH}
     settings.methods, settings.dataset = list(methods), args.dataset
     pixels_eval.check_same_settings(output, settings)
     wanted = {pair.id for pair in pairs}
@@ -173,6 +185,7 @@ def run(args: argparse.Namespace) -> Track | None:
         "exemplar, white keeps the source, grey is in between. PIXELS puts the noised source back at every step where "
         "the map is still above a rising threshold.",
         methods=methods,
+        references=tuple(name for name in REFERENCES if name in methods),
         columns=COLUMNS,
         runs=runs,
         figures=draw_front(output / "front.png", max(runs, key=lambda run: len(run.rows)).rows, methods),

@@ -38,14 +38,16 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def as_method(edit, pipe):
     """An edit(pipe, source, exemplar, mask, generator) -> picture of eval.baselines with the interface of
     pixels.reproduction.baselines: tensors, several exemplars one after the other, maps binarised."""
-    from common.images import to_pil, to_tensor
-    from pixels.edit_map import binarize, to_latent_grid
+    from common.images import to_tensor
+    from pixels.edit_map import binarize
+    from pixels.frames import to_picture
+    from pixels.reproduction.baselines import reduced
 
     def run(backbone, source, exemplars, edit_maps, surgery, generator):
-        picture = to_pil(source)
-        for exemplar, edit_map in zip(exemplars, edit_maps, strict=True):
-            mask = binarize(to_latent_grid(edit_map, source.shape[-2:])).expand(-1, 3, -1, -1)
-            picture = edit(pipe, picture, to_pil(exemplar), to_pil(mask).convert("L"), generator)
+        picture = to_picture(source)
+        for exemplar, mu in zip(exemplars, reduced(edit_maps, source.shape[-2:], surgery), strict=True):
+            mask = binarize(mu).expand(-1, 3, -1, -1)
+            picture = edit(pipe, picture, to_picture(exemplar), to_picture(mask).convert("L"), generator)
         return to_tensor(picture)
 
     return run

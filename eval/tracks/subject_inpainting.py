@@ -22,10 +22,11 @@ from image_inpaint.options import PICTUREBOOK_PRESET, PICTUREBOOK_TUNING
 from image_inpaint.reproduction import methods as own
 
 NAME = "subject_inpainting"
-RUN = ("sd_caption", "untuned", "lora")  # what this track runs by itself
+RUN = (*own.REFERENCES, "sd_caption", "untuned", "lora")  # what this track runs by itself
 DRAWN = "without_scene"  # what --dreambooth of image_inpaint.eval wants: <method>/<subject>/*.png
 PERSONALISED = {"dreambooth": "DreamBooth, used for inpainting", "textual_inversion": "Textual Inversion, likewise"}
 METHODS = {
+    **{name: own.METHODS[name].title for name in own.REFERENCES},
     "sd_caption": own.METHODS["sd_caption"].title,
     **PERSONALISED,
     "untuned": own.METHODS["untuned"].title,
@@ -36,8 +37,8 @@ METHODS = {
     "lora": own.METHODS["lora"].title,
 }
 COLUMNS = [
-    "thing_seen", "psnr_truth", "lpips_truth", "DINO/region", "DINO/unseen", "CLIP-I/region", "filled_excess", "rim",
-    "psnr_kept", "training_seconds", "file_mb", "seconds", "peak_memory_mb",
+    "likeness", "thing_seen", "lpips_thing", "psnr_thing", "filled_excess", "DINO/region", "DINO/unseen",
+    "CLIP-I/region", "rim", "psnr_kept", "training_seconds", "file_mb", "seconds", "peak_memory_mb",
 ]  # fmt: skip
 NOTES = [
     "Likeness is the mean cosine of the hole's bounding box with each photograph, cut to the subject, as in the paper "
@@ -45,8 +46,7 @@ NOTES = [
     "The baseline is told the subject's exact description; what it cannot be told is the marking. It and the "
     "personalised text-to-image models put the noised source back around the hole at every step. All three are sampled "
     "with the same text guidance, which was tuned for the baseline only.",
-    "Nothing is pasted back into the pictures of the image-guided methods: PSNR of the kept part is the VAE's and the "
-    "network's own.",
+    "Outside of the hole all pictures are the scene's own pixels, as the paper wants it.",
 ]
 
 
@@ -122,6 +122,7 @@ def run(args: argparse.Namespace) -> Track | None:
         "reference picture, the others are told words; LoRA and the whole model were tuned on the photographs first "
         "(Image Guided Inpainting with Parameter Efficient Learning, 2023).",
         methods=methods,
+        references=tuple(name for name in own.REFERENCES if name in methods),
         columns=COLUMNS,
         runs=[Run("this run", rows, config), *earlier_results(NAME, config)],
         items=[shown(item, output, rows, methods) for item in items],
@@ -184,7 +185,7 @@ def run_personalised(settings: argparse.Namespace, name: str, subjects: list, it
     from common.training import draw_pictures, step_generator
     from eval.tracks.personalization.methods import METHODS as ARENA
     from image_inpaint.reproduction.baselines import from_text_to_image, paint_from_text
-    from image_inpaint.reproduction.scoring import load_eyes
+    from image_inpaint.reproduction.scoring import anchors, load_eyes
 
     output = Path(settings.output_dir)
     done, eyes = done_items(output / "rows.jsonl", name), None
@@ -193,8 +194,9 @@ def run_personalised(settings: argparse.Namespace, name: str, subjects: list, it
         if not missing:
             continue
         eyes = eyes or load_eyes(settings.metric_encoders, settings.device)
+        scale = anchors(subject, items, eyes)
         folder = train_personalised(settings, name, subject, model)
-        pipe, token = ARENA[name].load(folder, model, settings.device)
+        pipe, token = ARENA[name].load(folder, model, settings.device), ARENA[name].token
         start = "a" if is_picturebook_folder(model) else "a photo of a"  # as in its training
         prompt = f"{start} {token} {subject.class_name}" if ARENA[name].names_class else f"{start} {token}"
         generator = step_generator(settings.seed, 0)
@@ -204,11 +206,12 @@ def run_personalised(settings: argparse.Namespace, name: str, subjects: list, it
             painted = paint_from_text(
                 from_text_to_image(pipe), [item.source for item in missing], [item.fill for item in missing],
                 [prompt] * len(missing), [own.seed_of(item, settings.seed) for item in missing],
-                settings.num_inference_steps, settings.text_guidance_scale, settings.composite, settings.feather,
+                settings.num_inference_steps, settings.text_guidance_scale, composite=settings.composite,
+                feather=settings.feather,
             )  # fmt: skip
         about = read_json(folder / "cost.json")
         for item, picture in zip(missing, painted, strict=True):
-            row = inpaint_eval.keep_picture(output, item, subject, name, picture, eyes)
+            row = inpaint_eval.keep_picture(output, item, subject, name, picture, eyes, scale)
             append_row(output / "rows.jsonl", {
                 **row, "paper": "baselines", "seed": settings.seed, "metrics": row["metrics"] | about,
                 "seconds": cost.seconds / len(missing), "peak_memory_mb": cost.peak_memory_mb,

@@ -15,14 +15,13 @@ from eval.tuning.tuner import Setting, grid, label, least
 
 SCORE = "lpips_truth (picturebook)"  # less is better: nearness to the true edit, inside and outside of the map
 STRENGTHS = tuple(round(0.08 * k, 2) for k in range(1, 13))
-BLACK_POINTS = (0.0, 0.5, 0.9)  # as drawn; up to the thing's outline; a little beyond it
 GRIDS: dict[str, list[Setting]] = {
     "perturbed": grid(strength=STRENGTHS),
     "noise_scaling": grid(strength=STRENGTHS),
     "sdedit": grid(strength=STRENGTHS),
     "blended_latent": grid(strength=STRENGTHS),
     "differential_diffusion": grid(strength=(0.4, 0.6, 0.8, 1.0), guidance_scale=(2.0, 4.0, 7.5)),
-    "pixels": grid(strength=(0.2, 0.4, 0.6, 0.8), black_point=BLACK_POINTS),
+    "pixels": grid(strength=STRENGTHS),
 }  # paste and latent_paste have nothing to tune
 
 

@@ -23,7 +23,8 @@ TRIALS = {
     "full": [(["--guidance_scale=5"], f"--learning_rate {rate} --max_train_steps {steps}")
              for rate, steps in ((2e-4, 200), (1e-4, 200), (4e-4, 200), (2e-4, 400))],
 }  # fmt: skip
-SHOWN = ("psnr_truth", "lpips_truth", "DINO/region", "CLIP-I/region", "thing_seen", "filled_excess", "seconds")
+SHOWN = ("likeness", "psnr_thing", "lpips_thing", "DINO/region", "CLIP-I/region", "thing_seen", "filled_excess",
+         "seconds")  # fmt: skip
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

@@ -5,28 +5,25 @@ subject's photographs show one facing, standing, by day; items ask for what they
 (the reference is turned), another pose (animals, lying) and another light (a scene at night).
 """
 
-import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from PIL import Image
 from torch import Tensor
 
 from common.data import read_subjects
 from common.images import list_pictures, load_image
 from common.masks import load_mask
-from common.runs import InputError
+from common.runs import InputError, read_object
 from image_inpaint.data.boxes import find_boxes
-from image_inpaint.masks import box_of, loose_mask, padded
+from image_inpaint.masks import padded
 from image_inpaint.triples import REFERENCE_PADDING
 
-VERSION = 1
 SUBJECTS, SCENES = 12, 20  # Sec. 5.1
 CONDITIONS = ("as photographed", "facing", "light", "pose")
 ORDER = (0, 3, 4, 7, 1, 2, 5, 6)  # of each eight scenes: four have all conditions
-OTHER_KINDS = ("fish", "star")  # what stands beside a subject in half of the scenes: no subject is one
+SHOWN = ("scene", "truth", "unmarked", "reference")
 
 
 @dataclass(frozen=True)
@@ -41,8 +38,9 @@ class Subject:
 
 @dataclass(frozen=True)
 class Item:
-    """A picture with a hole [H, W] and a reference. truth: the picture with the subject drawn in; kind: of the subject,
-    one of `things` in the true picture; caption: of the subject, in words. None where nobody knows."""
+    """A picture with a hole [H, W] and a reference. truth: the picture with the subject drawn in; twin: the same thing
+    in its place without the subject's marking, right kind and colour, no identity; kind: of the subject, one of
+    `things` in the true picture; caption: of the subject, in words. None where nobody knows."""
 
     id: str
     subject: str
@@ -51,6 +49,7 @@ class Item:
     fill: Tensor
     reference: Image.Image
     truth: Image.Image | None = None
+    twin: Image.Image | None = None
     region: Tensor | None = None  # [H, W], the subject's own pixels in `truth`
     kind: str | None = None
     things: int = 1
@@ -80,56 +79,6 @@ def scene_numbers(count: int) -> list[int]:
 # ----------------------------------------------------------------------------------------------------- picturebook
 
 
-def room(number: int, split: str, night: bool):
-    """(the scene without the subject, the subject's place, its index from the left) of scene `number` of a split."""
-    from common.picturebook.scenes import BACKGROUNDS, Scene, layout, sample_thing
-
-    rng = random.Random(f"room {VERSION} {split} {number}")
-    background, light = rng.choice(BACKGROUNDS), "night" if night else "day"
-    seed = rng.randrange(1 << 30)
-    if number % 2:
-        places, index = layout(rng, 2), rng.randrange(2)
-        other = sample_thing(rng, places[1 - index], OTHER_KINDS)
-        return Scene((other,), background, light, seed=seed), places[index], index
-    return Scene((), background, light, seed=seed), layout(rng, 1)[0], 0
-
-
-def condition_of(number: int, thing) -> str:
-    """Conditions take turns; a thing without facing or pose is asked for another light instead."""
-    from common.picturebook.scenes import ANIMALS, FACING_KINDS
-
-    wanted = CONDITIONS[number // 2 % len(CONDITIONS)]  # scenes alternate between empty and not
-    possible = {"pose": thing.kind in ANIMALS, "facing": thing.kind in FACING_KINDS}
-    return wanted if possible.get(wanted, True) else "light"
-
-
-def draw_item(subject: Subject, thing, number: int, split: str) -> Item:
-    """Scene `number` for a subject, drawn with and without it."""
-    from common.picturebook.drawing import draw
-    from common.picturebook.scenes import BACKGROUNDS, Scene, layout, thing_words
-
-    condition = condition_of(number, thing)
-    scene, place, index = room(number, split, condition == "light")
-    rng = random.Random(f"item {VERSION} {split} {subject.name} {number}")
-    changes = {"facing": {"facing": "left" if thing.facing == "right" else "right"}, "pose": {"pose": "lying"}}
-    wanted = replace(thing, **changes.get(condition, {}))
-    reference = subject.crops[number % len(subject.crops)]
-    if condition in changes:  # the reference shows what the photographs do not
-        shown = draw(
-            Scene((replace(wanted, **layout(rng, 1)[0]),), rng.choice(BACKGROUNDS), seed=rng.randrange(1 << 30))
-        )
-        reference = crop_to(shown.picture, box_of(torch.from_numpy(shown.masks[0])))
-    things = list(scene.things)
-    things.insert(index, replace(wanted, **place))
-    truth = draw(replace(scene, things=tuple(things)))
-    region = torch.from_numpy(truth.masks[index])
-    fill = loose_mask(box_of(region), (64, 64), rng.uniform(0.3, 0.8))
-    return Item(
-        f"{subject.name}/{number:02d}", subject.name, condition, draw(scene).picture, fill, reference, truth.picture,
-        region, thing.kind, len(things), thing_words(wanted),
-    )  # fmt: skip
-
-
 def picturebook_subjects(split: str, count: int) -> list[Subject]:
     from common.picturebook.benchmarks import ensure_subjects
 
@@ -143,16 +92,43 @@ def picturebook_subjects(split: str, count: int) -> list[Subject]:
 
 
 def picturebook_items(subjects: Sequence[Subject], scenes: int, split: str) -> list[Item]:
-    from common.picturebook.scenes import Scene
-    from common.runs import read_json
+    """The first `scenes` rooms of each subject. A photograph is the reference where it shows what is wanted; of another
+    facing or pose the picturebook draws one."""
+    from common.picturebook.benchmarks import ensure_rooms
 
-    items = []
+    folder = ensure_rooms(split)
+    rooms, items = read_object(folder / "rooms.json"), []
     for subject in subjects:
-        known = read_json(subject.folder.parent / "scenes.json")
-        first = next(scene for key, scene in known.items() if key.startswith(subject.name + "/"))
-        thing = Scene.from_dict(first).things[0]
-        items += [draw_item(subject, thing, number, split) for number in scene_numbers(scenes)]
+        for number in scene_numbers(scenes):
+            key = f"{subject.name}/{number:02d}"
+            room, seen = rooms[key], {name: load_image(folder / f"{key}_{name}.png") for name in SHOWN}
+            masks = (load_mask(folder / f"{key}_{name}.png") for name in ("hole", "region"))
+            reference = subject.crops[number % len(subject.crops)]
+            if room["condition"] in ("facing", "pose"):
+                reference = crop_to(seen["reference"], room["reference_box"])
+            things = len(room["scenes"]["truth"]["things"])
+            fill, region = masks
+            items.append(Item(
+                key, subject.name, room["condition"], seen["scene"], fill, reference, seen["truth"], seen["unmarked"],
+                region, room["kind"], things, room["caption"],
+            ))  # fmt: skip
     return items
+
+
+def split_of(subject: Subject) -> str | None:
+    """The split whose rooms show this individual; None of a folder that is not the picturebook's."""
+    from common.picturebook.benchmarks import ensure_rooms
+
+    try:
+        scenes = read_object(subject.folder.parent / "scenes.json")
+        own = next(scene for key, scene in scenes.items() if key.startswith(subject.name + "/"))["things"][0]
+        for split in ("validation", "test"):
+            room = read_object(ensure_rooms(split) / "rooms.json").get(f"{subject.name}/00")
+            if room and room["scenes"]["truth"]["things"][room["index"]]["marking"] == own["marking"]:
+                return split
+    except (InputError, LookupError, TypeError, StopIteration):
+        pass  # no scenes, or a stranger's
+    return None
 
 
 # ---------------------------------------------------------------------------------------------------- your pictures

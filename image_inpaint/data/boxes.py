@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from common.runs import InputError, read_json
+from common.runs import InputError, read_json, read_object
 from image_inpaint.masks import Box, check_box
 from image_inpaint.options import DETECTOR, DETECTOR_THRESHOLD, LABELS
 
@@ -34,12 +34,16 @@ def from_scenes(path: str | Path, names: Sequence[str]) -> dict[str, Box]:
     from common.picturebook.scenes import Scene
     from image_inpaint.masks import box_of
 
-    scenes, folder = read_json(path), {}
+    scenes, folder = read_object(path), {}
     for name in names:
         key = next((key for key in scenes if key == name or key.endswith("/" + name)), None)
         if key is None:
             raise InputError(f"{path} has no scene for {name}; take --boxes whole, or a file of boxes")
-        folder[name] = box_of(torch.from_numpy(draw(Scene.from_dict(scenes[key])).masks[0]))
+        try:
+            mask = draw(Scene.from_dict(scenes[key])).masks[0]
+        except Exception as problem:  # whatever drawing makes of values that no scene has
+            raise InputError(f"{path}: what stands for {key} is no scene of the picturebook ({problem})") from None
+        folder[name] = box_of(torch.from_numpy(mask))
     return folder
 
 

@@ -1,6 +1,7 @@
 """What the two trainings read: photographs with boxes, pictures of a domain, scenes of the picturebook."""
 
 import argparse
+import hashlib
 import json
 import zlib
 from collections.abc import Callable
@@ -22,11 +23,20 @@ MOST_PIXELS = 1024  # a photograph's longer side, before training cuts it
 
 @dataclass(frozen=True)
 class Examples:
-    """count pictures; get(index, generator) -> (picture [3, H, W] in [0, 1], the box of a thing in it)."""
+    """count pictures; get(index, generator) -> (picture [3, H, W] in [0, 1], the box of a thing in it).
+
+    paths: the files, whose content tells one training from another; about: twelve digits of all else that does.
+    """
 
     count: int
     get: Callable[[int, torch.Generator], tuple[Tensor, Box]]
-    names: list[str]
+    paths: list[Path]
+    about: str
+
+
+def digest(thing) -> str:
+    """Twelve digits of what JSON makes of a thing."""
+    return hashlib.sha256(json.dumps(thing).encode()).hexdigest()[:12]
 
 
 def picture_tensor(picture: Image.Image) -> Tensor:
@@ -54,7 +64,7 @@ def subject_examples(args: argparse.Namespace) -> tuple[Examples, list[tuple[Ima
                        args.detector_threshold)  # fmt: skip
     shown = [smaller(picture, box) for picture, box in zip(pictures, boxes, strict=True)]
     tensors = [(picture_tensor(picture), box) for picture, box in shown]
-    return Examples(len(paths), lambda index, generator: tensors[index], [path.name for path in paths]), shown
+    return Examples(len(paths), lambda index, generator: tensors[index], paths, digest(boxes)), shown
 
 
 def picturebook_subject(split: str = "test", name: str = "cat") -> Path:
@@ -74,7 +84,7 @@ def scene_examples(count: int) -> Examples:
         masks = [torch.from_numpy(mask) for mask in drawing.masks if mask.any()]
         return picture_tensor(drawing.picture), box_of(masks[integer(generator, 0, len(masks) - 1)])
 
-    return Examples(count, get, [])
+    return Examples(count, get, [], digest(["scenes", count]))
 
 
 def domain_examples(
@@ -104,7 +114,7 @@ def domain_examples(
         picture, box = smaller(picture, check_box(box, (picture.height, picture.width), f"the box of {name}"))
         return picture_tensor(picture), box
 
-    return Examples(len(names), get, names)
+    return Examples(len(names), get, [], digest([names, known, store.size()]))
 
 
 def readable(store, names: list[str], index: int) -> tuple[str, Image.Image]:
@@ -160,10 +170,16 @@ def boxes_of_domain(
 
 
 def detected(folder: Path, stem: str) -> dict[str, list]:
-    """What all processes have found so far."""
-    lines = [line for path in sorted(folder.glob(f"{stem}_*.jsonl"))
-             for line in path.read_bytes().rpartition(b"\n")[0].splitlines()]  # fmt: skip
-    return {name: boxes for line in lines for name, boxes in json.loads(line).items()}
+    """What all processes have found so far. Raises InputError for a file that is not of this kind."""
+    found: dict[str, list] = {}
+    for path in sorted(folder.glob(f"{stem}_*.jsonl")):
+        for number, line in enumerate(path.read_bytes().rpartition(b"\n")[0].splitlines(), start=1):
+            try:
+                entries = json.loads(line).items()
+                found |= {name: [list(map(int, box)) for box in boxes] for name, boxes in entries}
+            except (ValueError, TypeError, AttributeError, OverflowError):
+                raise InputError(f"{path}, line {number}: no boxes; delete the file to detect anew") from None
+    return found
 
 
 def centre(picture: Image.Image) -> Box:

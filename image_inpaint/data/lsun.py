@@ -26,6 +26,10 @@ class Folder:
     def read(self, name: str) -> Image.Image:
         return load_image(self.folder / name)
 
+    def size(self) -> int:
+        """Bytes in all: content would take hours to hash."""
+        return sum((self.folder / name).stat().st_size for name in self.names)
+
 
 class Lmdb:
     """LSUN as it is downloaded: bedroom_train_lmdb/ with data.mdb. Listing three million keys takes a minute."""
@@ -44,6 +48,9 @@ class Lmdb:
         self.folder = folder
         if not self.names:
             raise InputError(f"the LMDB {folder} is empty; download it again")
+
+    def size(self) -> int:
+        return (self.folder / "data.mdb").stat().st_size
 
     def read(self, name: str) -> Image.Image:
         with self.store.begin() as reader:

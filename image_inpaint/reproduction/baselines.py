@@ -14,11 +14,10 @@ from PIL import Image
 from torch import Tensor
 
 from common.model_files import PICTUREBOOK, find_folder, inspect_folder, load_model, one_line
-from common.pipelines import load_pipeline, native_resolution
+from common.pipelines import load_pipeline
 from common.runs import InputError
-from image_inpaint.composite import CONTEXT, cut_out, find_window, paste_back
 from image_inpaint.options import TEXT_GUIDANCE
-from image_inpaint.painting import multiple_of
+from image_inpaint.painting import paint_windows
 
 SD_INPAINTING = "stable-diffusion-v1-5/stable-diffusion-inpainting"
 CAPTIONERS = {"blip": "Salesforce/blip-image-captioning-base", "vit-gpt2": "nlpconnect/vit-gpt2-image-captioning"}
@@ -53,30 +52,22 @@ def from_text_to_image(pipe: StableDiffusionPipeline) -> StableDiffusionInpaintP
     return made
 
 
-@torch.no_grad()
 def paint_from_text(
     pipe: StableDiffusionInpaintPipeline, pictures: Sequence[Image.Image], fills: Sequence[Tensor],
     prompts: Sequence[str], seeds: Sequence[int], num_inference_steps: int = 50, guidance_scale: float = TEXT_GUIDANCE,
-    composite: bool = False, feather: int | None = None, context: float = CONTEXT, batch_size: int = 8,
+    **how,
 ) -> list[Image.Image]:  # fmt: skip
-    """As painting.paint, with a prompt in place of a reference."""
-    native, multiple = native_resolution(pipe), multiple_of(pipe)
-    windows = [find_window(fill, native, multiple, context) for fill in fills]
-    results: list[Image.Image | None] = [None] * len(pictures)
-    for size in dict.fromkeys(window.size for window in windows):
-        rows = [row for row, window in enumerate(windows) if window.size == size]
-        for start in range(0, len(rows), batch_size):
-            chosen = rows[start : start + batch_size]
-            parts = [cut_out(pictures[row], fills[row], windows[row]) for row in chosen]
-            source, fill = (torch.cat(part) for part in zip(*parts, strict=True))
-            painted = pipe(
-                [prompts[row] for row in chosen], image=source, mask_image=fill, height=size[0], width=size[1],
-                strength=1.0, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale,
-                generator=[torch.Generator().manual_seed(seeds[row]) for row in chosen], output_type="pt",
-            ).images.float().cpu()  # fmt: skip
-            for row, piece in zip(chosen, painted, strict=True):
-                results[row] = paste_back(pictures[row], piece[None], fills[row], windows[row], composite, feather)
-    return results
+    """As painting.paint, with a prompt in place of a reference. how: of painting.paint_windows."""
+
+    def draw(rows: list[int], source: Tensor, fill: Tensor) -> Tensor:
+        return pipe(
+            [prompts[row] for row in rows], image=source, mask_image=fill, height=source.shape[2],
+            width=source.shape[3], strength=1.0, num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale, output_type="pt",
+            generator=[torch.Generator().manual_seed(seeds[row]) for row in rows],
+        ).images.float().cpu()  # fmt: skip
+
+    return paint_windows(pipe, pictures, fills, draw, **how)
 
 
 class Captioner:

@@ -22,13 +22,20 @@ PLAIN = ["--augment_source", "none", "--augment_reference", "none", "--no-mask_a
 
 @dataclass(frozen=True)
 class Method:
-    """title: on pages. training: flags of train.py --stage subject; None where nothing is trained."""
+    """title: on pages. training: flags of train.py --stage subject; None where nothing is trained. reference: takes no
+    part in the contest; what could be reached, or is had for nothing."""
 
     title: str
     training: list[str] | None = None
+    reference: bool = False
 
 
 METHODS = {
+    "truth": Method("The true picture", reference=True),
+    "truth_vae": Method("The true picture through the VAE", reference=True),
+    "twin": Method("The thing without its marking", reference=True),
+    "empty": Method("The empty scene", reference=True),
+    "paste": Method("The reference, pasted", reference=True),
     "sd_caption": Method("Inpainting told a caption (baseline)"),
     "untuned": Method("Untuned (Paint-by-Example)"),
     "no_prior": Method("Pre-trained without Stable Diffusion's prior"),
@@ -49,6 +56,7 @@ FIGURES = {
     "4": ["sd_caption", "untuned", "full", "lora_plain", "lora_reference", "lora"],
 }
 DEFAULT = ["untuned", "lora"]
+REFERENCES = [name for name, method in METHODS.items() if method.reference]
 
 
 def weights_folder(output: Path, method: str, subject: Subject) -> Path:
@@ -98,9 +106,10 @@ class Painter:
         from image_inpaint import options
         from image_inpaint.sampling import Sampling
 
-        self.args, self.sampling = args, Sampling(**options.sampling_of(args))
+        self.args = args
+        self.sampling = {name: Sampling(**options.sampling_of(args, options.kind_of(name))) for name in METHODS}
         self.where = {"composite": args.composite, "feather": args.feather, "context": args.context}
-        self.text = self.captioner = None
+        self.text = self.captioner = self.whole = None
         self.captions: dict[str, str] = {}
 
     def pipeline(self, method: str, weights: Path | None):
@@ -118,11 +127,29 @@ class Painter:
 
         pictures, fills = [item.source for item in items], [item.fill for item in items]
         seeds = [seed_of(item, self.args.seed) for item in items]
+        if METHODS[method].reference:
+            return [self.reference(method, item) for item in items]
         if method == "sd_caption":
             return self.from_captions(items, subject, pictures, fills, seeds)
         pipe = self.pipeline(method, weights)
         references = [item.reference for item in items]
-        return paint(pipe, pictures, fills, references, seeds, self.sampling, **self.where)
+        return paint(pipe, pictures, fills, references, seeds, self.sampling[method], **self.where)
+
+    def reference(self, name: str, item: Item) -> Image.Image:
+        """A row that no model of the contest painted."""
+        from common.images import to_pil, to_tensor
+        from common.pipelines import decode_latents, encode_image
+        from image_inpaint.masks import box_of
+
+        if name == "paste":
+            left, top, right, bottom = box_of(item.fill)
+            pasted = item.source.copy()
+            pasted.paste(item.reference.resize((right - left, bottom - top)), (left, top))
+            return pasted
+        if name == "truth_vae":
+            pipe = self.whole = self.whole or self.pipeline("untuned", None)
+            return to_pil(decode_latents(pipe, encode_image(pipe, to_tensor(item.truth), False)))
+        return {"truth": item.truth, "twin": item.twin, "empty": item.source}[name]
 
     def caption(self, item: Item, subject: Subject) -> str:
         """The item's own, or what the captioner says of the subject's first photograph, whichever item comes first."""
@@ -140,6 +167,6 @@ class Painter:
 
         self.text = self.text or load_text_inpainting(self.args.text_model, self.args.device)
         prompts = [self.caption(item, subject) for item in items]
-        steps = self.sampling.num_inference_steps
+        steps = self.args.num_inference_steps
         guidance = self.args.text_guidance_scale
         return paint_from_text(self.text, pictures, fills, prompts, seeds, steps, guidance, **self.where)

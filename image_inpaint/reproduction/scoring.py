@@ -2,8 +2,9 @@
 
 DINO and CLIP are mean cosines of the generated region, the bounding box of the hole, with each of the subject's
 photographs, cut to the subject. FID and KID are of a set of pictures against a set of real ones. The rest is ours: is
-the background kept, is there a seam, and on the picturebook, where the true picture is known, does a classifier that
-the generator never saw find the thing, and how much of the hole does it fill?
+the background kept, is there a seam, and on the picturebook, where the true picture is known: how much of the way from
+the same thing without its marking to the true one is the likeness, does a classifier that the generator never saw find
+the thing, are its pixels the true ones, and how much of the hole does it fill?
 """
 
 from collections.abc import Sequence
@@ -20,7 +21,9 @@ from image_inpaint.data.benchmark import CONDITIONS, Item, Subject
 from image_inpaint.masks import box_of
 
 SQUARE = 224  # crops are squashed to this before CLIP, whose own processor would cut a long crop's ends off
-PAINTED = 0.1  # a pixel of the hole belongs to the thing where it differs by more from the empty scene
+COLOURS = 500  # of thing and of background, that pixels of the hole are told apart by
+ANCHORS = 6  # scenes of a subject that its scale of likeness is measured on
+LEAST_SCALE = 0.1  # of DINO, from the twin to the truth: an encoder that tells them no further apart tells no identity
 PAPER = {"clip": "openai/clip-vit-base-patch32", "dino": "facebook/dino-vits16", "lpips": "alex"}
 
 
@@ -56,27 +59,49 @@ def squares(pictures: Sequence[Image.Image]) -> Tensor:
     return torch.cat([to_tensor(picture.resize((SQUARE, SQUARE), Image.Resampling.BICUBIC)) for picture in pictures])
 
 
-def item_scores(item: Item, subject: Subject, made: Image.Image, eyes: Eyes) -> dict[str, float]:
-    """All scores of one picture, by Score.key."""
+def likeness(item: Item, subject: Subject, made: Image.Image, eyes: Eyes) -> float:
+    """Mean DINO of the hole's box with the subject's photographs."""
+    region, references = squares([made.crop(box_of(item.fill))]), squares(subject.crops)
+    return dino_similarity(region, references, eyes.dino).mean().item()
+
+
+def anchors(subject: Subject, items: Sequence[Item], eyes: Eyes) -> tuple[float, float] | None:
+    """A subject's scale of likeness: the mean of its twin without marking and of the true picture, over its first
+    items. None where nobody knows, or the two are too near each other."""
+    own = [item for item in items if item.subject == subject.name][:ANCHORS]
+    if not own or any(item.twin is None for item in own):
+        return None
+    low, high = (
+        sum(likeness(item, subject, getattr(item, name), eyes) for item in own) / len(own) for name in ("twin", "truth")
+    )
+    return (low, high) if high - low >= LEAST_SCALE else None
+
+
+def item_scores(
+    item: Item, subject: Subject, made: Image.Image, eyes: Eyes, scale: tuple[float, float] | None = None
+) -> dict[str, float]:
+    """All scores of one picture, by Score.key. scale: anchors of the subject."""
     region, references = squares([made.crop(box_of(item.fill))]), squares(subject.crops)
     source, picture, fill = to_tensor(item.source), to_tensor(made), item.fill[None, None]
-    likeness = dino_similarity(region, references, eyes.dino).mean().item()
+    like = likeness(item, subject, made, eyes)
     found = {
-        Score("DINO", 0, eyes.dino.label, "region").key: likeness,
+        Score("DINO", 0, eyes.dino.label, "region").key: like,
         Score("CLIP-I", 0, eyes.clip.label, "region").key:
             clip_image_similarity(region, references, eyes.clip).mean().item(),
         "psnr_kept": psnr(source, picture, 1 - fill).item(),
         "rim": 255 * (step_across(picture, fill) - step_across(source, fill)),
     }  # fmt: skip
+    if scale is not None:
+        found[Score("likeness", 0, eyes.dino.label).key] = (like - scale[0]) / (scale[1] - scale[0])
     if item.condition != CONDITIONS[0]:
-        found[Score("DINO", 0, eyes.dino.label, "unseen").key] = likeness
+        found[Score("DINO", 0, eyes.dino.label, "unseen").key] = like
     if item.truth is not None:
-        truth = to_tensor(item.truth)
-        found["psnr_truth"] = psnr(truth, picture).item()
-        found[Score("lpips_truth", 0, eyes.lpips.label).key] = lpips_distance(truth, picture, eyes.lpips).item()
-        share = painted_share(source, picture, fill)
-        found["filled"] = share
-        found["filled_excess"] = share - painted_share(source, truth, fill)
+        truth, thing = to_tensor(item.truth), item.region[None, None].float()
+        found["psnr_thing"] = psnr(truth, picture, thing).item()
+        key = Score("lpips_thing", 0, eyes.lpips.label).key
+        found[key] = lpips_distance(truth, picture, eyes.lpips, thing).item()
+        found["filled"] = thing_share(picture, truth, source, thing, fill)
+        found["filled_excess"] = found["filled"] - thing_share(truth, truth, source, thing, fill)
     if eyes.classifier is not None and item.kind is not None:
         found[Score("thing_seen", 0, "picturebook").key] = float(thing_seen(item, picture, eyes.classifier))
     return found
@@ -93,11 +118,18 @@ def step_across(picture: Tensor, fill: Tensor) -> float:
     return total / count if count else float("nan")
 
 
-def painted_share(source: Tensor, picture: Tensor, fill: Tensor) -> float:
-    """The share of the hole in which something stands: whose pixels differ from the empty scene's (the claim of
-    Sec. 5.4 that a model trained on tight masks fills all of a loose one)."""
-    different = ((picture - source).abs().mean(1, keepdim=True) > PAINTED).float()
-    return ((different * fill).sum() / fill.sum()).item()
+def thing_share(picture: Tensor, truth: Tensor, empty: Tensor, thing: Tensor, fill: Tensor) -> float:
+    """The share of the hole in which the thing stands (the claim of Sec. 5.4: a model trained on tight masks fills all
+    of a loose one): pixels whose colour is nearer to one of the true thing's than to all of the empty scene's. A
+    background that was painted anew is no thing. Pictures [1, 3, H, W]; thing, fill [1, 1, H, W], 1 = there."""
+
+    def colours(image: Tensor, place: Tensor) -> Tensor:
+        found = image[0][:, place[0, 0] > 0].T
+        return found[:: max(1, len(found) // COLOURS)]
+
+    own, ground = colours(truth, thing), colours(empty, torch.ones_like(fill))
+    pixels = picture[0][:, fill[0, 0] > 0].T
+    return (torch.cdist(pixels, own).amin(1) < torch.cdist(pixels, ground).amin(1)).float().mean().item()
 
 
 def thing_seen(item: Item, picture: Tensor, classifier) -> bool:

@@ -108,6 +108,29 @@ def train(model, optimizer, alpha_bar, x, c, epochs: int, generator, extra=None,
             optimizer.step()
 
 
+def pretrain(args: argparse.Namespace):
+    """(points, alpha-bar, a model of the five old clusters, its optimiser, the generator of all that comes)."""
+    import torch
+
+    torch.manual_seed(args.seed)  # the model's first weights
+    generator = torch.Generator().manual_seed(args.seed)
+    data, alpha_bar, model = sample_data(generator), alpha_bar_table(), make_model()
+    optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE, fused=True)
+    old = torch.arange(CLASSES - 1).repeat_interleave(POINTS)
+    train(model, optimizer, alpha_bar, data[:-1].flatten(0, 1), old, args.pretrain_epochs, generator)
+    return data, alpha_bar, model, optimizer, generator
+
+
+def copy_of(model, optimizer):
+    """(model, optimiser) to go on with; Adam keeps its moments, as released."""
+    import torch
+
+    own = copy.deepcopy(model)
+    tuner = torch.optim.Adam(own.parameters(), LEARNING_RATE, fused=True)
+    tuner.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    return own, tuner
+
+
 def fine_tune(method: str, args: argparse.Namespace, model, optimizer, alpha_bar, data, generator) -> None:
     """One of METHODS, on class 5 alone (prior: and on real points of class 0). Model and optimiser are changed."""
     import torch
@@ -191,22 +214,13 @@ def main(argv: list[str] | None = None) -> None:
     if args.print_config:
         print(json.dumps(vars(args), indent=2))
         return
-    import torch
-
-    torch.manual_seed(args.seed)  # the model's first weights
-    generator = torch.Generator().manual_seed(args.seed)
     with measure() as cost:
-        data, alpha_bar, model = sample_data(generator), alpha_bar_table(), make_model()
-        optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE, fused=True)
-        old = torch.arange(CLASSES - 1).repeat_interleave(POINTS)
-        train(model, optimizer, alpha_bar, data[:-1].flatten(0, 1), old, args.pretrain_epochs, generator)
+        data, alpha_bar, model, optimizer, generator = pretrain(args)
         pretrained = draw(model, alpha_bar, generator)
         panels = {"data": data, "pretrained": pretrained[:-1]}
         metrics = {"pretrained": {**divergences(data, pretrained), "kl_new": math.nan}}  # it was never shown class 5
         for method in METHODS:
-            own = copy.deepcopy(model)
-            tuner = torch.optim.Adam(own.parameters(), LEARNING_RATE, fused=True)
-            tuner.load_state_dict(copy.deepcopy(optimizer.state_dict()))  # Adam goes on, as released
+            own, tuner = copy_of(model, optimizer)
             fine_tune(method, args, own, tuner, alpha_bar, data, generator)
             panels[method] = draw(own, alpha_bar, generator)
             metrics[method] = divergences(data, panels[method])

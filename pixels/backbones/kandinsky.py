@@ -80,6 +80,7 @@ def embeddings(
     drawn = prior(prompts, negative_prompt=negative_prompts, generator=generator)
     if exemplar is None:
         return drawn.image_embeds, drawn.negative_image_embeds
-    pixels = prior.image_processor([to_pil(picture) for picture in exemplar], return_tensors="pt").pixel_values
+    shown = [to_pil(picture, rounding="nearest") for picture in exemplar]
+    pixels = prior.image_processor(shown, return_tensors="pt").pixel_values
     encoder = prior.image_encoder
     return encoder(pixels.to(encoder.device, encoder.dtype)).image_embeds, drawn.negative_image_embeds

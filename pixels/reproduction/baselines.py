@@ -1,16 +1,20 @@
-"""What the paper argues against, and the control that its score cannot tell from success.
+"""What the paper argues against, and the controls that its score cannot tell from success.
 
-Each takes what surgery.edit takes and gives the edited picture [B, 3, H, W] in [0, 1].
+Each takes what surgery.edit takes and gives the edited picture [B, 3, H, W] in [0, 1]. All read the maps that PIXELS
+reads, black point and all, so that they are given the same region.
 """
 
 from dataclasses import replace
 
+import numpy as np
 import torch
 from diffusers.utils.torch_utils import randn_tensor
+from scipy.sparse import csr_array
+from scipy.sparse.linalg import spsolve
 from torch import Tensor
 
 from pixels.backbones.backbone import Backbone, Generators
-from pixels.edit_map import binarize, to_latent_grid
+from pixels.edit_map import binarize, histogram, to_latent_grid
 from pixels.surgery import Surgery, edit, noise_levels, stepper
 
 
@@ -19,18 +23,75 @@ def never_again(i: Tensor, n: int) -> Tensor:
     return (i > 0).float()
 
 
+def reduced(edit_maps: list[Tensor], size, surgery: Surgery) -> list[Tensor]:
+    """The maps on a grid, after the black point: what PIXELS reads."""
+    return [to_latent_grid(histogram(edit_map, surgery.black_point), size) for edit_map in edit_maps]
+
+
+def nothing(backbone, source: Tensor, exemplars, edit_maps, surgery: Surgery, generator: Generators) -> Tensor:
+    """The source as it is."""
+    return source
+
+
+def through_vae(backbone: Backbone, picture: Tensor) -> Tensor:
+    """A picture encoded and decoded: what the best of edits could be."""
+    return backbone.decode(backbone.encode(picture, False, None))
+
+
 def paste(backbone, source: Tensor, exemplars, edit_maps, surgery: Surgery, generator: Generators) -> Tensor:
     """The exemplar's own pixels where the binarised map says so, and no model at all: the control for CLIP-I."""
     picture = source
-    for exemplar, edit_map in zip(exemplars, edit_maps, strict=True):
-        picture = torch.where(binarize(to_latent_grid(edit_map, source.shape[-2:])) > 0, exemplar, picture)
+    for exemplar, mu in zip(exemplars, reduced(edit_maps, source.shape[-2:], surgery), strict=True):
+        picture = torch.where(binarize(mu) > 0, exemplar, picture)
     return picture
 
 
-def cell_masks(backbone: Backbone, source: Tensor, edit_maps: list[Tensor]) -> list[Tensor]:
+def alpha(backbone, source: Tensor, exemplars, edit_maps, surgery: Surgery, generator: Generators) -> Tensor:
+    """Alpha blending: the map as opacity of the source."""
+    picture = source
+    for exemplar, mu in zip(exemplars, reduced(edit_maps, source.shape[-2:], surgery), strict=True):
+        picture = mu * picture + (1 - mu) * exemplar
+    return picture
+
+
+def poisson(backbone, source: Tensor, exemplars, edit_maps, surgery: Surgery, generator: Generators) -> Tensor:
+    """Poisson blending (Perez et al., SIGGRAPH 2003, Eq. 7): the exemplar's gradients inside of the binarised map, the
+    source's colours along its border. A batch of one."""
+    picture = source
+    for exemplar, mu in zip(exemplars, reduced(edit_maps, source.shape[-2:], surgery), strict=True):
+        inside = binarize(mu)[0, 0].numpy() > 0
+        if inside.any() and not inside.all():
+            picture = torch.from_numpy(seamless(picture[0].numpy(), exemplar[0].numpy(), inside))[None].to(source)
+    return picture.clamp(0, 1)
+
+
+def seamless(target: np.ndarray, guide: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """target, guide [3, H, W]; inside, bool [H, W]: |N_p| f_p - sum of f_q inside = sum of target_q outside + sum of
+    guide_p - guide_q, over the neighbours q that p has in the picture."""
+    index = np.full(inside.shape, -1)
+    index[inside] = np.arange(inside.sum())
+    rows, columns, values, right = [], [], [], np.zeros((inside.sum(), 3))
+    for step in ((0, 1), (0, -1), (1, 0), (-1, 0)):
+        p = np.argwhere(inside)
+        q = p + step
+        there = ((q >= 0) & (q < inside.shape)).all(1)
+        (py, px), (qy, qx), at = p[there].T, q[there].T, index[tuple(p[there].T)]
+        right[at] += (guide[:, py, px] - guide[:, qy, qx]).T
+        known = ~inside[qy, qx]
+        right[at[known]] += target[:, qy[known], qx[known]].T
+        rows += [at, at[~known]]
+        columns += [at, index[qy[~known], qx[~known]]]
+        values += [np.ones(len(at)), -np.ones((~known).sum())]
+    matrix = csr_array((np.concatenate(values), (np.concatenate(rows), np.concatenate(columns))), (len(right),) * 2)
+    result = target.copy()
+    result[:, inside] = np.asarray(spsolve(matrix, right)).reshape(right.shape).T
+    return result
+
+
+def cell_masks(backbone: Backbone, source: Tensor, edit_maps: list[Tensor], surgery: Surgery) -> list[Tensor]:
     """Binarised maps on the latent grid, 0 = exemplar, 1 = source."""
     size = backbone.latent_shape(source)[-2:]
-    return [1 - binarize(to_latent_grid(edit_map, size)) for edit_map in edit_maps]
+    return [1 - binarize(mu) for mu in reduced(edit_maps, size, surgery)]
 
 
 @torch.no_grad()
@@ -41,7 +102,7 @@ def latent_paste(
     """The naive solution (Sec. "A Naive Solution", Fig. 2): latents replaced under a binary mask, and decoded. The
     paper has it denoised too, but from no noise: at t = 0 there is no step to take."""
     z = backbone.encode(source, False, None)
-    for exemplar, mask in zip(exemplars, cell_masks(backbone, source, edit_maps), strict=True):
+    for exemplar, mask in zip(exemplars, cell_masks(backbone, source, edit_maps, surgery), strict=True):
         z = torch.where(mask.to(z.device) > 0, z, backbone.encode(exemplar, False, None))
     return backbone.decode(z)
 
@@ -52,7 +113,7 @@ def perturbed(
 ) -> Tensor:  # fmt: skip
     """The naive solution under noise (Sec. "Traversing to the Real Image Manifold", the setting of Lemma 1): the
     surgical latent is noised to t_ds as a whole and denoised, and no source is put back."""
-    masks = cell_masks(backbone, source, edit_maps)
+    masks = cell_masks(backbone, source, edit_maps, surgery)
     plain = replace(
         surgery, threshold=never_again, schedule="released", compare="gt", black_point=0.0, composite="none"
     )
@@ -70,8 +131,8 @@ def noise_scaling(
     timesteps, scheduler = backbone.start(), backbone.scheduler
     z = backbone.encode(source, surgery.posterior == "sample", generator)
     size = z.shape[-2:]
-    mus = [to_latent_grid(edit_map.to(z.device), size) for edit_map in edit_maps]
-    for exemplar, mask in zip(exemplars, cell_masks(backbone, source, edit_maps), strict=True):
+    mus = reduced([edit_map.to(z.device) for edit_map in edit_maps], size, surgery)
+    for exemplar, mask in zip(exemplars, cell_masks(backbone, source, edit_maps, surgery), strict=True):
         z = torch.where(mask.to(z.device) > 0, z, backbone.encode(exemplar, surgery.posterior == "sample", generator))
     signal, sigma = noise_levels(scheduler, timesteps, z)
     noise = randn_tensor(z.shape, generator, z.device, z.dtype)
@@ -99,8 +160,13 @@ def with_threshold(name: str):
     return run
 
 
+TRUE = {"truth": lambda backbone, truth: truth, "truth_vae": through_vae}  # of the true picture, where it is known
+REFERENCES = (*TRUE, "nothing", "paste", "alpha", "poisson")  # shown apart: they take no part in the contest
 METHODS = {
+    "nothing": nothing,
     "paste": paste,
+    "alpha": alpha,
+    "poisson": poisson,
     "latent_paste": latent_paste,
     "perturbed": perturbed,
     "noise_scaling": noise_scaling,

@@ -10,7 +10,8 @@ probability). The triangle inequality gives, under the same assumptions, the squ
 
     sigma^2 sqrt(B) + sigma sqrt(k + 2 sqrt(-k ln p) - 2 ln p),
 
-at most twice the paper's value. `corrected_bound` is that; `experiment` tries both.
+at most twice the paper's value. `corrected_bound` is that; `experiment` tries both on a latent, `lemma` on
+pairs of pictures.
 """
 
 import math
@@ -18,8 +19,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
+from common.runs import write_json
+from common.tables import text_table
 from pixels.backbones.backbone import Backbone
+from pixels.reproduction.baselines import cell_masks
+from pixels.reproduction.pairs import Pair
+from pixels.reproduction.scoring import Bench, load_pair
 from pixels.surgery import noise_levels
 
 
@@ -30,12 +37,12 @@ def chi_square_tail(k: int, p: float) -> float:
 
 
 def paper_bound(sigma: float, score_bound: float, k: int, p: float) -> float:
-    """Eq. 1. score_bound: B, the supremum of |s|^2."""
+    """Eq. 1 and 10. score_bound: B, the supremum of |s|^2."""
     return sigma**4 * score_bound + sigma**2 * chi_square_tail(k, p)
 
 
 def corrected_bound(sigma: float, score_bound: float, k: int, p: float) -> float:
-    """The same with a valid inequality for the square of a sum."""
+    """The same with a valid inequality for the square of a sum: Eq. 6 to 8 bound its two terms."""
     return (sigma**2 * math.sqrt(score_bound) + sigma * math.sqrt(chi_square_tail(k, p))) ** 2
 
 
@@ -57,7 +64,7 @@ class Trial:
 def experiment(backbone: Backbone, latents: Tensor, generator: torch.Generator) -> list[Trial]:
     """Noise the surgical latents [B, 4, h, w] to the backbone's first timestep, and run the reverse VE-SDE to 0.
 
-    No source is put back and no solver is used but the ancestral Euler step, for that is what the lemma speaks of:
+    No source is put back and no solver is used but the ancestral Euler step of Eq. 3, of which the lemma speaks:
     x_next = x + (sigma^2 - sigma_next^2) s + sqrt(sigma^2 - sigma_next^2) n. One Trial per latent.
     """
     timesteps = backbone.start()
@@ -96,3 +103,39 @@ def epsilon(backbone: Backbone, output: Tensor, z: Tensor, signal: Tensor, noise
         total = (signal**2 + noise_level**2).sqrt()  # 1, or for Euler's sigma what its network's input is divided by
         return (signal * output + noise_level * z / total) / total
     return output
+
+
+def lemma(bench: Bench, pairs: list[Pair], p: float = 0.05) -> None:
+    """Surgical latents of several pairs and strengths through the reverse SDE: distances beside both bounds."""
+    lines, numbers = [], []
+    header = ["strength", "sigma", "k", "runs", "mean |x0 - xt|^2", "paper's bound", "holds", "with B of the start",
+              "holds", "corrected bound", "holds"]  # fmt: skip
+    for strength in (0.2, 0.5, 0.8):
+        trials = []
+        for number, pair in enumerate(
+            tqdm(pairs[: max(bench.args.repeats // 4, 1)], f"strength {strength}", disable=None)
+        ):
+            loaded = load_pair(pair, bench.size)
+            backbone = bench.bind(loaded, strength=strength, denoising_start=None)
+            z = backbone.encode(loaded["source"], False, None)
+            masks = cell_masks(backbone, loaded["source"], loaded["maps"], bench.surgery)
+            for exemplar, mask in zip(loaded["exemplars"], masks, strict=True):
+                z = torch.where(mask.to(z.device) > 0, z, backbone.encode(exemplar, False, None))
+            generator = torch.Generator().manual_seed(bench.args.seed + number)
+            trials += experiment(backbone, z, generator)
+        first, count = trials[0], len(trials)
+        worst, start = max(t.score_bound for t in trials), max(t.at_start for t in trials)
+        mean = sum(t.distance for t in trials) / count
+        bounds = {
+            "paper": paper_bound(first.sigma, worst, first.k, p),
+            "paper_start": paper_bound(first.sigma, start, first.k, p),
+            "corrected": corrected_bound(first.sigma, worst, first.k, p),
+        }
+        holds = {name: sum(t.distance <= bound for t in trials) / count for name, bound in bounds.items()}
+        numbers.append({"strength": strength, "sigma": first.sigma, "k": first.k, "mean": mean, "runs": count, "p": p,
+                        "bounds": bounds, "holds": holds, "distances": [t.distance for t in trials]})  # fmt: skip
+        cells = [cell for name, bound in bounds.items() for cell in (f"{bound:.4g}", f"{100 * holds[name]:.0f} %")]
+        lines.append([f"{strength}", f"{first.sigma:.3f}", str(first.k), str(count), f"{mean:.4g}", *cells])
+    write_json(bench.output / "lemma.json", numbers)
+    print(text_table([header, *lines]))
+    print(f"p = {p}: a bound should hold in at least {100 * (1 - p):.0f} % of the runs; {bench.output / 'lemma.json'}")

@@ -1,11 +1,12 @@
-"""Scores of exemplar edits: likeness to the exemplar, fidelity to the source, seams, realism.
+"""Scores of exemplar edits: likeness to the exemplar, fidelity to the source, seams, the transition between the two.
 
 The paper names CLIP-I and FID and leaves crop rule, networks and reference set open. Pasting the exemplar's pixels wins
-CLIP-I by construction, so likeness and seam are to be read together, with paste as the control.
+CLIP-I by construction, so likeness and seam are to be read together, with paste as the control. Where the true picture
+is known, seam, sharpness and transition are told against it, from both sides: a blur has no seam either, and is no
+success.
 """
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from common.encoders import Clip
 from common.metrics import Score, lpips_distance, mse, psnr
 from pixels.edit_map import binarize
 
+LEAST_CHANGE = 1e-3  # mean square, of pixels that source and truth differ in
 SQUARE = 224  # crops are squashed to this before CLIP, whose own processor would cut a long crop's ends off
 
 
@@ -46,7 +48,9 @@ def edit_scores(
         scores[Score("lpips_truth", 0.0, encoders.lpips.label).key] = lpips_distance(
             truth, edited, encoders.lpips
         ).item()
-        scores["seam_truth"] = seam(edited, [truth], full)
+        scores["seam_gap"] = seam_gap(edited, truth, full)
+        scores["sharpness"] = sharpness(edited, truth, full)
+        scores["transition_gap"] = transition_gap(edited, truth, source, full)
     return scores
 
 
@@ -112,6 +116,13 @@ def seam(picture: Tensor, real: list[Tensor], edit_map: Tensor, least_pairs: int
     return float(255 * (highest[0] - np.mean(highest[1:])))
 
 
+def seam_gap(picture: Tensor, truth: Tensor, edit_map: Tensor, least_pairs: int = 16) -> float:
+    """Mean |difference| of the border profiles of a picture and of the true one, grey levels of 255: too steep and too
+    flat both count. What the VAE alone does is its value for the true picture through the VAE."""
+    mine, true = (border_profile(image, edit_map, least_pairs) for image in (picture, truth))
+    return float(255 * np.abs(mine - true).mean()) if len(mine) else math.nan
+
+
 def border_profile(picture: Tensor, edit_map: Tensor, least_pairs: int = 16, margin: float = 4.0) -> np.ndarray:
     """Mean |difference| of neighbouring pixels across each contour of the signed distance to the border of the
     binarised map, as far as the grey zone reaches and `margin` pixels beyond, from inside to outside.
@@ -140,60 +151,43 @@ def border_profile(picture: Tensor, edit_map: Tensor, least_pairs: int = 16, mar
     return total[mass >= least_pairs] / mass[mass >= least_pairs]
 
 
-# ---------------------------------------------------------------------------------------------------------- realism
+# ------------------------------------------------------------------------------------------------------- transitions
 
 
-@dataclass(frozen=True, eq=False)
-class Realism:
-    """A Gaussian mixture over features of real pictures, whose log-likelihood says how real a picture looks
-    (GIQA, Gu et al., ECCV 2020, Sec. 3.2: the score is the probability under a mixture; GIQA reports it rescaled).
+def sharpness(picture: Tensor, truth: Tensor, edit_map: Tensor) -> float:
+    """Mean step between neighbouring pixels where the map is not white, over that of the true picture: 1 is as sharp,
+    below it blurred. NaN without such a place."""
+    place = edit_map < 1
 
-    mean [D], basis [D, d]: principal components; weights [K], centres [K, d], factors [K, d, d]: Cholesky factors.
-    """
+    def steps(image: Tensor) -> Tensor:
+        found = [
+            (image.diff(dim=axis).abs().mean(1, keepdim=True))[place.narrow(axis, 1, place.shape[axis] - 1)]
+            for axis in (2, 3)
+        ]
+        return torch.cat(found).mean()
 
-    mean: Tensor
-    basis: Tensor
-    weights: Tensor
-    centres: Tensor
-    factors: Tensor
-
-    def score(self, features: Tensor) -> Tensor:
-        """Log-likelihood per principal component [n] of features [n, D]; higher is more real."""
-        x = (features.double().cpu() - self.mean) @ self.basis
-        return log_densities(x, self.weights, self.centres, self.factors).logsumexp(1) / x.shape[1]
+    return (steps(picture) / steps(truth)).item()
 
 
-def log_densities(x: Tensor, weights: Tensor, centres: Tensor, factors: Tensor) -> Tensor:
-    """log(w_k N(x_n; c_k, L_k L_k^T)) [n, K]."""
-    away = torch.linalg.solve_triangular(factors, (x[:, None] - centres).permute(1, 2, 0), upper=False)  # [K, d, n]
-    volume = factors.diagonal(dim1=1, dim2=2).log().sum(1)
-    quadratic = away.square().sum(1).T  # [n, K]
-    return weights.log() - volume - 0.5 * (quadratic + x.shape[1] * math.log(2 * math.pi))
+def transition(
+    picture: Tensor, source: Tensor, target: Tensor, edit_map: Tensor, bands: int = 8, least_pixels: int = 32
+) -> np.ndarray:
+    """How much of the way from source to target a picture goes in each band of the map's greys, from black to white
+    [bands]: 0 is the source, 1 the target, by least squares of picture - source on target - source. NaN for a band of
+    few pixels, or where source and target agree."""
+    band = (edit_map[0, 0] * bands).long().clamp(max=bands - 1)
+    way, gone = (target - source)[0].double(), (picture - source)[0].double()
+    found = []
+    for number in range(bands):
+        place = band == number
+        length = way[:, place].square().sum()
+        known = place.sum() >= least_pixels and length / (3 * place.sum()) > LEAST_CHANGE
+        found.append(((gone * way)[:, place].sum() / length).item() if known else math.nan)
+    return np.array(found)
 
 
-def fit_realism(
-    features: Tensor, components: int = 7, dimensions: int = 16, rounds: int = 50, seed: int = 0
-) -> Realism:
-    """Fit by expectation maximisation to features [n, D] of real pictures, n well above components * dimensions.
-
-    Seven components as in GIQA's released settings for its larger sets; full covariances, of which a thousandth of the
-    mean variance is added to the diagonal.
-    """
-    x = features.double().cpu()
-    mean = x.mean(0)
-    _, _, right = torch.linalg.svd(x - mean, full_matrices=False)
-    basis = right[: min(dimensions, len(right))].T
-    x = (x - mean) @ basis
-    ridge = 1e-3 * x.var(0).mean() * torch.eye(x.shape[1], dtype=torch.float64)
-    random = torch.Generator().manual_seed(seed)
-    centres = x[torch.randperm(len(x), generator=random)[:components]]
-    factors = torch.linalg.cholesky(torch.cov(x.T) + ridge).expand(len(centres), -1, -1)
-    weights = torch.full((len(centres),), 1 / len(centres), dtype=torch.float64)
-    for _ in range(rounds):
-        share = log_densities(x, weights, centres, factors).softmax(1)  # [n, K]
-        mass = share.sum(0) + 1e-9
-        weights, centres = mass / mass.sum(), (share.T @ x) / mass[:, None]
-        apart = x[:, None] - centres
-        covariance = torch.einsum("nk,nki,nkj->kij", share, apart, apart) / mass[:, None, None]
-        factors = torch.linalg.cholesky(covariance + ridge)
-    return Realism(mean, basis, weights, centres, factors)
+def transition_gap(picture: Tensor, truth: Tensor, source: Tensor, edit_map: Tensor) -> float:
+    """Mean |1 - share| of the way from the source to the true picture over the bands: 0 for the truth, 1 where nothing
+    was done."""
+    gaps = np.abs(1 - transition(picture, source, truth, edit_map))
+    return float(np.nanmean(gaps)) if not np.isnan(gaps).all() else math.nan

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from common.data import of_each_kind, read_pie_bench, read_triples
+from common.files import check_file_name
 from common.images import is_picture, list_pictures, save_png
 from common.runs import InputError, read_json, write_json
 from pixels.edit_map import from_mask, gradient
@@ -22,7 +23,8 @@ from pixels.edit_map import from_mask, gradient
 
 @dataclass(frozen=True)
 class Pair:
-    """One item. white: what it means in its maps. truth: the true composite, on the picturebook. item: its EditItem."""
+    """One item. white: what it means in its maps. truth: the true composite, on the picturebook. item: its EditItem.
+    any_map: its maps come from a database and were drawn on no picture."""
 
     id: str
     source: Path
@@ -33,6 +35,7 @@ class Pair:
     truth: Path | None = None
     kind: str = ""
     item: Any = field(default=None, repr=False, compare=False)
+    any_map: bool = False
 
 
 def picturebook_pairs(split: str = "test", full: bool = False, limit: int | None = None) -> list[Pair]:
@@ -43,16 +46,24 @@ def picturebook_pairs(split: str = "test", full: bool = False, limit: int | None
     return benchmark_pairs(ensure_pie_bench(split=split, quick=not full), limit)
 
 
+def composition_pairs(split: str = "test", limit: int | None = None) -> list[Pair]:
+    """The picturebook's compositions: one half of a scene is to become that of an exemplar in another light, palette,
+    place and size, under a wide ramp; nothing that the two hold can be pasted or blended into the true picture."""
+    from common.picturebook.benchmarks import ensure_compositions
+
+    return benchmark_pairs(ensure_compositions(split), limit)
+
+
 def benchmark_pairs(folder: Path, limit: int | None = None) -> list[Pair]:
     """The items of a PIE-Bench folder that have exemplar and edit map (white = edit), changes of style left out."""
     pairs = []
     for item in read_pie_bench(folder, border=0):
-        kind = item.extras.get("edit", {}).get("kind", "")
+        kind = "composition" if "composition" in item.extras else item.extras.get("edit", {}).get("kind", "")
         if kind == "style" or not {"exemplar_path", "edit_map_path"} <= item.extras.keys():
             continue
         exemplar, edit_map = (folder / item.extras[name] for name in ("exemplar_path", "edit_map_path"))
         truth = folder / item.extras["truth_path"] if "truth_path" in item.extras else None
-        drawn = item if "edit" in item.extras else None
+        drawn = item if {"edit", "composition"} & item.extras.keys() else None
         pairs.append(
             Pair(item.id, item.image_path, (exemplar,), (edit_map,), "edit", item.target_prompt, truth, kind, drawn)
         )
@@ -73,11 +84,12 @@ def read_pairs(folder: str | Path, white: str = "keep", limit: int | None = None
         try:
             name, source = str(entry["name"]), existing(folder, entry["source"])
             exemplars, maps = (tuple(existing(folder, path) for path in entry[k]) for k in ("exemplars", "edit_maps"))
+            more = {"prompt": str(entry.get("prompt", "")), "any_map": bool(entry.get("any_map", False))}
         except (KeyError, TypeError, AttributeError):
             raise InputError(f"{file}, entry {number}: name, source, exemplars and edit_maps are needed") from None
-        if not exemplars or len(exemplars) != len(maps) or "/" in name:
-            raise InputError(f"{file}, entry {number}: each exemplar needs a map, and the name must be a plain one")
-        pairs.append(Pair(name, source, exemplars, maps, white, str(entry.get("prompt", ""))))
+        if not exemplars or len(exemplars) != len(maps):
+            raise InputError(f"{file}, entry {number}: each exemplar needs a map")
+        pairs.append(Pair(check_file_name(name, f"{file}: a name"), source, exemplars, maps, white, **more))
     if len({pair.id for pair in pairs}) < len(pairs):
         raise InputError(f"{file} has two entries of one name")
     return pairs
@@ -113,6 +125,7 @@ def build_pairs(
             "source": str(drawn[2 * number].resolve()),
             "exemplars": [str(drawn[2 * number + 1].resolve())],
             "edit_maps": [str(rng.choice(database).resolve())],
+            "any_map": True,
         }
         for number in range(count)
     ]

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 
 from common import encoders
-from common.images import load_image, to_pil, to_tensor
+from common.images import load_image, to_tensor
 from common.runs import measure
 from pixels import edit_map, frames, options
-from pixels.reproduction.baselines import METHODS
+from pixels.reproduction.baselines import METHODS, TRUE
 from pixels.reproduction.measures import edit_scores
 from pixels.reproduction.pairs import Pair
 from pixels.surgery import Surgery, least
@@ -49,18 +49,30 @@ class Bench:
         of_surgery = {name: changes.pop(name) for name in list(changes) if name in Surgery.__dataclass_fields__}
         surgery, generator = replace(self.surgery, **of_surgery), torch.Generator().manual_seed(self.args.seed)
         backbone = self.bind(loaded, **changes) if self.model else None  # a method may bring a model of its own
+        if method in TRUE:
+            return TRUE[method](backbone, loaded["truth"])
         return self.methods[method](backbone, loaded["source"], loaded["exemplars"], loaded["maps"], surgery, generator)
 
 
 def load_pair(pair: Pair, size: tuple[int, int]) -> dict[str, Any]:
     """A pair in the frame: source [1,3,H,W], exemplars, maps (white = keep), truth or None; and its prompt."""
+    source = load_image(pair.source)
+    maps = [edit_map.read(path, pair.white) for path in pair.edit_maps]
+    if not pair.any_map:
+        for path, read in zip(pair.edit_maps, maps, strict=True):
+            frames.check_alignment(source.size[::-1], read.shape[-2:], str(path))
     return {
-        "source": frames.frame_tensor(load_image(pair.source), size, "squash"),
+        "source": frames.frame_tensor(source, size, "squash"),
         "exemplars": [frames.frame_tensor(load_image(path), size, "squash") for path in pair.exemplars],
-        "maps": [edit_map.read(path, pair.white) for path in pair.edit_maps],
+        "maps": maps,
         "prompt": pair.prompt,
         "truth": pair.truth and frames.frame_tensor(load_image(pair.truth), size, "squash"),
     }
+
+
+def full_map(loaded: dict[str, Any], size: tuple[int, int]) -> torch.Tensor:
+    """The least of a pair's maps over the frame [1, 1, *size]."""
+    return least([F.interpolate(m, size, mode="bilinear") for m in loaded["maps"]])
 
 
 @dataclass(frozen=True)
@@ -90,19 +102,30 @@ def run_item(bench: Bench, pair: Pair, method: str) -> tuple[dict, dict]:
     loaded = load_pair(pair, bench.size)
     with measure() as cost:
         edited = bench.edit(method, loaded)
-    pictures = {"source": to_pil(loaded["source"]), "edited": to_pil(edited)}
+    pictures = {"source": frames.to_picture(loaded["source"]), "edited": frames.to_picture(edited)}
     for number, exemplar in enumerate(loaded["exemplars"], start=1):
-        pictures[f"exemplar_{number}"] = to_pil(exemplar)
-    grey = least([F.interpolate(m, bench.size, mode="bilinear") for m in loaded["maps"]])
-    pictures["map"] = to_pil(grey.expand(-1, 3, -1, -1))
+        pictures[f"exemplar_{number}"] = frames.to_picture(exemplar)
+    grey = full_map(loaded, bench.size)
+    pictures["map"] = frames.to_picture(grey.expand(-1, 3, -1, -1))
     seen = {name: to_tensor(pictures[name]) for name in ("source", "edited")}  # scores see what the files hold
     metrics = edit_scores(seen["source"], loaded["exemplars"], seen["edited"], grey, bench.eyes, loaded["truth"])
     if pair.item is not None and bench.size == pair.item.mask_size:  # a picturebook item at its own size
-        from common.picturebook.benchmarks import edit_success
-
-        metrics = {"edit_success (picturebook)": float(edit_success(pair.item, seen["edited"])), **metrics}
+        metrics = {**seen_by_classifier(pair.item, seen["edited"]), **metrics}
     row = {
         "paper": "pixels", "method": method, "item": pair.id, "kind": pair.kind, "seed": bench.args.seed,
         "metrics": metrics, "seconds": cost.seconds, "peak_memory_mb": cost.peak_memory_mb,
     }  # fmt: skip
     return row, pictures
+
+
+def seen_by_classifier(item, edited: torch.Tensor) -> dict[str, float]:
+    """What the picturebook's classifier, which no generator ever saw, says of an item's edit [1, 3, H, W]: whether the
+    change asked for is there, or which halves of a composition are recognised."""
+    from common.picturebook.benchmarks import edit_success
+    from common.picturebook.compositions import Composition, halves_seen
+
+    if "composition" not in item.extras:
+        return {"edit_success (picturebook)": float(edit_success(item, edited))}
+    seen = halves_seen(Composition.from_dict(item.extras["composition"]), edited)
+    halves = {f"{name}_half_seen (picturebook)": float(value) for name, value in seen.items()}
+    return {"edit_success (picturebook)": float(all(seen.values())), **halves}

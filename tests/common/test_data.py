@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -288,6 +289,17 @@ def test_fill_prompt():
     assert data.fill_prompt("a red {0} {1} in snow", "sks", "stuffed animal") == "a red sks stuffed animal in snow"
     assert data.fill_prompt("a red {0} {1}", "", "dog") == "a red dog"
     assert data.fill_prompt("a {0.__class__} {1:>999999999}", "sks", "dog") == "a {0.__class__} {1:>999999999}"
+
+
+def test_pictures_of_subjects_that_are_not_needed_may_be_missing(subject_folder):
+    first, *others = data.read_subjects(subject_folder)
+    shutil.rmtree(subject_folder / others[0].name)
+    found = data.read_subjects(subject_folder, needed=[first.name])
+    assert [one.name for one in found] == [first.name, *(one.name for one in others)]
+    assert found[0] == first and found[1].paths == () and found[1].class_name == others[0].class_name
+    for needed in (None, [others[0].name], ["nobody"]):
+        with pytest.raises(InputError):
+            data.read_subjects(subject_folder, needed=needed)
 
 
 def test_part_of_the_subjects(subject_folder):

@@ -206,8 +206,9 @@ def test_a_byte_order_mark_is_no_fault(tmp_path):
 @pytest.mark.parametrize("damaged", ["[]", "null", "3", '"text"', "{", ""])
 def test_a_damaged_object_is_one_sentence(tmp_path, damaged):
     (tmp_path / "config.json").write_text(damaged)
-    with pytest.raises(InputError, match="config.json"):
-        files.read_object(tmp_path / "config.json")
+    for read in (files.read_object, files.read_json):
+        with pytest.raises(InputError, match="config.json"):
+            read(tmp_path / "config.json")
 
 
 def test_names_that_become_files():

@@ -161,7 +161,7 @@ def test_pie_official_follows_the_published_scorer(pie, folder, squeeze):
         assert scores[key] == pytest.approx(value, rel=1e-4), key
     for name, picture, prompt in [("source", source, "a red cat"), ("whole", edited, "a blue dog")]:
         cosine = metrics.clip_text_similarity(picture, [prompt], pie.clip).item()
-        assert scores[f"clip_{name}/pie_official (clip)"] == pytest.approx(100 * cosine) and cosine > 0.1
+        assert scores[f"clip_{name}/pie_official (clip)"] == pytest.approx(100 * cosine) and cosine > 0.05
     assert [metrics.parse_key(key)["name"] for key in scores] == list(metrics.PIE_SCORES)
 
 

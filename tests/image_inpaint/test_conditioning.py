@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from common.runs import InputError
-from image_inpaint import conditioning, loading, views
+from image_inpaint import conditioning, loading, triples
 from image_inpaint.painting import paint
 from image_inpaint.sampling import Sampling, sample
 from image_inpaint.triples import Triple
@@ -33,9 +33,7 @@ def inputs():
 def test_order_and_polarity_are_not_those_of_sd_inpainting():
     noisy, masked, fill = torch.full((1, 4, 2, 2), 1.0), torch.full((1, 4, 2, 2), 2.0), torch.ones(1, 1, 2, 2)
     ours = conditioning.nine_channels(noisy, masked, 1 - fill)
-    theirs = conditioning.sd_inpainting_channels(noisy, fill, masked)
-    assert ours[0, :, 0, 0].tolist() == [1] * 4 + [2] * 4 + [0]
-    assert theirs[0, :, 0, 0].tolist() == [1] * 4 + [1] + [2] * 4
+    assert ours[0, :, 0, 0].tolist() == [1] * 4 + [2] * 4 + [0]  # theirs: noisy, mask (1 = hole), masked
 
 
 def test_the_hole_is_mid_grey_and_the_keep_mask_one_outside():
@@ -110,14 +108,14 @@ def test_the_reference_is_squashed_normalised_and_read_by_the_class_token(pipe):
 
 def test_the_vae_takes_four_triples_at_a_time(pipe, monkeypatch):
     draw = torch.Generator().manual_seed(0)
-    triples = [Triple(torch.rand(3, 64, 64, generator=draw), torch.rand(3, 32, 32, generator=draw),
+    several = [Triple(torch.rand(3, 64, 64, generator=draw), torch.rand(3, 32, 32, generator=draw),
                       torch.rand(1, 64, 64, generator=draw).round()) for _ in range(9)]  # fmt: skip
     encode, sizes = pipe.vae.encode, []
     monkeypatch.setattr(pipe.vae, "encode", lambda pictures: sizes.append(len(pictures)) or encode(pictures))
-    found = views.encode(pipe, triples)
+    found = triples.encode(pipe, several)
     assert sizes == [8, 8, 2]
-    for row, triple in enumerate(triples):
-        alone = views.encode(pipe, [triple])
+    for row, triple in enumerate(several):
+        alone = triples.encode(pipe, [triple])
         for name in ("mean", "std", "masked_mean", "masked_std", "keep", "tokens"):
             assert torch.allclose(getattr(found, name)[row], getattr(alone, name)[0], atol=1e-5)
 
@@ -208,7 +206,7 @@ def test_compositing_keeps_every_pixel_outside_and_any_size_is_painted(pipe):
         picture = Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
         fill = torch.zeros(size[1], size[0])
         fill[12:30, 8:28] = 1
-        (made,) = paint(pipe, [picture], [fill], [picture], [0], Sampling(num_inference_steps=2), composite=True)
+        (made,) = paint(pipe, [picture], [fill], [picture], [0], Sampling(num_inference_steps=2))
         different = (np.asarray(made) != np.asarray(picture)).any(2)
         assert made.size == picture.size and different.any() and not (different & (fill.numpy() == 0)).any()
 

@@ -12,7 +12,7 @@ from common.tables import by_method, published_table
 from image_inpaint import eval as script
 from image_inpaint.options import parse_train
 from image_inpaint.reproduction import tables
-from image_inpaint.reproduction.methods import FIGURES, METHODS, TABLES
+from image_inpaint.reproduction.methods import FIGURES, METHODS, REFERENCES, TABLES
 from tests.image_inpaint.models import tiny_inpainter
 from tests.image_inpaint.test_infer import hole, photograph
 
@@ -51,12 +51,15 @@ def run(place, output, tiny_folder, *flags):
 
 def test_the_protocol_on_the_picturebook(place, tiny_folder, tmp_path, capsys, monkeypatch):
     rows = run(place, tmp_path, tiny_folder, "--items", "2", "--table", "2", "--figure", "2")
-    wanted = {*TABLES["2"], *FIGURES["2"]}
+    wanted = {*REFERENCES, *TABLES["2"], *FIGURES["2"]}
     assert {row["method"] for row in rows} == wanted and len(rows) == 2 * len(wanted)
     lora = next(row["metrics"] for row in rows if row["method"] == "lora")
     names = ["DINO/region (picturebook)", "CLIP-I/region (picturebook)", "thing_seen (picturebook)", "filled_excess",
-             "psnr_kept", "psnr_truth", "rim", "training_seconds", "file_mb", "trained_parameters"]  # fmt: skip
-    assert set(names) <= set(lora)
+             "psnr_kept", "psnr_thing", "lpips_thing (picturebook)", "rim", "training_seconds", "file_mb",
+             "trained_parameters"]  # fmt: skip
+    assert set(names) <= set(lora) and lora["psnr_kept"] == math.inf  # compositing
+    of_truth = [row["metrics"] for row in rows if row["method"] == "truth"]
+    assert all(one["psnr_thing"] == math.inf and one["filled_excess"] == 0 for one in of_truth)
     shown = capsys.readouterr().out
     assert "71.9" in shown and "FID (picturebook)" in shown and "KID" in shown and "swapped" in shown
     assert {"grid.png", "figure_2.png", "results.json", "config.json"} <= {path.name for path in tmp_path.iterdir()}
@@ -129,20 +132,21 @@ def settings(output, *flags):
 
 
 def test_settings_that_no_row_depends_on_are_not_compared(tmp_path):
-    """A feather without --composite, another model for no_prior before there are rows of it."""
-    first = vars(settings(tmp_path)) | {"feather": 8}
+    """A feather with --no-composite, another model for no_prior before there are rows of it."""
+    raw = "--no-composite"
+    first = vars(settings(tmp_path, raw)) | {"feather": 8}
     (tmp_path / "config.json").write_text(json.dumps(first))
     (tmp_path / "rows.jsonl").write_text(json.dumps({"method": "untuned", "item": "a"}) + "\n")
-    script.check_same_settings(tmp_path, settings(tmp_path))
-    script.check_same_settings(tmp_path, settings(tmp_path, "--no_prior_model", "one", "--methods", "no_prior"))
+    script.check_same_settings(tmp_path, settings(tmp_path, raw))
+    script.check_same_settings(tmp_path, settings(tmp_path, raw, "--no_prior_model", "one", "--methods", "no_prior"))
     with pytest.raises(InputError, match="another --detector_threshold"):
-        script.check_same_settings(tmp_path, settings(tmp_path, "--detector_threshold", "0.5"))
+        script.check_same_settings(tmp_path, settings(tmp_path, raw, "--detector_threshold", "0.5"))
     (tmp_path / "config.json").write_text(json.dumps({**first, "no_prior_model": "one", "composite": True}))
     (tmp_path / "rows.jsonl").write_text(json.dumps({"method": "no_prior", "item": "a"}) + "\n")
     with pytest.raises(InputError, match="another --no_prior_model"):
-        script.check_same_settings(tmp_path, settings(tmp_path, "--composite", "--no_prior_model", "two"))
+        script.check_same_settings(tmp_path, settings(tmp_path, "--no_prior_model", "two"))
     with pytest.raises(InputError, match="another --feather"):
-        script.check_same_settings(tmp_path, settings(tmp_path, "--composite", "--no_prior_model", "one"))
+        script.check_same_settings(tmp_path, settings(tmp_path, "--no_prior_model", "one"))
 
 
 def test_weights_are_told_apart_by_all_of_their_networks(tmp_path):

@@ -51,11 +51,11 @@ def run(model, folder, *flags, size=(64, 64)):
 
 
 def test_every_file_is_there_and_compositing_keeps_the_background(model, tmp_path):
-    metrics = run(model, tmp_path)
+    metrics = run(model, tmp_path, "--no-composite")
     names = {"source.png", "hole.png", "inpainted.png", "grid.png", "config.json", "metrics.json"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == names
-    assert metrics["psnr_kept"][0] < 60 and metrics["weights"] == "none"
-    metrics = run(model, tmp_path, "--composite", "--feather", "3")
+    assert metrics["psnr_kept"][0] < 60 and metrics["weights"] == "untuned"
+    metrics = run(model, tmp_path, "--feather", "3")
     assert metrics["psnr_kept"] == [float("inf")]
     source, made = (np.asarray(Image.open(tmp_path / "out" / f"{name}.png")) for name in ("source", "inpainted"))
     outside = np.ones((64, 64), bool)
@@ -128,7 +128,7 @@ WRONG = [
     (["--reference_box", "1", "2", "3"], "expected 4"),
     (["--lora", "/no/such"], "is not there"),
     (["--lora", "SMALL"], "damaged or no LoRA"),
-    (["--feather", "3"], "is of --composite"),
+    (["--feather", "3", "--no-composite"], "is of --composite"),
     (["--num_inference_steps", "1"], "from 2"),
     (["--num_inference_steps", "1000"], "to 999"),
     (["--mask_path", "LAYER"], "without transparency"),

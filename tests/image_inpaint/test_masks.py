@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from common.runs import InputError
-from image_inpaint import augment, composite, masks
+from image_inpaint import augment, masks, painting
 from image_inpaint.triples import Augmentation, make_triple, square_window
 
 BOX, SIZE = (120, 100, 300, 260), (512, 512)
@@ -204,37 +204,37 @@ def test_windows_hold_the_hole_and_keep_the_proportions():
         (100, 700, (50, 10, 400, 90)),
     ):
         fill = masks.box_mask(box, (height, width))
-        window = composite.find_window(fill, 64, 16)
+        window = painting.find_window(fill, 64, 16)
         left, top, right, bottom = window.box
         assert left <= box[0] and top <= box[1] and right >= box[2] and bottom >= box[3]
         assert 0 <= left and 0 <= top and right <= width and bottom <= height
         assert window.size[0] % 16 == 0 and window.size[1] % 16 == 0 and min(window.size) == 64
         shape, painted = (bottom - top) / (right - left), window.size[0] / window.size[1]
         assert abs(math.log(shape / painted)) < 0.2
-    assert composite.find_window(torch.ones(64, 64), 64, 16).box == (0, 0, 64, 64)
+    assert painting.find_window(torch.ones(64, 64), 64, 16).box == (0, 0, 64, 64)
 
 
 def test_a_hole_longer_than_the_short_side_has_surroundings_too():
-    window = composite.find_window(masks.box_mask((400, 1000, 3600, 2000), (3000, 4000)), 512, 64)
+    window = painting.find_window(masks.box_mask((400, 1000, 3600, 2000), (3000, 4000)), 512, 64)
     assert window.box == (0, 0, 4000, 3000) and window.size == (512, 704)
-    long = composite.find_window(masks.box_mask((2000, 20, 2200, 60), (100, 5000)), 64, 16)
+    long = painting.find_window(masks.box_mask((2000, 20, 2200, 60), (100, 5000)), 64, 16)
     assert long.box == (1900, 0, 2300, 100)  # twice the hole's side, where the picture has room
 
 
 def test_the_default_feather_grows_with_the_picture():
-    assert [composite.default_feather(size) for size in ((512, 512), (4000, 3072), (64, 64), (20, 9))] == [8, 48, 1, 1]
+    assert [painting.default_feather(size) for size in ((512, 512), (4000, 3072), (64, 64), (20, 9))] == [8, 48, 1, 1]
     picture, painted = Image.new("RGB", (64, 64)), torch.ones(1, 3, 64, 64)
     fill = masks.box_mask((20, 20, 50, 50), (64, 64))
-    window = composite.find_window(fill, 64, 16)
+    window = painting.find_window(fill, 64, 16)
     by_default, one, eight = (
-        composite.paste_back(picture, painted, fill, window, True, feather) for feather in (None, 1, 8)
+        painting.paste_back(picture, painted, fill, window, True, feather) for feather in (None, 1, 8)
     )
     assert by_default == one != eight
 
 
 def test_the_feather_rises_inside_of_the_hole_only():
     fill = masks.box_mask((20, 20, 50, 50), (64, 64))
-    opacity = composite.feathered(fill, 4)
+    opacity = painting.feathered(fill, 4)
     assert (opacity[fill == 0] == 0).all() and opacity[35, 35] == 1
     assert opacity[35, 20:25].tolist() == pytest.approx([0.25, 0.5, 0.75, 1, 1])
-    assert torch.equal(composite.feathered(fill, 0), fill)
+    assert torch.equal(painting.feathered(fill, 0), fill)

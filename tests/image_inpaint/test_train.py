@@ -100,7 +100,7 @@ def test_a_killed_training_ends_in_the_same_bytes(place, tmp_path, flags):
 
 def test_cached_views_differ(monkeypatch):
     """From view to view and from photograph to photograph, and are the same when a killed training goes on."""
-    monkeypatch.setattr("image_inpaint.views.encode", lambda pipe, triples: triples)
+    monkeypatch.setattr("image_inpaint.triples.encode", lambda pipe, triples: triples)
     args = Namespace(seed=0, cache_views=3)
     first, second, again = (
         train.cached_views(None, lambda index, generator: torch.rand((), generator=generator).item(), index, args)
@@ -164,7 +164,27 @@ def test_a_training_resumed_at_its_last_step_has_a_time(place, tmp_path):
     shutil.copytree(tmp_path / "whole" / "checkpoint-1", tmp_path / "parts" / "checkpoint-1")
     metrics = run(place, tmp_path / "parts", "--max_train_steps", "1", "--lr_scheduler", "constant",
                   "--resume_from_checkpoint", "latest")  # fmt: skip
-    assert metrics["seconds"] >= 0 and metrics["seconds_per_step"] is None and metrics["loss"] is None
+    assert metrics["seconds"] >= 0 and metrics["seconds_per_step"] is None
+    first = run(place, tmp_path / "one", "--max_train_steps", "1", "--lr_scheduler", "constant")
+    assert metrics["loss"] == first["loss"]  # of the steps before the interruption
+
+
+def test_a_resumed_training_asks_what_the_pictures_and_boxes_are_not_where(place, tmp_path, capsys):
+    shutil.copytree(place / "subject", tmp_path / "here")
+    flags = ["--max_train_steps", "2", "--checkpointing_steps", "1", "--resume_from_checkpoint", "latest"]
+    train_on = lambda folder: run(place, tmp_path / "out", "--instance_data_dir", str(folder), *flags)  # noqa: E731
+    train_on(tmp_path / "here")
+    (tmp_path / "here").rename(tmp_path / "there")
+    train_on(tmp_path / "there")
+    (tmp_path / "there" / "boxes.json").write_text(json.dumps({**BOXES, "0.png": [10, 12, 41, 50]}))
+    with pytest.raises(SystemExit):
+        train_on(tmp_path / "there")
+    assert "another examples" in capsys.readouterr().err
+    (tmp_path / "there" / "boxes.json").write_text(json.dumps(BOXES))
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "there" / "1.png")
+    with pytest.raises(SystemExit):
+        train_on(tmp_path / "there")
+    assert "1.png is another picture now" in capsys.readouterr().err
 
 
 def test_pretraining_starts_from_a_text_to_image_model_or_from_nothing(tiny_folder, encoders, place, tmp_path):
@@ -221,7 +241,7 @@ WRONG = [
     (["--resolution", "68"], "no multiple of 8"),
     (["--condition_dropout", "1.5"], "from 0 to 1"),
     (["--learning_rate", "nan"], "not a number"),
-    (["--learning_rate", "1e30"], "lower --learning_rate"),
+    (["--learning_rate", "1e30"], "from 0 to"),
     (["--validation_prompt", "a cat"], "no prompts here"),
     (["--train_data_dir", "EMPTY"], "unknown argument --train_data_dir"),
     (["--stage", "pretrain"], "unknown argument --instance_data_dir"),

@@ -11,8 +11,9 @@ from PIL import Image
 from common.runs import InputError, read_rows, write_json
 from common.tables import published_table
 from pixels import eval as pixels_eval
-from pixels.reproduction import experiments, scoring, study
-from pixels.reproduction.baselines import METHODS
+from pixels.reproduction import realism, scoring, study
+from pixels.reproduction.baselines import METHODS, REFERENCES, TRUE
+from pixels.reproduction.figures import FIGURES
 from pixels.reproduction.overhead import added_bytes
 from tests.pixels.tiny_models import few_numbers, write_eyes
 from tests.small_data import write_pairs
@@ -57,14 +58,14 @@ def whole(run, finished):
 
 def test_rows_pictures_and_tables(whole, finished):
     rows = read_rows(whole / "rows.jsonl")
-    methods = ["paste", "latent_paste", "perturbed", "noise_scaling", "pixels"]
+    methods = ["nothing", "paste", "alpha", "poisson", "latent_paste", "perturbed", "noise_scaling", "pixels"]
     assert [(row["item"], row["method"]) for row in rows] == [(f"p{k}", m) for k in range(3) for m in methods]
     for row in rows:
         folder = whole / "pictures" / row["item"]
         assert {p.name for p in folder.iterdir()} >= {"source.png", "exemplar_1.png", "map.png", f"{row['method']}.png"}
         assert not any(np.isnan(value) for value in row["metrics"].values())
     assert (whole / "pictures" / "p2" / "exemplar_2.png").exists()
-    pasted = rows[0]["metrics"]
+    pasted = rows[1]["metrics"]
     assert pasted["psnr_kept"] == float("inf") and pasted["mse_kept"] == 0  # not one pixel outside of the map
     with open(whole / "results.csv") as file:
         lines = list(csv.DictReader(file))
@@ -129,11 +130,11 @@ def test_an_interrupted_run_goes_on_and_ends_in_the_same_bytes(run, whole, tmp_p
     with open(tmp_path / "out" / "rows.jsonl", "a") as file:
         file.write('{"paper": "pixels", "met')  # killed while writing
     run(tmp_path / "out")
-    assert len(calls) == 4 + 12
+    assert len(calls) == 4 + 21  # of three pairs and eight methods
     for name in ("results.csv", "grid.png"):
         assert (tmp_path / "out" / name).read_bytes() == (whole / name).read_bytes()
     run(tmp_path / "out")
-    assert len(calls) == 16  # nothing left to do
+    assert len(calls) == 25  # nothing left to do
 
 
 def test_shards_share_a_run(run, whole, tmp_path):
@@ -141,7 +142,7 @@ def test_shards_share_a_run(run, whole, tmp_path):
     for number in (1, 2):
         printed = run(out, "--shard", f"{number}/2").out
         assert "items" not in printed
-    assert [row["item"] for row in read_rows(out / "rows-1of2.jsonl")][::5] == ["p0", "p2"]
+    assert [row["item"] for row in read_rows(out / "rows-1of2.jsonl")][::8] == ["p0", "p2"]
     assert not (out / "results.csv").exists()
     run(out)
     assert (
@@ -184,7 +185,7 @@ def test_figure_7_compares_the_thresholds(run, tmp_path):
 @pytest.mark.parametrize("name", ["6", "8"])
 def test_strength_against_distance(run, tmp_path, name, monkeypatch):
     bright = lambda picture: picture.mean().item()  # noqa: E731
-    monkeypatch.setattr(experiments, "fit_reference", lambda bench, pairs: bright)
+    monkeypatch.setattr(realism, "fit_reference", lambda bench, pairs: bright)
     printed = run(tmp_path / "out", "--figure", name, "--num_inference_steps", "10").out
     numbers = json.loads((tmp_path / "out" / f"figure_{name}.json").read_text())
     if name == "6":
@@ -302,9 +303,8 @@ def test_print_config_shows_what_flags_resolve_to(capsys):
 
 
 def test_names_offered_are_names_known():
-    assert pixels_eval.METHOD_NAMES == tuple(METHODS)
-    drawn = {f"figure_{number}" for number in pixels_eval.FIGURES} - {"figure_4", "figure_7", "figure_10"}
-    assert drawn | {"lemma", "overhead"} == set(experiments.EXPERIMENTS)
+    assert pixels_eval.METHOD_NAMES == (*TRUE, *METHODS) and pixels_eval.METHOD_NAMES[:6] == REFERENCES
+    assert set(pixels_eval.FIGURES) - {"4", "7", "10"} == set(FIGURES)
 
 
 @pytest.mark.parametrize("name, rows", [("1a", 5), ("1b", 5), ("overhead", 1)])

@@ -7,7 +7,7 @@ from PIL import Image
 
 from common.runs import InputError
 from pixels.edit_map import thresholds, to_latent_grid
-from pixels.frames import central_box, fit, fit_map, place
+from pixels.frames import central_box, fit, fit_map, place, to_picture
 from pixels.preview import EXEMPLAR_COLOR, RELEASED_COLOR, STRENGTH, entered, overlay, preview
 
 
@@ -61,3 +61,11 @@ def test_the_preview_shows_what_enters_and_how_long_the_source_stays():
     assert torch.allclose(colored[2], 0.5 * (1 - STRENGTH / 2) + STRENGTH / 2 * RELEASED_COLOR)
     assert torch.equal(colored[3], torch.full((3,), 0.5))
     assert preview(source, [red, blue], [first, second], tau).width > 500
+
+
+def test_pictures_round_to_the_nearest_as_diffusers_image_processor_does():
+    from diffusers.image_processor import VaeImageProcessor
+
+    picture = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    (theirs,) = VaeImageProcessor().postprocess(2 * picture - 1, "pil")
+    assert np.array_equal(np.asarray(to_picture(picture)), np.asarray(theirs))

@@ -77,8 +77,8 @@ def test_the_same_call_gives_the_same_bytes_and_another_seed_others(tiny_folder,
 
 def test_the_picture_is_the_one_of_the_method(tiny_folder, files, tmp_path):
     """The script adds nothing of its own: the same picture from the functions it calls."""
-    from common.images import to_pil, to_tensor
-    from pixels import edit_map
+    from common.images import to_tensor
+    from pixels import edit_map, frames
     from pixels.backbones import bind, load_model
     from pixels.surgery import Surgery, edit
 
@@ -88,7 +88,7 @@ def test_the_picture_is_the_one_of_the_method(tiny_folder, files, tmp_path):
     source, exemplar = (to_tensor(load_image(files[name])) for name in ("source", "exemplar"))
     result = edit(backbone, source, [exemplar], [edit_map.read(files["map"])], Surgery("cubic"),
                   torch.Generator().manual_seed(7))  # fmt: skip
-    assert np.array_equal(np.asarray(to_pil(result.edited)), pixels_of(tmp_path / "out" / "edited.png"))
+    assert np.array_equal(np.asarray(frames.to_picture(result.edited)), pixels_of(tmp_path / "out" / "edited.png"))
 
 
 def test_white_may_mean_edit(tiny_folder, files, tmp_path):
@@ -134,7 +134,7 @@ def test_a_gradient_needs_no_file(tiny_folder, files, tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["squash", "crop"])
-def test_pictures_and_maps_of_other_sizes_stay_aligned(tiny_folder, files, tmp_path, mode, caplog):
+def test_pictures_and_maps_of_other_sizes_stay_aligned(tiny_folder, files, tmp_path, mode, capsys):
     """Source and map at twice the size and half as high: the same cells, whichever way they come into the frame."""
     files = files | {
         "source": photograph(tmp_path / "wide.png", (256, 128)),
@@ -143,9 +143,11 @@ def test_pictures_and_maps_of_other_sizes_stay_aligned(tiny_folder, files, tmp_p
     metrics, _ = run(tiny_folder, files, tmp_path / "out", "--fit", mode)
     line = np.clip((np.arange(256) / 256 - 0.5) * 4, 0, 1)[64:192] if mode == "crop" else None
     expected = 8 * 16 if line is None else 16 * round((line < 1 / 255).sum() / 8)
-    assert metrics["cells"][0]["exemplar"] == expected and "brought to one frame" not in caplog.text
-    run(tiny_folder, files | {"map": draw_map(tmp_path / "q.png", (60, 60))}, tmp_path / "other")
-    assert "q.png is 60 x 60 and the source 256 x 128" in caplog.text
+    assert metrics["cells"][0]["exemplar"] == expected
+    with pytest.raises(SystemExit):
+        run(tiny_folder, files | {"map": draw_map(tmp_path / "q.png", (60, 60))}, tmp_path / "other")
+    assert "q.png is 60x60 pixels and the source 256x128" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
 
 
 def test_frames_that_are_not_square(tiny_folder, files, tmp_path):
@@ -251,7 +253,7 @@ WRONG = [
     (["--scheduler", "magic"], "invalid choice"),
     (["--device", "abacus"], "There is no device 'abacus'"),
     (["--pretrained_model_name_or_path", MISSING], MISSING),
-    (["--refiner_model_name_or_path", MISSING], "a refiner follows an SDXL base"),
+    (["--refiner_model_name_or_path", MISSING], "No folder"),
     (["--output_dir", "TEXT"], "is a file"),
 ]
 

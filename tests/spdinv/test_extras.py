@@ -14,6 +14,7 @@ from spdinv.editing import edit_picture, thin
 from spdinv.engines import ENGINES
 from spdinv.inversions import ddim, nmg, proximal
 from spdinv.inversions.result import Inversion
+from spdinv.sampling import Drawing
 from tests.tiny import tiny_sd, tiny_sdxl
 
 PROMPTS = ["a red cat on grass", "a blue cat on the grass"]
@@ -39,7 +40,8 @@ def applied(pipe, inversion, engine, **switches):
 # ---------------------------------------------------------------------------------------------------------- presets
 
 NOTHING = {"negative_prompt_embedding": False, "proximal": False, "inversion_guidance": False, "color_fix": False}
-PLAIN = {"p2p": {"controller": "refine", "cross_replace_steps": 0.4, "self_replace_steps": 0.6},
+PLAIN = {"p2p": {"controller": "refine", "cross_replace_steps": 0.4, "self_replace_steps": 0.6,
+                 "source_guidance_scale": None},
          "masactrl": {"start_step": 4, "start_layer": None, "inject_uncond": "src", "inject_cond": "src",
                       "source_guidance_scale": None},
          "pnp": {"feature_steps": 0.8, "attention_steps": 0.5, "negative_prompt": "",
@@ -169,7 +171,7 @@ def test_proximal_and_inversion_guidance_written_out(pipe, engine, scales, first
     for step, t in enumerate(schedule.timesteps):
         u, c = (predict_noise(pipe, schedule, z, t, text).double() for text in (uncond, cond))
         scale = torch.tensor(scales).reshape(2, 1, 1, 1)
-        out = found.step(pipe, schedule, found, z, step, uncond, cond, scale)
+        out = found.step(Drawing(pipe, schedule, found, uncond, cond, scale), z, step)
         expected = naive_proximal(schedule, inversion.trajectory.double(), z.double(), step, u, c, scales, first,
                                   quantile, pull)  # fmt: skip
         # where an element is within rounding of the threshold, its neighbourhood may be drawn back or not

@@ -114,7 +114,7 @@ def test_print_config_runs_nothing(tmp_path, capsys):
     config = json.loads(capsys.readouterr().out)
     assert config["preset"] == "inversion_only" and not any(config["method"]["extras"][name] for name in SWITCHES)
     assert config["method"]["inversion_options"] == {
-        "rounds": 25, "learning_rate": 1e-3, "threshold": 5e-6, "solver": "adamw"}  # fmt: skip
+        "rounds": 25, "learning_rate": 1e-3, "threshold": 5e-6, "solver": "adamw", "guess": "t"}  # fmt: skip
     assert config["method"]["engine_options"]["cross_replace_steps"] == 0.4
     assert (config["num_inference_steps"], config["guidance_scale"]) == (50, 7.5)
     assert not (tmp_path / "out").exists()

@@ -1,6 +1,7 @@
 """The sampler of cut-mixed pairs and the unmix loss, against what Sec. 3.3 says."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -79,7 +80,7 @@ def source(count=3, prior=True, prob=0.6):
 def test_batches_show_what_their_prompts_say():
     known, mixed = source(), 0
     for step in range(200):
-        batch = draw_batch(known, 2, step_generator(0, step), 0, step)
+        batch = draw_batch(known, 2, step_generator(0, step), step)
         assert batch.pictures.shape == (4, 3, 8, 8) and len(batch.prompts) == 4
         for item, mix in enumerate(batch.mixes):
             shades = [(batch.pictures[item + 2 * kind] * 255).round() - 10 * kind for kind in (0, 1)]
@@ -99,10 +100,10 @@ def test_any_picture_of_one_meets_any_of_the_other():
               for which in (0, 1)]  # fmt: skip
     known, met, alone = Source(concepts, shades, [], 8, 1.0), set(), Counter()
     for step in range(400):
-        picture = (draw_batch(known, 1, step_generator(0, step), 0, step).pictures[0] * 255).round()
+        picture = (draw_batch(known, 1, step_generator(0, step), step).pictures[0] * 255).round()
         met.add(tuple(sorted(int(value) for value in picture.unique())))
         single = Source(concepts[:1], shades[:1], [], 8, 0.0)
-        alone[int((draw_batch(single, 1, step_generator(0, step), 0, step).pictures[0] * 255).round().max())] += 1
+        alone[int((draw_batch(single, 1, step_generator(0, step), step).pictures[0] * 255).round().max())] += 1
     assert len(met) == 25
     assert set(alone.values()) == {80}  # of one subject every picture comes once per epoch
 
@@ -113,16 +114,14 @@ def test_a_prompt_of_several_lines_is_split_too():
 
 def test_without_cut_mix_or_prior():
     for known in (source(3, False, 0.0), source(1, False, 1.0)):
-        batches = [draw_batch(known, 1, step_generator(0, step), 0, step) for step in range(30)]
+        batches = [draw_batch(known, 1, step_generator(0, step), step) for step in range(30)]
         assert all(batch.mixes == [None] and len(batch.pictures) == 1 for batch in batches)
 
 
 def test_the_same_step_draws_the_same_batch_and_processes_differ():
-    known = source()
-
     def prompts(**where):
-        return [draw_batch(known, 4, step_generator(0, step, 0, where.get("process", 0)), 0, step, **where).prompts
-                for step in range(5)]  # fmt: skip
+        known = replace(source(), **where)
+        return [draw_batch(known, 4, step_generator(0, step, 0, known.process), step).prompts for step in range(5)]
 
     assert prompts() == prompts() != prompts(process=1, processes=2)
 

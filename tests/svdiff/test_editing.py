@@ -28,17 +28,20 @@ def test_pictures_are_those_of_diffusers_from_the_same_noise(pipe):
     assert torch.equal(editing.draw(pipe, "a red cat", [3], how), editing.draw(pipe, "a red cat", [3], how))
 
 
-def test_inversion_is_eq_6_read_step_by_step(pipe):
+@pytest.mark.parametrize("shown", [(0, 1, 201, 401, 601), (1, 201, 401, 601, 801)], ids=["source", "target"])
+def test_inversion_is_eq_6_read_step_by_step(pipe, shown, request):
     """sqrt(alpha-bar) x_0 + sqrt(1 - alpha-bar) eps upwards in float64, without guidance, the target prompt."""
     schedule = editing.make_schedule(pipe.scheduler, 5)
     z = encode_image(pipe, picture()).float()
     cond = encode_prompt(pipe, ["a blue cat"])
-    found = editing.invert(pipe, schedule, z, cond)
+    found = editing.invert(pipe, schedule, z, cond, request.node.callspec.id)
+    default = editing.invert(pipe, schedule, z, cond)
+    assert torch.equal(found, default) == (shown[0] == 0)
     alpha_bar = pipe.scheduler.alphas_cumprod.double()
     level, exact = alpha_bar[0], z.double()
-    for t in (1, 201, 401, 601, 801):
+    for t, seen in zip((1, 201, 401, 601, 801), shown, strict=True):
         with torch.no_grad():
-            eps = pipe.unet(exact.float(), t, encoder_hidden_states=cond.embeds).sample.double()
+            eps = pipe.unet(exact.float(), seen, encoder_hidden_states=cond.embeds).sample.double()
         x0 = (exact - (1 - level).sqrt() * eps) / level.sqrt()
         level = alpha_bar[t]
         exact = level.sqrt() * x0 + (1 - level).sqrt() * eps

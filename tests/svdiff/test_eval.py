@@ -21,7 +21,8 @@ from common.runs import InputError, read_rows
 from common.tables import published_table
 from svdiff import eval as svdiff_eval
 from svdiff import train
-from svdiff.reproduction.experiments import FIGURES, correlation, folder_name, study, user_study
+from svdiff.basis import Bases
+from svdiff.reproduction import FIGURES, correlation, figures, folder_name, scores, study, tuning, user_study
 from svdiff.spaces import SPACES
 
 
@@ -46,7 +47,7 @@ def quick_training(argv):
     concepts = train.options.concepts_of(args)
     assert concepts
     pipe = load_pipeline(args.pretrained_model_name_or_path, "cpu")
-    tuned = SPACES[args.parameter_space](pipe, args)
+    tuned = SPACES[args.parameter_space](pipe, args, Bases(pipe, args.basis_dir))
     seed = int(hashlib.sha256(args.output_dir.encode()).hexdigest()[:8], 16)
     generator = torch.Generator().manual_seed(seed)
     for weight in tuned.weights.values():
@@ -77,7 +78,7 @@ def test_figures_of_single_subjects(evaluate, capsys):
                  "rank/rank.png", "style/figure10.png"):  # fmt: skip
         assert (output / name).is_file(), name
     rows = read_rows(output / "single" / "rows.jsonl")
-    assert {row["method"] for row in rows} == {"svdiff", "full", "lora"} and rows[0]["item"] == "cat|0"
+    assert {row["method"] for row in rows} == set(figures.ONE_SUBJECT) and rows[0]["item"] == "cat|0"
     assert rows[0]["prompt"] == "a sks cat on grass"
     assert {name.partition(" (")[0] for name in rows[0]["metrics"]} == {"image_alignment", "CLIP-T", "DINO", "CLIP-I"}
     shown = capsys.readouterr().out
@@ -115,16 +116,51 @@ def test_figures_of_several_subjects_and_the_user_study(evaluate, tmp_path, caps
 
 
 @pytest.mark.slow
-def test_the_untuned_picturebook_is_told_the_colours(tmp_path, monkeypatch):
+@pytest.mark.parametrize("gate", ["0", "1"])
+def test_the_untuned_picturebook_is_told_the_colours_first(tmp_path, monkeypatch, gate, capsys):
+    """In two steps it draws little: where all pictures are asked for, nothing is trained."""
     monkeypatch.setattr(study.train, "main", quick_training)
     monkeypatch.setenv("STEERING_CACHE", str(tmp_path / "drawn"))
     svdiff_eval.main(["--figure", "6", "--dataset", "picturebook-twins", "--pairs", "1", "0", "--prompts", "1",
-                      "--images_per_prompt", "1", "--num_inference_steps", "2", "--device", "cpu", "--basis_dir",
-                      str(tmp_path / "basis"), "--output_dir", str(tmp_path / "out")])  # fmt: skip
+                      "--images_per_prompt", "1", "--num_inference_steps", "2", "--device", "cpu", "--gate", gate,
+                      "--basis_dir", str(tmp_path / "basis"), "--output_dir", str(tmp_path / "out")])  # fmt: skip
     rows = {row["method"]: row for row in read_rows(tmp_path / "out" / "multi" / "rows.jsonl")}
-    assert rows["base, colours told"]["prompt"] == "an orange cat and a brown cat in a meadow"
+    assert json.loads((tmp_path / "out" / "multi" / "gate.json").read_text())["passed"] == (gate == "0")
+    if gate == "1":
+        assert set(rows) == {figures.TOLD} and "nothing is trained" in capsys.readouterr().out
+        return
+    one, two = rows[figures.TOLD]["prompt"].removesuffix(" in a meadow").split(" and ")
+    assert one != two and one.endswith(" cat") and two.endswith(" cat") and len(one.split()) == len(two.split()) == 3
     assert rows["svdiff+cut_mix"]["prompt"] == "a sks cat and a qwe cat in a meadow"
     assert all({"present", "both_present", "seam"} <= row["metrics"].keys() for row in rows.values())
+
+
+def test_tuning_tries_the_whole_grid_and_names_the_best(evaluate, monkeypatch, capsys):
+    asked = []
+
+    def from_scratch(argv):
+        asked.append(argv)
+        quick_training([word for word in argv if "resume" not in word and "checkpoint-" not in word])
+
+    monkeypatch.setattr(study.train, "main", from_scratch)
+    rates = ["--rates", "svdiff=1e-3", "svdiff=1e-2", "lora=1e-3"]
+    output = evaluate("--figure", "tuning", "--max_train_steps", "4", *rates)
+    found = json.loads((output / "tuning" / "tuning.json").read_text())
+    assert len(found["scores"]) == 3 * (4 + 2) and set(found["best"]) == {"svdiff", "lora"}
+    assert all(0 <= score <= 1 for score in found["scores"].values())
+    resumed = [argv for argv in asked if "--resume_from_checkpoint" in argv]
+    assert len(resumed) == 3 * 3 and all("cosine" not in argv for argv in resumed)
+    assert "at an edge" in capsys.readouterr().out
+
+
+def test_a_setting_that_copies_or_does_nothing_scores_nothing():
+    def rows(method, dino, clip):
+        return {"method": method, "item": "cat|0", "metrics": {"DINO (x)": dino, "CLIP-T (x)": clip}}
+
+    known = [rows(tuning.BASE, 0.1, 0.6), rows(tuning.OWN, 0.9, 0.4), rows("copies", 0.9, 0.4), rows("idle", 0.1, 0.6),
+             rows("half", 0.5, 0.6)]  # fmt: skip
+    assert tuning.score_of(known, "copies") == tuning.score_of(known, "idle") == 0
+    assert tuning.score_of(known, "half") == pytest.approx(2 * 0.5 / 1.5)
 
 
 def test_editing_and_the_ablation(evaluate):
@@ -194,7 +230,7 @@ def test_the_eye_tells_whose_colours_are_where(tmp_path):
 
     def seen(which, *things):
         picture = to_tensor(paint(Scene(things)).picture)
-        return study.seen_in(known, [subjects[number] for number in which], picture)
+        return scores.seen_in(known, [subjects[number] for number in which], picture)
 
     both = thing("car", "red", 0.25), thing("house", "blue", 0.75)
     assert seen([0, 1], *both) == {"present": 1.0, "both_present": 1.0}
@@ -206,10 +242,10 @@ def test_the_eye_tells_whose_colours_are_where(tmp_path):
 def test_the_seam_stands_out():
     smooth = torch.linspace(0, 1, 16).expand(1, 3, 16, 16)
     halves = torch.cat([smooth[..., :8], 1 - smooth[..., 8:]], dim=3)
-    assert study.seam(smooth) == pytest.approx(1, abs=0.01)
+    assert scores.seam(smooth) == pytest.approx(1, abs=0.01)
     broken = torch.cat([smooth[..., :8], torch.zeros(1, 3, 16, 8)], dim=3)
-    assert study.seam(broken) > 3 and study.seam(broken.transpose(2, 3)) > 3
-    assert study.seam(halves) < study.seam(broken)
+    assert scores.seam(broken) > 3 and scores.seam(broken.transpose(2, 3)) > 3
+    assert scores.seam(halves) < scores.seam(broken)
 
 
 @pytest.mark.parametrize("flags, words", [
@@ -253,7 +289,7 @@ def test_rates_of_trainings_are_those_that_are_given(evaluate, monkeypatch):
     evaluate("--figure", "5", "--learning_rate", "svdiff=0.25", "full=0.5")
     rates = {argv[argv.index("--parameter_space") + 1]: argv[argv.index("--learning_rate") + 1]
              for argv in told if "--learning_rate" in argv}  # fmt: skip
-    assert rates == {"svdiff": "0.25", "full": "0.5"} and len(told) == 3
+    assert rates == {"svdiff": "0.25", "full": "0.5"} and len(told) == 5
 
 
 def test_pairs_are_of_the_subjects_that_are_named():

@@ -95,7 +95,8 @@ def test_style_mixing_of_trainings(pipe):
 def test_a_change_that_fails_half_way_leaves_the_base(pipe, tmp_path):
     before = pipe.unet.conv_in.weight.clone()
     change = merging.Change("shifts", {"unet": {"conv_in": torch.ones(16), "conv_out": torch.ones(5)}})
-    with pytest.raises(RuntimeError), merging.applied(pipe, change, 1.0, tmp_path):  # conv_out has four values
+    bases = basis.Bases(pipe, tmp_path)
+    with pytest.raises(RuntimeError), merging.applied(pipe, change, 1.0, bases):  # conv_out has four values
         pass
     assert torch.equal(pipe.unet.conv_in.weight, before)
 
@@ -103,7 +104,7 @@ def test_a_change_that_fails_half_way_leaves_the_base(pipe, tmp_path):
 def test_applied_changes_the_model_and_gives_it_back(pipe, tmp_path):
     before = {name: value.clone() for name, value in pipe.unet.state_dict().items()}
     change = merging.Change("shifts", {"unet": random_shifts(pipe.unet, "UNet-CA")})
-    with merging.applied(pipe, change, 0.5, tmp_path):
+    with merging.applied(pipe, change, 0.5, basis.Bases(pipe, tmp_path)):
         for name, value in pipe.unet.state_dict().items():
             touched = ".attn2." in name and name.endswith("weight")
             assert torch.equal(value, before[name]) != touched, name
@@ -154,16 +155,20 @@ def test_damaged_and_missing_files_are_refused(pipe, tmp_path):
 
 
 LAYER = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k.lora"
+OTHER = LAYER.replace("to_k", "to_x")
 UP, DOWN = torch.ones(32, 2), torch.ones(2, 32)
 WRONG_LORA = {
-    "no pair": ({f"{LAYER}_B.weight": UP, f"{LAYER}_A.weight": torch.ones(3, 32)}, "do not fit"),
-    "vectors": ({f"{LAYER}_B.weight": UP.flatten(), f"{LAYER}_A.weight": DOWN[0]}, "do not fit"),
-    "of no model": ({"scheduler.a.lora_B.weight": UP, "scheduler.a.lora_A.weight": DOWN}, "does not have"),
-    "half a pair": ({f"{LAYER}_B.weight": UP}, "no part of a LoRA"),
-    "a scale": ({f"{LAYER}_B.weight": UP, f"{LAYER}_A.weight": DOWN, f"{LAYER}.alpha": torch.ones(1)}, "alpha"),
+    "no pair": ({f"{LAYER}_B.weight": UP, f"{LAYER}_A.weight": torch.ones(3, 32)}, "no LoRA of this model"),
+    "vectors": ({f"{LAYER}_B.weight": UP.flatten(), f"{LAYER}_A.weight": DOWN[0]}, "no LoRA of this model"),
+    "of no model": ({"scheduler.a.lora_B.weight": UP, "scheduler.a.lora_A.weight": DOWN}, "this model"),
+    "of another layer": ({f"{LAYER}_B.weight": UP, f"{LAYER}_A.weight": DOWN, f"{OTHER}_B.weight": UP.clone(),
+                          f"{OTHER}_A.weight": DOWN.clone()}, "this model"),
+    "half a pair": ({f"{LAYER}_B.weight": UP}, "this model"),
+    "a part more": ({f"{LAYER}_B.weight": UP, f"{LAYER}_A.weight": DOWN, "unet.conv_in.bias": UP.clone()},
+                    "no part of a LoRA"),
     "NaN": ({f"{LAYER}_B.weight": UP * torch.nan, f"{LAYER}_A.weight": DOWN}, "NaN"),
-    "another shape": ({f"{LAYER}_B.weight": UP[:3], f"{LAYER}_A.weight": DOWN}, "in that shape"),
-    "nothing": ({}, "cannot be read|nothing"),
+    "another shape": ({f"{LAYER}_B.weight": UP[:3], f"{LAYER}_A.weight": DOWN}, "no LoRA of this model"),
+    "nothing": ({}, "holds no spectral_shifts"),
 }
 
 
@@ -219,11 +224,10 @@ WRONG_SETTINGS = {
     "another start": ({"unet.r": 2, "unet.lora_alpha": 2, "unet.init_lora_weights": "pissa"}, "pissa"),
     "a setting of the future": ({"unet.r": 2, "unet.lora_alpha": 2, "unet.power": 3}, "unet.power = 3"),
     "of no part": ({"r": 2, "lora_alpha": 2}, "r = 2"),
-    "of another part": ({"text_encoder.r": 2, "text_encoder.lora_alpha": 2}, "rank None"),
-    "no alpha": ({"unet.r": 2}, "alpha None"),
-    "another rank": ({"unet.r": 4, "unet.lora_alpha": 4}, "rank 4"),
-    "text": ({"unet.r": 2, "unet.lora_alpha": "2"}, "alpha 2"),
-    "NaN": ({"unet.r": 2, "unet.lora_alpha": float("nan")}, "alpha nan"),
+    "of another part": ({"text_encoder.r": 2, "text_encoder.lora_alpha": 2}, "no LoRA of this model"),
+    "another rank": ({"unet.r": 4, "unet.lora_alpha": 4, "unet.target_modules": ["to_k"]}, "no LoRA of this model"),
+    "text": ({"unet.r": 2, "unet.lora_alpha": "2"}, "lora_alpha = 2; it has to be a number"),
+    "NaN": ({"unet.r": 2, "unet.lora_alpha": float("nan")}, "lora_alpha = nan; it has to be a number"),
     "a list": ({"unet.r": 2, "unet.lora_alpha": 2, "unet.alpha_pattern": ["to_k"]}, "cannot be read"),
     "a pattern that runs for ever": (
         {"unet.r": 2, "unet.lora_alpha": 2, "unet.rank_pattern": {"([a-z_0-9.]+)+!": 2}},
@@ -247,8 +251,21 @@ def test_settings_of_a_lora_that_are_not_understood_are_refused(pipe, tmp_path, 
 def test_a_config_that_names_no_base_is_refused(pipe, tmp_path, config):
     save_file({f"{LAYER}_B.weight": UP, f"{LAYER}_A.weight": DOWN}, tmp_path / merging.LORA_FILE)
     write_json(tmp_path / "config.json", config)
-    with pytest.raises(InputError, match="does not name the base model"):
+    with pytest.raises(InputError, match="does not name the base model|is damaged"):
         merging.load(pipe, tmp_path)
+
+
+def test_files_are_told_by_their_keys_and_kohya_s_are_read(pipe, tmp_path):
+    save_file({f"{LAYER}_B.weight": UP, f"{LAYER}_A.weight": DOWN}, tmp_path / "my subject.safetensors")
+    plain = merging.load(pipe, tmp_path / "my subject.safetensors")
+    theirs = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k"
+    tensors = {f"{theirs}.lora_up.weight": UP, f"{theirs}.lora_down.weight": DOWN, f"{theirs}.alpha": torch.tensor(1.0)}
+    save_file(tensors, tmp_path / "kohya.safetensors")
+    halved = merging.load(pipe, tmp_path / "kohya.safetensors")
+    (name,) = plain.of("unet")
+    assert plain.kind == halved.kind == "weights" and torch.equal(plain.of("unet")[name], UP @ DOWN)
+    torch.testing.assert_close(halved.of("unet")[name], 0.5 * UP @ DOWN)  # alpha 1 of rank 2
+    assert not any("lora" in name for name, _ in pipe.unet.named_parameters())  # nothing is left on the pipeline
 
 
 def test_a_lora_of_another_base_and_damaged_weights_are_refused(pipe, tmp_path):
@@ -258,11 +275,11 @@ def test_a_lora_of_another_base_and_damaged_weights_are_refused(pipe, tmp_path):
     with pytest.raises(InputError, match="another base model"):
         merging.load(pipe, tmp_path)
     (tmp_path / merging.LORA_FILE).write_bytes(b"hello")
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="cannot be read|holds no weights"):
         merging.load(pipe, tmp_path)
     pipe.unet.save_config(tmp_path / "unet")
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="cannot be read|holds no weights"):
         merging.load(pipe, tmp_path)
     (tmp_path / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"hello")
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="cannot be read|holds no weights"):
         merging.load(pipe, tmp_path)

@@ -5,8 +5,8 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,13 +14,14 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from common.pipelines import load_pipeline
+from common import flags as flag_types
+from common.pipelines import encode_image, encode_prompt, load_pipeline
 from common.runs import ROOT
 from common.training import load_pictures, step_generator
-from svdiff import merging
-from svdiff.options import Concept
+from svdiff import merging, samples
+from svdiff.options import Concept, class_folder
 from svdiff.samples import Source, draw_batch
-from svdiff.train import average_gradients, class_folder, main
+from svdiff.train import main
 from tests.tiny import tiny_sdxl
 
 
@@ -116,7 +117,9 @@ def test_resumed_equals_uninterrupted_tensor_for_tensor(train, capsys):
         (resumed / "metrics.json").read_text()
     )["loss"]  # fmt: skip
     again = train("part", *more, "--max_train_steps", "2", "--resume_from_checkpoint", "latest")  # at its last step
-    assert json.loads((again / "metrics.json").read_text())["loss"] is None
+    assert json.loads((again / "metrics.json").read_text())["loss"] == pytest.approx(
+        json.loads((part / "metrics.json").read_text())["loss"], rel=1
+    )  # of the steps that the checkpoint has seen
     with pytest.raises(SystemExit):
         train("part", "--max_train_steps", "5", "--resume_from_checkpoint", "latest")  # other accumulation
     with pytest.raises(SystemExit):
@@ -125,17 +128,29 @@ def test_resumed_equals_uninterrupted_tensor_for_tensor(train, capsys):
 
 
 def test_resuming_on_other_pictures_is_refused(train, flags, pictures, tmp_path, capsys):
-    mine = shutil.copytree(pictures / "cat", tmp_path / "mine")
-    base = [*without(flags, "--instance_data_dir"), "--instance_data_dir", str(mine), "--checkpointing_steps", "1"]
-    train("run", "--max_train_steps", "2", base=base)
-    (first, *_) = sorted(mine.iterdir())
-    Image.open(first).transpose(Image.Transpose.FLIP_TOP_BOTTOM).save(first)
-    with pytest.raises(SystemExit):
-        train("run", "--max_train_steps", "3", "--resume_from_checkpoint", "latest", base=base)
-    assert "another picture_fingerprint" in capsys.readouterr().err
+    folders = {"--instance_data_dir": pictures / "cat", "--class_data_dir": pictures / "cats"}
+
+    def at(name):
+        """The same training with its pictures elsewhere."""
+        words = [*without(flags, *folders), "--checkpointing_steps", "1"]
+        for flag, folder in folders.items():
+            words += [flag, str(shutil.copytree(folder, tmp_path / f"{name}{flag}"))]
+        return words
+
+    train("run", "--max_train_steps", "2", base=at("one"))
+    more = ["--max_train_steps", "3", "--resume_from_checkpoint", "latest"]
+    for flag in folders:
+        words = at(f"two{flag}")
+        first = sorted(Path(words[words.index(flag) + 1]).iterdir())[0]
+        Image.open(first).transpose(Image.Transpose.FLIP_TOP_BOTTOM).save(first)
+        with pytest.raises(SystemExit):
+            train("run", *more, base=words)
+        assert "on other pictures: 0.png is another picture now" in capsys.readouterr().err
+    train("run", *more, base=at("three"))  # the same pictures in another place
 
 
-def test_shifts_that_have_diverged_are_not_saved(train, tmp_path, capsys):
+def test_shifts_that_have_diverged_are_not_saved(train, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(flag_types.MOST, float, 1e40)
     with pytest.raises(SystemExit):
         train("far", "--max_train_steps", "1", "--learning_rate", "1e39")  # beyond float32
     assert "has diverged" in capsys.readouterr().err and not list((tmp_path / "far").glob("*.safetensors"))
@@ -279,7 +294,7 @@ def test_the_loss_is_eq_3(train, flags, tiny_folder, pictures):
     pipe, generator = load_pipeline(tiny_folder, "cpu"), step_generator(0, 0)
     concept = Concept("", "photo of a sks cat", None, "photo of a cat")
     instances, classes = ([load_pictures(pictures / name, 64)] for name in ("cat", "cats"))
-    batch = draw_batch(Source([concept], instances, classes, 64), 1, generator, 0, 0)
+    batch = draw_batch(Source([concept], instances, classes, 64), 1, generator, 0)
     with torch.no_grad():
         z = pipe.vae.encode(batch.pictures * 2 - 1).latent_dist.sample(generator) * 0.18215
         noise, t = torch.randn(z.shape, generator=generator), torch.randint(1000, (2,), generator=generator)
@@ -288,6 +303,57 @@ def test_the_loss_is_eq_3(train, flags, tiny_folder, pictures):
         errors = (pipe.unet(a**0.5 * z + (1 - a) ** 0.5 * noise, t, words).sample - noise).double() ** 2
     expected = errors[0].mean() + 3 * errors[1].mean()
     assert json.loads((output / "metrics.json").read_text())["loss"] == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_what_comes_again_unchanged_is_encoded_once(tiny_folder, pictures, monkeypatch):
+    pipe = load_pipeline(tiny_folder, "cpu")
+    texts, seen, original = [], [], pipe.vae.encode
+    monkeypatch.setattr(pipe.vae, "encode", lambda x: seen.append(len(x)) or original(x))
+    monkeypatch.setattr(samples, "encode_prompt", lambda pipe, prompts, size: texts.append(prompts) or encode_prompt(
+        pipe, prompts, size))  # fmt: skip
+    concept = Concept("", "a sks cat", None, "a cat")
+    stock = [[load_pictures(pictures / name, 64)] for name in ("cat", "cats")]
+    fixed = Source([concept], *stock, 64, center_crop=True)
+    for frozen, source in ((False, fixed), (True, replace(fixed, center_crop=False)), (True, fixed)):
+        encoder, found = samples.Encoder(pipe, 64, frozen), []
+        seen.clear(), texts.clear()
+        for step in range(4):
+            batch = draw_batch(source, 2, step_generator(0, step), step)
+            found.append(encoder.latents(batch, step_generator(1, step)))
+            plain = encode_image(pipe, batch.pictures, sample=True, generator=step_generator(1, step))
+            torch.testing.assert_close(found[-1], plain, rtol=1e-4, atol=1e-4)
+            cond = encoder.conditioning(batch.prompts)
+            torch.testing.assert_close(cond.embeds, encode_prompt(pipe, batch.prompts).embeds, rtol=1e-4, atol=1e-4)
+        assert sum(seen) - 16 == (6 if source.center_crop else 16)  # 16 of them by encode_image
+        assert texts == ([["a sks cat"], ["a cat"]] if frozen else [["a sks cat", "a cat"]] * 4)
+
+
+def test_weights_are_hashed_and_bases_read_once(train, tmp_path, monkeypatch):
+    from svdiff import basis
+    from svdiff.infer import main as infer
+
+    hashed, found = [], []
+    for name, calls in (("weight_hash", hashed), ("read", found)):
+        original = getattr(basis, name)
+        monkeypatch.setattr(basis, name, lambda one, calls=calls, original=original: calls.append(1) or original(one))
+    output = train("run", "--max_train_steps", "1")
+    layers = len(set(load_file(output / "spectral_shifts.safetensors")))
+    layers += len(set(load_file(output / "spectral_shifts_te.safetensors")))
+    assert len(hashed) == layers
+    hashed.clear(), found.clear()
+    config = json.loads((output / "config.json").read_text())
+    infer(["--pretrained_model_name_or_path", config["pretrained_model_name_or_path"], "--interpolate", str(output),
+           str(output), "--alpha", "0", "0.5", "1", "--num_images", "1", "--num_inference_steps", "1", "--basis_dir",
+           config["basis_dir"], "--output_dir", str(tmp_path / "drawn"), "--prompt", "a cat", "--device", "cpu"])
+    assert len(hashed) == layers and 0 < len(found) < layers
+
+
+def test_the_share_of_dead_shifts_is_told(train):
+    output = train("run", "--max_train_steps", "2", "--learning_rate", "0.5")
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert 0 < metrics["dead_unet"] < 1 and 0 < metrics["dead_text_encoder"] < 1
+    full = train("full", "--max_train_steps", "1", "--parameter_space", "full")
+    assert "dead_unet" not in json.loads((full / "metrics.json").read_text())
 
 
 def test_a_folder_holds_one_training(train, tmp_path, capsys):
@@ -304,19 +370,21 @@ def test_a_folder_holds_one_training(train, tmp_path, capsys):
     assert "spectral_shifts_te.safetensors of another" in capsys.readouterr().err
 
 
+def test_another_training_is_never_replaced_silently(train, flags, pictures, capsys):
+    before = weights(train("run", "--max_train_steps", "1"))
+    other = [*without(flags, "--instance_data_dir"), "--instance_data_dir", str(pictures / "dog")]
+    for words, base in ((["--seed", "3"], flags), ([], other)):
+        with pytest.raises(SystemExit):
+            train("run", "--max_train_steps", "1", *words, base=base)
+        assert "holds another run (other seed)" in (error := capsys.readouterr().err) or "training pictures" in error
+    assert same(before, weights(train("run", "--max_train_steps", "1")))  # the same one again
+
+
 def test_class_pictures_of_other_prompts_and_models_lie_apart():
     long = "a cat " * 20
     folders = {class_folder(prompt, model, 64) for prompt in ("a cat", "A cat", "a-cat", long + "1", long + "2")
                for model in "ab"}  # fmt: skip
     assert len(folders) == 10 and class_folder("a cat", "a", 64) == class_folder("a cat", "a", 64)
-
-
-def test_gradients_are_averaged_over_processes():
-    accelerator = SimpleNamespace(num_processes=2, reduce=lambda grad, how: {"mean": (grad + 3) / 2}[how])
-    one, two = torch.zeros(2, requires_grad=True), torch.zeros(2, requires_grad=True)
-    one.grad = torch.ones(2)
-    average_gradients(accelerator, [one, two])
-    assert one.grad.tolist() == [2.0, 2.0] and two.grad is None
 
 
 @pytest.mark.parametrize("more, words", [

@@ -22,7 +22,7 @@ from common.data import Subject, read_subjects
 from common.files import append_row, read_object, read_rows, write_json
 from common.flags import is_picturebook_folder, weights_of
 from common.images import save_png
-from common.picturebook import benchmarks
+from common.picturebook.benchmarks import ensure_truths
 from common.picturebook.scenes import KINDS
 from common.runs import InputError, measure, progress, write_config
 from common.training import step_generator
@@ -99,8 +99,7 @@ def prepare(args: argparse.Namespace, tuned: dict[str, dict] | None = None) -> t
             eyes = replace(eyes, classifier=None)
     how = protocol.Sampling(args.num_inference_steps, args.guidance_scale, args.images_per_prompt)
     part = f"-{args.shard.index}of{args.shard.count}" if args.shard else ""
-    ensure_truths = getattr(benchmarks, "ensure_truths", None)
-    truths = ensure_truths(args.split) if ensure_truths and dataset == "picturebook" else None
+    truths = ensure_truths(args.split) if dataset == "picturebook" else None
     arena = Arena(args, output, folder, classes, how, wanted, settings, eyes, f"rows{part}.jsonl", truths)
     if any(arena.missing(subject, seed) for subject in subjects for seed in args.seeds):
         arena.base()  # a model that is not there is reported before anything is written

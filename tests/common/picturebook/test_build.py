@@ -2,13 +2,13 @@
 
 import pytest
 
-from common.picturebook.build import STEPS, parse
+from common.picturebook.build import CHECKS, STEPS, parse
 
 
 @pytest.mark.parametrize(
     "argv",
     [["--steps", "5"], ["vae", "--steps", "0"], ["clip", "--from_shipped"], ["--scenes", "10"], ["sculpture"],
-     ["--check", "--samples", "1"], ["--threads", "0"]],
+     ["--check", "--samples", "1"], ["--threads", "0"], ["--check", "--only", "beauty"], ["--only", "vae"]],
 )  # fmt: skip
 def test_wrong_input_exits_with_2(argv, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -20,3 +20,10 @@ def test_every_stage_is_accepted():
     for stage in STEPS:
         assert parse([stage, "--steps", "7"]).steps == 7
     assert parse(["unet", "--from_shipped"]).from_shipped
+
+
+def test_every_check_can_be_asked_for_alone():
+    from common.picturebook import checks
+
+    assert CHECKS == tuple(checks.CHECKS)
+    assert parse(["--check", "--only", "vae", "twins"]).only == ["vae", "twins"]

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from common.picturebook import quality, shipping
+from common.picturebook.checks import inpainting as checks
 from common.picturebook.scenes import sample_scene
 from common.picturebook.stages import inpaint
 from common.picturebook.stages.clip import new_clip
@@ -82,7 +83,7 @@ def test_what_is_kept_on_disk_is_the_picture_without_its_hole(parts, tmp_path, m
         pixels[hole > 0] = 0  # mid-grey
         latents = vae.encode(torch.from_numpy(pixels).float().permute(2, 0, 1)[None]).latent_dist.mean[0]
         away = (known["masked"][index, view].float() - latents).abs()  # bfloat16 where it is fast
-        assert away.mean() < 0.01 * latents.std() and away.max() < 0.1 * latents.std()
+        assert away.mean() < 0.02 * latents.std() and away.max() < 0.2 * latents.std()
         centres = (1 - hole).reshape(16, 4, 16, 4)[:, 1:3, :, 1:3].mean((1, 3))  # bilinear: the middle four of sixteen
         assert np.allclose(known["keep"][index, view, 0].numpy() / 255, centres, atol=0.003)
         shown = torch.from_numpy(np.array(crop)).permute(2, 0, 1)[None] / 127.5 - 1
@@ -152,11 +153,19 @@ def test_the_paper_folder_loads_the_same_networks(trained):
 
 
 def test_the_check_measures_thing_background_and_seam(trained, monkeypatch):
-    monkeypatch.setattr(quality, "MODELS", trained[0])
-    monkeypatch.setattr(quality, "shipped_inpainting", lambda: shipping.shipped_inpainting(trained[0]))
-    monkeypatch.setattr(quality, "STEPS", 2)
-    results = list(quality.check_inpainting(2))
-    assert len(results) == 3 and all(np.isfinite(result.value) for result in results)
+    monkeypatch.setattr(checks, "MODELS", trained[0])
+    monkeypatch.setattr(checks, "shipped_inpainting", lambda: shipping.shipped_inpainting(trained[0]))
+    monkeypatch.setattr(checks, "STEPS", 2)
+    results = [*checks.in_the_hole(2), *checks.twins(2)]
+    assert len(results) == 4 and all(np.isfinite(result.value) for result in results)
+
+
+def test_the_twin_test_knows_the_individual_from_its_unmarked_twin():
+    items = checks.tasks(12, marked=True)
+    true, twin = ([scene.with_thing(0, **change) for scene in (item.scene for item in items)]
+                  for change in ({}, {"marking": 0}))  # fmt: skip
+    assert all(checks.nearer_to_truth(items, quality.drawn(true)))
+    assert not any(checks.nearer_to_truth(items, quality.drawn(twin)))
 
 
 def test_the_step_across_a_rim_against_a_loop():
@@ -169,7 +178,7 @@ def test_the_step_across_a_rim_against_a_loop():
             for v, u in ((y + 1, x), (y, x + 1)):
                 if v < 6 and u < 7 and hole[0, 0, y, x] != hole[0, 0, v, u]:
                     steps.append((pictures[0, :, y, x] - pictures[0, :, v, u]).abs().mean().item())
-    assert quality.across(pictures, hole).item() == pytest.approx(255 * np.mean(steps), rel=1e-5)
+    assert checks.across(pictures, hole).item() == pytest.approx(255 * np.mean(steps), rel=1e-5)
 
 
 def test_boxes_are_those_of_the_things_in_the_drawing():

@@ -95,7 +95,7 @@ def test_the_table_is_joined_with_the_tracks_rows(flags, drawn, tmp_path, capsys
 
 def test_every_method_has_the_same_number_of_settings_to_try():
     assert {len(grid) for grid in tune_exemplar.GRIDS.values()} == {12}
-    tuned = set(exemplar_editing.METHODS) - {"paste", "latent_paste"}
+    tuned = set(exemplar_editing.METHODS) - set(exemplar_editing.REFERENCES) - {"latent_paste"}
     assert set(tune_exemplar.GRIDS) == tuned
 
 
@@ -112,7 +112,7 @@ def test_tuning_takes_the_least_score_and_writes_what_the_track_reads(flags, tmp
     monkeypatch.setattr(exemplar_editing, "SETTINGS", tmp_path / "settings.toml")
     tune_exemplar.write_settings(tmp_path / "settings.toml", found, 2)
     read = tomllib.loads((tmp_path / "settings.toml").read_text())
-    assert read["pixels"] == {"strength": 0.4, "black_point": 0.0}
+    assert read["pixels"] == {"strength": 0.32}
     own = exemplar_editing.own_settings(on_picturebook=True)
     assert own["sdedit"] == {"strength": 0.32} and own["differential_diffusion"]["prompt"] == scoring.ITEM_PROMPT
     assert own["differential_diffusion"]["guidance_scale"] == 2.0

@@ -13,6 +13,8 @@ from eval.report.report import write_page
 from eval.tracks import subject_inpainting, track
 from eval.tuning import subject_inpainting as tune_inpainting
 from image_inpaint import eval as inpaint_eval
+from image_inpaint.reproduction.methods import REFERENCES
+from pixels.surgery import Surgery
 from tests.image_inpaint.models import tiny_inpainter
 from tests.tiny import tiny_sd
 
@@ -37,9 +39,10 @@ def flags(tmp_path, tiny_folder, monkeypatch):
 def test_the_track_runs_its_methods_and_makes_a_page(flags, tmp_path):
     found = subject_inpainting.run(flags)
     rows = read_rows(tmp_path / "out" / "subject_inpainting" / "rows.jsonl")
-    assert {row["method"] for row in rows} == set(subject_inpainting.RUN) == set(found.methods) and len(rows) == 6
+    assert {row["method"] for row in rows} == set(subject_inpainting.RUN) == set(found.methods)
+    assert len(rows) == 2 * len(subject_inpainting.RUN) and set(found.references) == set(REFERENCES)
     labels = [picture.label for picture in found.items[0].pictures]
-    assert labels[:3] == ["scene and hole", "reference", "true picture"] and labels.count("edit") == 3
+    assert labels[:3] == ["scene and hole", "reference", "true picture"] and labels.count("edit") == len(found.methods)
     assert found.items[0].pictures[-1].success in (True, False)
     html = write_page(tmp_path / "index.html", [found]).read_text()
     assert "Subject inpainting" in html and "160.6" in html and "Hole filled beyond the subject" in html
@@ -54,9 +57,9 @@ def test_personalised_models_inpaint_what_they_were_trained_on(flags, tmp_path, 
         Image.new("RGB", (64, 64))])  # fmt: skip
 
     def load(folder, model, device=None):
-        return tiny_sd(), "sks"
+        return tiny_sd()
 
-    fake = replace(ARENA["dreambooth"], script=None, load=load)
+    fake = replace(ARENA["dreambooth"], script="", loader=load)
     monkeypatch.setattr(
         type(fake), "train", lambda self, subject, folder, *rest: trained.append((subject.name, rest[2]))
     )
@@ -138,13 +141,13 @@ def test_image_guided_inpainting_joins_the_exemplar_track_of_the_picturebook(tmp
     (tmp_path / "inpaint_unet").mkdir()
     (tmp_path / "picturebook.json").write_text("{}")
     names = list(exemplar_editing.methods_of(str(tmp_path)))
-    assert "paint_by_example" in names and (names[0], names[-1]) == ("paste", "pixels")
+    assert "paint_by_example" in names and (names[0], names[-1]) == ("truth", "pixels")
     pipe = tiny_inpainter()
     monkeypatch.setattr(loading, "load", lambda *any: pipe)
     edit = exemplar_editing.image_guided_inpainting("picturebook", "cpu")
     source, exemplar, white = torch.rand(1, 3, 64, 64), torch.rand(1, 3, 64, 64), torch.ones(1, 1, 64, 64)
     dark = white.clone()
     dark[..., 16:48, 16:48] = 0
-    assert (edit(None, source, [exemplar], [white], None, torch.Generator()) - source).abs().max() < 0.01
-    painted = edit(None, source, [exemplar], [dark], None, torch.Generator().manual_seed(0))
+    assert (edit(None, source, [exemplar], [white], Surgery(), torch.Generator()) - source).abs().max() < 0.01
+    painted = edit(None, source, [exemplar], [dark], Surgery(), torch.Generator().manual_seed(0))
     assert painted.shape == source.shape and (painted - source).abs().mean() > 0.01

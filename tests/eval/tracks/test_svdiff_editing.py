@@ -8,10 +8,8 @@ from eval.tracks import svdiff_editing, track
 
 
 def test_rows_join_the_track(tiny_folder, benchmark, encoders, tmp_path, monkeypatch, capsys):
-    from svdiff import basis
-
     monkeypatch.setattr(track, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(basis, "FOLDER", tmp_path / "basis")
+    monkeypatch.setenv("STEERING_CACHE", str(tmp_path / "cache"))
     flags = ["--pretrained_model_name_or_path", str(tiny_folder), "--dataset", str(benchmark), "--metric_encoders",
              str(encoders), "--output_dir", str(tmp_path / "out"), "--device", "cpu", "--num_inference_steps", "1",
              "--items", "1"]  # fmt: skip

@@ -144,7 +144,7 @@ def test_a_damaged_picture_is_named_and_the_next_one_taken(tmp_path, capsys, way
     shown = [found.get(index, torch.Generator()) for index in range(found.count)]
     assert found.count == 3 and {box for _, box in shown} == {(7, 5, 23, 15)}
     assert "1.png" in capsys.readouterr().out
-    index = found.names.index("1.png")
+    index = lsun.random_sample([f"{number}.png" for number in range(3)], 9, 0).index("1.png")
     assert torch.equal(shown[index][0], shown[(index + 1) % 3][0])
     for number in (0, 2):
         (tmp_path / "lsun" / f"{number}.png").write_bytes(b"damaged")
@@ -194,13 +194,14 @@ def test_how_many_subjects_and_scenes_so_many_items_are(items, expected):
 
 
 def test_few_scenes_have_all_conditions_and_more_items_only_add():
-    cat = Namespace(kind="cat")
+    from common.picturebook.subjects import condition_of
+
     for count, wanted in ((4, 1), (8, 2), (12, 3), (16, 4)):
-        conditions = [benchmark.condition_of(number, cat) for number in benchmark.scene_numbers(count)]
+        conditions = [condition_of(number, "cat") for number in benchmark.scene_numbers(count)]
         assert all(conditions.count(condition) == wanted for condition in benchmark.CONDITIONS)
     for start in (0, 8):  # each condition once alone, once beside another thing
         eight = benchmark.scene_numbers(16)[start : start + 8]
-        assert len({(benchmark.condition_of(number, cat), number % 2) for number in eight}) == 8
+        assert len({(condition_of(number, "cat"), number % 2) for number in eight}) == 8
     assert benchmark.scene_numbers(6) == [0, 3, 4, 7, 1, 2]
     assert sorted(benchmark.scene_numbers(20)) == list(range(20)) and len(benchmark.scene_numbers(30)) == 30
     before: set = set()
@@ -219,20 +220,37 @@ def test_six_scenes_of_an_animal_ask_for_another_pose():
 
 def test_scores_of_the_hole_against_loops():
     generator = torch.Generator().manual_seed(0)
-    source, made = torch.rand(2, 1, 3, 6, 7, generator=generator)
-    fill = torch.zeros(1, 1, 6, 7)
-    fill[..., 2:5, 1:6] = 1
-    inside = [(y, x) for y in range(6) for x in range(7) if fill[0, 0, y, x]]
-    different = [(source[0, :, y, x] - made[0, :, y, x]).abs().mean().item() > 0.1 for y, x in inside]
-    assert scoring.painted_share(source, made, fill) == pytest.approx(np.mean(different))
+    picture, truth, empty = torch.rand(3, 1, 3, 6, 7, generator=generator)
+    fill, thing = torch.zeros(2, 1, 1, 6, 7)
+    fill[..., 2:5, 1:6], thing[..., 3:5, 2:4] = 1, 1
+    inside, own = ([(y, x) for y in range(6) for x in range(7) if mask[0, 0, y, x]] for mask in (fill, thing))
+
+    def apart(image, y, x, v, u):
+        return float((picture[0, :, y, x] - image[0, :, v, u]).square().sum())
+
+    nearer = [min(apart(truth, *at, *to) for to in own)
+              < min(apart(empty, *at, v, u) for v in range(6) for u in range(7)) for at in inside]  # fmt: skip
+    assert scoring.thing_share(picture, truth, empty, thing, fill) == pytest.approx(np.mean(nearer))
     steps = [
-        (made[0, :, y, x] - made[0, :, v, u]).abs().mean().item()
+        (picture[0, :, y, x] - picture[0, :, v, u]).abs().mean().item()
         for y in range(6)
         for x in range(7)
         for v, u in ((y + 1, x), (y, x + 1))
         if v < 6 and u < 7 and fill[0, 0, y, x] != fill[0, 0, v, u]
     ]
-    assert scoring.step_across(made, fill) == pytest.approx(np.mean(steps), rel=1e-5)
+    assert scoring.step_across(picture, fill) == pytest.approx(np.mean(steps), rel=1e-5)
+
+
+def test_a_background_painted_anew_is_no_thing_and_a_larger_thing_is():
+    flat = lambda *colour: torch.tensor(colour).view(1, 3, 1, 1).expand(1, 3, 16, 16).clone()  # noqa: E731
+    empty, fill, thing = flat(0.2, 0.7, 0.3), torch.zeros(1, 1, 16, 16), torch.zeros(1, 1, 16, 16)
+    fill[..., 2:14, 2:14], thing[..., 5:11, 5:11] = 1, 1
+    red = flat(0.9, 0.1, 0.1)
+    truth = torch.where(thing > 0, red, empty)
+    shares = [scoring.thing_share(picture, truth, empty, thing, fill)
+              for picture in (empty, torch.where(fill > 0, flat(0.3, 0.6, 0.3), empty), truth,
+                              torch.where(fill > 0, red, empty))]  # fmt: skip
+    assert shares == [0, 0, pytest.approx(36 / 144), 1]
 
 
 def test_kernel_distance_against_a_loop_and_of_the_same_set():
@@ -246,27 +264,34 @@ def test_kernel_distance_against_a_loop_and_of_the_same_set():
     assert scoring.kernel_distance(a, b) == pytest.approx(within[0] + within[1] - 2 * across, rel=1e-9)
 
 
-def test_the_true_picture_wins_every_score_and_the_empty_scene_loses():
+def test_the_true_picture_wins_every_score_and_neither_the_empty_scene_nor_the_twin_does():
     eyes = scoring.load_eyes("picturebook", "cpu")
     subjects = benchmark.picturebook_subjects("validation", 3)
     items = benchmark.picturebook_items(subjects, 4, "validation")
-    truths, empties = [], []
-    for item in items:
-        subject = next(one for one in subjects if one.name == item.subject)
-        truth, empty = (scoring.item_scores(item, subject, made, eyes) for made in (item.truth, item.source))
-        assert truth["filled_excess"] == 0 < truth["filled"] and empty["filled"] == 0
-        assert truth["psnr_truth"] == empty["psnr_kept"] == float("inf")
+    found: dict[str, list] = {"truth": [], "twin": [], "source": []}
+    for subject in subjects:
+        own = [item for item in items if item.subject == subject.name]
+        scale = scoring.anchors(subject, items, eyes)
+        for name, rows in found.items():
+            rows += [scoring.item_scores(item, subject, getattr(item, name), eyes, scale) for item in own]
+    for truth, empty, item in zip(found["truth"], found["source"], items, strict=True):
+        assert truth["filled_excess"] == 0 > empty["filled_excess"]
+        assert truth["psnr_thing"] == empty["psnr_kept"] == float("inf")
         assert ("DINO/unseen (picturebook)" in truth) == (item.condition != "as photographed")
-        truths.append(truth), empties.append(empty)
 
-    def mean(scores, key):
-        return np.mean([one[key] for one in scores])
+    def mean(name, key):
+        return np.mean([one[key] for one in found[name] if key in one])
 
     for name, gap in (("DINO/region", 0.2), ("CLIP-I/region", 0.05), ("thing_seen", 0.5)):
         key = f"{name} (picturebook)"
-        assert mean(truths, key) > mean(empties, key) + gap
-    found = scoring.set_scores([item.truth for item in items], [item.source for item in items], eyes)
-    assert found["FID (picturebook)"]["n"] == 12 and found["KID (picturebook)"]["mean"] > -1
+        assert mean("truth", key) > mean("source", key) + gap
+    identity = "likeness (picturebook)"
+    assert mean("truth", identity) == pytest.approx(1) and mean("twin", identity) == pytest.approx(0, abs=1e-6)
+    assert mean("source", identity) < 0  # nothing there is further from the subject than its twin
+    key = "lpips_thing (picturebook)"
+    assert mean("truth", key) == 0 < mean("twin", key) < mean("source", key)
+    sets = scoring.set_scores([item.truth for item in items], [item.source for item in items], eyes)
+    assert sets["FID (picturebook)"]["n"] == 12 and sets["KID (picturebook)"]["mean"] > -1
 
 
 def test_sets_are_compared_with_each_real_picture_once(tmp_path, monkeypatch):
@@ -290,3 +315,25 @@ def test_sets_carry_both_their_sizes():
     eyes = scoring.load_eyes("picturebook", "cpu")
     found = scoring.set_scores([noise(k) for k in range(2)], [noise(k) for k in range(3)], eyes)
     assert all((score["n"], score["n_real"]) == (3, 2) for score in found.values()) and len(found) == 2
+
+
+@pytest.mark.parametrize(
+    "line", [b"[1]", b"{", b'{"0.png": 3}', b'{"0.png": [["a", 1, 2, 3]]}', b'{"0.png": [[1e999]]}']
+)
+def test_a_damaged_file_of_found_boxes_is_one_sentence(tmp_path, line):
+    (tmp_path / "boxes_x_0.jsonl").write_bytes(b'{"1.png": [[1, 2, 3, 4]]}\n' + line + b"\n")
+    with pytest.raises(InputError, match="boxes_x_0.jsonl, line 2"):
+        examples.detected(tmp_path, "boxes_x")
+
+
+@pytest.mark.parametrize(
+    "scene",
+    [None, 3, {}, {"things": []}, {"things": [{"kind": "cat"}]}, {"things": [{"kind": "x", "color": "y"}]}],
+)
+def test_scenes_of_a_stranger_are_checked(tmp_path, scene):
+    (tmp_path / "scenes.json").write_text(json.dumps({"a/0.png": scene}))
+    with pytest.raises(InputError, match="no scene of the picturebook"):
+        boxes.from_scenes(tmp_path / "scenes.json", ["a/0.png"])
+    (tmp_path / "scenes.json").write_text("[1]")
+    with pytest.raises(InputError):
+        boxes.from_scenes(tmp_path / "scenes.json", ["a/0.png"])

@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy.stats import multivariate_normal
 
 from common.encoders import load_encoders
 from pixels.edit_map import from_mask
@@ -84,7 +83,8 @@ def test_all_scores_of_one_edit(small):
     scores = measures.edit_scores(source, [exemplar], pasted, RAMP, small, truth=pasted)
     assert scores["psnr_kept"] == math.inf and scores["mse_kept"] == 0 and scores["psnr_truth"] == math.inf
     assert scores["lpips_kept (squeeze)"] == 0  # although a network near the edit would see it
-    assert scores["seam_truth"] == 0 and {"seam", "lpips_kept (squeeze)", "lpips_truth (squeeze)"} <= scores.keys()
+    assert scores["seam_gap"] == scores["transition_gap"] == 0 and scores["sharpness"] == 1
+    assert {"seam", "lpips_kept (squeeze)", "lpips_truth (squeeze)"} <= scores.keys()
     white = RAMP[0, 0] >= 1
     noisy = (source + 0.1).clamp(0, 1)
     expected = ((noisy - source)[0][:, white] ** 2).mean().item()
@@ -96,41 +96,39 @@ def test_all_scores_of_one_edit(small):
     assert math.isnan(everything["psnr_kept"]) and math.isnan(everything["seam"])
 
 
-# ---------------------------------------------------------------------------------------------------------- realism
+# ------------------------------------------------------------------------------------------------------- transitions
 
 
-def clusters(count=200, seed=0):
-    """Three clusters in five of twelve dimensions."""
-    random = np.random.default_rng(seed)
-    centres = random.normal(size=(3, 12)) * 6
-    return torch.from_numpy(centres[random.integers(0, 3, count)] + random.normal(size=(count, 12)) * 0.5).float()
+def scene(side=64):
+    """Source, exemplar, a map that runs from black on the left to white on the right, and the true blend of the two."""
+    source, exemplar = (pictures(1, side, seed) for seed in (1, 2))
+    ramp = ((torch.arange(side) - side / 4) / (side / 2)).clamp(0, 1).expand(1, 1, side, side).contiguous()
+    return source, exemplar, ramp, ramp * source + (1 - ramp) * exemplar
 
 
-def test_the_mixture_scores_as_a_naive_density_does():
-    x = clusters()
-    realism = measures.fit_realism(x, components=3, dimensions=5)
-    projected = (x.double() - realism.mean) @ realism.basis
-    naive = [
-        np.log(sum(
-            float(w) * multivariate_normal.pdf(row, c, (f @ f.T).numpy())
-            for w, c, f in zip(realism.weights, realism.centres, realism.factors, strict=True)
-        )) / 5
-        for row in projected[:10].numpy()
-    ]  # fmt: skip
-    assert realism.score(x[:10]).tolist() == pytest.approx(naive, abs=1e-6)
-    assert realism.weights.sum() == pytest.approx(1)
+def blurred(picture):
+    return torch.nn.functional.avg_pool2d(torch.nn.functional.pad(picture, (1, 1, 1, 1), mode="replicate"), 3, 1)
 
 
-def test_what_is_between_the_clusters_is_less_real():
-    x = clusters()
-    realism = measures.fit_realism(x, components=3, dimensions=5)
-    between = (x[:100] + x[100:]) / 2
-    apart = (x[:100] - x[100:]).norm(dim=1) > 4
-    assert realism.score(between[apart]).max() < realism.score(x).quantile(0.02)
-    assert realism.score(x).mean() == pytest.approx(realism.score(clusters(seed=0)[:200]).mean().item())
+def test_the_transition_is_the_blend_that_was_made_and_its_gap_moves_with_the_truth():
+    source, exemplar, ramp, truth = scene()
+    found = measures.transition(truth, source, exemplar, ramp)
+    assert np.all(np.diff(found) < 0) and found[0] > 0.9 and found[-1] < 0.1
+    assert measures.transition(source, source, exemplar, ramp) == pytest.approx(0, abs=1e-6)
+    assert measures.transition(exemplar, source, exemplar, ramp) == pytest.approx(1, abs=1e-6)
+    gaps = [measures.transition_gap(picture, truth, source, ramp)
+            for picture in (truth, 0.5 * truth + 0.5 * source, source)]  # fmt: skip
+    assert gaps == pytest.approx([0, 0.5, 1], abs=1e-6)
+    moved = measures.transition_gap(truth, exemplar, source, ramp)  # the truth moved: so does the score
+    assert 0.1 < moved < 1 and math.isnan(measures.transition_gap(source, source, source, ramp))
 
 
-def test_fitting_raises_the_likelihood():
-    x = clusters(400)
-    means = [measures.fit_realism(x, 4, 5, rounds=rounds).score(x).mean() for rounds in (0, 1, 5, 50)]
-    assert means[0] < means[1] <= means[2] + 1e-6 and means[2] <= means[3] + 1e-6
+def test_a_blur_loses_sharpness_and_does_not_win_the_seam():
+    source, exemplar, ramp, truth = scene()
+    hard = (ramp > 0.5).float()
+    pasted = hard * source + (1 - hard) * exemplar
+    assert measures.sharpness(truth, truth, ramp) == 1 > measures.sharpness(blurred(truth), truth, ramp)
+    gaps = [measures.seam_gap(picture, pasted, ramp) for picture in (pasted, blurred(pasted), blurred(blurred(pasted)))]
+    assert gaps[0] == 0 < gaps[1] < gaps[2]
+    assert measures.seam(blurred(pasted), [pasted], ramp) < 0  # the one-sided score takes the blur for a success
+    assert math.isnan(measures.seam_gap(truth, truth, torch.zeros_like(ramp)))

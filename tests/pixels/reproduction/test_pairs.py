@@ -68,7 +68,8 @@ GOOD = {"name": "a", "source": "s.png", "exemplars": ["e.png"], "edit_maps": ["m
         ([GOOD | {"source": "missing.png"}], "which is missing"),
         ([GOOD | {"exemplars": []}], "each exemplar needs a map"),
         ([GOOD | {"edit_maps": ["m.png", "m.png"]}], "each exemplar needs a map"),
-        ([GOOD | {"name": "../a"}], "plain one"),
+        ([GOOD | {"name": "../a"}], "cannot hold"),
+        ([GOOD | {"name": ".."}], "a plain file name"),
         ([GOOD, GOOD], "two entries of one name"),
     ],
 )

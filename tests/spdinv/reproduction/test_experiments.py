@@ -231,15 +231,15 @@ def test_noise_gap_from_end_to_end_interrupted_and_resumed(run, tmp_path, monkey
 
 
 def test_premise_from_end_to_end(run, tmp_path):
-    flags = ("--experiment", "premise", "--inversions", "ddim", "edict", "exact", "--guidance_scale", "3",
-             "--drawing_scale", "1", "3", "--limit", "2", "--exact_rounds", "8")  # fmt: skip
+    flags = ("--experiment", "premise", "--inversions", "ddim", "edict", "exact", "spd",
+             "--guidance_scale", "3", "--drawing_scale", "1", "3", "--limit", "2", "--exact_rounds", "8")  # fmt: skip
     shown = run(*flags)
     rows = {(row["method"], row["item"][-1]): row for row in read_rows(tmp_path / "premise" / "rows.jsonl")}
-    arms = [f"{arm}+p2p@drawn{scale}" for scale in (1, 3) for arm in ("ideal", "ddim", "edict", "exact")]
+    arms = [f"{arm}+p2p@drawn{scale}" for scale in (1, 3) for arm in ("ideal", "ddim", "edict", "exact", "spd")]
     assert sorted(rows) == sorted((arm, item) for arm in arms for item in "01")
     for item in "01":
         for scale in (1, 3):
-            ideal, ddim, _, exact = (rows[arm, item]["metrics"] for arm in arms if arm.endswith(f"drawn{scale}"))
+            ideal, ddim, _, exact, _ = (rows[arm, item]["metrics"] for arm in arms if arm.endswith(f"drawn{scale}"))
             assert ideal["noise_gap"] == 0 < exact["noise_gap"] < ddim["noise_gap"]
             assert ideal["psnr_reconstruction"] > 45 > ddim["psnr_reconstruction"]  # it draws the very picture again
             assert ideal["psnr_to_ideal"] == float("inf") and ddim["psnr_to_ideal"] < 60
@@ -249,10 +249,10 @@ def test_premise_from_end_to_end(run, tmp_path):
     assert "ideal+p2p@drawn1 - ddim+p2p@drawn1" in shown and (tmp_path / "premise" / "grid.png").exists()
     differences = json.loads((tmp_path / "premise" / "results.json").read_text())["differences"]
     gap = differences["exact+p2p@drawn3 - ddim+p2p@drawn3"]["noise_gap"]
-    exact, ddim = ([rows[arm, item]["metrics"]["noise_gap"] for item in "01"] for arm in (arms[7], arms[5]))
+    exact, ddim = ([rows[arm, item]["metrics"]["noise_gap"] for item in "01"] for arm in (arms[8], arms[6]))
     assert gap["mean"] == pytest.approx(np.mean(exact) - np.mean(ddim)) and gap["n"] == 2
     run(*flags)
-    assert len(read_rows(tmp_path / "premise" / "rows.jsonl")) == 16
+    assert len(read_rows(tmp_path / "premise" / "rows.jsonl")) == 20
 
 
 def test_arms_and_pairs():

@@ -1,0 +1,93 @@
+"""Our sampling and latent surgery against diffusers' own pipelines, in turn, on the same weights. For make bench."""
+
+import argparse
+import time
+from pathlib import Path
+
+from eval.bench.ratios import against, middle
+
+
+def run(pipe, args: argparse.Namespace) -> dict[str, list[dict]]:
+    """Sampling, where the pipeline is Stable Diffusion's, measured and printed; {name in bench.json: rows}."""
+    from diffusers import StableDiffusionPipeline
+
+    if not isinstance(pipe, StableDiffusionPipeline):
+        return {}
+    rows = sampling_rows(pipe, args)
+    ratio = [row["ours"] / row["diffusers"] for row in rows]
+    gap = max(row["largest_difference"] for row in rows)
+    print(f"Sampling, {args.num_inference_steps} steps, guidance {args.guidance_scale:g}, {len(rows)} pairs: ours / "
+          f"diffusers' {middle(ratio, 3)}{against(ratio, 1.0)}; largest difference of latents {gap:.1e}")  # fmt: skip
+    return {"sampling": rows}
+
+
+def run_surgery(pipe, args: argparse.Namespace) -> dict[str, list[dict]]:
+    """Latent surgery, measured and printed."""
+    rows = surgery_rows(pipe, args)
+    ratio = [row["ours_seconds"] / row["theirs_seconds"] for row in rows]
+    steps = args.num_inference_steps
+    print(f"Latent surgery, half of {steps} steps, {len(rows)} pairs: ours / img2img {middle(ratio, 3)}")
+    return {"surgery": rows}
+
+
+def sampling_rows(pipe, args: argparse.Namespace) -> list[dict]:
+    """The same noise and prompt through spdinv's sampling loop and through pipe(...), in turn; one row per pair."""
+    import torch
+
+    from common.ddim import make_schedule
+    from common.pipelines import native_resolution
+    from spdinv.engines import ENGINES
+    from spdinv.inversions.result import Inversion
+
+    schedule = make_schedule(pipe.scheduler, args.num_inference_steps)
+    side = native_resolution(pipe) // pipe.vae_scale_factor
+    prompt = "a red cat in a meadow"
+    pipe.set_progress_bar_config(disable=True)
+
+    def ours(noise):
+        start = Inversion(noise[None], torch.zeros(0, 1, dtype=torch.int64), {})
+        return ENGINES["none"](pipe, schedule, start, [prompt], args.guidance_scale)
+
+    def theirs(noise):
+        return pipe(
+            prompt, latents=noise, num_inference_steps=args.num_inference_steps, guidance_scale=args.guidance_scale,
+            output_type="latent",
+        ).images  # fmt: skip
+
+    def seconds(draw, noise):
+        start = time.perf_counter()
+        latents = draw(noise)
+        latents.sum().item()  # waits for a GPU
+        return time.perf_counter() - start, latents
+
+    rows = []
+    for repeat in range(args.repeats + 1):  # the first pair warms up
+        noise = torch.randn(1, 4, side, side, generator=torch.Generator().manual_seed(repeat)).to(pipe.device)
+        order = (ours, theirs) if repeat % 2 else (theirs, ours)
+        took = {draw.__name__: seconds(draw, noise) for draw in order}
+        gap = (took["ours"][1] - took["theirs"][1]).abs().max().item()
+        rows.append({"ours": took["ours"][0], "diffusers": took["theirs"][0], "largest_difference": gap})
+    return rows[1:]
+
+
+def surgery_rows(pipe, args: argparse.Namespace) -> list[dict]:
+    """Latent surgery (PIXELS) and diffusers' img2img of the same strength, loops alone, in turn; one row per pair."""
+    import torch
+    from diffusers import StableDiffusionPipeline
+
+    from common.pipelines import native_resolution
+    from pixels.backbones import Model
+    from pixels.edit_map import gradient
+    from pixels.options import Sampling
+    from pixels.reproduction.overhead import paired_runs
+    from pixels.reproduction.scoring import Bench
+    from pixels.surgery import Surgery
+
+    side = native_resolution(pipe)
+    source, exemplar = torch.rand(2, 1, 3, side, side, generator=torch.Generator().manual_seed(0))
+    loaded = {"source": source, "exemplars": [exemplar], "maps": [gradient((side, side))]}
+    model = Model("sd" if isinstance(pipe, StableDiffusionPipeline) else "sdxl", pipe, pipe.scheduler)
+    told = Sampling("", "", args.guidance_scale, args.num_inference_steps, strength=0.5)
+    seeds, surgery = argparse.Namespace(seed=0), Surgery(black_point=0.1)
+    bench = Bench(seeds, model, (side, side), told, surgery, None, Path(args.output_dir))
+    return paired_runs(bench, loaded, args.repeats)

@@ -1,0 +1,37 @@
+"""The training loss (paper, Eq. 1, Eq. 3 and Sec. 3.3), to be held beside the paper."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from common.pipelines import Conditioning
+from common.training import noised, target
+from svdiff.unmix import KeepMaps, unmix_loss
+
+
+def loss(
+    pipe, latents: Tensor, cond: Conditioning, generator: torch.Generator, subjects: int, prior_weight: float,
+    keepers: Sequence[KeepMaps] = (), places: Sequence = (), unmix_weight: float = 0.0,
+) -> Tensor:  # fmt: skip
+    """L(delta) = E || eps_theta_delta(z*_t | c*) - eps ||^2 + lambda L_pr(delta) (+ the unmix loss), a scalar.
+
+    latents [n,4,h,w], cond [n]: the first `subjects` of them z*, c*, the others z^pr, c^pr (none: lambda = 0).
+    generator: of eps and t. keepers, places: of unmix.watch and unmix.mixed_places.
+    """
+    alpha_bar, kind = pipe.scheduler.alphas_cumprod, pipe.scheduler.config.prediction_type
+    for keeper in keepers:
+        keeper.maps = None
+    eps = torch.randn(latents.shape, generator=generator).to(latents)  # eps ~ N(0, I)
+    t = torch.randint(len(alpha_bar), (len(latents),), generator=generator).to(latents.device)  # t ~ Uniform(1, T)
+    z_t = noised(alpha_bar, latents, eps, t)
+    predicted = pipe.unet(z_t, t, encoder_hidden_states=cond.embeds, added_cond_kwargs=cond.added).sample
+    wanted = target(kind, alpha_bar, latents, eps, t)  # eps; the velocity where the network predicts that
+    errors = F.mse_loss(predicted.float(), wanted, reduction="none").mean((1, 2, 3))  # Eq. 1, per sample
+    total = errors[:subjects].mean()  # Eq. 3, of the subject
+    if len(errors) > subjects:
+        total = total + prior_weight * errors[subjects:].mean()  # Eq. 3, + lambda L_pr
+    if keepers:
+        total = total + unmix_weight * unmix_loss([keeper.maps for keeper in keepers], places)  # Sec. 3.3
+    return total

@@ -1,0 +1,100 @@
+"""Scores of pictures: likeness and prompt following; on the picturebook, what its attribute classifier sees."""
+
+import math
+from collections.abc import Callable
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from common.data import Subject
+from common.images import center_crop_resize, load_image, to_tensor
+from common.metrics import Score, clip_image_similarity, clip_text_similarity, dino_similarity, lpips_distance
+from common.pipelines import is_picturebook
+from svdiff.reproduction.study import Study
+
+Scorer = Callable[[Tensor], dict[str, float]]  # of a picture [1,3,H,W] in [0,1]
+
+
+def references(study: Study, subject: Subject) -> Tensor:
+    """The subject's own pictures, [n,3,H,W]."""
+    return torch.cat([to_tensor(center_crop_resize(load_image(path), study.resolution)) for path in subject.paths])
+
+
+def likeness(study: Study, subject: Subject, known: Tensor, prompt: str) -> Scorer:
+    """Fig. 9b's two scores (CLIP's cosine with the prompt, 1 - LPIPS averaged over the subject's pictures `known`), and
+    DreamBench's DINO and CLIP-I. prompt: without the token."""
+    eyes, device = study.encoders, study.pipe.device
+
+    def score(picture: Tensor) -> dict[str, float]:
+        one, many = picture.to(device), known.to(device)
+        values = {
+            "image_alignment": 1 - lpips_distance(one.expand_as(many), many, eyes.lpips).mean().item(),
+            "CLIP-T": clip_text_similarity(one, [prompt], eyes.clip).item(),
+            "DINO": dino_similarity(one, many, eyes.dino).mean().item(),
+            "CLIP-I": clip_image_similarity(one, many, eyes.clip).mean().item(),
+        }
+        labels = {"image_alignment": eyes.lpips.label, "DINO": eyes.dino.label}
+        keyed = {Score(name, value, labels.get(name, eyes.clip.label)).key: value for name, value in values.items()}
+        return keyed | seen_in(study, [subject], picture)
+
+    return score
+
+
+def load_eye(study: Study):
+    """The attribute classifier; None for models of other worlds than the picturebook, which it cannot judge."""
+    if not is_picturebook(study.pipe) or study.resolution != 64:
+        return None
+    from common.picturebook.classifier import load_classifier
+
+    return load_classifier()
+
+
+@cache
+def usual_color(subject: Subject, classifier) -> str:
+    """The colour in which the classifier most often sees a subject in its own pictures."""
+    readings = [classifier.read(to_tensor(load_image(path)))[0] for path in subject.paths]
+    seen = [reading.thing(subject.class_name)["color"] for reading in readings]
+    return max(seen, key=seen.count)
+
+
+def presences(subjects: list[Subject], picture: Tensor, classifier) -> list[float]:
+    """How sure the classifier is of each subject's kind in that subject's own colour, 0 to 1."""
+    from common.picturebook.scenes import COLORS, KINDS
+
+    with torch.no_grad():
+        found = classifier(picture)["pairs"][0].sigmoid()
+    return [
+        float(found[KINDS.index(subject.class_name), COLORS.index(usual_color(subject, classifier))])
+        for subject in subjects
+    ]
+
+
+def seen_in(study: Study, subjects: list[Subject], picture: Tensor) -> dict[str, float]:
+    """{"present": share of the subjects that are there, "both_present": 1 if all are}; nothing without a classifier.
+    NaN for subjects of one kind and colour, which it cannot tell apart."""
+    if (classifier := load_eye(study)) is None:
+        return {}
+    looks = [(subject.class_name, usual_color(subject, classifier)) for subject in subjects]
+    if len(set(looks)) < len(looks):
+        return {"present": math.nan, "both_present": math.nan}
+    there = [presence > 0.5 for presence in presences(subjects, picture, classifier)]
+    return {"present": sum(there) / len(there), "both_present": float(all(there))}
+
+
+def sides(study: Study, subjects: list[Subject], picture: Tensor) -> dict[str, float]:
+    """How much more the classifier sees of A than of B, -1 to 1; nothing without one."""
+    if (classifier := load_eye(study)) is None:
+        return {}
+    one, two = presences(subjects, picture, classifier)
+    return {"A minus B": one - two}
+
+
+def seam(picture: Tensor) -> float:
+    """How much the step across the picture's middle, upright or level, stands out from all other steps: the larger of
+    the two ratios of mean absolute differences. 1 where there is no seam. picture [1,3,H,W]."""
+    ratios = []
+    for axis in (2, 3):
+        steps = picture.diff(dim=axis).abs().mean(dim=[d for d in range(4) if d != axis])
+        ratios.append(float(steps[picture.shape[axis] // 2 - 1] / steps.mean().clamp(min=1e-6)))
+    return max(ratios)

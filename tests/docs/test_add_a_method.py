@@ -1,0 +1,116 @@
+"""What docs/ADD_A_METHOD.md prints is put where it says, in a copy of the project, and works."""
+
+import re
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+
+
+def blocks() -> list[str]:
+    """The indented blocks of the page, in order: file and line of an inversion, a method's line, a threshold."""
+    text = (ROOT / "docs" / "ADD_A_METHOD.md").read_text(encoding="utf-8")
+    found = re.findall(r"(?:^(?: {4}.*)?\n)*^ {4}\S.*\n(?:(?: {4}.*)?\n)*", text, re.MULTILINE)
+    return [textwrap.dedent(one).strip("\n") for one in found]
+
+
+@pytest.fixture
+def project(tmp_path):
+    """The project, of which spdinv and the arena are copies that a test may change."""
+    for entry in ROOT.iterdir():
+        if entry.name not in ("spdinv", "eval", ".git", "outputs", "pixels") and not entry.name.startswith("."):
+            (tmp_path / entry.name).symlink_to(entry)
+    for name in ("spdinv", "eval", "pixels"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return tmp_path
+
+
+def insert(file: Path, before: str, line: str) -> None:
+    text = file.read_text(encoding="utf-8")
+    assert text.count(before) == 1, f"{file.name} has no single {before!r}"
+    file.write_text(text.replace(before, line + before), encoding="utf-8")
+
+
+def run(project: Path, *words: str) -> str:
+    done = subprocess.run([sys.executable, *words], cwd=project, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return done.stdout + done.stderr
+
+
+def test_the_page_has_its_four_blocks_and_the_inversion_has_25_lines():
+    inversion, line, method, threshold = blocks()
+    assert len(inversion.strip().splitlines()) <= 25 and line.startswith("Entry(") and method.startswith('"custom_')
+    assert threshold.startswith("def cosine")
+
+
+@pytest.mark.slow
+def test_an_inversion(project):
+    """The tests of all inversions take it, and spdinv.eval knows it and its title."""
+    source, line, *_ = blocks()
+    (project / "spdinv" / "inversions" / "heun.py").write_text(source)
+    insert(project / "spdinv" / "inversions" / "__init__.py", '    Entry("null_text"', f"    {line.strip()},\n")
+    tested = run(project, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/spdinv/test_inversions_all.py")
+    assert re.search(r"\d+ passed", tested)
+    assert '"heun+p2p"' in run(project, "-m", "spdinv.eval", "--inversions", "heun", "--print_config")
+    title = "from spdinv.reproduction.rows import title; print(title('heun+p2p'))"
+    assert "Heun's rule + P2P" in run(project, "-c", title)
+
+
+@pytest.mark.slow
+def test_a_personalization_method(project):
+    line = blocks()[2]
+    insert(project / "eval" / "tracks" / "personalization" / "methods.py", '    "custom_diffusion+prior":',
+           f"    {line.strip()},\n")  # fmt: skip
+    shown = run(project, "-m", "eval.personalize", "--methods", "custom_diffusion", "--print_config")
+    assert '"parameter_space": "custom_diffusion"' in shown and '"l2_reg_weight": 0' in shown
+
+
+@pytest.mark.slow
+def test_a_threshold(project):
+    file = project / "pixels" / "edit_map.py"
+    insert(file, "THRESHOLDS = {", blocks()[3] + "\n\n")
+    insert(file, '"linear": linear,', '"cosine": cosine, ')
+    names = project / "pixels" / "options.py"
+    insert(names, '"linear", "quadratic"', '"cosine", ')
+    assert '"threshold": "cosine"' in run(project, "-m", "pixels.infer", "--threshold", "cosine", "--print_config")
+
+
+def test_heuns_rule_against_its_equations_in_float64():
+    """One step by hand, with the network that the toy is; and a way back nearer than DDIM's."""
+    from common.ddim import ddim_step
+    from spdinv.inversions import INVERSIONS
+    from tests.spdinv.toy import MEANS, toy_cond, toy_pipe, toy_schedule
+
+    namespace: dict = {}
+    exec(compile(blocks()[0], "heun.py", "exec"), namespace)
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(4, 4, generator=generator, dtype=torch.float64) * 0.5
+    pipe, schedule, cond = toy_pipe(weight), toy_schedule(20), toy_cond([MEANS["a cat"]])
+    z = torch.randn(1, 4, 3, 3, generator=generator, dtype=torch.float64)
+    found = namespace["invert"](pipe, schedule, z, cond)
+
+    def eps(x, t):
+        return torch.tanh(torch.einsum("oc,bchw->bohw", weight, x) + t / 1000 + MEANS["a cat"])
+
+    def up(x, noise, t):
+        a, b = (float(schedule.alpha_bar_at(level)) for level in (schedule.previous(t), t))
+        return (b / a) ** 0.5 * (x - (1 - a) ** 0.5 * noise) + (1 - b) ** 0.5 * noise
+
+    t = schedule.timesteps[-1]
+    first = eps(z, t)
+    by_hand = up(z, (first + eps(up(z, first, t), t)) / 2, t)
+    assert torch.allclose(found.trajectory[1], by_hand, atol=1e-6)
+    assert found.cost["forward"] == 40 and found.trajectory.shape == (21, 1, 4, 3, 3)
+
+    def back(noise):
+        for t in schedule.timesteps:
+            noise = ddim_step(schedule, noise, eps(noise, t), t)
+        return (noise - z).square().mean()
+
+    assert back(found.noise) < 0.5 * back(INVERSIONS["ddim"](pipe, schedule, z, cond).noise)

@@ -1,0 +1,45 @@
+"""The lecture runs, and the answers to its exercises."""
+
+import pytest
+import torch
+
+from image_inpaint import lora, masks
+from image_inpaint.conditioning import nine_channels
+from tests import lectures
+
+
+@pytest.mark.slow
+def test_the_lecture_runs():
+    names = lectures.run_quickly("image_inpaint")
+    assert len(names["losses"]) == names["steps"] and names["channels"].shape[0] == 9
+
+
+def test_1_the_channels_of_stable_diffusion():
+    def for_stable_diffusion(channels: torch.Tensor) -> torch.Tensor:
+        return torch.cat([channels[:4], 1 - channels[8:], channels[4:8]])
+
+    noisy, masked, keep = torch.full((1, 4, 2, 2), 1.0), torch.full((1, 4, 2, 2), 2.0), torch.zeros(1, 1, 2, 2)
+    theirs = for_stable_diffusion(nine_channels(noisy, masked, keep)[0])
+    assert theirs[:, 0, 0].tolist() == [1] * 4 + [1] + [2] * 4
+
+
+def test_2_the_numbers_of_an_update():
+    def stored(d: int, k: int, r: int) -> int:
+        return r * (d + k)
+
+    config = {"sample_size": 8, "in_channels": 9, "cross_attention_dim": 32, "attention_head_dim": 8,
+              "block_out_channels": (32, 32), "layers_per_block": 1, "norm_num_groups": 8,
+              "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+              "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D")}  # fmt: skip
+    unet = lora.unallocated(__import__("json").dumps(config))
+    layers = list(lora.target_layers(unet, "qv"))
+    assert lora.storage(4, "qv", config)["parameters"] == sum(stored(*layer.weight.shape, 4) for layer in layers)
+    assert next(r for r in range(1, 99) if stored(32, 32, r) > 32 * 32) == 17  # r > d k / (d + k)
+
+
+def test_3_holes_are_larger_than_the_thing():
+    box, size = (20, 20, 44, 44), (64, 64)
+    draws = [masks.training_mask(box, size, torch.Generator().manual_seed(seed))[0] for seed in range(200)]
+    larger = sum(float(mask.sum()) for mask in draws) / 200 / 24**2
+    assert 1.1 < larger < 2
+    assert masks.training_mask(box, size, torch.Generator(), augment=False)[0].sum() == 24**2
