@@ -127,12 +127,17 @@ def test_flags_that_do_not_exist(script, parsers, capsys):
     assert problem is None and "unknown argument --zzzzzz" in said
 
 
+def needed_by(parser) -> list[str]:
+    """What a script cannot go without."""
+    return [word for action in parser._actions if action.required for word in (*action.option_strings, "x")]
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_output_folders_that_cannot_be(script, parsers, capsys, tmp_path):
     if not any("--output_dir" in action.option_strings for action in flags_of(parsers[script])):
         pytest.skip("writes no folder")
     (tmp_path / "file").write_text("mine")
-    needed = [word for action in parsers[script]._actions if action.required for word in (*action.option_strings, "x")]
+    needed = needed_by(parsers[script])
     for place in (tmp_path / "file", tmp_path / "file" / "inside", "/proc/none/such", "a\0b", "x" * 300):
         problem, said = refusal(script, [*needed, f"--output_dir={place}"], capsys)
         assert problem is None and "--output_dir" in said, (place, problem, said)
@@ -144,7 +149,7 @@ def test_devices_that_are_not_there(script, parsers, capsys):
     if not any("--device" in action.option_strings for action in flags_of(parsers[script])):
         pytest.skip("has no device")
     for device in ("abacus", "cuda:99", *(() if torch.cuda.is_available() else ("cuda",))):
-        problem, said = refusal(script, ["--device", device], capsys)
+        problem, said = refusal(script, [*needed_by(parsers[script]), "--device", device], capsys)
         assert problem is None and ("device" in said), (device, problem, said)
 
 
