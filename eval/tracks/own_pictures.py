@@ -69,7 +69,7 @@ def titled(name: str) -> str:
 
 def chosen_methods(names: list[str]) -> list[Method]:
     """The methods called so; InputError suggests the nearest for one that is not known."""
-    from eval.personalize import NAMES as TRAINED
+    from eval.tracks.personalization.methods import METHODS as TRAINED
 
     known = known_methods()
     for name in names:
