@@ -24,8 +24,8 @@ def given(args: argparse.Namespace, *names: str) -> list[str]:
 def text_editor(args: argparse.Namespace, output: Path, method: str) -> Editor:
     """An inversion and an engine (spdinv)."""
     from common.images import center_crop_resize, load_image, to_pil, to_tensor
+    from spdinv import customised, options
     from spdinv import eval as spdinv_eval
-    from spdinv import options
     from spdinv.editing import edit_picture
     from spdinv.reproduction import items
 
@@ -35,7 +35,7 @@ def text_editor(args: argparse.Namespace, output: Path, method: str) -> Editor:
     settings = spdinv_eval.parse([*flags, "--inversions", inversion, "--engines", engine, "--dataset", "picturebook",
                                   *(["--preset", preset] if preset else [])])  # fmt: skip
     how = options.method_of(settings, inversion, engine)
-    pipe, resolution = options.load(settings)
+    pipe, resolution, _ = customised.load(settings)
 
     def edit(item, seed: int) -> dict:
         source = center_crop_resize(load_image(item.image_path), resolution)

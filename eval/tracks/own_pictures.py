@@ -45,26 +45,14 @@ class Method:
 
 def known_methods() -> dict[str, Method]:
     """Every method that edits a picture, by name."""
-    from spdinv import options, presets
+    from spdinv.reproduction import rows
 
-    found = {}
-    for engine in options.ENGINE_NAMES[1:]:
-        for inversion in options.INVERSION_NAMES:
-            for preset in presets.PRESETS:
-                name = f"{inversion}+{engine}" + (f"@{preset}" if preset != "inversion_only" else "")
-                found[name] = Method(name, titled(name), "text")
+    found = {name: Method(name, rows.title(name), "text") for name in rows.every()}
     for name in svdiff_editing.METHODS:
         found[name] = Method(name, "SVDiff, tuned on the picture" + ", DDIM inversion" * ("+" in name), "svdiff")
     for name, title in exemplar_editing.METHODS.items():
         found[name] = Method(name, title, "exemplar")
     return found | {name: Method(name, title, "inpaint") for name, title in INPAINTING.items()}
-
-
-def titled(name: str) -> str:
-    """The page's name of an inversion and engine: that of the track, or the name itself."""
-    from eval.tracks import text_editing
-
-    return getattr(text_editing, "METHODS", {}).get(name, name)
 
 
 def chosen_methods(names: list[str]) -> list[Method]:
