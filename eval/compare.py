@@ -2,6 +2,7 @@
 
 python -m eval.compare                      runs what is missing, writes outputs/compare/index.html
 python -m eval.compare --table spdinv:1     prints a whole published table with the measured rows in it
+python -m eval.compare --pictures mine.jsonl --methods ddim+p2p spd+p2p svdiff      runs these on pictures of your own
 """
 
 import argparse
@@ -40,7 +41,16 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--device", help="cpu, cuda, cuda:1, ...; a GPU if there is one by default")
     add("--save_results", action="store_true", help="keep the rows in eval/results, to be shown beside later runs")
     add("--table", metavar="PAPER:TABLE", help="print this published table with what was measured here, and stop")
+    own = parser.add_argument_group("pictures of your own")
+    own.add_argument("--pictures", metavar="LIST", help="a .jsonl, .csv or .toml of pictures and prompts, or a folder "
+        "of pictures with prompts.jsonl; eval/own_pictures.py says what it holds")  # fmt: skip
+    own.add_argument("--methods", nargs="+", metavar="METHOD", default=["ddim+p2p", "spd+p2p"], help="of any track: an "
+        "inversion and an engine, svdiff, pixels, sdedit, untuned, …")  # fmt: skip
+    own.add_argument("--seeds", nargs="+", type=number(int, 0, 2**31), default=[0], help="of methods that draw noise")
+    own.add_argument("--write_pie_bench", metavar="FOLDER", help="write --pictures as a PIE-Bench folder, and stop")
     args = parser.parse_args(argv)
+    if args.write_pie_bench and not args.pictures:
+        raise InputError("--write_pie_bench writes a list of pictures as PIE-Bench: give --pictures too")
     if args.table and args.table.partition(":")[0] not in TABLES:
         raise InputError(f"--table {args.table}: there is no such paper; give spdinv:1, pixels:1a or the like")
     return args
@@ -68,6 +78,21 @@ def print_table(name: str, output: Path) -> None:
         print("\nNothing was measured yet: python -m eval.compare runs it.")
 
 
+def run_tracks(args: argparse.Namespace) -> list:
+    """Run what is missing of every track, saying which and how many are left."""
+    tracks = []
+    for place, name in enumerate(args.tracks, start=1):
+        print(f"track {place} of {len(args.tracks)}: {name.replace('_', ' ')}", flush=True)
+        track = importlib.import_module(TRACKS[name]).run(args)
+        if track is None:
+            print(f"  nothing of it in {args.dataset}")
+        else:
+            tracks.append(track)
+    if not tracks:
+        raise InputError(f"--dataset {args.dataset} holds nothing for {' and '.join(args.tracks)}; take picturebook")
+    return tracks
+
+
 @script
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
@@ -78,16 +103,27 @@ def main(argv: list[str] | None = None) -> None:
         print_table(args.table, output)
         return
 
+    if args.write_pie_bench:
+        from eval.own_pictures import read_list, write_pie_bench_folder
+
+        write_pie_bench_folder(read_list(args.pictures), Path(args.write_pie_bench))
+        print(f"wrote {args.write_pie_bench}; --dataset takes it")
+        return
+
     from eval.report.report import write_page
+    from eval.tracks.kept import keep_pictures
     from eval.tracks.track import save_results
 
-    tracks = [importlib.import_module(TRACKS[name]).run(args) for name in args.tracks]
-    tracks = [track for track in tracks if track]  # None: the dataset has nothing for it
-    if not tracks:
-        raise InputError(f"--dataset {args.dataset} holds nothing for {' and '.join(args.tracks)}; take picturebook")
+    if args.pictures:
+        from eval.tracks import own_pictures
+
+        track, notices = own_pictures.run(args)
+        print(f"open {write_page(output / 'index.html', [track], notices)}")
+        return
+    tracks = run_tracks(args)
     if args.save_results:
         for track in [track for track in tracks if track.keep]:
-            print(f"kept {save_results(track.name, track.runs[0])}")
+            print(f"kept {save_results(track.name, track.runs[0])} and {keep_pictures(track)}")
     page = write_page(output / "index.html", tracks)
     print(f"open {page}")
 

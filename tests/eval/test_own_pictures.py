@@ -1,0 +1,152 @@
+"""Pictures of one's own: lists in every form, what is refused, PIE-Bench, and several methods on one page."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from common.data import read_pie_bench
+from common.runs import read_rows
+from eval import compare
+from eval.own_pictures import read_list, write_pie_bench_folder
+from eval.tracks import own_pictures
+
+RNG = np.random.default_rng(0)
+
+
+def noise(path, width=64, height=64, mode="RGB"):
+    shape = (height, width, 3) if mode == "RGB" else (height, width)
+    Image.fromarray(RNG.integers(0, 256, shape, dtype=np.uint8)).save(path)
+    return path
+
+
+@pytest.fixture
+def mine(tmp_path):
+    """Two pictures, one with everything that can be given, in prompts.jsonl beside them."""
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for name in ("cat", "exemplar", "truth"):
+        noise(folder / f"{name}.png", 80, 64)
+    noise(folder / "dog.jpg")
+    mask = np.zeros((64, 80), dtype=np.uint8)
+    mask[10:30, 20:50] = 255
+    for name in ("mask", "map"):
+        Image.fromarray(mask).save(folder / f"{name}.png")
+    entries = [
+        {"picture": "cat.png", "source_prompt": "a red cat", "target_prompt": "a blue cat", "words": "red blue",
+         "mask": "mask.png", "exemplar": "exemplar.png", "edit_map": "map.png", "truth": "truth.png"},
+        {"picture": "dog.jpg", "source_prompt": "a small dog", "target_prompt": "a big dog"},
+    ]  # fmt: skip
+    (folder / "prompts.jsonl").write_text("\n".join(map(json.dumps, entries)) + "\n")
+    return folder
+
+
+def test_every_form_of_a_list_says_the_same(mine):
+    wanted = read_list(mine)
+    assert [entry["name"] for entry in wanted] == ["cat", "dog"] and read_list(mine / "prompts.jsonl") == wanted
+    keys = ["picture", "source_prompt", "target_prompt", "words", "mask", "exemplar", "edit_map", "truth"]
+    entries = [json.loads(line) for line in (mine / "prompts.jsonl").read_text().splitlines()]
+    lines = [",".join(keys), *(",".join(entry.get(key, "") for key in keys) for entry in entries)]
+    (mine / "list.csv").write_text("\n".join(lines))
+    toml = ["[[picture]]\n" + "\n".join(f"{key} = {json.dumps(value)}" for key, value in e.items()) for e in entries]
+    (mine / "list.toml").write_text("\n\n".join(toml))
+    assert read_list(mine / "list.csv") == read_list(mine / "list.toml") == wanted
+
+
+@pytest.mark.parametrize("entry, words", [
+    ({}, "picture"),
+    ({"picture": "nothing.png"}, "nothing.png is missing"),
+    ({"picture": "cat.png", "promt": "a cat"}, "'promt' is not known"),
+    ({"picture": "cat.png", "words": "cat"}, "are two"),
+    ({"picture": "cat.png", "exemplar": "cat.png"}, "belong together"),
+    ({"picture": "cat.png", "target_prompt": 3}, "has to be text"),
+    ({"picture": "cat.png", "name": "../cat"}, "../cat"),
+    (["cat.png"], "picture"),
+])  # fmt: skip
+def test_an_entry_that_is_wrong_is_named(mine, entry, words, capsys):
+    path = mine / "wrong.jsonl"
+    path.write_text(json.dumps({"picture": "dog.jpg"}) + "\n" + json.dumps(entry))
+    with pytest.raises(SystemExit) as stop:
+        compare.main(["--pictures", str(path), "--output_dir", str(mine / "out")])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and "entry 2" in error and words in error and "Traceback" not in error
+    assert not (mine / "out").exists()
+
+
+@pytest.mark.parametrize("flags, words", [
+    (["--methods", "dim+p2p"], "did you mean ddim+p2p"),
+    (["--methods", "ddim+p2p", "pixel"], "pixels"),
+    (["--methods", "dreambooth"], "eval.personalize"),
+    (["--pictures", "/nowhere.csv"], "no list of pictures"),
+    (["--pictures", __file__], "is no list"),
+])  # fmt: skip
+def test_wrong_flags(mine, flags, words, capsys):
+    flags = flags if "--pictures" in flags else ["--pictures", str(mine), *flags]
+    with pytest.raises(SystemExit) as stop:
+        compare.main([*flags, "--output_dir", str(mine / "out")])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and words in error and "Traceback" not in error and not (mine / "out").exists()
+
+
+def test_a_method_that_no_picture_suits_says_what_it_needs(mine):
+    (alone,) = [entry for entry in read_list(mine) if entry["name"] == "dog"]
+    with pytest.raises(ValueError, match="pixels needs exemplar and edit_map"):
+        own_pictures.check_needs(own_pictures.chosen_methods(["ddim+p2p", "pixels"]), [alone])
+
+
+def test_pie_bench_holds_central_squares_with_their_masks(mine, tmp_path):
+    compare.main(["--pictures", str(mine), "--write_pie_bench", str(tmp_path / "bench")])
+    cat, dog = read_pie_bench(tmp_path / "bench", border=0)
+    assert (cat.source_prompt, cat.target_prompt, cat.blended_words) == ("a red cat", "a blue cat", ("red", "blue"))
+    whole = np.asarray(Image.open(mine / "cat.png"))
+    assert np.array_equal(np.asarray(Image.open(cat.image_path)), whole[:, 8:72])
+    assert cat.mask.sum() == 20 * 30 and cat.mask[10:30, 12:42].all()  # 8 columns fewer on the left
+    assert dog.mask.all() and dog.blended_words is None
+    for name in ("exemplar", "edit_map", "truth"):
+        assert Image.open(tmp_path / "bench" / cat.extras[f"{name}_path"]).size == (64, 64)
+
+
+def test_a_mask_of_another_size_is_refused(mine, tmp_path):
+    Image.new("L", (30, 30), 255).save(mine / "mask.png")
+    with pytest.raises(ValueError, match="30x30"):
+        write_pie_bench_folder(read_list(mine), tmp_path / "bench")
+
+
+@pytest.fixture
+def run(tiny_folder, encoders, mine, tmp_path):
+    def run(*flags):
+        compare.main(["--pretrained_model_name_or_path", str(tiny_folder), "--metric_encoders", str(encoders),
+                      "--pictures", str(mine), "--output_dir", str(tmp_path / "out"), "--device", "cpu",
+                      "--num_inference_steps", "2", *flags])  # fmt: skip
+        out = tmp_path / "out"
+        return (out / "index.html").read_text(), read_rows(out / "own_pictures" / "rows.jsonl")
+
+    return run
+
+
+def test_several_methods_on_one_page(run, mine, capsys, monkeypatch):
+    html, rows = run("--methods", "ddim+p2p", "paste", "--seeds", "0", "1")
+    done = [(row["method"], row["item"], row["seed"]) for row in rows]
+    assert done == [("ddim+p2p", "cat", 0), ("ddim+p2p", "dog", 0), ("paste", "cat", 0), ("paste", "cat", 1)]
+    cat, dog = rows[:2]
+    scored = {key.partition(" (")[0] for key in cat["metrics"]}
+    assert {"psnr_truth", "psnr/pie_corrected", "clip_edited/pie_official"} <= scored
+    assert not {"psnr_truth", "psnr/pie_official"} & dog["metrics"].keys()  # neither truth nor mask
+    assert "dog has no mask" in html and "Model: " in html and html.count('<article class="item') == 2
+    assert "claims-own_pictures" not in html and "python -m eval.compare --pictures" in html
+
+    monkeypatch.setitem(own_pictures.EDITORS, "text", lambda *any: pytest.fail("nothing is left to run"))
+    assert run("--methods", "ddim+p2p")[1] == rows
+    noise(mine / "dog.jpg")
+    with pytest.raises(SystemExit):
+        run("--methods", "ddim+p2p")
+    assert "another dog" in capsys.readouterr().err
+
+
+def test_a_photograph_in_the_drawn_world_is_warned_of(mine):
+    args = type("Args", (), {"pretrained_model_name_or_path": "picturebook"})
+    (notice,) = own_pictures.notices_of(args, read_list(mine), on_picturebook=True)
+    assert "drawn world" in notice and "cat" in notice and "dog" not in notice  # which has its 64 pixels
+
+
