@@ -50,6 +50,8 @@ def run(paper: str, quick: bool, timeout: int) -> None:
     if not quick:
         for cell in book.cells:
             cell.metadata.pop("execution", None)  # times of day, which differ from run to run
+            if "outputs" in cell:  # progress bars, and warnings with paths of this computer
+                cell.outputs = [one for one in cell.outputs if one.get("name") != "stderr"]
         with atomic_path(lecture(paper)) as temporary:
             nbformat.write(book, temporary)
 
