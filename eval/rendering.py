@@ -184,7 +184,7 @@ def body_of_verdicts(experiment: Experiment) -> str:
 def body_of_figure(experiment: Experiment, place: Path) -> str:
     picture = ASSETS / f"{experiment.id}.png"
     if state(experiment)[0] != FRESH or not picture.is_file():
-        return not_run(experiment)
+        return "*The picture comes with the rows.*"
     return f"![{experiment.title}]({os.path.relpath(picture, place)})"
 
 
