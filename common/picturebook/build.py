@@ -6,8 +6,8 @@
     python -m common.picturebook.build --sheet FILE draws 48 samples that nobody chose beside drawings
 
 Order: vae and clip first (latents and words), then unet; dino and classifier stand alone. `vae_decoder` and
-`clip_vision` improve the half that the UNet does not depend on, and leave the other half as it is. `inpaint` goes on
-from the shipped UNet and picture tower, and is last.
+`clip_vision` improve the half that the UNet does not depend on, and leave the other half as it is. `inpaint` is last:
+it starts from the shipped UNet and picture tower, or with --from_shipped from the shipped inpainter.
 """
 
 from __future__ import annotations
@@ -38,9 +38,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--scenes", type=int, default=64_000, help="how many training scenes to draw")
     parser.add_argument("--work", type=Path, default=ROOT / "outputs" / "picturebook" / "build", help="checkpoints")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads")
-    parser.add_argument(
-        "--from_shipped", action="store_true", help="go on from the shipped weights, not from scratch"
-    )
+    parser.add_argument("--from_shipped", action="store_true", help="go on from the shipped weights, not from scratch")
     parser.add_argument("--compile", action="store_true", help="vae, unet, inpaint: torch.compile (needs g++)")
     parser.add_argument("--check", action="store_true", help="print the quality table of the shipped weights and stop")
     parser.add_argument("--samples", type=int, default=300, help="--check: pictures per share")
@@ -49,10 +47,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.steps is not None and (not args.stage or args.steps < 1):
         parser.error("--steps needs a stage and a number from 1")
-    if args.from_shipped and args.stage not in ("vae", "unet", "classifier", "dino"):
+    if args.from_shipped and args.stage not in ("vae", "unet", "classifier", "dino", "inpaint"):
         parser.error(
-            "--from_shipped is for one of the stages vae, unet, classifier, dino; "
-            "vae_decoder, clip_vision and inpaint always go on from shipped weights"
+            "--from_shipped is for one of the stages vae, unet, classifier, dino, inpaint; "
+            "vae_decoder and clip_vision always go on from shipped weights"
         )
     if unknown := [name for name in args.only if name not in CHECKS]:
         parser.error(f"there is no check {unknown[0]}; they are {', '.join(CHECKS)}")
@@ -98,8 +96,11 @@ def build(stage: str, steps: int, work: Path, scenes: int, from_shipped: bool, c
     elif stage == "dino":
         shipping.ship_dino(dino.train(work, steps, shipping.shipped_dino() if from_shipped else None))
     elif stage == "inpaint":
-        parts = shipping.shipped_vae(), shipping.shipped_clip(), shipping.shipped_unet()
-        shipping.ship_inpainter(inpaint.train(corpus, *parts, work, steps, compiled))
+        if from_shipped:
+            start = shipping.shipped_inpainter()
+        else:
+            start = inpaint.new_inpainter(shipping.shipped_unet(), shipping.shipped_clip())
+        shipping.ship_inpainter(inpaint.train(corpus, shipping.shipped_vae(), start, work, steps, compiled))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -109,13 +109,20 @@ def ship_inpainter(inpainter: nn.ModuleDict, models: Path = MODELS) -> None:
     write(models / "inpaint_image_encoder", weights, config)
 
 
+def shipped_inpainter(models: Path = MODELS) -> nn.ModuleDict:
+    """What stage inpaint trains, {"unet", "encoder"}, float32."""
+    unet = UNet2DConditionModel.from_pretrained(models / "inpaint_unet", torch_dtype=torch.float32)
+    encoder = PaintByExampleImageEncoder.from_pretrained(models / "inpaint_image_encoder", dtype=torch.float32)
+    return nn.ModuleDict({"unet": unet, "encoder": encoder}).eval().requires_grad_(False)
+
+
 def shipped_inpainting(models: Path = MODELS) -> PaintByExamplePipeline:
     """Image-guided inpainting with the shipped weights in diffusers' own pipeline, float32."""
-    encoder = PaintByExampleImageEncoder.from_pretrained(models / "inpaint_image_encoder", dtype=torch.float32)
+    inpainter = shipped_inpainter(models)
     pipe = PaintByExamplePipeline(
         vae=shipped_vae(models),
-        image_encoder=encoder.eval().requires_grad_(False),
-        unet=UNet2DConditionModel.from_pretrained(models / "inpaint_unet", torch_dtype=torch.float32).eval(),
+        image_encoder=inpainter["encoder"],
+        unet=inpainter["unet"],
         scheduler=DDIMScheduler.from_pretrained(models / "scheduler"),
         safety_checker=None,
         feature_extractor=None,

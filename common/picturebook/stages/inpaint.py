@@ -127,7 +127,9 @@ def as_batch(pictures: list[Image.Image]) -> torch.Tensor:
 
 
 def new_inpainter(unet: UNet2DConditionModel, clip: CLIPModel) -> nn.ModuleDict:
-    """{"unet": the given one with nine input channels, "encoder": the picture tower and an untrained mapper}."""
+    """{"unet": the given text-to-image one with nine input channels, "encoder": the picture tower and an untrained
+    mapper}."""
+    torch.manual_seed(0)
     weights = unet.state_dict()
     first = weights["conv_in.weight"]
     weights["conv_in.weight"] = torch.cat([first, first.new_zeros(len(first), 5, *first.shape[2:])], dim=1)
@@ -135,9 +137,7 @@ def new_inpainter(unet: UNet2DConditionModel, clip: CLIPModel) -> nn.ModuleDict:
     wide.load_state_dict(weights)
     encoder = PaintByExampleImageEncoder(clip.config.vision_config, proj_size=unet.config.cross_attention_dim)
     encoder.model.load_state_dict(clip.vision_model.state_dict())
-    inpainter = nn.ModuleDict({"unet": wide, "encoder": encoder}).float().requires_grad_(True)
-    encoder.model.requires_grad_(False)
-    return inpainter
+    return nn.ModuleDict({"unet": wide, "encoder": encoder}).float()
 
 
 def token(encoder: PaintByExampleImageEncoder, features: torch.Tensor) -> torch.Tensor:
@@ -188,18 +188,12 @@ def prepare_rows(corpus: Corpus, boxes: np.ndarray, indices: range, vae, tower) 
 
 
 def train(
-    corpus: Corpus,
-    vae: AutoencoderKL,
-    clip: CLIPModel,
-    unet: UNet2DConditionModel,
-    work: Path,
-    steps: int,
-    compiled: bool = False,
+    corpus: Corpus, vae: AutoencoderKL, model: nn.ModuleDict, work: Path, steps: int, compiled: bool = False
 ) -> nn.ModuleDict:
-    """The trained {"unet", "encoder"}. unet: the text-to-image UNet to start from. compiled: torch.compile."""
-    torch.manual_seed(0)
+    """The trained {"unet", "encoder"}. model: to go on from where no checkpoint is left, a new one or the shipped one;
+    its picture tower stays as it is. compiled: torch.compile."""
     statistics = latent_statistics(corpus, vae, work)
-    model = new_inpainter(unet, clip)
+    model.requires_grad_(True)["encoder"].model.requires_grad_(False)
     known = prepare(corpus, vae, model["encoder"].model.eval(), work)
     scale, alpha_bar = vae.config.scaling_factor, new_scheduler().alphas_cumprod
     model.to(memory_format=torch.channels_last)

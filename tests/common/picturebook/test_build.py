@@ -19,7 +19,7 @@ def test_wrong_input_exits_with_2(argv, capsys):
 def test_every_stage_is_accepted():
     for stage in STEPS:
         assert parse([stage, "--steps", "7"]).steps == 7
-    assert parse(["unet", "--from_shipped"]).from_shipped
+    assert all(parse([stage, "--from_shipped"]).from_shipped for stage in ("unet", "inpaint"))
 
 
 def test_every_check_can_be_asked_for_alone():

@@ -1,5 +1,6 @@
 """Stage inpaint: holes, crops, channels and what is kept on disk; the shipped folders load as the published ones do."""
 
+import copy
 import random
 
 import numpy as np
@@ -98,13 +99,14 @@ def test_what_is_kept_on_disk_is_the_picture_without_its_hole(parts, tmp_path, m
 @pytest.fixture(scope="module")
 def trained(parts, tmp_path_factory):
     """A models folder with an inpainter of two steps on eight scenes, and the inpainter."""
+    vae, clip, unet = parts
     work, models = tmp_path_factory.mktemp("work"), tmp_path_factory.mktemp("models")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(inpaint, "BATCH", 4)
-        model = inpaint.train(Corpus(work, 8), *parts, work, steps=2)
-    shipping.ship_clip(parts[1], shipping.ship_tokenizer_and_scheduler(models), models)
-    shipping.ship_vae(parts[0], 0.5, models)
-    shipping.ship_unet(parts[2], models)
+        model = inpaint.train(Corpus(work, 8), vae, inpaint.new_inpainter(unet, clip), work, steps=2)
+    shipping.ship_clip(clip, shipping.ship_tokenizer_and_scheduler(models), models)
+    shipping.ship_vae(vae, 0.5, models)
+    shipping.ship_unet(unet, models)
     shipping.ship_inpainter(model, models)
     return models, model
 
@@ -117,6 +119,25 @@ def test_the_tower_stays_and_the_rest_is_trained(parts, trained):
     fresh = inpaint.new_inpainter(unet, clip)
     assert not torch.equal(model["unet"].conv_in.weight, fresh["unet"].conv_in.weight)
     assert model["unet"].conv_in.weight[:, 4:].abs().max() > 0
+
+
+def test_a_training_goes_on_from_the_shipped_inpainter(parts, trained, tmp_path, monkeypatch):
+    """Its first loss is that of the shipped weights, and all but the tower is trained."""
+    monkeypatch.setattr(inpaint, "BATCH", 4)
+    descend, losses = inpaint.Run.descend, []
+    monkeypatch.setattr(inpaint.Run, "descend", lambda run, step, loss, **shown: losses.append(loss.item())
+                        or descend(run, step, loss, **shown))  # fmt: skip
+    models, model = trained
+    shipped = shipping.shipped_inpainter(models)
+    for number, start in enumerate((copy.deepcopy(model), copy.deepcopy(shipped))):
+        work = tmp_path / str(number)
+        work.mkdir()
+        made = inpaint.train(Corpus(tmp_path, 8), parts[0], start, work, steps=1)
+    assert losses[0] == pytest.approx(losses[1], rel=0.01)
+    before, after = shipped.state_dict(), made.state_dict()
+    changed = {key for key in before if not torch.equal(before[key], after[key])}
+    assert {"unet.conv_in.weight", "encoder.proj_out.weight", "encoder.mapper.blocks.0.ff.net.2.weight"} <= changed
+    assert not any(key.startswith("encoder.model.") for key in changed)
 
 
 @torch.no_grad()
