@@ -5,50 +5,27 @@
 """
 
 import argparse
-from dataclasses import dataclass
 
 from common import claims
-from common.claims import FAILS, HOLDS, INCONCLUSIVE, PAPERS, Interval
+from common.claims import FAILS, HOLDS, INCONCLUSIVE, PAPERS, Finding
 from common.runs import make_parser, script
 from common.tables import text_table
-from eval.report.measures import Measure, measure
-
-UNDECIDED = INCONCLUSIVE
-
-
-@dataclass(frozen=True)
-class Finding:
-    """A claim and what the rows say about it. difference: method minus baseline, in stored units."""
-
-    claim: dict
-    measure: Measure
-    difference: Interval
-    verdict: str
-    why: str = ""
-
-
-def judge(claim: dict, rows: list[dict]) -> claims.Finding:
-    """common.claims.judge, with curves compared where the claim asks for it."""
-    from eval.tracks.personalization.matched import matched_difference
-
-    return claims.judge(claim, rows, matched_difference)
+from eval import freshness
+from eval.tracks.personalization.matched import matched_difference
 
 
 def findings(experiment: str, rows: list[dict]) -> list[Finding]:
     """Every claim that this experiment (or track) decides, tried on these rows."""
-    wanted = [claim for paper in PAPERS for claim in claims.read_claims(paper) if claim["experiment"] == experiment]
-    found = [judge(claim, rows) for claim in wanted]
-    return [Finding(one.claim, measure(one.key), one.gap, one.verdict, one.why) for one in found]
+    return [claims.judge(claim, rows, matched_difference) for claim in freshness.claims_of(experiment)]
 
 
-def ledger(paper: str) -> list[claims.Finding]:
+def ledger(paper: str) -> list[Finding]:
     """The paper's claims, tried on the rows of eval/results that are of the present weights and data."""
-    from eval.freshness import fresh_rows
+    return [claims.judge(claim, freshness.fresh_rows(claim["experiment"]), matched_difference)
+            for claim in claims.read_claims(paper)]  # fmt: skip
 
-    return [judge(claim, fresh_rows(claim["experiment"])) for claim in claims.read_claims(paper)]
 
-
-def counts(found: list[claims.Finding]) -> dict[str, int]:
+def counts(found: list[Finding]) -> dict[str, int]:
     """How many claims hold, do not, are inconclusive, were not run."""
     kinds = {HOLDS: 0, FAILS: 0, INCONCLUSIVE: 0, "not run": 0}
     for one in found:

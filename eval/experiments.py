@@ -1,4 +1,4 @@
-"""Which experiments there are, which of their rows are of the present world, what they cost; runs and renders them.
+"""Runs the experiments, keeps their rows with what these depend on, and renders them into the READMEs.
 
     python -m eval.experiments --list               id, n, minutes, date, fresh or stale
     python -m eval.experiments --run                tier 1, what is missing or stale (make results); or --run ID …
@@ -22,7 +22,7 @@ import sys
 import time
 from pathlib import Path
 
-from common.flags import Shard, check_writable, shard
+from common.flags import Shard, shard
 from common.runs import (
     InputError,
     cache_folder,
@@ -37,8 +37,8 @@ from common.runs import (
 from eval import freshness
 from eval.freshness import FRESH, ROOT, Experiment, digest, experiments, fingerprint, state
 
-PRINTED = "printed.txt"  # what an experiment without rows says
 HEAVY = ("seen", "gap", "trajectory")  # what rows have for figures alone, and results do not keep
+PRINTED, MINUTES = "printed.txt", "minutes.json"  # in a run's folder: what a command without rows says; time so far
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -56,7 +56,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "command of an experiment, with config.json")  # fmt: skip
     add("--as", dest="name", metavar="ID", help="the experiment that imported rows belong to")
     add("--label", help="what imported rows are called; by default the folder's name")
-    add("--output_dir", help="folder for runs at work; outputs/experiments by default")
+    add("--output_dir", default=str(cache_folder("experiments")), help="folder for runs at work")
     args = parser.parse_args(argv)
     for name in [*(args.run or []), *(args.quick or []), *([args.name] if args.name else [])]:
         freshness.find(name)
@@ -66,38 +66,30 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         raise InputError(f"--import {args.imported} is no folder")
     if args.shard and args.run is None:
         raise InputError("--shard is for --run")
-    asked = (args.list, args.render, args.check, args.export, args.imported, args.run is not None,
-             args.quick is not None)  # fmt: skip
-    if not any(asked):
+    asked = args.list or args.render or args.check or args.export or args.imported
+    if not asked and args.run is None and args.quick is None:
         raise InputError("nothing to do: give --list, --run, --render, --check, --quick, --export or --import")
-    check_writable(folder_of(args))
     return args
-
-
-def folder_of(args: argparse.Namespace) -> Path:
-    return Path(args.output_dir) if args.output_dir else cache_folder("experiments")
 
 
 # ---------------------------------------------------------------------------------------------------------------- run
 
 
-def command_lines(one: Experiment, output: Path, more: list[str]) -> list[list[str]]:
-    """The commands as they are started, and for --quick what makes them short."""
-    return [[sys.executable, "-m", *shlex.split(command), *more, "--output_dir", str(output)]
-            for command in one.commands]  # fmt: skip
-
-
-def start(one: Experiment, output: Path, more: list[str]) -> None:
-    """Raises InputError where a command ends in an error, which it has already told."""
-    said = []
-    for words in command_lines(one, output, more):
-        print("$ python " + shlex.join(words[1:]), flush=True)
-        done = subprocess.run(words, cwd=ROOT, text=True, stdout=None if one.rows else subprocess.PIPE)
-        if done.returncode:
-            raise InputError(f"{one.id} stopped; the same command goes on from here")
-        said.append(done.stdout or "")
-    if not one.rows:
-        write_text(output / PRINTED, "".join(said))
+def run(ids: list[str], output: Path, part: Shard | None) -> None:
+    """What is not fresh, one after the other. Where one fails the others go on; InputError says in the end which."""
+    failed = []
+    for name in ids:
+        one = experiments()[name]
+        if state(one)[0] == FRESH:
+            print(f"{name} is fresh", flush=True)
+            continue
+        try:
+            run_one(one, output, part)
+        except InputError as problem:
+            print(f"error: {problem}", file=sys.stderr, flush=True)
+            failed.append(name)
+    if failed:
+        raise InputError(f"{', '.join(failed)} stopped; the same command goes on from here")
 
 
 def run_one(one: Experiment, output: Path, part: Shard | None) -> None:
@@ -113,21 +105,40 @@ def run_one(one: Experiment, output: Path, part: Shard | None) -> None:
     keep(one, place, before, (time.time() - began) / 60)
 
 
+def start(one: Experiment, output: Path, more: list[str]) -> None:
+    """Run its commands. Raises InputError where one ends in an error, which it has already told."""
+    said = []
+    for words in command_lines(one, output, more):
+        print("$ python " + shlex.join(words[1:]), flush=True)
+        done = subprocess.run(words, cwd=ROOT, text=True, stdout=None if one.rows else subprocess.PIPE)
+        if done.returncode:
+            raise InputError(f"{one.id} ended with exit code {done.returncode}")
+        said.append(done.stdout or "")
+    if not one.rows:
+        write_text(output / PRINTED, "".join(said))
+
+
+def command_lines(one: Experiment, output: Path, more: list[str]) -> list[list[str]]:
+    """The commands as they are started. more: further flags, such as those that make them short."""
+    return [[sys.executable, "-m", *shlex.split(command), *more, "--output_dir", str(output)]
+            for command in one.commands]  # fmt: skip
+
+
 def keep(one: Experiment, place: Path, world: dict, minutes: float) -> None:
     """Rows, what they depend on, and the figure, into the repository."""
     if one.rows:
         write_rows(one.kept, gathered(place / one.rows))
     else:
         write_text(one.kept, (place / PRINTED).read_text(encoding="utf-8"))
-    took = read_object(place / "minutes.json")["minutes"] if (place / "minutes.json").is_file() else 0
-    took = round(took + minutes, 1)
-    write_json(place / "minutes.json", {"minutes": took})
-    write_json(one.about, {"experiment": one.id, "date": time.strftime("%Y-%m-%d", time.gmtime()), "minutes": took,
-                           "machine": machine(), "fingerprint": world, "provenance": provenance()})  # fmt: skip
-    if one.figure:
+    if (place / MINUTES).is_file():  # of runs that were interrupted, or of another machine's part
+        minutes += read_object(place / MINUTES)["minutes"]
+    took = {"minutes": round(minutes, 1)}
+    write_json(place / MINUTES, took)
+    about = {"experiment": one.id, "date": time.strftime("%Y-%m-%d", time.gmtime()), **took, "machine": machine()}
+    write_json(one.about, {**about, "fingerprint": world, "provenance": provenance()})
+    if one.figure and (place / one.figure).is_file():
         (ROOT / "assets").mkdir(exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):
-            shutil.copyfile(place / one.figure, ROOT / "assets" / f"{one.id}.png")
+        shutil.copyfile(place / one.figure, ROOT / "assets" / f"{one.id}.png")
 
 
 def write_rows(path: Path, rows: list[dict]) -> None:
@@ -153,26 +164,6 @@ def machine() -> str:
     return f"{len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores of {name}"
 
 
-def run(ids: list[str], output: Path, part: Shard | None) -> int:
-    """doit runs what is not fresh, goes on where one fails, and says which those were."""
-    from doit.cmd_base import ModuleTaskLoader
-    from doit.doit_cmd import DoitMain
-
-    output.mkdir(parents=True, exist_ok=True)
-
-    def task_experiment():
-        for name in ids:
-            one = experiments()[name]
-            yield {
-                "name": name, "actions": [(run_one, [one, output, part])], "targets": [str(one.kept)],
-                "uptodate": [state(one)[0] == FRESH], "verbosity": 2, "title": lambda task: task.name,
-            }  # fmt: skip
-
-    config = {"dep_file": str(output / f"doit{f'-{part.index}' if part else ''}.db"), "outfile": sys.stdout}
-    loader = ModuleTaskLoader({"task_experiment": task_experiment, "DOIT_CONFIG": config})
-    return DoitMain(loader).run(["run", "--continue", *(f"experiment:{name}" for name in ids)])
-
-
 def quick(ids: list[str], output: Path) -> None:
     """Every experiment with two items and two steps. InputError for the first that fails or leaves no rows."""
     for name in ids:
@@ -182,51 +173,48 @@ def quick(ids: list[str], output: Path) -> None:
         print(f"{name}: {len(gathered(place / one.rows)) if one.rows else 'no'} rows")
 
 
-# --------------------------------------------------------------------------------------------------------------- list
+# --------------------------------------------------------------------------------------------------- list and import
 
 
 def listing() -> list[list[str]]:
     """A line per experiment."""
     lines = [["id", "tier", "n", "minutes", "state", "date", "question"]]
     for one in experiments().values():
-        how, why = state(one)
         about = read_object(one.about) if one.about.is_file() else {}
-        said = f"{how}: {why}" if why else how
-        lines.append([one.id, str(one.tier), str(one.n), f"{about.get('minutes', one.minutes):g}", said,
-                      about.get("date", ""), one.question])  # fmt: skip
+        lines.append([one.id, str(one.tier), str(one.n), f"{about.get('minutes', one.minutes):g}",
+                      ": ".join(filter(None, state(one))), about.get("date", ""), one.question])  # fmt: skip
     return lines
 
 
 def import_rows(folder: Path, one: Experiment, label: str | None) -> Path:
     """Keep rows that were made elsewhere, with their provenance, beside the experiment's own."""
-    config = read_object(folder / "config.json")
-    rows = gathered(folder / Path(one.rows).name if (folder / Path(one.rows).name).exists() else folder / one.rows)
-    made = {name: config.get(name) for name in ("pretrained_model_name_or_path", "dataset", "metric_encoders", "seed")}
-    where = config.get("provenance", {})
-    told = [f"{name} {value}" for name, value in {**made, **where}.items() if value is not None and name in (
-        "pretrained_model_name_or_path", "dataset", "metric_encoders", "gpu", "git_revision", "torch")]  # fmt: skip
-    target = freshness.RESULTS / "imported" / f"{one.id}--{folder.resolve().name}.jsonl"
+    config, name = read_object(folder / "config.json"), folder.resolve().name
+    file = folder / Path(one.rows).name
+    rows = gathered(file if file.exists() else folder / one.rows)
+    told = {**config, **config.get("provenance", {})}
+    made = ("pretrained_model_name_or_path", "dataset", "metric_encoders", "git_revision", "torch", "gpu")
+    made_with = ", ".join(f"{key} {told[key]}" for key in made if told.get(key) is not None)
+    target = freshness.RESULTS / "imported" / f"{one.id}--{name}.jsonl"
     write_rows(target, rows)
-    write_json(target.with_suffix(".json"), {"experiment": one.id, "label": label or folder.resolve().name,
-                                             "made_with": ", ".join(told), "config": config})  # fmt: skip
+    write_json(target.with_suffix(".json"),
+               {"experiment": one.id, "label": label or name, "made_with": made_with, "config": config})  # fmt: skip
     return target
 
 
 @script
-def main(argv: list[str] | None = None) -> int | None:
+def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     from common.tables import text_table
     from eval import rendering
 
-    output = folder_of(args)
+    output = Path(args.output_dir)
     if args.list:
         print(text_table(listing()))
     if args.imported:
         print(f"kept {import_rows(Path(args.imported), freshness.find(args.name), args.label)}")
     if args.run is not None:
-        wanted = args.run or [one.id for one in experiments().values() if one.tier <= args.tier]
-        if code := run(wanted, output, args.shard):
-            return code
+        every = [one.id for one in experiments().values() if one.tier <= args.tier]
+        run(args.run or every, output, args.shard)
     if args.quick is not None:
         quick(args.quick or list(experiments()), output)
     if args.render:
@@ -239,7 +227,6 @@ def main(argv: list[str] | None = None) -> int | None:
             names = ", ".join(str(path.relative_to(ROOT)) for path in wrong)
             raise InputError(f"not what the rows say: {names}; python -m eval.experiments --render")
         print("every README is what the rows say")
-    return None
 
 
 if __name__ == "__main__":

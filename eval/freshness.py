@@ -47,11 +47,6 @@ class Experiment:
     gpu: str = ""
 
     @property
-    def command(self) -> str:
-        """What a reader types."""
-        return f"python -m eval.experiments --run {self.id}"
-
-    @property
     def kept(self) -> Path:
         """The committed rows, or what was printed; beside them <id>.json says where they come from."""
         return RESULTS / f"{self.id}{'.jsonl' if self.rows else '.txt'}"
@@ -65,7 +60,7 @@ class Experiment:
 def experiments() -> dict[str, Experiment]:
     """By id, in the order of the file. InputError for an entry that lacks something."""
     found = {}
-    for entry in tomllib.loads((HERE / "experiments.toml").read_text(encoding="utf-8"))["experiment"]:
+    for entry in read_toml(HERE / "experiments.toml")["experiment"]:
         try:
             one = Experiment(**entry)
         except TypeError as problem:
@@ -82,23 +77,29 @@ def find(name: str) -> Experiment:
     return experiments()[name]
 
 
+def read_toml(path: Path) -> dict[str, Any]:
+    return tomllib.loads(path.read_text(encoding="utf-8"))
+
+
 def protocols() -> dict[str, int]:
-    return tomllib.loads((HERE / "protocols.toml").read_text(encoding="utf-8"))["protocols"]
+    return read_toml(HERE / "protocols.toml")["protocols"]
+
+
+def claims_of(name: str) -> list[dict[str, Any]]:
+    """The claims of all papers that an experiment decides."""
+    return [claim for paper in PAPERS for claim in read_claims(paper) if claim["experiment"] == name]
 
 
 def measures_of(experiment: Experiment) -> list[str]:
     """The scores that its table shows or a claim reads."""
-    judged = [claim for paper in PAPERS for claim in read_claims(paper) if claim["experiment"] == experiment.id]
-    scores = [claim[name] for claim in judged for name in ("score", "matched") if name in claim]
-    return list(dict.fromkeys([*experiment.columns, *scores]))
+    judged = [claim[key] for claim in claims_of(experiment.id) for key in ("score", "matched") if key in claim]
+    return list(dict.fromkeys([*experiment.columns, *judged]))
 
 
 def settings_of(place: str) -> Any:
     """What decides a result beside the command: a toml file of the project, or "module:NAME", a plain constant."""
     module, _, name = place.partition(":")
-    if name:
-        return getattr(importlib.import_module(module), name)
-    return tomllib.loads((ROOT / place).read_text(encoding="utf-8"))
+    return getattr(importlib.import_module(module), name) if name else read_toml(ROOT / place)
 
 
 def digest(value: Any) -> str:
@@ -122,12 +123,10 @@ def fingerprint(experiment: Experiment) -> dict[str, Any]:
 def differing(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What changed between two fingerprints, in words. A measure that was not asked for then is no change."""
     found = [name for name in ("commands", "weights", "drawing") if before.get(name) != now[name]]
-    for name in ("settings", "protocols"):
-        then = before.get(name, {})
-        lacking = name == "settings"
-        found += [f"{name} of {key}" for key, value in now[name].items()
-                  if (key in then or lacking) and then.get(key) != value]  # fmt: skip
-    return found
+    then, measured = before.get("settings", {}), before.get("protocols", {})
+    found += [f"settings of {place}" for place, value in now["settings"].items() if then.get(place) != value]
+    return found + [f"protocols of {name}" for name, value in now["protocols"].items()
+                    if measured.get(name, value) != value]  # fmt: skip
 
 
 def state(experiment: Experiment) -> tuple[str, str]:

@@ -13,46 +13,62 @@ What an ID may be:
 import csv
 import functools
 import importlib
-import io
 import os
 import re
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from common import claims
-from common.claims import PAPERS, Interval, common_items
-from common.runs import InputError, read_object, read_rows, write_text
+from common.claims import PAPERS, Finding, Interval, common_items
+from common.runs import InputError, atomic_path, read_object, read_rows, write_text
 from eval import freshness
-from eval.claims import counts, judge, ledger
+from eval.claims import counts, findings, ledger
 from eval.freshness import FRESH, ROOT, STALE, Experiment, experiments, state
 from eval.report.measures import Measure, best_method, find, mean_interval, measure
 
 MARKER = re.compile(r"(<!-- results: (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
-IMPORTED = "imported"  # folder of freshness.RESULTS: rows that were made elsewhere
+PAGES = ("*.md", "*/README.md", "*/reproduction/*.md", "docs/*.md")  # that may have markers
 ASSETS = ROOT / "assets"
+LATEX = {"%": r"\%", "&": r"\&", "_": r"\_", "#": r"\#", "−": "$-$", "↑": r"$\uparrow$", "↓": r"$\downarrow$",
+         "–": "--", "\u202f": r"\,"}  # fmt: skip
+Grid = list[list[str]]  # a table's head and lines
 
 
-@dataclass(frozen=True)
-class Line:
-    """A method's row of a table. cells: column -> its interval."""
-
-    method: str
-    title: str
-    reference: bool
-    n: int
-    cells: dict[str, Interval]
+# ------------------------------------------------------------------------------------------------------------- tables
 
 
-@dataclass(frozen=True)
-class Table:
-    """columns: those that rows have. best: column -> the one method that beats all others in it. left_out:
-    methods that ran on fewer than half of the items, with how many."""
+def table_of(experiment: Experiment, rows: list[dict]) -> tuple[Grid, str]:
+    """The rows as a table, and the note under it. The contest is held on the items that all its methods ran on; who ran
+    on fewer than half of the most is left out of it. In markdown: references in italics, in bold what beats all."""
+    named = list(dict.fromkeys(row["method"] for row in rows))
+    references = [method for method in experiment.references if method in named]
+    rivals = [method for method in experiment.methods if method in named] or named
+    rivals = [method for method in rivals if method not in references]
+    ran, most = items_of(rows), max((items_of(rows)[method] for method in rivals), default=0)
+    contest = [method for method in rivals if 2 * ran[method] >= most]
+    shared = common_items(rows, contest)
+    columns = [measure(key) for key in (find(rows, name) for name in experiment.columns) if key]
+    best = {column.key: best_method(shared, column.key, contest, claims.LEAST) for column in columns}
+    called, lines = title_of(experiment), [["", "n", *map(heading, columns)]]
+    for method in [*references, *contest]:
+        own = shared if method in contest else rows
+        cells = [cell(column, mean_interval(own, column.key, method)) for column in columns]
+        marked = (f"**{text}**" if best[column.key] == method else text
+                  for column, text in zip(columns, cells, strict=True))  # fmt: skip
+        title = called(method) if method in contest else f"*{called(method)}*"
+        lines.append([title, str(items_of(own)[method]), *marked])
+    said = "Means with 95 % intervals; bold: better than every other row of the contest by paired intervals. "
+    if references:
+        said += "Rows in italics are references and do not compete. "
+    if fewer := [f"{method} ({ran[method]})" for method in rivals if method not in contest]:
+        said += f"Left out, having run on fewer than half of the items: {', '.join(fewer)}. "
+    return lines, said
 
-    columns: list[Measure]
-    lines: list[Line]
-    best: dict[str, str | None]
-    left_out: dict[str, int]
+
+def items_of(rows: list[dict]) -> Counter[str]:
+    """How many items (and seeds) each method ran on."""
+    return Counter(method for method, *_ in {(row["method"], row["item"], row["seed"]) for row in rows})
 
 
 def title_of(experiment: Experiment) -> Callable[[str], str]:
@@ -66,35 +82,11 @@ def title_of(experiment: Experiment) -> Callable[[str], str]:
     return lambda method: getattr(known.get(method, method), "title", known.get(method, method))
 
 
-def table_of(experiment: Experiment, rows: list[dict]) -> Table:
-    """The rows as a table. The contest is held on the items that all its methods ran on; who ran on fewer than half of
-    the most is left out of it."""
-    named = list(dict.fromkeys(row["method"] for row in rows))
-    order = [m for m in experiment.methods if m in named] or named
-    references = [m for m in experiment.references if m in named]
-    items = {m: len({(row["item"], row["seed"]) for row in rows if row["method"] == m}) for m in order}
-    most = max((items[m] for m in order if m not in references), default=0)
-    left_out = {m: items[m] for m in order if m not in references and 2 * items[m] < most}
-    contest = [m for m in order if m not in references and m not in left_out]
-    shared = common_items(rows, contest)
-    keys = [key for key in (find(rows, name) for name in experiment.columns) if key]
-    columns = [measure(key) for key in keys]
-    called, lines = title_of(experiment), []
-    for method in [*references, *contest]:
-        own = shared if method in contest else [row for row in rows if row["method"] == method]
-        cells = {key: mean_interval(own, key, method) for key in keys}
-        count = len({(row["item"], row["seed"]) for row in own if row["method"] == method})
-        lines.append(Line(method, called(method), method in references, count, cells))
-    best = {key: best_method(shared, key, contest, claims.LEAST) for key in keys}
-    return Table(columns, lines, best, left_out)
-
-
 def heading(column: Measure) -> str:
     arrow = {"higher": " ↑", "lower": " ↓"}.get(column.better, "")
-    factor = {1e3: "x1e3", 1e4: "x1e4", 1e2: ""}.get(column.factor, "")
-    unit = column.unit or factor
+    unit = column.unit or {1e3: "x1e3", 1e4: "x1e4"}.get(column.factor, "")
     source = f" ({column.encoder})" if column.encoder else ""
-    return f"{column.label}{f', {unit}' if unit else ''}{source}{arrow}"
+    return column.label + (f", {unit}" if unit else "") + source + arrow
 
 
 def cell(column: Measure, value: Interval) -> str:
@@ -106,20 +98,7 @@ def cell(column: Measure, value: Interval) -> str:
     return f"{mean} [{column.text(value.low)}, {column.text(value.high)}]"
 
 
-def grid_of(table: Table, bold: bool = True) -> list[list[str]]:
-    """Head and lines as text."""
-    head = ["", "n", *map(heading, table.columns)]
-    lines = [head]
-    for line in table.lines:
-        cells = []
-        for column in table.columns:
-            text = cell(column, line.cells[column.key])
-            cells.append(f"**{text}**" if bold and table.best[column.key] == line.method else text)
-        lines.append([f"*{line.title}*" if bold and line.reference else line.title, str(line.n), *cells])
-    return lines
-
-
-def markdown(lines: list[list[str]]) -> str:
+def markdown(lines: Grid) -> str:
     head, *rest = ([cell.replace("|", "\\|") for cell in line] for line in lines)
     return "\n".join(["| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *rest)])
 
@@ -127,10 +106,45 @@ def markdown(lines: list[list[str]]) -> str:
 # ------------------------------------------------------------------------------------------------------------- bodies
 
 
+def body(name: str, place: Path) -> str:
+    """What stands between the markers of `name`. place: folder of the README. InputError for an unknown name."""
+    kind, _, paper = name.partition(":")
+    experiment, _, part = (name, "", "") if name in experiments() else name.rpartition(".")
+    parts = {"": body_of_table, "verdicts": body_of_verdicts, "figure": lambda one: body_of_figure(one, place),
+             "gpu": lambda one: one.gpu}  # fmt: skip
+    if name == "experiments":
+        return body_of_experiments()
+    if name == "claims":
+        return body_of_claims()
+    if kind in ("claims", "held") and paper in PAPERS:
+        return claim_lines([one for one in judged(paper) if kind == "claims" or one.claim.get("headline")])
+    if experiment in experiments() and part in parts:
+        return parts[part](experiments()[experiment])
+    raise InputError(f"<!-- results: {name} -->: there is no such experiment, table or paper")
+
+
+def body_of_table(experiment: Experiment) -> str:
+    parts = []
+    if state(experiment)[0] != FRESH:
+        parts += [not_run(experiment)]
+    elif experiment.rows:
+        lines, note = table_of(experiment, read_rows(experiment.kept))
+        parts += [markdown(lines), note + provenance(read_object(experiment.about))]
+    else:
+        printed = experiment.kept.read_text(encoding="utf-8").rstrip()
+        parts += [f"```text\n{printed}\n```", provenance(read_object(experiment.about))]
+    for about in sorted((freshness.RESULTS / "imported").glob(f"{experiment.id}--*.json")):
+        seen = read_object(about)
+        parts += [f"**Run elsewhere: {seen['label']}** ({seen['made_with']}; not to be compared with the rows above)",
+                  markdown(table_of(experiment, read_rows(about.with_suffix(".jsonl")))[0])]  # fmt: skip
+    return "\n\n".join(parts)
+
+
 def not_run(experiment: Experiment) -> str:
     how, why = state(experiment)
     kept = f" Kept rows are of another state ({why}) and not shown." if how == STALE else ""
-    return f"*Not run yet:* `{experiment.command}` *(about {experiment.minutes:g} minutes).*{kept}"
+    command = f"python -m eval.experiments --run {experiment.id}"
+    return f"*Not run yet:* `{command}` *(about {experiment.minutes:g} minutes).*{kept}"
 
 
 def provenance(about: dict) -> str:
@@ -142,42 +156,8 @@ def provenance(about: dict) -> str:
     )
 
 
-def body_of_table(experiment: Experiment) -> str:
-    parts = []
-    if state(experiment)[0] == FRESH and not experiment.rows:
-        printed = experiment.kept.read_text(encoding="utf-8").rstrip()
-        parts += [f"```text\n{printed}\n```", provenance(read_object(experiment.about))]
-    elif state(experiment)[0] == FRESH:
-        table = table_of(experiment, read_rows(experiment.kept))
-        parts += [markdown(grid_of(table)), notes(table) + provenance(read_object(experiment.about))]
-    else:
-        parts.append(not_run(experiment))
-    for about in sorted((freshness.RESULTS / IMPORTED).glob(f"{experiment.id}--*.json")):
-        seen = read_object(about)
-        table = table_of(experiment, read_rows(about.with_suffix(".jsonl")))
-        parts += [f"**Run elsewhere: {seen['label']}** ({seen['made_with']}; not to be compared with the rows above)",
-                  markdown(grid_of(table))]  # fmt: skip
-    return "\n\n".join(parts)
-
-
-def notes(table: Table) -> str:
-    said = "Means with 95 % intervals; bold: better than every other row of the contest by paired intervals. "
-    if any(line.reference for line in table.lines):
-        said += "Rows in italics are references and do not compete. "
-    if table.left_out:
-        fewer = ", ".join(f"{method} ({count})" for method, count in table.left_out.items())
-        said += f"Left out, having run on fewer than half of the items: {fewer}. "
-    return said
-
-
-def claim_lines(found: list[claims.Finding]) -> str:
-    return markdown(claims.table(found))
-
-
 def body_of_verdicts(experiment: Experiment) -> str:
-    rows = freshness.fresh_rows(experiment.id)
-    found = [judge(claim, rows) for paper in PAPERS for claim in claims.read_claims(paper)
-             if claim["experiment"] == experiment.id]  # fmt: skip
+    found = findings(experiment.id, freshness.fresh_rows(experiment.id))
     return claim_lines(found) if found else "No claim of the papers rests on this."
 
 
@@ -189,52 +169,27 @@ def body_of_figure(experiment: Experiment, place: Path) -> str:
 
 
 def body_of_experiments() -> str:
-    lines = [["id", "question", "n", "minutes", "tier"]]
-    lines += [[f"`{one.id}`", one.question, str(one.n), f"{one.minutes:g}", str(one.tier)]
-              for one in experiments().values()]  # fmt: skip
-    return markdown(lines)
-
-
-@functools.cache
-def _ledger(paper: str) -> tuple[claims.Finding, ...]:
-    return tuple(ledger(paper))
+    lines = [[f"`{one.id}`", one.question, str(one.n), f"{one.minutes:g}", str(one.tier)]
+             for one in experiments().values()]  # fmt: skip
+    return markdown([["id", "question", "n", "minutes", "tier"], *lines])
 
 
 def body_of_claims() -> str:
-    lines = [["paper", "hold", "do not hold", "inconclusive", "not run"]]
-    for paper in PAPERS:
-        lines.append([f"[{paper}]({paper})", *map(str, counts(list(_ledger(paper))).values())])
-    return markdown(lines)
+    lines = [[f"[{paper}]({paper})", *map(str, counts(judged(paper)).values())] for paper in PAPERS]
+    return markdown([["paper", "hold", "do not hold", "inconclusive", "not run"], *lines])
 
 
-def body(name: str, place: Path) -> str:
-    """What stands between the markers of `name`. place: folder of the README. InputError for an unknown name."""
-    kind, _, paper = name.partition(":")
-    if paper and paper not in PAPERS:
-        raise InputError(f"<!-- results: {name} -->: there is no paper {paper!r}")
-    if kind == "claims":
-        return claim_lines(list(_ledger(paper))) if paper else body_of_claims()
-    if kind == "held":
-        return claim_lines([one for one in _ledger(paper) if one.claim.get("headline")])
-    if name == "experiments":
-        return body_of_experiments()
-    if name in experiments():
-        return body_of_table(experiments()[name])
-    stem, _, part = name.rpartition(".")
-    parts = {"verdicts": body_of_verdicts, "figure": lambda one: body_of_figure(one, place),
-             "gpu": lambda one: one.gpu}  # fmt: skip
-    if stem in experiments() and part in parts:
-        return parts[part](experiments()[stem])
-    raise InputError(f"<!-- results: {name} -->: there is no such experiment or table")
+def claim_lines(found: list[Finding]) -> str:
+    return markdown(claims.table(found))
 
 
-# ------------------------------------------------------------------------------------------------------------ READMEs
+@functools.cache
+def judged(paper: str) -> list[Finding]:
+    """The paper's ledger, judged once for all pages."""
+    return ledger(paper)
 
 
-def readmes(root: Path = ROOT) -> list[Path]:
-    """The pages that may have markers."""
-    patterns = ("*.md", "*/README.md", "*/reproduction/*.md", "docs/*.md")
-    return sorted(path for pattern in patterns for path in root.glob(pattern))
+# -------------------------------------------------------------------------------------------------- READMEs and files
 
 
 def rendered(path: Path) -> str:
@@ -242,60 +197,46 @@ def rendered(path: Path) -> str:
     text = path.read_text(encoding="utf-8")
     if text.count("<!-- results: ") != len(MARKER.findall(text)):
         raise InputError(f"{path}: a <!-- results: … --> stands without its <!-- end -->, each on a line of its own")
+    return MARKER.sub(lambda found: f"{found[1]}\n{body(found[2], path.parent)}\n\n{found[4]}", text)
 
-    def fill(found: re.Match) -> str:
-        return f"{found[1]}\n{body(found[2], path.parent)}\n\n{found[4]}"
 
-    return MARKER.sub(fill, text)
+def differing(root: Path = ROOT) -> dict[Path, str]:
+    """The pages whose marked parts are not what the rows say, with the text that they should have."""
+    judged.cache_clear()
+    pages = {path: rendered(path) for pattern in PAGES for path in sorted(root.glob(pattern))}
+    return {path: text for path, text in pages.items() if text != path.read_text(encoding="utf-8")}
 
 
 def render(root: Path = ROOT) -> list[Path]:
-    """Write every page whose marked parts are not what the rows say; which these were."""
-    _ledger.cache_clear()
-    changed = []
-    for path in readmes(root):
-        text = rendered(path)
-        if text != path.read_text(encoding="utf-8"):
-            write_text(path, text)
-            changed.append(path)
-    return changed
-
-
-def differing(root: Path = ROOT) -> list[Path]:
-    """The pages that `render` would change."""
-    _ledger.cache_clear()
-    return [path for path in readmes(root) if rendered(path) != path.read_text(encoding="utf-8")]
-
-
-# ------------------------------------------------------------------------------------------------------------- export
-
-
-def as_csv(lines: list[list[str]]) -> str:
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerows(lines)
-    return buffer.getvalue()
-
-
-def as_latex(lines: list[list[str]]) -> str:
-    """A tabular with booktabs' rules."""
-    special = {"%": r"\%", "&": r"\&", "_": r"\_", "#": r"\#", "−": "$-$", "↑": r"$\uparrow$", "↓": r"$\downarrow$",
-               "–": "--", "\u202f": r"\,"}  # fmt: skip
-    head, *rest = ([re.sub("[%&_#−↑↓–\u202f]", lambda m: special[m[0]], cell) for cell in line] for line in lines)
-    rows = [" & ".join(line) + r" \\" for line in (head, *rest)]
-    return "\n".join([rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}", r"\toprule", rows[0], r"\midrule", *rows[1:],
-                      r"\bottomrule", r"\end{tabular}", ""])  # fmt: skip
+    """Write these pages; which they were."""
+    pages = differing(root)
+    for path, text in pages.items():
+        write_text(path, text)
+    return list(pages)
 
 
 def export(folder: Path) -> list[Path]:
     """<id>.csv and <id>.tex of every fresh experiment, and claims.csv."""
-    written = []
+    tables = {"claims": claims.table(one for paper in PAPERS for one in ledger(paper))}
+    written = [folder / "claims.csv"]
     for one in experiments().values():
         if one.rows and state(one)[0] == FRESH:
-            lines = grid_of(table_of(one, read_rows(one.kept)), bold=False)
-            for suffix, form in ((".csv", as_csv), (".tex", as_latex)):
-                written.append(folder / f"{one.id}{suffix}")
-                write_text(written[-1], form(lines))
-    judged = [one for paper in PAPERS for one in ledger(paper)]
-    written.append(folder / "claims.csv")
-    write_text(written[-1], as_csv(claims.table(judged)))
+            lines, _ = table_of(one, read_rows(one.kept))
+            tables[one.id] = [[text.strip("*") for text in line] for line in lines]
+            written += [folder / f"{one.id}.csv", folder / f"{one.id}.tex"]
+    for path in written:
+        with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+            if path.suffix == ".csv":
+                csv.writer(file, lineterminator="\n").writerows(tables[path.stem])
+            else:
+                file.write(as_latex(tables[path.stem]))
     return written
+
+
+def as_latex(lines: Grid) -> str:
+    """A tabular with booktabs' rules."""
+    head, *rest = (" & ".join("".join(LATEX.get(letter, letter) for letter in cell) for cell in line) + r" \\"
+                   for line in lines)  # fmt: skip
+    columns = "l" + "r" * (len(lines[0]) - 1)
+    return "\n".join([rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *rest, r"\bottomrule",
+                      r"\end{tabular}", ""])  # fmt: skip

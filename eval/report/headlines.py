@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from common.claims import PAPERS
-from eval.claims import Finding, findings
+from common.claims import PAPERS, Finding
+from eval.claims import findings
 from eval.report.boards import as_printed, contestants, published_table, verdict_class
 from eval.report.measures import difference, find, mean_interval, measure
 from eval.tracks.track import Run, Track
@@ -18,7 +18,7 @@ def claim_views(track: Track, run: Run) -> list[dict[str, Any]]:
 
 
 def claim_view(found: Finding, anchor: str) -> dict[str, Any]:
-    claim, column, gap = found.claim, found.measure, found.difference
+    claim, column, gap = found.claim, measure(found.key), found.gap
     allowed = f"no more than {claim.get('margin', 0) * column.factor:g} {column.gap_unit}".strip() + " worse"
     rule = "better" if claim["rule"] == "better" else allowed
     if "matched" in claim:

@@ -17,7 +17,7 @@ EVERY = [claim for paper in PAPERS for claim in read_claims(paper)]
 
 
 def verdicts(rows):
-    return {found.measure.key: (found.verdict, found.difference.n) for found in findings("text_editing", rows)}
+    return {found.key: (found.verdict, found.gap.n) for found in findings("text_editing", rows)}
 
 
 def test_findings_pair_the_items_and_drop_what_one_side_lacks():

@@ -6,9 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from common.claims import PAPERS, read_claims
 from common.runs import InputError, read_object, read_rows, write_json
-from eval import claims, experiments, freshness, rendering
+from eval import experiments, freshness, rendering
 from eval.freshness import FRESH, MISSING, STALE, Experiment, state
 
 FAKE = "tests.eval.fake_experiment"
@@ -68,12 +67,13 @@ def test_what_rows_depend_on_makes_them_stale_and_nothing_else_does(world, tmp_p
     assert len(freshness.fresh_rows("text_editing")) == 20
 
 
-def test_a_failing_command_keeps_nothing_and_the_others_run(world, tmp_path):
+def test_a_failing_command_keeps_nothing_and_the_others_run(world, tmp_path, capfd):
     world[1].clear()
     world[1].update(bad=entry(id="bad", commands=[f"{FAKE} --fail"]), good=entry(id="good"))
     with pytest.raises(SystemExit) as stop:
         run(tmp_path, "--run")
-    assert stop.value.code and state(world[1]["bad"])[0] == MISSING and state(world[1]["good"])[0] == FRESH
+    assert stop.value.code == 2 and "bad stopped; the same" in capfd.readouterr().err
+    assert state(world[1]["bad"])[0] == MISSING and state(world[1]["good"])[0] == FRESH
 
 
 def test_shards_are_gathered(world, tmp_path):
@@ -100,12 +100,10 @@ def rows_of(scores):
 def test_a_table_is_of_common_items_with_references_apart_and_a_best_that_beats_all():
     rows = rows_of({"truth": [60.0] * 12, "a": [20.0 + i for i in range(12)], "b": [22.0 + 1.01 * i for i in range(10)],
                     "c": [50.0] * 4})  # fmt: skip
-    table = rendering.table_of(entry(references=["truth"]), rows)
-    assert [(line.method, line.n, line.reference) for line in table.lines] == [
-        ("truth", 12, True), ("a", 10, False), ("b", 10, False)]  # fmt: skip
-    assert table.left_out == {"c": 4} and table.best == {"psnr/pie_official": "b"}
-    text = rendering.markdown(rendering.grid_of(table))
-    assert "| *truth* | 12 | 60.0 |" in text and "| b | 10 | **26.5" in text and "24.5" in text  # a over ten items
+    lines, note = rendering.table_of(entry(references=["truth"]), rows)
+    assert [line[:2] for line in lines] == [["", "n"], ["*truth*", "12"], ["a", "10"], ["b", "10"]]
+    assert lines[1][2] == "60.0" and lines[2][2].startswith("24.5 [")  # a over ten items
+    assert lines[3][2].startswith("**26.5 [") and "fewer than half of the items: c (4)." in note
 
 
 def test_pages_are_filled_checked_and_refused(world, tmp_path, monkeypatch):
@@ -115,14 +113,14 @@ def test_pages_are_filled_checked_and_refused(world, tmp_path, monkeypatch):
     rendering.render(tmp_path)
     assert "*Not run yet:* `python -m eval.experiments --run text_editing` *(about 7 minutes).*" in page.read_text()
     run(tmp_path, "--run")
-    assert rendering.differing(tmp_path) == [page]
+    assert list(rendering.differing(tmp_path)) == [page]
     rendering.render(tmp_path)
     text = page.read_text()
     assert text.startswith("Prose.\n") and "More." in text and "\nold\n" not in text
     assert "weights w1, drawing d1" in text
-    assert "| SPDInv keeps the background better" in text and "holds" in text and rendering.differing(tmp_path) == []
+    assert "| SPDInv keeps the background better" in text and "holds" in text and not rendering.differing(tmp_path)
     page.write_text(text.replace("| 10 |", "| 11 |", 1))  # somebody types a number by hand
-    assert rendering.differing(tmp_path) == [page]
+    assert list(rendering.differing(tmp_path)) == [page]
     world[0]["weights"] = "w2"
     assert "Kept rows are of another state (weights)" in rendering.rendered(page)
     for wrong in ("<!-- results: nothing -->\n<!-- end -->\n", "<!-- results: text_editing -->\n",
@@ -155,7 +153,7 @@ def test_tables_are_exported(world, tmp_path):
 
 
 def test_the_readmes_are_what_the_rows_say():
-    assert rendering.differing() == []
+    assert not rendering.differing()
 
 
 @pytest.mark.parametrize("name", freshness.experiments())
@@ -170,13 +168,8 @@ def test_every_command_is_one_that_its_script_takes(name, tmp_path):
     assert all(freshness.digest(freshness.settings_of(place)) for place in one.settings)
 
 
-def test_every_claim_rests_on_an_experiment_and_every_page_has_known_markers():
-    known = freshness.experiments()
-    assert {claim["experiment"] for paper in PAPERS for claim in read_claims(paper)} <= known.keys()
-    assert sum(one.minutes for one in known.values() if one.tier == 1) <= 20 * 60
-    for path in rendering.readmes():
-        rendering.rendered(path)
-    assert sum(claims.counts(claims.ledger("spdinv")).values()) == len(read_claims("spdinv"))
+def test_tier_1_takes_at_most_twenty_hours():
+    assert sum(one.minutes for one in freshness.experiments().values() if one.tier == 1) <= 20 * 60
 
 
 def test_a_wrong_entry_is_one_sentence(tmp_path, monkeypatch):

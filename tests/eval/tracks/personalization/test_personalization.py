@@ -213,7 +213,7 @@ def test_a_claim_at_matched_fidelity_is_judged_by_the_curves():
     rows = curve_rows("penalty", [(0.4, 0.8), (0.8, 0.4)], rng) + curve_rows("prior", [(0.4, 0.7), (0.8, 0.3)], rng)
     verdicts = {found.claim["claim"]: found for found in findings("personalization", rows)}
     first = next(found for name, found in verdicts.items() if "than with prior" in name)
-    assert first.verdict == "holds" and first.difference.mean == pytest.approx(0.1, abs=0.02)
+    assert first.verdict == "holds" and first.gap.mean == pytest.approx(0.1, abs=0.02)
     assert {found.verdict for found in verdicts.values() if found is not first} == {"inconclusive"}
 
 
@@ -235,7 +235,7 @@ def test_weights_and_predictions_are_compared_along_the_penaltys_own_curve():
     rows = [make_row(name, str(s), {"delta_eps_relative": mean + rng.normal(0, 0.01)})
             for name, mean in means.items() for s in range(10)]  # fmt: skip
     (found,) = [one for one in findings("personalization", rows) if one.claim["score"] == "delta_eps_relative"]
-    assert found.verdict == "holds" and found.difference.mean == pytest.approx(-0.04, abs=0.02)
+    assert found.verdict == "holds" and found.gap.mean == pytest.approx(-0.04, abs=0.02)
     assert claim_view(found, "claim-1")["verdict"] == "holds"
     settings = {"dreambooth+penalty": {"learning_rate": 1e-4, "l2_reg_weight": 5.0}}
     sides = {one.name: variants.settings_of(one, settings, settings)
