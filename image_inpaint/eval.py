@@ -27,12 +27,10 @@ from common.runs import (
     write_json,
 )  # fmt: skip
 from image_inpaint import options
-from image_inpaint.reproduction.methods import DEFAULT, FIGURES, METHODS, REFERENCES, TABLES
+from image_inpaint.reproduction.methods import DEFAULT, FIGURES, METHODS, REFERENCES, TABLES, Painter
 
-SAME = ("pretrained_model_name_or_path", "weights", "subjects", "scenes", "split", "metric_encoders", "seed",
-        "no_prior_model", "training_flags", "scheduler", "num_inference_steps", "guidance_scale", "posterior",
-        "mask_resize", "composite", "feather", "context", "mixed_precision", "boxes", "detector", "detector_threshold",
-        "labels", "text_model", "text_guidance_scale", "captioner")  # fmt: skip
+# Flags that change no row; of all others a folder knows one value.
+FREE = ("methods", "items", "table", "figure", "storage", "dreambooth", "output_dir", "device", "print_config")
 
 
 def add_data_flags(parser: argparse.ArgumentParser) -> None:
@@ -48,15 +46,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--methods", nargs="+", choices=METHODS, help="what to run; untuned and lora by default")
     add("--table", choices=("1", "2", "3"), help="run the rows of this table of the paper, and print them inside it")
-    add("--figure", nargs="+", choices=("2", "3", "4"), help="draw these figures of the paper from such pictures")
+    add("--figure", nargs="+", choices=("2", "3", "4"), default=[], help="draw these figures of the paper from such "
+        "pictures")  # fmt: skip
     add("--storage", action="store_true", help="print what low-rank updates of Stable Diffusion take, and stop")
     add("--training_flags", default="", help='flags handed on to train.py, such as "--max_train_steps 100 --rank 4"')
     add("--no_prior_model", help="of method no_prior: the model/ of train.py --stage pretrain --prior none")
     add("--text_model", help="of method sd_caption (the paper: Stable Diffusion's inpainting model); the picturebook's "
         "text-to-image model on the picturebook")  # fmt: skip
-    add(
-        "--captioner", default="blip", help="of your own pictures: blip (Sec. 5.3), vit-gpt2 (Sec. 5.4), a folder or id"
-    )
+    add("--captioner", default="blip", help="of your own pictures: blip (Sec. 5.3), vit-gpt2 (Sec. 5.4), a folder or "
+        "id")  # fmt: skip
     add("--text_guidance_scale", type=number(float, 0), help="of method sd_caption; by default diffusers' "
         f"{options.TEXT_GUIDANCE:g}, on the picturebook {options.PICTUREBOOK_TEXT_GUIDANCE:g}")  # fmt: skip
     add("--dreambooth", metavar="FOLDER", help="of figure 3: pictures drawn by DreamBooth, <subject>/*.png")
@@ -72,23 +70,19 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         raise InputError("--subjects and --scenes belong together: give both, or neither for the picturebook's")
     if not args.subjects and not on_picturebook and not args.print_config and not args.storage:
         raise InputError("give --subjects and --scenes; only the picturebook brings its own")
-    for flag, folder in (("subjects", args.subjects), ("scenes", args.scenes), ("dreambooth", args.dreambooth)):
-        if folder and not Path(folder).is_dir():
-            raise InputError(f"--{flag} {folder} is no folder")
-    chosen = dict.fromkeys(args.methods or [])
-    if args.table:
-        chosen |= dict.fromkeys(TABLES[args.table])
-    for figure in args.figure or []:
-        chosen |= dict.fromkeys(name for name in FIGURES[figure] if name != "dreambooth")
+    for flag in ("subjects", "scenes", "dreambooth"):
+        if getattr(args, flag) and not Path(getattr(args, flag)).is_dir():
+            raise InputError(f"--{flag} {getattr(args, flag)} is no folder")
     references = [] if args.methods or args.subjects else REFERENCES
-    args.methods = [*references, *(chosen or DEFAULT)]
+    chosen = [*(args.methods or []), *TABLES.get(args.table, [])]
+    chosen += [name for figure in args.figure for name in FIGURES[figure] if name != "dreambooth"]
+    args.methods = list(dict.fromkeys([*references, *(chosen or DEFAULT)]))
     if "no_prior" in args.methods and not args.no_prior_model:
         raise InputError("--methods no_prior needs --no_prior_model, made by train.py --stage pretrain --prior none")
-    if "3" in (args.figure or []) and not args.dreambooth:
+    if "3" in args.figure and not args.dreambooth:
         raise InputError("--figure 3 needs --dreambooth, a folder <subject>/*.png of DreamBooth's pictures")
-    args.text_model = args.text_model or (
-        "picturebook" if on_picturebook else "stable-diffusion-v1-5/stable-diffusion-inpainting"
-    )
+    text_model = "picturebook" if on_picturebook else "stable-diffusion-v1-5/stable-diffusion-inpainting"
+    args.text_model = args.text_model or text_model
     if args.text_guidance_scale is None:
         args.text_guidance_scale = options.PICTUREBOOK_TEXT_GUIDANCE if on_picturebook else options.TEXT_GUIDANCE
     args.weights = weights_of(args.pretrained_model_name_or_path)
@@ -112,34 +106,41 @@ def read_data(args: argparse.Namespace):
     from image_inpaint.data import benchmark
 
     if args.subjects:
-        subjects = benchmark.folder_subjects(Path(args.subjects), args)
-        scenes = len(benchmark.folder_items(subjects[:1], Path(args.scenes), 10**6))
-        count, each = benchmark.choose(len(subjects), scenes, args.items)
-        return subjects[:count], benchmark.folder_items(subjects[:count], Path(args.scenes), each)
+        subjects, rooms = benchmark.folder_subjects(args), benchmark.folder_rooms(Path(args.scenes))
+        count, each = benchmark.choose(len(subjects), len(rooms), args.items)
+        return subjects[:count], benchmark.folder_items(subjects[:count], rooms[:each])
     count, each = benchmark.choose(benchmark.SUBJECTS, benchmark.SCENES, args.items)
     subjects = benchmark.picturebook_subjects(args.split, count)
     return subjects, benchmark.picturebook_items(subjects, each, args.split)
 
 
-def check_same_settings(output: Path, args: argparse.Namespace) -> None:
-    """Raises InputError if the folder holds rows of other pictures or settings."""
-    if not (output / "rows.jsonl").exists():
-        return
-    before, now = read_json(output / "config.json"), vars(args)
-    without_prior = done_items(output / "rows.jsonl", "no_prior")
-    for name in SAME:
-        if name == "feather" and not args.composite or name == "no_prior_model" and not without_prior:
-            continue  # nothing in the folder depends on it
-        if before.get(name) != now[name]:
-            raise InputError(f"{output} holds results with another --{name} ({before.get(name)}); take the same one, "
-                             "or another --output_dir")  # fmt: skip
+def keep_config(args: argparse.Namespace, painter) -> None:
+    """config.json, with what each method is trained with.
+
+    Raises InputError if the folder holds rows of other pictures or settings, or of a method that was trained otherwise.
+    """
+    output, before = Path(args.output_dir), {}
+    rows = output / "rows.jsonl"
+    methods = {name: painter.settings(name) for name in args.methods}
+    if rows.exists():
+        before = read_json(output / "config.json")
+        for name, value in vars(args).items():
+            unused = name in FREE or name == "no_prior_model" and not done_items(rows, "no_prior")
+            if before.get(name) != value and not unused:
+                raise InputError(f"{output} holds results with another --{name} ({before.get(name)}); take the same "
+                                 "one, or another --output_dir")  # fmt: skip
+        for name in methods.keys() & before["methods"].keys():
+            if before["methods"][name] != methods[name] and done_items(rows, name):
+                raise InputError(f"{output} holds rows of {name} that was trained with other settings; take another "
+                                 "--output_dir, or the settings that its config.json has")  # fmt: skip
+    write_config(output, args, methods={**before.get("methods", {}), **methods}, dataset=args.subjects or "picturebook")
 
 
-def picture_path(output: Path, item_id: str, method: str) -> Path:
-    return output / "pictures" / item_id / f"{method}.png"
+def picture_path(output: str | Path, item_id: str, method: str) -> Path:
+    return Path(output) / "pictures" / item_id / f"{method}.png"
 
 
-def keep_picture(output: Path, item, subject, method: str, picture, eyes, scale=None) -> dict:
+def keep_picture(output: str, item, subject, method: str, picture, eyes, scale) -> dict:
     """Write a painted picture, with what it was made from, and score it as its file holds it; half of its row. scale:
     scoring.anchors of the subject."""
     from common.images import load_image, save_png
@@ -147,45 +148,47 @@ def keep_picture(output: Path, item, subject, method: str, picture, eyes, scale=
     from image_inpaint.samples import with_hole
 
     path = picture_path(output, item.id, method)
-    save_png(path, picture)
     given = {"hole": with_hole(item.source, item.fill), "reference": item.reference, "truth": item.truth}
-    for name, one in given.items():
+    for name, one in {method: picture, **given}.items():
         if one is not None:
             save_png(path.with_name(f"{name}.png"), one)
     scores = item_scores(item, subject, load_image(path), eyes, scale)
     return {"method": method, "item": item.id, "metrics": scores, "condition": item.condition}
 
 
-def run_all(args: argparse.Namespace, subjects: list, items: list) -> list[dict]:
-    """Train, paint and score what is missing; one row per picture and method. Returns all rows of these items."""
+def run_all(args: argparse.Namespace, painter) -> tuple[list, list[dict]]:
+    """Train, paint and score what is missing of args.methods; one row per picture and method.
+
+    painter: what trains and paints these methods, a methods.Painter or its like. Returns all items and their rows.
+    """
     from tqdm import tqdm
 
-    from image_inpaint.reproduction.methods import Painter, train_method, training_scores
     from image_inpaint.reproduction.scoring import anchors, load_eyes
 
-    output, painter, eyes, scales = Path(args.output_dir), Painter(args), None, {}
-    rows = output / "rows.jsonl"
+    subjects, items = read_data(args)
+    keep_config(args, painter)
+    rows, eyes, scales = Path(args.output_dir) / "rows.jsonl", None, {}
     done = {method: done_items(rows, method) for method in args.methods}
     for subject in tqdm(subjects, "subjects", disable=None):
+        own = [item for item in items if item.subject == subject.name]
         for method in args.methods:
-            missing = [item for item in items if item.subject == subject.name and item.id not in done[method]]
+            missing = [item for item in own if item.id not in done[method]]
             if not missing:
                 continue
             eyes = eyes or load_eyes(args.metric_encoders, args.device)
             if subject.name not in scales:
                 scales[subject.name] = anchors(subject, items, eyes)
-            weights = train_method(args, method, subject) if METHODS[method].training else None
-            about = training_scores(weights) if weights else {}
+            weights, about = painter.train(method, subject)
             with measure() as cost:
                 painted = painter.paint(method, weights, missing, subject)
             for item, picture in zip(missing, painted, strict=True):
-                row = keep_picture(output, item, subject, method, picture, eyes, scales[subject.name])
+                row = keep_picture(args.output_dir, item, subject, method, picture, eyes, scales[subject.name])
                 append_row(rows, {
-                    **row, "paper": "image_inpaint", "seed": args.seed, "metrics": row["metrics"] | about,
+                    **row, "paper": painter.paper, "seed": args.seed, "metrics": row["metrics"] | about,
                     "seconds": cost.seconds / len(missing), "peak_memory_mb": cost.peak_memory_mb,
                 })  # fmt: skip
     known = {item.id for item in items}
-    return [row for row in read_rows(rows) if row["item"] in known and row["method"] in args.methods]
+    return items, [row for row in read_rows(rows) if row["item"] in known]
 
 
 def sets_of(args: argparse.Namespace, items: list) -> dict[str, dict]:
@@ -194,11 +197,13 @@ def sets_of(args: argparse.Namespace, items: list) -> dict[str, dict]:
     from common.images import load_image
     from image_inpaint.reproduction.scoring import load_eyes, set_scores
 
-    eyes, output = load_eyes(args.metric_encoders, args.device), Path(args.output_dir)
+    eyes = load_eyes(args.metric_encoders, args.device)
     shown = [item.truth or item.source for item in items]
     real = list({id(picture): picture for picture in shown}.values())
-    return {method: set_scores(real, [load_image(picture_path(output, item.id, method)) for item in items], eyes)
-            for method in args.methods}  # fmt: skip
+    return {
+        method: set_scores(real, [load_image(picture_path(args.output_dir, item.id, method)) for item in items], eyes)
+        for method in args.methods
+    }
 
 
 def draw_figure(args: argparse.Namespace, items: list, columns: list[str], path: Path, rows: int = 8) -> None:
@@ -206,18 +211,16 @@ def draw_figure(args: argparse.Namespace, items: list, columns: list[str], path:
     from common.images import grid, list_pictures, load_image, save_png
     from image_inpaint.samples import with_hole
 
-    step = max(1, len(items) // rows)
-    lines = []
-    for item in items[::step][:rows]:
-        cells = [item.source, with_hole(item.source, item.fill), item.reference.resize(item.source.size)]
-        for column in columns:
-            if column == "dreambooth":
-                cells.append(
-                    load_image(list_pictures(Path(args.dreambooth) / item.subject)[0]).resize(item.source.size)
-                )
-            else:
-                cells.append(load_image(picture_path(Path(args.output_dir), item.id, column)))
-        lines.append(cells)
+    def cell(item, column: str):
+        if column == "dreambooth":
+            return load_image(list_pictures(Path(args.dreambooth) / item.subject)[0]).resize(item.source.size)
+        return load_image(picture_path(args.output_dir, item.id, column))
+
+    lines = [
+        [item.source, with_hole(item.source, item.fill), item.reference.resize(item.source.size),
+         *(cell(item, column) for column in columns)]
+        for item in items[:: max(1, len(items) // rows)][:rows]
+    ]  # fmt: skip
     save_png(path, grid(lines, column_labels=["source", "hole", "reference", *columns]))
 
 
@@ -227,26 +230,24 @@ def report(args: argparse.Namespace, items: list, rows: list[dict]) -> None:
     from image_inpaint.reproduction.tables import beside_published
 
     output = Path(args.output_dir)
-    summary = {"overall": by_method(by_subject(rows)), "by_condition": {}}
-    counts = ""
-    for method, found in sets_of(args, items).items():
-        summary["overall"][method] |= found
-        for score in found.values():  # of every method and score the same
-            counts = f"FID and KID: n = {score['n']} generated and {score['n_real']} real pictures\n"
-    for condition, own in by(rows, "condition").items():
-        summary["by_condition"][condition] = by_method(by_subject(own))
+    overall, sets = by_method(by_subject(rows)), sets_of(args, items)
+    conditions = {condition: by_method(by_subject(own)) for condition, own in by(rows, "condition").items()}
+    for method, found in sets.items():
+        overall[method] |= found
     draw_figure(args, items, args.methods, output / "grid.png")
-    for figure in args.figure or []:
+    for figure in args.figure:
         draw_figure(args, items, FIGURES[figure], output / f"figure_{figure}.png")
-    print(score_table(summary["overall"], "subjects"), counts, sep="\n\n")
-    for condition, found in summary["by_condition"].items():
-        shown = {method: {key: v for key, v in values.items() if key.startswith(("DINO", "thing_seen", "psnr_truth"))}
+    print(score_table(overall, "subjects"), end="\n\n")
+    for n, real in {(score["n"], score["n_real"]) for found in sets.values() for score in found.values()}:
+        print(f"FID and KID: n = {n} generated and {real} real pictures\n")
+    for condition, found in conditions.items():
+        shown = {method: {key: v for key, v in values.items() if key.startswith(("DINO", "thing_seen", "psnr_thing"))}
                  for method, values in found.items()}  # fmt: skip
         print(f"{condition}\n{score_table(shown, 'subjects')}", end="\n\n")
     if args.table:
         called = f"measured: {Path(args.subjects or 'picturebook').name}, {args.metric_encoders} encoders"
-        print(beside_published(args.table, {called: summary["overall"]}), end="\n\n")
-    write_json(output / "results.json", summary)
+        print(beside_published(args.table, {called: overall}), end="\n\n")
+    write_json(output / "results.json", {"overall": overall, "by_condition": conditions})
     print(f"{len(rows)} rows; everything in {output}, pictures in {output / 'grid.png'}")
 
 
@@ -275,11 +276,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.storage:
         print_storage()
         return
-    output = Path(args.output_dir)
-    check_same_settings(output, args)
-    subjects, items = read_data(args)
-    write_config(output, args, items_run=[item.id for item in items])
-    report(args, items, run_all(args, subjects, items))
+    items, rows = run_all(args, Painter(args))
+    report(args, items, [row for row in rows if row["method"] in args.methods])
 
 
 if __name__ == "__main__":

@@ -57,7 +57,6 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     add("--guidance_scale", type=number(float, 0), help=f"Paint-by-Example: {GUIDANCE:g}, the default; on the "
         f"picturebook {PICTUREBOOK_GUIDANCE['untuned']:g}, for tuned weights {PICTUREBOOK_GUIDANCE['lora']:g}; up to 1 "
         "there is none")  # fmt: skip
-    add("--posterior", choices=("sample", "mean"), default="sample", help="of the masked picture's latents")
     add("--mask_resize", choices=("bilinear", "nearest"), default="bilinear", help="of the mask to the latent grid: "
         "Paint-by-Example's code, and diffusers' port")  # fmt: skip
     add("--composite", action=argparse.BooleanOptionalAction, default=True, help="keep the source's own pixels "
@@ -196,14 +195,9 @@ def check_sampling(args: argparse.Namespace) -> None:
         check_writable(Path(args.output_dir))
 
 
-def kind_of(method: str) -> str:
-    """Whose guidance a method of the evaluation is sampled with: a key of PICTUREBOOK_GUIDANCE."""
-    return "full" if method == "full" else "lora" if method.startswith("lora") else "untuned"
-
-
 def sampling_of(args: argparse.Namespace, kind: str = "untuned") -> dict[str, Any]:
     """Keyword arguments of sampling.Sampling. kind: of the weights, a key of PICTUREBOOK_GUIDANCE."""
-    names = ("scheduler", "num_inference_steps", "guidance_scale", "posterior", "mask_resize")
+    names = ("scheduler", "num_inference_steps", "guidance_scale", "mask_resize")
     found = {name: getattr(args, name) for name in names}
     if found["guidance_scale"] is None:
         on_picturebook = is_picturebook_folder(args.pretrained_model_name_or_path)

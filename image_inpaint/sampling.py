@@ -15,13 +15,11 @@ from image_inpaint.conditioning import guided, keep_on_latents, masked_picture, 
 
 @dataclass(frozen=True)
 class Sampling:
-    """scheduler: plms (published) or ddim. posterior: of the masked picture's latents, sample (published) or mean.
-    mask_resize: bilinear (published) or nearest (diffusers)."""
+    """scheduler: plms (published) or ddim. mask_resize: bilinear (published) or nearest (diffusers)."""
 
     scheduler: str = "plms"
     num_inference_steps: int = 50
     guidance_scale: float = 5.0
-    posterior: str = "sample"
     mask_resize: str = "bilinear"
 
 
@@ -33,14 +31,11 @@ def make_scheduler(name: str, config) -> DDIMScheduler | PNDMScheduler:
     return DDIMScheduler.from_config(config, clip_sample=False, timestep_spacing="leading")
 
 
-def encode_masked(pipe, source: Tensor, fill: Tensor, posterior: str, generators: Sequence) -> Tensor:
-    """Scaled latents [B, 4, h, w] of the pictures without their holes."""
+def encode_masked(pipe, source: Tensor, fill: Tensor, generators: Sequence) -> Tensor:
+    """Scaled latents [B, 4, h, w] of the pictures without their holes, a sample of the posterior."""
     pictures = (2 * masked_picture(source, fill) - 1).to(pipe.device, pipe.vae.dtype)
     found = pipe.vae.encode(pictures).latent_dist
-    if posterior == "mean":
-        latents = found.mean
-    else:
-        latents = found.mean + found.std * torch.cat([draw_noise(found.mean[:1], g) for g in generators])
+    latents = found.mean + found.std * torch.cat([draw_noise(found.mean[:1], g) for g in generators])
     return (latents * pipe.vae.config.scaling_factor).to(pipe.unet.dtype)
 
 
@@ -73,7 +68,7 @@ def sample(
     grid = (height // factor, width // factor)
     like = torch.empty(1, 4, *grid, device=pipe.device, dtype=unet.dtype)
     z = torch.cat([draw_noise(like, generator) for generator in generators]) * scheduler.init_noise_sigma
-    masked = encode_masked(pipe, source, fill, sampling.posterior, generators)
+    masked = encode_masked(pipe, source, fill, generators)
     keep = keep_on_latents(fill, grid, sampling.mask_resize).to(masked)
     context, guidance = context.to(masked), sampling.guidance_scale
     if guidance > 1:  # both halves of guidance in one batch

@@ -50,7 +50,7 @@ def bench_painting(model: str, device: str | None, steps: int, guidance: float, 
     source, reference = torch.rand(2, 1, 3, side, side, generator=draw)
     fill = torch.zeros(1, 1, side, side)
     fill[..., side // 4 : 3 * side // 4, side // 3 :] = 1
-    settings = Sampling("plms", steps, guidance, "sample", "nearest")
+    settings = Sampling("plms", steps, guidance, "nearest")
 
     def ours(generator):
         return sample(pipe, source, fill, embed_references(pipe, reference), [generator], settings)

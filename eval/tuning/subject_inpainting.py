@@ -2,8 +2,8 @@
 
     python -m eval.tuning.subject_inpainting                 settings of both guidances, LoRA and whole-model tuning
 
-Prints the scores of every setting. The highest likeness to the photographs (DINO of the region, the paper's score) goes
-into image_inpaint/options.py by hand.
+Prints the scores of every setting. The one of the highest likeness (0: the same thing without its marking, 1: the true
+picture) goes into image_inpaint/options.py by hand.
 """
 
 import argparse
@@ -42,9 +42,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     from common.runs import read_rows
-    from common.tables import cell, intervals, text_table
+    from common.tables import cell, find, intervals, text_table
     from image_inpaint import eval as inpaint_eval
-    from image_inpaint.reproduction.tables import scores_of
 
     output, lines, found = Path(args.output_dir), [["method", "setting", *SHOWN]], []
     for method in args.methods:
@@ -56,7 +55,7 @@ def main(argv: list[str] | None = None) -> None:
                 f"--training_flags={training}", *flags,
             ])  # fmt: skip
             summary = intervals(read_rows(place / "rows.jsonl"))
-            values = {name: scores_of(summary, name) for name in SHOWN}
+            values = {name: find(summary, *name.split("/")) for name in SHOWN}
             lines.append([method, " ".join([*flags, training]).strip(), *(cell(values[name]) for name in SHOWN)])
             found.append({"method": method, "flags": flags, "training_flags": training, "scores": values})
             write_json(output / "tuning.json", found)

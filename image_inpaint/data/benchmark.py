@@ -5,6 +5,7 @@ subject's photographs show one facing, standing, by day; items ask for what they
 (the reference is turned), another pose (animals, lying) and another light (a scene at night).
 """
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,11 +135,12 @@ def split_of(subject: Subject) -> str | None:
 # ---------------------------------------------------------------------------------------------------- your pictures
 
 
-def folder_subjects(folder: Path, args) -> list[Subject]:
+def folder_subjects(args: argparse.Namespace) -> list[Subject]:
     """A folder of photographs per subject; its name is the subject's, and without digits at its end the class."""
-    places = sorted(place for place in folder.iterdir() if place.is_dir() and place.name[0] != ".")
+    places = sorted(place for place in Path(args.subjects).iterdir() if place.is_dir() and place.name[0] != ".")
     if not places:
-        raise InputError(f"--subjects {folder} holds no folders; one folder of photographs per subject is needed")
+        raise InputError(f"--subjects {args.subjects} holds no folders; one folder of photographs per subject is "
+                         "needed")  # fmt: skip
     found = []
     for place in places:
         paths = list_pictures(place)
@@ -151,18 +153,24 @@ def folder_subjects(folder: Path, args) -> list[Subject]:
     return found
 
 
-def folder_items(subjects: Sequence[Subject], folder: Path, scenes: int) -> list[Item]:
-    """Scenes <name>.* with holes <name>_mask.*, white = fill, of equal size."""
-    paths = [path for path in list_pictures(folder) if not path.stem.endswith("_mask")]
+def folder_rooms(folder: Path) -> list[tuple[str, Image.Image, Tensor]]:
+    """Name, picture and hole of scenes <name>.* with masks <name>_mask.*, white = fill, of equal size."""
+    paths = {path.stem: path for path in list_pictures(folder)}
     rooms = []
-    for path in paths[:scenes]:
-        mask = next((other for other in list_pictures(folder) if other.stem == path.stem + "_mask"), None)
-        if mask is None:
-            raise InputError(f"{path} has no mask; put {path.stem}_mask.png, white where to fill, beside it")
+    for name, path in paths.items():
+        if name.endswith("_mask"):
+            continue
+        if f"{name}_mask" not in paths:
+            raise InputError(f"{path} has no mask; put {name}_mask.png, white where to fill, beside it")
         picture = load_image(path)
-        rooms.append((path.stem, picture, load_mask(mask, picture=picture)))
+        rooms.append((name, picture, load_mask(paths[f"{name}_mask"], picture=picture)))
     if not rooms:
         raise InputError(f"--scenes {folder} holds no pictures beside masks")
+    return rooms
+
+
+def folder_items(subjects: Sequence[Subject], rooms: list[tuple[str, Image.Image, Tensor]]) -> list[Item]:
+    """Every subject in every room."""
     return [
         Item(f"{subject.name}/{name}", subject.name, "as photographed", picture, fill,
              subject.crops[number % len(subject.crops)])

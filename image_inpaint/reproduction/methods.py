@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.runs import read_json
+from image_inpaint import options
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -28,6 +29,11 @@ class Method:
     title: str
     training: list[str] | None = None
     reference: bool = False
+
+    @property
+    def tuning(self) -> str:
+        """A key of options.PICTUREBOOK_GUIDANCE."""
+        return self.training[1] if self.training else "untuned"
 
 
 METHODS = {
@@ -59,58 +65,78 @@ DEFAULT = ["untuned", "lora"]
 REFERENCES = [name for name, method in METHODS.items() if method.reference]
 
 
-def weights_folder(output: Path, method: str, subject: Subject) -> Path:
-    return output / "weights" / method / subject.name
+def weights_folder(args: argparse.Namespace, method: str, subject: Subject) -> Path:
+    return Path(args.output_dir) / "weights" / method / subject.name
 
 
-def train_method(args: argparse.Namespace, method: str, subject: Subject) -> Path:
-    """Train a method on a subject, or go on with a training that was killed; the folder of its weights."""
-    from image_inpaint import train
-
-    folder = weights_folder(Path(args.output_dir), method, subject)
-    if (folder / "metrics.json").is_file():
-        return folder
-    flags = [
-        "--pretrained_model_name_or_path", args.pretrained_model_name_or_path, "--instance_data_dir",
-        str(subject.folder), "--output_dir", str(folder), "--seed", str(args.seed), "--boxes", args.boxes,
-        "--detector", args.detector, "--detector_threshold", str(args.detector_threshold), "--labels", *args.labels,
-        "--checkpoints_total_limit", "1", "--resume_from_checkpoint", "latest", *METHODS[method].training,
-        *shlex.split(args.training_flags),
-    ]  # fmt: skip
-    if args.device:
-        flags += ["--device", args.device.partition(":")[0]]
-    train.main(flags)
-    return folder
-
-
-def training_scores(folder: Path) -> dict[str, float]:
-    """Table 1's quantities of a training, for the rows of its pictures."""
-    found = read_json(folder / "metrics.json")
-    return {
-        "training_seconds": found["seconds"],
-        "training_memory_mb": found["peak_memory_mb"],
-        "file_mb": found["file_bytes"] / 1e6,
-        "trained_parameters": found["trained_parameters"],
-    }
-
-
-def seed_of(item: Item, seed: int) -> int:
+def seeds_of(items: Sequence[Item], seed: int) -> list[int]:
     """An item's own seed: the same in every method, and in a run that was taken up again."""
-    return seed + zlib.crc32(item.id.encode())
+    return [seed + zlib.crc32(item.id.encode()) for item in items]
 
 
 class Painter:
-    """Paints items with a method. Models are loaded when they are first needed, captions kept."""
+    """The methods above at work, for eval.run_all. Models are loaded when they are first needed, captions kept."""
+
+    paper = "image_inpaint"  # of the rows
 
     def __init__(self, args: argparse.Namespace):
-        from image_inpaint import options
-        from image_inpaint.sampling import Sampling
-
         self.args = args
-        self.sampling = {name: Sampling(**options.sampling_of(args, options.kind_of(name))) for name in METHODS}
         self.where = {"composite": args.composite, "feather": args.feather, "context": args.context}
         self.text = self.captioner = self.whole = None
         self.captions: dict[str, str] = {}
+
+    def settings(self, method: str) -> dict:
+        """What tells rows of a method from those of another training."""
+        training, tuning = METHODS[method].training, METHODS[method].tuning
+        if training is None:
+            return {}
+        preset = {**options.PICTUREBOOK_PRESET["subject"], **options.PICTUREBOOK_TUNING[tuning]}
+        return {"flags": training, "preset": preset}
+
+    def train(self, method: str, subject: Subject) -> tuple[Path | None, dict[str, float]]:
+        """Train a method on a subject, or go on with a training that was killed: the folder of its weights, and Table
+        1's quantities for the rows of its pictures."""
+        from image_inpaint import train
+
+        args = self.args
+        if METHODS[method].training is None:
+            return None, {}
+        folder = weights_folder(args, method, subject)
+        flags = [
+            "--pretrained_model_name_or_path", args.pretrained_model_name_or_path, "--instance_data_dir",
+            str(subject.folder), "--output_dir", str(folder), "--seed", str(args.seed), "--boxes", args.boxes,
+            "--detector", args.detector, "--detector_threshold", str(args.detector_threshold), "--labels", *args.labels,
+            "--checkpoints_total_limit", "1", "--resume_from_checkpoint", "latest", *METHODS[method].training,
+            *shlex.split(args.training_flags), *(["--device", args.device.partition(":")[0]] if args.device else []),
+        ]  # fmt: skip
+        if not (folder / "metrics.json").is_file():
+            train.main(flags)
+        found = read_json(folder / "metrics.json")
+        return folder, {
+            "training_seconds": found["seconds"],
+            "training_memory_mb": found["peak_memory_mb"],
+            "file_mb": found["file_bytes"] / 1e6,
+            "trained_parameters": found["trained_parameters"],
+        }
+
+    def paint(self, method: str, weights: Path | None, items: Sequence[Item], subject: Subject) -> list[Image.Image]:
+        """One picture per item of a subject."""
+        from image_inpaint.painting import paint
+        from image_inpaint.reproduction.baselines import load_text_inpainting, paint_from_text
+        from image_inpaint.sampling import Sampling
+
+        if METHODS[method].reference:
+            return [self.reference(method, item) for item in items]
+        given = [item.source for item in items], [item.fill for item in items]
+        seeds = seeds_of(items, self.args.seed)
+        if method == "sd_caption":
+            self.text = self.text or load_text_inpainting(self.args.text_model, self.args.device)
+            prompts = [self.caption(item, subject) for item in items]
+            steps, guidance = self.args.num_inference_steps, self.args.text_guidance_scale
+            return paint_from_text(self.text, *given, prompts, seeds, steps, guidance, **self.where)
+        sampling = Sampling(**options.sampling_of(self.args, METHODS[method].tuning))
+        references = [item.reference for item in items]
+        return paint(self.pipeline(method, weights), *given, references, seeds, sampling, **self.where)
 
     def pipeline(self, method: str, weights: Path | None):
         from image_inpaint.loading import in_precision, load, load_weights
@@ -120,20 +146,6 @@ class Painter:
         if weights:
             load_weights(pipe, weights)
         return in_precision(pipe, self.args.mixed_precision)
-
-    def paint(self, method: str, weights: Path | None, items: Sequence[Item], subject: Subject) -> list[Image.Image]:
-        """One picture per item of a subject; the seed of an item is the same for every method."""
-        from image_inpaint.painting import paint
-
-        pictures, fills = [item.source for item in items], [item.fill for item in items]
-        seeds = [seed_of(item, self.args.seed) for item in items]
-        if METHODS[method].reference:
-            return [self.reference(method, item) for item in items]
-        if method == "sd_caption":
-            return self.from_captions(items, subject, pictures, fills, seeds)
-        pipe = self.pipeline(method, weights)
-        references = [item.reference for item in items]
-        return paint(pipe, pictures, fills, references, seeds, self.sampling[method], **self.where)
 
     def reference(self, name: str, item: Item) -> Image.Image:
         """A row that no model of the contest painted."""
@@ -147,8 +159,8 @@ class Painter:
             pasted.paste(item.reference.resize((right - left, bottom - top)), (left, top))
             return pasted
         if name == "truth_vae":
-            pipe = self.whole = self.whole or self.pipeline("untuned", None)
-            return to_pil(decode_latents(pipe, encode_image(pipe, to_tensor(item.truth), False)))
+            self.whole = self.whole or self.pipeline("untuned", None)
+            return to_pil(decode_latents(self.whole, encode_image(self.whole, to_tensor(item.truth))))
         return {"truth": item.truth, "twin": item.twin, "empty": item.source}[name]
 
     def caption(self, item: Item, subject: Subject) -> str:
@@ -161,12 +173,3 @@ class Painter:
             self.captioner = self.captioner or Captioner(self.args.captioner, self.args.device)
             self.captions[subject.name] = self.captioner.caption(subject.crops[0])
         return self.captions[subject.name]
-
-    def from_captions(self, items, subject: Subject, pictures, fills, seeds) -> list[Image.Image]:
-        from image_inpaint.reproduction.baselines import load_text_inpainting, paint_from_text
-
-        self.text = self.text or load_text_inpainting(self.args.text_model, self.args.device)
-        prompts = [self.caption(item, subject) for item in items]
-        steps = self.args.num_inference_steps
-        guidance = self.args.text_guidance_scale
-        return paint_from_text(self.text, pictures, fills, prompts, seeds, steps, guidance, **self.where)

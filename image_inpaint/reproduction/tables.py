@@ -1,8 +1,7 @@
 """The paper's tables with what was measured in them."""
 
 from common import tables
-from common.metrics import parse_key
-from common.tables import Summary, find
+from common.tables import Summary
 
 FACTORS = {"DINO": 100.0, "CLIP-I": 100.0}  # printed value over stored value
 PROTOCOLS = {"DINO": "region", "CLIP-I": "region"}
@@ -19,9 +18,3 @@ def beside_published(name: str, measured: dict[str, dict[str, Summary]]) -> str:
     measured: what a measured line is called (it says which pictures and encoders are behind it), and the summaries.
     """
     return tables.with_others(tables.published_table("image_inpaint", name), measured, PROTOCOLS, FACTORS)
-
-
-def scores_of(summary: Summary, name: str) -> dict[str, float] | None:
-    """The measured score of a name with or without protocol, "DINO/region", whatever encoder looked."""
-    wanted = parse_key(name)
-    return find(summary, wanted["name"], wanted["protocol"])

@@ -131,7 +131,7 @@ def test_sampling_is_that_of_diffusers_pipeline(pipe, inputs, scheduler, guidanc
     from image_inpaint.sampling import make_scheduler
 
     source, fill, reference = inputs
-    settings = Sampling(scheduler, 4, guidance, "sample", "nearest")
+    settings = Sampling(scheduler, 4, guidance, "nearest")
     generators = [torch.Generator().manual_seed(seed) for seed in (3, 4)]
     ours = sample(pipe, source, fill, conditioning.embed_references(pipe, reference), generators, settings)
     pipe.scheduler, own = make_scheduler(scheduler, pipe.scheduler.config), pipe.scheduler

@@ -13,7 +13,8 @@ from eval.report.report import write_page
 from eval.tracks import subject_inpainting, track
 from eval.tuning import subject_inpainting as tune_inpainting
 from image_inpaint import eval as inpaint_eval
-from image_inpaint.reproduction.methods import REFERENCES
+from image_inpaint import options
+from image_inpaint.reproduction.methods import REFERENCES, Painter
 from pixels.surgery import Surgery
 from tests.image_inpaint.models import tiny_inpainter
 from tests.tiny import tiny_sd
@@ -65,37 +66,34 @@ def test_personalised_models_inpaint_what_they_were_trained_on(flags, tmp_path, 
     )
     monkeypatch.setitem(ARENA, "dreambooth", fake)
     settings = inpaint_eval.parse(subject_inpainting.command(flags, ["untuned"]))
-    subjects, items = inpaint_eval.read_data(settings)
+    settings.methods = ["dreambooth"]
     for _ in range(2):  # the second time nothing is left to do
-        subject_inpainting.run_personalised(
-            settings, "dreambooth", subjects, items, flags.pretrained_model_name_or_path
-        )
-    rows = read_rows(tmp_path / "out" / "subject_inpainting" / "rows.jsonl")
-    assert trained == [(subjects[0].name, 0)] and [row["item"] for row in rows] == [item.id for item in items]
-    assert told == [f"a sks {subjects[0].class_name}"]  # as in training: no caption of the picturebook says "photo"
+        items, rows = inpaint_eval.run_all(settings, subject_inpainting.Personalised(settings))
+    (subject,) = {item.subject for item in items}
+    assert trained == [(subject, 0)] and [row["item"] for row in rows] == [item.id for item in items]
+    assert told == [f"a sks {subject}"]  # as in training: no caption of the picturebook says "photo"
     assert rows[0]["paper"] == "baselines" and rows[0]["metrics"]["training_seconds"] >= 0
-    (drawn,) = (tmp_path / "out" / "subject_inpainting").glob("without_scene/dreambooth/*/*.png")  # of Fig. 3
-    assert drawn.parent.name == subjects[0].name and Image.open(drawn).size == (64, 64)
+    (drawn,) = (tmp_path / "out").glob("without_scene/dreambooth/*/*.png")  # of Fig. 3
+    assert drawn.parent.name == subject and Image.open(drawn).size == (64, 64)
 
 
-@pytest.mark.parametrize("name", ["lora", "dreambooth"])
-def test_rows_of_a_method_that_was_trained_otherwise_are_not_mixed_in(flags, tmp_path, monkeypatch, name):
-    settings = inpaint_eval.parse(subject_inpainting.command(flags, ["lora"]))
-    subject_inpainting.keep_config(tmp_path, settings)
+@pytest.mark.parametrize("name, painter", [("lora", Painter), ("dreambooth", subject_inpainting.Personalised)])
+def test_rows_of_a_method_that_was_trained_otherwise_are_not_mixed_in(flags, tmp_path, monkeypatch, name, painter):
+    settings = inpaint_eval.parse([*subject_inpainting.command(flags, ["lora"]), "--output_dir", str(tmp_path)])
+    settings.methods = [name]
+    inpaint_eval.keep_config(settings, painter(settings))
     before = read_json(tmp_path / "config.json")
     if name == "lora":
-        monkeypatch.setitem(subject_inpainting.PICTUREBOOK_TUNING, "lora", {"learning_rate": 1.0})
+        monkeypatch.setitem(options.PICTUREBOOK_TUNING, "lora", {"learning_rate": 1.0})
     else:
         tuned = {name: {"learning_rate": 1.0}}
         monkeypatch.setattr("eval.tracks.personalization.variants.tuned_settings", lambda: tuned)
     (tmp_path / "rows.jsonl").write_text(json.dumps({"method": name, "item": "cat/00"}) + "\n")
     with pytest.raises(InputError, match=f"rows of {name} that was trained with other settings"):
-        subject_inpainting.keep_config(tmp_path, settings)
+        inpaint_eval.keep_config(settings, painter(settings))
     assert read_json(tmp_path / "config.json") == before
     (tmp_path / "rows.jsonl").write_text(json.dumps({"method": "full", "item": "cat/00"}) + "\n")
-    subject_inpainting.keep_config(tmp_path, settings)  # no row of it: nothing is mixed
-    (tmp_path / "config.json").write_text(json.dumps({"methods": ["lora"]}))  # what image_inpaint.eval leaves
-    subject_inpainting.keep_config(tmp_path, settings)
+    inpaint_eval.keep_config(settings, painter(settings))  # no row of it: nothing is mixed
     assert read_json(tmp_path / "config.json")["methods"][name] != before["methods"][name]
 
 
