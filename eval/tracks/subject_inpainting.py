@@ -11,9 +11,9 @@ import argparse
 import shlex
 from pathlib import Path
 
-from common.flags import is_picturebook_folder
+from common.flags import is_picturebook_folder, number
 from common.model_files import PICTUREBOOK_FOLDER as MODELS
-from common.runs import InputError, measure, read_json, script
+from common.runs import InputError, make_parser, measure, read_json, script
 from eval.report.measures import find
 from eval.tracks.track import Item, Picture, Run, Track, date_of, earlier_results
 from image_inpaint import eval as inpaint_eval
@@ -167,11 +167,7 @@ class Personalised:
         )  # fmt: skip
 
 
-@script
-def main(argv: list[str] | None = None) -> None:
-    from common.flags import number
-    from common.runs import make_parser
-
+def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = make_parser(__doc__.splitlines()[0])
     add = parser.add_argument
     add("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="what to run")
@@ -186,6 +182,12 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(
             "this track is of the picturebook; python -m image_inpaint.eval --subjects … runs your pictures"
         )
+    return args
+
+
+@script
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
     settings = inpaint_eval.parse(command(args, ["untuned"]))
     personalised = [name for name in args.methods if name in PERSONALISED]
     image_guided = [name for name in args.methods if name not in PERSONALISED]
