@@ -1,4 +1,4 @@
-"""The three kinds of data folders, read and written: PIE-Bench edits, DreamBooth-dataset subjects, exemplar triples."""
+"""Two kinds of data folders, read and written: edits as in PIE-Bench, subjects as in the DreamBooth dataset."""
 
 import ast
 import os
@@ -19,18 +19,9 @@ from common.images import list_pictures
 from common.masks import check_same_size
 
 # PIE-Bench's editing_type_id (Ju et al., PnP Inversion, ICLR 2024)
-EDIT_TYPES = {
-    "0": "random",
-    "1": "change object",
-    "2": "add object",
-    "3": "delete object",
-    "4": "change attribute content",
-    "5": "change attribute pose",
-    "6": "change attribute color",
-    "7": "change attribute material",
-    "8": "change background",
-    "9": "change style",
-}
+EDIT_TYPES = {"0": "random", "1": "change object", "2": "add object", "3": "delete object",
+              "4": "change attribute content", "5": "change attribute pose", "6": "change attribute color",
+              "7": "change attribute material", "8": "change background", "9": "change style"}  # fmt: skip
 PIE_SIZE = (512, 512)  # of every published picture and mask
 LIVE_CLASSES = {"cat", "dog"}  # the classes of the DreamBooth dataset that use its live prompts
 
@@ -42,13 +33,6 @@ def _inside(folder: Path, relative: Any, what: str) -> Path:
     if "\0" in relative or len(os.fsencode(relative)) > 4000:
         raise InputError(f"{what} is {relative[:40]!r}; a relative path inside {folder} is needed")
     return folder / relative
-
-
-def _existing(folder: Path, relative: Any, what: str) -> Path:
-    path = _inside(folder, relative, what)
-    if not path.is_file():
-        raise InputError(f"{what} names {path}, which is missing")
-    return path
 
 
 def _place(path: Path, folder: Path, name: str) -> str:
@@ -182,7 +166,9 @@ def _edit_item(folder: Path, key: str, entry: Any, border: int) -> EditItem:
         if name.endswith("_path"):
             _inside(folder, value, name)
     check_runs(runs, size)
-    path = _existing(folder / "annotation_images", image_path, "image_path")
+    path = _inside(folder / "annotation_images", image_path, "image_path")
+    if not path.is_file():
+        raise InputError(f"image_path names {path}, which is missing")
     if (picture_size := _size_of(path)) is not None:
         check_same_size("the mask (picture_size, 512x512 by default)", size, str(path), picture_size)
     return EditItem(
@@ -260,11 +246,9 @@ def read_subjects(
     """
     folder = Path(folder)
     listed, _ = _read_subject_file(folder)
-    wanted = list(listed) if names is None else list(names)
-    if unknown := set(wanted) - set(listed):
-        raise InputError(f"subjects {sorted(unknown)} are not in {folder}; there are {', '.join(listed)}")
+    wanted = list(listed if names is None else names)
     needed = set(wanted if needed is None else needed)
-    if unknown := needed - set(listed):
+    if unknown := {*wanted, *needed} - listed.keys():
         raise InputError(f"subjects {sorted(unknown)} are not in {folder}; there are {', '.join(listed)}")
     there = [name for name in wanted if name in needed or (folder / name).is_dir()]
     paths = {name: tuple(list_pictures(folder / name)) for name in there}
@@ -323,73 +307,3 @@ def write_subjects(folder: str | Path, subjects: Iterable[Subject], prompts: dic
         calls = [f"{template!r}.format(unique_token, class_token)" for template in prompts[kind]]
         lines += ["", title, "", "prompt_list = [", ",\n".join(calls), "]"]
     write_text(folder / "prompts_and_classes.txt", "\n".join(lines) + "\n")
-
-
-# ---------------------------------------------------------------------------------- source, exemplar, edit map
-
-
-@dataclass(frozen=True)
-class Triple:
-    """A source picture, an exemplar and the grey edit map between them (its polarity is the reader's business)."""
-
-    name: str
-    source: Path
-    exemplar: Path
-    edit_map: Path
-
-
-def read_triples(folder: str | Path) -> list[Triple]:
-    """Read folder/triples.json, a list of {"name", "source", "exemplar", "edit_map"} with paths relative to the folder;
-    without that file, pair source_<name>.*, exemplar_<name>.* and map_<name>.*."""
-    folder = Path(folder)
-    file = folder / "triples.json"
-    if file.exists():
-        entries = read_json(file)
-        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-            raise InputError(f"{file} has to be a list of objects")
-    else:
-        entries = _paired_by_name(folder)
-    if not entries:
-        raise InputError(f"{folder} holds no triple; triples.json or source_1.*, exemplar_1.*, map_1.* are needed")
-    triples = []
-    for number, entry in enumerate(entries):
-        name = check_file_name(str(entry.get("name", number)), "the name of a triple")
-        kinds = ("source", "exemplar", "edit_map")
-        if absent := [kind for kind in kinds if kind not in entry]:
-            raise InputError(f"{file}: triple {name} names no {absent[0]}")
-        parts = [_existing(folder, entry[kind], f"{kind} of triple {name}") for kind in kinds]
-        triples.append(Triple(name, *parts))
-    return triples
-
-
-def _paired_by_name(folder: Path) -> list[dict[str, str]]:
-    """The entries of a folder without triples.json. InputError names the file that a triple lacks."""
-    arrays = [path for path in folder.glob("map_*") if path.suffix.lower() == ".npy"]
-    names = [path.name for path in (*list_pictures(folder), *arrays)]
-    found: dict[str, dict[str, str]] = {}
-    for file in names:
-        kind, _, name = Path(file).stem.partition("_")
-        if name and kind in ("source", "exemplar", "map"):
-            found.setdefault(name, {"name": name})["edit_map" if kind == "map" else kind] = file
-    for name, entry in found.items():
-        for kind, key in (("source", "source"), ("exemplar", "exemplar"), ("map", "edit_map")):
-            if key not in entry:
-                near = [file for file in names if file.lower().startswith(f"{kind}_{name}.".lower())]
-                raise InputError(f"{folder / f'{kind}_{name}'}.* is missing"
-                                 + (f" ({near[0]} is spelt otherwise)" if near else ""))  # fmt: skip
-    return list(found.values())
-
-
-def write_triples(folder: str | Path, triples: Iterable[Triple]) -> None:
-    """Write folder/triples.json; pictures from outside are copied in as source_<name>, exemplar_<name>, map_<name>."""
-    folder = Path(folder)
-    entries = [
-        {
-            "name": triple.name,
-            "source": _place(triple.source, folder, f"source_{triple.name}"),
-            "exemplar": _place(triple.exemplar, folder, f"exemplar_{triple.name}"),
-            "edit_map": _place(triple.edit_map, folder, f"map_{triple.name}"),
-        }
-        for triple in triples
-    ]
-    write_json(folder / "triples.json", entries)

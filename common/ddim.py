@@ -79,16 +79,6 @@ def add_noise(schedule: Schedule, z: torch.Tensor, noise: torch.Tensor, t: int |
     return (a**0.5 * z + (1 - a) ** 0.5 * noise).to(z.dtype)
 
 
-def to_x0(schedule: Schedule, model_output: torch.Tensor, z: torch.Tensor, t: int | torch.Tensor) -> torch.Tensor:
-    """The clean latent that `model_output` at (z, t) implies; all [B,4,h,w], t an int or [B]."""
-    a = schedule.alpha_bar_at(t)
-    if schedule.prediction_type == "sample":
-        return model_output
-    if schedule.prediction_type == "v_prediction":
-        return (a**0.5 * z - (1 - a) ** 0.5 * model_output).to(z.dtype)
-    return ((z - (1 - a) ** 0.5 * model_output) / a**0.5).to(z.dtype)
-
-
 def to_eps(schedule: Schedule, model_output: torch.Tensor, z: torch.Tensor, t: int | torch.Tensor) -> torch.Tensor:
     """The noise that `model_output` at (z, t) implies; all [B,4,h,w], t an int or [B]."""
     a = schedule.alpha_bar_at(t)
@@ -97,15 +87,6 @@ def to_eps(schedule: Schedule, model_output: torch.Tensor, z: torch.Tensor, t: i
     if schedule.prediction_type == "v_prediction":
         return (a**0.5 * model_output + (1 - a) ** 0.5 * z).to(z.dtype)
     return model_output
-
-
-def to_v(schedule: Schedule, model_output: torch.Tensor, z: torch.Tensor, t: int | torch.Tensor) -> torch.Tensor:
-    """The velocity sqrt(a) eps - sqrt(1 - a) x_0 (Salimans & Ho 2022) that `model_output` at (z, t) implies."""
-    if schedule.prediction_type == "v_prediction":
-        return model_output
-    a = schedule.alpha_bar_at(t)
-    eps, x0 = to_eps(schedule, model_output, z, t), to_x0(schedule, model_output, z, t)
-    return (a**0.5 * eps - (1 - a) ** 0.5 * x0).to(z.dtype)
 
 
 def ddim_step(

@@ -21,7 +21,6 @@ from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE_VARIABLE = "STEERING_CACHE"
-WHOLE = ".whole.json"  # in a cached folder: the size of every file that belongs to it
 ROW_KEYS = {"paper", "method", "item", "seed", "metrics", "seconds", "peak_memory_mb"}
 
 
@@ -178,45 +177,25 @@ def cache_folder(*names: str) -> Path:
     return (Path(root).expanduser() if root else ROOT / "outputs").joinpath(*names)
 
 
-def write_once(path: str | Path, write: Callable[[Path], Any], folder: bool = False) -> Path:
-    """`path` of a cache; where it is not there whole, `write(temporary)` makes it and one rename puts it in place.
+def write_once(path: str | Path, write: Callable[[Path], Any]) -> Path:
+    """`path` of a cache; where it is not there, `write(temporary)` makes it and one rename puts it in place.
 
-    Processes that ask at the same time wait for the one that writes; when that is killed, the next one writes. folder:
-    `temporary` is an empty folder to be filled, and a folder from which a file has gone since counts as absent.
+    Processes that ask at the same time wait for the one that writes; when that is killed, the next one writes.
     """
     path = Path(path)
-    if _is_whole(path, folder):
+    if path.is_file():
         return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_name(f".{path.name}.lock")):
-            if not _is_whole(path, folder):
+            if not path.is_file():
                 with atomic_path(path) as temporary:
-                    if folder:
-                        temporary.mkdir()
                     write(temporary)
-                    if folder:
-                        sizes = {name: file.stat().st_size for name, file in _files_of(temporary).items()}
-                        (temporary / WHOLE).write_text(json.dumps(sizes))
     except OSError as problem:
         if reason := write_problem(problem):
             raise WriteError(path, reason) from None
         raise
     return path
-
-
-def _files_of(folder: Path) -> dict[str, Path]:
-    return {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-
-
-def _is_whole(path: Path, folder: bool) -> bool:
-    if not folder:
-        return path.is_file()
-    try:
-        sizes = json.loads((path / WHOLE).read_text())
-        return all((path / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError, AttributeError, TypeError):
-        return False
 
 
 # ----------------------------------------------------------------------------------------------------- text and JSON

@@ -11,7 +11,6 @@ import importlib.metadata
 import math
 import os
 import platform
-import random
 import re
 import shutil
 import subprocess
@@ -171,22 +170,15 @@ def write_config(output_dir: str | Path, args: argparse.Namespace | dict[str, An
 def save_checkpoint(output_dir: str | Path, step: int, state: dict[str, Any], total_limit: int | None = None) -> Path:
     """Write `checkpoint-<step>` atomically, and keep the newest `total_limit` of them.
 
-    `state` holds tensors, numbers, text and containers of these (state_dicts of models, optimisers, schedules; the
-    get_state() of every torch.Generator in use). The global RNG states of python, numpy and torch are added.
+    `state` holds tensors, numbers, text and containers of these (state_dicts of models, optimisers, schedules). Of no
+    generator: what is random in a step follows from the step's number (common/training.py).
     """
     import torch
 
-    numpy_state = np.random.get_state()
-    rng = {
-        "python": random.getstate(),
-        "numpy": (numpy_state[0], numpy_state[1].tolist(), *numpy_state[2:]),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
     path = Path(output_dir) / f"checkpoint-{step}"
     with atomic_path(path) as folder:
         folder.mkdir()
-        torch.save({"step": step, "state": state, "rng": rng}, folder / "state.pt")
+        torch.save({"step": step, "state": state}, folder / "state.pt")
     for old in _checkpoints(output_dir)[:-total_limit] if total_limit else []:
         if old != path:
             shutil.rmtree(old)
@@ -194,12 +186,9 @@ def save_checkpoint(output_dir: str | Path, step: int, state: dict[str, Any], to
 
 
 def _checkpoints(output_dir: str | Path) -> list[Path]:
-    found = {
-        int(match[1]): path
-        for path in Path(output_dir).glob("checkpoint-*")
-        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name))
-    }
-    return [found[step] for step in sorted(found)]
+    """By step."""
+    found = [path for path in Path(output_dir).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
 
 
 def latest_checkpoint(output_dir: str | Path) -> Path | None:
@@ -208,25 +197,16 @@ def latest_checkpoint(output_dir: str | Path) -> Path | None:
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """The state saved in a checkpoint folder, with its `step`; restores the global RNG states.
-
-    Tensors come back on the CPU. InputError if the folder holds no whole checkpoint.
-    """
+    """The state saved in a checkpoint folder, on the CPU, with its `step`; InputError if it holds no whole one."""
     import torch
 
     file = Path(path) / "state.pt"
     try:
         saved = torch.load(file, map_location="cpu", weights_only=True)
-        step, state, rng = saved["step"], saved["state"], saved["rng"]
+        return {"step": saved["step"], **saved["state"]}
     except Exception as problem:  # torch raises half a dozen kinds for a damaged file
         reason = "there is no such file" if not file.exists() else f"it cannot be read ({type(problem).__name__})"
         raise InputError(f"{file} is not a checkpoint of this project: {reason}") from None
-    random.setstate(rng["python"])
-    np.random.set_state(rng["numpy"])
-    torch.set_rng_state(rng["torch"])
-    if torch.cuda.is_available() and len(rng["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(rng["cuda"])
-    return {"step": step, **state}
 
 
 # ------------------------------------------------------------------------------------------- measurement, intervals

@@ -17,13 +17,8 @@ ROOT = Path(__file__).parents[1]
 
 def published_table(paper: str, name: str) -> dict[str, Any]:
     """A table of the paper as printed: title, place, label_columns, columns, doubts, rows, and what else it has."""
-    return tomllib.loads(published_file(paper).read_text(encoding="utf-8"))[name]
-
-
-def published_file(paper: str) -> Path:
-    """Where the published numbers of `paper`, the name of its folder, stand."""
-    inner = ROOT / paper / "reproduction" / "published.toml"
-    return inner if inner.exists() else ROOT / paper / "published.toml"
+    file = ROOT / paper / "reproduction" / "published.toml"
+    return tomllib.loads(file.read_text(encoding="utf-8"))[name]
 
 
 def by(rows: Iterable[dict], field: str) -> dict[str, list[dict]]:
@@ -39,6 +34,15 @@ def subject_of(item: str) -> str:
     return item.replace("|", "/").partition("/")[0]
 
 
+def _columns(rows: Iterable[dict], costs: tuple[str, ...]) -> dict[str, list[float]]:
+    """The values of every metric and cost over rows; None is NaN."""
+    columns: dict[str, list[float]] = {}
+    for row in rows:
+        for key, value in {**row["metrics"], **{cost: row[cost] for cost in costs if cost in row}}.items():
+            columns.setdefault(key, []).append(math.nan if value is None else float(value))
+    return columns
+
+
 def by_subject(rows: list[dict], costs: tuple[str, ...] = COSTS) -> list[dict]:
     """A row per method and subject with the means of its scores and costs over prompts, scenes and seeds: a
     hundred pictures of one training say nothing of the next."""
@@ -47,12 +51,8 @@ def by_subject(rows: list[dict], costs: tuple[str, ...] = COSTS) -> list[dict]:
         grouped.setdefault((row["method"], subject_of(row["item"])), []).append(row)
     found = []
     for (_, subject), same in grouped.items():
-        columns: dict[str, list[float]] = {}
-        for row in same:
-            for key, value in {**row["metrics"], **{cost: row[cost] for cost in costs if cost in row}}.items():
-                if value is not None and not math.isnan(value):
-                    columns.setdefault(key, []).append(value)
-        means = {key: math.fsum(values) / len(values) for key, values in columns.items()}
+        kept = {key: [v for v in values if not math.isnan(v)] for key, values in _columns(same, costs).items()}
+        means = {key: math.fsum(values) / len(values) for key, values in kept.items() if values}
         own = {cost: means.pop(cost) for cost in costs if cost in means}
         found.append({**same[0], "item": subject, "metrics": means, **own})
     return found
@@ -63,12 +63,8 @@ def intervals(rows: list[dict], costs: tuple[str, ...] = COSTS) -> Summary:
 
     An infinite value, the PSNR of equal pictures, makes the mean infinite and leaves it without an interval.
     """
-    columns: dict[str, list[float]] = {}
-    for row in rows:
-        for key, value in {**row["metrics"], **{cost: row[cost] for cost in costs if cost in row}}.items():
-            columns.setdefault(key, []).append(math.nan if value is None else float(value))
     summary = {}
-    for key, values in columns.items():
+    for key, values in _columns(rows, costs).items():
         mean, low, high = (math.inf,) * 3 if math.inf in values else bootstrap_interval(values)
         summary[key] = {"mean": mean, "low": low, "high": high, "n": sum(not math.isnan(value) for value in values)}
     return summary
@@ -115,42 +111,33 @@ def find(summary: Summary, name: str, protocol: str = "") -> dict[str, float] | 
 
 def beside_published(
     table: dict[str, Any],
-    measured: dict[str, list[Summary | None]],
-    others: dict[str, dict[str, Summary]] | None = None,
+    measured: dict[str, list[Summary | None] | dict[str, Summary]],
     protocols: dict[str, str] | None = None,
     factors: dict[str, float] | None = None,
 ) -> str:
     """A whole published table, and under each row that was measured here our values of the same scores.
 
     measured: what a measured line is called (it says which pictures and encoders are behind it) -> a summary, or None,
-    for each row of the table. others: the same for methods that the table does not have, by method; they follow it.
+    for each row of the table; or summaries by method, of which those that the table does not have follow it.
     protocols, factors: by column, the reading that stands in the paper's table, and printed value over stored value.
     """
     protocols, factors = protocols or {}, factors or {}
+    methods = [row.get("method") for row in table["rows"]]
 
     def line(label: list[str], called: str, summary: Summary) -> list[str]:
         found = {name: find(summary, name, protocols.get(name, "")) for name in table["columns"]}
         return [*label, called, *(cell(value, factors.get(name, 1.0)) for name, value in found.items())]
 
     lines = [[*table["label_columns"], "", *table["columns"]]]
-    for number, row in enumerate(table["rows"]):
+    for number, (row, method) in enumerate(zip(table["rows"], methods, strict=True)):
         printed = ("-" if math.isnan(value) else f"{value:g}" for value in row["values"])
         lines.append([*row["label"], "published", *printed])
-        lines += [line(row["label"], called, found[number]) for called, found in measured.items() if found[number]]
-    lines += [line([m], called, found[m]) for called, found in (others or {}).items() for m in found]
+        ours = {called: found.get(method) if isinstance(found, dict) else found[number]
+                for called, found in measured.items()}  # fmt: skip
+        lines += [line(row["label"], called, summary) for called, summary in ours.items() if summary]
+    for called, found in measured.items():
+        if isinstance(found, dict):
+            lines += [line([method], called, summary) for method, summary in found.items() if method not in methods]
     doubts = "\n".join(f"- {doubt}" for doubt in table["doubts"])
     head = f"{table['title']}\n({table['place']})"
     return f"{head}\n\n{text_table(lines)}\n\nDoubts about the published numbers:\n{doubts}"
-
-
-def with_others(
-    table: dict[str, Any],
-    measured: dict[str, dict[str, Summary]],
-    protocols: dict[str, str] | None = None,
-    factors: dict[str, float] | None = None,
-) -> str:
-    """beside_published for summaries by method: those that the table names go under its rows, the others follow it."""
-    listed = [row["method"] for row in table["rows"]]
-    rows = {called: [found.get(method) for method in listed] for called, found in measured.items()}
-    others = {called: {m: found[m] for m in found if m not in listed} for called, found in measured.items()}
-    return beside_published(table, rows, others, protocols, factors)

@@ -7,6 +7,7 @@ The training loops stand in each folder's train.py.
 """
 
 import argparse
+import functools
 import hashlib
 import json
 import math
@@ -19,7 +20,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from common.flags import check_device
 from common.images import is_picture, list_pictures, load_image, save_png
@@ -27,7 +27,7 @@ from common.runs import (
     InputError,
     latest_checkpoint,
     load_checkpoint,
-    read_json,
+    progress,
     read_object,
     save_checkpoint,
     write_json,
@@ -40,20 +40,20 @@ FREE = {"output_dir", "checkpointing_steps", "checkpoints_total_limit", "resume_
 # Where pictures lie. What a run and its continuation have in common is what the pictures are, see picture_hashes.
 PLACES = {"instance_data_dir", "class_data_dir", "image_path", "data_dir", "concepts_list", "train_data_dir",
           "boxes_file"}  # fmt: skip
-CONSTANT = ("constant", "constant_with_warmup")
 CLASS_FILE = "class_pictures.json"
 
 
 # ------------------------------------------------------------------------------------------------------- randomness
 
 
-def _seed(*numbers: int) -> int:
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
+def _generator(*numbers: int) -> torch.Generator:
+    seed = np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1)
+    return torch.Generator().manual_seed(int(seed))
 
 
 def step_generator(seed: int, step: int, micro: int = 0, process: int = 0) -> torch.Generator:
     """The CPU generator of all that is random in a micro-step of optimiser step `step` on a process."""
-    return torch.Generator().manual_seed(_seed(0, seed, step, micro, process))
+    return _generator(0, seed, step, micro, process)
 
 
 def picture_indices(
@@ -63,15 +63,12 @@ def picture_indices(
     """Which of `count` pictures a micro-step sees: each once per epoch, in an order of the epoch's own; the processes
     share an epoch out. micros: micro-steps per optimiser step."""
     first = ((step * micros + micro) * processes + process) * batch_size
-    orders: dict[int, list[int]] = {}
-    chosen = []
-    for place in range(first, first + batch_size):
-        epoch = place // count
-        if epoch not in orders:
-            generator = torch.Generator().manual_seed(_seed(1, seed, epoch))
-            orders[epoch] = torch.randperm(count, generator=generator).tolist()
-        chosen.append(orders[epoch][place % count])
-    return chosen
+
+    @functools.cache
+    def order(epoch: int) -> list[int]:
+        return torch.randperm(count, generator=_generator(1, seed, epoch)).tolist()
+
+    return [order(place // count)[place % count] for place in range(first, first + batch_size)]
 
 
 # --------------------------------------------------------------------------------------------------------- pictures
@@ -88,8 +85,8 @@ def load_pictures(folder_or_paths: str | Path | Sequence[Path], resolution: int,
         image = load_image(path)
         short = min(image.size)
         size = tuple(resolution if squash or side == short else int(resolution * side / short) for side in image.size)
-        image = image if image.size == size else image.resize(size, Image.Resampling.BILINEAR)
-        pictures.append(torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous())
+        pixels = np.array(image.resize(size, Image.Resampling.BILINEAR))
+        pictures.append(torch.from_numpy(pixels).permute(2, 0, 1).contiguous())
     return pictures
 
 
@@ -133,10 +130,8 @@ def draw_pictures(
 ) -> list[Image.Image]:  # fmt: skip
     """One picture per prompt by the pipeline's own call, each from a generator of its own."""
     pipe.set_progress_bar_config(disable=True)
-    return pipe(
-        prompts, height=resolution, width=resolution, num_inference_steps=num_inference_steps,
-        guidance_scale=guidance_scale, generator=generators,
-    ).images  # fmt: skip
+    sampling = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
+    return pipe(prompts, height=resolution, width=resolution, generator=generators, **sampling).images
 
 
 def generate_class_pictures(
@@ -151,7 +146,7 @@ def generate_class_pictures(
     """
     folder = Path(folder)
     about = {"prompt": prompt, "model": str(pipe.name_or_path), "resolution": resolution, "seed": seed, **sampling}
-    if (folder / CLASS_FILE).is_file() and (before := read_json(folder / CLASS_FILE)) != about:
+    if (folder / CLASS_FILE).is_file() and (before := read_object(folder / CLASS_FILE)) != about:
         name = next(key for key in about if before.get(key) != about[key])
         raise InputError(f"the class pictures in {folder} were drawn with another {name} ({before.get(name)!r}); "
                          "take the same one, or another --class_data_dir")  # fmt: skip
@@ -163,7 +158,7 @@ def generate_class_pictures(
         raise InputError(f"class pictures of --resolution {resolution} cannot be drawn: take a multiple of 8")
     if missing and process == 0:
         write_json(folder / CLASS_FILE, about)
-    for start in tqdm(range(0, len(missing), batch_size), "class pictures", disable=None if missing else True):
+    for start in progress(range(0, len(missing), batch_size), "class pictures", shown=bool(missing)):
         paths = missing[start : start + batch_size]
         generators = [step_generator(seed, int(path.stem[-5:])) for path in paths]
         images = draw_pictures(pipe, [prompt] * len(paths), generators, resolution, **sampling)
@@ -282,35 +277,15 @@ def check_finite(weights: Mapping[str, Tensor]) -> None:
             raise InputError(f"{name} has diverged: lower --learning_rate, or train in float32; nothing is saved")
 
 
-def identity(
-    args: argparse.Namespace, pictures: Iterable[str | Path] | None = None, **base: str
-) -> dict[str, Any]:  # fmt: skip
+def identity(args: argparse.Namespace, pictures: Iterable[str | Path] | None = None, **base: str) -> dict[str, Any]:
     """What a checkpoint and the run that takes it up have in common: the flags but FREE, the number of processes,
     base=fingerprint(…), and what the training's pictures (class pictures included) hold, wherever they lie."""
-    free = FREE | ({"max_train_steps"} if args.lr_scheduler in CONSTANT else set())
+    free = FREE | ({"max_train_steps"} if args.lr_scheduler.startswith("constant") else set())
     if pictures is not None:
         free, base = free | PLACES, {**base, "pictures": picture_hashes(pictures)}
     flags = {name: value for name, value in vars(args).items() if name not in free}
     flags["processes"] = int(os.environ.get("WORLD_SIZE", 1))  # each draws samples and noise of its own
     return json.loads(json.dumps({**flags, **base}, default=str))
-
-
-def digest_of(who: Mapping[str, Any]) -> str:
-    """Twelve digits of an identity, for config.json: write_config(…, training=digest_of(who))."""
-    return hashlib.sha256(json.dumps(who, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def check_replaced(args: argparse.Namespace, who: Mapping[str, Any]) -> None:
-    """Raises InputError if --output_dir holds the result of another run, which this training would replace."""
-    file = Path(args.output_dir) / "config.json"
-    if args.resume_from_checkpoint or not file.is_file():
-        return
-    before = read_object(file)
-    if before.get("training") == digest_of(who):
-        return
-    name = next((name for name, value in who.items() if name in before and before[name] != value), "training pictures")
-    raise InputError(f"{args.output_dir} holds another run (other {name}), which this training would replace; take "
-                     "another --output_dir, or remove it")  # fmt: skip
 
 
 def save_training(

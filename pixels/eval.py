@@ -54,8 +54,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--user_study", action="store_true", help="write the blinded page for Table 1b from the pictures at hand")
     add("--answers", nargs="+", metavar="JSON", help="average the ranks of these answer files, and stop")
     add(
-        "--dataset", default="picturebook", help="a folder with pairs.json or triples; picturebook: the quick subset; "
-        "compositions: the picturebook's halves of scenes"
+        "--dataset", default="picturebook", help="a folder with pairs.json or source_1.*, exemplar_1.*, map_1.*; "
+        "picturebook: the quick subset; compositions: its halves of scenes"
     )
     add("--split", choices=("test", "validation"), default="test", help="of the picturebook; tune on validation only")
     add("--full", action="store_true", help="all items of the picturebook's benchmark, not the quick subset")

@@ -1,13 +1,16 @@
 """What is trained and how it is saved, for each parameter space the paper compares: shifts, full weights, LoRA."""
 
-from collections.abc import Callable
+import hashlib
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from common.runs import InputError, atomic_path
+from common.runs import InputError, atomic_path, read_object
 from svdiff import files
 from svdiff.basis import Bases
 from svdiff.merging import LORA_FILE
@@ -117,6 +120,24 @@ def check_folder(folder: Path, pipe, args) -> None:
             if not written and (folder / name).exists():
                 raise InputError(f"{folder} holds {name} of another training, which this one would leave there; remove "
                                  "it, or take another --output_dir")  # fmt: skip
+
+
+def digest_of(who: Mapping[str, Any]) -> str:
+    """Twelve digits of a training's identity, for config.json."""
+    return hashlib.sha256(json.dumps(who, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def check_replaced(args, who: Mapping[str, Any]) -> None:
+    """Raises InputError if --output_dir holds the result of another run, which this training would replace."""
+    file = Path(args.output_dir) / "config.json"
+    if args.resume_from_checkpoint or not file.is_file():
+        return
+    before = read_object(file)
+    if before.get("training") == digest_of(who):
+        return
+    name = next((name for name, value in who.items() if name in before and before[name] != value), "training pictures")
+    raise InputError(f"{args.output_dir} holds another run (other {name}), which this training would replace; take "
+                     "another --output_dir, or remove it")  # fmt: skip
 
 
 SPACES: dict[str, Callable[..., Trainable]] = {"svdiff": spectral_shifts, "full": full_weights, "lora": lora}

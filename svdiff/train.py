@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> None:
     from svdiff.basis import Bases
     from svdiff.objective import loss
     from svdiff.samples import Encoder, draw_batch, read_source
-    from svdiff.spaces import SPACES, check_folder
+    from svdiff.spaces import SPACES, check_folder, check_replaced, digest_of
     from svdiff.unmix import mixed_places
 
     accelerator = training.make_accelerator(args, "svdiff")
@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> None:
     optimizer = accelerator.prepare(optimizer)
     prompts = [[concept.instance_prompt, concept.class_prompt] for concept in concepts]
     who = training.identity(args, pictures, base=tuned.base, prompts=prompts)
-    training.check_replaced(args, who)
+    check_replaced(args, who)
     losses: list[float] = []
     start = training.resume_training(args, tuned.weights, optimizer, schedule, who, accelerator.scaler, losses)
     if process == 0:
@@ -90,7 +90,7 @@ def main(argv: list[str] | None = None) -> None:
     accelerator.wait_for_everyone()
     training.check_finite(tuned.weights)
     if process == 0:
-        finish(args, concepts, tuned, losses, seconds, training.digest_of(who))
+        finish(args, concepts, tuned, losses, seconds, digest_of(who))
         with accelerator.autocast():
             show(args, pipe, concepts, source, "grid.png")
         for name, share in tuned.dead().items():

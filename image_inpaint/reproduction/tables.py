@@ -17,4 +17,4 @@ def beside_published(name: str, measured: dict[str, dict[str, Summary]]) -> str:
 
     measured: what a measured line is called (it says which pictures and encoders are behind it), and the summaries.
     """
-    return tables.with_others(tables.published_table("image_inpaint", name), measured, PROTOCOLS, FACTORS)
+    return tables.beside_published(tables.published_table("image_inpaint", name), measured, PROTOCOLS, FACTORS)

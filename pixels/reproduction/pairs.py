@@ -1,7 +1,7 @@
 """What is edited in an evaluation: sources with exemplars and maps, from the picturebook, a folder, or ImageNet.
 
 A folder holds pairs.json, a list of {"name", "source", "exemplars": [...], "edit_maps": [...]} with paths relative to
-it (or absolute, for pictures that are not copied), or the triples of common.data.read_triples.
+it (or absolute, for pictures that are not copied), or, without that file, source_1.*, exemplar_1.*, map_1.* and so on.
 """
 
 import random
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from common.data import of_each_kind, read_pie_bench, read_triples
+from common.data import of_each_kind, read_pie_bench
 from common.files import check_file_name
 from common.images import is_picture, list_pictures, save_png
 from common.runs import InputError, read_json, write_json
@@ -74,9 +74,7 @@ def read_pairs(folder: str | Path, white: str = "keep", limit: int | None = None
     """The pairs of a folder; InputError names the entry that is wrong."""
     folder = Path(folder)
     file = folder / "pairs.json"
-    if not file.exists():
-        return [Pair(t.name, t.source, (t.exemplar,), (t.edit_map,), white) for t in read_triples(folder)][:limit]
-    entries = read_json(file)
+    entries = read_json(file) if file.exists() else named_pairs(folder)
     if not isinstance(entries, list) or not entries:
         raise InputError(f"{file} has to be a list of objects, at least one")
     pairs = []
@@ -93,6 +91,26 @@ def read_pairs(folder: str | Path, white: str = "keep", limit: int | None = None
     if len({pair.id for pair in pairs}) < len(pairs):
         raise InputError(f"{file} has two entries of one name")
     return pairs
+
+
+def named_pairs(folder: Path) -> list[dict[str, Any]]:
+    """The entries of a folder without pairs.json: source_<name>.*, exemplar_<name>.* and map_<name>.*."""
+    names = sorted({path.name for path in list_pictures(folder)} | {path.name for path in folder.glob("map_*.npy")})
+    found: dict[str, dict[str, str]] = {}
+    for file in names:
+        kind, _, name = Path(file).stem.partition("_")
+        if name and kind in ("source", "exemplar", "map"):
+            found.setdefault(name, {})[kind] = file
+    for name, files in found.items():
+        for kind in ("source", "exemplar", "map"):
+            if kind not in files:
+                near = [file for file in names if file.lower().startswith(f"{kind}_{name}.".lower())]
+                spelt = f" ({near[0]} is spelt otherwise)" if near else ""
+                raise InputError(f"{folder / f'{kind}_{name}'}.* is missing{spelt}")
+    if not found:
+        raise InputError(f"{folder} holds no pairs; pairs.json or source_1.*, exemplar_1.*, map_1.* are needed")
+    return [{"name": name, "source": files["source"], "exemplars": [files["exemplar"]], "edit_maps": [files["map"]]}
+            for name, files in sorted(found.items())]  # fmt: skip
 
 
 def existing(folder: Path, path: str) -> Path:

@@ -61,4 +61,4 @@ def beside_published(name: str, measured: dict[str, list[Summary | None]]) -> st
     paper does."""
     table = published_table("spdinv", name)
     factors = {column: factor for column, (_, factor, *_) in PIE_SCORES.items()}
-    return tables.beside_published(table, measured, None, dict.fromkeys(table["columns"], "pie_official"), factors)
+    return tables.beside_published(table, measured, dict.fromkeys(table["columns"], "pie_official"), factors)

@@ -219,7 +219,7 @@ def test_hostile_mapping_files_are_refused(tmp_path, text):
         data.read_pie_bench(tmp_path)
 
 
-READERS = [data.read_pie_bench, data.read_subjects, data.read_subject_prompts, data.read_triples]
+READERS = [data.read_pie_bench, data.read_subjects, data.read_subject_prompts]
 
 
 @pytest.mark.parametrize("read", READERS)
@@ -347,55 +347,6 @@ def test_damaged_subject_files_are_refused(subject_folder, old, new):
     (subject_folder / "prompts_and_classes.txt").write_text(SUBJECT_FILE.replace(old, new))
     with pytest.raises(InputError, match="prompts_and_classes.txt"):
         data.read_subjects(subject_folder)
-
-
-# ------------------------------------------------------------------------------------------------------------ triples
-
-
-def test_triples_by_name(tmp_path):
-    for kind in ("source", "exemplar", "map"):
-        picture(tmp_path / f"{kind}_beach_2.png"), picture(tmp_path / f"{kind}_1.jpg")
-    picture(tmp_path / "other_1.png"), picture(tmp_path / "preview.png")
-    first, second = data.read_triples(tmp_path)
-    assert (first.name, second.name) == ("1", "beach_2")
-    assert second.edit_map == tmp_path / "map_beach_2.png" and first.source == tmp_path / "source_1.jpg"
-    (tmp_path / "map_1.jpg").unlink()
-    with pytest.raises(InputError, match=r"map_1\.\* is missing"):
-        data.read_triples(tmp_path)
-    picture(tmp_path / "Map_1.png", (8, 8))
-    with pytest.raises(InputError, match=r"map_1\.\* is missing \(Map_1.png is spelt otherwise\)"):
-        data.read_triples(tmp_path)
-    np.save(tmp_path / "map_1.npy", np.zeros((8, 8)))
-    assert data.read_triples(tmp_path)[0].edit_map == tmp_path / "map_1.npy"
-
-
-def test_triples_round_trip(tmp_path):
-    paths = [picture(tmp_path / "from" / f"{n}.png", (n + 1, 4)) for n in range(4)]
-    triples = [data.Triple("a", paths[0], paths[1], paths[2]), data.Triple("b", paths[0], paths[3], paths[2])]
-    data.write_triples(tmp_path / "to", triples)
-    again = data.read_triples(tmp_path / "to")
-    assert [triple.name for triple in again] == ["a", "b"]
-    for old, new in zip(triples, again, strict=True):
-        for part in ("source", "exemplar", "edit_map"):
-            assert getattr(new, part).parent == tmp_path / "to"
-            assert getattr(new, part).read_bytes() == getattr(old, part).read_bytes()
-    data.write_triples(tmp_path / "to", again)
-    assert data.read_triples(tmp_path / "to") == again
-
-
-@pytest.mark.parametrize(
-    "change",
-    [{"source": "../x"}, {"edit_map": "no"}, {"name": "../b"}, {"exemplar": 3}, {"source": "\0"}, {"name": "x" * 300}],
-)
-def test_hostile_triples_are_refused(tmp_path, change):
-    picture(tmp_path / "a.png")
-    entry = {"name": "a", "source": "a.png", "exemplar": "a.png", "edit_map": "a.png"}
-    (tmp_path / "triples.json").write_text(json.dumps([entry]))
-    assert data.read_triples(tmp_path)[0].source == tmp_path / "a.png"
-    for content in ([entry | change], [], {}, [[]]):
-        (tmp_path / "triples.json").write_text(json.dumps(content))
-        with pytest.raises(InputError):
-            data.read_triples(tmp_path)
 
 
 def test_relative_folders_work(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Writing under kills, several processes and full disks."""
 
 import json
+import math
 import os
 import random
 import signal
@@ -8,7 +9,9 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
+import torch
 
 from common import files, runs
 from common.files import InputError, WriteError
@@ -17,11 +20,13 @@ WRITER = """
 import sys, time
 from pathlib import Path
 from common import files
-def write(folder):
-    for number in range(20):
-        time.sleep(float(sys.argv[2]))
-        (folder / f"{number}.txt").write_text("x" * number)
-files.write_once(Path(sys.argv[1]), write, folder=True)
+def write(path):
+    with open(path, "w") as file:
+        for number in range(20):
+            time.sleep(float(sys.argv[2]))
+            file.write("x")
+            file.flush()
+files.write_once(Path(sys.argv[1]), write)
 print("done")
 """
 
@@ -31,49 +36,26 @@ def start(code, *words):
     return subprocess.Popen([sys.executable, "-c", code, *map(str, words)], stdout=subprocess.PIPE, env=env)
 
 
-def row(item):
-    return {key: 0 for key in files.ROW_KEYS} | {"method": "m", "item": item, "metrics": {}}
+def row(item="a", method="ddim", **metrics):
+    return dict.fromkeys(files.ROW_KEYS, 0) | {"method": method, "item": item, "metrics": metrics}
 
 
-def dead_process():
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
-    return ended.pid
-
-
-def test_three_processes_killed_at_random_leave_one_whole_cache(tmp_path):
-    target, rng = tmp_path / "cache" / "drawn", random.Random(0)
+def test_three_processes_killed_at_random_leave_one_whole_file(tmp_path):
+    target, rng = tmp_path / "cache" / "basis", random.Random(0)
     for _ in range(4):
         processes = [start(WRITER, target, 0.01) for _ in range(3)]
         time.sleep(rng.uniform(0.1, 0.5))
         for process in processes:
             process.send_signal(signal.SIGKILL)
             process.wait()
-        assert not target.exists() or len(list(target.glob("*.txt"))) == 20
+        assert not target.exists() or target.read_text() == "x" * 20
     processes = [start(WRITER, target, 0.001) for _ in range(3)]
-    assert [process.communicate()[0] for process in processes] == [b"done\n"] * 3
-    assert sorted(path.stat().st_size for path in target.glob("*.txt")) == list(range(20))
+    assert [process.communicate()[0] for process in processes] == [b"done\n"] * 3 and target.read_text() == "x" * 20
+    files.write_once(target, lambda path: path.write_text("again"))
     files._swept.clear()
     files.write_text(target.parent / "other", "")
-    assert sorted(path.name for path in target.parent.iterdir()) == [".drawn.lock", "drawn", "other"]
-
-
-def test_a_cache_is_written_once_and_again_when_a_file_has_gone(tmp_path):
-    written = []
-
-    def write(folder):
-        written.append(folder.name)
-        (folder / "a.txt").write_text("a")
-
-    for _ in range(2):
-        assert files.write_once(tmp_path / "c", write, folder=True) == tmp_path / "c"
-    assert len(written) == 1
-    (tmp_path / "c" / "a.txt").write_text("")  # cut short
-    files.write_once(tmp_path / "c", write, folder=True)
-    assert len(written) == 2 and (tmp_path / "c" / "a.txt").read_text() == "a"
-    files.write_once(tmp_path / "f.npy", lambda path: path.write_text("1"))
-    files.write_once(tmp_path / "f.npy", lambda path: path.write_text("2"))
-    assert (tmp_path / "f.npy").read_text() == "1"
+    assert sorted(path.name for path in target.parent.iterdir()) == [".basis.lock", "basis", "other"]
+    assert target.read_text() == "x" * 20
 
 
 def test_caches_move_with_the_variable(tmp_path, monkeypatch):
@@ -83,7 +65,9 @@ def test_caches_move_with_the_variable(tmp_path, monkeypatch):
 
 
 def test_what_the_dead_left_goes_and_what_is_alive_stays(tmp_path):
-    dead = dead_process()
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    dead = ended.pid
     left = tmp_path / f".grid.{files._here()}-{dead}.png"
     left.touch()
     (tmp_path / f".run.{files._here()}-{dead}").mkdir()
@@ -105,8 +89,39 @@ def test_a_folder_that_is_replaced_stands_whole_at_every_moment(tmp_path, monkey
             seen.append(target.exists() and [path.name for path in target.iterdir()])
         if not exchange:
             monkeypatch.setattr(files, "_exchange", lambda one, other: False)
+    with pytest.raises(RuntimeError), files.atomic_path(target) as temporary:
+        temporary.mkdir()
+        raise RuntimeError
     assert seen == [False, ["one"]]
     assert [path.name for path in target.iterdir()] == ["two"] and list(tmp_path.iterdir()) == [target]
+
+
+def test_the_old_file_stays_when_the_block_fails(tmp_path):
+    target = tmp_path / "new" / "picture.png"
+    with files.atomic_path(target) as temporary:
+        assert temporary.suffix == ".png" and temporary.parent == target.parent
+        temporary.write_text("old")
+    with pytest.raises(RuntimeError), files.atomic_path(target) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert target.read_text() == "old" and list(target.parent.iterdir()) == [target]
+
+
+def test_where_nothing_can_be_written_is_said(tmp_path, monkeypatch):
+    (tmp_path / "a.json").mkdir()
+    with pytest.raises(InputError, match="is a folder"):
+        files.write_json(tmp_path / "a.json", {})
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="file"):
+        files.write_json(tmp_path / "file" / "config.json", {})
+    with pytest.raises(WriteError, match="the disk is full"), files.atomic_path(tmp_path / "b.json"):
+        raise OSError(28, "No space left on device")
+    with pytest.raises(FileNotFoundError), files.atomic_path(tmp_path / "b.json"):
+        (tmp_path / "missing").read_text()
+    monkeypatch.setattr(files.os, "access", lambda place, mode: mode != files.os.W_OK)
+    with pytest.raises(InputError, match="no permission"):
+        files.write_json(tmp_path / "b.json", {})
 
 
 LIMITED = """
@@ -152,7 +167,7 @@ APPENDER = """
 import sys
 from common import files
 for number in range(40):
-    row = {key: 0 for key in files.ROW_KEYS} | {"method": "m", "item": f"{sys.argv[2]}-{number}", "metrics": {}}
+    row = dict.fromkeys(files.ROW_KEYS, 0) | {"method": "m", "item": f"{sys.argv[2]}-{number}", "metrics": {}}
     files.append_row(sys.argv[1], row)
 """
 
@@ -164,28 +179,43 @@ def test_several_writers_lose_no_row(tmp_path):
     assert {one["item"] for one in files.read_rows(path)} == {f"{name}-{n}" for name in "abc" for n in range(40)}
 
 
-def test_a_row_costs_the_same_in_a_long_file(tmp_path, monkeypatch):
-    """Only the end of the file is read, a long torn line included."""
-    path, read = tmp_path / "rows.jsonl", []
-    path.write_bytes(json.dumps(row("a")).encode() * 1 + b"\n" + b"x" * 100_000)
-    files.append_row(path, row("b"))
-    assert [one["item"] for one in files.read_rows(path)] == ["a", "b"]
-    path.write_bytes((json.dumps(row("a")).encode() + b"\n") * 5000)
+def test_rows_round_trip(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    assert files.read_rows(path) == [] and files.done_items(path, "ddim") == set()
+    rows = [row("a", psnr=math.inf), row("b", psnr=31.25), row("c", "spd") | {"note": "naïve 猫\u2028"}]
+    for one in rows:
+        files.append_row(path, one)
+    assert files.read_rows(path) == rows and files.done_items(path, "ddim") == {"a", "b"}
+    files.append_row(path, row("d", psnr=torch.tensor(math.nan)))
+    assert math.isnan(files.read_rows(path)[-1]["metrics"]["psnr"])
 
-    class Counting:
-        def __init__(self, file):
-            self.file = file
 
-        def __getattr__(self, name):
-            return getattr(self.file, name)
+@pytest.mark.parametrize("torn", [b"{", b'{"paper": "spdinv"}', '{"é'.encode()[:-1], b"\x00" * 9, b"x" * 100_000])
+@pytest.mark.parametrize("before", [0, 2])
+def test_torn_last_line_is_dropped_then_cut_off(tmp_path, torn, before):
+    path = tmp_path / "rows.jsonl"
+    rows = [row(str(n)) for n in range(before)]
+    for one in rows:
+        files.append_row(path, one)
+    with open(path, "ab") as file:
+        file.write(torn)
+    assert files.read_rows(path) == rows
+    files.append_row(path, row("new"))
+    assert files.read_rows(path) == [*rows, row("new")] and path.read_bytes().count(b"\n") == before + 1
 
-        def read(self, count):
-            read.append(count)
-            return self.file.read(count)
 
-    with open(path, "rb") as file:
-        assert files._end_of_last_line(Counting(file)) == path.stat().st_size
-    assert read == [4096]
+def test_damaged_rows_and_incomplete_rows_are_refused(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    whole = json.dumps(row())
+    for damaged in ("{oops}", "7", "null", "[]", '{"method": "ddim"}', '{"method": "ddim", "item": "a", "metrics": 3}'):
+        path.write_text(f"{whole}\n{damaged}\n{whole}\n")
+        with pytest.raises(InputError, match="line 2"):
+            files.read_rows(path)
+    incomplete = row()
+    del incomplete["seed"]
+    with pytest.raises(ValueError, match="seed"):
+        files.append_row(tmp_path / "other.jsonl", incomplete)
+    assert not (tmp_path / "other.jsonl").exists()
 
 
 def test_names_that_are_no_utf8_go_into_json_and_come_back(tmp_path):
@@ -198,9 +228,19 @@ def test_names_that_are_no_utf8_go_into_json_and_come_back(tmp_path):
     assert "caf" in files.read_text(tmp_path / "a.html")
 
 
-def test_a_byte_order_mark_is_no_fault(tmp_path):
-    (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf{"a": 1}')
-    assert files.read_json(tmp_path / "a.json") == {"a": 1}
+def test_json_round_trip_and_refusals(tmp_path):
+    path = tmp_path / "a.json"
+    files.write_json(path, {"t": torch.tensor([1.5]), "n": np.float32(2), "p": path, "é": None, "inf": math.inf})
+    assert files.read_json(path) == {"t": [1.5], "n": 2.0, "p": str(path), "é": None, "inf": math.inf}
+    path.write_bytes(b'\xef\xbb\xbf{"a": 1}')  # a byte order mark is no fault
+    assert files.read_json(path) == {"a": 1}
+    for content in (b"{", b"", b"\xff\xfe{}", b"[" * 200_000):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match="a.json"):
+            files.read_json(path)
+    for missing in (tmp_path / "none.json", tmp_path):
+        with pytest.raises(InputError):
+            files.read_json(missing)
 
 
 @pytest.mark.parametrize("damaged", ["[]", "null", "3", '"text"', "{", ""])
@@ -217,30 +257,3 @@ def test_names_that_become_files():
     for bad in ("", " ", ".", "..", "a/b", "a\\b", "a\0", "a\nb", "x" * 300, "猫" * 60, os.fsdecode(b"\xe9"), None, 3):
         with pytest.raises(InputError, match="^a name"):
             files.check_file_name(bad, "a name")
-
-
-def test_a_home_folder_is_found_in_every_flag(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    parser = runs.make_parser("test")
-    parser.add_argument("--output_dir")
-    parser.add_argument("--reference_path", nargs="*")
-    args = parser.parse_args(["--output_dir=~/x", "--reference_path", "~/a.png", "b~.png"])
-    assert args.output_dir == str(tmp_path / "x") and args.reference_path == [str(tmp_path / "a.png"), "b~.png"]
-
-
-@pytest.mark.parametrize("problem", [MemoryError(), RuntimeError("CUDA out of memory. Tried"), OSError(28, "No space")])
-def test_too_little_memory_or_room_is_one_sentence(problem, capsys):
-    @runs.script
-    def main(argv=None):
-        raise problem
-
-    with pytest.raises(SystemExit) as exit:
-        main([])
-    assert exit.value.code == 2 and capsys.readouterr().err.count("\n") == 1
-
-
-def test_a_write_error_names_the_file(tmp_path):
-    with pytest.raises(WriteError, match="the disk is full"), files.atomic_path(tmp_path / "a.json"):
-        raise OSError(28, "No space left on device")
-    with pytest.raises(FileNotFoundError), files.atomic_path(tmp_path / "a.json"):
-        (tmp_path / "missing").read_text()

@@ -1,6 +1,4 @@
-import json
 import math
-import random
 import signal
 import subprocess
 import sys
@@ -10,21 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from common import files, runs
+from common import runs
 from common.runs import InputError
-
-
-def row(item, method="ddim", **metrics):
-    return {
-        "paper": "spdinv",
-        "method": method,
-        "item": item,
-        "seed": 0,
-        "metrics": metrics,
-        "seconds": 1.0,
-        "peak_memory_mb": 2.0,
-    }
-
 
 # ---------------------------------------------------------------------------------------------------------- scripts
 
@@ -47,10 +32,20 @@ def test_wrong_flag_names_the_near_one(capsys):
     assert parser.parse_args(["--seed", "3"]).seed == 3
 
 
-@pytest.mark.parametrize(
-    "error, code, said",
-    [(InputError("two\nlines"), 2, "error: two lines\n"), (KeyboardInterrupt(), 130, "")],
-)
+def test_a_home_folder_is_found_in_every_flag(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    parser = runs.make_parser("test")
+    parser.add_argument("--output_dir")
+    parser.add_argument("--reference_path", nargs="*")
+    args = parser.parse_args(["--output_dir=~/x", "--reference_path", "~/a.png", "b~.png"])
+    assert args.output_dir == str(tmp_path / "x") and args.reference_path == [str(tmp_path / "a.png"), "b~.png"]
+
+
+@pytest.mark.parametrize("error, code, said", [
+    (InputError("two\nlines"), 2, "error: two lines\n"), (KeyboardInterrupt(), 130, ""),
+    (MemoryError(), 2, "not enough memory"), (RuntimeError("CUDA out of memory. Tried"), 2, "not enough memory"),
+    (OSError(28, "No space"), 2, "the disk is full"),
+])  # fmt: skip
 def test_script_turns_errors_into_exit_codes(error, code, said, capsys):
     @runs.script
     def main(argv=None):
@@ -58,7 +53,8 @@ def test_script_turns_errors_into_exit_codes(error, code, said, capsys):
 
     with pytest.raises(SystemExit) as exit:
         main([])
-    assert exit.value.code == code and capsys.readouterr().err == said
+    told = capsys.readouterr().err
+    assert exit.value.code == code and said in told and told.count("\n") == (code == 2)
 
 
 def test_script_passes_arguments_results_and_programming_errors_through():
@@ -85,63 +81,6 @@ def test_runs_imports_nothing_heavy():
     assert subprocess.run([sys.executable, "-c", code], cwd=runs.ROOT).returncode == 0
 
 
-# ------------------------------------------------------------------------------------------------------------ files
-
-
-def test_atomic_path_keeps_the_old_file_when_the_block_fails(tmp_path):
-    target = tmp_path / "new" / "picture.png"
-    with runs.atomic_path(target) as temporary:
-        assert temporary.suffix == ".png" and temporary.parent == target.parent
-        temporary.write_text("old")
-    with pytest.raises(RuntimeError):
-        with runs.atomic_path(target) as temporary:
-            temporary.write_text("half")
-            raise RuntimeError
-    assert target.read_text() == "old" and list(target.parent.iterdir()) == [target]
-
-
-def test_atomic_path_says_where_it_cannot_write(tmp_path, monkeypatch):
-    (tmp_path / "a.json").mkdir()
-    with pytest.raises(InputError, match="is a folder"):
-        runs.write_json(tmp_path / "a.json", {})
-    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
-    monkeypatch.setattr(files.os, "access", lambda place, mode: mode != runs.os.W_OK)
-    with pytest.raises(InputError, match="no permission"):
-        runs.write_json(tmp_path / "b.json", {})
-
-
-def test_atomic_path_replaces_a_folder_whole(tmp_path):
-    target = tmp_path / "folder"
-    for name in ("one", "two"):
-        with runs.atomic_path(target) as temporary:
-            temporary.mkdir()
-            (temporary / name).touch()
-    with pytest.raises(RuntimeError):
-        with runs.atomic_path(target) as temporary:
-            temporary.mkdir()
-            raise RuntimeError
-    assert [path.name for path in target.iterdir()] == ["two"] and list(tmp_path.iterdir()) == [target]
-
-
-def test_output_folder_that_is_a_file_is_bad_input(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="file"):
-        runs.write_json(tmp_path / "file" / "config.json", {})
-
-
-def test_json_round_trip_and_refusals(tmp_path):
-    path = tmp_path / "a.json"
-    runs.write_json(path, {"t": torch.tensor([1.5]), "n": np.float32(2), "p": path, "é": None, "inf": math.inf})
-    assert runs.read_json(path) == {"t": [1.5], "n": 2.0, "p": str(path), "é": None, "inf": math.inf}
-    for content in (b"{", b"", b"\xff\xfe{}", b"[" * 200_000):
-        path.write_bytes(content)
-        with pytest.raises(InputError, match="a.json"):
-            runs.read_json(path)
-    for missing in (tmp_path / "none.json", tmp_path):
-        with pytest.raises(InputError):
-            runs.read_json(missing)
-
-
 def test_config_holds_flags_resolved_values_and_provenance(tmp_path):
     parser = runs.make_parser("test")
     parser.add_argument("--seed", type=int, default=7)
@@ -155,77 +94,7 @@ def test_config_holds_flags_resolved_values_and_provenance(tmp_path):
         assert config["provenance"]["git_revision"] == head.stdout.strip()
 
 
-# ------------------------------------------------------------------------------------------------------ result rows
-
-
-def test_rows_round_trip(tmp_path):
-    path = tmp_path / "rows.jsonl"
-    assert runs.read_rows(path) == [] and runs.done_items(path, "ddim") == set()
-    rows = [row("a", psnr=math.inf), row("b", psnr=31.25), row("c", method="spd", note="naïve 猫\u2028")]
-    for one in rows:
-        runs.append_row(path, one)
-    assert runs.read_rows(path) == rows and runs.done_items(path, "ddim") == {"a", "b"}
-    runs.append_row(path, row("d", psnr=torch.tensor(math.nan)))
-    assert math.isnan(runs.read_rows(path)[-1]["metrics"]["psnr"])
-
-
-@pytest.mark.parametrize("torn", [b"{", b'{"paper": "spdinv"}', '{"é'.encode()[:-1], b"\x00" * 9])
-@pytest.mark.parametrize("before", [0, 2])
-def test_torn_last_line_is_dropped_then_cut_off(tmp_path, torn, before):
-    path = tmp_path / "rows.jsonl"
-    rows = [row(str(n)) for n in range(before)]
-    for one in rows:
-        runs.append_row(path, one)
-    with open(path, "ab") as file:
-        file.write(torn)
-    assert runs.read_rows(path) == rows
-    runs.append_row(path, row("new"))
-    assert runs.read_rows(path) == [*rows, row("new")] and path.read_bytes().count(b"\n") == before + 1
-
-
-def test_damaged_rows_and_incomplete_rows_are_refused(tmp_path):
-    path = tmp_path / "rows.jsonl"
-    whole = json.dumps(row("a"))
-    for damaged in ("{oops}", "7", "null", "[]", '{"method": "ddim"}', '{"method": "ddim", "item": "a", "metrics": 3}'):
-        path.write_text(f"{whole}\n{damaged}\n{whole}\n")
-        with pytest.raises(InputError, match="line 2"):
-            runs.read_rows(path)
-    incomplete = row("a")
-    del incomplete["seed"]
-    with pytest.raises(ValueError, match="seed"):
-        runs.append_row(tmp_path / "other.jsonl", incomplete)
-    assert not (tmp_path / "other.jsonl").exists()
-
-
 # ------------------------------------------------------------------------------------------------------ checkpoints
-
-
-def train(folder, stop, resume=False, steps=6):
-    """A loop that draws from all three global generators and steps an optimiser with state."""
-    torch.manual_seed(0), np.random.seed(0), random.seed(0)
-    layer = torch.nn.Linear(3, 1)
-    adam = torch.optim.AdamW(layer.parameters(), lr=0.1)
-    first = 0
-    if resume:
-        saved = runs.load_checkpoint(runs.latest_checkpoint(folder))
-        layer.load_state_dict(saved["layer"]), adam.load_state_dict(saved["adam"])
-        first = saved["step"]
-    for step in range(first, min(stop, steps)):
-        noise = torch.randn(4, 3) * np.random.rand() + random.gauss(0, 1) + np.random.randn()
-        adam.zero_grad()
-        layer(noise).square().mean().backward()
-        adam.step()
-        runs.save_checkpoint(folder, step + 1, {"layer": layer.state_dict(), "adam": adam.state_dict()}, total_limit=2)
-    return layer.weight.detach()
-
-
-def test_resumed_run_ends_in_the_same_bits(tmp_path):
-    whole = train(tmp_path / "whole", stop=6)
-    train(tmp_path / "cut", stop=3)
-    torch.manual_seed(99)
-    resumed = train(tmp_path / "cut", stop=6, resume=True)
-    assert torch.equal(whole, resumed)
-    assert sorted(path.name for path in (tmp_path / "cut").iterdir()) == ["checkpoint-5", "checkpoint-6"]
 
 
 def test_latest_is_by_number_and_leftovers_go(tmp_path):
@@ -245,7 +114,7 @@ class _Evil:
         return print, ("code ran",)
 
 
-@pytest.mark.parametrize("content", [None, b"", b"junk", {"other": 1}, {"step": 1, "state": _Evil(), "rng": {}}])
+@pytest.mark.parametrize("content", [None, b"", b"junk", {"other": 1}, {"step": 1, "state": _Evil()}])
 def test_bad_checkpoints_are_refused(tmp_path, content, capsys):
     if isinstance(content, bytes):
         (tmp_path / "state.pt").write_bytes(content)
@@ -279,7 +148,7 @@ for step in range(1, 10000):
 MEASURE_TWO_BLOCKS = """
 import math, time
 import numpy as np
-from common import files, runs
+from common import runs
 np.ones(200 * 2**20 // 8)  # an earlier peak must hide nothing
 with runs.measure() as large:
     block = np.ones(60 * 2**20 // 8)
@@ -323,7 +192,3 @@ def test_paired_bootstrap_uses_pairs():
     assert mean == pytest.approx(1) and high - low < 1e-6
     with pytest.raises(ValueError):
         runs.paired_bootstrap([1, 2], [1])
-
-
-def test_provenance_is_json():
-    assert json.loads(json.dumps(runs.provenance()))["python"]

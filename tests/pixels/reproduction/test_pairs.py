@@ -7,7 +7,6 @@ import pytest
 import torch
 from PIL import Image
 
-from common.data import Triple, write_triples
 from common.runs import InputError
 from pixels import edit_map
 from pixels.reproduction.pairs import build_pairs, draw_maps, picturebook_pairs, read_pairs
@@ -48,11 +47,21 @@ def test_maps_of_the_database_have_black_grey_and_white(tmp_path):
     assert len({m.mean().item() for m in maps}) == 12
 
 
-def test_folders_of_triples_are_pairs(tmp_path):
-    paths = [save(tmp_path / f"{name}.png") for name in ("s", "e", "m")]
-    write_triples(tmp_path / "t", [Triple("a", *paths)])
-    (pair,) = read_pairs(tmp_path / "t", white="edit")
-    assert pair.id == "a" and pair.white == "edit" and len(pair.exemplars) == len(pair.edit_maps) == 1
+def test_pairs_by_the_names_of_their_files(tmp_path):
+    for kind in ("source", "exemplar", "map"):
+        save(tmp_path / f"{kind}_beach_2.png"), save(tmp_path / f"{kind}_1.jpg")
+    save(tmp_path / "other_1.png"), save(tmp_path / "preview.png")
+    first, second = read_pairs(tmp_path, white="edit")
+    assert (first.id, second.id, first.white) == ("1", "beach_2", "edit")
+    assert second.edit_maps == (tmp_path / "map_beach_2.png",) and first.source == tmp_path / "source_1.jpg"
+    (tmp_path / "map_1.jpg").unlink()
+    with pytest.raises(InputError, match=r"map_1\.\* is missing$"):
+        read_pairs(tmp_path)
+    save(tmp_path / "Map_1.png")
+    with pytest.raises(InputError, match=r"map_1\.\* is missing \(Map_1.png is spelt otherwise\)"):
+        read_pairs(tmp_path)
+    np.save(tmp_path / "map_1.npy", np.zeros((8, 8)))
+    assert read_pairs(tmp_path)[0].edit_maps == (tmp_path / "map_1.npy",)
 
 
 GOOD = {"name": "a", "source": "s.png", "exemplars": ["e.png"], "edit_maps": ["m.png"]}
