@@ -19,7 +19,7 @@ METHODS = ("paint_by_example", "ip_adapter", "versatile_diffusion")  # modules o
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = make_parser(__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--dataset", help="a folder with pairs.json (python -m pixels.eval --pairs) or source_1.*, exemplar_1.*, map_1.*")
+    add("--dataset", help="a folder: pairs.json (python -m pixels.eval --pairs) or source_1.*, exemplar_1.*, map_1.*")
     add("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="each is run")
     add("--map_white", choices=("keep", "edit"), default="keep", help="what white means in the folder's maps")
     add("--limit", type=number(int, 1), help="take only so many pairs")
