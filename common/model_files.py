@@ -6,8 +6,9 @@ No code from a model's folder is ever run, and old .bin weights are read as plai
 import difflib
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import torch
@@ -161,6 +162,20 @@ def load_model(cls: type, folder: Path, dtype: torch.dtype) -> torch.nn.Module:
     if missing := sorted(info["missing_keys"]):
         raise InputError(f"{folder} lacks {len(missing)} of the model's weights, {missing[0]} among them.")
     return model.eval().requires_grad_(False)
+
+
+def check_weights(file: Path, weights: Any) -> None:
+    """Raises InputError for what a stranger's file cannot mean as weights: names that are no text, values that are no
+    plain tensors of floating-point numbers (LoRA's alpha may be a whole one), NaN and infinity."""
+    if not isinstance(weights, Mapping):
+        raise InputError(f"{file} holds {type(weights).__name__} where named weights are needed")
+    for name, value in weights.items():
+        plain = isinstance(value, torch.Tensor) and value.layout == torch.strided and value.device.type == "cpu"
+        number = plain and (value.is_floating_point() or (value.dtype == torch.int64 and value.ndim == 0))
+        if not isinstance(name, str) or not number:
+            raise InputError(f"{file}: {str(name)[:100]!r} is no plain tensor of floating-point numbers")
+        if not value.float().isfinite().all():
+            raise InputError(f"{file} holds NaN or infinity in {name}; train it again, or take another file")
 
 
 def match_tokenizers(pipe: DiffusionPipeline) -> None:

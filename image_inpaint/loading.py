@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from common.model_files import find_folder, inspect_folder, load_model, one_line
+from common.model_files import check_weights, find_folder, inspect_folder, load_model, one_line
 from common.pipelines import is_picturebook, load_pipeline
 from common.runs import InputError, atomic_path
 from image_inpaint.conditioning import CHANNELS, new_encoder, trained_part, widen
@@ -211,6 +211,7 @@ def load_weights(pipe: PaintByExamplePipeline, path: str | Path) -> str:
             weights = load_file(path / "image_encoder" / "model.safetensors")
         except (OSError, SafetensorError) as error:
             raise InputError(f"{path / 'image_encoder'} is damaged ({one_line(error)}); train again") from None
+        check_weights(path / "image_encoder", weights)
         own = trained_part(pipe.image_encoder)
         if own.keys() != weights.keys() or any(own[name].shape != weights[name].shape for name in own):
             raise InputError(f"{path / 'image_encoder'} was trained on another model: names or shapes differ")
@@ -221,6 +222,7 @@ def load_weights(pipe: PaintByExamplePipeline, path: str | Path) -> str:
 def fit(model: nn.Module, weights: dict[str, torch.Tensor], where: Path) -> None:
     """load_state_dict, refused in one sentence where names or shapes differ."""
     own = model.state_dict()
+    check_weights(where, weights)
     if own.keys() != weights.keys() or any(own[name].shape != weights[name].shape for name in own):
         raise InputError(f"{where} was trained on another model: names or shapes of its weights differ")
     model.load_state_dict(weights)

@@ -8,15 +8,17 @@ channels. The paper gives neither rank nor targets: `storage` says what each cho
 
 import functools
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from diffusers import UNet2DConditionModel
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import nn
 
+from common.model_files import check_weights, one_line
 from common.runs import InputError, atomic_path
 
 LORA_FILE = "pytorch_lora_weights.safetensors"  # diffusers' name
@@ -71,40 +73,43 @@ def save_lora(unet: UNet2DConditionModel, folder: str | Path) -> Path:
 
 
 def check_lora(unet: UNet2DConditionModel, file: Path) -> None:
-    """Raises InputError unless every update in the file belongs to a layer of this UNet and has its width."""
+    """Raises InputError unless the file holds pairs A and B, each of a layer of this UNet and of its width."""
     try:
-        with safe_open(file, "pt") as stored:
-            shapes = {name: stored.get_slice(name).get_shape() for name in stored.keys()}  # noqa: SIM118
+        tensors = load_file(file)
     except (SafetensorError, OSError) as error:
         raise InputError(f"{file} is damaged or no LoRA file ({error}); train again") from None
-    layers, found = dict(unet.named_modules()), 0
-    for name, shape in shapes.items():
-        layer, _, part = name.removeprefix("unet.").rpartition(".lora_")
-        if not name.startswith("unet.") or part not in ("A.weight", "B.weight"):
+    check_weights(file, tensors)
+    layers, pairs = dict(unet.named_modules()), 0
+    for name, a in tensors.items():
+        if not re.fullmatch(r"unet\..+\.lora_[AB]\.weight", name):
             raise InputError(f"{file} holds {name}, which is no LoRA of a UNet in diffusers' format")
-        weight = getattr(layers.get(layer), "weight", None)
-        if weight is None or (part == "A.weight" and shape[1] != weight.shape[1]) or (
-            part == "B.weight" and shape[0] != weight.shape[0]
+        path, is_a, _ = name.partition(".lora_A.weight")
+        if not is_a:
+            continue
+        weight = getattr(layers.get(path.removeprefix("unet.")), "weight", None)
+        b, pairs = tensors.get(f"{path}.lora_B.weight"), pairs + 1
+        if weight is None or b is None or not weight.ndim == a.ndim == b.ndim or (
+            (b.shape[0], b.shape[1], a.shape[1]) != (weight.shape[0], a.shape[0], weight.shape[1])
         ):  # fmt: skip
-            raise InputError(f"{file} was trained on another model: {layer} is missing here, or of another width")
-        found += 1
-    if not found:
-        raise InputError(f"{file} holds no update at all")
+            raise InputError(f"{file} was trained on another model: {path} is missing here, or of another width")
+    if not pairs or 2 * pairs != len(tensors):
+        raise InputError(f"{file} holds no update at all" if not tensors else f"{file} lacks the other half of a pair")
 
 
 def load_lora(unet: UNet2DConditionModel, file: str | Path) -> None:
     """Diffusers' own loader, after a check, with the updates merged into the weights (no cost when sampling)."""
     file = Path(file)
     check_lora(unet, file)
-    unet.load_lora_adapter(str(file.parent), prefix="unet", weight_name=file.name)
+    try:
+        unet.load_lora_adapter(str(file.parent), prefix="unet", weight_name=file.name)
+    except Exception as problem:  # whatever the libraries make of ranks and settings that do not belong together
+        raise InputError(f"{file} is no LoRA of this model: {one_line(problem)}") from None
     unet.fuse_lora()
     unet.unload_lora()
 
 
 def target_layers(unet: nn.Module, targets: str) -> Iterable[nn.Module]:
     """The layers that the updates go to; none raises."""
-    import re
-
     wanted = TARGETS[targets]
     for name, layer in unet.named_modules():
         if isinstance(layer, nn.Linear | nn.Conv2d) and (

@@ -67,7 +67,8 @@ def main(argv: list[str] | None = None) -> None:
     from lipschitz_personalize.objectives import load_backbone
 
     trained = read_json(Path(args.trained_dir) / "config.json")
-    if not {"parameter_space", "backbone", "instance_prompt", "resolution"} <= trained.keys():
+    fits = all(name in trained and isinstance(trained[name], kind) for name, kind in options.TRAINED.items())
+    if not fits or trained["resolution"] < 16:
         raise InputError(f"{args.trained_dir} is of another script; python -m lipschitz_personalize.train makes what "
                          "is drawn with here")  # fmt: skip
     steps, guidance = options.SAMPLING.get((trained["backbone"], trained["parameter_space"]), (50, 7.5))

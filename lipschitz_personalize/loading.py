@@ -7,7 +7,7 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 from torch import Tensor
 
-from common.model_files import one_line
+from common.model_files import check_weights, one_line
 from common.runs import InputError, read_json
 from lipschitz_personalize.objectives import backbone_of, load_backbone, network
 from lipschitz_personalize.parameter_spaces import CUSTOM_DIFFUSION_FILE, LORA_FILE, text_parts
@@ -35,7 +35,7 @@ def load_trained(
     elif files[0] == CUSTOM_DIFFUSION_FILE:
         content = _read(folder / CUSTOM_DIFFUSION_FILE)
         named = {key.replace(".processor", "").replace("_custom_diffusion", ""): value
-                 for key, value in content.items() if len(value)}  # fmt: skip
+                 for key, value in content.items() if value.numel()}  # fmt: skip
         move_weights(network(pipe), named, folder, strength)
         for file in _word_files(folder):
             _add_word(pipe, file)
@@ -52,10 +52,12 @@ def move_weights(net: torch.nn.Module, weights: dict[str, Tensor], folder: Path,
     """W + strength (W' - W) for the tensors in `weights`. Raises InputError, before any is changed, if one does not
     fit."""
     own = net.state_dict()
+    if not weights:
+        raise InputError(f"{folder} holds no weight that was trained; train it again")
     for name, value in weights.items():
         if name not in own or own[name].shape != value.shape:
             raise InputError(f"{folder} was trained on another model: {name} is not in this one, or of another shape")
-        if not value.isfinite().all():
+        if not value.float().isfinite().all():
             raise InputError(f"{folder} holds NaN or infinity in {name}; train it again with a lower learning rate")
     for name, value in weights.items():
         value = value.to(own[name])
@@ -64,9 +66,11 @@ def move_weights(net: torch.nn.Module, weights: dict[str, Tensor], folder: Path,
 
 def _read(file: Path) -> dict[str, Tensor]:
     try:
-        return load_file(file)
+        content = load_file(file)
     except Exception as problem:  # the library raises several kinds
         raise InputError(f"{file} is damaged or cut short: {one_line(problem)}") from None
+    check_weights(file, content)
+    return content
 
 
 def _read_all(folder: Path) -> dict[str, Tensor]:
@@ -85,7 +89,8 @@ def merged_lora(net: torch.nn.Module, content: dict[str, Tensor], folder: Path) 
         if not down:
             continue
         name, b = path.partition(".")[2] + ".weight", content.get(f"{path}.lora_B.weight")
-        if name not in own or b is None or (b.shape[0], a.shape[1]) != tuple(own[name].shape):
+        fits = b is not None and a.ndim == b.ndim == 2 and a.shape[0] == b.shape[1]
+        if name not in own or not fits or (b.shape[0], a.shape[1]) != tuple(own[name].shape):
             raise InputError(f"{folder} was trained on another model: the layer {path} does not fit")
         merged[name] = own[name] + (b.float() @ a.float()).to(own[name])
     if 2 * len(merged) != len(content):
@@ -108,7 +113,7 @@ def _add_word(pipe, file: Path) -> None:
     keys = [word] if len(parts) == 1 else ["clip_l", "clip_g"]
     for (_, tokenizer, encoder), key in zip(parts, keys, strict=True):
         width = encoder.get_input_embeddings().weight.shape[1]
-        if key not in content or content[key].shape[-1] != width:
+        if key not in content or tuple(content[key].shape[-1:]) != (width,):
             raise InputError(
                 f"{file} was trained on another model: {key} of {width} numbers is needed ({backbone_of(pipe)})"
             )

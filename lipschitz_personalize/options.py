@@ -52,6 +52,10 @@ PUBLISHED: dict[tuple[str, str], dict[str, Any]] = {
     },
 }  # fmt: skip
 
+# What infer.py reads in a training's config.json.
+TRAINED = {"parameter_space": str, "backbone": str, "instance_prompt": str, "class_prompt": str | None,
+           "resolution": int, "pretrained_model_name_or_path": str}  # fmt: skip
+
 # Steps and guidance of the released sampling scripts, where they are not 50 and 7.5.
 SAMPLING = {("sdxl", "custom_diffusion"): (50, 5.0)} | {("sd3", space): (28, 5.0) for space in SPACES}
 

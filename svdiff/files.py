@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from common.model_files import check_weights
 from common.runs import InputError, atomic_path
 from svdiff.basis import tunable
 from svdiff.subsets import shift_length
@@ -51,8 +52,7 @@ def read_tensors(file: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, st
             tensors = {key: opened.get_tensor(key) for key in opened.keys()}
     except (OSError, SafetensorError) as problem:
         raise InputError(f"{file} cannot be read as {kind}: {problem}") from None
-    if not all(value.isfinite().all() for value in tensors.values()):
-        raise InputError(f"{file} holds NaN or infinity; its training went wrong")
+    check_weights(file, tensors)
     return tensors, metadata
 
 

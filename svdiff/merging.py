@@ -84,7 +84,7 @@ def load(pipe, path: str | Path, bases: Bases | None = None) -> Change:
 
 def full_weights(pipe, folder: Path, bases: Bases) -> Change:
     """W' - W of every parameter of the models that a full fine-tuning saved in a folder."""
-    from common.model_files import MODELS, load_model, one_line
+    from common.model_files import MODELS, check_weights, load_model, one_line
 
     parts = {}
     for part in files.PARTS:
@@ -96,6 +96,7 @@ def full_weights(pipe, folder: Path, bases: Bases) -> Change:
             raise
         except Exception as problem:  # whatever the libraries make of a file that is missing or cut short
             raise InputError(f"{folder / part} cannot be read as a model: {one_line(problem)}") from None
+        check_weights(folder / part, tuned)
         base = dict(getattr(pipe, part).named_parameters())
         if {n: p.shape for n, p in tuned.items()} != {n: p.shape for n, p in base.items()}:
             raise InputError(f"{folder / part} was made for another architecture than this model's {part}")

@@ -1,6 +1,7 @@
 """Wrong inputs to every script: one sentence, exit code 2, no traceback, no model asked for, nothing left behind."""
 
 import importlib
+import json
 import os
 from pathlib import Path
 
@@ -171,3 +172,29 @@ def test_files_that_are_not_there(script, parsers, capsys):
             if problem:
                 wrong.append(f"{' '.join(words)}: {problem}")
     assert not wrong, "\n".join(wrong)
+
+
+# Files that are there, and hold something else than they should: what is written, the script with its arguments, and
+# what the refusal names.
+TRAINED = {"parameter_space": "full", "backbone": "sd", "instance_prompt": "a sks cat", "class_prompt": None,
+           "resolution": 64, "pretrained_model_name_or_path": "sd"}  # fmt: skip
+LIPSCHITZ = ("lipschitz_personalize.infer", "--trained_dir", "run")
+WRONG_FILES = [
+    ({"run/config.json": TRAINED | wrong}, LIPSCHITZ, "another script")
+    for wrong in ({"backbone": []}, {"instance_prompt": 5}, {"class_prompt": 5}, {"resolution": "x"},
+                  {"resolution": -64}, {"pretrained_model_name_or_path": None})
+]  # fmt: skip
+
+
+def write_files(files):
+    for name, content in files.items():
+        path = Path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+
+
+@pytest.mark.parametrize("files, words, said", WRONG_FILES)
+def test_files_that_hold_something_else(files, words, said, capsys):
+    write_files(files)
+    problem, sentence = refusal(words[0], words[1:], capsys)
+    assert problem is None and said in sentence, (problem, sentence)

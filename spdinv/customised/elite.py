@@ -19,6 +19,7 @@ from PIL import Image
 
 from common.encoders import Clip
 from common.images import to_tensor
+from common.model_files import check_weights
 from common.runs import InputError
 from spdinv.customised.loading import read, replace_weights
 from spdinv.customised.words import add_word
@@ -40,6 +41,7 @@ class Elite:
 def load_elite(path: str | Path, clip: Clip) -> Elite:
     """Read global_mapper.pt. Raises InputError if it is something else, or was trained on another CLIP."""
     weights = {name: value for name, value in read(Path(path)).items() if isinstance(value, torch.Tensor)}
+    check_weights(Path(path), weights)
     vision = clip.model.vision_model
     for name in (f"{kind}_{i}.{layer}" for kind in ("mapping", "mapping_patch") for i in range(5) for layer in "01346"):
         if not {f"{name}.weight", f"{name}.bias"} <= weights.keys():

@@ -16,12 +16,13 @@ from diffusers import DiffusionPipeline
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 
-from common.model_files import one_line
+from common.model_files import check_weights, one_line
 from common.runs import InputError
 from spdinv.customised.words import add_word
 
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")  # a file is taken in the first of these that is there
 # What a training leaves in its folder, beside optimiser states, checkpoints and earlier steps.
+EMPTY = torch.zeros(0, 1)
 NAMES = ("pytorch_lora_weights", "pytorch_custom_diffusion_weights", "delta*", "learned_embeds", "<*>")
 
 
@@ -63,17 +64,17 @@ def read(file: Path) -> dict:
         raise InputError(
             f"{file} cannot be read as weights, it is damaged or is a pickle of more than tensors: {one_line(error)}"
         ) from None
-    return content if isinstance(content, dict) else {}
+    return content if isinstance(content, dict) and all(isinstance(key, str) for key in content) else {}
 
 
 def apply(pipe: DiffusionPipeline, file: Path, content: dict) -> str:
     """Change the pipeline by one file's content, told by its keys."""
-    keys = [str(key) for key in content]
+    keys = list(content)
     if any("lora" in key for key in keys):
         return f"LoRA of {load_lora(pipe, file, content)} layers"
     if any("_custom_diffusion" in key for key in keys):
         named = {key.replace(".processor", "").replace("_custom_diffusion", ""): content[key] for key in keys}
-        layers = {key: value for key, value in named.items() if len(value)}  # self-attention is listed, and empty
+        layers = {key: value for key, value in named.items() if not is_empty(value)}  # so self-attention is listed
         return custom_diffusion(pipe, file, layers, {})
     if isinstance(content.get("unet"), dict):
         if extra := sorted(content.keys() - {"unet", "modifier_token"}):
@@ -81,9 +82,11 @@ def apply(pipe: DiffusionPipeline, file: Path, content: dict) -> str:
         return custom_diffusion(pipe, file, content["unet"], content.get("modifier_token", {}))
     if isinstance(content.get("state_dict"), dict):
         layers = dict(content["state_dict"])
-        words = {f"<new{i + 1}>": vector for i, vector in enumerate(layers.pop("embed", []))}
+        check_weights(file, layers)
+        words = {f"<new{i + 1}>": vector for i, vector in enumerate(torch.atleast_2d(layers.pop("embed", EMPTY)))}
         return custom_diffusion(pipe, file, {from_compvis(name): layers[name] for name in layers}, words)
     word, vectors = learned_word(file, content)
+    check_weights(file, {word: vectors})
     add_word(pipe, word, vectors)
     return f"the word {word} of {len(torch.atleast_2d(vectors))} tokens"
 
@@ -131,11 +134,16 @@ def silence() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
+def is_empty(value) -> bool:
+    return isinstance(value, dict | torch.Tensor) and not (value.numel() if isinstance(value, torch.Tensor) else value)
+
+
 def custom_diffusion(pipe: DiffusionPipeline, file: Path, layers: dict, words: dict) -> str:
     """Put in the attention projections that Custom Diffusion trained (whole matrices, not differences) and its words.
 
     diffusers' CustomDiffusionAttnProcessor does the same sums with them, but hides them from other processors.
     """
+    check_weights(file, words)
     replace_weights(pipe.unet, layers, file)
     for word, vectors in words.items():
         add_word(pipe, word, vectors)
@@ -147,11 +155,10 @@ def replace_weights(net: torch.nn.Module, weights: dict[str, torch.Tensor], file
     """Copy tensors over the parameters of the same name. Raises InputError, before any is changed, if one differs in
     shape, is not there, or holds NaN."""
     own = dict(net.named_parameters())
+    check_weights(file, weights)
     for name, value in weights.items():
-        if not isinstance(value, torch.Tensor) or name not in own or own[name].shape != value.shape:
+        if name not in own or own[name].shape != value.shape:
             raise InputError(f"{file} was made for another model: {name} is not in this one, or of another shape")
-        if not value.isfinite().all():
-            raise InputError(f"{file} holds NaN or infinity in {name}; train it again, or take another file")
     for name, value in weights.items():
         own[name].copy_(value)
 

@@ -22,7 +22,10 @@ def add_word(pipe: DiffusionPipeline, word: str, vectors: torch.Tensor) -> None:
     if getattr(pipe, "text_encoder_2", None) is not None:
         raise InputError(f"the word {word!r} cannot be added to SDXL, which has two text encoders; take SD 1.x or 2.x")
     vectors, table = torch.atleast_2d(vectors), pipe.text_encoder.get_input_embeddings().weight
-    if vectors.ndim != 2 or vectors.shape[1] != table.shape[1] or not vectors.isfinite().all():
+    if not word.strip():
+        raise InputError(f"a learned word is called {word!r}; give its file the name of a word")
+    fits = vectors.ndim == 2 and len(vectors) > 0 and vectors.shape[1] == table.shape[1]
+    if not fits or not vectors.float().isfinite().all():
         raise InputError(
             f"the word {word!r} has vectors of shape {list(vectors.shape)}, or NaN in them, where this model needs "
             f"[n, {table.shape[1]}]: take a word that was learned on this kind of model"

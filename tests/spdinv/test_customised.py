@@ -330,6 +330,14 @@ WRONG = {
     "wide lora": (wrong_shape, "does not fit this model"),
     "nan lora": (nan_lora, "does not fit this model"),
     "other custom": (lambda pipe: {"unet": {"mid_block.attn2.to_k.weight": torch.zeros(1)}}, "made for another model"),
+    "a word of bytes": (lambda pipe: {"<cat>": torch.ones(32, dtype=torch.uint8)}, "no plain tensor"),
+    "a word of nothing": (lambda pipe: {"<cat>": torch.zeros(0, 32)}, "shape [0, 32]"),
+    "a word without name": (lambda pipe: {" ": torch.zeros(32)}, "a learned word is called ' '"),
+    "names that are numbers": (lambda pipe: {5: torch.zeros(32)}, "none of LoRA"),
+    "custom of lists": (lambda pipe: {"a_custom_diffusion.weight": [1.0]}, "no plain tensor"),
+    "custom without words": (lambda pipe: {"unet": {}, "modifier_token": 5}, "holds int where named weights"),
+    "compvis of numbers": (lambda pipe: {"state_dict": {"embed": 5}}, "no plain tensor"),
+    "sparse": (lambda pipe: {"<cat>": torch.eye(32).to_sparse()}, "no plain tensor"),
     "custom and text": (lambda pipe: {"unet": {}, "text_encoder": {}}, "also holds text_encoder"),
 }
 
