@@ -26,6 +26,10 @@ class Drawing:
     cond: Conditioning
     guidance_scale: float | torch.Tensor
 
+    @property
+    def steps(self) -> int:
+        return len(self.schedule.timesteps)
+
     @cached_property
     def texts(self) -> Conditioning:
         """Both halves, where the unconditional one is the same at every step."""
@@ -37,7 +41,7 @@ class Drawing:
 
     def level_after(self, step: int) -> torch.Tensor:
         """The inversion's latent [1,4,h,w] at the level that sampling step 0 ... T-1 leads to."""
-        return self.inversion.trajectory[len(self.schedule.timesteps) - 1 - step]
+        return self.inversion.trajectory[self.steps - 1 - step]
 
 
 def start(

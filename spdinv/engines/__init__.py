@@ -1,7 +1,7 @@
 """The editing engines, in the order in which tables and pages show them. Imports nothing heavy.
 
 A new one is a file here, named as its entry, with two functions, and an entry below:
-edit(pipe, schedule, inversion, prompts, guidance_scale, **settings) -> latents [len(prompts), 4, h, w], source first;
+edit(drawing, z, prompts, **settings) -> latents [len(prompts), 4, h, w], source first, from sampling.start's drawing;
 check(pipe, prompts, steps, latent_size, **settings), which raises InputError for what does not go together.
 """
 
@@ -26,12 +26,18 @@ class Entry:
     batch: int = 4
     sees: dict[str, int] = field(default_factory=lambda: {"source": 2, "target": 3})
 
-    def __call__(self, pipe, schedule, inversion, prompts, guidance_scale=7.5, **settings):
-        """The engine itself: latents [len(prompts), 4, h, w], source branch first."""
-        module = import_module(f"spdinv.engines.{self.name}")
-        return module.edit(pipe, schedule, inversion, prompts, guidance_scale, **settings)
+    def __call__(self, pipe, schedule, inversion, prompts, guidance_scale=7.5, source_guidance_scale=None, **settings):
+        """The engine itself: latents [len(prompts), 4, h, w], source branch (the reconstruction) first.
 
-    def check(self, pipe, prompts, steps, latent_size, **settings) -> None:
+        source_guidance_scale: of the source branch, where it is another (released SPDInv under MasaCtrl: 1).
+        Raises InputError as `check` does, and where the UNet lacks the layers that the engine reaches into.
+        """
+        from spdinv.sampling import start
+
+        drawing, z = start(pipe, schedule, inversion, prompts, guidance_scale, source_guidance_scale)
+        return import_module(f"spdinv.engines.{self.name}").edit(drawing, z, prompts, **settings)
+
+    def check(self, pipe, prompts, steps, latent_size, source_guidance_scale=None, **settings) -> None:
         """Raises InputError where the engine cannot do what it is asked to with this UNet and these prompts."""
         import_module(f"spdinv.engines.{self.name}").check(pipe, prompts, steps, latent_size, **settings)
 

@@ -8,12 +8,10 @@ import torch.nn.functional as F
 from diffusers import DiffusionPipeline
 from tqdm import tqdm
 
-from common.ddim import Schedule
 from common.runs import InputError
 from spdinv.engines.alignment import word_mask
 from spdinv.engines.attention import hooked, layers, level_size, token_grid
-from spdinv.inversions.result import Inversion
-from spdinv.sampling import start
+from spdinv.sampling import Drawing
 
 START_LAYER = 10 / 16  # the tenth of Stable Diffusion's sixteen, counted from 0; as deep in other UNets
 MASK_THRESHOLD = 0.1
@@ -129,31 +127,15 @@ class MutualSelfAttention:
         self.step, self.seen, self.total = self.step + 1, 0, None
 
 
-def check(pipe, prompts, steps, latent_size, source_guidance_scale=None, **control_options) -> None:
-    """Raises InputError where the engine cannot do what it is asked to with this UNet and these prompts."""
-    MutualSelfAttention(pipe, prompts, steps, latent_size, **control_options)
+check = MutualSelfAttention
 
 
 @torch.no_grad()
-def edit(
-    pipe: DiffusionPipeline,
-    schedule: Schedule,
-    inversion: Inversion,
-    prompts: list[str],
-    guidance_scale: float = 7.5,
-    source_guidance_scale: float | None = None,
-    **control_options,
-) -> torch.Tensor:
-    """Edit one inverted picture; prompts are [source_prompt, target_prompt], control_options those of
-    MutualSelfAttention. source_guidance_scale: of the source branch, where it is another (released SPDInv: 1).
-
-    Returns latents [2,4,h,w], source branch (the reconstruction) first. Raises InputError as MutualSelfAttention does.
-    """
-    drawing, z = start(pipe, schedule, inversion, prompts, guidance_scale, source_guidance_scale)
-    steps = len(schedule.timesteps)
-    control = MutualSelfAttention(pipe, prompts, steps, z.shape[-2:], **control_options)
-    with hooked(pipe.unet, control, control.layers):
-        for step in tqdm(range(steps), "MasaCtrl", leave=False, disable=None):
+def edit(drawing: Drawing, z: torch.Tensor, prompts: list[str], **settings) -> torch.Tensor:
+    """Latents of [source_prompt, target_prompt] from their noise z [2,4,h,w]; settings: MutualSelfAttention's."""
+    control = MutualSelfAttention(drawing.pipe, prompts, drawing.steps, z.shape[-2:], **settings)
+    with hooked(drawing.pipe.unet, control, control.layers):
+        for step in tqdm(range(drawing.steps), "MasaCtrl", leave=False, disable=None):
             z = drawing.step(z, step)
             control.end_step()
     return z

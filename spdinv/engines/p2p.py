@@ -8,19 +8,11 @@ import torch
 from diffusers import DiffusionPipeline
 from tqdm import tqdm
 
-from common.ddim import Schedule
 from common.runs import InputError
-from spdinv.engines.alignment import (
-    cross_replace_schedule,
-    equalizer_weights,
-    refine_mapper,
-    replace_matrix,
-    word_mask,
-)
+from spdinv.engines.alignment import cross_replace_schedule, equalizer_weights, refine_mapper, replace_matrix, word_mask
 from spdinv.engines.attention import hooked, level_size
 from spdinv.engines.local_blend import LocalBlend
-from spdinv.inversions.result import Inversion
-from spdinv.sampling import start
+from spdinv.sampling import Drawing
 
 
 class PromptToPrompt:
@@ -122,31 +114,14 @@ class PromptToPrompt:
         return self.local_blend(z) if self.local_blend else z
 
 
-def check(pipe, prompts, steps, latent_size, source_guidance_scale=None, **control_options) -> None:
-    """Raises InputError where the engine cannot do what it is asked to with this UNet and these prompts."""
-    PromptToPrompt(pipe, prompts, steps, latent_size, **control_options)
+check = PromptToPrompt
 
 
 @torch.no_grad()
-def edit(
-    pipe: DiffusionPipeline,
-    schedule: Schedule,
-    inversion: Inversion,
-    prompts: list[str],
-    guidance_scale: float = 7.5,
-    source_guidance_scale: float | None = None,
-    **control_options,
-) -> torch.Tensor:
-    """Edit one inverted picture; prompts are [source_prompt, target_prompt], control_options those of PromptToPrompt.
-
-    source_guidance_scale: of the source branch, where it is another.
-    Returns latents [2,4,h,w], source branch (the reconstruction) first.
-    Raises InputError as PromptToPrompt does, and for UNets without the layers it needs.
-    """
-    drawing, z = start(pipe, schedule, inversion, prompts, guidance_scale, source_guidance_scale)
-    steps = len(schedule.timesteps)
-    control = PromptToPrompt(pipe, prompts, steps, z.shape[-2:], **control_options)
-    with hooked(pipe.unet, control):
-        for step in tqdm(range(steps), "Prompt-to-Prompt", leave=False, disable=None):
+def edit(drawing: Drawing, z: torch.Tensor, prompts: list[str], **settings) -> torch.Tensor:
+    """Latents of [source_prompt, target_prompt] from their noise z [2,4,h,w]; settings: PromptToPrompt's."""
+    control = PromptToPrompt(drawing.pipe, prompts, drawing.steps, z.shape[-2:], **settings)
+    with hooked(drawing.pipe.unet, control):
+        for step in tqdm(range(drawing.steps), "Prompt-to-Prompt", leave=False, disable=None):
             z = control.end_step(drawing.step(z, step))
     return z

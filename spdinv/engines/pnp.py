@@ -12,13 +12,11 @@ import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 from tqdm import tqdm
 
-from common.ddim import Schedule
 from common.pipelines import Conditioning, encode_prompt
 from common.runs import InputError
 from spdinv.engines.attention import hooked, layers
 from spdinv.inversions import nmg
-from spdinv.inversions.result import Inversion
-from spdinv.sampling import generate, start
+from spdinv.sampling import Drawing, generate
 
 
 def feature_layer(unet: UNet2DConditionModel) -> tuple[str, list[str]]:
@@ -111,36 +109,34 @@ def check(pipe: DiffusionPipeline, prompts: list[str], steps: int, latent_size: 
 
 @torch.no_grad()
 def edit(
-    pipe: DiffusionPipeline,
-    schedule: Schedule,
-    inversion: Inversion,
+    drawing: Drawing,
+    z: torch.Tensor,
     prompts: list[str],
-    guidance_scale: float = 7.5,
     feature_steps: float = 0.8,
     attention_steps: float = 0.5,
     negative_prompt: str = "",
     source_latents: str = "trajectory",
 ) -> torch.Tensor:
-    """Edit one inverted picture; prompts are [source_prompt, target_prompt].
+    """Edit one inverted picture; prompts are [source_prompt, target_prompt], z [2,4,h,w] their noise.
 
     negative_prompt: what the target's unconditional half is told, unless the inversion brings embeddings for it.
     source_latents: where the source item comes from, the inversion's "trajectory" or a "reconstruction" from its noise.
     What an inversion does to a source branch has no place here, since there is none: Direct Inversion's corrections are
     left out (as in its own Plug-and-Play), noise map guidance is refused.
     Returns latents [2,4,h,w], where the source came out (with "trajectory" the very latents that were inverted) first.
-    Raises InputError for UNets without the layers it needs.
     """
+    pipe, inversion, steps = drawing.pipe, drawing.inversion, drawing.steps
     if getattr(inversion.step, "func", None) is nmg.step:
         raise InputError("noise map guidance steers a source branch, and pnp samples none: take inversion ddim there.")
-    drawing, z = start(pipe, schedule, replace(inversion, corrections=None), prompts[1:], guidance_scale)
-    drawing = replace(drawing, uncond=encode_prompt(pipe, [negative_prompt]))
-    steps, source = len(schedule.timesteps), inversion.trajectory
+    uncond, cond = encode_prompt(pipe, [negative_prompt]), encode_prompt(pipe, prompts[1:])
+    target = replace(drawing, inversion=replace(inversion, corrections=None), uncond=uncond, cond=cond)
+    source, z = inversion.trajectory, z[1:]
     if source_latents == "reconstruction":
-        source = generate(pipe, schedule, inversion.noise, encode_prompt(pipe, prompts[:1]), 1.0)
+        source = generate(pipe, drawing.schedule, inversion.noise, encode_prompt(pipe, prompts[:1]), 1.0)
     injection = Injection(encode_prompt(pipe, [""]), steps, feature_steps, attention_steps)
     with injected(pipe.unet, injection):
         for step in tqdm(range(steps), "Plug-and-Play", leave=False, disable=None):
             injection.latent = source[steps - step]
-            z = drawing.step(z, step)
+            z = target.step(z, step)
             injection.end_step()
     return torch.cat([source[0], z])

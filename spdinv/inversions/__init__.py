@@ -6,7 +6,7 @@ and an entry below: then it has its flags, runs in infer, eval and every experim
 inversions, and has its title on the page.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 
@@ -31,8 +31,13 @@ class Entry:
     fitted: bool = False
 
     def __call__(self, pipe, schedule, latents, cond, **settings):
-        """The inversion itself: result.Inversion of clean latents [B,4,h,w] under the source prompts `cond`."""
-        return import_module(f"spdinv.inversions.{self.name}").invert(pipe, schedule, latents, cond, **settings)
+        """The inversion itself, its cost counted: result.Inversion of clean latents [B,4,h,w] under prompts `cond`."""
+        from spdinv.inversions.result import counted
+
+        invert = import_module(f"spdinv.inversions.{self.name}").invert
+        with counted(pipe.unet, latents) as cost:
+            found = invert(pipe, schedule, latents, cond, **settings)
+        return replace(found, cost=cost)
 
 
 _count, _scale = number(int, 0), number(float, 0)

@@ -6,7 +6,7 @@ from tqdm import tqdm
 
 from common.ddim import Schedule, ddim_inverse_step
 from common.pipelines import Conditioning, predict_noise
-from spdinv.inversions.result import Inversion, clock
+from spdinv.inversions.result import Inversion
 
 
 @torch.no_grad()
@@ -16,11 +16,8 @@ def invert(pipe: DiffusionPipeline, schedule: Schedule, latents: torch.Tensor, c
     Paper, Eq. 2, as all released code reads it: eps(z_{t-1}, t, c), the network sees the latent of level t-1 but the
     timestep t that it goes to (the paper prints t-1; see common.ddim.inversion_timestep).
     """
-    start = clock(latents)
     trajectory = [latents]
     for t in tqdm(schedule.timesteps[::-1], "DDIM inversion", leave=False, disable=None):
         z = trajectory[-1]
         trajectory.append(ddim_inverse_step(schedule, z, predict_noise(pipe, schedule, z, t, cond), t))  # Eq. 2
-    steps, images = len(schedule.timesteps), len(latents)
-    cost = {"forward": steps * images, "backward": 0, "seconds": clock(latents) - start}
-    return Inversion(torch.stack(trajectory), torch.zeros(steps, images, dtype=torch.int64), cost)
+    return Inversion(torch.stack(trajectory))

@@ -14,35 +14,27 @@ from tqdm import tqdm
 from common.ddim import Schedule, ddim_step
 from common.pipelines import Conditioning, encode_prompt
 from spdinv.inversions import ddim
-from spdinv.inversions.result import Inversion, clock
+from spdinv.inversions.result import Inversion
 from spdinv.sampling import Drawing, guided_noise, guided_step
 
 
 @torch.no_grad()
 def invert(
-    pipe: DiffusionPipeline,
-    schedule: Schedule,
-    latents: torch.Tensor,
-    cond: Conditioning,
-    guidance_scale: float = 7.5,
+    pipe: DiffusionPipeline, schedule: Schedule, latents: torch.Tensor, cond: Conditioning, guidance_scale: float = 7.5
 ) -> Inversion:
     """Invert clean `latents` [B,4,h,w] under the source prompt `cond`, and find the corrections of the source branch.
 
     guidance_scale: of the source branch while editing, against the null text.
     As released, but for the corrections of the target branch, which the released code computes and does not use.
     """
-    start, steps = clock(latents), len(schedule.timesteps)
     inversion = ddim.invert(pipe, schedule, latents, cond)
     null = encode_prompt(pipe, [""])[[0] * len(latents)]
     corrections = []
     for step, t in enumerate(tqdm(schedule.timesteps, "Direct Inversion", leave=False, disable=None)):
-        z, aim = inversion.trajectory[steps - step], inversion.trajectory[steps - 1 - step]
+        z, aim = inversion.trajectory[-1 - step], inversion.trajectory[-2 - step]
         eps = guided_noise(pipe, schedule, z, t, null, cond, guidance_scale)
         corrections.append(aim - ddim_step(schedule, z, eps, t))
-    asked = 1 if guidance_scale == 1 else 2  # evaluations per guided prediction
-    forward = inversion.cost["forward"] + asked * steps * len(latents)
-    cost = {"forward": forward, "backward": 0, "seconds": clock(latents) - start}
-    return replace(inversion, corrections=torch.stack(corrections), cost=cost)
+    return replace(inversion, corrections=torch.stack(corrections))
 
 
 def hold(inversion: Inversion) -> Inversion:

@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from common.ddim import Schedule, ddim_inverse_step, ddim_step, guide
 from common.pipelines import Conditioning, encode_prompt
-from spdinv.inversions.result import Inversion, clock
+from spdinv.inversions.result import Inversion
 from spdinv.sampling import Drawing, guided_noise, predict_both
 
 
@@ -45,21 +45,16 @@ def invert(
     of the way, from a posterior sample; here it is the whole way, from the latent that all inversions start from.
     As released, the first latent begins the alternation, at the noisiest step.
     """
-    start, steps, images = clock(latents), len(schedule.timesteps), len(latents)
-    null = encode_prompt(pipe, [""])[[0] * images]
+    null = encode_prompt(pipe, [""])[[0] * len(latents)]
     pair = [latents.double(), latents.double()]
     trajectory = [pair[0]]
-    for step in tqdm(range(steps)[::-1], "EDICT", leave=False, disable=None):
-        t = schedule.timesteps[step]
+    for step, t in tqdm([*enumerate(schedule.timesteps)][::-1], "EDICT", leave=False, disable=None):
         pair = unmix(*pair, mixing)
         for one in reversed(order(step)):
             eps = guided_noise(pipe, schedule, pair[1 - one], t, null, cond, guidance_scale)
             pair[one] = ddim_inverse_step(schedule, pair[one], eps, t)
         trajectory.append(pair[0])
-    asked = 1 if guidance_scale == 1 else 2  # evaluations per guided prediction
-    cost = {"forward": 2 * asked * steps * images, "backward": 0, "seconds": clock(latents) - start}
-    rounds = torch.zeros(steps, images, dtype=torch.int64)
-    return Inversion(torch.stack(trajectory), rounds, cost, companion=pair[1], step=CoupledStep(mixing))
+    return Inversion(torch.stack(trajectory), companion=pair[1], step=CoupledStep(mixing))
 
 
 class CoupledStep:

@@ -12,7 +12,7 @@ from common.ddim import Schedule, ddim_step, guide
 from common.pipelines import Conditioning, encode_prompt, predict_noise
 from spdinv.inversions import ddim
 from spdinv.inversions.residual import gradients, mean_square
-from spdinv.inversions.result import Inversion, clock
+from spdinv.inversions.result import Inversion
 
 
 @torch.no_grad()
@@ -37,8 +37,7 @@ def invert(
     Embeddings stay float32 whatever the network's type. SDXL's pooled text stays that of "".
     Images share network calls and nothing else: each has its own loss, its own optimiser state and its own stop.
     """
-    start, steps, everyone = clock(latents), len(schedule.timesteps), list(range(len(latents)))
-    inversion = ddim.invert(pipe, schedule, latents, cond)
+    inversion, everyone = ddim.invert(pipe, schedule, latents, cond), list(range(len(latents)))
     null = encode_prompt(pipe, [""])[[0] * len(latents)]
     u = [embed.to(latents.dtype) for embed in null.embeds.split(1)]  # per image [1,L,D]
 
@@ -48,7 +47,7 @@ def invert(
 
     z, embeds, spent = inversion.noise, [], torch.zeros_like(inversion.rounds)
     for step, t in enumerate(tqdm(schedule.timesteps, "null-text optimisation", leave=False, disable=None)):
-        aim = inversion.trajectory[steps - 1 - step]
+        aim = inversion.trajectory[-2 - step]
         eps_cond = predict_noise(pipe, schedule, z, t, cond)
         u = [embed.clone().requires_grad_() for embed in u]
         optimizer = torch.optim.Adam(u, lr=learning_rate * max(1 - step / 100, 0.01))
@@ -62,13 +61,10 @@ def invert(
             for i, gradient in zip(searching, found, strict=True):
                 u[i].grad = gradient
             optimizer.step()
-            spent[steps - 1 - step, searching] += 1
+            spent[-1 - step, searching] += 1
             searching = [i for i, value in zip(searching, loss.tolist(), strict=True) if not value < stop_below]
             if not searching:
                 break
         z = ddim_step(schedule, z, guide(unconditional(z, t, everyone), eps_cond, guidance_scale), t)
         embeds.append(torch.cat(u).detach())
-    backward = int(spent.sum())
-    cost = {"forward": inversion.cost["forward"] + 2 * spent.numel() + backward, "backward": backward}
-    cost["seconds"] = clock(latents) - start
-    return replace(inversion, rounds=spent, uncond_embeds=torch.stack(embeds), cost=cost)
+    return replace(inversion, rounds=spent, uncond_embeds=torch.stack(embeds))

@@ -1,8 +1,9 @@
-"""What every inversion returns."""
+"""What every inversion returns, and what it cost."""
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -12,8 +13,8 @@ class Inversion:
     """A picture's way from the clean latent to the noise, and what an engine needs to walk it back.
 
     trajectory: [T + 1, B, 4, h, w], clean latent z_0 first, noise z_T last; float32 (edict: float64).
-    rounds: int64 [T, B], optimisation rounds spent to reach level 1 ... T, per image.
-    cost: {"forward": network evaluations, "backward": gradients through it, both summed over images, "seconds"}.
+    rounds: int64 [T, B], optimisation rounds spent to reach level 1 ... T, per image; none by default.
+    cost: see `counted`; inversions.Entry fills it in.
     uncond_embeds: [T, B, L, D] in sampling order (noise first), an unconditional embedding for each sampling step,
         where the method finds one (null-text inversion and its kin); None means the embedding of "".
     uncond_pooled: [B, P], the same for SDXL's pooled text; None means that of "".
@@ -25,13 +26,18 @@ class Inversion:
     """
 
     trajectory: torch.Tensor
-    rounds: torch.Tensor
-    cost: dict[str, float]
+    rounds: torch.Tensor | None = None
+    cost: dict[str, float] = field(default_factory=dict)
     uncond_embeds: torch.Tensor | None = None
     uncond_pooled: torch.Tensor | None = None
     corrections: torch.Tensor | None = None
     companion: torch.Tensor | None = None
     step: Callable[..., torch.Tensor] | None = None
+
+    def __post_init__(self):
+        if self.rounds is None:
+            steps, images = len(self.trajectory) - 1, self.trajectory.shape[1]
+            object.__setattr__(self, "rounds", torch.zeros(steps, images, dtype=torch.int64))
 
     @property
     def noise(self) -> torch.Tensor:
@@ -40,12 +46,34 @@ class Inversion:
 
     def picture(self, i: int) -> "Inversion":
         """One picture's inversion out of those of a batch; its cost is the batch's, shared equally."""
-        of_all = {name: getattr(self, name) for name in ("trajectory", "rounds", "uncond_embeds", "corrections")}
-        of_all |= {name: getattr(self, name) for name in ("uncond_pooled", "companion")}
-        own = {name: value[i : i + 1] if name in ("uncond_pooled", "companion") else value[:, i : i + 1]
-               for name, value in of_all.items() if value is not None}  # fmt: skip
+        own = {}
+        for name in ("trajectory", "rounds", "uncond_embeds", "corrections", "uncond_pooled", "companion"):
+            if (value := getattr(self, name)) is not None:
+                own[name] = value[i : i + 1] if name in ("uncond_pooled", "companion") else value[:, i : i + 1]
         share = {name: value / self.trajectory.shape[1] for name, value in self.cost.items()}
         return replace(self, **own, cost=share)
+
+
+@contextmanager
+def counted(unet: torch.nn.Module, z: torch.Tensor) -> Iterator[dict[str, float]]:
+    """What `unet` is asked within this context, on the device of `z`: {"forward": evaluations, "backward": gradients
+    through it, both summed over images, "seconds"}."""
+    cost = {"forward": 0, "backward": 0, "seconds": 0.0}
+
+    def forward(module, args, output):
+        cost["forward"] += len(args[0])
+        if output[0].requires_grad:
+            output[0].register_hook(backward)
+
+    def backward(gradient):
+        cost["backward"] += len(gradient)
+
+    handle, start = unet.register_forward_hook(forward), clock(z)
+    try:
+        yield cost
+    finally:
+        handle.remove()
+    cost["seconds"] = clock(z) - start
 
 
 def clock(z: torch.Tensor) -> float:

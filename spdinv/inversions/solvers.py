@@ -1,6 +1,6 @@
 """Solving x = f(x) faster than Algorithm 1 does, and the inversions that are such a search at every level.
 
-Each solver: solve(f, x, rounds, threshold, before, network_dtype) -> (x, rounds of each image, backward passes of all).
+Each solver: solve(f, x, rounds, threshold, before, network_dtype) -> (x, rounds of each image).
 f(x [n,4,h,w], images) is Eq. 3 for the n listed images of the batch.
 """
 
@@ -14,13 +14,13 @@ from tqdm import tqdm
 from common.ddim import Schedule, ddim_inverse_step
 from common.pipelines import Conditioning, encode_prompt
 from spdinv.inversions.residual import gradients, mean_square
-from spdinv.inversions.result import Inversion, clock
+from spdinv.inversions.result import Inversion
 from spdinv.sampling import guided_noise
 
 WINDOW = 3  # Anderson acceleration combines the newest point with at most so many earlier ones
 
 Latents = list[torch.Tensor]  # one [n,4,h,w] per round, the newest last
-Solved = tuple[torch.Tensor, list[int], int]
+Solved = tuple[torch.Tensor, list[int]]
 Function = Callable[[torch.Tensor, list[int]], torch.Tensor]
 
 
@@ -43,28 +43,23 @@ def search(
     thrifty: from the second level on the guess costs nothing: it is the step by the noise that the network saw last, at
     the level below, in the latent that was found there. That is nearer than DDIM's guess.
     """
-    start, everyone = clock(latents), list(range(len(latents)))
     null = encode_prompt(pipe, [""])[[0] * len(latents)] if guidance_scale != 1 else cond
-    trajectory, spent, evaluations, backward = [latents], [], 0, 0
+    trajectory, spent, everyone = [latents], [], list(range(len(latents)))
     noise = torch.zeros_like(latents)  # what the network saw last in each image
     for level, t in enumerate(tqdm(schedule.timesteps[::-1], "fixed points", leave=False, disable=None)):
         z = trajectory[-1]
 
         def f(x, images, z=z, t=t):  # Eq. 3
-            nonlocal evaluations
-            evaluations += len(images) * (1 if guidance_scale == 1 else 2)
             eps = guided_noise(pipe, schedule, x, t, null[images], cond[images], guidance_scale)
             noise[images] = eps.detach()
             return ddim_inverse_step(schedule, z[images], eps, t)
 
         free = thrifty and rounds > 0 and level > 0
         guess = ddim_inverse_step(schedule, z, noise, t) if free else f(z, everyone)
-        x, rounds_here, backward_here = solve(f, guess, rounds, threshold, ([z], [guess]), pipe.unet.dtype)
+        x, rounds_here = solve(f, guess, rounds, threshold, ([z], [guess]), pipe.unet.dtype)
         trajectory.append(x)
         spent.append(rounds_here)
-        backward += backward_here
-    cost = {"forward": evaluations, "backward": backward, "seconds": clock(latents) - start}
-    return Inversion(torch.stack(trajectory), torch.tensor(spent), cost)
+    return Inversion(torch.stack(trajectory), torch.tensor(spent))
 
 
 # ------------------------------------------------------------------------------------------- by evaluating f alone
@@ -129,7 +124,7 @@ def iterate(
             break
         searching, x = [searching[k] for k in going], x[going]
         points, values = [p[going] for p in points], [v[going] for v in values]
-    return found, spent, 0
+    return found, spent
 
 
 def afresh(propose, f, x, rounds, threshold, before, network_dtype) -> Solved:
@@ -162,8 +157,7 @@ def descend(
     In each of at most `rounds` rounds f is evaluated once. An image whose mean((x - f(x))^2) is below `threshold` is
     done, without a backward pass; for the others the same evaluation serves the gradient. The answer is the last f(x).
     """
-    found, spent, backward = x.clone(), [0] * len(x), 0
-    searching, before = list(range(len(x))), None
+    searching, spent, found, before = list(range(len(x))), [0] * len(x), x.clone(), None
     for remaining in reversed(range(rounds)):
         with torch.enable_grad():
             x = x.detach().requires_grad_()
@@ -177,12 +171,11 @@ def descend(
             if not going or not remaining:
                 break
             (g,) = gradients(residual.square().sum() / 2, [x], network_dtype)
-            backward += len(searching)
         x, g = x.detach()[going], g[going]
         lengths = step_lengths(x, g, before and tuple(old[going] for old in before))
         before, x = (x, g), x - lengths * g
         searching = [searching[k] for k in going]
-    return found, spent, backward
+    return found, spent
 
 
-ANDERSON, DESCENT = partial(afresh, anderson), descend
+ANDERSON = partial(afresh, anderson)

@@ -15,7 +15,7 @@ from common.ddim import Schedule, ddim_inverse_step, inversion_timestep
 from common.pipelines import Conditioning, predict_noise
 from spdinv.inversions import solvers
 from spdinv.inversions.residual import gradients, mean_square, norm
-from spdinv.inversions.result import Inversion, clock
+from spdinv.inversions.result import Inversion
 
 SHOWN = {"t": "target", "t-1": "source"}  # the guess's timestep in the words of common.ddim.inversion_timestep
 
@@ -48,8 +48,8 @@ def invert(
     """
     if solver in ("adamw", "sgd"):
         printed = solver == "sgd"
-        return algorithm_1(pipe, schedule, latents, cond, rounds, threshold, learning_rate, printed, SHOWN[guess])
-    solve = solvers.DESCENT if solver == "descent" else solvers.ANDERSON
+        return algorithm_1(pipe, schedule, latents, cond, rounds, threshold, learning_rate, printed, guess)
+    solve = solvers.descend if solver == "descent" else solvers.ANDERSON
     return solvers.search(pipe, schedule, latents, cond, solve, rounds, threshold, thrifty=True)
 
 
@@ -62,35 +62,35 @@ def algorithm_1(
     delta: float,
     eta: float,
     printed: bool = False,
-    shown: str = "target",
+    guess: str = "t",
 ) -> Inversion:
     """Algorithm 1 for z_0 [B,4,h,w] and source prompts p_s. printed: lines 4 and 5 and the form of Eq. 1 to the letter.
+    guess: the timestep of line 2, "t" as released or "t-1" as printed.
 
     Otherwise as released: the loss is a mean square; AdamW, with torch's weight decay of 0.01 and afresh at every
     timestep, takes the place of the plain step; Eq. 1 goes through the predicted x_0, which rounds differently.
     In both the test comes after the step, on the loss before it, and the last iterate is kept.
     """
-    start, everyone = clock(z_0), list(range(len(z_0)))
+    everyone = list(range(len(z_0)))
     norm_of, optimizer_of = (norm, torch.optim.SGD) if printed else (mean_square, torch.optim.AdamW)
     trajectory, spent = [z_0], torch.zeros(len(schedule.timesteps), len(z_0), dtype=torch.int64)
-    for level, t in enumerate(tqdm(schedule.timesteps[::-1], "SPDInv", leave=False, disable=None)):  # Alg. 1, l. 1
-        z_before = trajectory[-1]  # z_{t-1}
+
+    def f_theta(x, t, shown, images):  # Eq. 3; shown: the timestep that the network is told
         C_t1, C_t2 = coefficients(schedule, t)
+        z_before, eps = trajectory[-1][images], predict_noise(pipe, schedule, x, shown, p_s[images])
+        if printed:
+            return C_t2 * eps + C_t1 * z_before
+        return ddim_inverse_step(schedule, z_before, eps, t)  # the same, by way of x_0
 
-        def f_theta(x, images, timestep=t, z=z_before, C_t1=C_t1, C_t2=C_t2, t=t):  # Eq. 3
-            eps = predict_noise(pipe, schedule, x, timestep, p_s[images])
-            if printed:
-                return C_t2 * eps + C_t1 * z[images]
-            return ddim_inverse_step(schedule, z[images], eps, t)  # the same, by way of x_0
-
-        guess = f_theta(z_before, everyone, inversion_timestep(schedule, t, shown))  # Alg. 1, l. 2: Eq. 2
-        z_t = [image.clone().requires_grad_() for image in guess.split(1)]
+    for level, t in enumerate(tqdm(schedule.timesteps[::-1], "SPDInv", leave=False, disable=None)):  # Alg. 1, l. 1
+        z_t = f_theta(trajectory[-1], t, inversion_timestep(schedule, t, SHOWN[guess]), everyone)  # Alg. 1, l. 2: Eq. 2
+        z_t = [image.clone().requires_grad_() for image in z_t.split(1)]
         optimizer, searching = optimizer_of(z_t, lr=eta), everyone
         for _ in range(K):  # Alg. 1, l. 3
             optimizer.zero_grad()  # images that have stopped keep no gradient, so the optimiser passes them by
             with torch.enable_grad():
                 x = torch.cat([z_t[i] for i in searching])
-                L = norm_of(f_theta(x, searching) - x)  # Alg. 1, l. 4: Eq. 4
+                L = norm_of(f_theta(x, t, t, searching) - x)  # Alg. 1, l. 4: Eq. 4
                 nabla_L = gradients(L, [z_t[i] for i in searching], pipe.unet.dtype)
             for i, gradient in zip(searching, nabla_L, strict=True):
                 z_t[i].grad = gradient
@@ -100,6 +100,4 @@ def algorithm_1(
             if not searching:  # Alg. 1, l. 6
                 break
         trajectory.append(torch.cat(z_t).detach())
-    backward = int(spent.sum())
-    cost = {"forward": spent.numel() + backward, "backward": backward, "seconds": clock(z_0) - start}
-    return Inversion(torch.stack(trajectory), spent, cost)
+    return Inversion(torch.stack(trajectory), spent)
