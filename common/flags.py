@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 import re
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -98,3 +99,9 @@ def weights_of(name: str) -> str | None:
     folder = PICTUREBOOK if name == "picturebook" else Path(name).expanduser()
     file = folder / "unet" / "diffusion_pytorch_model.safetensors"
     return hashlib.sha256(file.read_bytes()).hexdigest()[:12] if file.is_file() else None
+
+
+def say_preset(preset: dict[str, Any]) -> None:
+    """One line where settings tuned on the picturebook take the place of the paper's defaults."""
+    if preset:
+        print(f"picturebook preset: {len(preset)} settings of its own; --print_config shows them", file=sys.stderr)

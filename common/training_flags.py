@@ -2,12 +2,10 @@
 
 import argparse
 import importlib.util
-import json
-import sys
 from pathlib import Path
 from typing import Any
 
-from common.flags import check_writable, is_picturebook_folder, number
+from common.flags import check_writable, is_picturebook_folder, number, say_preset
 from common.runs import InputError
 
 LR_SCHEDULERS = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
@@ -87,7 +85,7 @@ def parse_training(
         if picturebook_preset:
             set_defaults(parser, picturebook_preset)
             args = parser.parse_args(argv)
-            print(f"picturebook preset: {json.dumps(picturebook_preset)} (flags override it)", file=sys.stderr)
+            say_preset(picturebook_preset)
     elif "instance_data_dir" in args and not any(map(vars(args).get, SOURCES)) and not args.print_config:
         raise InputError("give --instance_data_dir, a folder of pictures; only the picturebook brings its own")
     if folder := getattr(args, "instance_data_dir", None):

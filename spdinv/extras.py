@@ -13,7 +13,8 @@ from diffusers import DiffusionPipeline
 
 from common.pipelines import Conditioning, encode_prompt
 from common.runs import InputError
-from spdinv.inversions import direct, negative_prompt, proximal
+from spdinv.inversions import direct, negative_prompt
+from spdinv.inversions.proximal import step as proximal_step
 from spdinv.inversions.result import Inversion
 
 
@@ -25,58 +26,40 @@ def apply(
     *,
     negative_prompt_embedding: bool = False,
     proximal: bool = False,
-    proximal_mode: str = "soft",
-    proximal_quantile: float = 0.7,
     inversion_guidance: bool = False,
-    proximal_recon_lr: float = 1.0,
-    proximal_recon_t: int = 400,
-    proximal_dilation: int = 1,
+    **settings,
 ) -> Inversion:
     """The same inversion, with unconditional embeddings and a sampling step as the switches say.
 
     cond: the source prompt, one item. engine: for masactrl, as released, only the source branch gets the source prompt
-    (the target keeps the null text), and only the target branch is thresholded. Settings: see proximal.step.
+    (the target keeps the null text), and only the target branch is thresholded. settings: proximal_mode,
+    proximal_quantile, proximal_recon_lr, proximal_recon_t, proximal_dilation, as of proximal.step.
     An inversion's own unconditional embeddings give way to the source prompt; the settings of ProxEdit's step to these.
     Direct Inversion's corrections are for a plain guided step; on another the source branch is held without them.
     Raises InputError where the inversion's sampling step is not a guided step.
     """
     corrected = inversion.corrections is not None and engine != "pnp"  # pnp has no source branch to correct
     if negative_prompt_embedding:
-        inversion = with_source_prompt(pipe, inversion, cond, source_only=engine == "masactrl")
+        inversion = negative_prompt.with_source_prompt(pipe, inversion, cond)
+        if engine == "masactrl":
+            inversion = with_null_target(pipe, inversion)
     if proximal or inversion_guidance:
-        step = proximal_step(
-            inversion,
-            mode=proximal_mode if proximal else "none",
-            quantile=proximal_quantile,
-            branches="target" if engine == "masactrl" else "all",
-            guidance="inversion" if inversion_guidance else "none",
-            recon_lr=proximal_recon_lr,
-            recon_t=proximal_recon_t,
-            dilation=proximal_dilation,
-        )
-        inversion = replace(inversion, step=step)
+        if inversion.step is not None and getattr(inversion.step, "func", None) is not proximal_step:
+            raise InputError("this inversion samples in its own way: leave out --proximal and --inversion_guidance.")
+        settings = {name.removeprefix("proximal_"): value for name, value in settings.items()}
+        settings |= {} if proximal else {"mode": "none"}
+        branches, guidance = "target" if engine == "masactrl" else "all", "inversion" if inversion_guidance else "none"
+        inversion = replace(inversion, step=partial(proximal_step, branches=branches, guidance=guidance, **settings))
     return direct.hold(inversion) if corrected and (negative_prompt_embedding or proximal) else inversion
 
 
-def with_source_prompt(
-    pipe: DiffusionPipeline, inversion: Inversion, cond: Conditioning, source_only: bool
-) -> Inversion:
-    """negative_prompt.with_source_prompt; source_only: with the null text for a second, target, branch."""
-    inversion = negative_prompt.with_source_prompt(pipe, inversion, cond)
-    if not source_only:
-        return inversion
-    null, steps = encode_prompt(pipe, [""]), len(inversion.trajectory) - 1
-    embeds = torch.cat([inversion.uncond_embeds, null.embeds.expand(steps, 1, -1, -1)], dim=1)
-    pooled = inversion.uncond_pooled
+def with_null_target(pipe: DiffusionPipeline, inversion: Inversion) -> Inversion:
+    """The same unconditional embeddings for the source branch, and the null text for a second, target, branch."""
+    null, pooled = encode_prompt(pipe, [""]), inversion.uncond_pooled
+    embeds = torch.cat([inversion.uncond_embeds, null.embeds.expand_as(inversion.uncond_embeds)], dim=1)
     if pooled is not None:
         pooled = torch.cat([pooled, null.added["text_embeds"]])
     return replace(inversion, uncond_embeds=embeds, uncond_pooled=pooled)
-
-
-def proximal_step(inversion: Inversion, **settings):
-    if inversion.step is not None and getattr(inversion.step, "func", None) is not proximal.step:
-        raise InputError("this inversion samples in its own way: leave out --proximal and --inversion_guidance.")
-    return partial(proximal.step, **settings)
 
 
 def blur(picture: torch.Tensor, radius: int) -> torch.Tensor:

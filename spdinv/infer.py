@@ -7,11 +7,11 @@ Without arguments: an item of the picturebook's benchmark.
 
 import argparse
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 from common.runs import InputError, atomic_path, make_parser, measure, script, write_config, write_json
-from spdinv import options, presets
+from spdinv import options
 from spdinv.engines import ENGINES
 from spdinv.inversions import INVERSIONS
 
@@ -25,28 +25,27 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--inversion", choices=tuple(INVERSIONS), default="spd", help="way from the picture to its noise")
     add("--engine", choices=tuple(ENGINES), default="p2p", help="way back; none: invert and reconstruct only")
     options.add_method_flags(parser)
-    presets.add_picture_flags(parser)
+    options.add_picture_flags(parser)
     options.add_model_flags(parser, output_dir="outputs/spdinv")
     add("--save_trajectory", action="store_true", help="write trajectory.safetensors: latents of all levels, rounds")
     add("--save_attention", action="store_true", help="write attention.png and attention.safetensors: where each word "
         "of the prompts attends")  # fmt: skip
     add("--clip_model", help="CLIP for text scores: picturebook, a folder or hub id; default: the picturebook's for "
         "the picturebook, none for other models")  # fmt: skip
-    args = options.parse(parser, argv)
+    args, given = options.parse(parser, argv)
+    options.check(args, given, [args.engine], [args.inversion])
     if args.image_path is None:
         if args.source_prompt:
             raise InputError("--source_prompt describes a picture: give --image_path too")
         if not options.is_picturebook_folder(args.pretrained_model_name_or_path):
-            raise InputError(
-                "give --image_path, --source_prompt and --target_prompt; only the picturebook brings its own"
-            )
+            raise InputError("give --image_path, --source_prompt and --target_prompt; only the picturebook brings its "
+                             "own")  # fmt: skip
     else:
         if not Path(args.image_path).is_file():
             raise InputError(f"--image_path {args.image_path} is no file; give a picture")
         if args.source_prompt is None or (args.target_prompt is None and args.engine != "none"):
-            raise InputError(
-                "--image_path needs --source_prompt and --target_prompt (or --engine none without a target)"
-            )
+            raise InputError("--image_path needs --source_prompt and --target_prompt (or --engine none without a "
+                             "target)")  # fmt: skip
     return args
 
 
@@ -67,11 +66,7 @@ def compare(source, picture) -> dict[str, float]:
     """PSNR (dB), MSE (of [0,1] pixels) and SSIM of two pictures [1,3,H,W]."""
     from common.metrics import mse, psnr, ssim
 
-    return {
-        "psnr": psnr(source, picture).item(),
-        "mse": mse(source, picture).item(),
-        "ssim": ssim(source, picture).item(),
-    }
+    return {score.__name__: score(source, picture).item() for score in (psnr, mse, ssim)}
 
 
 def clip_scores(clip, pictures: dict, prompts: dict[str, str | None]) -> dict[str, float]:
@@ -105,7 +100,7 @@ def main(argv: list[str] | None = None) -> None:
     image = load_image(args.image_path)
     method = options.method_of(args, args.inversion, args.engine)
     settings = asdict(method)
-    method = replace(method, engine_options=presets.with_picture(method.engine_options, args, args.engine, image))
+    method = options.with_picture(method, args, image)
     pipe, resolution, _ = load(args)
     image = center_crop_resize(image, resolution)
     clip_model = args.clip_model or ("picturebook" if is_picturebook(pipe) else None)

@@ -13,28 +13,25 @@ from spdinv.customised.loading import load_adapter
 
 
 def load(args: argparse.Namespace) -> tuple[DiffusionPipeline, int, Elite | None]:
-    """The pipeline that the model flags name, customised, the side of its pictures, and what `customise` gave."""
+    """The pipeline that the model flags name, the side of its pictures, and ELITE where it was asked for.
+
+    What --adapter and --elite ask for is done to the pipeline, and what was found is said. Where --elite has no picture
+    of the subject yet, what comes back is for `add_subject`, once there is one.
+    """
     dtype = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[args.mixed_precision]
     torch.manual_seed(args.seed)
     pipe = load_pipeline(args.pretrained_model_name_or_path, args.device, dtype)
-    resolution = chosen_resolution(pipe, args.resolution)
-    return pipe, resolution, customise(pipe, args)
-
-
-def customise(pipe: DiffusionPipeline, args: argparse.Namespace) -> Elite | None:
-    """Do to `pipe` what --adapter and --elite ask for, and say what was found. Where --elite has no picture of the
-    subject yet, what comes back is for `add_subject`, once there is one."""
+    resolution, elite = chosen_resolution(pipe, args.resolution), None
     for path in args.adapter or []:
         print(f"{path}: {load_adapter(pipe, path)}")
-    if args.elite is None:
-        return None
-    elite = load_elite(args.elite, load_clip(args.elite_clip, args.device))
-    if args.elite_key_values:
-        use_key_values(pipe, elite, args.elite)
-    pipe.scheduler.register_to_config(steps_offset=0)  # 980 ... 20, 0 for T = 50, as in the released ELITE run
-    if reference := args.reference_image_path or getattr(args, "image_path", None):
-        add_subject(pipe, elite, load_image(reference), words_of(args))
-    return elite
+    if args.elite:
+        elite = load_elite(args.elite, load_clip(args.elite_clip, args.device))
+        if args.elite_key_values:
+            use_key_values(pipe, elite, args.elite)
+        pipe.scheduler.register_to_config(steps_offset=0)  # 980 ... 20, 0 for T = 50, as in the released ELITE run
+        if reference := args.reference_image_path or getattr(args, "image_path", None):
+            add_subject(pipe, elite, load_image(reference), words_of(args))
+    return pipe, resolution, elite
 
 
 def words_of(args: argparse.Namespace) -> slice:
