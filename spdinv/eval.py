@@ -33,7 +33,7 @@ from spdinv.inversions import INVERSIONS, OWN
 from spdinv.reproduction import rows
 from spdinv.reproduction.baselines import run as baselines
 from spdinv.reproduction.experiments import EXPERIMENTS, Task
-from spdinv.reproduction.items import find_dataset, read_items, run_item
+from spdinv.reproduction.items import Bench, find_dataset, read_items, run_item
 
 TABLES = ("1", "2", "3", "s1", "s2")
 # What all rows of one folder have in common, beside the settings of each method; --full has the quick subset's items
@@ -46,12 +46,8 @@ SAME = (
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add(
-        "--dataset",
-        default="picturebook",
-        help="a PIE-Bench folder (mapping_file.json, annotation_images), or "
-        "picturebook: the quick subset of the picturebook's",
-    )
+    add("--dataset", default="picturebook", help="a PIE-Bench folder (mapping_file.json, annotation_images), or "
+        "picturebook: the quick subset of the picturebook's")  # fmt: skip
     add("--split", choices=("test", "validation"), default="test", help="of the picturebook; tune on validation only")
     add("--full", action="store_true", help="all items of the picturebook's benchmark, not the quick subset")
     add("--inversions", nargs="+", choices=tuple(INVERSIONS), help="each is run; ddim and spd by default, and of "
@@ -84,7 +80,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     """The flags, checked. Raises InputError for those that do not go together, before anything is paid for."""
     parser = make_parser(__doc__.splitlines()[0])
     add_flags(parser)
-    args = options.parse(parser, argv)
+    args, given = options.parse(parser, argv)
     if args.dataset != "picturebook" and not (Path(args.dataset) / "mapping_file.json").is_file():
         raise InputError(f"--dataset {args.dataset} holds no mapping_file.json; give a PIE-Bench folder")
     if args.table == "s1":
@@ -105,11 +101,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         on_picturebook = options.is_picturebook_folder(args.pretrained_model_name_or_path)
         args.metric_encoders = "picturebook" if on_picturebook else "pie"
     methods = methods_of(args).values()
-    inversions, engines = (
-        [*dict.fromkeys(getattr(method, kind) for method in methods)] for kind in ("inversion", "engine")
-    )
-    options.check_inversion_flags(parser, argv, inversions)
-    presets.check(args, engines, inversions)
+    engines, inversions = [method.engine for method in methods], [method.inversion for method in methods]
+    options.check(args, given, engines, inversions)
     if args.null_source_prompt and (args.experiment or "p2p" in engines):
         raise InputError("--null_source_prompt is for edits under masactrl and pnp (p2p aligns the words of both "
                          "prompts): leave it out, or give --engines")  # fmt: skip
@@ -152,15 +145,11 @@ def check_same_settings(output_dir: Path, args: argparse.Namespace, methods: dic
                for name in SAME if name in before and before[name] != now[name]]  # fmt: skip
     settings = json.loads(json.dumps({name: asdict(method) for name, method in methods.items()}))
     for name in settings.keys() & before.get("methods", {}).keys():
-        then = before["methods"][name]
-        changed += [
-            (f"{key} of {name}", then.get(key)) for key in settings[name] if then.get(key) != settings[name][key]
-        ]
+        then, own = before["methods"][name], settings[name]
+        changed += [(f"{key} of {name}", then.get(key)) for key in own if then.get(key) != own[key]]
     if changed:
-        raise InputError(
-            f"{output_dir} holds results with another {changed[0][0]} ({changed[0][1]}); "
-            f"take the same one, or another --output_dir"
-        )
+        raise InputError(f"{output_dir} holds results with another {changed[0][0]} ({changed[0][1]}); "
+                         "take the same one, or another --output_dir")  # fmt: skip
 
 
 def keep_config(output_dir: Path, args: argparse.Namespace, methods: dict[str, options.Method]) -> None:
@@ -196,9 +185,10 @@ def main(argv: list[str] | None = None) -> None:
     encoders = load_encoders(args.metric_encoders, args.device)
     keep_config(output, args, methods | others)
     if args.experiment:
-        experiment = importlib.import_module(EXPERIMENTS[args.experiment])
+        experiment = importlib.import_module(f"spdinv.reproduction.experiments.{args.experiment}")
         experiment.run(Task(args, methods, pipe, resolution, items, encoders, output))
         return
+    bench = Bench(pipe, encoders, folder, resolution, args.seed)
     draws = baselines.load(args, pipe, elite) if others else {}
     done = {name: done_items(output / "rows.jsonl", name) for name in methods | others}
     for item in tqdm(items, "items", disable=None):
@@ -209,12 +199,9 @@ def main(argv: list[str] | None = None) -> None:
             if item.id in done[name]:
                 continue
             if name in methods:
-                row, pictures = run_item(
-                    pipe, item, methods[name], encoders, folder, resolution, args.seed, name, inverted
-                )
+                row, pictures = run_item(bench, item, methods[name], name, inverted)
             else:
-                draw = draws[name]
-                row, pictures = baselines.run_item(draw, name, pipe, item, encoders, folder, resolution, args.seed)
+                row, pictures = baselines.run_item(bench, item, draws[name], name)
             files = {"source": "source", "reconstruction": f"{name}_reconstruction", "edited": name}
             for shown, picture in pictures.items():
                 save_png(output / "pictures" / item.id / f"{files[shown]}.png", picture)

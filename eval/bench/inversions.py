@@ -5,7 +5,7 @@ import statistics
 
 from eval.bench.ratios import middle
 
-# name -> (inversion of spdinv.inversions, its options); "spd_paper" is Alg. 1 to the letter
+# name -> (inversion of spdinv.inversions, its options); "spd_paper" is Alg. 1 with lines 4 and 5 as printed
 SOLVERS = {
     "ddim": ("ddim", {}),
     "spd": ("spd", {}),
@@ -23,23 +23,10 @@ def run(pipe, args: argparse.Namespace) -> dict[str, list[dict]]:
     return {"inversions": rows}
 
 
-def residual(pipe, schedule, inversion, cond) -> float:
-    """How far a trajectory is from fixed points: mean over steps of the loss of Eq. 4 as released (SPDInv)."""
-    import torch
-
-    from spdinv.inversions.residual import f_theta, mean_square
-
-    found = []
-    with torch.no_grad():
-        for level, t in enumerate(schedule.timesteps[::-1]):
-            z, x = inversion.trajectory[level], inversion.trajectory[level + 1]
-            found.append(mean_square(x - f_theta(pipe, schedule, z, t, cond, x, [0])).item())
-    return sum(found) / len(found)
-
-
 def inversion_rows(pipe, args: argparse.Namespace) -> list[dict]:
     """One row per solver and picture. A short inversion first, so that no solver pays for the first touch of memory.
 
+    residual: how far the trajectory is from fixed points, the mean over steps of the loss of Eq. 4 as released.
     noise_gap, noise_gap_file: mean squared distance of z_T to the noise that a picture was drawn from with the same
     prompt, inverted from the sampler's own z_0, and from that picture as a file would hold it.
     """
@@ -52,6 +39,7 @@ def inversion_rows(pipe, args: argparse.Namespace) -> list[dict]:
     from common.runs import measure
     from spdinv.engines import ENGINES
     from spdinv.inversions import INVERSIONS
+    from spdinv.reproduction.experiments.convergence import residuals
     from spdinv.reproduction.experiments.generated import ideal_noise, through_a_file
     from spdinv.sampling import generate
 
@@ -75,7 +63,7 @@ def inversion_rows(pipe, args: argparse.Namespace) -> list[dict]:
             rows.append({
                 "solver": solver,
                 "item": item.id,
-                "residual": residual(pipe, schedule, inversion, cond),
+                "residual": statistics.fmean(left for (left,) in residuals(pipe, schedule, inversion, cond, [])),
                 **{key: (z - noise).square().mean().item() for key, z in found.items()},
                 "latent_mse": (back - latents).square().mean().item(),
                 "psnr": psnr(decode_latents(pipe, latents), decode_latents(pipe, back)).item(),  # against the VAE's own

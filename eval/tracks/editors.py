@@ -39,9 +39,7 @@ def text_editor(args: argparse.Namespace, output: Path, method: str) -> Editor:
 
     def edit(item, seed: int) -> dict:
         source = center_crop_resize(load_image(item.image_path), resolution)
-        words = items.blended_words(pipe, item)
-        told = options.with_words(how, words, {words[1]: items.EQUALIZER} if words and words[1] else None)
-        picture = to_tensor(source).to(pipe.device)
+        picture, told = to_tensor(source).to(pipe.device), items.with_words(pipe, item, how)
         made = edit_picture(pipe, picture, item.source_prompt, item.target_prompt, told)
         return {"source": source, "edited": to_pil(made.edited)}
 

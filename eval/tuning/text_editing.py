@@ -57,21 +57,21 @@ def main(argv: list[str] | None = None) -> None:
     from common.encoders import load_encoders
     from spdinv import eval as spdinv_eval
     from spdinv.customised import load
-    from spdinv.reproduction.items import find_dataset, read_items, run_item
+    from spdinv.reproduction.items import Bench, find_dataset, read_items, run_item
 
     grids = {name: GRIDS[name] for name in args.methods}
     flags = ["--split", "validation", "--limit", str(args.items), "--output_dir", args.output_dir]
     settings = spdinv_eval.parse(flags + (["--device", args.device] if args.device else []))
     folder = find_dataset(settings)
     pipe, resolution, _ = load(settings)
-    encoders = load_encoders(settings.metric_encoders, args.device)
+    bench = Bench(pipe, load_encoders(settings.metric_encoders, args.device), folder, resolution)
     rows = Path(args.output_dir) / "rows.jsonl"
     done = {(row["item"], row["method"]) for row in read_rows(rows)}
     runs = [(item, name, setting) for item in read_items(folder, settings) for name in grids for setting in grids[name]]
     for item, name, setting in tqdm(runs, "settings", disable=None):
         if (item.id, label(name, setting)) in done:
             continue
-        row, _ = run_item(pipe, item, method_of(name, setting), encoders, folder, resolution, name=label(name, setting))
+        row, _ = run_item(bench, item, method_of(name, setting), label(name, setting))
         append_row(rows, row)
     for name, (setting, score) in least(read_rows(rows), grids, SCORE).items():
         print(f"{label(name, setting)}: {SCORE} {score:.4f}")

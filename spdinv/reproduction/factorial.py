@@ -10,10 +10,9 @@ from math import factorial as factorial_of
 import numpy as np
 
 from common.metrics import PIE_SCORES, parse_key
-from common.runs import bootstrap_interval
 from common.tables import cell, text_table
 from spdinv.reproduction.rows import FACTORS
-from spdinv.reproduction.tables import wanted_keys
+from spdinv.reproduction.tables import interval_of, wanted_keys
 
 Cell = tuple[bool, ...]
 NAMES = ("spd instead of ddim", *FACTORS)
@@ -65,14 +64,10 @@ def effects(rows: list[dict], cells: dict[Cell, str]) -> dict[str, dict[str, dic
     result = {}
     for key in wanted_keys(list(keys), WANTED):
         scores = collect(rows, cells, key)
-        n = len(scores[PLAIN])
         lines = {f"main effect: {name}": main_effect(scores, i) for i, name in enumerate(NAMES)}
         lines["gain of all that is released over plain DDIM"] = scores[RELEASED] - scores[PLAIN]
         lines |= {f"  of it: {NAMES[i]}": share for i, share in shares(scores).items()}
-        result[key] = {
-            line: dict(zip(("mean", "low", "high"), bootstrap_interval(values), strict=True), n=n)
-            for line, values in lines.items()
-        }
+        result[key] = {line: interval_of(values) for line, values in lines.items()}
     return result
 
 

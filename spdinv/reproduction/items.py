@@ -3,8 +3,9 @@
 import argparse
 import json
 import logging
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from common.files import check_file_name
 from common.runs import InputError, measure
@@ -15,63 +16,71 @@ log = logging.getLogger(__name__)
 EQUALIZER = 2.0  # PIE-Bench's factor on the blended word of the target prompt
 
 
-def run_item(
-    pipe,
-    item,
-    method: options.Method,
-    encoders,
-    folder: Path | None = None,
-    resolution: int | None = None,
-    seed: int = 0,
-    name: str | None = None,
-    inverted: dict | None = None,
-):
-    """Edit one EditItem and score it.
+@dataclass(frozen=True)
+class Bench:
+    """What the edits of a run share. encoders: of common.encoders.load_encoders. folder: where the paths in item.extras
+    start, for the true edit if there is one. resolution: of the square pictures; the model's own by default."""
 
-    Returns (row, pictures): a result row (common.runs), and {"source", "reconstruction", "edited"} as PIL pictures.
-    method: an editing.Method; PIE-Bench's words for LocalBlend and reweighting are put in here. encoders: see
-    common.metrics.load_encoders. folder: where the paths in item.extras start, for the true edit if there is one.
-    name: of the method in the row; its own by default. inverted: what this function leaves there of one item is used by
-    its next call for the same item, so that methods which differ after the inversion share one; the row counts its
-    seconds and memory all the same.
+    pipe: Any
+    encoders: Any
+    folder: Path | None = None
+    resolution: int | None = None
+    seed: int = 0
+
+    def square(self, item):
+        """The item's picture, a PIL image of the resolution, and as a tensor [1,3,H,W] in [0,1]."""
+        from common.images import center_crop_resize, load_image, to_tensor
+        from common.pipelines import native_resolution
+
+        image = center_crop_resize(load_image(item.image_path), self.resolution or native_resolution(self.pipe))
+        return image, to_tensor(image).to(self.pipe.device)
+
+    def row(self, item, name: str, pictures: dict, seconds: float, memory: float, inversion_seconds: float, **metrics):
+        """A result row (common.runs) with the scores of the pictures, and further metrics. seconds: of everything;
+        inversion_seconds: NaN where there is no inversion."""
+        return {
+            "paper": "spdinv", "method": name, "item": item.id, "edit_type": item.edit_type, "seed": self.seed,
+            "metrics": scores(item, pictures, self.encoders, self.folder) | metrics, "seconds": seconds,
+            "inversion_seconds": inversion_seconds, "peak_memory_mb": memory,
+        }  # fmt: skip
+
+
+def run_item(bench: Bench, item, method: options.Method, name: str | None = None, inverted: dict | None = None):
+    """Edit one EditItem and score it: its row, and {"source", "reconstruction", "edited"} as PIL pictures.
+
+    method: PIE-Bench's words for LocalBlend and reweighting are put in here. name: of the method in the row; its own by
+    default. inverted: what this function leaves there of one item is used by its next call for the same item, so that
+    methods which differ after the inversion share one; the row counts its seconds and memory all the same.
     """
-    from common.images import center_crop_resize, load_image, to_pil, to_tensor
-    from common.pipelines import native_resolution
+    from common.images import to_pil
     from spdinv.editing import edit_picture
 
-    image = center_crop_resize(load_image(item.image_path), resolution or native_resolution(pipe))
-    words = blended_words(pipe, item)
-    method = options.with_words(method, words, {words[1]: EQUALIZER} if words and words[1] else None)
+    (image, picture), method = bench.square(item), with_words(bench.pipe, item, method)
     source_prompt = "" if method.null_source_prompt else item.source_prompt
     key = json.dumps([source_prompt, method.inversion, method.inversion_options, method.num_inference_steps,
                       method.inversion_steps])  # fmt: skip
     before, memory = (inverted or {}).get(key, (None, 0.0))
     with measure() as cost:
-        edit = edit_picture(
-            pipe, to_tensor(image).to(pipe.device), source_prompt, item.target_prompt, method, inversion=before
-        )
-    memory = max(memory, cost.peak_memory_mb)
+        edit = edit_picture(bench.pipe, picture, source_prompt, item.target_prompt, method, inversion=before)
+    memory, found = max(memory, cost.peak_memory_mb), edit.inversion
     if inverted is not None:
-        inverted[key] = edit.inversion, memory
+        inverted[key] = found, memory
     pictures = {"source": image, "reconstruction": to_pil(edit.reconstruction), "edited": to_pil(edit.edited)}
-    metrics = {
-        **scores(item, pictures, encoders, folder),
-        "latent_mse": edit.latent_mse,
-        "rounds": edit.inversion.rounds.float().mean().item(),
-        "inversion_forward": edit.inversion.cost["forward"],
-        "inversion_backward": edit.inversion.cost["backward"],
-    }
-    seconds = cost.seconds + (before.cost["seconds"] if before else 0.0)
-    row = row_of(item, name or method.name, seed, metrics, seconds, edit.inversion.cost["seconds"], memory)
-    return row | {"blended_words": words}, pictures
+    row = bench.row(
+        item, name or method.name, pictures, cost.seconds + (before.cost["seconds"] if before else 0.0), memory,
+        found.cost["seconds"], latent_mse=edit.latent_mse, rounds=found.rounds.float().mean().item(),
+        inversion_forward=found.cost["forward"], inversion_backward=found.cost["backward"],
+    )  # fmt: skip
+    return row | {"blended_words": method.engine_options.get("blended_words")}, pictures
 
 
-def row_of(item, name: str, seed: int, metrics: dict, seconds: float, inversion_seconds: float, memory: float) -> dict:
-    """A result row (common.runs); seconds of everything, and of the inversion alone (NaN where there is none)."""
-    return {
-        "paper": "spdinv", "method": name, "item": item.id, "edit_type": item.edit_type, "seed": seed,
-        "metrics": metrics, "seconds": seconds, "inversion_seconds": inversion_seconds, "peak_memory_mb": memory,
-    }  # fmt: skip
+def with_words(pipe, item, method: options.Method) -> options.Method:
+    """The method with the item's words for LocalBlend and reweighting, as PIE-Bench's runs have them (p2p only)."""
+    if method.engine != "p2p":
+        return method
+    words = blended_words(pipe, item)
+    equalizer = {words[1]: EQUALIZER} if words and words[1] else None
+    return replace(method, engine_options={**method.engine_options, "blended_words": words, "equalizer": equalizer})
 
 
 def blended_words(pipe, item) -> tuple[str | None, str | None] | None:

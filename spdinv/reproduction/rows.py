@@ -32,13 +32,8 @@ class Row:
 
     def config(self) -> dict[str, Any]:
         """For --print_config: everything that is settled about the row."""
-        settled = asdict(self.method) if self.method else {}
-        return {
-            "row": " ".join(self.label),
-            "name": self.name,
-            **settled,
-            **({"needs": self.needs} if self.needs else {}),
-        }
+        settled, needs = asdict(self.method) if self.method else {}, {"needs": self.needs} if self.needs else {}
+        return {"row": " ".join(self.label), "name": self.name, **settled, **needs}
 
 
 def changed(args: argparse.Namespace, **settings: Any) -> argparse.Namespace:
@@ -69,24 +64,28 @@ def named(args: argparse.Namespace, inversion: str, engine: str, **settings: Any
     return name_of(args, inversion, engine, **settings), method
 
 
-def title(name: str) -> str:
-    """What tables and pages call a method: "spd+p2p@as_released" is "SPDInv + P2P, as released"."""
+def parts(name: str) -> tuple[str, str, str]:
+    """spd+p2p@as_released is ("spd", "p2p", "as_released"); what a name lacks is ""."""
     pair, _, tags = name.partition("@")
     inversion, _, engine = pair.partition("+")
-    parts = [INVERSIONS[inversion].title if inversion in INVERSIONS else inversion,
-             *([ENGINES[engine].title if engine in ENGINES else engine] if engine else [])]  # fmt: skip
-    return ", ".join([" + ".join(parts), *(tag.replace("_", " ") for tag in tags.split(",") if tag)])
+    return inversion, engine, tags
+
+
+def title(name: str) -> str:
+    """What tables and pages call a method: "spd+p2p@as_released" is "SPDInv + P2P, as released"."""
+    inversion, engine, tags = parts(name)
+    known = ((INVERSIONS, inversion), (ENGINES, engine))
+    called = [entries[one].title if one in entries else one for entries, one in known if one]
+    return ", ".join([" + ".join(called), *filter(None, tags.replace("_", " ").split(","))])
 
 
 def order(names: Iterable[str]) -> list[str]:
     """As tables and pages show them: engine by engine, in each preset by preset, in each the inversions in order."""
-    inversions, engines = list(INVERSIONS), list(ENGINES)
 
     def place(name: str) -> tuple:
-        pair, _, tags = name.partition("@")
-        inversion, _, engine = pair.partition("+")
-        known = ((engines, engine), ([*presets.PRESETS], tags or "inversion_only"), (inversions, inversion))
-        return (*(listed.index(one) if one in listed else len(listed) for listed, one in known), name)
+        inversion, engine, tags = parts(name)
+        known = ((ENGINES, engine), (presets.PRESETS, tags or "inversion_only"), (INVERSIONS, inversion))
+        return (*([*listed].index(one) if one in listed else len(listed) for listed, one in known), name)
 
     return sorted(names, key=place)
 

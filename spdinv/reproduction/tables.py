@@ -8,7 +8,7 @@ from typing import Any
 from common import tables
 from common.data import EDIT_TYPES
 from common.metrics import PIE_SCORES
-from common.runs import atomic_path
+from common.runs import bootstrap_interval, write_text
 from common.tables import Summary, by, by_method, cell, published_table, text_table
 
 
@@ -30,8 +30,7 @@ def write_csv(path: str | Path, rows: list[dict]) -> None:
         metrics = {row["method"]: row["metrics"] for row in group}
         values = [metrics.get(method, {}).get(key, "") for method, key in columns]
         writer.writerow([item, group[0]["edit_type"], *values])
-    with atomic_path(path) as temporary:
-        temporary.write_text(text.getvalue(), encoding="utf-8")
+    write_text(path, text.getvalue())
 
 
 def edit_type_table(summary: dict[str, dict[str, dict]], wanted: tuple[str, ...]) -> str:
@@ -43,6 +42,11 @@ def edit_type_table(summary: dict[str, dict[str, dict]], wanted: tuple[str, ...]
         for method, values in methods.items()
     ]
     return text_table([["edit type", "method", *keys], *lines])
+
+
+def interval_of(values) -> dict[str, float]:
+    """{"mean", "low", "high", "n"} of numbers, one per item."""
+    return dict(zip(("mean", "low", "high"), bootstrap_interval(values), strict=True), n=len(values))
 
 
 def wanted_keys(keys: list[str], wanted: tuple[str, ...]) -> list[str]:

@@ -2,13 +2,10 @@
 
 import torch
 from diffusers import DiffusionPipeline, LMSDiscreteScheduler
-from tqdm import tqdm
 
-from common.ddim import guide
-from common.pipelines import decode_latents, encode_prompt, native_resolution
+from common.pipelines import native_resolution
 
 
-@torch.no_grad()
 def draw(
     pipe: DiffusionPipeline,
     prompt: str,
@@ -17,15 +14,12 @@ def draw(
     resolution: int | None = None,
     seed: int = 0,
 ) -> torch.Tensor:
-    """A picture [1,3,H,W] in [0,1], by the sampler and with the settings of ELITE's own script."""
+    """A picture [1,3,H,W] in [0,1], by diffusers' own pipeline, with the sampler and the settings of ELITE's script."""
     scheduler = LMSDiscreteScheduler.from_config(pipe.scheduler.config, timestep_spacing="linspace")
-    scheduler.set_timesteps(num_inference_steps)
-    text = torch.cat([encode_prompt(pipe, [""]).embeds, encode_prompt(pipe, [prompt]).embeds])
+    own = type(pipe)(**{**pipe.components, "scheduler": scheduler}, requires_safety_checker=False)
+    own.set_progress_bar_config(leave=False, disable=None)
     side = (resolution or native_resolution(pipe)) // pipe.vae_scale_factor
-    noise = torch.randn(1, 4, side, side, generator=torch.Generator().manual_seed(seed))
-    z = noise.to(pipe.device) * scheduler.init_noise_sigma
-    for t in tqdm(scheduler.timesteps, "from noise", leave=False, disable=None):
-        z_in = scheduler.scale_model_input(torch.cat([z, z]), t).to(pipe.unet.dtype)
-        eps_uncond, eps_cond = pipe.unet(z_in, t, text).sample.float().chunk(2)
-        z = scheduler.step(guide(eps_uncond, eps_cond, guidance_scale), t, z).prev_sample
-    return decode_latents(pipe, z)
+    noise = torch.randn(1, 4, side, side, generator=torch.Generator().manual_seed(seed)).to(pipe.device, pipe.dtype)
+    drawn = own(prompt, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, latents=noise,
+                output_type="pt").images  # fmt: skip
+    return drawn.float()

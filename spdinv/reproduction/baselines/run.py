@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from common.runs import InputError, measure
+from spdinv.reproduction.items import Bench, square_mask
 
 # Names in result rows; what the published settings are stands in each function's signature.
 BASELINES = ("blended_diffusion", "blended_latents", "instruct_pix2pix", "elite")
@@ -48,7 +49,7 @@ def chosen(args: argparse.Namespace) -> dict[str, Baseline]:
 def load(args: argparse.Namespace, pipe, elite) -> dict[str, Callable]:
     """By name: draw(item, picture [1,3,H,W] in [0,1], mask [1,1,H,W]) -> edited picture of the same shape.
 
-    pipe: the Stable Diffusion at hand. elite: what customised.customise gave, with its subject added by the caller.
+    pipe: the Stable Diffusion at hand. elite: what customised.load gave, with its subject added by the caller.
     """
     import torch.nn.functional as F
 
@@ -90,15 +91,12 @@ def load(args: argparse.Namespace, pipe, elite) -> dict[str, Callable]:
     return {name: draws[name] for name in args.baselines}
 
 
-def run_item(draw: Callable, name: str, pipe, item, encoders, folder: Path | None, resolution: int, seed: int = 0):
+def run_item(bench: Bench, item, draw: Callable, name: str):
     """(row, pictures) as items.run_item gives them, for one baseline; there is no reconstruction among the pictures."""
-    from common.images import center_crop_resize, load_image, to_pil, to_tensor
-    from spdinv.reproduction.items import row_of, scores, square_mask
+    from common.images import to_pil
 
-    image = center_crop_resize(load_image(item.image_path), resolution)
-    picture = to_tensor(image).to(pipe.device)
+    image, picture = bench.square(item)
     with measure() as cost:
-        edited = draw(item, picture, square_mask(item, picture.shape[-2:]).to(pipe.device))
+        edited = draw(item, picture, square_mask(item, picture.shape[-2:]).to(picture.device))
     pictures = {"source": image, "edited": to_pil(edited)}
-    metrics = scores(item, pictures, encoders, folder)
-    return row_of(item, name, seed, metrics, cost.seconds, float("nan"), cost.peak_memory_mb), pictures
+    return bench.row(item, name, pictures, cost.seconds, cost.peak_memory_mb, float("nan")), pictures

@@ -10,12 +10,7 @@ from typing import Any
 
 from common.runs import append_row, read_rows
 
-# name -> module; imported when it is run
-EXPERIMENTS = {
-    "noise_gap": "spdinv.reproduction.experiments.noise_gap",
-    "premise": "spdinv.reproduction.experiments.premise",
-    "convergence": "spdinv.reproduction.experiments.convergence",
-}
+EXPERIMENTS = ("noise_gap", "premise", "convergence")  # modules here, imported when they are run
 
 
 @dataclass(frozen=True)

@@ -55,22 +55,6 @@ def code_maps(path: Path, codes: dict[str, dict[str, np.ndarray]], seed: int = 0
     save(figure, path)
 
 
-def two_goals(path: Path, means: dict[str, dict[str, dict[str, float]]]) -> None:
-    """Reconstruction error against noise gap, one dot per inversion, with its cost: a forward pass counts 1, a backward
-    pass 2."""
-    figure, axes = panels(list(means))
-    for axis, dots in zip(axes, means.values(), strict=True):
-        for name, mean in dots.items():
-            cost = mean["inversion_forward"] + 2 * mean["inversion_backward"]
-            place = mean["noise_gap"], max(mean["latent_mse"], 1e-12)
-            axis.scatter(*place, s=20)
-            axis.annotate(f"{name}, {cost:.0f}", place, textcoords="offset points", xytext=(4, 4), fontsize=8)
-        axis.set(xlabel="noise gap", yscale="log")
-        axis.margins(0.25)
-    axes[0].set_ylabel("reconstruction error of latents, CFG 1")
-    save(figure, path)
-
-
 def convergence(path: Path, rows: dict[str, list[dict]], threshold: float) -> None:
     """Sec. 3.2: per timestep the residual after so many rounds (median over pictures), and the rounds spent.
 

@@ -12,7 +12,6 @@ gap is all the VAE's. Claims and how they are judged: claims.toml.
 
 import argparse
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +24,19 @@ from common.ddim import make_schedule
 from common.encoders import Encoders
 from common.metrics import Score, clip_text_similarity
 from common.pipelines import decode_latents, encode_prompt
-from common.runs import atomic_path, bootstrap_interval, measure, progress, write_json
+from common.runs import atomic_path, measure, progress, write_json, write_text
 from common.tables import cell, intervals, score_table, text_table
 from spdinv.inversions import INVERSIONS
 from spdinv.inversions.result import Inversion
 from spdinv.reproduction.experiments import Task, draw
 from spdinv.reproduction.experiments.generated import batches, ideal_noise, through_a_file
 from spdinv.reproduction.experiments.probe import attributes, probe_all, shares_read
-from spdinv.reproduction.tables import beside_published, of_methods
+from spdinv.reproduction.tables import beside_published, interval_of, of_methods
 from spdinv.sampling import generate
 
 STARTS = ("latents", "picture")  # the recorded z_0, and VAE(decode(z_0))
 GAUSSIAN = "gaussian"
-SHOWN = ("noise_gap", "latent_mse", "inversion_forward", "inversion_backward", "noise_deviation", "noise_correlation")
+SHOWN = "noise_gap latent_mse inversion_forward inversion_backward noise_deviation noise_correlation".split()
 
 
 def noise_gap(true: torch.Tensor, inverted: torch.Tensor) -> torch.Tensor:
@@ -137,7 +136,7 @@ def clip_score(pipe: DiffusionPipeline, code: torch.Tensor, item, encoders: Enco
 
 
 def report(task: Task, inversions: list[str]) -> None:
-    """Three figures, results.json, and the tables on the screen, of the items and inversions at hand."""
+    """Two figures, results.json, and the tables on the screen, of the items and inversions at hand."""
     items, output, rows = task.items, task.output, task.rows()
     ids = [item.id for item in items]
     panels = {  # title -> inversion -> name of its rows
@@ -149,7 +148,6 @@ def report(task: Task, inversions: list[str]) -> None:
     curves = {name: np.array([rows[name, item]["gap"] for item in ids]) for name in names[1:]}
     codes = {name: np.stack([load_file(code_path(output, name, item))["noise"].numpy() for item in ids])
              for name in names}  # fmt: skip
-    means = {name: {key: value["mean"] for key, value in summary[name].items()} for name in names}
 
     def drawn(content: dict, *also: str) -> dict:
         return {title: {**{name: content[name] for name in also}, **{one: content[name] for one, name in panel.items()}}
@@ -157,7 +155,6 @@ def report(task: Task, inversions: list[str]) -> None:
 
     draw.gap_curves(output / "curves.png", drawn(curves))
     draw.code_maps(output / "codes.png", drawn(codes, GAUSSIAN))
-    draw.two_goals(output / "two_goals.png", drawn(means))
     for table in ("noise_gap", "s1"):
         measured = {f"measured: {title}": of_methods(table, found) for title, found in drawn(summary).items()}
         measured["measured"] = of_methods(table, {GAUSSIAN: summary[GAUSSIAN]})
@@ -175,7 +172,7 @@ def report(task: Task, inversions: list[str]) -> None:
         for item, share in zip(ids, read, strict=True):
             rows[name, item]["metrics"]["prompt_read"] = share
     if probes:
-        write_json_lines(output / "rows.jsonl", rows.values())
+        write_text(output / "rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows.values()))
     write_json(output / "results.json", {
         "summary": summary, "shares": shares, "mean_curves": {name: curve.mean(0) for name, curve in curves.items()},
         "probes": {name: {**one, "right": {code: values.mean() for code, values in one["right"].items()}}
@@ -199,15 +196,6 @@ def shares_of(panel: dict[str, str], rows: dict[tuple[str, str], dict], ids: lis
         if {"ddim", "exact"} <= gaps.keys():
             found["the VAE's share of ddim's gap"] = ratio(gaps["exact"], gaps["ddim"])
     return found
-
-
-def write_json_lines(path: Path, rows: Iterable[dict]) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-
-
-def interval_of(values: np.ndarray) -> dict[str, float]:
-    return dict(zip(("mean", "low", "high"), bootstrap_interval(values), strict=True), n=len(values))
 
 
 def ratio(a: np.ndarray, b: np.ndarray) -> dict[str, float]:

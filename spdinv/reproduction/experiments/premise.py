@@ -8,25 +8,25 @@ ideal+p2p@drawn1: the pictures are not the items' own. Claims and how they are j
 """
 
 import argparse
-import math
 from dataclasses import replace
 
+from common.claims import difference
 from common.ddim import make_schedule
 from common.encoders import Encoders
 from common.images import grid, load_image, save_png, to_pil, to_tensor
 from common.metrics import Score, clip_text_similarity, lpips_distance, psnr, structure_distance
 from common.pipelines import decode_latents, encode_prompt
-from common.runs import measure, paired_bootstrap, progress, write_json
+from common.runs import measure, progress, write_json
 from common.tables import intervals, score_table
 from spdinv.editing import edit_picture
 from spdinv.engines import ENGINES
 from spdinv.inversions import INVERSIONS
 from spdinv.inversions.result import Inversion
-from spdinv.options import Method, with_words
+from spdinv.options import Method
 from spdinv.reproduction.experiments import Task
 from spdinv.reproduction.experiments.generated import batches, ideal_noise, known
 from spdinv.reproduction.experiments.noise_gap import noise_gap
-from spdinv.reproduction.items import EQUALIZER, blended_words
+from spdinv.reproduction.items import with_words
 from spdinv.sampling import generate
 
 IDEAL = "ideal"
@@ -88,8 +88,7 @@ def edit_one(task: Task, name: str, arms: Arms, item, true, inversion: Inversion
     """Edit the picture drawn along `true` [T+1,1,4,h,w] from the noise that the arm found; keep row and pictures."""
     pipe, method = task.pipe, arms[name][1]
     drawn = decode_latents(pipe, true[0])
-    words = blended_words(pipe, item)
-    method = with_words(method, words, {words[1]: EQUALIZER} if words and words[1] else None)
+    method = with_words(pipe, item, method)
     with measure() as cost:
         edit = edit_picture(pipe, drawn, item.source_prompt, item.target_prompt, method, inversion=inversion)
     place, scale = task.output / "pictures" / item.id, arms[name][2]
@@ -139,12 +138,9 @@ def report(task: Task, arms: Arms) -> None:
     print(score_table(summary), end="\n\n")
     differences: dict[str, dict[str, dict]] = {}
     for a, b in pairs_of(arms):
-        for key in summary[a]:
-            values = [[found[name, item]["metrics"].get(key, math.nan) for item in ids] for name in (a, b)]
-            finite = [(x, y) for x, y in zip(*values, strict=True) if math.isfinite(x) and math.isfinite(y)]
-            if finite:
-                interval = dict(zip(("mean", "low", "high"), paired_bootstrap(*zip(*finite, strict=True)), strict=True))
-                differences.setdefault(f"{a} - {b}", {})[key] = interval | {"n": len(finite)}
+        pair = [found[name, item] for name in (a, b) for item in ids]
+        gaps = {key: difference(pair, key, a, b) for key in pair[0]["metrics"]}
+        differences[f"{a} - {b}"] = {key: vars(gap) for key, gap in gaps.items() if gap.n}
     print("Paired differences")
     print(score_table(differences), end="\n\n")
     write_json(output / "results.json", {"summary": summary, "differences": differences})
