@@ -13,20 +13,10 @@ from spdinv import attention_maps, infer
 from spdinv.attention_maps import Recorder
 from spdinv.engines import ENGINES, p2p
 from spdinv.engines.attention import hooked, layers
-from spdinv.inversions.result import Inversion
-from tests.tiny import tiny_sd, tiny_tokenizer
+from tests.spdinv.toy import inverted
+from tests.tiny import tiny_tokenizer
 
 PROMPTS = ["a red cat", "a blue xyz cat"]
-
-
-@pytest.fixture(scope="module")
-def pipe():
-    return tiny_sd()
-
-
-def inverted(steps):
-    trajectory = torch.randn(steps + 1, 1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
-    return Inversion(trajectory, torch.zeros(steps, 1), {})
 
 
 def test_maps_are_means_over_calls_and_heads_and_sums_over_a_words_tokens():
@@ -92,7 +82,7 @@ def test_nothing_seen_is_an_error(pipe):
         Recorder("p2p").words(pipe.tokenizer, PROMPTS, (16, 16))
 
 
-def test_file_and_sheet(tmp_path):
+def test_file_and_heat(tmp_path):
     words = "a very long prompt with more than eight words in it".split()
     maps = {(8, 8): torch.rand(len(words), 8, 8), (4, 4): torch.zeros(len(words), 4, 4)}
     found = {"source": (["a"], {size: x[:1].clone() for size, x in maps.items()}), "target": (words, maps)}
@@ -101,15 +91,8 @@ def test_file_and_sheet(tmp_path):
         assert json.loads(file.metadata()["target"]) == words
         assert torch.equal(file.get_tensor("target_8x8"), maps[8, 8])
         assert sorted(file.keys()) == ["source_4x4", "source_8x8", "target_4x4", "target_8x8"]
-    pictures = dict.fromkeys(("source", "target"), Image.new("RGB", (64, 64), "white"))
-    sheet = attention_maps.draw(found, pictures, ["a", " ".join(words)])
-    # one block of words for the source, two for the target (eleven words), two resolutions each
-    assert sheet.width > 9 * attention_maps.CELL and sheet.height > 3 * 2 * attention_maps.CELL
-
-
-def test_the_brightest_place_of_a_map_is_where_the_word_looks():
     word_map = torch.zeros(4, 4)
-    word_map[1, 2] = 0.01
+    word_map[1, 2] = 0.01  # the brightest place is where the word looks
     picture = attention_maps.heat(word_map, Image.new("RGB", (80, 80), "grey"))
     at = {(i, j): sum(picture.getpixel((j * 20 + 10, i * 20 + 10))) for i in range(4) for j in range(4)}
     assert max(at, key=at.get) == (1, 2)

@@ -10,8 +10,7 @@ from spdinv import extras
 from spdinv.engines import ENGINES
 from spdinv.inversions import INVERSIONS
 from spdinv.sampling import start
-from tests.spdinv.test_inversions import coefficients
-from tests.spdinv.toy import MEANS, toy_cond, toy_pipe, toy_schedule
+from tests.spdinv.toy import LATENTS, MEANS, coefficients, naive_eps, random, toy_cond, toy_pipe, toy_schedule
 from tests.tiny import tiny_sd, tiny_sdxl
 
 PROMPTS = ["a red cat on grass", "a blue dog on grass"]
@@ -22,7 +21,7 @@ def test_the_source_branch_returns_the_trajectory_at_every_level(make):
     pipe = make()
     pipe.to(dtype=torch.float64)  # guidance and the steps back enlarge whatever is rounded
     schedule = make_schedule(pipe.scheduler, 5)
-    latents = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0)).double()
+    latents = random(1, 4, 16, 16).double()
     inversion = INVERSIONS["direct"](pipe, schedule, latents, encode_prompt(pipe, PROMPTS[:1]), guidance_scale=7.5)
     drawing, z = start(pipe, schedule, inversion, PROMPTS, 7.5)
     for step in range(5):
@@ -40,22 +39,20 @@ def test_attention_control_does_not_reach_the_source_branch(engine):
     pipe = tiny_sd()
     pipe.to(dtype=torch.float64)
     schedule = make_schedule(pipe.scheduler, 6)
-    latents = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0)).double()
+    latents = random(1, 4, 16, 16).double()
     inversion = INVERSIONS["direct"](pipe, schedule, latents, encode_prompt(pipe, PROMPTS[:1]))
     edited = ENGINES[engine](pipe, schedule, inversion, PROMPTS)
     torch.testing.assert_close(edited[:1], latents, rtol=0, atol=1e-9)
 
 
 def test_corrections_are_what_guided_sampling_misses():
-    weight = np.random.default_rng(0).normal(size=(4, 4)) * 0.5
-    latents = torch.from_numpy(np.random.default_rng(1).normal(size=(1, 4, 5, 6)))
-    schedule, pipe = toy_schedule(4), toy_pipe(weight)
-    inversion = INVERSIONS["direct"](pipe, schedule, latents, toy_cond([MEANS["a cat"]]), guidance_scale=5.0)
+    schedule, pipe = toy_schedule(4), toy_pipe()
+    inversion = INVERSIONS["direct"](pipe, schedule, LATENTS[:1], toy_cond([MEANS["a cat"]]), guidance_scale=5.0)
     levels = inversion.trajectory.numpy()
     for step, t in enumerate(schedule.timesteps):
         c1, c2 = coefficients(schedule, t)
         z, aim = levels[4 - step], levels[3 - step]
-        null, cat = (np.tanh(np.einsum("oc,bchw->bohw", weight, z) + t / 1000 + MEANS[text]) for text in ("", "a cat"))
+        null, cat = (naive_eps(z, t, MEANS[text]) for text in ("", "a cat"))
         expected = aim - (z - c2 * (null + 5 * (cat - null))) / c1
         np.testing.assert_allclose(inversion.corrections[step].numpy(), expected, rtol=0, atol=1e-5)
 
@@ -65,7 +62,7 @@ def test_the_source_branch_is_held_under_other_guidance_too(engine):
     """Corrections are made for plain guidance; the extras of the released code change what they would have to be."""
     pipe = tiny_sd()
     schedule, cond = make_schedule(pipe.scheduler, 3), encode_prompt(pipe, PROMPTS[:1])
-    latents = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    latents = random(1, 4, 16, 16)
     inversion = INVERSIONS["direct"](pipe, schedule, latents, cond)
     for switches in ({"negative_prompt_embedding": True}, {"proximal": True, "inversion_guidance": True}):
         changed = extras.apply(pipe, inversion, cond, engine, **switches)

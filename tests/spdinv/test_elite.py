@@ -136,20 +136,13 @@ def test_the_subject_stands_where_the_placeholder_stood(base, mapper, clip_folde
     assert all(map(torch.equal, pipe.unet.parameters(), base.unet.parameters()))  # released: K and V are bypassed
 
 
-def test_trained_keys_and_values_act_where_they_are_asked_for(base, mapper, mapper_file, elite):
+def test_trained_keys_and_values_act_where_they_are_asked_for_and_leave(base, mapper, mapper_file, elite):
     pipe = copy.deepcopy(base)
-    use_key_values(pipe, elite, mapper_file)
-    for name, value in pipe.unet.named_parameters():
-        trained = name.endswith(("attn2.to_k.weight", "attn2.to_v.weight"))
-        own = mapper.get_submodule(name.removesuffix(".weight").replace(".", "_")).weight if trained else None
-        assert torch.equal(value, own if trained else base.unet.get_parameter(name))
-
-
-def test_in_a_context_they_act_and_leave(base, mapper, mapper_file, elite):
-    pipe, path = copy.deepcopy(base), "mid_block.attentions.0.transformer_blocks.0.attn2.to_v"
     with trained_key_values(pipe, elite, mapper_file):
-        own = mapper.get_submodule(path.replace(".", "_")).weight
-        assert torch.equal(pipe.unet.get_submodule(path).weight, own)
+        for name, value in pipe.unet.named_parameters():
+            trained = name.endswith(("attn2.to_k.weight", "attn2.to_v.weight"))
+            own = mapper.get_submodule(name.removesuffix(".weight").replace(".", "_")).weight if trained else None
+            assert torch.equal(value, own if trained else base.unet.get_parameter(name))
     assert all(map(torch.equal, pipe.unet.parameters(), base.unet.parameters()))
 
 

@@ -2,21 +2,19 @@
 
 import csv
 import json
-import math
 import shutil
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import CLIPTokenizer
 
-from common.data import EditItem, encode_mask
-from common.flags import weights_of
+from common.data import EditItem, encode_mask, read_pie_bench
+from common.encoders import load_encoders
+from common.picturebook import benchmarks, classifier
 from common.runs import InputError, read_rows, write_json
-from common.tables import cell, intervals, published_table
+from common.tables import published_table
 from spdinv import eval as spdinv_eval
 from spdinv.inversions import Entry
 from spdinv.options import Method
@@ -120,17 +118,10 @@ def test_the_quick_subset_may_grow_into_all_items(tmp_path):
     (tmp_path / "rows.jsonl").touch()
     args = spdinv_eval.parse(["--full"])
     spdinv_eval.check_same_settings(tmp_path, args, spdinv_eval.methods_of(args))
-    args.weights = "0123456789ab"  # a UNet that was trained on
+    assert len(args.weights) == 12  # of a hash of the picturebook's UNet
+    args.weights = "0123456789ab"  # one that was trained on
     with pytest.raises(InputError, match="another UNet"):
         spdinv_eval.check_same_settings(tmp_path, args, {})
-
-
-def test_weights_are_those_of_the_file(tmp_path):
-    (tmp_path / "unet").mkdir()
-    (tmp_path / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"abc")
-    assert weights_of(str(tmp_path)) is None  # no picturebook
-    (tmp_path / "picturebook.json").touch()
-    assert weights_of(str(tmp_path)) == "ba7816bf8f01" and len(weights_of("picturebook")) == 12
 
 
 def test_every_row_of_table_1_runs_and_inversions_are_shared(run, tmp_path, monkeypatch):
@@ -162,54 +153,32 @@ def test_a_mask_is_cropped_as_its_picture(monkeypatch):
     assert len(seen) == 2 and all(torch.equal(found[0, 0], mask[:, 16:80]) for found in seen)
 
 
-def test_run_item_alone(tiny_folder, benchmark, encoders):
-    from common.data import read_pie_bench
-    from common.encoders import load_encoders
-    from common.pipelines import load_pipeline
-
-    pipe, item = load_pipeline(tiny_folder, "cpu"), read_pie_bench(benchmark, limit=1)[0]
-    row, pictures = items.run_item(pipe, item, Method("ddim", num_inference_steps=2), load_encoders(encoders))
-    assert row["method"] == "ddim+p2p" and row["metrics"]["rounds"] == 0
-    assert pictures["edited"].size == (64, 64)
-
-
 @pytest.mark.parametrize("words, found", [
     (("cat", "dog"), ("cat", "dog")), (("cat", "hat"), ("cat", None)), (("hat", "dog"), (None, "dog")),
     (("hat", "hat"), None), (None, None),
 ])  # fmt: skip
-def test_a_missing_word_leaves_blending_to_the_other(tiny_folder, words, found):
-    pipe = SimpleNamespace(tokenizer=CLIPTokenizer.from_pretrained(tiny_folder / "tokenizer"))
+def test_a_missing_word_leaves_blending_to_the_other(pipe, words, found):
     item = EditItem("0", None, "a cat", "a dog", "", "1", words, ())
     assert items.blended_words(pipe, item) == found
 
 
-def test_the_source_prompt_can_be_left_untold(tiny_folder, benchmark, encoders, monkeypatch):
-    from common.data import read_pie_bench
-    from common.encoders import load_encoders
-    from common.pipelines import load_pipeline
-
-    pipe, item, told = load_pipeline(tiny_folder, "cpu"), read_pie_bench(benchmark, limit=1)[0], {}
+def test_the_source_prompt_can_be_left_untold(pipe, benchmark, encoders):
+    item, told, bench = read_pie_bench(benchmark, limit=1)[0], {}, items.Bench(pipe, load_encoders(encoders))
     for null in (False, True):
         method = Method("ddim", "masactrl", num_inference_steps=6, null_source_prompt=null)
-        _, told[null] = items.run_item(pipe, item, method, load_encoders(encoders), inverted=(cache := {}))
-        items.run_item(pipe, replace(item, source_prompt="a bird"), method, load_encoders(encoders), inverted=cache)
+        _, told[null] = items.run_item(bench, item, method, inverted=(cache := {}))
+        items.run_item(bench, replace(item, source_prompt="a bird"), method, inverted=cache)
         assert len(cache) == 2 - null  # "" is the same for both
     assert np.any(np.array(told[False]["edited"]) != np.array(told[True]["edited"]))
 
 
-def test_picturebook_items_are_scored_against_the_true_edit(tiny_folder, encoders, tmp_path, monkeypatch):
-    from common.data import read_pie_bench
-    from common.encoders import load_encoders
-    from common.picturebook import benchmarks, classifier
-    from common.pipelines import load_pipeline
-
+def test_picturebook_items_are_scored_against_the_true_edit(pipe, encoders, tmp_path, monkeypatch):
     key, entry = benchmarks.write_edit_item(tmp_path, "validation", "6", 0)
     write_json(tmp_path / "mapping_file.json", {key: entry})
     judge = classifier.AttributeClassifier().eval()
     monkeypatch.setattr(benchmarks, "load_classifier", lambda *device: judge)
-    pipe, (item,) = load_pipeline(tiny_folder, "cpu"), read_pie_bench(tmp_path)
-    method = Method("ddim", num_inference_steps=2)
-    row, pictures = items.run_item(pipe, item, method, load_encoders(encoders), tmp_path)
+    (item,), method = read_pie_bench(tmp_path), Method("ddim", num_inference_steps=2)
+    row, pictures = items.run_item(items.Bench(pipe, load_encoders(encoders), tmp_path), item, method)
     assert row["metrics"]["edit_success (picturebook)"] in (0.0, 1.0) and row["metrics"]["lpips_truth (squeeze)"] > 0
     truth = np.array(Image.open(tmp_path / item.extras["truth_path"]).convert("RGB")) / 255
     error = ((truth - np.array(pictures["edited"]) / 255) ** 2).mean()
@@ -236,13 +205,17 @@ def test_an_item_that_would_leave_its_folder_is_refused(run, benchmark, tmp_path
     (["--table", "1", "--inversions", "edict"], "table 1 has no row"),
     (["--table", "3", "--spd_round", "3"], "--spd_rounds"),
     (["--inversions", "ddim", "--spd_rounds", "3"], "inversion spd"),
-    (["--engines", "p2p", "--start_step", "3"], "--engine masactrl"),
+    (["--engines", "p2p", "--start_step", "3"], "engine masactrl"),
     (["--experiment", "noise_gap", "--table", "1"], "by itself"),
     (["--experiment", "premise", "--inversion_steps", "10"], "--inversion_steps"),
-    (["--experiment", "convergence", "--self_replace_steps", "0.5"], "--engine p2p"),
+    (["--experiment", "convergence", "--self_replace_steps", "0.5"], "engine p2p"),
     (["--null_source_prompt"], "under masactrl and pnp"),
     (["--null_source_prompt", "--engines", "masactrl", "--experiment", "premise"], "under masactrl and pnp"),
     (["--metric_encoders", "/no/such/place"], "/no/such/place"),
+    (["--baselines", "blended_diffusion"], "give --unconditional_model"),
+    (["--baselines", "blended_diffusion", "--unconditional_model", "/no/such/place"], "does not exist"),
+    (["--baselines", "elite"], "give --elite"),
+    (["--baselines", "blended_latents", "--experiment", "noise_gap"], "leave out --baselines"),
     (["--pretrained_model_name_or_path", "/no/such/place"], "/no/such/place"),
 ])  # fmt: skip
 def test_wrong_input_is_one_sentence_and_leaves_nothing(run, tmp_path, capsys, flags, message):
@@ -287,14 +260,6 @@ def test_flags_go_before_the_scale_of_a_table(capsys):
     shown = config(capsys, "--table", "1", "--pretrained_model_name_or_path", "picturebook", "--resolution", "64")
     assert (shown["pretrained_model_name_or_path"], shown["resolution"]) == ("picturebook", 64)
     assert "noise_gap" == config(capsys, "--table", "s1")["experiment"]
-
-
-def test_an_infinite_mean_has_no_interval():
-    row = {"seconds": 1.0, "peak_memory_mb": 2.0}
-    rows = [row | {"metrics": {"psnr": value, "mse": 0.5}} for value in (30.0, math.inf, math.nan)]
-    summary = intervals(rows)
-    assert summary["psnr"]["n"] == 2 and cell(summary["psnr"]) == "inf"
-    assert cell(summary["mse"], 10) == "5" and cell(summary.get("ssim")) == "-"
 
 
 @pytest.mark.parametrize("name, rows", [("1", 17), ("2", 7), ("3", 14), ("s1", 3), ("s2", 17), ("noise_gap", 2)])

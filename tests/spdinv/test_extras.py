@@ -7,30 +7,15 @@ import pytest
 import torch
 
 from common.ddim import make_schedule
-from common.pipelines import encode_prompt, predict_noise
+from common.pipelines import encode_prompt
 from common.runs import InputError
 from spdinv import extras, infer, options
 from spdinv.editing import edit_picture, thin
 from spdinv.engines import ENGINES
 from spdinv.inversions import ddim, nmg, proximal
 from spdinv.inversions.result import Inversion
-from spdinv.sampling import Drawing
+from tests.spdinv.toy import PROMPTS, inverted
 from tests.tiny import tiny_sd, tiny_sdxl
-
-PROMPTS = ["a red cat on grass", "a blue cat on the grass"]
-
-
-@pytest.fixture(scope="module")
-def pipe():
-    return tiny_sd()
-
-
-def random(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def inverted(steps, **more):
-    return Inversion(random(steps + 1, 1, 4, 16, 16), torch.zeros(steps, 1), {}, **more)
 
 
 def applied(pipe, inversion, engine, **switches):
@@ -139,54 +124,15 @@ def test_then_the_source_branch_does_not_feel_guidance(pipe, engine, options):
 # ------------------------------------------------------------------------------------- proximal, inversion guidance
 
 
-def naive_proximal(schedule, trajectory, z, step, uncond, cond, scales, first, quantile, pull):
-    """One DDIM step in float64 from both predictions [2,4,h,w], element by element where it is thresholded."""
-    t = schedule.timesteps[step]
-    alpha, previous = (float(schedule.alpha_bar_at(s)) for s in (t, t - schedule.stride))
-    delta = (cond - uncond).numpy()
-    threshold = np.quantile(np.abs(delta[first:]), quantile)
-    for index in np.ndindex(*delta[first:].shape):
-        value = delta[first:][index]
-        delta[first:][index] = np.sign(value) * max(abs(value) - threshold, 0)
-    eps = uncond.numpy() + np.array(scales).reshape(-1, 1, 1, 1) * delta
-    x0 = (z.numpy() - (1 - alpha) ** 0.5 * eps) / alpha**0.5
-    out = previous**0.5 * x0 + (1 - previous) ** 0.5 * eps
-    if pull and t < 400:
-        aim = trajectory[len(schedule.timesteps) - 1 - step, 0].numpy()
-        large = np.pad(np.abs(delta) > threshold, ((0, 0), (0, 0), (1, 1), (1, 1)))
-        for b, c, i, j in np.ndindex(*out.shape):
-            if not large[b, c, i : i + 3, j : j + 3].any():
-                out[b, c, i, j] = aim[c, i, j]
-    return torch.from_numpy(out)
-
-
-@pytest.mark.parametrize("engine, scales, first, quantile, pull", [
-    ("p2p", (7.5, 7.5), 0, 0.7, True), ("p2p", (7.5, 7.5), 0, 0.7, False), ("masactrl", (1.0, 7.5), 1, 0.6, False),
-])  # fmt: skip
-def test_proximal_and_inversion_guidance_written_out(pipe, engine, scales, first, quantile, pull):
-    schedule, inversion = make_schedule(pipe.scheduler, 3), inverted(3)
-    found = applied(pipe, inversion, engine, proximal=True, proximal_quantile=quantile, inversion_guidance=pull)
-    uncond, cond = encode_prompt(pipe, ["", ""]), encode_prompt(pipe, PROMPTS)
-    z = random(2, 4, 16, 16, seed=5)
-    for step, t in enumerate(schedule.timesteps):
-        u, c = (predict_noise(pipe, schedule, z, t, text).double() for text in (uncond, cond))
-        scale = torch.tensor(scales).reshape(2, 1, 1, 1)
-        out = found.step(Drawing(pipe, schedule, found, uncond, cond, scale), z, step)
-        expected = naive_proximal(schedule, inversion.trajectory.double(), z.double(), step, u, c, scales, first,
-                                  quantile, pull)  # fmt: skip
-        # where an element is within rounding of the threshold, its neighbourhood may be drawn back or not
-        agree = torch.isclose(out.double(), expected, rtol=1e-3, atol=1e-3)
-        assert agree.float().mean() > 0.99
-
-
 def test_each_switch_is_its_own(pipe):
     assert applied(pipe, inversion := inverted(3), "p2p") is inversion
     only = applied(pipe, inverted(3), "p2p", inversion_guidance=True, proximal_recon_lr=0.5, proximal_recon_t=300)
     assert only.step.func is proximal.step and only.uncond_embeds is None
-    assert only.step.keywords == {"mode": "none", "quantile": 0.7, "branches": "all", "guidance": "inversion",
-                                  "recon_lr": 0.5, "recon_t": 300, "dilation": 1}  # fmt: skip
-    only = applied(pipe, inverted(3), "p2p", proximal=True, proximal_mode="hard")
-    assert (only.step.keywords["mode"], only.step.keywords["guidance"]) == ("hard", "none")
+    assert only.step.keywords == {"mode": "none", "branches": "all", "guidance": "inversion", "recon_lr": 0.5,
+                                  "recon_t": 300}  # fmt: skip
+    for engine, branches in (("p2p", "all"), ("masactrl", "target")):
+        only = applied(pipe, inverted(3), engine, proximal=True, proximal_mode="hard", proximal_quantile=0.6)
+        assert only.step.keywords == {"mode": "hard", "quantile": 0.6, "branches": branches, "guidance": "none"}
 
 
 @pytest.mark.parametrize("step", [nmg.step, lambda *a: None])

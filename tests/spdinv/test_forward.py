@@ -5,12 +5,8 @@ import pytest
 import torch
 
 from spdinv.inversions import INVERSIONS, solvers
-from tests.spdinv.test_inversions import coefficients
-from tests.spdinv.toy import MEANS, toy_cond, toy_pipe, toy_schedule
+from tests.spdinv.toy import LATENTS, MEANS, TOLD, WEIGHT, coefficients, naive_eps, toy_cond, toy_pipe, toy_schedule
 
-WEIGHT = np.random.default_rng(0).normal(size=(4, 4)) * 0.5
-LATENTS = torch.from_numpy(np.random.default_rng(1).normal(size=(2, 4, 5, 6)))
-PROMPTS = [MEANS["a cat"], MEANS["a dog"]]
 SOLVERS = [
     ("aidi", dict(rounds=40)),
     ("aidi", dict(rounds=80, mode="empirical")),
@@ -26,11 +22,11 @@ SOLVERS = [
 @pytest.mark.parametrize("name, settings", SOLVERS)
 def test_a_linear_network_is_inverted_exactly(name, settings):
     """x = C1 z + C2 (W x + s) is solved by (I - C2 W)^-1 (C1 z + C2 s), and sampling undoes it."""
-    schedule, pipe = toy_schedule(6), toy_pipe(WEIGHT, squash=lambda x: x)
-    inversion = INVERSIONS[name](pipe, schedule, LATENTS, toy_cond(PROMPTS), **settings)
+    schedule, pipe = toy_schedule(6), toy_pipe(squash=lambda x: x)
+    inversion = INVERSIONS[name](pipe, schedule, LATENTS, toy_cond(TOLD), **settings)
     scale = settings.get("guidance_scale", 2.0) if name == "fixed_point" else settings.get("guidance_scale", 1.0)
     z = LATENTS.numpy()
-    shift = MEANS[""] + scale * (np.array(PROMPTS) - MEANS[""])  # a linear network's guidance guides its shift
+    shift = MEANS[""] + scale * (np.array(TOLD) - MEANS[""])  # a linear network's guidance guides its shift
     for level, t in enumerate(sorted(schedule.timesteps), start=1):
         c1, c2 = coefficients(schedule, t)
         constant = c1 * z + c2 * (shift + t / 1000)[:, None, None, None]
@@ -41,7 +37,7 @@ def test_a_linear_network_is_inverted_exactly(name, settings):
 def test_anderson_solves_a_linear_network_to_float64():
     matrix = torch.from_numpy(WEIGHT * 0.8)
     f = lambda x, images: torch.einsum("oc,bchw->bohw", matrix, x) + 0.3  # noqa: E731
-    x, *_ = solvers.iterate(solvers.anderson, f, LATENTS, 60)
+    x, _ = solvers.iterate(solvers.anderson, f, LATENTS, 60)
     exact = torch.linalg.solve(torch.eye(4) - matrix, torch.full((4,), 0.3, dtype=torch.float64))
     torch.testing.assert_close(x, exact.reshape(1, 4, 1, 1).expand_as(x), rtol=0, atol=1e-12)
 
@@ -71,7 +67,7 @@ def naive_aidi(z, mean, schedule, mode, rounds):
     trajectory = [z]
     for t in sorted(schedule.timesteps):
         c1, c2 = coefficients(schedule, t)
-        f = lambda x: c1 * z + c2 * np.tanh(np.einsum("oc,chw->ohw", WEIGHT, x) + t / 1000 + mean)  # noqa: B023, E731
+        f = lambda x: c1 * z + c2 * naive_eps(x, t, mean)  # noqa: B023, E731
         points, values = [z], [f(z)]
         x = values[0]
         for _ in range(rounds):
@@ -90,9 +86,9 @@ def naive_aidi(z, mean, schedule, mode, rounds):
 
 @pytest.mark.parametrize("mode", ["anderson", "empirical"])
 def test_aidi_against_a_naive_loop(mode):
-    schedule, pipe = toy_schedule(6), toy_pipe(WEIGHT)
-    inversion = INVERSIONS["aidi"](pipe, schedule, LATENTS, toy_cond(PROMPTS), mode=mode, rounds=3)
-    for i, mean in enumerate(PROMPTS):
+    schedule, pipe = toy_schedule(6), toy_pipe()
+    inversion = INVERSIONS["aidi"](pipe, schedule, LATENTS, toy_cond(TOLD), mode=mode, rounds=3)
+    for i, mean in enumerate(TOLD):
         expected = naive_aidi(LATENTS[i].numpy(), mean, schedule, mode, 3)
         np.testing.assert_allclose(inversion.trajectory[:, i].numpy(), expected, rtol=0, atol=3e-6)
 
@@ -100,8 +96,8 @@ def test_aidi_against_a_naive_loop(mode):
 def test_published_numbers_of_evaluations():
     """AIDI: 6 per timestep. FPI: 20 iterations, each with and without the prompt."""
     for name, count in (("aidi", 6), ("fixed_point", 40)):
-        pipe = toy_pipe(WEIGHT)
-        INVERSIONS[name](pipe, toy_schedule(4), LATENTS[:1], toy_cond(PROMPTS[:1]))
+        pipe = toy_pipe()
+        INVERSIONS[name](pipe, toy_schedule(4), LATENTS[:1], toy_cond(TOLD[:1]))
         assert sum(images for images, _ in pipe.unet.calls) == 4 * count
 
 
@@ -112,7 +108,7 @@ def test_a_stop_is_at_the_first_residual_below_the_threshold():
         calls.append(images)
         return x / torch.tensor([2.0, 10.0])[images].reshape(-1, 1, 1, 1)
 
-    x, spent, _ = solvers.iterate(solvers.plain, f, torch.ones(2, 1, 1, 1), 10, threshold=1e-3)
+    x, spent = solvers.iterate(solvers.plain, f, torch.ones(2, 1, 1, 1), 10, threshold=1e-3)
     # image 0: points 1, 1/2, 1/4, ... with residuals of half that; image 1: points 1, 1/10, ... with 0.9 of that
     assert spent == [5, 3] and calls == [[0, 1], [0, 1], [0, 1], [0], [0]]
     torch.testing.assert_close(x.flatten(), torch.tensor([2.0**-5, 1e-3]))

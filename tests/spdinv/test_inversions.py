@@ -9,18 +9,7 @@ from common.ddim import make_schedule
 from common.pipelines import encode_prompt, load_pipeline
 from spdinv.inversions import INVERSIONS, spd
 from spdinv.inversions.result import clock
-from tests.spdinv.toy import toy_cond, toy_pipe, toy_schedule
-
-WEIGHT = np.random.default_rng(0).normal(size=(4, 4)) * 0.5
-LATENTS = torch.from_numpy(np.random.default_rng(1).normal(size=(3, 4, 5, 6)))
-MEANS = [0.1, -0.4, 0.8]
-
-
-def coefficients(schedule, t):
-    """C1 and C2 of Eq. 1."""
-    a_t = float(schedule.alpha_bar[t])
-    a_s = float(schedule.alpha_bar[t - schedule.stride]) if t >= schedule.stride else schedule.final_alpha_bar
-    return (a_t / a_s) ** 0.5, a_t**0.5 * ((1 / a_t - 1) ** 0.5 - (1 / a_s - 1) ** 0.5)
+from tests.spdinv.toy import LATENTS, TOLD, WEIGHT, coefficients, naive_eps, random, toy_cond, toy_pipe, toy_schedule
 
 
 def naive_spd(z, mean, schedule, solver, rounds, eta, delta, guess="t"):
@@ -28,11 +17,10 @@ def naive_spd(z, mean, schedule, solver, rounds, eta, delta, guess="t"):
     trajectory, spent = [z], []
     for t in sorted(schedule.timesteps):
         c1, c2 = coefficients(schedule, t)
-        eps = lambda x, t=t: np.tanh(np.einsum("oc,chw->ohw", WEIGHT, x) + t / 1000 + mean)  # noqa: E731
-        x = c1 * z + c2 * eps(z, t if guess == "t" else max(t - schedule.stride, 0))
+        x = c1 * z + c2 * naive_eps(z, t if guess == "t" else max(t - schedule.stride, 0), mean)
         m = v = np.zeros_like(x)
         for k in range(1, rounds + 1):
-            e = eps(x)
+            e = naive_eps(x, t, mean)
             residual = x - (c1 * z + c2 * e)
             if solver == "adamw":
                 loss, outer = (residual**2).mean(), 2 * residual / residual.size
@@ -60,10 +48,11 @@ def naive_spd(z, mean, schedule, solver, rounds, eta, delta, guess="t"):
      ("sgd", 0.05, 0.2, "t-1")],
 )  # fmt: skip
 def test_spd_follows_the_equations_for_every_image_of_a_batch(solver, eta, delta, guess):
-    schedule, pipe = toy_schedule(6), toy_pipe(WEIGHT)
+    schedule, pipe = toy_schedule(6), toy_pipe()
     options = dict(rounds=7, learning_rate=eta, threshold=delta, solver=solver, guess=guess)
-    inversion = INVERSIONS["spd"](pipe, schedule, LATENTS, toy_cond(MEANS), **options)
-    for i, mean in enumerate(MEANS):
+    inversion = INVERSIONS["spd"](pipe, schedule, LATENTS, toy_cond(TOLD), **options)
+    assert delta != 3e-4 or (len(inversion.rounds.unique(dim=1).T) > 1 and 1 < inversion.rounds.float().mean() < 7)
+    for i, mean in enumerate(TOLD):
         trajectory, spent = naive_spd(LATENTS[i].numpy(), mean, schedule, solver, 7, eta, delta, guess)
         assert inversion.rounds[:, i].tolist() == spent
         np.testing.assert_allclose(inversion.trajectory[:, i].numpy(), trajectory, rtol=0, atol=2e-6)
@@ -73,14 +62,6 @@ def test_c1_and_c2_are_those_of_equation_1():
     schedule = toy_schedule(50)
     for t, c1, c2 in ((1, 0.99957, 0.01214), (21, 0.99099, 0.09916), (481, 0.95588, 0.05336), (981, 0.89059, 0.10977)):
         assert [value.item() for value in spd.coefficients(schedule, t)] == pytest.approx([c1, c2], abs=1e-5)
-
-
-def test_the_cases_above_stop_at_different_rounds():
-    pipe, schedule = toy_pipe(WEIGHT), toy_schedule(6)
-    options = dict(rounds=7, learning_rate=1e-2, threshold=3e-4)
-    inversion = INVERSIONS["spd"](pipe, schedule, LATENTS, toy_cond(MEANS), **options)
-    assert len({tuple(column) for column in inversion.rounds.T.tolist()}) > 1
-    assert 1 < inversion.rounds.float().mean() < 7
 
 
 def test_ddim_is_a_product_of_factors_for_a_linear_network():
@@ -97,8 +78,8 @@ def test_ddim_is_a_product_of_factors_for_a_linear_network():
 
 
 def test_the_network_sees_the_timestep_it_goes_to():
-    pipe, schedule = toy_pipe(WEIGHT), toy_schedule(50)
-    INVERSIONS["ddim"](pipe, schedule, LATENTS, toy_cond(MEANS))
+    pipe, schedule = toy_pipe(), toy_schedule(50)
+    INVERSIONS["ddim"](pipe, schedule, LATENTS, toy_cond(TOLD))
     assert [t for _, t in pipe.unet.calls] == list(range(1, 1000, 20))
 
 
@@ -106,21 +87,12 @@ def test_a_perfect_guess_still_takes_one_step():
     """The test comes after the step, so a residual of zero is worsened by it: as released."""
     schedule = toy_schedule(3)
     pipe = toy_pipe(np.zeros((4, 4)))  # eps does not depend on x: the guess solves the equation
-    inversion = INVERSIONS["spd"](pipe, schedule, LATENTS, toy_cond(MEANS))
+    inversion = INVERSIONS["spd"](pipe, schedule, LATENTS, toy_cond(TOLD))
     assert inversion.rounds.unique().tolist() == [1]
-    plain = INVERSIONS["ddim"](pipe, schedule, LATENTS, toy_cond(MEANS))
+    plain = INVERSIONS["ddim"](pipe, schedule, LATENTS, toy_cond(TOLD))
     assert not torch.equal(inversion.trajectory[1], plain.trajectory[1])
-
-
-def test_threshold_zero_never_stops_early():
-    inversion = INVERSIONS["spd"](toy_pipe(WEIGHT), toy_schedule(3), LATENTS, toy_cond(MEANS), rounds=4, threshold=0)
-    assert inversion.rounds.unique().tolist() == [4]
-
-
-def test_the_weights_gather_no_gradient():
-    pipe = toy_pipe(WEIGHT)
-    INVERSIONS["spd"](pipe, toy_schedule(3), LATENTS, toy_cond(MEANS), rounds=2)
-    assert pipe.unet.weight.requires_grad and pipe.unet.weight.grad is None
+    never = INVERSIONS["spd"](pipe, schedule, LATENTS, toy_cond(TOLD), rounds=4, threshold=0)
+    assert never.rounds.unique().tolist() == [4]
 
 
 def test_float32_rounding_is_that_of_the_released_loop(tiny_folder):
@@ -128,7 +100,7 @@ def test_float32_rounding_is_that_of_the_released_loop(tiny_folder):
     is almost zero, is a difference of 2e-3 there. So loaded networks and the loop must round as the released ones."""
     pipe = load_pipeline(tiny_folder, "cpu")
     schedule, cond = make_schedule(pipe.scheduler, 10), encode_prompt(pipe, ["a red cat"])
-    z0 = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(3))
+    z0 = random(1, 4, 16, 16, seed=3)
     levels = [torch.tensor(schedule.final_alpha_bar), *(schedule.alpha_bar[t] for t in sorted(schedule.timesteps))]
     unet = UNet2DConditionModel.from_pretrained(tiny_folder, subfolder="unet").eval()
     expected = [z0]

@@ -7,6 +7,7 @@ from common.ddim import make_schedule
 from common.pipelines import encode_prompt
 from spdinv.engines import ENGINES
 from spdinv.inversions import INVERSIONS
+from tests.spdinv.toy import random
 from tests.tiny import tiny_sd, tiny_sdxl
 
 SOURCE, TARGET = "a red cat on grass", "a blue dog on grass"
@@ -28,10 +29,6 @@ NO_ROUNDS = [
 @pytest.fixture(scope="module")
 def pipes():
     return {"sd": tiny_sd(), "v": tiny_sd(prediction_type="v_prediction"), "sdxl": tiny_sdxl()}
-
-
-def random(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def inverted(pipe, name, latents, **settings):

@@ -7,6 +7,7 @@ from common.ddim import ddim_step, make_schedule
 from common.pipelines import encode_prompt, predict_noise
 from spdinv.engines import ENGINES
 from spdinv.inversions import INVERSIONS
+from tests.spdinv.toy import random
 from tests.tiny import tiny_sd, tiny_sdxl
 
 SOURCE = "a red cat on grass"
@@ -14,8 +15,7 @@ SOURCE = "a red cat on grass"
 
 def inverted(pipe, name="negative_prompt", **settings):
     schedule = make_schedule(pipe.scheduler, 4)
-    latents = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
-    return schedule, INVERSIONS[name](pipe, schedule, latents, encode_prompt(pipe, [SOURCE]), **settings)
+    return schedule, INVERSIONS[name](pipe, schedule, random(1, 4, 16, 16), encode_prompt(pipe, [SOURCE]), **settings)
 
 
 @pytest.mark.parametrize("make", [tiny_sd, tiny_sdxl])
@@ -32,8 +32,7 @@ def test_the_reconstruction_is_unguided_at_every_scale(make):
     assert (ENGINES["none"](pipe, schedule, plain, [SOURCE], guidance_scale=7.5) - z).abs().max() > 1e-2
 
 
-def test_interpolation_goes_from_the_prompt_to_the_null_text():
-    pipe = tiny_sd()
+def test_interpolation_goes_from_the_prompt_to_the_null_text(pipe):
     source, null = (encode_prompt(pipe, [text]).embeds.double() for text in (SOURCE, ""))
     ends = [inverted(pipe, interpolation=weight)[1].uncond_embeds for weight in (0.0, 1.0)]
     torch.testing.assert_close(ends[0].double(), source.expand(4, 1, -1, -1))

@@ -5,35 +5,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
 
-from common.ddim import ddim_step, make_schedule
-from common.pipelines import encode_prompt, predict_noise
+from common.ddim import make_schedule
 from common.runs import InputError
 from spdinv.engines import ENGINES, p2p
 from spdinv.engines.attention import hooked, level_size
 from spdinv.engines.local_blend import LocalBlend
-from spdinv.inversions.result import Inversion
-from spdinv.sampling import Drawing
-from tests.tiny import tiny_sd, tiny_sdxl
+from tests.spdinv.toy import BLIND, PROMPTS, Onlooker, inverted, layout, random
+from tests.tiny import tiny_sd
 
-PROMPTS = ["a red cat on grass", "a blue cat on the grass"]
 BLEND = {"blended_words": ("red", "blue"), "equalizer": {"blue": 2.0}}
-
-
-@pytest.fixture(scope="module")
-def pipe():
-    return tiny_sd()
-
-
-def random(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def inverted(steps, latent=16, **extras):
-    """An inversion whose noise is random; engines start from there."""
-    trajectory = random(steps + 1, 1, 4, latent, latent)
-    return Inversion(trajectory, torch.zeros(steps, 1), {}, **extras)
 
 
 def control_of(pipe, steps=50, latent_size=(16, 16), prompts=PROMPTS, **options):
@@ -107,18 +88,14 @@ def fake_unet(*levels):
     return SimpleNamespace(attn_processors={f"down_blocks.{i}.attentions.0.attn2.processor": None for i in levels})
 
 
-@pytest.mark.parametrize(
-    "levels, latent_size, half, quarter",
-    [
-        ((0, 1, 2), (64, 64), (32, 32), (16, 16)),  # SD 1.x at 512
-        ((0, 1, 2), (96, 96), (48, 48), (24, 24)),  # SD 2.x at 768
-        ((1, 2), (128, 128), (64, 64), (32, 32)),  # SDXL at 1024
-        ((0, 1), (16, 16), (16, 16), (16, 16)),  # picturebook
-        ((0, 1, 2), (64, 96), (32, 48), (16, 24)),
-        ((0, 1, 2), (40, 40), (20, 20), (20, 20)),
-        ((1, 2), (16, 16), (8, 8), (8, 8)),  # a small SDXL: the finest it has
-    ],
-)
+@pytest.mark.parametrize("levels, latent_size, half, quarter", [
+    ((0, 1, 2), (64, 64), (32, 32), (16, 16)),  # SD 1.x at 512
+    ((0, 1, 2), (96, 96), (48, 48), (24, 24)),  # SD 2.x at 768
+    ((1, 2), (128, 128), (64, 64), (32, 32)),  # SDXL at 1024
+    ((0, 1), (16, 16), (16, 16), (16, 16)),  # picturebook
+    ((0, 1, 2), (64, 96), (32, 48), (16, 24)), ((0, 1, 2), (40, 40), (20, 20), (20, 20)),
+    ((1, 2), (16, 16), (8, 8), (8, 8)),  # a small SDXL: the finest it has
+])  # fmt: skip
 def test_official_sizes_at_64_and_sensible_ones_elsewhere(levels, latent_size, half, quarter):
     unet = fake_unet(*levels)
     assert level_size(unet, latent_size, 1) == half
@@ -197,57 +174,8 @@ def test_local_blend_sees_the_edited_maps(pipe):
 # ----------------------------------------------------------------------------------------------- inside the network
 
 
-class Onlooker:
-    """Wants to see everything, changes nothing."""
-
-    def __init__(self):
-        self.seen = set()
-
-    def wants_self(self, tokens):
-        return True
-
-    def wants_cross(self, tokens):
-        return True
-
-    def edit_self(self, query, key, value):
-        self.seen.add(("self", query.shape[2]))
-        return query, key, value
-
-    def edit_cross(self, maps):
-        self.seen.add(("cross", maps.shape[2]))
-        torch.testing.assert_close(maps.sum(-1), torch.ones_like(maps[..., 0]))
-        return maps
-
-
-@pytest.mark.parametrize("make, cross", [(tiny_sd, {256, 64}), (tiny_sdxl, {64, 16})])
-def test_looking_changes_nothing_and_hooks_come_off(make, cross):
-    pipe = make()
-    schedule, cond, z = make_schedule(pipe.scheduler, 2), encode_prompt(pipe, PROMPTS), random(2, 4, 16, 16)
-    before, onlooker = pipe.unet.attn_processors, Onlooker()
-    plain = predict_noise(pipe, schedule, z, 501, cond)
-    with hooked(pipe.unet, onlooker):
-        watched = predict_noise(pipe, schedule, z, 501, cond)
-    torch.testing.assert_close(watched, plain, rtol=1e-4, atol=1e-5)
-    assert {tokens for kind, tokens in onlooker.seen if kind == "cross"} >= cross
-    after = pipe.unet.attn_processors
-    assert before.keys() == after.keys() and all(after[path] is before[path] for path in before)
-
-
-def test_hooks_come_off_after_an_error(pipe, monkeypatch):
-    before = pipe.unet.attn_processors
-    monkeypatch.setattr(Drawing, "step", lambda *a: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        ENGINES["p2p"](pipe, make_schedule(pipe.scheduler, 2), inverted(2), PROMPTS)
-    after = pipe.unet.attn_processors
-    assert all(after[path] is before[path] for path in before)
-
-
 def test_a_hook_that_catches_nothing_raises(pipe, monkeypatch):
-    blind = UNet2DConditionModel(
-        block_out_channels=(8, 8), down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2,
-        mid_block_type=None, layers_per_block=1, norm_num_groups=4, cross_attention_dim=8,
-    )  # fmt: skip
-    with pytest.raises(InputError, match="attn1"), hooked(blind, Onlooker()):
+    with pytest.raises(InputError, match="attn1"), hooked(layout(**BLIND), Onlooker()):
         pass
     schedule = make_schedule(pipe.scheduler, 2)
     monkeypatch.setattr(p2p, "level_size", lambda unet, latent_size, level: (5, 7) if level == 2 else (16, 16))
@@ -256,62 +184,6 @@ def test_a_hook_that_catches_nothing_raises(pipe, monkeypatch):
     monkeypatch.setattr(p2p, "level_size", lambda unet, latent_size, level: (1, 1))
     with pytest.raises(InputError, match="self-attention"):
         ENGINES["p2p"](pipe, schedule, inverted(2), PROMPTS)
-
-
-@pytest.mark.parametrize("make", [tiny_sd, tiny_sdxl])
-def test_the_same_prompt_twice_gives_the_same_picture_twice(make):
-    pipe = make()
-    schedule = make_schedule(pipe.scheduler, 4)
-    same = [PROMPTS[0]] * 2
-    for controller in ("refine", "replace"):
-        options = dict(controller=controller, blended_words=("cat", "cat"))
-        source, target = ENGINES["p2p"](pipe, schedule, inverted(4), same, 3.0, **options)
-        torch.testing.assert_close(target, source, rtol=1e-4, atol=1e-4)
-    source, target = ENGINES["p2p"](pipe, schedule, inverted(4), PROMPTS, 3.0)
-    assert (source - target).abs().max() > 0.05
-
-
-def test_the_source_branch_is_plain_sampling(pipe):
-    schedule = make_schedule(pipe.scheduler, 4)
-    alone = ENGINES["none"](pipe, schedule, inverted(4), PROMPTS[:1], 3.0)
-    together = ENGINES["p2p"](pipe, schedule, inverted(4), PROMPTS, 3.0, **BLEND)
-    torch.testing.assert_close(together[:1], alone, rtol=1e-4, atol=1e-4)
-
-
-def test_without_control_the_target_branch_is_plain_sampling(pipe):
-    schedule = make_schedule(pipe.scheduler, 4)
-    free = ENGINES["p2p"](pipe, schedule, inverted(4), PROMPTS, 3.0, cross_replace_steps=0.0, self_replace_steps=0.0)
-    plain = ENGINES["none"](pipe, schedule, inverted(4), PROMPTS, 3.0)
-    torch.testing.assert_close(free, plain, rtol=1e-4, atol=1e-4)
-
-
-def test_guided_sampling_written_out(pipe):
-    schedule, inversion = make_schedule(pipe.scheduler, 3), inverted(3)
-    uncond, cond = encode_prompt(pipe, [""]), encode_prompt(pipe, PROMPTS[:1])
-    z = inversion.noise
-    for t in (667, 334, 1):
-        u, c = (predict_noise(pipe, schedule, z, t, condition) for condition in (uncond, cond))
-        z = ddim_step(schedule, z, u + 7.5 * (c - u), t)
-    torch.testing.assert_close(ENGINES["none"](pipe, schedule, inversion, PROMPTS[:1]), z, rtol=1e-3, atol=1e-3)
-
-
-def test_embeddings_and_corrections_of_an_inversion_are_used(pipe):
-    schedule = make_schedule(pipe.scheduler, 3)
-    source = encode_prompt(pipe, PROMPTS[:1]).embeds
-    negative = inverted(3, uncond_embeds=source.expand(3, 1, -1, -1, -1).reshape(3, *source.shape))
-    one, seven = (ENGINES["none"](pipe, schedule, negative, PROMPTS[:1], scale) for scale in (1.0, 7.5))
-    torch.testing.assert_close(one, seven, rtol=1e-3, atol=1e-4)  # uncond = cond: guidance has nothing to amplify
-    plain = ENGINES["p2p"](pipe, schedule, inverted(3), PROMPTS, 1.0)
-    corrected = inverted(3, corrections=torch.zeros(3, 1, 4, 16, 16).index_fill_(0, torch.tensor([2]), 1.0))
-    moved = ENGINES["p2p"](pipe, schedule, corrected, PROMPTS, 1.0)
-    torch.testing.assert_close(moved[0], plain[0] + 1.0)  # after the last step, to the source branch alone
-    torch.testing.assert_close(moved[1], plain[1])
-
-
-def test_two_inverted_pictures_are_refused(pipe):
-    inversion = Inversion(random(3, 2, 4, 16, 16), torch.zeros(2, 2), {})
-    with pytest.raises(ValueError, match="one picture at a time"):
-        ENGINES["p2p"](pipe, make_schedule(pipe.scheduler, 2), inversion, PROMPTS)
 
 
 def test_layers_of_a_stable_diffusion_sized_unet(monkeypatch):

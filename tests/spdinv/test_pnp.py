@@ -4,7 +4,6 @@ from functools import partial
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
 
 from common.ddim import ddim_step, make_schedule
 from common.pipelines import encode_prompt, predict_noise
@@ -12,29 +11,10 @@ from common.runs import InputError
 from spdinv.engines import ENGINES, pnp
 from spdinv.inversions import nmg
 from spdinv.inversions.result import Inversion
-from spdinv.sampling import Drawing
+from tests.spdinv.toy import BLIND, PROMPTS, STABLE, XL, inverted, layout, random
 from tests.tiny import tiny_sd, tiny_sdxl
 
-PROMPTS = ["a red cat on grass", "a blue cat on the grass"]
 FULL, OFF = {"feature_steps": 1.0, "attention_steps": 1.0}, {"feature_steps": 0.0, "attention_steps": 0.0}
-
-
-@pytest.fixture(scope="module")
-def pipe():
-    return tiny_sd()
-
-
-def random(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def inverted(steps, latent=16, **extras):
-    return Inversion(random(steps + 1, 1, 4, latent, latent), torch.zeros(steps, 1), {}, **extras)
-
-
-def meta(**config):
-    with torch.device("meta"):
-        return UNet2DConditionModel(sample_size=64, **config)
 
 
 def decoder(*places):
@@ -43,27 +23,13 @@ def decoder(*places):
 
 
 def test_layers_of_published_layouts():
-    stable = meta(cross_attention_dim=768, attention_head_dim=8)
-    assert pnp.feature_layer(stable) == (
+    assert pnp.feature_layer(layout(**STABLE)) == (
         "up_blocks.1.resnets.1", decoder((1, (1, 2), 1), (2, range(3), 1), (3, range(3), 1)))  # fmt: skip
-    xl = meta(
-        cross_attention_dim=2048, block_out_channels=(320, 640, 1280), attention_head_dim=(5, 10, 20),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        transformer_layers_per_block=(1, 2, 10), use_linear_projection=True,
-    )  # fmt: skip
-    assert pnp.feature_layer(xl) == ("up_blocks.0.resnets.1", decoder((0, (1, 2), 10), (1, range(3), 2)))
+    assert pnp.feature_layer(layout(**XL)) == ("up_blocks.0.resnets.1", decoder((0, (1, 2), 10), (1, range(3), 2)))
     picturebook = decoder((1, (1,), 1), (2, (0, 1), 1))
     assert pnp.feature_layer(tiny_sd().unet) == ("up_blocks.1.resnets.1", picturebook)
-
-
-def test_a_decoder_without_attention_is_refused():
-    blind = meta(
-        block_out_channels=(8, 8), down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2,
-        layers_per_block=1, norm_num_groups=4, cross_attention_dim=8, attention_head_dim=2,
-    )  # fmt: skip
     with pytest.raises(InputError, match="decoder"):
-        pnp.feature_layer(blind)
+        pnp.feature_layer(layout(**BLIND))
 
 
 def test_queries_and_keys_are_injected_and_values_are_not():
@@ -139,20 +105,6 @@ def test_embeddings_of_an_inversion_take_the_place_of_the_negative_prompt(pipe):
     told = ENGINES["pnp"](pipe, schedule, inverted(3), PROMPTS, negative_prompt="a small dog")
     assert torch.equal(ENGINES["pnp"](pipe, schedule, found, PROMPTS, negative_prompt="a bird"), told)
     assert not torch.equal(ENGINES["pnp"](pipe, schedule, inverted(3), PROMPTS), told)
-
-
-def test_hooks_come_off_after_an_error(pipe, monkeypatch):
-    before, block = pipe.unet.attn_processors, pipe.unet.get_submodule(pnp.feature_layer(pipe.unet)[0])
-    schedule = make_schedule(pipe.scheduler, 2)
-    monkeypatch.setattr(Drawing, "step", lambda *a: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        ENGINES["pnp"](pipe, schedule, inverted(2), PROMPTS)
-    after = pipe.unet.attn_processors
-    assert all(after[path] is before[path] for path in before) and not block.conv2._forward_hooks
-    assert not pipe.unet._forward_hooks and not pipe.unet._forward_pre_hooks
-    monkeypatch.setattr(Drawing, "step", lambda self, z, step: z)
-    with pytest.raises(InputError, match="no feature and no self-attention"):
-        ENGINES["pnp"](pipe, schedule, inverted(2), PROMPTS)
 
 
 def test_source_branches_are_nothing_to_it(pipe):

@@ -7,12 +7,9 @@ import pytest
 import torch
 
 from spdinv.inversions import INVERSIONS, proximal
-from tests.spdinv.test_inversions import coefficients
-from tests.spdinv.toy import MEANS, drawing_of, toy_cond, toy_pipe, toy_schedule
+from tests.spdinv.toy import LATENTS, MEANS, coefficients, drawing_of, naive_eps, toy_cond, toy_pipe, toy_schedule
 
-WEIGHT = np.random.default_rng(0).normal(size=(4, 4)) * 0.5
-RANDOM = np.random.default_rng(1)
-LATENTS, Z = torch.from_numpy(RANDOM.normal(size=(1, 4, 5, 6))), torch.from_numpy(RANDOM.normal(size=(2, 4, 5, 6)))
+START, Z = LATENTS[:1], LATENTS[1:]
 PROMPTS = ["a cat", "a dog"]
 STEPS = 5  # timesteps 801, 601, 401, 201, 1
 DEFAULTS = dict(mode="soft", quantile=0.7, branches="all", guidance="inversion", recon_lr=1.0, recon_t=400, dilation=1)
@@ -25,9 +22,7 @@ def naive_step(trajectory, z, step, scale, negative, mode, quantile, branches, g
     c1, c2 = coefficients(schedule, t)
     a_t = float(schedule.alpha_bar[t])
     a_s = float(schedule.alpha_bar[t - 200]) if t > 200 else schedule.final_alpha_bar
-    eps = lambda means: np.tanh(  # noqa: E731
-        np.einsum("oc,bchw->bohw", WEIGHT, z) + t / 1000 + np.reshape(means, (-1, 1, 1, 1))
-    )
+    eps = lambda means: naive_eps(z, t, np.reshape(means, (-1, 1, 1, 1)))  # noqa: E731
     uncond = eps(negative)
     delta = eps([MEANS[prompt] for prompt in PROMPTS]) - uncond
     looked_at = np.sort(np.abs(delta[1:] if branches == "target" else delta).ravel())
@@ -70,8 +65,8 @@ VARIANTS = [
 @pytest.mark.parametrize("change", VARIANTS)
 @pytest.mark.parametrize("step", [0, 2, 3, 4])
 def test_a_step_is_the_published_one(change, step):
-    pipe, schedule = toy_pipe(WEIGHT), toy_schedule(STEPS)
-    inversion = INVERSIONS["proximal"](pipe, schedule, LATENTS, toy_cond([MEANS["a cat"]]), **change)
+    pipe, schedule = toy_pipe(), toy_schedule(STEPS)
+    inversion = INVERSIONS["proximal"](pipe, schedule, START, toy_cond([MEANS["a cat"]]), **change)
     found = drawing_of(pipe, schedule, inversion, PROMPTS, 4.0).step(Z, step)
     settings = {**DEFAULTS, **change}
     negative = [MEANS["a cat"]] * 2  # proximal guidance is built on negative-prompt inversion
@@ -81,8 +76,8 @@ def test_a_step_is_the_published_one(change, step):
 
 def test_without_negative_prompts_and_with_a_scale_per_branch():
     """As an extra on any inversion: here on DDIM's, the source branch at scale 1."""
-    pipe, schedule = toy_pipe(WEIGHT), toy_schedule(STEPS)
-    inversion = INVERSIONS["ddim"](pipe, schedule, LATENTS, toy_cond([MEANS["a cat"]]))
+    pipe, schedule = toy_pipe(), toy_schedule(STEPS)
+    inversion = INVERSIONS["ddim"](pipe, schedule, START, toy_cond([MEANS["a cat"]]))
     scale = torch.tensor([1.0, 4.0], dtype=torch.float64).reshape(2, 1, 1, 1)
     settings = {**DEFAULTS, "quantile": 0.6, "branches": "target", "guidance": "none"}
     step = partial(proximal.step, **settings)
@@ -93,10 +88,10 @@ def test_without_negative_prompts_and_with_a_scale_per_branch():
 
 def test_the_settings_differ():
     """No two variants above come out alike, so each was seen."""
-    pipe, schedule = toy_pipe(WEIGHT), toy_schedule(STEPS)
+    pipe, schedule = toy_pipe(), toy_schedule(STEPS)
     results = []
     for change in VARIANTS:
-        inversion = INVERSIONS["proximal"](pipe, schedule, LATENTS, toy_cond([MEANS["a cat"]]), **change)
+        inversion = INVERSIONS["proximal"](pipe, schedule, START, toy_cond([MEANS["a cat"]]), **change)
         results.append(drawing_of(pipe, schedule, inversion, PROMPTS, 4.0).step(Z, 3))
     for i, one in enumerate(results):
         assert all((one - other).abs().max() > 1e-3 for other in results[:i])
@@ -104,9 +99,9 @@ def test_the_settings_differ():
 
 def test_the_source_branch_ends_in_the_latents_that_were_inverted():
     """With one prompt d is 0: nothing is edited, and inversion guidance puts the whole trajectory back."""
-    pipe, schedule = toy_pipe(WEIGHT), toy_schedule(STEPS)
-    inversion = INVERSIONS["proximal"](pipe, schedule, LATENTS, toy_cond([MEANS["a cat"]]))
+    pipe, schedule = toy_pipe(), toy_schedule(STEPS)
+    inversion = INVERSIONS["proximal"](pipe, schedule, START, toy_cond([MEANS["a cat"]]))
     z = inversion.noise
     for step in range(STEPS):
         z = drawing_of(pipe, schedule, inversion, PROMPTS[:1], 7.5).step(z, step)
-    torch.testing.assert_close(z, LATENTS, rtol=0, atol=1e-12)
+    torch.testing.assert_close(z, START, rtol=0, atol=1e-12)

@@ -22,7 +22,6 @@ from common.pipelines import load_pipeline
 from common.runs import InputError, read_rows
 from spdinv import eval as spdinv_eval
 from spdinv.reproduction.baselines import blended_diffusion, from_noise, instruct_pix2pix
-from tests.tiny import tiny_sd
 from tests.tiny_encoders import pictures, write_encoders
 
 PROMPT = "a red cat"
@@ -32,11 +31,6 @@ def rectangle(size=64):
     mask = torch.zeros(1, 1, size, size)
     mask[..., size // 4 : size // 2, size // 8 : -size // 4] = 1
     return mask
-
-
-@pytest.fixture(scope="module")
-def pipe():
-    return tiny_sd()
 
 
 @pytest.fixture(scope="module")
@@ -274,19 +268,3 @@ def test_table_2_runs_the_baselines_that_have_their_models(tmp_path, capsys):
         ("InstructP2P", "instruct_pix2pix", True),
         ("ELITE", "elite", True),
     ]
-
-
-@pytest.mark.parametrize(
-    "flags, message",
-    [
-        (["--baselines", "blended_diffusion"], "give --unconditional_model"),
-        (["--baselines", "blended_diffusion", "--unconditional_model", "/no/such/place"], "does not exist"),
-        (["--baselines", "elite"], "give --elite"),
-        (["--baselines", "blended_latents", "--experiment", "noise_gap"], "leave out --baselines"),
-        (["--baselines", "magic"], "invalid choice"),
-    ],
-)
-def test_wrong_flags(capsys, flags, message):
-    with pytest.raises(SystemExit) as stop:
-        spdinv_eval.main(flags)
-    assert stop.value.code == 2 and message in capsys.readouterr().err

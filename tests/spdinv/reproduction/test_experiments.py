@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from common.ddim import make_schedule
-from common.pipelines import encode_prompt, load_pipeline
+from common.pipelines import encode_prompt
 from common.runs import read_rows
 from spdinv import eval as spdinv_eval
 from spdinv.inversions import INVERSIONS, ddim, spd
@@ -16,14 +16,7 @@ from spdinv.options import Method
 from spdinv.reproduction import experiments
 from spdinv.reproduction.experiments import convergence, generated, noise_gap, premise
 from spdinv.sampling import generate
-from tests.spdinv.toy import toy_cond, toy_pipe, toy_schedule
-
-WEIGHT = torch.tensor(np.random.default_rng(0).normal(0, 0.3, (4, 4)))
-
-
-@pytest.fixture(scope="module")
-def pipe(tiny_folder):
-    return load_pipeline(tiny_folder, "cpu")
+from tests.spdinv.toy import random, toy_cond, toy_pipe, toy_schedule
 
 
 def latents(batch=1, seed=0):
@@ -53,10 +46,7 @@ def test_ideal_noise_belongs_to_a_name_and_a_seed(pipe):
 
 
 def test_pick_is_the_inversion_of_one_picture(pipe):
-    schedule, z = (
-        make_schedule(pipe.scheduler, 2),
-        torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0)),
-    )
+    schedule, z = make_schedule(pipe.scheduler, 2), random(2, 4, 16, 16)
     cond = encode_prompt(pipe, ["a cat", "a red dog"])
     for name in ("spd", "negative_prompt", "direct", "edict"):
         both, alone = INVERSIONS[name](pipe, schedule, z, cond), INVERSIONS[name](pipe, schedule, z[1:], cond[1])
@@ -83,7 +73,7 @@ def toy_generate(pipe, schedule, noise, cond):
 
 
 def test_the_gap_is_the_mean_square_at_equal_levels():
-    pipe, schedule, cond = toy_pipe(WEIGHT), toy_schedule(5), toy_cond([0.3, -0.2])
+    pipe, schedule, cond = toy_pipe(), toy_schedule(5), toy_cond([0.3, -0.2])
     true = toy_generate(pipe, schedule, latents(2), cond)
     found = ddim.invert(pipe, schedule, true[0], cond)
     gap = noise_gap.noise_gap(true, found.trajectory)
@@ -118,7 +108,7 @@ def test_statistics_of_noise_and_of_what_is_none():
 
 
 def test_residuals_are_those_of_a_naive_search():
-    pipe, schedule, cond, z0 = toy_pipe(WEIGHT), toy_schedule(4), toy_cond([0.3]), latents()
+    pipe, schedule, cond, z0 = toy_pipe(), toy_schedule(4), toy_cond([0.3]), latents()
     with convergence.watched(pipe.unet) as calls:
         inversion = spd.invert(pipe, schedule, z0, cond, rounds=3, learning_rate=1e-2, threshold=1e-5)
     found = convergence.residuals(pipe, schedule, inversion, cond, calls)
@@ -150,7 +140,7 @@ def test_residuals_are_those_of_a_naive_search():
 
 
 def test_of_ddim_the_guess_is_what_it_settles_for():
-    pipe, schedule, cond = toy_pipe(WEIGHT), toy_schedule(4), toy_cond([0.3])
+    pipe, schedule, cond = toy_pipe(), toy_schedule(4), toy_cond([0.3])
     with convergence.watched(pipe.unet) as calls:
         inversion = ddim.invert(pipe, schedule, latents(), cond)
     assert len(calls) == 4
@@ -205,7 +195,7 @@ def test_noise_gap_from_end_to_end_interrupted_and_resumed(run, tmp_path, monkey
             true = load_file(folder / "codes" / "gaussian" / f"{row['item']}.safetensors")["noise"]
             assert row["metrics"]["noise_gap"] == pytest.approx(((code - true) ** 2).mean().item(), rel=1e-4)
             assert len(row["gap"]) == 3 and (row["gap"][0] == 0) == row["method"].endswith("latents")
-    for name in ("curves.png", "codes.png", "two_goals.png", "results.json"):
+    for name in ("curves.png", "codes.png", "results.json"):
         assert (folder / name).stat().st_size > 0
     assert "12.66" in shown and shown.count("measured: drawn at CFG 7.5, inverted from picture") == 2 + 2
     assert "No linear probe" in shown and "the VAE's share of ddim's gap" in shown
