@@ -22,10 +22,11 @@ class Setting:
     options: dict[str, Any] = field(default_factory=dict)
 
 
-def setting(owner: str, name: str, default: Any, help: str, type: Callable | None = None, **options: Any) -> Setting:
-    """A setting with the flag --<owner>_<name>, or --<name> where the owner is ""."""
-    if type is not None:
-        options["type"] = type
+def setting(
+    name: str, default: Any, help: str = "", type: Callable | None = None, owner: str = "", **options: Any
+) -> Setting:
+    """A setting with the flag --<owner>_<name>, or --<name> where it has no owner."""
+    options |= {"type": type} if type else {}
     return Setting(name, default, f"{owner}_{name}" if owner else name, help, options)
 
 

@@ -11,23 +11,23 @@ from spdinv.flags import setting
 _SWITCH = {"action": argparse.BooleanOptionalAction}
 # Keyword arguments of extras.apply, and color_fix.
 SWITCH_SETTINGS = (
-    setting("", "negative_prompt_embedding", False, "the source prompt as the unconditional text (masactrl: of the "
+    setting("negative_prompt_embedding", False, "the source prompt as the unconditional text (masactrl: of the "
             "source branch only)", **_SWITCH),
-    setting("", "proximal", False, "proximal guidance: what is small of the guidance is removed", **_SWITCH),
-    setting("", "inversion_guidance", False, "where nothing is edited, late latents are drawn to the inversion's",
+    setting("proximal", False, "proximal guidance: what is small of the guidance is removed", **_SWITCH),
+    setting("inversion_guidance", False, "where nothing is edited, late latents are drawn to the inversion's",
             **_SWITCH),
-    setting("", "color_fix", False, "the edited picture gets the source's colours (wavelet low frequencies)",
+    setting("color_fix", False, "the edited picture gets the source's colours (wavelet low frequencies)",
             **_SWITCH),
 )  # fmt: skip
 PROXIMAL_SETTINGS = (
-    setting("", "proximal_mode", "soft", "soft: what the released code does under the name l0; hard: what l0 means",
+    setting("proximal_mode", "soft", "soft: what the released code does under the name l0; hard: what l0 means",
             choices=("soft", "hard")),
-    setting("", "proximal_quantile", 0.7, "of the guidance's size, taken as threshold; a negative number -x means x "
+    setting("proximal_quantile", 0.7, "of the guidance's size, taken as threshold; a negative number -x means x "
             "itself", number(float, -1000, 1)),
-    setting("", "proximal_recon_lr", 1.0, "how far latents are drawn back; 1 is all the way", number(float, 0)),
-    setting("", "proximal_recon_t", 400, "timesteps below it are held; of a negative one -t, those above t",
+    setting("proximal_recon_lr", 1.0, "how far latents are drawn back; 1 is all the way", number(float, 0)),
+    setting("proximal_recon_t", 400, "timesteps below it are held; of a negative one -t, those above t",
             number(int, -1000, 1000)),
-    setting("", "proximal_dilation", 1, "places around an edited one that are free too", number(int, 0, 64)),
+    setting("proximal_dilation", 1, "places around an edited one that are free too", number(int, 0, 64)),
 )  # fmt: skip
 EXTRAS: dict[str, Any] = {one.name: one.default for one in SWITCH_SETTINGS + PROXIMAL_SETTINGS}
 # What settings of an extra need: any of these to be on.

@@ -44,31 +44,31 @@ class Entry:
 
 def _fraction(name: str, default: float, help: str) -> Setting:
     start = "fraction of the steps, from the noisy end, with the source's"
-    return setting("", name, default, f"{start} {help}", number(float, 0, 1))
+    return setting(name, default, f"{start} {help}", number(float, 0, 1))
 
 
 def _seen(half: str) -> Setting:
-    return setting("", half, "src", f"whose keys and values the target sees in the {half.split('_')[1]}itional half: "
+    return setting(half, "src", f"whose keys and values the target sees in the {half.split('_')[1]}itional half: "
                    "the source's, both, its own", choices=("src", "joint", "none"))  # fmt: skip
 
 
-_source_scale = setting("", "source_guidance_scale", None, "guidance scale of the source branch; none is "
+_source_scale = setting("source_guidance_scale", None, "guidance scale of the source branch; none is "
                         "--guidance_scale", number(float, 0))  # fmt: skip
 
 ENTRIES = (
     Entry("none", "no engine", batch=2, sees={"source": 1}),
     Entry("p2p", "P2P", (
-        setting("", "controller", "refine", "refine: tokens aligned (PIE-Bench and the released SPDInv); replace: word "
+        setting("controller", "refine", "refine: tokens aligned (PIE-Bench and the released SPDInv); replace: word "
                 "for word", choices=("refine", "replace")),
-        setting("", "cross_replace_steps", 0.4, "fraction of the steps, from the noisy end, with the source's "
+        setting("cross_replace_steps", 0.4, "fraction of the steps, from the noisy end, with the source's "
                 "cross-attention, and of words of the target prompt that have their own (PIE-Bench: 0.4)",
                 word_number(0, 1, bare="default_"), nargs="+", metavar="FRACTION|WORD=FRACTION"),
         _fraction("self_replace_steps", 0.6, "self-attention (PIE-Bench: 0.6)"),
         _source_scale,
     ), ("blended_words", "substruct_words", "equalizer")),
     Entry("masactrl", "MasaCtrl", (
-        setting("", "start_step", 4, "first step under control, counted from 0", number(int, 0)),
-        setting("", "start_layer", None, "first self-attention layer under control, counted from 0 as they are called; "
+        setting("start_step", 4, "first step under control, counted from 0", number(int, 0)),
+        setting("start_layer", None, "first self-attention layer under control, counted from 0 as they are called; "
                 "none is 10 of Stable Diffusion's 16, and as deep in other UNets", number(int, 0)),
         _seen("inject_uncond"),
         _seen("inject_cond"),
@@ -77,8 +77,8 @@ ENTRIES = (
     Entry("pnp", "PnP", (
         _fraction("feature_steps", 0.8, "features"),
         _fraction("attention_steps", 0.5, "self-attention queries and keys"),
-        setting("", "negative_prompt", "", "unconditional text of the target"),
-        setting("", "source_latents", None, "where the source's latents come from: the inversion's trajectory, or a "
+        setting("negative_prompt", "", "unconditional text of the target"),
+        setting("source_latents", None, "where the source's latents come from: the inversion's trajectory, or a "
                 "reconstruction from its noise; none: the first for all but ddim, as published",
                 choices=("trajectory", "reconstruction")),
     ), batch=3, sees={"target": 2}),  # its source item is told nothing

@@ -41,9 +41,10 @@ class Entry:
 
 
 _count, _scale = number(int, 0), number(float, 0)
-_spd, _nti, _aidi, _nmg, _fpi = (partial(setting, name) for name in ("spd", "null_text", "aidi", "nmg", "fixed_point"))
-_interpolation = setting("negative_prompt", "interpolation", 0.0,
-                         "unconditional text: 0 the source prompt, 1 the null text", number(float, 0, 1))  # fmt: skip
+_nti, _aidi, _nmg, _prox, _fpi, _edict, _exact, _spd = (partial(setting, owner=name) for name in (
+    "null_text", "aidi", "nmg", "proximal", "fixed_point", "edict", "exact", "spd"))  # fmt: skip
+_interpolation = setting("interpolation", 0.0, "unconditional text: 0 the source prompt, 1 the null text",
+                         number(float, 0, 1), "negative_prompt")  # fmt: skip
 
 ENTRIES = (
     Entry("ddim", "DDIM"),
@@ -68,11 +69,10 @@ ENTRIES = (
     Entry("direct", "DirectINV", way_back="guided", fitted=True),
     Entry("proximal", "ProxEdit", "the recipe in its released README", (
         _interpolation,
-        setting("proximal", "guidance", "inversion", "how unedited places are held to the picture: by the inversion's "
-                "latents, by z_0, or not", choices=("inversion", "reconstruction", "none")),
-        *(Setting(name, default, f"proximal_{name}")  # flags of the extras of the same name, see presets.EXTRAS
-          for name, default in {"mode": "soft", "quantile": 0.7, "recon_lr": 1.0, "recon_t": 400,
-                                "dilation": 1}.items()),
+        _prox("guidance", "inversion", "how unedited places are held to the picture: by the inversion's latents, by "
+              "z_0, or not", choices=("inversion", "reconstruction", "none")),
+        *(_prox(name, default) for name, default in  # flags of the extras of the same name, see presets.EXTRAS
+          {"mode": "soft", "quantile": 0.7, "recon_lr": 1.0, "recon_t": 400, "dilation": 1}.items()),
     ), way_back="guided"),
     Entry("fixed_point", "FPI", "released demo", (
         _fpi("rounds", 19, "after the first evaluation; 0 is DDIM inversion", _count),
@@ -80,17 +80,16 @@ ENTRIES = (
         _fpi("threshold", 0.0, "as --aidi_threshold", _scale),
     )),
     Entry("edict", "EDICT", "released code", (
-        setting("edict", "mixing", 0.93, "p", number(float, 0.5, 1)),
-        setting("edict", "guidance_scale", 3.0, "while inverting; reconstructs exactly with the same --guidance_scale",
-                _scale),
+        _edict("mixing", 0.93, "p", number(float, 0.5, 1)),
+        _edict("guidance_scale", 3.0, "while inverting; reconstructs exactly with the same --guidance_scale", _scale),
     ), way_back="own"),
     Entry("exact", "exact", "this project's control", (
-        setting("exact", "rounds", 50, "evaluations per timestep, at most", _count),
-        setting("exact", "threshold", 1e-10, "mean square of the residual to stop at", _scale),
-        setting("exact", "guidance_scale", 1.0, "while inverting", _scale),
+        _exact("rounds", 50, "evaluations per timestep, at most", _count),
+        _exact("threshold", 1e-10, "mean square of the residual to stop at", _scale),
+        _exact("guidance_scale", 1.0, "while inverting", _scale),
     )),
     Entry("spd", "SPDInv", "paper, Alg. 1", (
-        setting("", "solver", "adamw", "adamw: the released code; sgd: the printed formula; descent: fewer "
+        setting("solver", "adamw", "adamw: the released code; sgd: the printed formula; descent: fewer "
                 "evaluations, step lengths of its own; anderson: no gradient",
                 choices=("adamw", "sgd", "descent", "anderson")),
         _spd("guess", "t", "timestep that the network is shown for the guess of line 2: t, as released, or t-1, as "

@@ -106,11 +106,11 @@ def delete_object(words, things, names, rng):
             return Change(target, (gone, left), "thing", thing, f"delete the {gone}")
 
 
-def describe(words, thing, adjective, region="thing", after=""):
+def describe(words, thing, adjective, after=""):
     """The thing with a further adjective in front, and perhaps a word behind."""
     target = put([*words[: thing.stop], *after.split(), *words[thing.stop :]], thing.start, thing.start, adjective)
     noun = words[thing.stop - 1]
-    return Change(target, (noun, noun), region, thing, f"make the {noun} {adjective}")
+    return Change(target, (noun, noun), "thing", thing, f"make the {noun} {adjective}")
 
 
 def change_content(words, things, names, rng):

@@ -20,18 +20,6 @@ from spdinv.inversions import Entry
 from spdinv.options import Method
 from spdinv.reproduction import items
 
-
-@pytest.fixture
-def run(tiny_folder, benchmark, encoders, capsys):
-    def run(output, *flags):
-        spdinv_eval.main(["--pretrained_model_name_or_path", str(tiny_folder), "--dataset", str(benchmark),
-                          "--metric_encoders", str(encoders), "--output_dir", str(output), "--device", "cpu",
-                          "--num_inference_steps", "2", *flags])  # fmt: skip
-        return capsys.readouterr()
-
-    return run
-
-
 PAIR = ("--inversions", "ddim", "spd", "--engines", "p2p", "--spd_rounds", "2")
 
 

@@ -10,10 +10,9 @@ from diffusers import UNet2DConditionModel
 from common.ddim import make_schedule
 from common.pipelines import Conditioning, encode_prompt
 from spdinv.inversions.result import Inversion
+from spdinv.reproduction.toy import SCHEDULER
 from spdinv.sampling import Drawing
 
-SCHEDULER = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1,
-             "set_alpha_to_one": False, "clip_sample": False, "prediction_type": "epsilon"}  # fmt: skip
 MEANS = {"": -0.3, "a cat": 0.1, "a dog": 0.7}  # of the embeddings of the prompts that the toy knows
 WEIGHT = np.random.default_rng(0).normal(size=(4, 4)) * 0.5
 LATENTS = torch.from_numpy(np.random.default_rng(1).normal(size=(3, 4, 5, 6)))

@@ -46,19 +46,15 @@ def from_openai(weights: dict[str, torch.Tensor], path: Path, shape: dict[str, A
     """A guided-diffusion model (resblock_updown, use_scale_shift_norm, learn_sigma) as a UNet2DModel, frozen."""
     unet = empty_unet(shape)
     try:
-        unet.load_state_dict(renamed(weights, attending(shape), shape["blocks"], shape["head"]), assign=True)
+        unet.load_state_dict(renamed(weights, shape), assign=True)
     except Exception as error:
         raise InputError(f"{path} is no 256x256_diffusion_uncond.pt: {one_line(error)}") from None
     return unet.float().eval().requires_grad_(False)
 
 
-def attending(shape: dict[str, Any]) -> list[bool]:
-    return [level in shape["attending"] for level in range(len(shape["widths"]))]
-
-
 def empty_unet(shape: dict[str, Any]) -> UNet2DModel:
     """The model without memory for its weights."""
-    levels = attending(shape)
+    levels = [level in shape["attending"] for level in range(len(shape["widths"]))]
     with torch.device("meta"):
         return UNet2DModel(
             sample_size=shape["size"],
@@ -75,7 +71,7 @@ def empty_unet(shape: dict[str, Any]) -> UNet2DModel:
         )
 
 
-def renamed(weights: dict[str, torch.Tensor], levels: list[bool], blocks: int, head: int) -> dict[str, torch.Tensor]:
+def renamed(weights: dict[str, torch.Tensor], shape: dict[str, Any]) -> dict[str, torch.Tensor]:
     """guided-diffusion's state_dict under diffusers' names."""
     result = {}
 
@@ -84,7 +80,7 @@ def renamed(weights: dict[str, torch.Tensor], levels: list[bool], blocks: int, h
 
     for theirs, ours in ENDS.items():
         take(theirs, ours)
-    for theirs, ours in places(levels, blocks):
+    for theirs, ours in places(shape):
         if "attentions" not in ours:
             for part, own in RESNET.items():
                 if f"{theirs}.{part}.weight" in weights:  # skip_connection is not everywhere
@@ -93,19 +89,19 @@ def renamed(weights: dict[str, torch.Tensor], levels: list[bool], blocks: int, h
         take(f"{theirs}.norm", f"{ours}.group_norm")
         for end in ("weight", "bias"):
             qkv = weights[f"{theirs}.qkv.{end}"]  # head after head, each with its queries, keys and values
-            qkv = qkv.reshape(-1, 3, head, *qkv.shape[1:2]).transpose(0, 1).flatten(1, 2)
+            qkv = qkv.reshape(-1, 3, shape["head"], *qkv.shape[1:2]).transpose(0, 1).flatten(1, 2)
             result |= {f"{ours}.to_{x}.{end}": value for x, value in zip("qkv", qkv, strict=True)}
             result[f"{ours}.to_out.0.{end}"] = weights[f"{theirs}.proj_out.{end}"].squeeze(-1)
     return result
 
 
-def places(levels: list[bool], blocks: int) -> Iterator[tuple[str, str]]:
+def places(shape: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """(guided-diffusion's path, diffusers' path) of every residual block and attention layer."""
-    last, n = len(levels) - 1, 1
-    for level, attends in enumerate(levels):
-        for j in range(blocks):
+    last, n = len(shape["widths"]) - 1, 1
+    for level in range(last + 1):
+        for j in range(shape["blocks"]):
             yield f"input_blocks.{n}.0", f"down_blocks.{level}.resnets.{j}"
-            if attends:
+            if level in shape["attending"]:
                 yield f"input_blocks.{n}.1", f"down_blocks.{level}.attentions.{j}"
             n += 1
         if level < last:
@@ -114,11 +110,12 @@ def places(levels: list[bool], blocks: int) -> Iterator[tuple[str, str]]:
     for n, ours in enumerate(("resnets.0", "attentions.0", "resnets.1")):
         yield f"middle_block.{n}", f"mid_block.{ours}"
     n = 0
-    for level, attends in enumerate(levels[::-1]):
-        for j in range(blocks + 1):
+    for level in range(last + 1):
+        attends = last - level in shape["attending"]
+        for j in range(shape["blocks"] + 1):
             yield f"output_blocks.{n}.0", f"up_blocks.{level}.resnets.{j}"
             if attends:
                 yield f"output_blocks.{n}.1", f"up_blocks.{level}.attentions.{j}"
-            if j == blocks and level < last:
+            if j == shape["blocks"] and level < last:
                 yield f"output_blocks.{n}.{2 if attends else 1}", f"up_blocks.{level}.upsamplers.0"
             n += 1

@@ -18,7 +18,6 @@ from diffusers import (
 
 from common.encoders import load_clip
 from common.images import load_image, to_pil, to_tensor
-from common.pipelines import load_pipeline
 from common.runs import InputError, read_rows
 from spdinv import eval as spdinv_eval
 from spdinv.reproduction.baselines import blended_diffusion, from_noise, instruct_pix2pix
@@ -236,25 +235,22 @@ def test_from_noise_is_the_pipeline_with_the_published_sampler(pipe):
     torch.testing.assert_close(drawn, torch.as_tensor(expected), rtol=1e-3, atol=1e-3)
 
 
-def test_eval_runs_a_baseline_beside_the_methods(benchmark, tiny_folder, encoders, tmp_path, capsys):
-    flags = ["--dataset", str(benchmark), "--pretrained_model_name_or_path", str(tiny_folder), "--metric_encoders",
-             str(encoders), "--output_dir", str(tmp_path), "--limit", "1", "--inversions", "ddim", "--engines", "p2p",
-             "--num_inference_steps", "2", "--baselines", "blended_latents"]  # fmt: skip
-    spdinv_eval.main(flags)
+def test_eval_runs_a_baseline_beside_the_methods(run, pipe, tmp_path):
+    flags = ("--limit", "1", "--inversions", "ddim", "--engines", "p2p", "--baselines", "blended_latents")
+    shown = run(tmp_path, *flags).out
     rows = {row["method"]: row for row in read_rows(tmp_path / "rows.jsonl")}
     assert set(rows) == {"ddim+p2p", "blended_latents"}
     metrics = rows["blended_latents"]["metrics"]
     assert metrics["psnr/pie_official"] > 0 and "psnr_reconstruction" not in metrics
-    assert "blended_latents" in capsys.readouterr().out
+    assert "blended_latents" in shown
 
     item = rows["blended_latents"]["item"]
     source = to_tensor(load_image(tmp_path / "pictures" / item / "source.png"))
     mask = torch.zeros(1, 1, 64, 64).flatten(2)
     mask[..., 10 * 64 : 30 * 64] = 1  # as the benchmark marks its first item
-    pipe, prompt = load_pipeline(tiny_folder), "a blue cat on grass"
-    expected = to_pil(blended_diffusion.edit_latents(pipe, source, mask.reshape(1, 1, 64, 64), prompt))
-    assert np.array_equal(load_image(tmp_path / "pictures" / item / "blended_latents.png"), expected)
-    spdinv_eval.main(flags)  # skips what is done
+    expected = blended_diffusion.edit_latents(pipe, source, mask.reshape(1, 1, 64, 64), "a blue cat on grass")
+    assert np.array_equal(load_image(tmp_path / "pictures" / item / "blended_latents.png"), to_pil(expected))
+    run(tmp_path, *flags)  # skips what is done
     assert len(read_rows(tmp_path / "rows.jsonl")) == 2
 
 

@@ -10,7 +10,6 @@ from safetensors.torch import load_file
 from common.ddim import make_schedule
 from common.pipelines import encode_prompt
 from common.runs import read_rows
-from spdinv import eval as spdinv_eval
 from spdinv.inversions import INVERSIONS, ddim, spd
 from spdinv.options import Method
 from spdinv.reproduction import experiments
@@ -163,14 +162,8 @@ def test_what_is_said_of_the_residuals():
 
 
 @pytest.fixture
-def run(tiny_folder, benchmark, encoders, tmp_path, capsys):
-    def run(*flags):
-        spdinv_eval.main(["--pretrained_model_name_or_path", str(tiny_folder), "--dataset", str(benchmark),
-                          "--metric_encoders", str(encoders), "--output_dir", str(tmp_path), "--device", "cpu",
-                          "--num_inference_steps", "2", "--spd_rounds", "2", "--batch_size", "2", *flags])  # fmt: skip
-        return capsys.readouterr().out
-
-    return run
+def experiment(run, tmp_path):
+    return lambda *flags: run(tmp_path, "--spd_rounds", "2", "--batch_size", "2", *flags).out
 
 
 def contents(folder):
@@ -180,9 +173,9 @@ def contents(folder):
     return sorted(map(json.dumps, rows))
 
 
-def test_noise_gap_from_end_to_end_interrupted_and_resumed(run, tmp_path, monkeypatch, pipe):
+def test_noise_gap_from_end_to_end_interrupted_and_resumed(experiment, tmp_path, monkeypatch, pipe):
     few = ("--exact_rounds", "4")
-    shown = run("--table", "s1", *few)
+    shown = experiment("--table", "s1", *few)
     folder = tmp_path / "noise_gap"
     rows = read_rows(folder / "rows.jsonl")
     names = {f"{inversion}@cfg{scale}-{start}" for inversion in ("ddim", "exact", "spd") for scale in ("1", "7.5")
@@ -212,18 +205,18 @@ def test_noise_gap_from_end_to_end_interrupted_and_resumed(run, tmp_path, monkey
 
     monkeypatch.setattr(experiments, "append_row", interrupted)
     with pytest.raises(SystemExit):
-        run("--experiment", "noise_gap", *few)
+        experiment("--experiment", "noise_gap", *few)
     assert len(read_rows(folder / "rows.jsonl")) == 11
-    run("--experiment", "noise_gap", *few)
+    experiment("--experiment", "noise_gap", *few)
     assert contents(folder) == whole
     monkeypatch.setattr(experiments, "append_row", lambda *args: pytest.fail("nothing was left to do"))
-    run("--experiment", "noise_gap", *few)
+    experiment("--experiment", "noise_gap", *few)
 
 
-def test_premise_from_end_to_end(run, tmp_path):
+def test_premise_from_end_to_end(experiment, tmp_path):
     flags = ("--experiment", "premise", "--inversions", "ddim", "edict", "exact", "spd",
              "--guidance_scale", "3", "--drawing_scale", "1", "3", "--limit", "2", "--exact_rounds", "8")  # fmt: skip
-    shown = run(*flags)
+    shown = experiment(*flags)
     rows = {(row["method"], row["item"][-1]): row for row in read_rows(tmp_path / "premise" / "rows.jsonl")}
     arms = [f"{arm}+p2p@drawn{scale}" for scale in (1, 3) for arm in ("ideal", "ddim", "edict", "exact", "spd")]
     assert sorted(rows) == sorted((arm, item) for arm in arms for item in "01")
@@ -241,7 +234,7 @@ def test_premise_from_end_to_end(run, tmp_path):
     gap = differences["exact+p2p@drawn3 - ddim+p2p@drawn3"]["noise_gap"]
     exact, ddim = ([rows[arm, item]["metrics"]["noise_gap"] for item in "01"] for arm in (arms[8], arms[6]))
     assert gap["mean"] == pytest.approx(np.mean(exact) - np.mean(ddim)) and gap["n"] == 2
-    run(*flags)
+    experiment(*flags)
     assert len(read_rows(tmp_path / "premise" / "rows.jsonl")) == 20
 
 
@@ -259,13 +252,13 @@ def test_arms_and_pairs():
     assert all(a.split("+")[1] == b.split("+")[1] for a, b in pairs)
 
 
-def test_convergence_from_end_to_end(run, tmp_path):
-    shown = run("--experiment", "convergence", "--limit", "2")
+def test_convergence_from_end_to_end(experiment, tmp_path):
+    shown = experiment("--experiment", "convergence", "--limit", "2")
     rows = read_rows(tmp_path / "convergence" / "rows.jsonl")
     assert [row["method"] for row in rows] == ["ddim", "spd"] * 2
     for row in rows:
         assert [len(step) for step in row["residuals"]] == [1 + rounds for rounds in row["rounds_per_step"]]
     assert rows[0]["residuals"][0][0] == pytest.approx(rows[1]["residuals"][0][0], rel=1e-3)  # the same first guess
     assert "more rounds in the early half" in shown and (tmp_path / "convergence" / "convergence.png").exists()
-    run("--experiment", "convergence", "--limit", "2")
+    experiment("--experiment", "convergence", "--limit", "2")
     assert len(read_rows(tmp_path / "convergence" / "rows.jsonl")) == 4

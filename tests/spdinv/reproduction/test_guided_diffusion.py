@@ -136,7 +136,7 @@ def test_the_released_shape():
     """256x256_diffusion_uncond.pt holds 552,814,086 numbers, 18 output blocks, attention from input block 10 on."""
     shape = guided_diffusion.RELEASED
     assert sum(value.numel() for value in guided_diffusion.empty_unet(shape).parameters()) == 552_814_086
-    places = list(guided_diffusion.places(guided_diffusion.attending(shape), shape["blocks"]))
+    places = list(guided_diffusion.places(shape))
     assert len({theirs for theirs, _ in places}) == len(places) == len({ours for _, ours in places})
     assert places[-1] == ("output_blocks.17.0", "up_blocks.5.resnets.2")
     assert ("input_blocks.10.1", "down_blocks.3.attentions.0") in places
