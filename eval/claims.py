@@ -1,7 +1,7 @@
 """The ledger: every claim of the five papers that can be tried, with what was measured and the verdict.
 
-    python -m eval.claims                     all papers, by the committed rows
-    python -m eval.claims --papers spdinv     one
+python -m eval.claims                     all papers, by the committed rows
+python -m eval.claims --papers spdinv     one
 """
 
 import argparse

@@ -1,6 +1,7 @@
 """Every method side by side on the same pictures, and one page that shows it all.
 
 python -m eval.compare                      runs what is missing, writes outputs/compare/index.html
+python -m eval.compare --tracks text_editing --methods ddim+p2p edict+p2p spd+p2p      these inversions and engines
 python -m eval.compare --table spdinv:1     prints a whole published table with the measured rows in it
 python -m eval.compare --pictures mine.jsonl --methods ddim+p2p spd+p2p svdiff      runs these on pictures of your own
 """
@@ -31,6 +32,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = make_parser(__doc__.splitlines()[0])
     add = parser.add_argument
     add("--tracks", nargs="+", choices=TRACKS, default=list(TRACKS), help="what to run and show")
+    add("--methods", nargs="+", metavar="METHOD", default=["ddim+p2p", "spd+p2p"], help="of text-driven editing: an "
+        "inversion and an engine; on --pictures of any track: svdiff, pixels, sdedit, untuned, …")  # fmt: skip
     add("--items", type=number(int, 1), default=12, help="items to run; results of longer runs are shown beside")
     add("--pretrained_model_name_or_path", default="picturebook", help="picturebook, a local folder or a hub id")
     add("--dataset", default="picturebook", help="picturebook, or a PIE-Bench folder")
@@ -43,9 +46,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--table", metavar="PAPER:TABLE", help="print this published table with what was measured here, and stop")
     own = parser.add_argument_group("pictures of your own")
     own.add_argument("--pictures", metavar="LIST", help="a .jsonl, .csv or .toml of pictures and prompts, or a folder "
-        "of pictures with prompts.jsonl; eval/own_pictures.py says what it holds")  # fmt: skip
-    own.add_argument("--methods", nargs="+", metavar="METHOD", default=["ddim+p2p", "spd+p2p"], help="of any track: an "
-        "inversion and an engine, svdiff, pixels, sdedit, untuned, …")  # fmt: skip
+        "of pictures with prompts.jsonl; eval/tracks/own_pictures/picture_list.py says what it holds")  # fmt: skip
     own.add_argument("--seeds", nargs="+", type=number(int, 0, 2**31), default=[0], help="of methods that draw noise")
     own.add_argument("--write_pie_bench", metavar="FOLDER", help="write --pictures as a PIE-Bench folder, and stop")
     args = parser.parse_args(argv)
@@ -79,15 +80,16 @@ def print_table(name: str, output: Path) -> None:
 
 
 def run_tracks(args: argparse.Namespace) -> list:
-    """Run what is missing of every track, saying which and how many are left."""
+    """Run what is missing of every track, saying which and how many are left; with --pictures of their track alone."""
+    if args.pictures:
+        return [importlib.import_module("eval.tracks.own_pictures.track").run(args)]
     tracks = []
     for place, name in enumerate(args.tracks, start=1):
         print(f"track {place} of {len(args.tracks)}: {name.replace('_', ' ')}", flush=True)
-        track = importlib.import_module(TRACKS[name]).run(args)
-        if track is None:
-            print(f"  nothing of it in {args.dataset}")
-        else:
+        if track := importlib.import_module(TRACKS[name]).run(args):
             tracks.append(track)
+        else:
+            print(f"  nothing of it in {args.dataset}")
     if not tracks:
         raise InputError(f"--dataset {args.dataset} holds nothing for {' and '.join(args.tracks)}; take picturebook")
     return tracks
@@ -104,7 +106,7 @@ def main(argv: list[str] | None = None) -> None:
         return
 
     if args.write_pie_bench:
-        from eval.own_pictures import read_list, write_pie_bench_folder
+        from eval.tracks.own_pictures.picture_list import read_list, write_pie_bench_folder
 
         write_pie_bench_folder(read_list(args.pictures), Path(args.write_pie_bench))
         print(f"wrote {args.write_pie_bench}; --dataset takes it")
@@ -114,18 +116,11 @@ def main(argv: list[str] | None = None) -> None:
     from eval.tracks.kept import keep_pictures
     from eval.tracks.track import save_results
 
-    if args.pictures:
-        from eval.tracks import own_pictures
-
-        track, notices = own_pictures.run(args)
-        print(f"open {write_page(output / 'index.html', [track], notices)}")
-        return
     tracks = run_tracks(args)
     if args.save_results:
         for track in [track for track in tracks if track.keep]:
             print(f"kept {save_results(track.name, track.runs[0])} and {keep_pictures(track)}")
-    page = write_page(output / "index.html", tracks)
-    print(f"open {page}")
+    print(f"open {write_page(output / 'index.html', tracks)}")
 
 
 if __name__ == "__main__":

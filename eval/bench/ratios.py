@@ -10,7 +10,7 @@ def middle(values: Sequence[float], digits: int = 2) -> str:
 
 
 def against(values: Sequence[float], goal: float | None, most: bool = True) -> str:
-    """" (goal <= 1.33: missed)", by the median; "" where there is no goal. most: the goal is an upper bound."""
+    """ " (goal <= 1.33: missed)", by the median; "" where there is no goal. most: the goal is an upper bound."""
     if goal is None:
         return ""
     found = statistics.median(values)

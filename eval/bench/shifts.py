@@ -182,8 +182,10 @@ def layer_rows(rounds: int, batch: int, device: str | torch.device) -> list[dict
             torch.autograd.grad(layer(x).sum(), (x, layer.delta))
 
         times = timed({"frozen": plain, "shifts": shifted}, rounds)
-        rows.append({"batch": batch, "weight": list(weight), "stride": stride, "input": list(shape), "layers": count}
-                    | {f"{name}_seconds": statistics.median(row[name] for row in times) for name in times[0]})
+        rows.append(
+            {"batch": batch, "weight": list(weight), "stride": stride, "input": list(shape), "layers": count}
+            | {f"{name}_seconds": statistics.median(row[name] for row in times) for name in times[0]}
+        )
     return rows  # fmt: skip
 
 

@@ -17,11 +17,8 @@ PICTURES = 4_000_000  # bytes that the pictures of a page may take, as text
 STRIP = 3  # methods on the first screen, per track
 
 
-def write_page(path: Path, tracks: Sequence[Track], notices: Sequence[str] = ()) -> Path:
-    """Write the page atomically and return its path. No file beside it is needed to read it.
-
-    notices: sentences that a reader has to see first, such as that photographs went through the drawn world.
-    """
+def write_page(path: Path, tracks: Sequence[Track]) -> Path:
+    """Write the page atomically and return its path. No file beside it is needed to read it."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
@@ -31,7 +28,8 @@ def write_page(path: Path, tracks: Sequence[Track], notices: Sequence[str] = ())
     views = [track_view(track, items[track.name], encoded) for track in tracks]
     used = {column.key: column for view in views for board in view["boards"] for column in board["columns"]}
     html = environment.get_template("report.html.j2").render(
-        tracks=views, definitions=definitions(used.values()), groups=GROUPS, notices=notices,
+        tracks=views, definitions=definitions(used.values()), groups=GROUPS,
+        notices=[notice for track in tracks for notice in track.notices],
         style=(HERE / "report.css").read_text(), script=(HERE / "report.js").read_text(),
         most=max((len(board["columns"]) for view in views for board in view["boards"]), default=0),
         plots=max((len(view["fronts"]) + len(view["forests"]) for view in views), default=0),

@@ -176,6 +176,7 @@ def run(args: argparse.Namespace) -> Track | None:
     rows = [row for row in read_rows(output / "rows.jsonl") if row["item"] in wanted and row["method"] in methods]
     config["date"] = date_of(output / "rows.jsonl")
     runs = [Run("this run", rows, config), *earlier_results(NAME, config)]
+    draw_front(output / "front.png", max(runs, key=lambda run: len(run.rows)).rows, methods)
     whole = "python -m eval.compare --tracks exemplar_editing --items " + str(args.items)
     own_command = "python -m pixels.eval " + shlex.join(command(args))
     return Track(
@@ -188,7 +189,6 @@ def run(args: argparse.Namespace) -> Track | None:
         references=tuple(name for name in REFERENCES if name in methods),
         columns=COLUMNS,
         runs=runs,
-        figures=draw_front(output / "front.png", max(runs, key=lambda run: len(run.rows)).rows, methods),
         items=[shown(pair, output, rows, methods) for pair in pairs],
         commands={
             name: f"{own_command} --methods {name}" if name in pixels_eval.METHOD_NAMES else whole for name in methods

@@ -4,7 +4,6 @@ from pathlib import Path
 
 from common.runs import atomic_path
 from eval.report.measures import find, mean_interval
-from eval.tracks.track import Figure
 
 LIKENESS, SEAM = "CLIP-I/same_box", "seam"
 
@@ -20,8 +19,9 @@ def front(points: dict[str, tuple[float, float]]) -> list[str]:
     return sorted(kept, key=points.get)
 
 
-def draw_front(path: Path, rows: list[dict], methods: dict[str, str]) -> list[Figure]:
-    """The figure as a PNG file at `path`; none where fewer than two methods have both scores."""
+def draw_front(path: Path, rows: list[dict], methods: dict[str, str]) -> list[str]:
+    """The figure as a PNG file at `path`, and who is on the front; neither where fewer than two methods have both
+    scores."""
     likeness, seam = find(rows, LIKENESS), find(rows, SEAM)
     present = [name for name in methods if any(row["method"] == name for row in rows)]
     if not likeness or not seam or len(present) < 2:
@@ -40,5 +40,4 @@ def draw_front(path: Path, rows: list[dict], methods: dict[str, str]) -> list[Fi
     axis.set(xlabel="seam in grey levels, lower is better", ylabel=f"{likeness}, higher is better")
     with atomic_path(path) as temporary:
         sheet.savefig(temporary, dpi=110, format="png")
-    names = ", ".join(methods[name] for name in best)
-    return [Figure("Likeness against seams", path, f"Means with 95 % intervals. On the front (dashed): {names}.")]
+    return best

@@ -5,16 +5,15 @@ import shlex
 from pathlib import Path
 
 from common.data import EDIT_TYPES
-from common.runs import done_items, read_json, read_rows
+from common.runs import InputError, done_items, read_rows
 from common.tables import by
-from eval.report.measures import find
-from eval.tracks.track import Item, Picture, Run, Track, date_of, earlier_results
+from eval.tracks.track import Item, Picture, Track, given, judged, runs_of
 from spdinv import eval as spdinv_eval
 from spdinv.reproduction import rows
 
 NAME = "text_editing"
-RUN = ("ddim+p2p", "spd+p2p")  # what this track runs by itself
-# What it shows: these two, and whatever spdinv.eval and eval.tracks.svdiff_editing have run in the same folder.
+RUN = ("ddim+p2p", "spd+p2p")  # what this track runs where no --methods are given
+# What it shows: these, and whatever spdinv.eval and eval.tracks.svdiff_editing have run in the same folder.
 METHODS = {name: rows.title(name) for name in rows.every()} | {
     "svdiff": "SVDiff, tuned on the picture", "svdiff+inversion": "SVDiff, tuned on the picture, DDIM inversion",
 }  # fmt: skip
@@ -36,30 +35,31 @@ def command(args: argparse.Namespace, *methods: str) -> list[str]:
     """The arguments of spdinv.eval for methods of one engine and preset; flags left at None stay at its defaults."""
     pairs, presets = zip(*(name.partition("@")[::2] for name in methods), strict=True)
     inversions, engines = zip(*(pair.split("+") for pair in pairs), strict=True)
-    given = {
-        "preset": presets[0] or None,
-        "pretrained_model_name_or_path": args.pretrained_model_name_or_path,
-        "dataset": args.dataset,
-        "limit": args.items,
-        "num_inference_steps": args.num_inference_steps,
-        "metric_encoders": args.metric_encoders,
-        "seed": args.seed,
-        "device": args.device,
-        "output_dir": str(Path(args.output_dir) / NAME),
-    }
-    flags = [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
+    flags = given(args, "pretrained_model_name_or_path", "dataset", "num_inference_steps", "metric_encoders", "seed",
+                  "device", preset=presets[0] or None, limit=args.items,
+                  output_dir=Path(args.output_dir) / NAME)  # fmt: skip
     return ["--inversions", *inversions, "--engines", engines[0], *flags]
 
 
-def whole_command(args: argparse.Namespace, method: str, settings: dict) -> list[str]:
-    """The module and the arguments that make a method's rows. settings: of the method, by the folder's config."""
+def whole_command(args: argparse.Namespace, method: str, settings: dict) -> str:
+    """The command that makes a method's rows. settings: of the method, by the folder's config."""
     if not method.startswith("svdiff"):
-        return ["spdinv.eval", *command(args, method)]
-    names = ("items", "pretrained_model_name_or_path", "dataset", "num_inference_steps", "metric_encoders",
-             "output_dir", "seed", "device")  # fmt: skip
-    given = {**{name: getattr(args, name) for name in names}, "max_train_steps": settings.get("max_train_steps")}
-    flags = [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
-    return ["eval.tracks.svdiff_editing", *flags]
+        return "python -m spdinv.eval " + shlex.join(command(args, method))
+    flags = given(args, "items", "pretrained_model_name_or_path", "dataset", "num_inference_steps", "metric_encoders",
+                  "output_dir", "seed", "device", max_train_steps=settings.get("max_train_steps"))  # fmt: skip
+    return "python -m eval.tracks.svdiff_editing " + shlex.join(flags)
+
+
+def grouped(methods: list[str]) -> list[list[str]]:
+    """Those of one engine and preset together, which one run of spdinv.eval takes. InputError for one that is none of
+    an inversion and an engine."""
+    groups: dict[str, list[str]] = {}
+    for name in methods:
+        if name not in METHODS or name.startswith("svdiff"):
+            raise InputError(f"--methods {name} is no inversion and engine, such as spd+p2p; on pictures of your own "
+                             "(--pictures) methods of every kind run")  # fmt: skip
+        groups.setdefault(name.partition("+")[2], []).append(name)
+    return list(groups.values())
 
 
 def run(args: argparse.Namespace) -> Track:
@@ -67,25 +67,25 @@ def run(args: argparse.Namespace) -> Track:
 
     args: the flags of eval.compare. InputError or SystemExit(2), with a sentence, for input that spdinv.eval refuses.
     """
-    output = Path(args.output_dir) / NAME
-    settings = spdinv_eval.parse(command(args, *RUN))
-    spdinv_eval.check_same_settings(output, settings, spdinv_eval.methods_of(settings))
+    output, groups = Path(args.output_dir) / NAME, grouped(args.methods)
+    for names in groups:
+        settings = spdinv_eval.parse(command(args, *names))
+        spdinv_eval.check_same_settings(output, settings, spdinv_eval.methods_of(settings))
     folder = spdinv_eval.find_dataset(settings)
     items = spdinv_eval.read_items(folder, settings)
     wanted = {item.id for item in items}
-    if not all(wanted <= done_items(output / "rows.jsonl", name) for name in RUN):  # else no model is loaded
-        spdinv_eval.main(command(args, *RUN))
+    for names in groups:
+        if not all(wanted <= done_items(output / "rows.jsonl", name) for name in names):  # else no model is loaded
+            spdinv_eval.main(command(args, *names))
     # Further methods may have run on some items only; they are shown from half of them on.
     found = [row for row in read_rows(output / "rows.jsonl") if row["item"] in wanted]
     done = {name: {row["item"] for row in same} for name, same in by(found, "method").items() if name in METHODS}
     shown_here = [name for name in METHODS if 2 * len(done.get(name, ())) >= len(wanted)]
     kept = [row for row in found if row["method"] in shown_here]
-    config = read_json(output / "config.json")
-    config["date"] = date_of(output / "rows.jsonl")
     partial = [f"{METHODS[name]}: {len(done[name])}" for name in shown_here if done[name] < wanted]
     fewer = [f"Methods that ran on fewer than {len(wanted)} items: {', '.join(partial)}."] if partial else []
-    runs = [Run("this run", kept, config), *earlier_results(NAME, config)]
-    measured = {row["method"] for run in runs for row in run.rows}
+    runs = runs_of(NAME, output, kept)
+    measured, settings_of = {row["method"] for run in runs for row in run.rows}, runs[0].config["methods"]
     methods = {name: called for name, called in METHODS.items() if name in measured}
     return Track(
         name=NAME,
@@ -97,8 +97,7 @@ def run(args: argparse.Namespace) -> Track:
         columns=COLUMNS,
         runs=runs,
         items=[shown(item, folder, output, kept, methods) for item in items],
-        commands={name: "python -m " + shlex.join(whole_command(args, name, config["methods"].get(name, {})))
-                  for name in methods},
+        commands={name: whole_command(args, name, settings_of.get(name, {})) for name in methods},
         papers={
             "Source Prompt Disentangled Inversion for Boosting Image Editability with Diffusion Models (ECCV 2024)":
                 "https://arxiv.org/abs/2403.11105",
@@ -113,17 +112,13 @@ def run(args: argparse.Namespace) -> Track:
 
 def shown(item, folder: Path, output: Path, rows: list[dict], methods: dict[str, str]) -> Item:
     """One EditItem for the picture grid: source, true edit where there is one, reconstruction and edit per method."""
-    key = find(rows, "edit_success")
-    success = {row["method"]: row["metrics"].get(key) for row in rows if row["item"] == item.id}
-    place = output / "pictures" / item.id
+    success, place = judged(rows, item.id, "edit_success"), output / "pictures" / item.id
     pictures = [Picture("source", place / "source.png")]
     if "truth_path" in item.extras:
         pictures.append(Picture("true edit", folder / item.extras["truth_path"]))
     for method in (name for name in methods if name in success):
-        value = success[method]
-        judged = None if value is None or value != value else value > 0.5
         pictures.append(Picture("reconstruction", place / f"{method}_reconstruction.png", method))
-        pictures.append(Picture("edit", place / f"{method}.png", method, judged))
+        pictures.append(Picture("edit", place / f"{method}.png", method, success[method]))
     kind = EDIT_TYPES[item.edit_type]
     if item.edit_type == "0" and "edit" in item.extras:
         kind += f": {item.extras['edit']['kind']}"

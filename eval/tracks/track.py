@@ -1,11 +1,13 @@
-"""What a track hands to the report: plain data, whatever paper it comes from."""
+"""What a track hands to the report: plain data, whatever paper it comes from; and what tracks share to gather it."""
 
+import argparse
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from common.runs import append_row, atomic_path, read_json, read_rows, write_json
+from eval.report.measures import find
 
 RESULTS = Path(__file__).parents[1] / "results"  # committed: rows of longer runs, shown beside a live one
 # A committed run is shown beside a live one only if these agree.
@@ -49,24 +51,14 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Figure:
-    """A drawing of the whole track, a PNG file, shown in full width."""
-
-    title: str
-    path: Path
-    caption: str
-
-
-@dataclass(frozen=True)
 class Track:
     """One kind of task, with every method that ran.
 
     methods: name in result rows -> name on the page; the first is the baseline, the last the paper's own.
     columns: scores of the main table, without encoders (eval.report.measures.find). runs: the live one, then earlier.
     published: "<paper>:<table>" of that paper's published.toml. commands: method -> the command that makes its rows.
-    time_of: what a row's seconds are of. keep: whether --save_results is to keep the live rows; not where they are a
-    quick look at what a command of its own measures in full.
-    judge: (rows, methods) -> the paper's own method against each other one, score by score (reproduction.claims).
+    keep: whether --save_results is to keep the live rows; not where they are a quick look at what a command of its own
+    measures in full. notices: what a reader has to see first, such as that photographs went through the drawn world.
     references: those among the methods that do not compete, such as the true picture. families: method -> what the page
     can filter by. fronts: pairs of scores (across, up) of the plot; by default pairs of the first columns. curves:
     title -> methods that one knob's turning makes, in its order.
@@ -84,14 +76,31 @@ class Track:
     published: str | None = None
     breakdown: list[str] = field(default_factory=list)  # scores of the table per edit type
     notes: list[str] = field(default_factory=list)
-    figures: list[Figure] = field(default_factory=list)
-    time_of: str = "picture"
+    notices: list[str] = field(default_factory=list)
     keep: bool = True
-    judge: Callable[[list[dict], list[str]], list[dict]] | None = None
     references: tuple[str, ...] = ()
     families: dict[str, str] = field(default_factory=dict)
     fronts: list[tuple[str, str]] = field(default_factory=list)
     curves: dict[str, list[str]] = field(default_factory=dict)
+
+
+def given(args: argparse.Namespace, *names: str, **others: Any) -> list[str]:
+    """These flags as words of a command line, and others with values of their own, where they have a value."""
+    values = {name: getattr(args, name) for name in names} | others
+    return [word for name, value in values.items() if value is not None for word in (f"--{name}", str(value))]
+
+
+def runs_of(name: str, output: Path, rows: list[dict]) -> list[Run]:
+    """These rows of the folder with its dated configuration; then the committed run, if there is one of the same."""
+    config = read_json(output / "config.json") | {"date": date_of(output / "rows.jsonl")}
+    return [Run("this run", rows, config), *earlier_results(name, config)]
+
+
+def judged(rows: list[dict], item: str, score: str) -> dict[str, bool | None]:
+    """By method, whether its picture of an item passed a score that is 0 or 1; None where it has none."""
+    key = find(rows, score)
+    values = {row["method"]: row["metrics"].get(key) for row in rows if row["item"] == item}
+    return {method: None if value is None or value != value else value > 0.5 for method, value in values.items()}
 
 
 def date_of(path: Path) -> str:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from common.runs import append_row, read_rows
+from common.runs import read_rows
 from eval import compare
 from eval.tracks import track
 from spdinv import eval as spdinv_eval
@@ -46,10 +46,9 @@ def test_run_skip_keep_and_table(run, tmp_path, monkeypatch, capsys):
     command = spdinv_eval.parse(html.split("python -m spdinv.eval ")[1].split("</code>")[0].split())
     assert command.limit == 1 and command.num_inference_steps == 1 and command.inversions == ["ddim"]
 
-    rows = output / "text_editing" / "rows.jsonl"  # a method of --table 1 that ran on one of two items
-    append_row(rows, read_rows(rows)[0] | {"method": "ddim+masactrl"})
-    assert "fewer than 2 items: DDIM + MasaCtrl: 1." in (run("--items", "2") / "index.html").read_text()
-    assert len(calls) == 4
+    run("--items", "1", "--methods", "exact+p2p")
+    assert "fewer than 2 items: exact + P2P: 1." in (run("--items", "2") / "index.html").read_text()
+    assert len(calls) == 5
 
     capsys.readouterr()
     compare.main(["--table", "spdinv:1", "--output_dir", str(tmp_path / "nothing")])
@@ -77,6 +76,7 @@ def test_table_without_rows(tmp_path, monkeypatch, capsys):
     (["--items", "many"], "from 1"),
     (["--item", "3"], "--items"),
     (["--tracks", "cooking"], "text_editing"),
+    (["--methods", "spd+p2p", "svdiff"], "svdiff is no inversion and engine"),
     (["--dataset", "/nowhere"], "mapping_file.json"),
     (["--pretrained_model_name_or_path", "/nowhere"], "/nowhere"),
     (["--output_dir", __file__], "is a file"),

@@ -123,7 +123,6 @@ def track_of(output: Path, subjects: list[Subject], dataset: Path, settings: arg
         families={name: method.family for name, method in methods.METHODS.items()},
         fronts=FRONTS,
         curves=curves(largest.rows),
-        time_of="training",
         keep=settings.curves != [] or settings.methods != QUICK,
     )
 

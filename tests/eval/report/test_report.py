@@ -49,8 +49,8 @@ class Checker(HTMLParser):
 def page(tmp_path, monkeypatch):
     monkeypatch.setattr(kept, "RESULTS", tmp_path / "results")
 
-    def page(*tracks, **more):
-        path = write_page(tmp_path / "out" / "index.html", tracks, **more)
+    def page(*tracks):
+        path = write_page(tmp_path / "out" / "index.html", tracks)
         assert [file.name for file in path.parent.iterdir()] == ["index.html"]
         checker = Checker()
         checker.feed(html := path.read_text(encoding="utf-8"))
@@ -67,7 +67,7 @@ def changed(track, **metrics):
 
 
 def test_the_page_is_complete_and_needs_nothing_else(page, track):
-    html, seen = page(track, notices=["A notice."])
+    html, seen = page(replace(track, notices=["A notice."]))
     text = " ".join(seen.text)
     for word in (*track.methods.values(), *track.commands.values(), "this run: 10 items", "2026-01-02", "0123456789"):
         assert word in text
@@ -156,7 +156,7 @@ def test_hostile_text_stays_text(page, track):
     item = replace(track.items[0], source_prompt=evil, target_prompt=evil + " b", kind=evil)
     rows = [row | {"item": evil} for row in track.runs[0].rows]
     html, seen = page(replace(track, items=[item], title=evil, about=evil, commands={"ddim+p2p": evil},
-                              runs=[Run(evil, rows, {"limit": evil})]), notices=[evil])  # fmt: skip
+                              runs=[Run(evil, rows, {"limit": evil})], notices=[evil]))  # fmt: skip
     assert html.count("<script") == 1 and "{{ 7 * 7 }}" in html
     assert "onerror" not in [name for _, attributes in seen.tags for name in attributes]
     assert all(x.get("src", "data:").startswith("data:") for _, x in seen.tags)

@@ -27,24 +27,23 @@ from common.runs import InputError
 KEYS = ("picture", "source_prompt", "target_prompt", "mask", "words", "exemplar", "edit_map", "truth", "name")
 FILES = ("picture", "mask", "exemplar", "edit_map", "truth")
 LISTS = (".jsonl", ".csv", ".toml")
+Entry = dict[str, Any]
 
 
-def read_list(path: str | Path) -> list[dict[str, Any]]:
+def read_list(path: str | Path) -> list[Entry]:
     """The entries of a list, their files as paths that are there. InputError names the entry that is wrong."""
-    path = find_list(Path(path))
-    entries, names = [], set()
+    path, entries = find_list(Path(path)), {}
     for number, entry in enumerate(parse_list(path), start=1):
         try:
             entry = check_entry(entry, path.parent)
-            if entry["name"] in names:
-                raise InputError(f"a second picture is called {entry['name']}; give one of them another \"name\"")
+            if entry["name"] in entries:
+                raise InputError(f'a second picture is called {entry["name"]}; give one of them another "name"')
         except InputError as problem:
             raise InputError(f"{path}, entry {number}: {problem}") from None
-        names.add(entry["name"])
-        entries.append(entry)
+        entries[entry["name"]] = entry
     if not entries:
         raise InputError(f"{path} lists no picture")
-    return entries
+    return list(entries.values())
 
 
 def find_list(path: Path) -> Path:
@@ -75,7 +74,7 @@ def parse_list(path: Path) -> list[Any]:
         raise InputError(f"{path} cannot be read: {problem}") from None
 
 
-def check_entry(entry: Any, folder: Path) -> dict[str, Any]:
+def check_entry(entry: Any, folder: Path) -> Entry:
     """An entry with every file found, and its name."""
     if not isinstance(entry, dict) or not entry.get("picture"):
         raise InputError('"picture", a file, is needed')
@@ -98,32 +97,40 @@ def check_entry(entry: Any, folder: Path) -> dict[str, Any]:
     return {**prompts, **files, "words": words, "name": name}
 
 
-def write_pie_bench_folder(entries: list[dict[str, Any]], folder: Path) -> None:
+def digests(entries: list[Entry]) -> dict[str, str]:
+    """Per name, twelve digits of a hash of all that an entry says and of its files' bytes."""
+    found = {}
+    for entry in entries:
+        told = hashlib.sha256(json.dumps([entry["source_prompt"], entry["target_prompt"], entry["words"]]).encode())
+        for key in FILES:
+            told.update(key.encode() + (entry[key].read_bytes() if key in entry else b""))
+        found[entry["name"]] = told.hexdigest()[:12]
+    return found
+
+
+def write_pie_bench_folder(entries: list[Entry], folder: Path) -> None:
     """The entries as a PIE-Bench folder: central squares of the pictures with their masks, maps and exemplars, so that
     every method sees the same frame. InputError for a mask or map of another size than its picture."""
     import torch
 
     from common.data import EditItem, encode_mask, write_pie_bench
-    from common.images import load_image, save_png
+    from common.images import center_crop_resize, load_image, save_png
     from common.masks import load_mask
 
     items = []
     for entry in entries:
-        picture, name = load_image(entry["picture"]), entry["name"]
-        size = (picture.height, picture.width)
+        picture, name, words = load_image(entry["picture"]), entry["name"], tuple(entry["words"]) or None
+        size, side = (picture.height, picture.width), min(picture.size)
         mask = load_mask(entry["mask"], size, picture) if "mask" in entry else torch.ones(size)
-        place = folder / "annotation_images" / f"{name}.png"
-        save_png(place, central_square(picture))
-        extras = {}
-        for key in ("exemplar", "edit_map", "truth"):
-            if key in entry:
-                extras[f"{key}_path"] = f"{key}/{name}.png"
-                save_png(folder / f"{key}/{name}.png", central_square(in_frame(entry[key], key, size)))
-        extras["masked"] = "mask" in entry
-        side = min(size)
         top, left = (size[0] - side) // 2, (size[1] - side) // 2
         runs = encode_mask(mask[top : top + side, left : left + side])
-        words = tuple(entry["words"]) or None
+        place, extras = folder / "annotation_images" / f"{name}.png", {"masked": "mask" in entry}
+        save_png(place, center_crop_resize(picture, side))
+        for key in ("exemplar", "edit_map", "truth"):
+            if key in entry:
+                beside = in_frame(entry[key], key, size)
+                extras[f"{key}_path"] = f"{key}/{name}.png"
+                save_png(folder / f"{key}/{name}.png", center_crop_resize(beside, min(beside.size)))
         items.append(EditItem(name, place, entry["source_prompt"], entry["target_prompt"], "", "0", words, runs,
                               (side, side), extras=extras))  # fmt: skip
     write_pie_bench(folder, items)
@@ -137,28 +144,9 @@ def in_frame(path: Path, key: str, size: tuple[int, int]):
     from common.masks import check_same_size, read_grey
 
     if key == "edit_map":
-        grey = read_grey(path, edit=1)
-        check_same_size(str(path), tuple(grey.shape), "its picture", size)
-        return Image.fromarray((255 * grey).round().byte().numpy())
-    image = load_image(path)
-    if key == "truth":
+        image = Image.fromarray((255 * read_grey(path, edit=1)).round().byte().numpy())
+    else:
+        image = load_image(path)
+    if key != "exemplar":
         check_same_size(str(path), (image.height, image.width), "its picture", size)
     return image
-
-
-def central_square(image):
-    """The largest square in the middle."""
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    return image.crop((left, top, left + side, top + side))
-
-
-def digests(entries: list[dict[str, Any]]) -> dict[str, str]:
-    """Per name, twelve digits of a hash of all that an entry says and of its files' bytes."""
-    found = {}
-    for entry in entries:
-        told = hashlib.sha256(json.dumps([entry["source_prompt"], entry["target_prompt"], entry["words"]]).encode())
-        for key in FILES:
-            told.update(key.encode() + (entry[key].read_bytes() if key in entry else b""))
-        found[entry["name"]] = told.hexdigest()[:12]
-    return found

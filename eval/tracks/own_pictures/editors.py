@@ -1,24 +1,33 @@
-"""Editors of one picture, by kind of method: loaded once, then called with an item and a seed.
+"""The kinds of methods that edit one picture: an editor is loaded once, then called with an item and a seed.
 
-An item is an EditItem of a folder that eval.own_pictures has written. An editor gives {"source", "edited"}: the picture
-as the method saw it, and what it made of it.
+An item is an EditItem of a folder that picture_list has written. An editor gives {"source", "edited"}: the picture as
+the method saw it, and what it made of it.
 """
 
 import argparse
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from common.flags import is_picturebook_folder
 from eval.tracks import exemplar_editing, svdiff_editing
+from eval.tracks.track import given
 
 Editor = Callable[[Any, int], dict]
 
 
-def given(args: argparse.Namespace, *names: str) -> list[str]:
-    """The flags of eval.compare of these names, as words, where they have a value."""
-    values = {name: getattr(args, name) for name in names}
-    return [word for name, value in values.items() if value is not None for word in (f"--{name}", str(value))]
+@dataclass(frozen=True)
+class Kind:
+    """load: (flags of eval.compare, folder of the track, name of the method) -> its editor. needs: what it wants of an
+    entry of the list. random: whether it draws random numbers, and is run once per seed."""
+
+    load: Callable[[argparse.Namespace, Path, str], Editor]
+    needs: tuple[str, ...]
+    random: bool = True
+
+    def suits(self, entry: dict[str, Any]) -> bool:
+        return all(entry.get(key) for key in self.needs)
 
 
 def text_editor(args: argparse.Namespace, output: Path, method: str) -> Editor:
@@ -31,9 +40,8 @@ def text_editor(args: argparse.Namespace, output: Path, method: str) -> Editor:
 
     pair, _, preset = method.partition("@")
     inversion, engine = pair.split("+")
-    flags = given(args, "pretrained_model_name_or_path", "num_inference_steps", "device")
-    settings = spdinv_eval.parse([*flags, "--inversions", inversion, "--engines", engine, "--dataset", "picturebook",
-                                  *(["--preset", preset] if preset else [])])  # fmt: skip
+    flags = given(args, "pretrained_model_name_or_path", "num_inference_steps", "device", preset=preset or None)
+    settings = spdinv_eval.parse([*flags, "--inversions", inversion, "--engines", engine, "--dataset", "picturebook"])
     how = options.method_of(settings, inversion, engine)
     pipe, resolution, _ = customised.load(settings)
 
@@ -72,9 +80,9 @@ def exemplar_editor(args: argparse.Namespace, output: Path, method: str) -> Edit
     from pixels.reproduction.pairs import benchmark_pairs
 
     on_picturebook = is_picturebook_folder(args.pretrained_model_name_or_path)
-    encoders = [] if on_picturebook else ["--metric_encoders", "picturebook"]  # edits are scored elsewhere
-    flags = given(args, "pretrained_model_name_or_path", "num_inference_steps", "device")
-    settings = pixels_eval.parse([*flags, *encoders, "--output_dir", str(output)])
+    encoders = None if on_picturebook else "picturebook"  # edits are scored elsewhere
+    settings = pixels_eval.parse(given(args, "pretrained_model_name_or_path", "num_inference_steps", "device",
+                                       metric_encoders=encoders, output_dir=output))  # fmt: skip
     bench = exemplar_editing.make_bench(settings, exemplar_editing.own_settings(on_picturebook))
     pairs = {pair.id: pair for pair in benchmark_pairs(output / "pie_bench")}
 
@@ -105,4 +113,7 @@ def inpaint_editor(args: argparse.Namespace, output: Path, method: str) -> Edito
     return edit
 
 
-EDITORS = {"text": text_editor, "svdiff": svdiff_editor, "exemplar": exemplar_editor, "inpaint": inpaint_editor}
+TEXT = Kind(text_editor, ("source_prompt", "target_prompt"), random=False)
+SVDIFF = Kind(svdiff_editor, ("source_prompt", "target_prompt"))
+EXEMPLAR = Kind(exemplar_editor, ("exemplar", "edit_map"))
+INPAINT = Kind(inpaint_editor, ("exemplar", "mask"))

@@ -9,8 +9,8 @@ from PIL import Image
 from common.data import read_pie_bench
 from common.runs import read_rows
 from eval import compare
-from eval.own_pictures import read_list, write_pie_bench_folder
-from eval.tracks import own_pictures
+from eval.tracks.own_pictures import track
+from eval.tracks.own_pictures.picture_list import read_list, write_pie_bench_folder
 
 RNG = np.random.default_rng(0)
 
@@ -92,7 +92,7 @@ def test_wrong_flags(mine, flags, words, capsys):
 def test_a_method_that_no_picture_suits_says_what_it_needs(mine):
     (alone,) = [entry for entry in read_list(mine) if entry["name"] == "dog"]
     with pytest.raises(ValueError, match="pixels needs exemplar and edit_map"):
-        own_pictures.check_needs(own_pictures.chosen_methods(["ddim+p2p", "pixels"]), [alone])
+        track.chosen_methods(["ddim+p2p", "pixels"], [alone])
 
 
 def test_pie_bench_holds_central_squares_with_their_masks(mine, tmp_path):
@@ -136,7 +136,7 @@ def test_several_methods_on_one_page(run, mine, capsys, monkeypatch):
     assert "dog has no mask" in html and "Model: " in html and html.count('<article class="item') == 2
     assert "claims-own_pictures" not in html and "python -m eval.compare --pictures" in html
 
-    monkeypatch.setitem(own_pictures.EDITORS, "text", lambda *any: pytest.fail("nothing is left to run"))
+    monkeypatch.setattr(track, "run_missing", lambda *any: pytest.fail("nothing is left to run"))
     assert run("--methods", "ddim+p2p")[1] == rows
     noise(mine / "dog.jpg")
     with pytest.raises(SystemExit):
@@ -145,8 +145,5 @@ def test_several_methods_on_one_page(run, mine, capsys, monkeypatch):
 
 
 def test_a_photograph_in_the_drawn_world_is_warned_of(mine):
-    args = type("Args", (), {"pretrained_model_name_or_path": "picturebook"})
-    (notice,) = own_pictures.notices_of(args, read_list(mine), on_picturebook=True)
+    notice = track.notice_of("picturebook", read_list(mine))
     assert "drawn world" in notice and "cat" in notice and "dog" not in notice  # which has its 64 pixels
-
-
