@@ -122,17 +122,10 @@ def test_words_may_have_schedules_of_their_own(capsys):
 
 MISSING = "/no/such/place"
 WRONG = [
-    (["--image_path", MISSING], "is no file"),
     (["--image_path", "TEXT"], "cannot be read as a picture"),
     (["--image_path", "CUT"], "cannot be read as a picture"),
-    (["--imagepath", "PICTURE"], "did you mean --image_path"),
-    (["--inversion", "magic"], "invalid choice: 'magic'"),
-    (["--num_inference_steps", "0"], "from 1 to 1000"),
     (["--num_inference_steps", "1000"], "num_inference_steps"),
-    (["--guidance_scale", "nan"], "not a number from 0"),
     (["--cross_replace_steps", "1.5"], "from 0 to 1"),
-    (["--spd_rounds", "-1"], "not an integer from 0"),
-    (["--spd_learning_rate", "1e30"], "from 0 to"),
     (["--blended_words", "red"], "expected 2 arguments"),
     (["--blended_words", "red", "green"], "'green' is not in the prompt"),
     (["--equalizer", "blue"], "WORD=NUMBER"),
@@ -142,7 +135,6 @@ WRONG = [
     (["--blended_words", "red", "blue", "--substruct_words", "cat", "dog"], "'dog' is not in the prompt"),
     (["--controller", "replace", "--target_prompt", "a cat"], "equally many words"),
     (["--resolution", "65"], "multiple"),
-    (["--seed", str(2**70)], "from 0 to"),
     (["--engine", "none", "--blended_words", "red", "blue"], "engine p2p"),
     (["--engine", "pnp", "--controller", "refine"], "engine p2p"),
     (["--start_step", "0"], "engine masactrl"),
@@ -168,11 +160,7 @@ WRONG = [
     (["--inversion", "edict", "--preset", "as_released"], "samples in its own way"),
     (["--inversion", "null_text", "--inversion_steps", "9"], "leave out --inversion_steps"),
     (["--inversion_steps", "7"], "take a multiple"),
-    (["--pretrained_model_name_or_path", MISSING], MISSING),
     (["--clip_model", MISSING], MISSING),
-    (["--output_dir", "TEXT"], "is a file"),
-    (["--output_dir", "/proc/here"], "cannot write to --output_dir"),
-    (["--adapter", MISSING], f"--adapter {MISSING} does not exist"),
     (["--elite", MISSING], f"--elite {MISSING} does not exist"),
     (["--reference_image_path", "PICTURE"], "give --elite too"),
     (["--elite", "PICTURE"], "use that word in --target_prompt"),
@@ -196,6 +184,7 @@ def test_masks_are_cut_as_their_picture_is(tmp_path):
 
 @pytest.mark.parametrize("flags, message", WRONG)
 def test_wrong_input_is_one_sentence_and_leaves_nothing(tiny_folder, tmp_path, capsys, flags, message):
+    """What tests/test_hostile_inputs.py does not ask of every script."""
     picture = photograph(tmp_path / "in.png")
     (tmp_path / "text.png").write_text("hello")
     (tmp_path / "cut.png").write_bytes(picture.read_bytes()[:3000])
