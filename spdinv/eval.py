@@ -186,7 +186,9 @@ def main(argv: list[str] | None = None) -> None:
     keep_config(output, args, methods | others)
     if args.experiment:
         experiment = importlib.import_module(f"spdinv.reproduction.experiments.{args.experiment}")
-        experiment.run(Task(args, methods, pipe, resolution, items, encoders, output))
+        results = experiment.run(Task(args, methods, pipe, resolution, items, encoders, output))
+        write_json(output / "results.json", results)
+        print(f"{len(items)} pictures; everything in {output}")
         return
     bench = Bench(pipe, encoders, folder, resolution, args.seed)
     draws = baselines.load(args, pipe, elite) if others else {}

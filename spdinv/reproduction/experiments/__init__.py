@@ -1,6 +1,6 @@
 """What the paper argues beside its tables, measured on pictures of which the true noise is known.
 
-Each module has run(task: Task) for spdinv.eval; it skips what is done.
+Each module has run(task: Task) for spdinv.eval; it skips what is done, prints its tables, and returns results.json.
 """
 
 import argparse

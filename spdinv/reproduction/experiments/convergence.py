@@ -23,7 +23,7 @@ from common.claims import Interval, verdict
 from common.ddim import Schedule, ddim_inverse_step, make_schedule, to_eps
 from common.images import center_crop_resize, load_image, to_tensor
 from common.pipelines import Conditioning, encode_image, encode_prompt
-from common.runs import bootstrap_interval, measure, progress, write_json
+from common.runs import bootstrap_interval, measure, progress
 from common.tables import intervals, score_table
 from spdinv.inversions import INVERSIONS
 from spdinv.inversions.residual import f_theta, mean_square
@@ -69,7 +69,7 @@ def residuals(
     return found
 
 
-def run(task: Task) -> None:
+def run(task: Task) -> dict:
     """Rows, a figure and a table in the output folder, one picture at a time; what has a row is not run again."""
     pipe, args = task.pipe, task.args
     schedule = make_schedule(pipe.scheduler, args.num_inference_steps)
@@ -89,7 +89,7 @@ def run(task: Task) -> None:
                 inversion_seconds=inversion.cost["seconds"], peak_memory_mb=cost.peak_memory_mb,
                 residuals=losses, rounds_per_step=rounds,
             )  # fmt: skip
-    report(task, list(names))
+    return report(task, list(names))
 
 
 def summarise(losses: list[list[float]], rounds: list[int], threshold: float) -> dict[str, float]:
@@ -111,7 +111,7 @@ def summarise(losses: list[list[float]], rounds: list[int], threshold: float) ->
     }
 
 
-def report(task: Task, names: list[str]) -> None:
+def report(task: Task, names: list[str]) -> dict:
     args, items, output, found = task.args, task.items, task.output, task.rows()
     rows: dict[str, list[dict[str, Any]]] = {name: [found[name, item.id] for item in items] for name in names}
     summary = {name: intervals(of_name) for name, of_name in rows.items()}
@@ -123,5 +123,4 @@ def report(task: Task, names: list[str]) -> None:
         if summary[name]["rounds"]["mean"] > 0:
             ruled = verdict(Interval(mean, low, high, len(items)), 1, "better")
             print(f"{name}: more rounds in the early half by {mean:.3g} [{low:.3g}, {high:.3g}] per step: {ruled}")
-    write_json(output / "results.json", summary)
-    print(f"{len(items)} pictures; everything in {output}, figure in {output / 'convergence.png'}")
+    return summary

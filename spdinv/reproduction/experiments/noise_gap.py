@@ -24,7 +24,7 @@ from common.ddim import make_schedule
 from common.encoders import Encoders
 from common.metrics import Score, clip_text_similarity
 from common.pipelines import decode_latents, encode_prompt
-from common.runs import atomic_path, measure, progress, write_json, write_text
+from common.runs import atomic_path, measure, progress, write_text
 from common.tables import cell, intervals, score_table, text_table
 from spdinv.inversions import INVERSIONS
 from spdinv.inversions.result import Inversion
@@ -54,7 +54,7 @@ def name_of(inversion: str, scale: float, start: str) -> str:
     return f"{inversion}@cfg{scale:g}-{start}"
 
 
-def run(task: Task) -> None:
+def run(task: Task) -> dict:
     """Rows, noise codes, figures and tables in the output folder; what has a row is not run again.
 
     latent_mse is of the way back without guidance, as the inversion went.
@@ -94,7 +94,7 @@ def run(task: Task) -> None:
             shared = {"seconds": cost.seconds / len(batch), "peak_memory_mb": cost.peak_memory_mb,
                       "inversion_seconds": found.cost["seconds"] / len(batch)}  # fmt: skip
             keep(name_of(inversion, scale, start), batch, found.noise, [row | shared for row in known])
-    report(task, list(inversions))
+    return report(task, list(inversions))
 
 
 def describe(true: torch.Tensor, latents: torch.Tensor, found: Inversion, back: torch.Tensor) -> list[dict[str, Any]]:
@@ -135,8 +135,8 @@ def clip_score(pipe: DiffusionPipeline, code: torch.Tensor, item, encoders: Enco
 # ------------------------------------------------------------------------------------------------------------ report
 
 
-def report(task: Task, inversions: list[str]) -> None:
-    """Two figures, results.json, and the tables on the screen, of the items and inversions at hand."""
+def report(task: Task, inversions: list[str]) -> dict:
+    """Two figures, and the tables on the screen, of the items and inversions at hand."""
     items, output, rows = task.items, task.output, task.rows()
     ids = [item.id for item in items]
     panels = {  # title -> inversion -> name of its rows
@@ -173,12 +173,11 @@ def report(task: Task, inversions: list[str]) -> None:
             rows[name, item]["metrics"]["prompt_read"] = share
     if probes:
         write_text(output / "rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows.values()))
-    write_json(output / "results.json", {
+    return {
         "summary": summary, "shares": shares, "mean_curves": {name: curve.mean(0) for name, curve in curves.items()},
         "probes": {name: {**one, "right": {code: values.mean() for code, values in one["right"].items()}}
                    for name, one in probes.items()},
-    })  # fmt: skip
-    print(f"{len(items)} pictures; everything in {output}, curves in {output / 'curves.png'}")
+    }  # fmt: skip
 
 
 def shares_of(panel: dict[str, str], rows: dict[tuple[str, str], dict], ids: list[str]) -> dict[str, dict[str, float]]:

@@ -16,7 +16,7 @@ from common.encoders import Encoders
 from common.images import grid, load_image, save_png, to_pil, to_tensor
 from common.metrics import Score, clip_text_similarity, lpips_distance, psnr, structure_distance
 from common.pipelines import decode_latents, encode_prompt
-from common.runs import measure, progress, write_json
+from common.runs import measure, progress
 from common.tables import intervals, score_table
 from spdinv.editing import edit_picture
 from spdinv.engines import ENGINES
@@ -32,7 +32,7 @@ from spdinv.sampling import generate
 IDEAL = "ideal"
 
 
-def run(task: Task) -> None:
+def run(task: Task) -> dict:
     """Rows, pictures and tables in the output folder; what has a row is not run again."""
     args, pipe = task.args, task.pipe
     schedule = make_schedule(pipe.scheduler, args.num_inference_steps)
@@ -53,7 +53,7 @@ def run(task: Task) -> None:
                         inversions[arm] = INVERSIONS[arm](pipe, schedule, true[0], cond, **options)
                 for i, name in missing:
                     edit_one(task, name, arms, batch[i], true[:, i : i + 1], inversions[arms[name][0]].picture(i))
-    report(task, arms)
+    return report(task, arms)
 
 
 Arms = dict[str, tuple[str, Method, float]]  # row's name: (arm, method, scale of the drawing)
@@ -127,8 +127,8 @@ def scores(item, drawn, reconstruction, edited, ideal, encoders: Encoders) -> di
     return found | {score.key: score.value for score in named}
 
 
-def report(task: Task, arms: Arms) -> None:
-    """grid.png, results.json, and on the screen the arms' means and all their paired differences."""
+def report(task: Task, arms: Arms) -> dict:
+    """grid.png, and on the screen the arms' means and all their paired differences."""
     found, ids, output = task.rows(), [item.id for item in task.items], task.output
     summary = {name: intervals([found[name, item] for item in ids]) for name in arms}
     columns = [*(f"source_{scale:g}" for scale in scales_of(task.args)), *arms]
@@ -143,8 +143,7 @@ def report(task: Task, arms: Arms) -> None:
         differences[f"{a} - {b}"] = {key: vars(gap) for key, gap in gaps.items() if gap.n}
     print("Paired differences")
     print(score_table(differences), end="\n\n")
-    write_json(output / "results.json", {"summary": summary, "differences": differences})
-    print(f"{len(ids)} pictures; everything in {output}, pictures in {output / 'grid.png'}")
+    return {"summary": summary, "differences": differences}
 
 
 def pairs_of(arms: Arms) -> list[tuple[str, str]]:
