@@ -26,7 +26,6 @@ import math
 import tomllib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -88,13 +87,14 @@ def interval(found: dict[tuple, float]) -> Interval:
     subjects = len({subject_of(item) for item, _ in found})
     if subjects == len(found):
         return Interval(*bootstrap_interval(found.values()), len(found))
-    means = resampling_weights(list(found)) @ np.array(list(found.values()))
+    means = resampling_weights(tuple(found)) @ np.array(list(found.values()))
     low, high = map(float, np.quantile(means, (0.025, 0.975)))
     return Interval(float(np.mean(list(found.values()))), low, high, len(found), subjects)
 
 
 @functools.cache
-def _resampling_weights(pairs: tuple[tuple, ...], n: int, seed: int) -> np.ndarray:
+def resampling_weights(pairs: tuple[tuple, ...], n: int = 2000, seed: int = 0) -> np.ndarray:
+    """[n, pairs]: what share of the mean each (item, seed) has in n resamples of subjects, and of what each has."""
     rng = np.random.default_rng(seed)
     groups: dict[str, list[int]] = {}
     for place, (item, _) in enumerate(pairs):
@@ -107,11 +107,6 @@ def _resampling_weights(pairs: tuple[tuple, ...], n: int, seed: int) -> np.ndarr
         seeds = (rng.random(drawn.shape) * sizes[drawn]).astype(int)
         np.add.at(weights, (rows, table[drawn, seeds]), number < sizes[drawn])
     return weights / weights.sum(axis=1, keepdims=True)
-
-
-def resampling_weights(pairs: list[tuple], n: int = 2000, seed: int = 0) -> np.ndarray:
-    """[n, pairs]: what share of the mean each (item, seed) has in n resamples of subjects, and of what each has."""
-    return _resampling_weights(tuple(pairs), n, seed)
 
 
 def mean_interval(rows: list[dict], key: str, method: str) -> Interval:
@@ -153,20 +148,11 @@ class Finding:
     why: str = ""
 
 
-def claims_file(paper: str) -> Path:
-    return ROOT / paper / "reproduction" / "claims.toml"
-
-
 @functools.cache
-def _claims(paper: str) -> tuple[dict[str, Any], ...]:
-    file = claims_file(paper)
-    listed = tomllib.loads(file.read_text(encoding="utf-8"))["claim"] if file.is_file() else []
-    return tuple(one for claim in listed for one in expanded(claim | {"paper": paper}))
-
-
-def read_claims(paper: str) -> list[dict[str, Any]]:
+def read_claims(paper: str) -> tuple[dict[str, Any], ...]:
     """The claims of one paper, lists of scores and baselines taken apart."""
-    return list(_claims(paper))
+    text = (ROOT / paper / "reproduction" / "claims.toml").read_text(encoding="utf-8")
+    return tuple(one for claim in tomllib.loads(text)["claim"] for one in expanded(claim | {"paper": paper}))
 
 
 def expanded(claim: dict[str, Any]) -> list[dict[str, Any]]:

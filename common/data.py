@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from common.files import InputError, atomic_path, check_file_name, read_json, read_text, write_json, write_text
+from common.files import InputError, atomic_path, check_file_name, read_object, read_text, write_json, write_text
 from common.images import list_pictures
 from common.masks import check_same_size
 
@@ -28,10 +28,9 @@ LIVE_CLASSES = {"cat", "dog"}  # the classes of the DreamBooth dataset that use 
 
 def _inside(folder: Path, relative: Any, what: str) -> Path:
     """folder / relative; InputError if that would lie outside of the folder, or could be no file."""
-    if not isinstance(relative, str) or not relative or Path(relative).is_absolute() or ".." in Path(relative).parts:
-        raise InputError(f"{what} is {relative!r}; a relative path inside {folder} is needed")
-    if "\0" in relative or len(os.fsencode(relative)) > 4000:
-        raise InputError(f"{what} is {relative[:40]!r}; a relative path inside {folder} is needed")
+    named = isinstance(relative, str) and relative and "\0" not in relative and len(os.fsencode(relative)) <= 4000
+    if not named or Path(relative).is_absolute() or ".." in Path(relative).parts:
+        raise InputError(f"{what} is {str(relative)[:40]!r}; a relative path inside {folder} is needed")
     return folder / relative
 
 
@@ -111,12 +110,10 @@ def read_pie_bench(
     that is wrong.
     """
     folder = Path(folder)
-    mapping = read_json(folder / "mapping_file.json")
+    mapping = read_object(folder / "mapping_file.json")
     wanted = set(EDIT_TYPES) if edit_types is None else {str(kind) for kind in edit_types}
     if unknown := wanted - set(EDIT_TYPES):
         raise InputError(f"edit types {sorted(unknown)} do not exist; the known ones are 0 to 9")
-    if not isinstance(mapping, dict):
-        raise InputError(f"{folder / 'mapping_file.json'} is a list; an object from id to entry is needed")
     items = []
     for key, entry in mapping.items():
         try:

@@ -15,14 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.flags import check_device
+from common.flags import PICTUREBOOK, PICTUREBOOK_FOLDER, check_device
 from common.runs import InputError
 
-PICTUREBOOK = "picturebook"
-PICTUREBOOK_MODELS = Path(__file__).parent / "picturebook" / "models"
-
-# The encoders of the published PIE-Bench tables, under the names by which the loaders know them.
+# The encoders of published tables, under the names by which the loaders know them: PIE-Bench, and DreamBooth's two
+# with LPIPS on AlexNet and the FID's Inception.
 PIE_ENCODERS = {"clip": "openai/clip-vit-large-patch14", "dino": "facebook/dino-vitb8", "lpips": "squeeze"}
+DREAMBOOTH_ENCODERS = {"clip": "openai/clip-vit-base-patch32", "dino": "facebook/dino-vits16", "lpips": "alex",
+                       "features": "inception"}  # fmt: skip
 
 TRUNK_FILES = {
     "alex": "alexnet-owt-7be5be79.pth",
@@ -126,29 +126,31 @@ class Embedder:
 
 @dataclass(frozen=True)
 class Encoders:
-    """What one PIE-Bench table needs."""
+    """The networks that judge a table's pictures; None is what it does without. features: of the Frechet distance.
+    classifier: of the picturebook, which reads what a picture shows."""
 
     clip: Clip
-    dino: Dino
+    dino: Dino | None
     lpips: Lpips
+    features: Embedder | None = None
+    classifier: nn.Module | None = None
 
 
-def load_encoders(name: str | Path = PICTUREBOOK, device: str | None = None) -> Encoders:
-    """The three encoders of a PIE-Bench table.
-
-    name: "picturebook"; "pie", the encoders of the published tables (PIE_ENCODERS); or a local folder that holds copies
-    of those: clip-vit-large-patch14/, dino-vitb8/ and squeezenet1_1-b8a52dc0.pth.
-    """
+def load_encoders(
+    name: str | Path = PICTUREBOOK, device: str | None = None, published: dict[str, str] = PIE_ENCODERS
+) -> Encoders:
+    """name: "picturebook"; "pie" or "paper", the `published` ones; or a local folder that holds copies of those, such
+    as clip-vit-large-patch14/, dino-vitb8/ and squeezenet1_1-b8a52dc0.pth."""
     if name == PICTUREBOOK:
-        return Encoders(load_clip(name, device), load_dino(name, device), load_lpips(name, device))
-    clip, dino, lpips = PIE_ENCODERS["clip"], PIE_ENCODERS["dino"], PIE_ENCODERS["lpips"]
-    if name == "pie":
-        return Encoders(load_clip(clip, device), load_dino(dino, device), load_lpips(lpips, device))
-    folder = Path(name)
+        parts = [load(name, device) for load in (load_clip, load_dino, load_lpips)]
+        return Encoders(*parts, load_picturebook_embedder(device), _classifier(device))
+    folder = None if name in ("pie", "paper") else Path(name)
+    clip, dino, lpips = (published.get(part) for part in ("clip", "dino", "lpips"))
     return Encoders(
-        load_clip(folder / label(clip), device),
-        load_dino(folder / label(dino), device),
-        load_lpips(lpips, device, trunk_file=folder / TRUNK_FILES[lpips]),
+        load_clip(folder / label(clip) if folder else clip, device),
+        load_dino(folder / label(dino) if folder else dino, device) if dino else None,
+        load_lpips(lpips, device, folder and folder / TRUNK_FILES[lpips]),
+        load_inception(folder, device) if "features" in published else None,
     )
 
 
@@ -159,9 +161,9 @@ def load_clip(name: str | Path = PIE_ENCODERS["clip"], device: str | None = None
     """
     from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
-    folder = PICTUREBOOK_MODELS / "clip" if name == PICTUREBOOK else name
+    folder = PICTUREBOOK_FOLDER / "clip" if name == PICTUREBOOK else name
     # As in any Stable Diffusion folder, the picturebook's tokenizer lies beside the models.
-    words = PICTUREBOOK_MODELS / "tokenizer" if name == PICTUREBOOK else name
+    words = PICTUREBOOK_FOLDER / "tokenizer" if name == PICTUREBOOK else name
     model, tokenizer = _pretrained_model(CLIPModel, folder, device), _pretrained(CLIPTokenizer, words)
     if len(tokenizer) != model.config.text_config.vocab_size:  # without files, transformers makes an empty tokenizer
         known, wanted = len(tokenizer), model.config.text_config.vocab_size
@@ -176,7 +178,7 @@ def load_dino(name: str | Path = "facebook/dino-vits16", device: str | None = No
     """
     from transformers import ViTModel
 
-    folder = PICTUREBOOK_MODELS / "dino" if name == PICTUREBOOK else name
+    folder = PICTUREBOOK_FOLDER / "dino" if name == PICTUREBOOK else name
     return Dino(label(name), _pretrained_model(ViTModel, folder, device, add_pooling_layer=False))
 
 
@@ -222,16 +224,10 @@ def load_inception(folder: str | Path | None = None, device: str | None = None) 
     folder: where inception-2015-12-05.pt lies, by default TORCH_HOME/hub/checkpoints; InputError when it does not.
     """
     from cleanfid.inception_torchscript import InceptionV3W
-
-    path = _weight_file(folder and Path(folder) / INCEPTION_FILE, INCEPTION_FILE, INCEPTION_URL)
-    return clean_fid_embedder(InceptionV3W(str(path.parent), download=False).to(_device(device)), "inception", device)
-
-
-def clean_fid_embedder(network: Callable, name: str, device: str | None = None) -> Embedder:
-    """`network` maps [B, 3, 299, 299] in [0, 255] to [B, D], like clean-fid's custom_feat_extractor."""
     from cleanfid.resize import build_resizer
 
-    resize = build_resizer("clean")
+    path = _weight_file(folder and Path(folder) / INCEPTION_FILE, INCEPTION_FILE, INCEPTION_URL)
+    network, resize = InceptionV3W(str(path.parent), download=False).to(_device(device)), build_resizer("clean")
 
     @torch.no_grad()
     def embed(pictures: Tensor) -> Tensor:
@@ -239,7 +235,7 @@ def clean_fid_embedder(network: Callable, name: str, device: str | None = None) 
         pixels = torch.stack([torch.from_numpy(resize(image)).permute(2, 0, 1) for image in images])
         return network(pixels.to(_device(device))).to(pictures.device)
 
-    return Embedder(name, embed)
+    return Embedder("inception", embed)
 
 
 def load_picturebook_embedder(device: str | None = None) -> Embedder:

@@ -37,6 +37,21 @@ class WriteError(InputError):
         self.path = path
 
 
+def one_line(problem: BaseException) -> str:
+    return " ".join(str(problem).split())[:300]
+
+
+@contextlib.contextmanager
+def refused_as(failure: str) -> Iterator[None]:
+    """Whatever a library raises in the block becomes one sentence, an InputError: "<failure>: <what it says>"."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as problem:  # a dozen kinds, for a file that is not what its name says
+        raise InputError(f"{failure}: {one_line(problem)}") from problem
+
+
 REASONS = {
     errno.ENOSPC: "the disk is full; make room, or name another folder",
     errno.EDQUOT: "your quota is used up; make room, or name another folder",
@@ -279,24 +294,13 @@ def append_row(path: str | Path, row: dict[str, Any]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_name(f".{path.name}.lock")), open(path, "ab+") as file:
-            file.truncate(_end_of_last_line(file))
+            file.seek(0)
+            file.truncate(file.read().rfind(b"\n") + 1)
             file.write(line)
             file.flush()
             os.fsync(file.fileno())
     except OSError as problem:
         raise WriteError(path, write_problem(problem) or str(problem.strerror)) from None
-
-
-def _end_of_last_line(file) -> int:
-    """The position after the last line break; only the end of the file is read."""
-    end = file.seek(0, os.SEEK_END)
-    while end:
-        start = max(0, end - 4096)
-        file.seek(start)
-        if (last := file.read(end - start).rfind(b"\n")) >= 0:
-            return start + last + 1
-        end = start
-    return 0
 
 
 def read_rows(path: str | Path) -> list[dict[str, Any]]:

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 from common.files import InputError, check_writable  # noqa: F401
 
-PICTUREBOOK = Path(__file__).parent / "picturebook" / "models"
-
+PICTUREBOOK = "picturebook"
+PICTUREBOOK_FOLDER = Path(__file__).parent / "picturebook" / "models"
 
 MOST = {int: 10**9, float: 10**6}  # of flags without a bound of their own
 
@@ -86,19 +86,23 @@ def check_device(name: Any) -> None:
         raise InputError(f"There is no device {str(name)!r} here ({gpus} GPUs); leave it out, or take cpu") from None
 
 
+def local_folder(name: str) -> Path:
+    """Where the model of this name lies, if it is here: the picturebook's own folder, or the folder named."""
+    return PICTUREBOOK_FOLDER if name == PICTUREBOOK else Path(name).expanduser()
+
+
 def is_picturebook_folder(name: str) -> bool:
     """Whether the model is a picturebook, known by its marker file, before anything is loaded."""
-    return name == "picturebook" or (Path(name).expanduser() / "picturebook.json").is_file()
+    return (local_folder(name) / "picturebook.json").is_file()
 
 
 def weights_of(name: str) -> str | None:
     """Twelve digits of a hash of a picturebook's UNet, which may be replaced under its name, so that rows of other
     weights are not mixed in; None for other models."""
-    if not is_picturebook_folder(name):
+    file = local_folder(name) / "unet" / "diffusion_pytorch_model.safetensors"
+    if not is_picturebook_folder(name) or not file.is_file():
         return None
-    folder = PICTUREBOOK if name == "picturebook" else Path(name).expanduser()
-    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
-    return hashlib.sha256(file.read_bytes()).hexdigest()[:12] if file.is_file() else None
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:12]
 
 
 def say_preset(preset: dict[str, Any]) -> None:

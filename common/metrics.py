@@ -1,9 +1,9 @@
 """Scores of edited and generated pictures, each under one name that says how it was measured.
 
 Two kinds of functions. Those on pictures (float32 [B, 3, H, W] in [0, 1]) return plain tensors, so that a reader can
-see the formula. `pie_scores`, `frechet_distance`, `mean_score` and `aggregate` attach the names: a `Score` carries its
-encoder, protocol, scale and number of items, and its key, such as "lpips/pie_official" or "CLIP-T (picturebook)", is
-what result rows store. PIE-Bench has two protocols:
+see the formula. `pie_scores` and `frechet_distance` attach the names: a `Score` carries its encoder, protocol and
+number of items, and its key, such as "lpips/pie_official" or "CLIP-T (picturebook)", is what result rows store.
+PIE-Bench has two protocols:
 
 pie_official   the published scorer with all its quirks (PnP Inversion, ICLR 2024, evaluation code), for comparison with
                published tables. Scores of "the unedited part" multiply both pictures by 1 - mask and average over the
@@ -13,21 +13,19 @@ pie_corrected  the same quantities averaged over the unedited region alone, 0..1
                In the compared picture the edited region is filled from the source, so that no window or receptive
                field sees the edit, nor an artificial edge. The CLIP scores are the same in both protocols.
 
-Both give NaN where the region they speak of is empty; means skip NaN and say how many items remain.
+Both give NaN where the region they speak of is empty.
 """
 
 import math
 import re
 import warnings
-from collections import defaultdict
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.encoders import PIE_ENCODERS, Clip, Dino, Embedder, Encoders, Lpips, label
+from common.encoders import PIE_ENCODERS, Clip, Dino, Encoders, Lpips, label
 from common.runs import InputError
 
 PIE_PROTOCOLS = ("pie_official", "pie_corrected")
@@ -44,19 +42,6 @@ PIE_SCORES = {
     "clip_edited": ("clip", 1.0),  # its edited part, target prompt
 }
 
-SCALES = {
-    "psnr": "dB",
-    "mse": "mean squared error of [0, 1] pixels",
-    "ssim": "-1 to 1",
-    "structure": "mean squared error of cosines",
-    "clip_source": "100 max(cosine, 0)",
-    "clip_whole": "100 max(cosine, 0)",
-    "clip_edited": "100 max(cosine, 0)",
-    "CLIP-I": "cosine",
-    "CLIP-T": "cosine",
-    "DINO": "cosine",
-}
-
 
 @dataclass(frozen=True)
 class Score:
@@ -67,10 +52,6 @@ class Score:
     encoder: str = ""  # label of the network that looked; "" for arithmetic on pixels
     protocol: str = ""
     n: int = 1
-
-    @property
-    def scale(self) -> str:
-        return SCALES.get(self.name, "")
 
     @property
     def key(self) -> str:
@@ -84,21 +65,6 @@ def prescribed_encoder(name: str, protocol: str) -> str:
     """The label of the encoder with which the protocol was published; "" where there is none."""
     kind = PIE_SCORES[name][0] if protocol in PIE_PROTOCOLS else None
     return label(PIE_ENCODERS[kind]) if kind else ""
-
-
-def mean_score(name: str, values: Iterable[float], encoder: str = "", protocol: str = "") -> Score:
-    """The mean of the values that are not NaN, and their count. NaN and 0 when there are none."""
-    kept = [float(value) for value in values if not math.isnan(value)]
-    return Score(name, sum(kept) / len(kept) if kept else math.nan, encoder, protocol, len(kept))
-
-
-def aggregate(rows: Iterable[dict]) -> dict[str, Score]:
-    """Result rows {"metrics": {key: value}, …} -> the `mean_score` of every key, in order of appearance."""
-    columns = defaultdict(list)
-    for row in rows:
-        for key, value in row["metrics"].items():
-            columns[key].append(value)
-    return {key: mean_score(values=values, **parse_key(key)) for key, values in columns.items()}
 
 
 def parse_key(key: str) -> dict[str, str]:
@@ -229,15 +195,6 @@ def frechet_distance(features_a: Tensor, features_b: Tensor, encoder: str = "") 
     return Score("FID", max(distance.item(), 0.0), encoder, n=n)
 
 
-def fid(reference: Iterable[Tensor], generated: Iterable[Tensor], encoder: Embedder | Clip | Dino) -> Score:
-    """`frechet_distance` of two streams of batches [B, 3, H, W] in [0, 1], in the encoder's features.
-
-    Inception's (load_inception) are the FID proper; other encoders give numbers of their own.
-    """
-    a, b = (torch.cat([encoder.embed(batch) for batch in batches]) for batches in (reference, generated))
-    return frechet_distance(a, b, encoder.label)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # PIE-Bench
 
@@ -255,7 +212,8 @@ def pie_scores(
 
     source, edited: [1, 3, H, W] in [0, 1], as read back from 8-bit files. mask: [H, W] or [1, 1, H, W] of 0 and 1,
     1 where the edit may change something; common.data has already set its border as the published scorer does.
-    Prompts without brackets. Values are in the units of SCALES, not multiplied as in the tables (PIE_SCORES).
+    Prompts without brackets. PSNR is in dB, CLIP scores are 100 max(cosine, 0); nothing is multiplied as in the tables
+    (PIE_SCORES).
     Raises InputError for an unknown protocol or for sizes that differ.
     """
     if protocol not in PIE_PROTOCOLS:

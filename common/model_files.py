@@ -14,15 +14,13 @@ import diffusers
 import torch
 import transformers
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
-from huggingface_hub import hf_hub_download
+from huggingface_hub import constants, hf_hub_download
 from safetensors import SafetensorError, safe_open
 
-from common.files import InputError, read_object
+from common.files import InputError, one_line, read_object, refused_as  # noqa: F401  (loaders say errors with it)
+from common.flags import PICTUREBOOK, local_folder
 
 log = logging.getLogger(__name__)
-
-PICTUREBOOK = "picturebook"
-PICTUREBOOK_FOLDER = Path(__file__).parent / "picturebook" / "models"
 
 # Ids that were deleted from the hub, and where the same weights live now.
 MOVED = {
@@ -43,9 +41,11 @@ MODELS = {
 }
 
 
-def find_folder(name: str, offline: bool, accepted: dict[str, type] = PIPELINES) -> Path:
-    """The local folder of a model, downloaded if need be. accepted: class name -> class of the pipelines wanted."""
-    folder = PICTUREBOOK_FOLDER if name == PICTUREBOOK else Path(name).expanduser()
+def find_folder(name: str, offline: bool | None = None, accepted: dict[str, type] = PIPELINES) -> Path:
+    """The local folder of a model, downloaded if need be and allowed (offline: as HF_HUB_OFFLINE says by default).
+    accepted: class name -> class of the pipelines wanted."""
+    offline = constants.HF_HUB_OFFLINE if offline is None else offline
+    folder = local_folder(name)
     if folder.is_dir():
         return folder
     if folder.is_file():
@@ -74,13 +74,9 @@ def find_folder(name: str, offline: bool, accepted: dict[str, type] = PIPELINES)
                          f"{near}.")  # fmt: skip
     if hint:
         log.warning("%s has left the hub; loading the same weights from %s.", name, repo)
-    try:
+    with refused_as(f"{name} is neither here{said} nor to be downloaded{hint}{near}"):
         _pipeline_class(Path(hf_hub_download(repo, "model_index.json")).parent, accepted)  # before fetching gigabytes
         return Path(DiffusionPipeline.download(repo, safety_checker=None))
-    except InputError:
-        raise
-    except Exception as error:  # the errors of the hub's client and of its transport differ between versions
-        raise InputError(f"{name} is neither here{said} nor to be downloaded{hint}: {one_line(error)}{near}") from error
 
 
 def _pipeline_class(folder: Path, accepted: dict[str, type]) -> type:
@@ -109,9 +105,7 @@ def inspect_folder(
             raise InputError(f"{folder / part} holds no vocabulary (vocab.json); fetch the model again.")
     parts = [part for part in models if part in named]
     for part in parts:
-        for path in variants_of(folder / part)[variant_of(folder / part)]:
-            if path.suffix != ".safetensors":
-                continue
+        for path in [path for path in weights_in(folder / part)[1] if path.suffix == ".safetensors"]:
             try:
                 with safe_open(path, "pt"):
                     pass
@@ -124,21 +118,16 @@ WEIGHTS = re.compile(r"(?:diffusion_pytorch_model|pytorch_model|model)(?:\.(?P<v
                      r"(?:\.(?P<late>\w+))?\.(?:safetensors|bin)")  # fmt: skip
 
 
-def variants_of(folder: Path) -> dict[str | None, list[Path]]:
-    """The weight files of a model's folder, by what stands in their names beside the library's own: None, "fp16", …"""
+def weights_in(folder: Path) -> tuple[str | None, list[Path]]:
+    """The variant to load and its files: the plain weights if they are there, else those of half precision ("fp16",
+    "bf16" in their names), else what there is. InputError for none."""
     found: dict[str | None, list[Path]] = {}
     for path in sorted(folder.glob("*")):
         if match := WEIGHTS.fullmatch(path.name):
             found.setdefault(match["variant"] or match["late"], []).append(path)
-    return found
-
-
-def variant_of(folder: Path) -> str | None:
-    """The variant to load: the plain weights if they are there, else those of half precision, else what there is."""
-    found = variants_of(folder)
     if not found:
         raise InputError(f"{folder} holds no weights (*.safetensors); fetch the model again.")
-    return min(found, key=lambda name: ([None, "fp16", "bf16"].index(name) if name in (None, "fp16", "bf16") else 3))
+    return min(found.items(), key=lambda item: {None: 0, "fp16": 1, "bf16": 2}.get(item[0], 3))
 
 
 def _read_json(path: Path) -> dict:
@@ -157,7 +146,7 @@ def load_model(cls: type, folder: Path, dtype: torch.dtype) -> torch.nn.Module:
     The libraries translate the published names: `text_model.` in text encoders, query/key/value in old VAEs.
     """
     model, info = cls.from_pretrained(
-        folder, torch_dtype=dtype, variant=variant_of(folder), output_loading_info=True, local_files_only=True
+        folder, torch_dtype=dtype, variant=weights_in(folder)[0], output_loading_info=True, local_files_only=True
     )
     if missing := sorted(info["missing_keys"]):
         raise InputError(f"{folder} lacks {len(missing)} of the model's weights, {missing[0]} among them.")
@@ -176,6 +165,17 @@ def check_weights(file: Path, weights: Any) -> None:
             raise InputError(f"{file}: {str(name)[:100]!r} is no plain tensor of floating-point numbers")
         if not value.float().isfinite().all():
             raise InputError(f"{file} holds NaN or infinity in {name}; train it again, or take another file")
+
+
+def load_whole(
+    folder: Path, accepted: dict[str, type], models: dict[str, type] = MODELS, dtype: torch.dtype = torch.float32,
+    **more,
+) -> DiffusionPipeline:  # fmt: skip
+    """A folder's pipeline, of a class in `accepted`, its models whole and frozen. more: of its from_pretrained."""
+    pipeline_class, parts = inspect_folder(folder, accepted, models)
+    with refused_as(f"Cannot load the model in {folder}"):
+        loaded = {part: load_model(models[part], folder / part, dtype) for part in parts}
+        return pipeline_class.from_pretrained(folder, **loaded, **more, local_files_only=True)
 
 
 def match_tokenizers(pipe: DiffusionPipeline) -> None:
@@ -199,7 +199,3 @@ def match_tokenizers(pipe: DiffusionPipeline) -> None:
             if hasattr(module, "eos_token_id"):
                 module.eos_token_id = tokenizer.eos_token_id
         encoder.config.eos_token_id = tokenizer.eos_token_id
-
-
-def one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

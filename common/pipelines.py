@@ -15,20 +15,11 @@ import diffusers
 import torch
 import transformers
 from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
-from huggingface_hub import constants
 
 from common.ddim import Schedule, to_eps
+from common.files import InputError, refused_as
 from common.flags import check_device
-from common.model_files import (
-    MODELS,
-    PICTUREBOOK,
-    find_folder,
-    inspect_folder,
-    load_model,
-    match_tokenizers,
-    one_line,
-)
-from common.runs import InputError
+from common.model_files import MODELS, PICTUREBOOK, find_folder, inspect_folder, load_model, match_tokenizers
 
 log = logging.getLogger(__name__)
 
@@ -85,9 +76,9 @@ def load_pipeline(
     check_device(device)
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()
-    folder = find_folder(str(name), offline=bool(local_files_only or constants.HF_HUB_OFFLINE))
+    folder = find_folder(str(name), local_files_only or None)
     pipeline_class, parts = inspect_folder(folder)
-    try:
+    with refused_as(f"Cannot load the model in {folder}"):
         parts = {part: load_model(MODELS[part], folder / part, dtype or torch.float32) for part in parts}
         if pipeline_class is StableDiffusionPipeline:
             parts |= {"safety_checker": None, "requires_safety_checker": False}
@@ -99,10 +90,6 @@ def load_pipeline(
         pipe.scheduler = DDIMScheduler.from_config(
             pipe.scheduler.config, timestep_spacing="leading", steps_offset=offset, clip_sample=False
         )
-    except InputError:
-        raise
-    except Exception as error:  # whatever the libraries make of a file that is not what its name says
-        raise InputError(f"Cannot load the model in {folder}: {one_line(error)}") from error
     if pipe.unet.config.in_channels != pipe.vae.config.latent_channels:
         raise InputError(f"{folder} is no text-to-image model: its UNet takes more than latents (inpainting? depth?).")
     logging.getLogger(type(pipe).__module__).setLevel(logging.ERROR)  # encode_prompt itself names the lost words

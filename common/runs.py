@@ -265,11 +265,3 @@ def bootstrap_interval(
     picks = np.random.default_rng(seed).integers(len(kept), size=(n, len(kept)))
     low, high = np.quantile(kept[picks].mean(axis=1), [(1 - level) / 2, (1 + level) / 2])
     return float(kept.mean()), float(low), float(high)
-
-
-def paired_bootstrap(
-    a: Iterable[float], b: Iterable[float], seed: int = 0, n: int = 2000, level: float = 0.95
-) -> tuple[float, float, float]:
-    """(mean of a - b, low, high) over the pairs in which neither is NaN. ValueError if the lengths differ."""
-    differences = [x - y for x, y in zip(a, b, strict=True)]
-    return bootstrap_interval(differences, seed, n, level)

@@ -2,8 +2,8 @@
 
 Everything random of an optimiser step is drawn from a CPU generator that its number alone seeds (`step_generator`), and
 the pictures follow one permutation per epoch (`picture_indices`). So weights, optimiser, learning rate schedule and the
-step's number are all that a run needs to go on in the same bytes, and several processes see different data.
-The training loops stand in each folder's train.py.
+step's number are all that a run needs to go on in the same bytes, and several processes see different data. The
+training loops stand in each folder's train.py.
 """
 
 import argparse
@@ -37,7 +37,7 @@ from common.runs import (
 FREE = {"output_dir", "checkpointing_steps", "checkpoints_total_limit", "resume_from_checkpoint", "validation_prompt",
         "validation_steps", "num_validation_images", "report_to", "print_config", "sample_batch_size", "device",
         "gradient_checkpointing"}  # fmt: skip
-# Where pictures lie. What a run and its continuation have in common is what the pictures are, see picture_hashes.
+# Where pictures lie. What a run and its continuation have in common is what the pictures are.
 PLACES = {"instance_data_dir", "class_data_dir", "image_path", "data_dir", "concepts_list", "train_data_dir",
           "boxes_file"}  # fmt: skip
 CLASS_FILE = "class_pictures.json"
@@ -90,23 +90,6 @@ def load_pictures(folder_or_paths: str | Path | Sequence[Path], resolution: int,
     return pictures
 
 
-def picture_hashes(paths: Iterable[str | Path]) -> list[list[str]]:
-    """[file name, twelve digits of the file's content] of every picture of a training, in its order, for `identity`."""
-    return [[Path(path).name, hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]] for path in paths]
-
-
-def _changed_picture(before: list[list[str]], now: list[list[str]]) -> str | None:
-    """What differs between two answers of picture_hashes, in words; names alone may differ."""
-    old, new = [digest for _, digest in before], [digest for _, digest in now]
-    added = [name for name, digest in now if digest not in old]
-    gone = [name for name, digest in before if digest not in new]
-    if both := [name for name in added if name in gone]:
-        return f"{both[0]} is another picture now"
-    if added or gone:
-        return f"{added[0]} is new" if added else f"{gone[0]} is gone"
-    return None if old == new else "their order, which follows their names, is another one"
-
-
 def picture_batch(
     pictures: Sequence[Tensor], indices: Iterable[int], resolution: int, generator: torch.Generator,
     center_crop: bool = False, random_flip: bool = False,
@@ -140,9 +123,8 @@ def generate_class_pictures(
 ) -> list[Path]:  # fmt: skip
     """`count` pictures of `prompt` in a folder, of which only the missing ones are drawn; returns the paths made here.
 
-    A user's own pictures count. Raises InputError if the folder's own were drawn with another prompt or model, and for
-    a resolution that the pipeline refuses.
-    sampling: num_inference_steps, guidance_scale of draw_pictures. Several processes share the drawing out.
+    A user's own pictures count. Several processes share the drawing out. sampling: of draw_pictures. Raises InputError
+    if the folder's own were drawn with another prompt or model, and for a resolution that the pipeline refuses.
     """
     folder = Path(folder)
     about = {"prompt": prompt, "model": str(pipe.name_or_path), "resolution": resolution, "seed": seed, **sampling}
@@ -279,13 +261,27 @@ def check_finite(weights: Mapping[str, Tensor]) -> None:
 
 def identity(args: argparse.Namespace, pictures: Iterable[str | Path] | None = None, **base: str) -> dict[str, Any]:
     """What a checkpoint and the run that takes it up have in common: the flags but FREE, the number of processes,
-    base=fingerprint(…), and what the training's pictures (class pictures included) hold, wherever they lie."""
+    base=fingerprint(…), and [file name, twelve digits of its content] of every picture of the training (class pictures
+    included) in its order, wherever they lie."""
     free = FREE | ({"max_train_steps"} if args.lr_scheduler.startswith("constant") else set())
     if pictures is not None:
-        free, base = free | PLACES, {**base, "pictures": picture_hashes(pictures)}
+        hashes = [[Path(path).name, hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]] for path in pictures]
+        free, base = free | PLACES, {**base, "pictures": hashes}
     flags = {name: value for name, value in vars(args).items() if name not in free}
     flags["processes"] = int(os.environ.get("WORLD_SIZE", 1))  # each draws samples and noise of its own
     return json.loads(json.dumps({**flags, **base}, default=str))
+
+
+def _changed_picture(before: list[list[str]], now: list[list[str]]) -> str | None:
+    """What differs between the pictures of two identities, in words; names alone may differ."""
+    old, new = [digest for _, digest in before], [digest for _, digest in now]
+    added = [name for name, digest in now if digest not in old]
+    gone = [name for name, digest in before if digest not in new]
+    if both := [name for name in added if name in gone]:
+        return f"{both[0]} is another picture now"
+    if added or gone:
+        return f"{added[0]} is new" if added else f"{gone[0]} is gone"
+    return None if old == new else "their order, which follows their names, is another one"
 
 
 def save_training(
@@ -293,10 +289,7 @@ def save_training(
     losses: Sequence[float] = (),
 ) -> Path:  # fmt: skip
     """checkpoint-<step> in --output_dir: the trained tensors, AdamW's state, the schedule's, `who` (identity), and the
-    steps' losses so far.
-
-    Raises InputError if a tensor has diverged.
-    """
+    steps' losses so far. Raises InputError if a tensor has diverged."""
     check_finite(weights)
     state = {"who": who, "weights": {name: tensor.detach().cpu() for name, tensor in weights.items()},
              "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(),
@@ -351,6 +344,5 @@ def resume_training(
 
 
 def whole_seconds(seconds: float, first: int, steps: int) -> float:
-    """What a training of `steps` steps takes that was measured from step `first` on: the steps before an interruption
-    count at the pace of those after it."""
+    """Of a training of `steps` steps measured from `first` on: earlier ones count at the pace of later ones."""
     return seconds * steps / (steps - first) if first < steps else seconds

@@ -13,7 +13,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from common.flags import PICTUREBOOK, is_picturebook_folder, number
+from common.flags import is_picturebook_folder, local_folder, number
 from common.runs import (
     InputError,
     append_row,
@@ -93,7 +93,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def weights_of(name: str) -> str | None:
     """Twelve digits of a local model's networks, so that rows of other weights are not mixed in; None of a hub id."""
-    root, digest = PICTUREBOOK if name == "picturebook" else Path(name).expanduser(), hashlib.sha256()
+    root, digest = local_folder(name), hashlib.sha256()
     parts = ("unet", "image_encoder", "inpaint_unet", "inpaint_image_encoder")
     for path in sorted(path for part in parts for path in (root / part).glob("*.safetensors")):
         with open(path, "rb") as file:

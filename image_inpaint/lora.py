@@ -18,7 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from common.model_files import check_weights, one_line
+from common.files import refused_as
+from common.model_files import check_weights
 from common.runs import InputError, atomic_path
 
 LORA_FILE = "pytorch_lora_weights.safetensors"  # diffusers' name
@@ -100,10 +101,8 @@ def load_lora(unet: UNet2DConditionModel, file: str | Path) -> None:
     """Diffusers' own loader, after a check, with the updates merged into the weights (no cost when sampling)."""
     file = Path(file)
     check_lora(unet, file)
-    try:
+    with refused_as(f"{file} is no LoRA of this model"):
         unet.load_lora_adapter(str(file.parent), prefix="unet", weight_name=file.name)
-    except Exception as problem:  # whatever the libraries make of ranks and settings that do not belong together
-        raise InputError(f"{file} is no LoRA of this model: {one_line(problem)}") from None
     unet.fuse_lora()
     unet.unload_lora()
 

@@ -248,6 +248,7 @@ def frechet(bench, pairs: list, methods: list[str]) -> dict[str, dict]:
     from common.images import load_image, to_tensor
     from common.metrics import frechet_distance
     from pixels.frames import frame_tensor
+    from pixels.reproduction.scoring import frechet_encoders
 
     if len(pairs) < 2:
         return {}
@@ -256,7 +257,7 @@ def frechet(bench, pairs: list, methods: list[str]) -> dict[str, dict]:
         return to_tensor(load_image(bench.output / "pictures" / pair.id / f"{method}.png"))
 
     result: dict[str, dict] = {method: {} for method in methods}
-    for embedder in bench.eyes.fid:
+    for embedder in frechet_encoders(bench.eyes):
         sources: dict[tuple[int, int], torch.Tensor] = {}
         for method in methods:
             size = tuple(edited(pairs[0], method).shape[-2:])

@@ -101,9 +101,9 @@ def shorten() -> None:
     """Pictures at the end of a training are drawn in two steps in place of fifty."""
     import image_inpaint.samples
     import svdiff.editing as editing
-    from pixels.reproduction import scoring
+    from common import encoders
 
-    scoring.encoders.load_inception = lambda *where: few_numbers()
+    encoders.load_inception = lambda *where: few_numbers()
     image_inpaint.samples.STEPS, draw = 2, editing.draw
     editing.draw = lambda pipe, prompt, seeds, how, *rest: draw(pipe, prompt, seeds, editing.Sampling(2), *rest)
 

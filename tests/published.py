@@ -147,68 +147,39 @@ def _write_tokenizer(folder: Path, pad: str) -> int:
 
 
 def _text_config(width: int, layers: int, heads: int, vocabulary: int, act: str, name: str, projection: int) -> dict:
+    """eos_token_id is wrong in the published files; the libraries know."""
     return {
-        "architectures": [name],
-        "attention_dropout": 0.0,
-        "bos_token_id": 0,
-        "eos_token_id": 2,  # wrong in the published files; the libraries know
-        "pad_token_id": 1,
-        "dropout": 0.0,
-        "hidden_act": act,
-        "hidden_size": width,
-        "initializer_factor": 1.0,
-        "initializer_range": 0.02,
-        "intermediate_size": 4 * width,
-        "layer_norm_eps": 1e-05,
-        "max_position_embeddings": 77,
-        "model_type": "clip_text_model",
-        "num_attention_heads": heads,
-        "num_hidden_layers": layers,
-        "projection_dim": projection,
-        "torch_dtype": "float32",
-        "transformers_version": "4.22.0.dev0",
+        "architectures": [name], "attention_dropout": 0.0, "bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1,
+        "dropout": 0.0, "hidden_act": act, "hidden_size": width, "initializer_factor": 1.0, "initializer_range": 0.02,
+        "intermediate_size": 4 * width, "layer_norm_eps": 1e-05, "max_position_embeddings": 77,
+        "model_type": "clip_text_model", "num_attention_heads": heads, "num_hidden_layers": layers,
+        "projection_dim": projection, "torch_dtype": "float32", "transformers_version": "4.22.0.dev0",
         "vocab_size": vocabulary,
-    }
+    }  # fmt: skip
 
 
 UNET = {
-    "_class_name": "UNet2DConditionModel",
-    "_diffusers_version": "0.6.0",
-    "act_fn": "silu",
-    "center_input_sample": False,
-    "downsample_padding": 1,
-    "flip_sin_to_cos": True,
-    "freq_shift": 0,
-    "in_channels": 4,
-    "layers_per_block": 2,
-    "mid_block_scale_factor": 1,
-    "norm_eps": 1e-05,
-    "norm_num_groups": 4,
-    "out_channels": 4,
-}
+    "_class_name": "UNet2DConditionModel", "_diffusers_version": "0.6.0", "act_fn": "silu",
+    "center_input_sample": False, "downsample_padding": 1, "flip_sin_to_cos": True, "freq_shift": 0, "in_channels": 4,
+    "layers_per_block": 2, "mid_block_scale_factor": 1, "norm_eps": 1e-05, "norm_num_groups": 4, "out_channels": 4,
+}  # fmt: skip
 VAE = {
-    "_class_name": "AutoencoderKL",
-    "_diffusers_version": "0.6.0",
-    "act_fn": "silu",
-    "block_out_channels": [4, 8, 16, 16],
-    "down_block_types": ["DownEncoderBlock2D"] * 4,
-    "in_channels": 3,
-    "latent_channels": 4,
-    "layers_per_block": 2,
-    "norm_num_groups": 4,
-    "out_channels": 3,
+    "_class_name": "AutoencoderKL", "_diffusers_version": "0.6.0", "act_fn": "silu",
+    "block_out_channels": [4, 8, 16, 16], "down_block_types": ["DownEncoderBlock2D"] * 4, "in_channels": 3,
+    "latent_channels": 4, "layers_per_block": 2, "norm_num_groups": 4, "out_channels": 3,
     "up_block_types": ["UpDecoderBlock2D"] * 4,
-}
+}  # fmt: skip
 NOISE = {
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "beta_start": 0.00085,
-    "num_train_timesteps": 1000,
-    "set_alpha_to_one": False,
-    "skip_prk_steps": True,
-    "steps_offset": 1,
-    "trained_betas": None,
-    "clip_sample": False,
+    "beta_end": 0.012, "beta_schedule": "scaled_linear", "beta_start": 0.00085, "num_train_timesteps": 1000,
+    "set_alpha_to_one": False, "skip_prk_steps": True, "steps_offset": 1, "trained_betas": None, "clip_sample": False,
+}  # fmt: skip
+
+
+MODELS = {
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
 }
 
 
@@ -223,13 +194,10 @@ def write_sd(folder: str | Path, seed: int = 0) -> dict[str, dict[str, torch.Ten
     folder, channels, text = Path(folder), [8, 16, 24, 24], 24
     vocabulary = _write_tokenizer(folder / "tokenizer", pad="<|endoftext|>")
     unet = UNET | {
-        "attention_head_dim": 2,
-        "block_out_channels": channels,
-        "cross_attention_dim": text,
+        "attention_head_dim": 2, "block_out_channels": channels, "cross_attention_dim": text, "sample_size": 64,
         "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
         "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
-        "sample_size": 64,
-    }
+    }  # fmt: skip
     weights = {
         "unet": _random(unet_shapes(channels, [1, 1, 1, 0], text, linear=False), seed),
         "vae": _random(vae_shapes(VAE["block_out_channels"], ("query", "key", "value", "proj_attn")), seed + 1),
@@ -240,17 +208,12 @@ def write_sd(folder: str | Path, seed: int = 0) -> dict[str, dict[str, torch.Ten
     _write(folder / "vae", VAE | {"sample_size": 512}, weights["vae"], "diffusion_pytorch_model")
     config = _text_config(text, 12, 2, vocabulary, "quick_gelu", "CLIPTextModel", 24)
     _write(folder / "text_encoder", config, weights["text_encoder"], "model")
-    index = {
-        "_class_name": "StableDiffusionPipeline",
-        "_diffusers_version": "0.2.2",
+    index = MODELS | {
+        "_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.2.2",
         "feature_extractor": ["transformers", "CLIPFeatureExtractor"],
         "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
         "scheduler": ["diffusers", "PNDMScheduler"],
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
-    }
+    }  # fmt: skip
     _write_index(folder, index, {"_class_name": "PNDMScheduler", "_diffusers_version": "0.7.0.dev0"} | NOISE)
     return weights
 
@@ -261,19 +224,13 @@ def write_sdxl(folder: str | Path, seed: int = 0) -> dict[str, dict[str, torch.T
     vocabulary = _write_tokenizer(folder / "tokenizer", pad="<|endoftext|>")
     _write_tokenizer(folder / "tokenizer_2", pad="!")
     unet = UNET | {
-        "addition_embed_type": "text_time",
-        "addition_time_embed_dim": 8,
-        "attention_head_dim": [2, 4, 4],
-        "block_out_channels": channels,
-        "cross_attention_dim": sum(widths),
+        "addition_embed_type": "text_time", "addition_time_embed_dim": 8, "attention_head_dim": [2, 4, 4],
+        "block_out_channels": channels, "cross_attention_dim": sum(widths), "sample_size": 128,
         "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
         "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-        "projection_class_embeddings_input_dim": 6 * 8 + pooled,
-        "sample_size": 128,
-        "transformer_layers_per_block": [1, 2, 10],
-        "use_linear_projection": True,
-        "_diffusers_version": "0.19.0.dev0",
-    }
+        "projection_class_embeddings_input_dim": 6 * 8 + pooled, "transformer_layers_per_block": [1, 2, 10],
+        "use_linear_projection": True, "_diffusers_version": "0.19.0.dev0",
+    }  # fmt: skip
     shapes = unet_shapes(channels, depths, sum(widths), linear=True, added=6 * 8 + pooled)
     names = ("to_q", "to_k", "to_v", "to_out.0")
     weights = {
@@ -289,19 +246,13 @@ def write_sdxl(folder: str | Path, seed: int = 0) -> dict[str, dict[str, torch.T
     _write(folder / "text_encoder", config, weights["text_encoder"], "model")
     config = _text_config(widths[1], 32, 2, vocabulary, "gelu", "CLIPTextModelWithProjection", pooled)
     _write(folder / "text_encoder_2", config, weights["text_encoder_2"], "model")
-    index = {
-        "_class_name": "StableDiffusionXLPipeline",
-        "_diffusers_version": "0.19.0.dev0",
-        "force_zeros_for_empty_prompt": True,
-        "add_watermarker": None,
+    index = MODELS | {
+        "_class_name": "StableDiffusionXLPipeline", "_diffusers_version": "0.19.0.dev0",
+        "force_zeros_for_empty_prompt": True, "add_watermarker": None,
         "scheduler": ["diffusers", "EulerDiscreteScheduler"],
-        "text_encoder": ["transformers", "CLIPTextModel"],
         "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
         "tokenizer_2": ["transformers", "CLIPTokenizer"],
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
-    }
+    }  # fmt: skip
     euler = {"interpolation_type": "linear", "prediction_type": "epsilon", "sample_max_value": 1.0}
     euler |= {"timestep_spacing": "leading", "use_karras_sigmas": False}
     _write_index(folder, index, {"_class_name": "EulerDiscreteScheduler"} | NOISE | euler)

@@ -91,6 +91,11 @@ def flags_of(parser):
     return [action for action in parser._actions if action.option_strings and action.dest != "help"]
 
 
+def needed_by(parser) -> list[str]:
+    """What a script cannot go without."""
+    return [word for action in parser._actions if action.required for word in (*action.option_strings, "x")]
+
+
 def test_every_script_is_found():
     assert len(SCRIPTS) >= 25 and {"spdinv.infer", "svdiff.train", "pixels.eval", "eval.compare"} <= set(SCRIPTS)
 
@@ -121,16 +126,11 @@ def test_numbers_out_of_their_bounds(script, parsers, capsys):
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_flags_that_do_not_exist(script, parsers, capsys):
     flag = flags_of(parsers[script])[0].option_strings[0]
-    needed = [word for action in parsers[script]._actions if action.required for word in (*action.option_strings, "x")]
+    needed = needed_by(parsers[script])
     problem, said = refusal(script, [*needed, flag + "x", "1"], capsys)
     assert problem is None and f"did you mean {flag}?" in said
     problem, said = refusal(script, [*needed, "--zzzzzz"], capsys)
     assert problem is None and "unknown argument --zzzzzz" in said
-
-
-def needed_by(parser) -> list[str]:
-    """What a script cannot go without."""
-    return [word for action in parser._actions if action.required for word in (*action.option_strings, "x")]
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -123,4 +123,3 @@ def test_trainings_of_a_page_do_not_replace_each_other(page, monkeypatch):
         if found and found[0].endswith(".train") and not re.search("…|--print_config|--resume", line):
             places[found[0], parsed(*found, monkeypatch).output_dir] += 1
     assert not [place for place, count in places.items() if count > 1]
-

@@ -8,11 +8,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from huggingface_hub import constants
 
+from common.files import refused_as
 from common.images import load_image
-from common.model_files import find_folder, one_line
-from common.runs import InputError, read_json
+from common.model_files import find_folder
+from common.runs import read_json
 
 HUB_ID = "Salesforce/blipdiffusion"
 
@@ -41,12 +41,8 @@ def load(folder: Path, model: str, device: str | None = None, name: str = HUB_ID
     from diffusers import BlipDiffusionPipeline
 
     about = read_json(Path(folder) / "reference.json")
-    try:
-        place = find_folder(name, bool(constants.HF_HUB_OFFLINE), {"BlipDiffusionPipeline": BlipDiffusionPipeline})
+    with refused_as(f"cannot load {name}"):
+        place = find_folder(name, accepted={"BlipDiffusionPipeline": BlipDiffusionPipeline})
         pipe = BlipDiffusionPipeline.from_pretrained(place, local_files_only=True)
-    except InputError:
-        raise
-    except Exception as problem:
-        raise InputError(f"cannot load {name}: {one_line(problem)}") from None
     pipe = pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return WithSubject(pipe, load_image(about["pictures"][0]), about["class"])

@@ -5,11 +5,10 @@ The paper does not say which of its variants it compared with; this is the plain
 
 import torch
 from diffusers import StableDiffusionInpaintPipeline
-from huggingface_hub import constants
 from PIL import Image
 
-from common.model_files import find_folder, one_line
-from common.runs import InputError
+from common.files import refused_as
+from common.model_files import find_folder
 
 HUB_ID = "stable-diffusion-v1-5/stable-diffusion-inpainting"
 ADAPTER = {"pretrained_model_name_or_path_or_dict": "h94/IP-Adapter", "subfolder": "models",
@@ -20,14 +19,12 @@ SIDE = 512
 
 def load(name: str = HUB_ID, device: str = "cpu", dtype: torch.dtype = torch.float32, adapter: dict = ADAPTER):
     """The inpainting pipeline with the adapter at scale 1."""
-    folder = find_folder(name, bool(constants.HF_HUB_OFFLINE), CLASSES)
-    try:
+    folder = find_folder(name, accepted=CLASSES)
+    with refused_as(f"Cannot load {name} with its adapter"):
         pipe = StableDiffusionInpaintPipeline.from_pretrained(
             folder, safety_checker=None, requires_safety_checker=False, torch_dtype=dtype, local_files_only=True
         )
         pipe.load_ip_adapter(**adapter)
-    except Exception as error:
-        raise InputError(f"Cannot load {name} with its adapter: {one_line(error)}") from error
     pipe.set_ip_adapter_scale(1.0)
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)

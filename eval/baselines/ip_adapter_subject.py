@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
+from common.files import refused_as
 from common.images import load_image
-from common.model_files import one_line
 from common.pipelines import load_pipeline
-from common.runs import InputError, read_json
+from common.runs import read_json
 
 ADAPTER = {"pretrained_model_name_or_path_or_dict": "h94/IP-Adapter", "subfolder": "models",
            "weight_name": "ip-adapter_sd15.safetensors"}  # fmt: skip
@@ -36,9 +36,7 @@ def load(folder: Path, model: str, device: str | None = None, adapter: dict = AD
     """The pipeline shown the first picture; prompts name the class alone. InputError without the weights."""
     picture = load_image(read_json(Path(folder) / "reference.json")["pictures"][0])
     pipe = load_pipeline(model, device)
-    try:
+    with refused_as(f"cannot load IP-Adapter's weights for {model}"):
         pipe.load_ip_adapter(**adapter)
-    except Exception as problem:  # the libraries raise all kinds where files are missing or do not fit
-        raise InputError(f"cannot load IP-Adapter's weights for {model}: {one_line(problem)}") from None
     pipe.set_ip_adapter_scale(SCALE)
     return WithReference(pipe, picture)

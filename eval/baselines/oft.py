@@ -103,7 +103,7 @@ def load(folder: Path, model: str, device: str | None = None):
     """The base model with the rotations merged in. InputError if they are not there or do not fit."""
     from peft import PeftModel
 
-    from common.model_files import one_line
+    from common.files import refused_as
     from common.pipelines import load_pipeline
 
     pipe, adapter = load_pipeline(model, device), Path(folder) / ADAPTER
@@ -111,10 +111,8 @@ def load(folder: Path, model: str, device: str | None = None):
         raise InputError(
             f"{folder} holds no {ADAPTER}/adapter_model.safetensors; python -m eval.baselines.oft trains one"
         )
-    try:
+    with refused_as(f"the rotations in {adapter} do not fit this model"):
         pipe.unet = give_authors_radius(PeftModel.from_pretrained(pipe.unet, adapter)).merge_and_unload()
-    except Exception as problem:  # peft raises all kinds where names or shapes do not fit
-        raise InputError(f"the rotations in {adapter} do not fit this model: {one_line(problem)}") from None
     return pipe
 
 

@@ -3,11 +3,10 @@
 import diffusers
 import torch
 from diffusers.pipelines.deprecated import paint_by_example as module
-from huggingface_hub import constants
 from PIL import Image
 
-from common.model_files import find_folder, inspect_folder, one_line
-from common.runs import InputError
+from common.files import refused_as
+from common.model_files import find_folder, inspect_folder
 
 HUB_ID = "Fantasy-Studio/Paint-by-Example"
 CLASSES = {"PaintByExamplePipeline": module.PaintByExamplePipeline}
@@ -17,14 +16,12 @@ SIDE = 512  # it was trained at
 def load(name: str = HUB_ID, device: str = "cpu", dtype: torch.dtype = torch.float32):
     """The pipeline, frozen. Its index names a module that diffusers has moved; it is put back under the old name."""
     diffusers.pipelines.paint_by_example = module
-    folder = find_folder(name, bool(constants.HF_HUB_OFFLINE), CLASSES)
+    folder = find_folder(name, accepted=CLASSES)
     inspect_folder(folder, CLASSES, ("unet", "vae"))
-    try:
+    with refused_as(f"Cannot load the model in {folder}"):
         pipe = module.PaintByExamplePipeline.from_pretrained(
             folder, safety_checker=None, requires_safety_checker=False, torch_dtype=dtype, local_files_only=True
         )
-    except Exception as error:  # whatever the libraries make of a file that is not what its name says
-        raise InputError(f"Cannot load the model in {folder}: {one_line(error)}") from error
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
 

@@ -7,11 +7,10 @@ is put into the masked part of the source.
 import diffusers
 import torch
 from diffusers.pipelines.deprecated import versatile_diffusion as module
-from huggingface_hub import constants
 from PIL import Image
 
-from common.model_files import find_folder, one_line
-from common.runs import InputError
+from common.files import refused_as
+from common.model_files import find_folder
 
 HUB_ID = "shi-labs/versatile-diffusion"
 CLASSES = {"VersatileDiffusionPipeline": module.VersatileDiffusionPipeline}
@@ -21,13 +20,11 @@ SIDE = 512
 def load(name: str = HUB_ID, device: str = "cpu", dtype: torch.dtype = torch.float32):
     """The image-variation part of the pipeline. Its index names a module that diffusers has moved."""
     diffusers.pipelines.versatile_diffusion = module
-    folder = find_folder(name, bool(constants.HF_HUB_OFFLINE), CLASSES)
-    try:
+    folder = find_folder(name, accepted=CLASSES)
+    with refused_as(f"Cannot load the model in {folder}"):
         pipe = module.VersatileDiffusionImageVariationPipeline.from_pretrained(
             folder, torch_dtype=dtype, local_files_only=True
         )
-    except Exception as error:
-        raise InputError(f"Cannot load the model in {folder}: {one_line(error)}") from error
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
 

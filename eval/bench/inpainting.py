@@ -10,8 +10,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from common.flags import PICTUREBOOK_FOLDER as MODELS
 from common.flags import is_picturebook_folder
-from common.model_files import PICTUREBOOK_FOLDER as MODELS
 from common.runs import InputError
 from eval.bench.ratios import against, middle
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from common.model_files import PICTUREBOOK_FOLDER
+from common.flags import local_folder
 from common.runs import done_items, read_json, read_rows, write_config
 from eval.report.measures import find
 from eval.tracks.exemplar_front import draw_front
@@ -71,8 +71,7 @@ def command(args: argparse.Namespace) -> list[str]:
 
 def methods_of(model: str) -> dict[str, str]:
     """Name -> title of what runs on a model; the paper's own is last."""
-    weights = PICTUREBOOK_FOLDER if model == "picturebook" else Path(model)
-    if not options.is_picturebook_folder(model) or not (weights / "inpaint_unet").is_dir():
+    if not options.is_picturebook_folder(model) or not (local_folder(model) / "inpaint_unet").is_dir():
         return METHODS
     return {**{name: title for name, title in METHODS.items() if name != "pixels"}, **INPAINTING,
             "pixels": METHODS["pixels"]}  # fmt: skip

@@ -11,8 +11,8 @@ import argparse
 import shlex
 from pathlib import Path
 
+from common.flags import PICTUREBOOK_FOLDER as MODELS
 from common.flags import is_picturebook_folder, number
-from common.model_files import PICTUREBOOK_FOLDER as MODELS
 from common.runs import InputError, make_parser, measure, read_json, script
 from eval.report.measures import find
 from eval.tracks.track import Item, Picture, Run, Track, date_of, earlier_results

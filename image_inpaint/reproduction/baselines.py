@@ -9,13 +9,13 @@ from collections.abc import Sequence
 
 import torch
 from diffusers import StableDiffusionInpaintPipeline, StableDiffusionPipeline
-from huggingface_hub import constants
 from PIL import Image
 from torch import Tensor
 
-from common.model_files import PICTUREBOOK, find_folder, inspect_folder, load_model, one_line
+from common.files import refused_as
+from common.flags import PICTUREBOOK
+from common.model_files import find_folder, inspect_folder, load_whole
 from common.pipelines import load_pipeline
-from common.runs import InputError
 from image_inpaint.options import TEXT_GUIDANCE
 from image_inpaint.painting import paint_windows
 
@@ -28,20 +28,10 @@ def load_text_inpainting(name: str, device: str | None = None) -> StableDiffusio
     if name == PICTUREBOOK:
         return from_text_to_image(load_pipeline(name, device))
     classes = {cls.__name__: cls for cls in (StableDiffusionInpaintPipeline, StableDiffusionPipeline)}
-    folder = find_folder(name, bool(constants.HF_HUB_OFFLINE), classes)
-    kind, parts = inspect_folder(folder, classes)
-    if kind is StableDiffusionPipeline:
+    folder = find_folder(name, accepted=classes)
+    if inspect_folder(folder, classes)[0] is StableDiffusionPipeline:
         return from_text_to_image(load_pipeline(str(folder), device))
-    from common.model_files import MODELS
-
-    try:
-        loaded = {part: load_model(MODELS[part], folder / part, torch.float32) for part in parts}
-        pipe = kind.from_pretrained(folder, **loaded, safety_checker=None, requires_safety_checker=False,
-                                    local_files_only=True)  # fmt: skip
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(f"Cannot load the model in {folder}: {one_line(error)}") from error
+    pipe = load_whole(folder, classes, safety_checker=None, requires_safety_checker=False)
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
@@ -84,17 +74,13 @@ class Captioner:
 
         place = CAPTIONERS.get(name, name)
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        try:
+        with refused_as(f"no captioner at {place}: give a folder or hub id; it said"):
             if "vit-gpt2" in place:
                 self.model = VisionEncoderDecoderModel.from_pretrained(place)
                 self.see, self.words = ViTImageProcessor.from_pretrained(place), AutoTokenizer.from_pretrained(place)
             else:
                 self.model = BlipForConditionalGeneration.from_pretrained(place)
                 self.see = self.words = BlipProcessor.from_pretrained(place)
-        except Exception as problem:  # the hub's client, its transport and the libraries raise a dozen kinds
-            raise InputError(
-                f"no captioner at {place}: give a folder or hub id; it said: {one_line(problem)}"
-            ) from None
         self.model.to(self.device).eval()
 
     @torch.no_grad()

@@ -8,13 +8,12 @@ the thing, are its pixels the true ones, and how much of the hole does it fill?
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from common import encoders
+from common.encoders import DREAMBOOTH_ENCODERS, Encoders, load_encoders
 from common.images import to_tensor
 from common.metrics import Score, clip_image_similarity, dino_similarity, frechet_distance, lpips_distance, psnr
 from image_inpaint.data.benchmark import CONDITIONS, Item, Subject
@@ -24,34 +23,11 @@ SQUARE = 224  # crops are squashed to this before CLIP, whose own processor woul
 COLOURS = 500  # of thing and of background, that pixels of the hole are told apart by
 ANCHORS = 6  # scenes of a subject that its scale of likeness is measured on
 LEAST_SCALE = 0.1  # of DINO, from the twin to the truth: an encoder that tells them no further apart tells no identity
-PAPER = {"clip": "openai/clip-vit-base-patch32", "dino": "facebook/dino-vits16", "lpips": "alex"}
 
 
-@dataclass(frozen=True)
-class Eyes:
-    """The networks that look; features: of FID and KID. classifier: of the picturebook only."""
-
-    clip: encoders.Clip
-    dino: encoders.Dino
-    lpips: encoders.Lpips
-    features: encoders.Embedder
-    classifier: torch.nn.Module | None = None
-
-
-def load_eyes(name: str, device: str | None = None) -> Eyes:
+def load_eyes(name: str, device: str | None = None) -> Encoders:
     """name: "picturebook", or "paper": DINO ViT-S/16 as stated, CLIP ViT-B/32 (no variant is stated), Inception."""
-    if name == "picturebook":
-        from common.picturebook.classifier import load_classifier
-
-        found = encoders.load_encoders("picturebook", device)
-        features = encoders.load_picturebook_embedder(device)
-        return Eyes(found.clip, found.dino, found.lpips, features, load_classifier())
-    return Eyes(
-        encoders.load_clip(PAPER["clip"], device),
-        encoders.load_dino(PAPER["dino"], device),
-        encoders.load_lpips(PAPER["lpips"], device),
-        encoders.load_inception(device=device),
-    )
+    return load_encoders(name, device, DREAMBOOTH_ENCODERS)
 
 
 def squares(pictures: Sequence[Image.Image]) -> Tensor:
@@ -59,13 +35,13 @@ def squares(pictures: Sequence[Image.Image]) -> Tensor:
     return torch.cat([to_tensor(picture.resize((SQUARE, SQUARE), Image.Resampling.BICUBIC)) for picture in pictures])
 
 
-def likeness(item: Item, subject: Subject, made: Image.Image, eyes: Eyes) -> float:
+def likeness(item: Item, subject: Subject, made: Image.Image, eyes: Encoders) -> float:
     """Mean DINO of the hole's box with the subject's photographs."""
     region, references = squares([made.crop(box_of(item.fill))]), squares(subject.crops)
     return dino_similarity(region, references, eyes.dino).mean().item()
 
 
-def anchors(subject: Subject, items: Sequence[Item], eyes: Eyes) -> tuple[float, float] | None:
+def anchors(subject: Subject, items: Sequence[Item], eyes: Encoders) -> tuple[float, float] | None:
     """A subject's scale of likeness: the mean of its twin without marking and of the true picture, over its first
     items. None where nobody knows, or the two are too near each other."""
     own = [item for item in items if item.subject == subject.name][:ANCHORS]
@@ -78,7 +54,7 @@ def anchors(subject: Subject, items: Sequence[Item], eyes: Eyes) -> tuple[float,
 
 
 def item_scores(
-    item: Item, subject: Subject, made: Image.Image, eyes: Eyes, scale: tuple[float, float] | None = None
+    item: Item, subject: Subject, made: Image.Image, eyes: Encoders, scale: tuple[float, float] | None = None
 ) -> dict[str, float]:
     """All scores of one picture, by Score.key. scale: anchors of the subject."""
     region, references = squares([made.crop(box_of(item.fill))]), squares(subject.crops)
@@ -152,7 +128,7 @@ def kernel_distance(a: Tensor, b: Tensor) -> float:
 
 
 @torch.no_grad()
-def set_scores(real: Sequence[Image.Image], made: Sequence[Image.Image], eyes: Eyes) -> dict[str, dict]:
+def set_scores(real: Sequence[Image.Image], made: Sequence[Image.Image], eyes: Encoders) -> dict[str, dict]:
     """FID and KID of whole pictures; n: how many were made, n_real: how many they are compared with. From 240 pictures
     the 2048-dimensional covariance of the FID is singular and its value biased upwards: compare at equal n only. KID is
     unbiased."""

@@ -8,10 +8,9 @@ import diffusers
 import torch
 import transformers
 from diffusers import DiffusionPipeline, SchedulerMixin
-from huggingface_hub import constants
 
-from common.model_files import MODELS, PIPELINES, find_folder, inspect_folder, one_line
-from common.model_files import load_model as load_part
+from common.flags import check_device
+from common.model_files import MODELS, PIPELINES, find_folder, inspect_folder, load_whole
 from common.pipelines import load_pipeline
 from common.runs import InputError
 from pixels.backbones.schedulers import make_scheduler
@@ -69,11 +68,8 @@ def load_model(
     be loaded whole or does not belong together.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError):  # torch was built without it, or there is no such thing
-        raise InputError(f"There is no device {str(device)!r} here; leave it out, or take cpu.") from None
-    folder = find_folder(str(name), bool(constants.HF_HUB_OFFLINE), PIPELINES | REFINER | KANDINSKY)
+    check_device(device)
+    folder = find_folder(str(name), accepted=PIPELINES | REFINER | KANDINSKY)
     pipeline_class, _ = inspect_folder(folder, PIPELINES | REFINER | KANDINSKY, ())
     if pipeline_class in PIPELINES.values():
         kind = "sd" if pipeline_class is diffusers.StableDiffusionPipeline else "sdxl"
@@ -85,15 +81,19 @@ def load_model(
             if pipeline_class in REFINER.values()
             else ("kandinsky", KANDINSKY, DECODER_MODELS)
         )
-        pipe = load_parts(folder, accepted, models, device, dtype)
+        pipe = load_whole(folder, accepted, models, dtype).to(device)
     if refiner and kind != "sdxl":
         raise InputError(f"a refiner follows an SDXL base, and {name} is of the kind {kind}")
+
+    def named(other: str, accepted: dict[str, type], models: dict[str, type]) -> DiffusionPipeline:
+        return load_whole(find_folder(str(other), accepted=accepted), accepted, models, dtype).to(device)
+
     return Model(
         kind,
         pipe,
         make_scheduler(scheduler, pipe.scheduler),
-        load_named(refiner, REFINER, MODELS, device, dtype) if refiner else None,
-        load_named(prior, PRIOR, PRIOR_MODELS, device, dtype) if prior and kind == "kandinsky" else None,
+        named(refiner, REFINER, MODELS) if refiner else None,
+        named(prior, PRIOR, PRIOR_MODELS) if prior and kind == "kandinsky" else None,
     )
 
 
@@ -107,26 +107,3 @@ def own_scheduler(folder: Path) -> SchedulerMixin:
             f"{folder} names the scheduler {name!r}, which diffusers {diffusers.__version__} does not have"
         )
     return cls.from_config(config)
-
-
-def load_named(
-    name: str, accepted: dict[str, type], models: dict[str, type], device: str, dtype: torch.dtype
-) -> DiffusionPipeline:
-    """load_parts, by a name."""
-    folder = find_folder(str(name), bool(constants.HF_HUB_OFFLINE), accepted)
-    return load_parts(folder, accepted, models, device, dtype)
-
-
-def load_parts(
-    folder: Path, accepted: dict[str, type], models: dict[str, type], device: str, dtype: torch.dtype
-) -> DiffusionPipeline:
-    """A pipeline of a class that common.pipelines does not know, with the same care: whole files, no code, frozen."""
-    pipeline_class, names = inspect_folder(folder, accepted, models)
-    try:
-        parts = {name: load_part(models[name], folder / name, dtype) for name in names}
-        pipe = pipeline_class.from_pretrained(folder, **parts, local_files_only=True)
-    except InputError:
-        raise
-    except Exception as error:  # whatever the libraries make of a file that is not what its name says
-        raise InputError(f"Cannot load the model in {folder}: {one_line(error)}") from error
-    return pipe.to(device)

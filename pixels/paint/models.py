@@ -5,7 +5,7 @@ from pathlib import Path
 
 from diffusers import DDPMScheduler, EulerDiscreteScheduler, PNDMScheduler, SchedulerMixin
 
-from common.flags import PICTUREBOOK
+from common.flags import local_folder
 from common.runs import InputError
 from pixels.backbones.loading import own_scheduler
 from pixels.backbones.schedulers import make_scheduler
@@ -17,7 +17,7 @@ PUBLISHED = {"sd": (512, 8, PNDMScheduler), "sdxl": (1024, 8, EulerDiscreteSched
 
 def folder_of(name: str) -> Path | None:
     """The model's folder, where it is one."""
-    folder = PICTUREBOOK if name == "picturebook" else Path(name).expanduser()
+    folder = local_folder(name)
     return folder if (folder / "model_index.json").is_file() else None
 
 

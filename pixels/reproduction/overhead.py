@@ -9,7 +9,7 @@ import torch
 from diffusers import AutoPipelineForImage2Image
 from torch import Tensor
 
-from common.runs import InputError, paired_bootstrap, write_json
+from common.runs import InputError, bootstrap_interval, write_json
 from common.tables import text_table
 from pixels.edit_map import thresholds
 from pixels.reproduction.pairs import Pair
@@ -106,7 +106,7 @@ def overhead(bench: Bench, pairs: list[Pair]) -> None:
     backbone = bench.bind(loaded)
     rows = paired_runs(bench, loaded, bench.args.repeats)
     relative = [100 * (row["ours_seconds"] / row["theirs_seconds"] - 1) for row in rows]
-    mean, low, high = paired_bootstrap(relative, [0.0] * len(relative))
+    mean, low, high = bootstrap_interval(relative)
     steps, dtype = len(backbone.start()), bench.model.pipe.unet.dtype
     own = backbone.latent_shape(loaded["source"])
     step = statistics.median(row["theirs_seconds"] for row in rows) / steps

@@ -72,7 +72,7 @@ def fit_realism(
 
 def fit_reference(bench: Bench, pairs: list[Pair]):
     """The realism score: a mixture fitted to real pictures, 400 fresh scenes of the picturebook or the sources."""
-    embedder = bench.eyes.fid[0]
+    embedder = bench.eyes.features
     if bench.args.dataset in ("picturebook", "compositions"):
         from common.picturebook.drawing import draw
         from common.picturebook.scenes import sample_scene

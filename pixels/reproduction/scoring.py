@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from common import encoders
+from common.encoders import DREAMBOOTH_ENCODERS, Encoders, load_encoders
 from common.images import load_image, to_tensor
 from common.runs import measure
 from pixels import edit_map, frames, options
@@ -31,7 +31,7 @@ class Bench:
     size: tuple[int, int]
     sampling: options.Sampling
     surgery: Surgery
-    eyes: "Eyes"
+    eyes: Encoders
     output: Path
     methods: dict[str, Callable] = field(default_factory=lambda: METHODS)
     own: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -75,25 +75,15 @@ def full_map(loaded: dict[str, Any], size: tuple[int, int]) -> torch.Tensor:
     return least([F.interpolate(m, size, mode="bilinear") for m in loaded["maps"]])
 
 
-@dataclass(frozen=True)
-class Eyes:
-    """clip and lpips for scores of single pictures; fid: embedders for the Frechet distance."""
-
-    clip: Any
-    lpips: Any
-    fid: list[Any]
-
-
-def load_eyes(name: str, device: str | None) -> Eyes:
+def load_eyes(name: str, device: str | None) -> Encoders:
     """Encoders by --metric_encoders; all are loaded before the first edit, so that a missing one is reported then."""
-    if name == "picturebook":
-        clip = encoders.load_clip(name, device)
-        return Eyes(clip, encoders.load_lpips(name, device), [encoders.load_picturebook_embedder(device)])
-    folder = None if name == "paper" else Path(name)
-    clip_name, trunk = "clip-vit-base-patch32", encoders.TRUNK_FILES["squeeze"]
-    clip = encoders.load_clip(folder / clip_name if folder else f"openai/{clip_name}", device)
-    lpips = encoders.load_lpips("squeeze", device, folder and folder / trunk)
-    return Eyes(clip, lpips, [encoders.load_inception(folder, device), clip])
+    published = {"clip": DREAMBOOTH_ENCODERS["clip"], "lpips": "squeeze", "features": "inception"}
+    return load_encoders(name, device, published)
+
+
+def frechet_encoders(eyes: Encoders) -> list:
+    """The networks that Frechet distances are taken in: Inception and CLIP, or the picturebook's classifier."""
+    return [eyes.features] if eyes.classifier else [eyes.features, eyes.clip]
 
 
 def run_item(bench: Bench, pair: Pair, method: str) -> tuple[dict, dict]:

@@ -1,6 +1,6 @@
 """Figures 7, 10 and 11: what the threshold functions do, from rows of pixels.eval."""
 
-from common.runs import paired_bootstrap
+from common.runs import bootstrap_interval
 from common.tables import text_table
 from pixels.edit_map import THRESHOLDS, thresholds
 from pixels.reproduction.scoring import Bench
@@ -25,7 +25,7 @@ def threshold_changes(rows: list[dict]) -> str:
     for name, expected in EXPECTED.items():
         if not {"pixels", f"pixels_{name}"} <= ran:
             continue
-        pairs = [(change[f"pixels_{name}", item], change["pixels", item]) for item in items]
-        mean, low, high = (1e4 * value for value in paired_bootstrap(*zip(*pairs, strict=True)))
+        changes = [change[f"pixels_{name}", item] - change["pixels", item] for item in items]
+        mean, low, high = (1e4 * value for value in bootstrap_interval(changes))
         lines.append([name, f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]", expected])
     return text_table([["threshold", "change of the grey zone - linear's, MSE x1e4", "the paper expects"], *lines])

@@ -16,8 +16,8 @@ from diffusers import DiffusionPipeline
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 
-from common.model_files import check_weights, one_line
-from common.runs import InputError
+from common.files import InputError, refused_as
+from common.model_files import check_weights
 from spdinv.customised.words import add_word
 
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")  # a file is taken in the first of these that is there
@@ -58,12 +58,8 @@ def find_files(path: Path) -> list[Path]:
 
 def read(file: Path) -> dict:
     """Names to tensors (some formats nest them). Never runs code: pickles are read as plain tensors or refused."""
-    try:
+    with refused_as(f"{file} cannot be read as weights, it is damaged or is a pickle of more than tensors"):
         content = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
-    except Exception as error:  # the libraries raise a dozen kinds
-        raise InputError(
-            f"{file} cannot be read as weights, it is damaged or is a pickle of more than tensors: {one_line(error)}"
-        ) from None
     return content if isinstance(content, dict) and all(isinstance(key, str) for key in content) else {}
 
 
@@ -111,17 +107,15 @@ def load_lora(pipe: DiffusionPipeline, file: Path, content: dict) -> int:
     pairs = sum(key.endswith(("lora_A.weight", "down.weight")) for key in content)
     first_form = all(".processor." in key and not key.startswith(("unet.", "text_encoder")) for key in content)
     source = {f"unet.{key}": value for key, value in content.items()} if first_form else str(file.parent)
-    try:
-        with silence():  # diffusers warns of every model that a file says nothing about
-            pipe.load_lora_weights(source, weight_name=file.name, local_files_only=True)
-            nets = [pipe.unet, pipe.text_encoder, getattr(pipe, "text_encoder_2", None)]
-            layers = [layer for net in nets if net for layer in net.modules() if isinstance(layer, BaseTunerLayer)]
-            if not pairs or len(layers) != pairs:  # diffusers drops what it cannot place
-                raise InputError(f"only {len(layers)} of its {pairs} layers are in this model")
-            pipe.fuse_lora(safe_fusing=True)  # refuses NaN
-            pipe.unload_lora_weights()
-    except Exception as error:  # peft and diffusers raise all kinds where names or shapes do not fit
-        raise InputError(f"the LoRA {file} does not fit this model: {one_line(error)}") from None
+    # diffusers warns of every model that a file says nothing about
+    with refused_as(f"the LoRA {file} does not fit this model"), silence():
+        pipe.load_lora_weights(source, weight_name=file.name, local_files_only=True)
+        nets = [pipe.unet, pipe.text_encoder, getattr(pipe, "text_encoder_2", None)]
+        layers = [layer for net in nets if net for layer in net.modules() if isinstance(layer, BaseTunerLayer)]
+        if not pairs or len(layers) != pairs:  # diffusers drops what it cannot place
+            raise ValueError(f"only {len(layers)} of its {pairs} layers are in this model")
+        pipe.fuse_lora(safe_fusing=True)  # refuses NaN
+        pipe.unload_lora_weights()
     return len(layers)
 
 

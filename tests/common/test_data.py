@@ -86,13 +86,10 @@ def test_mask_round_trip(height, width):
         assert len(runs) == 2 * int(np.sum(np.diff(mask.reshape(-1), prepend=0) > 0))
 
 
-@pytest.mark.parametrize(
-    "blended, words",
-    [("", None), (" ", None), ("cat dog", ("cat", "dog")), ("cat  dog", ("cat", "dog")), ("a red cat", ("a", "red"))],
-)
-def test_blended_words(tmp_path, blended, words):
-    (item,) = data.read_pie_bench(pie_folder(tmp_path, {"0": ENTRY | {"blended_word": blended}}))
-    assert item.blended_words == words
+def test_blended_words(tmp_path):
+    words = {"": None, " ": None, "cat dog": ("cat", "dog"), "cat  dog": ("cat", "dog"), "a red cat": ("a", "red")}
+    folder = pie_folder(tmp_path, {str(n): ENTRY | {"blended_word": text} for n, text in enumerate(words)})
+    assert [item.blended_words for item in data.read_pie_bench(folder)] == list(words.values())
 
 
 def test_selection_keeps_the_order_of_the_file(tmp_path):
@@ -173,21 +170,15 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("change", HOSTILE.values(), ids=HOSTILE.keys())
-def test_hostile_entries_are_refused_and_named(tmp_path, change):
+def test_hostile_entries_are_refused_and_named(tmp_path):
     pie_folder(tmp_path, {"good": ENTRY, "bad": ENTRY})
-    (tmp_path / "mapping_file.json").write_text(json.dumps({"good": ENTRY, "bad": ENTRY | change}))
-    with pytest.raises(InputError, match="'bad'") as error:
-        data.read_pie_bench(tmp_path)
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("key", ["image_path", "original_prompt", "editing_prompt", "editing_type_id", "mask"])
-def test_missing_keys_are_named(tmp_path, key):
-    pie_folder(tmp_path, {"bad": ENTRY})
-    (tmp_path / "mapping_file.json").write_text(json.dumps({"bad": {k: v for k, v in ENTRY.items() if k != key}}))
-    with pytest.raises(InputError, match=f"'bad'.*{key}"):
-        data.read_pie_bench(tmp_path)
+    lacking = {key: {k: v for k, v in ENTRY.items() if k != key}
+               for key in ("image_path", "original_prompt", "editing_prompt", "editing_type_id", "mask")}  # fmt: skip
+    for why, entry in ({why: ENTRY | change for why, change in HOSTILE.items()} | lacking).items():
+        (tmp_path / "mapping_file.json").write_text(json.dumps({"good": ENTRY, "bad": entry}))
+        with pytest.raises(InputError, match=f"'bad'.*{why if why in lacking else ''}") as error:
+            data.read_pie_bench(tmp_path)
+        assert "\n" not in str(error.value), why
 
 
 @pytest.mark.parametrize("runs", [[262143, 2], [10**30, 5], [0, 10**30], [512 * 512, 1]])
@@ -219,10 +210,7 @@ def test_hostile_mapping_files_are_refused(tmp_path, text):
         data.read_pie_bench(tmp_path)
 
 
-READERS = [data.read_pie_bench, data.read_subjects, data.read_subject_prompts]
-
-
-@pytest.mark.parametrize("read", READERS)
+@pytest.mark.parametrize("read", [data.read_pie_bench, data.read_subjects, data.read_subject_prompts])
 def test_missing_folders_are_refused(tmp_path, read):
     with pytest.raises(InputError, match="none"):
         read(tmp_path / "none")
@@ -303,9 +291,7 @@ def test_pictures_of_subjects_that_are_not_needed_may_be_missing(subject_folder)
 
 
 def test_part_of_the_subjects(subject_folder):
-    (subject_folder / "backpack").rename(subject_folder / "elsewhere")
-    with pytest.raises(InputError, match="backpack"):
-        data.read_subjects(subject_folder)
+    shutil.rmtree(subject_folder / "backpack")
     (cat,) = data.read_subjects(subject_folder, names=["cat2"])
     assert cat.class_name == "cat"
     with pytest.raises(InputError, match="cat3.*backpack, bear_plushie, cat2"):
@@ -331,18 +317,11 @@ def test_subjects_round_trip(subject_folder, tmp_path, usual):
     assert data.read_subjects(copy) == again and sorted(copy.rglob("*")) == before
 
 
-@pytest.mark.parametrize(
-    "old, new",
-    [
-        ("cat2,cat", "cat2"),
-        ("cat2,cat", "../cat2,cat"),
-        ("cat2,cat", "/etc,cat"),
-        ("cat2,cat", "cat2,cat,maybe"),
-        ("subject_name,class", "names"),
-        ("'a cube shaped {0} {1}'", "'a cube\\x shaped {0} {1}'"),
-        ("'a cube shaped {0} {1}'", "'a' + __import__('os').name + 'b'"),
-    ],
-)
+@pytest.mark.parametrize("old, new", [
+    ("cat2,cat", "cat2"), ("cat2,cat", "../cat2,cat"), ("cat2,cat", "/etc,cat"), ("cat2,cat", "cat2,cat,maybe"),
+    ("subject_name,class", "names"), ("'a cube shaped {0} {1}'", "'a cube\\x shaped {0} {1}'"),
+    ("'a cube shaped {0} {1}'", "'a' + __import__('os').name + 'b'"),
+])  # fmt: skip
 def test_damaged_subject_files_are_refused(subject_folder, old, new):
     (subject_folder / "prompts_and_classes.txt").write_text(SUBJECT_FILE.replace(old, new))
     with pytest.raises(InputError, match="prompts_and_classes.txt"):

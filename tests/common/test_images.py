@@ -12,6 +12,7 @@ from common.runs import InputError
 
 RNG = np.random.default_rng(0)
 NOISE = RNG.integers(0, 256, (12, 20, 3), dtype=np.uint8)
+RAMP = np.linspace(0, 65535, 12 * 20).astype(np.uint16).reshape(12, 20)
 
 
 def saved(tmp_path, image, name="picture.png", **options):
@@ -22,71 +23,58 @@ def saved(tmp_path, image, name="picture.png", **options):
 def pixels(path):
     image = images.load_image(path)
     assert image.mode == "RGB"
-    return np.asarray(image)
+    return np.asarray(image).astype(int)
 
 
-def png(width, height, depth, colour, rows, extra=b""):
+def png(width, height, depth, colour, rows, transparent=b""):
     """A PNG written by hand, for what Pillow does not write."""
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + extra + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    extra = chunk(b"tRNS", transparent) if transparent else b""
+    lines = b"".join(b"\x00" + row.tobytes() for row in rows)
+    return b"\x89PNG\r\n\x1a\n" + header + extra + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
 
 
 # ---------------------------------------------------------------------------------------------------------- pictures
 
 
-def test_rgb_of_any_size_is_untouched(tmp_path):
-    wide = RNG.integers(0, 256, (333, 1000, 3), dtype=np.uint8)
-    assert np.array_equal(pixels(saved(tmp_path, Image.fromarray(wide))), wide)
+def flat(value, kind):
+    return Image.fromarray(np.full((12, 20), value, kind))
 
 
-@pytest.mark.parametrize("mode", ["L", "1"])
-def test_grey_has_three_equal_channels(tmp_path, mode):
-    image = Image.fromarray(NOISE).convert(mode)
-    expected = np.asarray(image.convert("L"))
-    assert np.array_equal(pixels(saved(tmp_path, image)), np.stack([expected] * 3, axis=-1))
+KINDS = {  # what is saved, under which name -> the pixels, how far off at most
+    "rgb of any size": (Image.fromarray(NOISE), "a.png", NOISE, 0),
+    "grey": (Image.fromarray(NOISE[..., 0]), "a.png", NOISE[..., :1], 0),
+    "one bit": (Image.fromarray(NOISE[..., 0] > 99), "a.png", 255 * (NOISE[..., :1] > 99), 0),
+    "16-bit grey is scaled, not clipped": (Image.fromarray(RAMP), "a.png", np.round(RAMP / 257)[..., None], 0),
+    "16-bit grey in TIFF": (Image.fromarray(RAMP), "a.tif", np.round(RAMP / 257)[..., None], 0),
+    "small numbers in 32 bits": (flat(200, np.int32), "labels.tif", 200, 0),
+    "16 bits in 32": (flat(200 * 257, np.int32), "deep.tif", 200, 0),
+    "print": (Image.new("CMYK", (20, 12), (0, 255, 255, 0)), "print.tif", [255, 0, 0], 3),
+    "of a browser": (Image.new("RGB", (20, 12), "red"), "a.jfif", [255, 0, 0], 8),
+    "of a telephone": (Image.new("RGB", (20, 12), "red"), "a.avif", [255, 0, 0], 8),
+}
 
 
-@pytest.mark.parametrize("name", ["grey.png", "grey.tif"])
-def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path, name):
-    ramp = np.linspace(0, 65535, 240).astype(np.uint16).reshape(12, 20)
-    got = pixels(saved(tmp_path, Image.fromarray(ramp), name))
-    assert np.array_equal(got[..., 0], np.round(ramp / 257)) and got.max() == 255 and len(np.unique(got)) > 200
+@pytest.mark.parametrize("kind", KINDS)
+def test_pictures_look_as_a_viewer_shows_them(tmp_path, kind):
+    image, name, expected, off = KINDS[kind]
+    got = pixels(saved(tmp_path, image, name, **({"format": "JPEG"} if name.endswith("jfif") else {})))
+    assert got.shape == (12, 20, 3) and np.abs(got - np.asarray(expected)).max() <= off
 
 
-def test_small_numbers_in_thirty_two_bits_are_eight_bits(tmp_path):
-    path = saved(tmp_path, Image.fromarray(np.full((8, 8), 200, np.int32)), "labels.tif")
-    assert (pixels(path) == 200).all()
-    deep = saved(tmp_path, Image.fromarray(np.full((8, 8), 200 * 257, np.int32)), "deep.tif")
-    assert (pixels(deep) == 200).all()
-    with pytest.raises(InputError, match="range of 16 bits"):
-        images.load_image(saved(tmp_path, Image.fromarray(np.full((8, 8), 10**6, np.int32)), "wide.tif"))
-
-
-def test_a_transparent_value_of_sixteen_bit_grey_goes_on_white(tmp_path):
+def test_sixteen_bit_colour_and_a_transparent_value_of_grey(tmp_path):
+    ramp = np.linspace(0, 65535, 12 * 20 * 3).astype(">u2").reshape(12, 20, 3)
+    (tmp_path / "deep.png").write_bytes(png(20, 12, 16, 2, ramp))
+    assert np.abs(pixels(tmp_path / "deep.png") - ramp / 257).max() <= 1
     values = np.full((4, 4), 1000, ">u2")
     values[:, 2:] = 30000
-    rows = b"".join(b"\x00" + row.tobytes() for row in values)
-    key = struct.pack(">I", 2) + b"tRNS" + b"\x03\xe8"
-    (tmp_path / "key.png").write_bytes(png(4, 4, 16, 0, rows, key + struct.pack(">I", zlib.crc32(key[4:]))))
+    (tmp_path / "key.png").write_bytes(png(4, 4, 16, 0, values, b"\x03\xe8"))  # 1000 is clear, and goes on white
     got = pixels(tmp_path / "key.png")
     assert (got[:, :2] == 255).all() and (got[:, 2:] == 117).all()
-
-
-def test_browsers_files_are_read(tmp_path):
-    for name, kind in (("a.jfif", "JPEG"), ("b.avif", "AVIF")):
-        path = saved(tmp_path, Image.new("RGB", (16, 16), "red"), name, format=kind)
-        assert np.abs(pixels(path) - [255.0, 0, 0]).max() < 9
-
-
-def test_sixteen_bit_colour_is_scaled_not_clipped(tmp_path):
-    ramp = np.linspace(0, 65535, 12 * 20 * 3).astype(">u2").reshape(12, 20, 3)
-    rows = b"".join(b"\x00" + row.tobytes() for row in ramp)
-    (tmp_path / "deep.png").write_bytes(png(20, 12, 16, 2, rows))
-    assert np.abs(pixels(tmp_path / "deep.png") - ramp / 257).max() <= 1
 
 
 def test_transparency_goes_on_white(tmp_path):
@@ -96,13 +84,9 @@ def test_transparency_goes_on_white(tmp_path):
     for source in (Image.fromarray(NOISE), Image.fromarray(NOISE).convert("L")):
         opaque = np.asarray(source.convert("RGB"))
         source.putalpha(Image.fromarray(alpha))
-        assert source.mode in ("RGBA", "LA")
-        got = pixels(saved(tmp_path, source)).astype(float)
+        got = pixels(saved(tmp_path, source))
         assert np.abs(got - (opaque * weight + 255 * (1 - weight))).max() <= 1
         assert (got[:, 15:] == 255).all()
-
-
-def test_palette_and_colour_key_transparency_go_on_white(tmp_path):
     palette = Image.new("P", (4, 2), 1)
     palette.putpalette([255, 0, 0, 0, 0, 255])
     palette.putpixel((0, 0), 0)
@@ -110,86 +94,63 @@ def test_palette_and_colour_key_transparency_go_on_white(tmp_path):
     assert pixels(saved(tmp_path, palette, transparency=0))[0, 0].tolist() == [255, 255, 255]
     got = pixels(saved(tmp_path, palette, transparency=bytes([128, 255])))
     assert got[0, 0].tolist() == [255, 127, 127] and got[0, 1].tolist() == [0, 0, 255]
-    key = saved(tmp_path, Image.new("RGB", (2, 2), (1, 2, 3)), transparency=(1, 2, 3))
-    assert (pixels(key) == 255).all()
-
-
-def test_cmyk_becomes_rgb(tmp_path):
-    path = saved(tmp_path, Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "print.jpg", quality=100)
-    assert np.abs(pixels(path).astype(int) - [255, 0, 0]).max() <= 3
+    assert (pixels(saved(tmp_path, Image.new("RGB", (2, 2), (1, 2, 3)), transparency=(1, 2, 3))) == 255).all()
 
 
 @pytest.mark.parametrize("name", ["photo.jpg", "photo.png", "photo.webp", "photo.tif"])
 @pytest.mark.parametrize("orientation, turn", [(3, 2), (6, -1), (8, 1)])
 def test_exif_rotation_is_applied(tmp_path, name, orientation, turn):
-    flat = np.zeros((16, 32, 3), np.uint8)
-    flat[:, :16] = 255
+    half = np.zeros((16, 32, 3), np.uint8)
+    half[:, :16] = 255
     exif = Image.Exif()
     exif[0x0112] = orientation
-    got = pixels(saved(tmp_path, Image.fromarray(flat), name, exif=exif))
-    assert np.abs(got.astype(int) - np.rot90(flat, turn)).max() <= 8
+    got = pixels(saved(tmp_path, Image.fromarray(half), name, exif=exif))
+    assert np.abs(got - np.rot90(half, turn)).max() <= 8
 
 
-def test_of_several_pictures_in_a_file_the_first_is_taken(tmp_path):
+@pytest.mark.parametrize("name, kind", [("camera.jpg", "MPO"), ("many.tif", "TIFF"), ("many.gif", "GIF")])
+def test_of_several_pictures_in_a_file_the_first_is_taken(tmp_path, name, kind):
     first, second = Image.new("RGB", (16, 16), (200, 30, 30)), Image.new("RGB", (16, 16), (30, 30, 200))
-    for name in ("camera.jpg", "many.tif", "many.gif"):
-        kind = {"format": "MPO"} if name == "camera.jpg" else {}
-        path = saved(tmp_path, first.copy(), name, save_all=True, append_images=[second.copy()], **kind)
-        with Image.open(path) as file:
-            assert file.n_frames == 2
-        assert np.abs(pixels(path)[8, 8].astype(int) - [200, 30, 30]).max() <= 4
+    path = saved(tmp_path, first, name, format=kind, save_all=True, append_images=[second])
+    assert np.abs(pixels(path)[8, 8] - [200, 30, 30]).max() <= 4
 
 
 # ------------------------------------------------------------------------------------------------------- bad pictures
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("name", ["cut.png", "cut.jpg", "cut.webp", "cut.gif", "cut.tif", "cut.bmp"])
-def test_a_file_cut_anywhere_is_one_clear_error(tmp_path, name):
-    whole = io.BytesIO()
-    Image.fromarray(RNG.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(whole, format=images_format(name))
-    data, path = whole.getvalue(), tmp_path / name
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's notes on damaged tags
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP"])
+def test_a_file_cut_anywhere_or_with_flipped_bytes_is_one_clear_error(tmp_path, kind):
+    whole, path, exif = io.BytesIO(), tmp_path / "damaged", Image.Exif()
+    exif[0x0112] = 6
+    picture = Image.fromarray(RNG.integers(0, 256, (40, 40, 3), dtype=np.uint8))
+    picture.save(whole, format=kind, **({} if kind in ("GIF", "BMP") else {"exif": exif}))
+    data = whole.getvalue()
     for keep in (0, 1, 7, 20, len(data) // 4, len(data) // 2):
         path.write_bytes(data[:keep])
-        with pytest.raises(InputError, match=name) as error:
+        with pytest.raises(InputError, match="damaged") as error:
             images.load_image(path)
         assert "\n" not in str(error.value)
-
-
-def images_format(name):
-    return {"png": "PNG", "jpg": "JPEG", "webp": "WEBP", "gif": "GIF", "tif": "TIFF", "bmp": "BMP"}[name.split(".")[1]]
-
-
-@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's notes on damaged tags
-def test_flipped_bytes_never_end_in_a_traceback(tmp_path):
-    refused = 0
-    for kind in ("PNG", "JPEG", "TIFF", "GIF", "WEBP"):
-        whole = io.BytesIO()
-        exif = Image.Exif()
-        exif[0x0112] = 6
-        Image.fromarray(NOISE).save(whole, format=kind, **({} if kind == "GIF" else {"exif": exif}))
-        for _ in range(150):
-            data = bytearray(whole.getvalue())
-            for place in RNG.integers(0, len(data), 3):
-                data[place] = RNG.integers(256)
-            (tmp_path / "flipped").write_bytes(data)
-            try:
-                assert images.load_image(tmp_path / "flipped").mode == "RGB"
-            except InputError:
-                refused += 1
-    assert refused > 50
+    for _ in range(120):
+        flipped = bytearray(data)
+        for place in RNG.integers(0, min(len(data), 400), 3):
+            flipped[place] = RNG.integers(256)
+        path.write_bytes(flipped)
+        try:
+            assert images.load_image(path).mode == "RGB"
+        except InputError as problem:
+            assert "\n" not in str(problem)
 
 
 def test_what_is_no_picture_is_refused(tmp_path):
     (tmp_path / "text.png").write_text("hello")
-    saved(tmp_path, Image.fromarray(np.zeros((2, 2), np.float32)), "float.tif")
-    (tmp_path / "bomb.png").write_bytes(png(60000, 60000, 8, 0, b""))
-    refusals = {"text.png": "another kind", "float.tif": "floating", "bomb.png": "too large", "none.png": "missing"}
+    (tmp_path / "bomb.png").write_bytes(png(60000, 60000, 8, 0, []))
+    saved(tmp_path, flat(0.5, np.float32), "float.tif"), saved(tmp_path, flat(10**6, np.int32), "wide.tif")
+    refusals = {"text.png": "another kind", "float.tif": "floating", "bomb.png": "too large", "none.png": "missing",
+                "wide.tif": "range of 16 bits", ".": "folder"}  # fmt: skip
     for name, said in refusals.items():
         with pytest.raises(InputError, match=said):
             images.load_image(tmp_path / name)
-    with pytest.raises(InputError, match="folder"):
-        images.load_image(tmp_path)
 
 
 def test_list_pictures(tmp_path, caplog):
@@ -208,7 +169,7 @@ def test_list_pictures(tmp_path, caplog):
 # ----------------------------------------------------------------------------------------------------------- geometry
 
 
-@pytest.mark.parametrize("width, height", [(100, 33), (33, 100), (51, 50), (50, 50), (7, 5)])
+@pytest.mark.parametrize("width, height", [(100, 33), (33, 100), (51, 50), (50, 50), (7, 5), (64, 64)])
 def test_center_crop_resize_is_the_official_loader(width, height):
     array = RNG.integers(0, 256, (height, width, 3), dtype=np.uint8)
     if height < width:  # the released loader: slice an array, then resize
@@ -219,11 +180,6 @@ def test_center_crop_resize_is_the_official_loader(width, height):
         square = array[offset : offset + width]
     expected = np.asarray(Image.fromarray(square).resize((64, 64), Image.Resampling.BICUBIC))
     assert np.array_equal(np.asarray(images.center_crop_resize(Image.fromarray(array), 64)), expected)
-
-
-def test_picture_of_the_right_size_is_untouched():
-    image = Image.fromarray(RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8))
-    assert images.center_crop_resize(image, 64) is image
 
 
 # ------------------------------------------------------------------------------------------------------------ tensors

@@ -184,11 +184,3 @@ def test_bootstrap_matches_the_normal_interval_and_skips_nan():
     assert all(math.isnan(x) for x in runs.bootstrap_interval([math.nan]) + runs.bootstrap_interval([]))
     narrow = runs.bootstrap_interval(values, level=0.5)
     assert low < narrow[1] < narrow[2] < high
-
-
-def test_paired_bootstrap_uses_pairs():
-    noise = np.random.default_rng(2).normal(0, 10, 200)
-    mean, low, high = runs.paired_bootstrap([*(noise + 1), math.nan, 3], [*noise, 4, math.nan])
-    assert mean == pytest.approx(1) and high - low < 1e-6
-    with pytest.raises(ValueError):
-        runs.paired_bootstrap([1, 2], [1])

@@ -32,7 +32,7 @@ def eyes(encoders, tmp_path_factory):
 
 @pytest.fixture
 def run(tiny_folder, dataset, eyes, capsys, monkeypatch):
-    monkeypatch.setattr(scoring.encoders, "load_inception", lambda *where: few_numbers())
+    monkeypatch.setattr("common.encoders.load_inception", lambda *where: few_numbers())
 
     def run(output, *flags):
         pixels_eval.main(["--pretrained_model_name_or_path", str(tiny_folder), "--dataset", str(dataset),

@@ -12,8 +12,8 @@ from PIL import Image
 
 from common.claims import read_claims
 from common.data import Subject, write_subjects
+from common.flags import PICTUREBOOK_FOLDER
 from common.images import save_png, to_tensor
-from common.model_files import PICTUREBOOK_FOLDER
 from common.picturebook.drawing import draw as paint
 from common.picturebook.scenes import Scene, Thing
 from common.pipelines import load_pipeline

@@ -52,7 +52,7 @@ class Arena:
     how: protocol.Sampling
     variants: list[Variant]
     settings: dict[str, dict[str, Any]]
-    eyes: scoring.Eyes
+    eyes: scoring.Encoders
     rows_name: str = "rows.jsonl"
     truths: Path | None = None  # true pictures of every prompt, where there are any
     calm: dict[tuple, Any] = field(default_factory=dict)  # the base model, and its samples of held-out prompts
@@ -259,7 +259,7 @@ def drift_of(arena: Arena, pipe, subject: Subject, seed: int, trained: bool) -> 
     key = (subject.class_name, seed)
     if key not in arena.calm:
         arena.calm[key] = protocol.sample(base, prompts, seeds, arena.how)
-    frechet = {"samples": arena.eyes.embedder} if len(prompts) > 1 else {}
+    frechet = {"samples": arena.eyes.features} if len(prompts) > 1 else {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of few pictures in many dimensions: the definition on the page says so
         found |= drift.sample_drift(ours, arena.calm[key], arena.eyes.dino, **frechet)

@@ -35,7 +35,7 @@ def matched_difference(rows: list[dict], key: str, at: str, curve: str, other: s
         return Interval(math.nan, math.nan, math.nan, 0)
     arrays = [np.array([[[table[p] for p in pairs] for table in point] for point in curve_]) for curve_ in tables]
     mean = gap(*(array.mean(axis=2) for array in arrays))
-    resamples = [gap(*(array @ weights for array in arrays)) for weights in resampling_weights(pairs)]
+    resamples = [gap(*(array @ weights for array in arrays)) for weights in resampling_weights(tuple(pairs))]
     kept = [value for value in resamples if not math.isnan(value)]
     if len(kept) < 0.95 * len(resamples):
         return Interval(mean, math.nan, math.nan, len(pairs))

@@ -9,12 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from common import encoders
 from common.data import Subject, fill_prompt
+from common.encoders import DREAMBOOTH_ENCODERS, Encoders, load_encoders
 from common.images import load_image, to_tensor
 from common.metrics import Score, clip_image_similarity, clip_text_similarity, dino_similarity, lpips_distance
 from eval.tracks.personalization.protocol import asked, context_seen, subject_seen, usual_color
@@ -22,34 +21,10 @@ from eval.tracks.personalization.protocol import asked, context_seen, subject_se
 PROTOCOL = "dreambench"
 
 
-@dataclass(frozen=True)
-class Eyes:
-    """The networks that judge. classifier: the picturebook's, or None where there is none for the pictures.
-    embedder: for the Frechet distance."""
-
-    clip: encoders.Clip
-    dino: encoders.Dino
-    lpips: encoders.Lpips
-    embedder: Any
-    classifier: Any = None
-
-
-def load_eyes(name: str, device: str | None = None) -> Eyes:
+def load_eyes(name: str, device: str | None = None) -> Encoders:
     """name: "picturebook"; "paper", DreamBench's CLIP ViT-B/32 and DINO ViT-S/16, with LPIPS on AlexNet and the FID's
     Inception; or a folder with copies of these. Raises InputError if one is missing."""
-    if name == encoders.PICTUREBOOK:
-        from common.picturebook.classifier import load_classifier
-
-        parts = [load(name, device) for load in (encoders.load_clip, encoders.load_dino, encoders.load_lpips)]
-        return Eyes(*parts, encoders.load_picturebook_embedder(device), load_classifier())
-    folder = None if name == "paper" else Path(name)
-    clip, dino, trunk = "clip-vit-base-patch32", "dino-vits16", encoders.TRUNK_FILES["alex"]
-    return Eyes(
-        encoders.load_clip(folder / clip if folder else f"openai/{clip}", device),
-        encoders.load_dino(folder / dino if folder else f"facebook/{dino}", device),
-        encoders.load_lpips("alex", device, folder and folder / trunk),
-        encoders.load_inception(folder, device),
-    )
+    return load_encoders(name, device, DREAMBOOTH_ENCODERS)
 
 
 def read_references(subject: Subject) -> list[torch.Tensor]:
@@ -62,7 +37,7 @@ def key(name: str, encoder: str) -> str:
     return Score(name, 0.0, encoder, PROTOCOL).key
 
 
-def fidelity(pictures: torch.Tensor, references: Sequence[torch.Tensor], eyes: Eyes) -> dict[str, float]:
+def fidelity(pictures: torch.Tensor, references: Sequence[torch.Tensor], eyes: Encoders) -> dict[str, float]:
     """DINO and CLIP-I of pictures [n, 3, H, W]: mean cosine with every reference."""
     looks = ((dino_similarity, "DINO", eyes.dino), (clip_image_similarity, "CLIP-I", eyes.clip))
     return {
@@ -112,13 +87,13 @@ def _dino(pictures: torch.Tensor, references: Sequence[torch.Tensor], dino) -> t
     return torch.stack([dino_similarity(pictures, reference, dino).mean(1) for reference in references]).mean(0)
 
 
-def ceiling(references: list[torch.Tensor], eyes: Eyes) -> dict[str, float]:
+def ceiling(references: list[torch.Tensor], eyes: Encoders) -> dict[str, float]:
     """The same of each real picture with the other real ones: the row "Real pictures" of DreamBench's tables."""
     rows = [fidelity(one, references[:i] + references[i + 1 :], eyes) for i, one in enumerate(references)]
     return {name: mean(row[name] for row in rows) for name in rows[0]}
 
 
-def diversity(pictures: torch.Tensor, eyes: Eyes) -> float:
+def diversity(pictures: torch.Tensor, eyes: Encoders) -> float:
     """Mean LPIPS between the pictures [prompts, k, 3, H, W] of the same prompt; NaN where k = 1."""
     found = []
     for i, j in combinations(range(pictures.shape[1]), 2):
@@ -127,7 +102,7 @@ def diversity(pictures: torch.Tensor, eyes: Eyes) -> float:
 
 
 def subject_scores(
-    pictures: torch.Tensor, templates: list[str], subject: Subject, references: list[torch.Tensor], eyes: Eyes,
+    pictures: torch.Tensor, templates: list[str], subject: Subject, references: list[torch.Tensor], eyes: Encoders,
     truths: Truths | None = None,
 ) -> tuple[dict[str, float], list[list[bool | None]]]:  # fmt: skip
     """Scores of one subject's pictures [prompts, k, 3, H, W] by Score.key, and per picture whether the classifier sees

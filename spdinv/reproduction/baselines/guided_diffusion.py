@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
 
-from common.model_files import load_model, one_line
-from common.runs import InputError, read_json
+from common.files import InputError, read_json, refused_as
+from common.model_files import load_model
 from spdinv.customised.loading import read
 
 # 256x256_diffusion_uncond.pt: channels of the six levels, which of them attend, residual blocks in each.
@@ -31,10 +31,8 @@ def load_unconditional(path: str | Path, device: str = "cpu") -> tuple[UNet2DMod
         folder = path / "unet" if (path / "unet").is_dir() else path
         if (path / "scheduler").is_dir():
             scheduler = DDPMScheduler.from_config(read_json(path / "scheduler" / "scheduler_config.json"))
-        try:
+        with refused_as(f"{folder} holds no whole UNet2DModel"):
             unet = load_model(UNet2DModel, folder, torch.float32)
-        except Exception as error:  # the libraries raise all kinds for what is not such a folder
-            raise InputError(f"{folder} holds no whole UNet2DModel: {one_line(error)}") from None
         if unet.config.in_channels != 3 or unet.config.out_channels not in (3, 6) or unet.config.class_embed_type:
             raise InputError(f"the model in {folder} is no unconditional model of RGB pixels")
     else:
@@ -45,10 +43,8 @@ def load_unconditional(path: str | Path, device: str = "cpu") -> tuple[UNet2DMod
 def from_openai(weights: dict[str, torch.Tensor], path: Path, shape: dict[str, Any] = RELEASED) -> UNet2DModel:
     """A guided-diffusion model (resblock_updown, use_scale_shift_norm, learn_sigma) as a UNet2DModel, frozen."""
     unet = empty_unet(shape)
-    try:
+    with refused_as(f"{path} is no 256x256_diffusion_uncond.pt"):
         unet.load_state_dict(renamed(weights, shape), assign=True)
-    except Exception as error:
-        raise InputError(f"{path} is no 256x256_diffusion_uncond.pt: {one_line(error)}") from None
     return unet.float().eval().requires_grad_(False)
 
 

@@ -8,10 +8,8 @@ import os
 
 import torch
 from diffusers import DiffusionPipeline, EulerAncestralDiscreteScheduler, StableDiffusionInstructPix2PixPipeline
-from huggingface_hub import constants
 
-from common.model_files import MODELS, find_folder, inspect_folder, load_model, one_line
-from common.runs import InputError
+from common.model_files import find_folder, load_whole
 
 MODEL = "timbrooks/instruct-pix2pix"
 
@@ -22,18 +20,10 @@ def load_instruct_pix2pix(
     """A local folder or a hub id, loaded with the care of common.pipelines.load_pipeline; the sampler is the published
     one. Raises InputError for anything that is not such a model, or not whole."""
     accepted = {StableDiffusionInstructPix2PixPipeline.__name__: StableDiffusionInstructPix2PixPipeline}
-    folder = find_folder(str(name), constants.HF_HUB_OFFLINE, accepted)
-    pipeline_class, parts = inspect_folder(folder, accepted)
-    try:
-        models = {part: load_model(MODELS[part], folder / part, dtype) for part in parts}
-        pipe = pipeline_class.from_pretrained(
-            folder, **models, safety_checker=None, requires_safety_checker=False, feature_extractor=None,
-            image_encoder=None, local_files_only=True,
-        )  # fmt: skip
-    except InputError:
-        raise
-    except Exception as error:  # whatever the libraries make of a file that is not what its name says
-        raise InputError(f"Cannot load the model in {folder}: {one_line(error)}") from error
+    pipe = load_whole(
+        find_folder(str(name), accepted=accepted), accepted, dtype=dtype, safety_checker=None,
+        requires_safety_checker=False, feature_extractor=None, image_encoder=None,
+    )  # fmt: skip
     pipe.scheduler = EulerAncestralDiscreteScheduler.from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(leave=False, disable=None)
     return pipe.to(device)

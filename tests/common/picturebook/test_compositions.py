@@ -1,5 +1,7 @@
 """Compositions: maps with cores, halves in words, and a truth that nothing pasted or blended comes near."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from common.data import read_pie_bench
 from common.picturebook.benchmarks import ensure_compositions
 from common.picturebook.compositions import Composition, halves_seen, true_picture
 from common.picturebook.shipping import shipped_vae
+from tests.common.picturebook.readings import reading_of
 
 
 @pytest.fixture(scope="module")
@@ -57,12 +60,9 @@ def error(a: np.ndarray, b: np.ndarray) -> float:
 def test_sixty_items_with_both_halves_in_words(folder, items):
     assert len(items) == 60
     for item in items:
-        kept, new = item.extras["kept_caption"], item.extras["new_caption"]
-        night = " at night"
-        assert item.source_prompt == kept
-        assert item.target_prompt == f"{kept.removesuffix(night)} and {new}" and kept.endswith(night) == new.endswith(
-            night
-        )
+        kept, new, night = item.extras["kept_caption"], item.extras["new_caption"], " at night"
+        assert item.source_prompt == kept and kept.endswith(night) == new.endswith(night)
+        assert item.target_prompt == f"{kept.removesuffix(night)} and {new}"
         composition = Composition.from_dict(item.extras["composition"])
         assert composition.kept.light == composition.new.light != composition.exemplar.light
         assert composition.kept.background != composition.new.background == composition.exemplar.background
@@ -92,10 +92,8 @@ def test_no_paste_and_no_blend_comes_near_the_truth(folder, items):
     vae = shipped_vae()
     for item in items[::5]:
         source, truth = pixels(item.image_path), pixels(folder / item.extras["truth_path"])
-        exemplar, share = (
-            pixels(folder / item.extras["exemplar_path"]),
-            pixels(folder / item.extras["edit_map_path"]) / 255,
-        )
+        exemplar, share = (pixels(folder / item.extras[f"{name}_path"]) for name in ("exemplar", "edit_map"))
+        share /= 255
         picture = torch.from_numpy(truth).permute(2, 0, 1)[None].float() / 127.5 - 1
         through = vae.decode(vae.encode(picture).latent_dist.mean).sample[0].permute(1, 2, 0)
         own = error(np.asarray(through.clamp(-1, 1) * 127.5 + 127.5), truth)
@@ -120,15 +118,9 @@ class Eye:
 
 
 def test_a_half_is_seen_by_its_thing_and_its_background(items):
-    from common.picturebook.classifier import Reading
-
     item = Composition.from_dict(items[0].extras["composition"])
-
-    def reading(scene, *others):
-        things = [{"kind": t.kind, "color": t.color} for t in (*scene.things, *others)]
-        return Reading(scene.background, scene.light, scene.style, things)
-
-    whole = reading(item.kept, *item.new.things)
+    reading, both = reading_of, replace(item.kept, things=(*item.kept.things, *item.new.things))
+    whole = reading(both)
     picture = torch.zeros(1, 3, 64, 64)
     assert halves_seen(item, picture, Eye(whole, whole, reading(item.new))) == {"kept": True, "new": True}
     assert halves_seen(item, picture, Eye(whole, whole, whole)) == {"kept": True, "new": False}

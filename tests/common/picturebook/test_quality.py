@@ -9,21 +9,11 @@ from PIL import Image
 
 from common.picturebook import checks, quality
 from common.picturebook.checks import encoders, realism, sampling
-from common.picturebook.classifier import Reading, load_classifier
+from common.picturebook.classifier import load_classifier
 from common.picturebook.quality import Result, everything_seen, held_out_scenes, missed
-from common.picturebook.scenes import KINDS, Scene, Thing
+from common.picturebook.scenes import Scene, Thing
 from common.picturebook.shipping import shipped_dino
-
-
-def reading_of(scene: Scene) -> Reading:
-    things = [
-        {"kind": t.kind, "color": t.color, "material": t.material, "hat": t.hat, "facing": t.facing, "pose": t.pose,
-         "presence": 1.0}
-        for t in scene.things
-    ]  # fmt: skip
-    absent = [kind for kind in KINDS if kind not in {t.kind for t in scene.things}]
-    things += [things[0] | {"kind": kind, "presence": 0.0} for kind in absent]
-    return Reading(scene.background, scene.light, scene.style, things)
+from tests.common.picturebook.readings import reading_of
 
 
 @pytest.mark.parametrize("change, lost", [

@@ -38,7 +38,7 @@ def flags(tiny_folder, encoders, tmp_path, monkeypatch):
 
     judge = classifier.AttributeClassifier().eval()
     monkeypatch.setattr(benchmarks, "load_classifier", lambda *device: judge)
-    monkeypatch.setattr(scoring.encoders, "load_inception", lambda *where: few_numbers())
+    monkeypatch.setattr("common.encoders.load_inception", lambda *where: few_numbers())
     monkeypatch.setattr(track, "RESULTS", tmp_path / "results")
     (tmp_path / "eyes").mkdir()
     return Namespace(

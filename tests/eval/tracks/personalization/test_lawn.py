@@ -151,7 +151,7 @@ def test_the_lawn_from_trainings_to_rows_and_a_choice(tmp_path, monkeypatch, cap
     for name in ("ensure_lawn", "ensure_truths"):
         place = tmp_path / {"ensure_lawn": "set", "ensure_truths": "truths"}[name]
         monkeypatch.setattr(f"common.picturebook.benchmarks.{name}", lambda split, place=place: place, raising=False)
-    eyes = scoring.Eyes(Eye(), Eye(), Eye(), Eye(), Judge())
+    eyes = scoring.Encoders(Eye(), Eye(), Eye(), Eye(), Judge())
     monkeypatch.setattr(scoring, "load_eyes", lambda *given: eyes)
     monkeypatch.setattr(lawn, "RATES", (1e-3,))
     monkeypatch.setattr(lawn, "STRENGTHS", (0.5,))

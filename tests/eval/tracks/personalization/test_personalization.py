@@ -123,7 +123,7 @@ def test_scores_are_dreambenchs_means_over_all_pairs_and_own_prompts():
     rng = np.random.default_rng(0)
     pictures, references = rng.random((2, 3, 3, 4, 4)), rng.random((2, 3, 4, 4))
     subject = Subject("s", "cat", True, ())
-    eyes = scoring.Eyes(Eye(), Eye(), Eye(), Eye())
+    eyes = scoring.Encoders(Eye(), Eye(), Eye(), Eye())
     tensors = torch.tensor(pictures).float(), [torch.tensor(r).float()[None] for r in references]
     scores, seen = scoring.subject_scores(tensors[0], ["a red {0} {1}", "a green {0} {1}"], subject, tensors[1], eyes)
 
@@ -167,7 +167,7 @@ def test_with_several_seeds_items_are_resampled_first():
     found, of_means = interval(values), bootstrap_interval(range(6))
     assert found.high - found.low == pytest.approx(of_means[2] - of_means[1], rel=0.1) and found.mean == 2.5
     pairs = [("a", 0), ("a", 1), ("b", 0)]
-    weights = resampling_weights(pairs, n=4000)
+    weights = resampling_weights(tuple(pairs), n=4000)
     picks, naive = random.Random(0), np.zeros(3)
     for _ in range(4000):
         drawn = [picks.choice([[0, 1], [2]]) for _ in range(2)]
