@@ -89,7 +89,7 @@ def main(argv: list[str] | None = None) -> None:
         print(json.dumps({**vars(args), "method": asdict(method)}, indent=2))
         return
     from common.encoders import load_clip
-    from common.images import center_crop_resize, grid, load_image, to_pil, to_tensor
+    from common.images import center_crop_resize, load_image, to_pil, to_tensor
     from common.pipelines import is_picturebook
     from spdinv.attention_maps import Recorder
     from spdinv.customised import load
@@ -126,47 +126,38 @@ def main(argv: list[str] | None = None) -> None:
         "seconds": cost.seconds,
         "peak_memory_mb": cost.peak_memory_mb,
     }
-    sheet = grid([list(pictures.values())], column_labels=list(pictures))
-    write(Path(args.output_dir), args, settings, pictures, sheet, edit)
-    write_attention(Path(args.output_dir), recorder, pipe.tokenizer, edit, pictures, list(prompts.values()))
+    attention = recorder.words(pipe.tokenizer, list(prompts.values()), edit.latents.shape[-2:]) if recorder else None
+    write(Path(args.output_dir), args, pictures, edit, attention)
+    write_config(args.output_dir, args, method=settings)
     write_json(Path(args.output_dir) / "metrics.json", metrics)
     for name in list(pictures)[1:]:
         print(f"{name} against source: {metrics[name]['psnr']:.2f} dB")
     print(f"{cost.seconds:.1f} s; pictures in {args.output_dir}")
 
 
-def write(folder: Path, args: argparse.Namespace, settings: dict, pictures: dict, sheet, edit) -> None:
-    """The run's files, but for metrics.json and the attention; files of an earlier run that this one does not make are
-    removed. settings: what the flags resolved to."""
+def write(folder: Path, args: argparse.Namespace, pictures: dict, edit, attention: dict | None) -> None:
+    """Pictures, latents, and the attention that a Recorder found; files of an earlier run that this one does not make
+    are removed."""
     from safetensors.torch import save_file
 
-    from common.images import save_png
+    from common.images import grid, save_png
+    from spdinv import attention_maps
 
-    for name, picture in {**pictures, "grid": sheet}.items():
+    shown = {**pictures, "grid": grid([list(pictures.values())], column_labels=list(pictures))}
+    if attention:
+        under = {"source": pictures["source"], "target": pictures.get("edited")}
+        shown["attention"] = attention_maps.draw(attention, under, [args.source_prompt, args.target_prompt])
+        attention_maps.save(folder / "attention.safetensors", attention)
+    for name, picture in shown.items():
         save_png(folder / f"{name}.png", picture)
-    if args.engine == "none":
-        (folder / "edited.png").unlink(missing_ok=True)
-    (folder / "trajectory.safetensors").unlink(missing_ok=True)
     if args.save_trajectory:
         latents = edit.inversion.trajectory[:, 0].float().cpu().contiguous()
         with atomic_path(folder / "trajectory.safetensors") as path:
             save_file({"latents": latents, "rounds": edit.inversion.rounds[:, 0].contiguous()}, path)
-    write_config(folder, args, method=settings)
-
-
-def write_attention(folder: Path, recorder, tokenizer, edit, pictures: dict, prompts: list[str]) -> None:
-    """attention.png and attention.safetensors, where they were recorded; else those of an earlier run are removed."""
-    from common.images import save_png
-    from spdinv.attention_maps import draw, save
-
-    if recorder is None:
-        for name in ("attention.png", "attention.safetensors"):
-            (folder / name).unlink(missing_ok=True)
-        return
-    found = recorder.words(tokenizer, prompts, edit.latents.shape[-2:])
-    save(folder / "attention.safetensors", found)
-    under = {"source": pictures["source"], "target": pictures.get("edited")}
-    save_png(folder / "attention.png", draw(found, under, prompts))
+    made = {"edited.png": "edited" in pictures, "trajectory.safetensors": args.save_trajectory,
+            "attention.png": attention, "attention.safetensors": attention}  # fmt: skip
+    for name in (name for name, is_made in made.items() if not is_made):
+        (folder / name).unlink(missing_ok=True)
 
 
 if __name__ == "__main__":
