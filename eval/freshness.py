@@ -21,6 +21,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent
 RESULTS = HERE / "results"  # committed
 FRESH, STALE, MISSING = "fresh", "stale", "not run"
+MODELS = ("unet", "vae", "clip", "text_encoder", "dino", "classifier")  # what most experiments run or score with
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Experiment:
     figure: str = ""
     titles: str = ""
     gpu: str = ""
+    models: tuple[str, ...] = MODELS
 
     @property
     def kept(self) -> Path:
@@ -114,7 +116,7 @@ def fingerprint(experiment: Experiment) -> dict[str, Any]:
     return {
         "commands": experiment.commands,
         "settings": {place: digest(settings_of(place)) for place in experiment.settings},
-        "weights": weights_hash(),
+        "weights": weights_hash(*experiment.models),
         "drawing": data_hash(),
         "protocols": {name: known.get(name, 1) for name in measures_of(experiment)},
     }

@@ -53,15 +53,18 @@ def _digest(path: Path, size: int, changed: int) -> bytes:
     return hashlib.sha256(path.read_bytes()).digest()
 
 
-def weights_hash(part: str = "", models: Path = HERE / "models") -> str:
-    """Twelve hexadecimal digits of weights: of one part ("unet"), or of all; each file is read once per process.
+def weights_hash(*parts: str, models: Path = HERE / "models") -> str:
+    """Twelve hexadecimal digits of weights: of some parts ("unet", "vae"), or of all; a file is read once per process.
 
     models: a folder in the layout of the shipped one. Raises FileNotFoundError where it holds no such part.
     """
-    digest, paths = hashlib.sha256(), sorted((models / part).rglob("*.safetensors"))
-    if not paths:
-        raise FileNotFoundError(f"{models / part} holds no weights")
-    for path in paths:
-        facts = path.stat()
-        digest.update(path.relative_to(models).as_posix().encode() + _digest(path, facts.st_size, facts.st_mtime_ns))
+    digest = hashlib.sha256()
+    for part in sorted(parts or ("",)):
+        paths = sorted((models / part).rglob("*.safetensors"))
+        if not paths:
+            raise FileNotFoundError(f"{models / part} holds no weights")
+        for path in paths:
+            facts = path.stat()
+            name = path.relative_to(models).as_posix()
+            digest.update(name.encode() + _digest(path, facts.st_size, facts.st_mtime_ns))
     return digest.hexdigest()[:12]

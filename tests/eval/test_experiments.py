@@ -23,7 +23,7 @@ def entry(**changes):
 def world(monkeypatch, tmp_path):
     """One fake experiment, weights and drawing that a test may change, and folders of its own."""
     found = {"weights": "w1", "drawing": "d1"}
-    monkeypatch.setattr("common.picturebook.hashes.weights_hash", lambda: found["weights"])
+    monkeypatch.setattr("common.picturebook.hashes.weights_hash", lambda *parts: found["weights"])
     monkeypatch.setattr("common.picturebook.hashes.data_hash", lambda: found["drawing"])
     monkeypatch.setattr(freshness, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(freshness, "protocols", lambda: found.get("protocols", {}))

@@ -14,7 +14,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 def fast() -> torch.autocast:
     """bfloat16 where the processor multiplies matrices in it (1.5 to 2 times faster), else float32."""
-    has_units = DEVICE.type == "cuda" or torch.cpu._is_amx_tile_supported()
+    has_units = DEVICE.type == "cuda" or torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
     return torch.autocast(DEVICE.type, torch.bfloat16, enabled=has_units)
 
 

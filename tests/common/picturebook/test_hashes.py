@@ -44,10 +44,10 @@ def test_weights_are_known_by_what_their_files_hold(tmp_path):
     for part in ("unet", "vae"):
         (tmp_path / part).mkdir()
         save_file({"weight": torch.ones(3)}, tmp_path / part / "model.safetensors")
-    before = {part: weights_hash(part, tmp_path) for part in ("unet", "vae", "")}
+    before = {part: weights_hash(part, models=tmp_path) for part in ("unet", "vae", "")}
     assert len(set(before.values())) == 3
     save_file({"weight": torch.zeros(3)}, tmp_path / "vae" / "model.safetensors")
-    assert weights_hash("unet", tmp_path) == before["unet"]
-    assert weights_hash("vae", tmp_path) != before["vae"] and weights_hash("", tmp_path) != before[""]
+    assert weights_hash("unet", models=tmp_path) == before["unet"]
+    assert weights_hash("vae", models=tmp_path) != before["vae"] and weights_hash(models=tmp_path) != before[""]
     with pytest.raises(FileNotFoundError, match="clip"):
-        weights_hash("clip", tmp_path)
+        weights_hash("clip", models=tmp_path)
