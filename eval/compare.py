@@ -99,12 +99,9 @@ def run_tracks(args: argparse.Namespace) -> list:
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     output = Path(args.output_dir)
-    if output.exists() and not output.is_dir():
-        raise InputError(f"--output_dir {output} is a file; give a folder")
     if args.table:
         print_table(args.table, output)
         return
-
     if args.write_pie_bench:
         from eval.tracks.own_pictures.picture_list import read_list, write_pie_bench_folder
 

@@ -41,8 +41,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.dataset != "picturebook" and not (Path(args.dataset) / "mapping_file.json").is_file():
         raise InputError(f"--dataset {args.dataset} holds no mapping_file.json; give a PIE-Bench folder")
-    if Path(args.output_dir).exists() and not Path(args.output_dir).is_dir():
-        raise InputError(f"--output_dir {args.output_dir} is a file; give a folder")
     return args
 
 

@@ -7,13 +7,12 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 from common.flags import PICTUREBOOK_FOLDER as MODELS
 from common.flags import is_picturebook_folder
 from common.runs import InputError
-from eval.bench.ratios import against, middle
+from eval.bench.ratios import against, in_turn, middle
 
 ROOT = Path(__file__).parents[2]
 
@@ -50,31 +49,21 @@ def bench_painting(model: str, device: str | None, steps: int, guidance: float, 
     source, reference = torch.rand(2, 1, 3, side, side, generator=draw)
     fill = torch.zeros(1, 1, side, side)
     fill[..., side // 4 : 3 * side // 4, side // 3 :] = 1
-    settings = Sampling("plms", steps, guidance, "nearest")
+    settings, levels = Sampling("plms", steps, guidance, "nearest"), pipe.scheduler.config
 
-    def ours(generator):
+    def ours(seed: int):
+        pipe.scheduler = make_scheduler("plms", levels)
+        generator = torch.Generator().manual_seed(seed)
         return sample(pipe, source, fill, embed_references(pipe, reference), [generator], settings)
 
-    def theirs(generator):
+    def theirs(seed: int):
+        pipe.scheduler = make_scheduler("plms", levels)
         return pipe(
             reference_pixels(reference, pipe), image=2 * source - 1, mask_image=fill, num_inference_steps=steps,
-            guidance_scale=guidance, generator=generator, output_type="pt",
+            guidance_scale=guidance, generator=torch.Generator().manual_seed(seed), output_type="pt",
         ).images  # fmt: skip
 
-    def seconds(paint, seed):
-        start = time.perf_counter()
-        picture = paint(torch.Generator().manual_seed(seed)).float().cpu()
-        return time.perf_counter() - start, picture
-
-    levels = pipe.scheduler.config
-    rows = []
-    for repeat in range(repeats + 1):  # the first pair warms up
-        pipe.scheduler = make_scheduler("plms", levels)
-        order = (ours, theirs) if repeat % 2 else (theirs, ours)
-        took = {paint.__name__: seconds(paint, repeat) for paint in order}
-        gap = (took["ours"][1] - took["theirs"][1]).abs().max().item()
-        rows.append({"ours": took["ours"][0], "diffusers": took["theirs"][0], "largest_difference": gap})
-    return rows[1:]
+    return in_turn(ours, theirs, repeats)
 
 
 def bench_training(model: str, device: str | None, subject: str | None = None) -> list[dict]:

@@ -1,10 +1,9 @@
 """Our sampling and latent surgery against diffusers' own pipelines, in turn, on the same weights. For make bench."""
 
 import argparse
-import time
 from pathlib import Path
 
-from eval.bench.ratios import against, middle
+from eval.bench.ratios import against, in_turn, middle
 
 
 def run(pipe, args: argparse.Namespace) -> dict[str, list[dict]]:
@@ -44,30 +43,19 @@ def sampling_rows(pipe, args: argparse.Namespace) -> list[dict]:
     prompt = "a red cat in a meadow"
     pipe.set_progress_bar_config(disable=True)
 
-    def ours(noise):
-        start = Inversion(noise[None], torch.zeros(0, 1, dtype=torch.int64), {})
-        return ENGINES["none"](pipe, schedule, start, [prompt], args.guidance_scale)
+    def noise(seed: int):
+        return torch.randn(1, 4, side, side, generator=torch.Generator().manual_seed(seed)).to(pipe.device)
 
-    def theirs(noise):
+    def ours(seed: int):
+        return ENGINES["none"](pipe, schedule, Inversion(noise(seed)[None]), [prompt], args.guidance_scale)
+
+    def theirs(seed: int):
         return pipe(
-            prompt, latents=noise, num_inference_steps=args.num_inference_steps, guidance_scale=args.guidance_scale,
-            output_type="latent",
+            prompt, latents=noise(seed), num_inference_steps=args.num_inference_steps,
+            guidance_scale=args.guidance_scale, output_type="latent",
         ).images  # fmt: skip
 
-    def seconds(draw, noise):
-        start = time.perf_counter()
-        latents = draw(noise)
-        latents.sum().item()  # waits for a GPU
-        return time.perf_counter() - start, latents
-
-    rows = []
-    for repeat in range(args.repeats + 1):  # the first pair warms up
-        noise = torch.randn(1, 4, side, side, generator=torch.Generator().manual_seed(repeat)).to(pipe.device)
-        order = (ours, theirs) if repeat % 2 else (theirs, ours)
-        took = {draw.__name__: seconds(draw, noise) for draw in order}
-        gap = (took["ours"][1] - took["theirs"][1]).abs().max().item()
-        rows.append({"ours": took["ours"][0], "diffusers": took["theirs"][0], "largest_difference": gap})
-    return rows[1:]
+    return in_turn(ours, theirs, args.repeats)
 
 
 def surgery_rows(pipe, args: argparse.Namespace) -> list[dict]:

@@ -1,25 +1,17 @@
 """The page's tables: scores with intervals as text, methods down, reference rows apart; published ones as printed."""
 
-import functools
 import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from common.metrics import PIE_SCORES
-from common.tables import published_table as published_table_of
-from common.tables import subject_of
+from common.tables import published_table, subject_of
 from eval.report.measures import GROUPS, Measure, best_method, find, keys, mean_interval, measure
 from eval.tracks.track import Run, Track
 
 LEAST = 8  # a best value is marked from so many pairs on
 SHOWN = 5  # columns beside the method and its number of items; the others are behind the column chooser
-CLASSES = {"holds": "holds", "does not hold": "fails"}
-
-
-def verdict_class(verdict: str) -> str:
-    """The style sheet's class of a verdict."""
-    return CLASSES.get(verdict, "unsure")
 
 
 def cell(rows: list[dict], column: Measure, method: str, best: bool = False) -> dict[str, Any]:
@@ -107,25 +99,16 @@ def published_view(track: Track) -> dict[str, Any] | None:
     """The paper's own table, as printed; rows of methods that ran here are marked."""
     if not track.published:
         return None
-    table = published_table(track.published)
+    paper, _, number = track.published.partition(":")
+    table = published_table(paper, number)
     own = {name.partition("/")[0]: name for name in track.columns}  # what the track calls a score of the paper
-    columns = [
-        measure(f"{name}/pie_official" if name in PIE_SCORES else own.get(name, name)) for name in table["columns"]
-    ]
+    columns = [measure(f"{name}/pie_official" if name in PIE_SCORES else own.get(name, name))
+               for name in table["columns"]]  # fmt: skip
     by_column = zip(*(row["values"] for row in table["rows"]), strict=True)
     printed = zip(*map(as_printed, by_column), strict=True)
-    lines = [
-        {"label": " + ".join(row["label"]), "values": values, "ours": row.get("method") in track.methods}
-        for row, values in zip(table["rows"], printed, strict=True)
-    ]
+    lines = [{"label": " + ".join(row["label"]), "values": values, "ours": row.get("method") in track.methods}
+             for row, values in zip(table["rows"], printed, strict=True)]  # fmt: skip
     return {"table": table, "columns": columns, "lines": lines}
-
-
-@functools.cache
-def published_table(name: str) -> dict[str, Any]:
-    """A table by "<paper>:<table>"."""
-    paper, _, number = name.partition(":")
-    return published_table_of(paper, number)
 
 
 def as_printed(values: Sequence[float]) -> list[str]:

@@ -4,11 +4,13 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from common.claims import PAPERS, Finding
+from common.claims import FAILS, HOLDS, PAPERS, Finding, published_text
 from eval.claims import findings
-from eval.report.boards import as_printed, contestants, published_table, verdict_class
+from eval.report.boards import contestants
 from eval.report.measures import difference, find, mean_interval, measure
 from eval.tracks.track import Run, Track
+
+CLASSES = {HOLDS: "holds", FAILS: "fails"}  # of the style sheet; any other verdict's is "unsure"
 
 
 def claim_views(track: Track, run: Run) -> list[dict[str, Any]]:
@@ -28,24 +30,14 @@ def claim_view(found: Finding, anchor: str) -> dict[str, Any]:
         "claim": claim,
         "column": column,
         "rule": rule,
-        "published": published_pair(claim),
+        "published": published_text(claim) if claim.get("published", "").partition(":")[0] in PAPERS else "",
         "text": f"{column.text(gap.mean, signed=True)} {column.gap_unit}".strip(),
         "spread": column.span(gap.low, gap.high, signed=True),
         "n": gap.n,
         "subjects": gap.subjects,
         "verdict": found.verdict,
-        "class": verdict_class(found.verdict),
+        "class": CLASSES.get(found.verdict, "unsure"),
     }
-
-
-def published_pair(claim: dict) -> list[str] | None:
-    """The paper's (baseline, method) values of the claimed score, in the paper's units."""
-    if claim.get("published", "").partition(":")[0] not in PAPERS:  # nothing, or in the claim's own words
-        return None
-    table = published_table(claim["published"])
-    column = table["columns"].index(claim["score"].partition("/")[0])
-    rows = {row.get("method"): row["values"][column] for row in reversed(table["rows"])}  # of several the first: SD 1.5
-    return as_printed([rows[claim["baseline"]], rows[claim["method"]]])
 
 
 def headline(track: Track, run: Run, claims: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -90,8 +82,6 @@ def listed(words: Sequence[str]) -> str:
 
 def tally(claims: Sequence[dict[str, Any]]) -> str:
     """How many claims have which verdict: "1 holds, 4 do not hold, 3 inconclusive"."""
-    told = {"holds": ("holds", "hold"), "fails": ("does not hold", "do not hold")}
     counts = Counter(one["class"] for one in claims)
-    words = {kind: told.get(kind, (claim["verdict"],) * 2) for claim in claims for kind in [claim["class"]]}
-    return ", ".join(f"{counts[kind]} {words[kind][counts[kind] > 1]}" for kind in ("holds", "fails", "unsure")
-                     if counts[kind])  # fmt: skip
+    words = {"holds": ("holds", "hold"), "fails": ("does not hold", "do not hold"), "unsure": ("inconclusive",) * 2}
+    return ", ".join(f"{counts[kind]} {words[kind][counts[kind] > 1]}" for kind in words if counts[kind])

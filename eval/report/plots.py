@@ -1,9 +1,12 @@
-"""The page's drawings as inline SVG, coloured by its style sheet: fronts and curves, and strips of intervals."""
+"""The page's drawings, of which plots.svg.j2 makes SVG: methods as points of two scores, and strips of intervals."""
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+import jinja2
 from markupsafe import Markup
 
 from eval.report.measures import Interval
@@ -50,24 +53,43 @@ def front(points: Sequence[Point], titles: tuple[str, str], curves: dict[str, li
     every = [*points, *(point for curve in curves.values() for point in curve)]
     across = axis([value for p in every for value in ends(p.x)], LEFT, WIDTH - RIGHT)
     up = axis([value for p in every for value in ends(p.y)], HEIGHT - BOTTOM, TOP)
-    shapes = frame(across, up, titles)
-    for number, (title, curve) in enumerate(curves.items()):
-        corners = " ".join(f"{across.at(p.x.mean):.1f},{up.at(p.y.mean):.1f}" for p in curve)
-        line = Markup('<polyline class="curve u{}" points="{}"><title>{}</title></polyline>')
-        shapes += line.format(number, corners, title)
-    for point in points:
-        shapes += whiskers(point, across, up)
-    places = [(across.at(point.x.mean), up.at(point.y.mean)) for point in points]
-    for point, (x, y) in zip(points, places, strict=True):
-        dot = Markup('<circle class="{}" cx="{:.1f}" cy="{:.1f}" r="5"><title>{}: {:.3g}, {:.3g}</title></circle>')
-        shapes += dot.format(point.kind, x, y, point.name, point.x.mean, point.y.mean)
-    names = [point.name for point in points]
-    for point, place, box in zip(points, places, label_boxes(names, places), strict=True):
-        shapes += label(point, place, box)
+    names, places = [p.name for p in points], [(across.at(p.x.mean), up.at(p.y.mean)) for p in points]
+    boxes = label_boxes(names, places)
+    labels = [(point, box, lead(box, place)) for point, box, place in zip(points, boxes, places, strict=True)]
     told = f"{titles[1]} against {titles[0]}: {', '.join(names)}"
-    return Markup(
-        '<svg class="front" viewBox="0 0 {} {}" role="img" aria-label="{}"><g aria-hidden="true">{}</g></svg>'
-    ).format(WIDTH, HEIGHT, told, shapes)
+    return shapes().front(WIDTH, HEIGHT, LINE, told, titles, across, up, curves, points, labels)
+
+
+def lead(box: Box, place: tuple[float, float]) -> Box | None:
+    """The line from a point to the box of its name, where the box is not beside it."""
+    left, top, right, bottom = box
+    near = (min(max(place[0], left), right), min(max(place[1], top), bottom))
+    return (*place, *near) if math.dist(near, place) > 12 else None
+
+
+def interval_strip(gap: Interval, reach: float, kind: str, title: str, sign: int = 1) -> Markup:
+    """A difference with its interval on a line from -reach to reach; zero in the middle, better to the right."""
+    return shapes().strip(kind, title, *(95 * sign * value / (reach or 1.0) for value in (gap.low, gap.mean, gap.high)))
+
+
+def shapes():
+    """The macros of plots.svg.j2."""
+    return environment().get_template("plots.svg.j2").module
+
+
+@functools.cache
+def environment() -> jinja2.Environment:
+    """The templates of this folder, in which all text is escaped."""
+    found = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )  # fmt: skip
+    found.filters |= {"px": "{:.1f}".format, "axis_number": axis_number}
+    found.tests["finite"] = math.isfinite
+    return found
+
+
+# ----------------------------------------------------------------------------------------------------------- geometry
 
 
 def ends(found: Interval) -> list[float]:
@@ -89,58 +111,8 @@ def round_step(span: float) -> float:
     return next(power * unit for unit in (1, 2, 5, 10) if power * unit >= span / 5)
 
 
-def frame(across: Axis, up: Axis, titles: tuple[str, str]) -> Markup:
-    """Grid lines, axis numbers and titles."""
-    shapes = Markup()
-    for value in across.ticks():
-        x = across.at(value)
-        shapes += Markup('<line class="grid" x1="{0:.1f}" y1="{1}" x2="{0:.1f}" y2="{2}"/>').format(x, up.end, up.start)
-        shapes += text((x - 28, up.start + 4, x + 28, up.start + 4 + LINE), printed(value), "middle")
-    for value in up.ticks():
-        y = up.at(value)
-        line = Markup('<line class="grid" x1="{1}" y1="{0:.1f}" x2="{2}" y2="{0:.1f}"/>')
-        shapes += line.format(y, across.start, across.end)
-        shapes += text((20, y - LINE / 2, across.start - 4, y + LINE / 2), printed(value), "end")
-    shapes += text((across.start, HEIGHT - 20, across.end, HEIGHT - 4), titles[0], "axis middle")
-    half = (up.start - up.end) / 2
-    turned = Markup('<g transform="translate(9 {:.0f}) rotate(-90)">{}</g>')
-    return shapes + turned.format(up.end + half, text((-half, -8, half, 8), titles[1], "axis middle"))
-
-
-def text(box: Box, words: str, kind: str) -> Markup:
-    """Words in a box, with the ground behind them, so that they are read over any line. Not <text>, whose contrast no
-    checker can tell."""
-    left, top, right, bottom = box
-    shape = Markup(
-        '<foreignObject x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"><p class="{}">{}</p></foreignObject>'
-    )
-    return shape.format(left, top, right - left, bottom - top, kind, words)
-
-
-def printed(value: float) -> str:
+def axis_number(value: float) -> str:
     return f"{value:.6g}".replace("-", "−") if abs(value) > 1e-12 else "0"
-
-
-def whiskers(point: Point, across: Axis, up: Axis) -> Markup:
-    """Both intervals of a point, where it has them."""
-    x, y, shapes = across.at(point.x.mean), up.at(point.y.mean), Markup()
-    bar = Markup('<line class="whisker {}" x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}"/>')
-    if math.isfinite(point.x.low + point.x.high):
-        shapes += bar.format(point.kind, across.at(point.x.low), y, across.at(point.x.high), y)
-    if math.isfinite(point.y.low + point.y.high):
-        shapes += bar.format(point.kind, x, up.at(point.y.low), x, up.at(point.y.high))
-    return shapes
-
-
-def label(point: Point, place: tuple[float, float], box: Box) -> Markup:
-    """The name in its box, with a line to the point where the box is not beside it."""
-    left, top, right, bottom = box
-    near = (min(max(place[0], left), right), min(max(place[1], top), bottom))
-    shapes = Markup()
-    if math.dist(near, place) > 12:
-        lead = Markup('<line class="lead" x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}"/>')
-        shapes += lead.format(*place, *near)
-    return shapes + text(box, point.name, f"name {point.kind}")
 
 
 def label_boxes(names: Sequence[str], places: Sequence[tuple[float, float]]) -> list[Box]:
@@ -171,15 +143,3 @@ def candidates(x: float, y: float, width: float):
 
 def overlap(a: Box, b: Box) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
-
-
-def interval_strip(gap: Interval, reach: float, kind: str, title: str, sign: int = 1) -> Markup:
-    """A difference with its interval on a line from -reach to reach; zero in the middle, better to the right."""
-    low, mean, high = (95 * sign * value / (reach or 1.0) for value in (gap.low, gap.mean, gap.high))
-    shape = Markup(
-        '<svg class="strip {kind}" viewBox="-100 -8 200 16" preserveAspectRatio="none" role="img" aria-label="{title}">'
-        '<line class="zero" x1="0" y1="-8" x2="0" y2="8"/>'
-        '<line class="range" x1="{low:.1f}" y1="0" x2="{high:.1f}" y2="0"/>'
-        '<line class="mean" x1="{mean:.1f}" y1="-5" x2="{mean:.1f}" y2="5"/></svg>'
-    )
-    return shape.format(kind=kind, title=title, low=low, high=high, mean=mean)

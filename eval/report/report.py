@@ -5,10 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from common.runs import atomic_path
-from eval.report import boards, drawings, headlines, pictures
+from eval.report import boards, drawings, headlines, pictures, plots
 from eval.report.measures import GROUPS, Measure
 from eval.tracks.track import Run, Track
 
@@ -19,15 +17,11 @@ STRIP = 3  # methods on the first screen, per track
 
 def write_page(path: Path, tracks: Sequence[Track]) -> Path:
     """Write the page atomically and return its path. No file beside it is needed to read it."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )  # fmt: skip
     items = {track.name: pictures.with_kept(track) for track in tracks}
     encoded = pictures.encode_all((path for own in items.values() for path in pictures.paths_of(own)), PICTURES)
     views = [track_view(track, items[track.name], encoded) for track in tracks]
     used = {column.key: column for view in views for board in view["boards"] for column in board["columns"]}
-    html = environment.get_template("report.html.j2").render(
+    html = plots.environment().get_template("report.html.j2").render(
         tracks=views, definitions=definitions(used.values()), groups=GROUPS,
         notices=[notice for track in tracks for notice in track.notices],
         style=(HERE / "report.css").read_text(), script=(HERE / "report.js").read_text(),

@@ -14,8 +14,7 @@ from pathlib import Path
 from common.flags import PICTUREBOOK_FOLDER as MODELS
 from common.flags import is_picturebook_folder, number
 from common.runs import InputError, make_parser, measure, read_json, script
-from eval.report.measures import find
-from eval.tracks.track import Item, Picture, Run, Track, date_of, earlier_results
+from eval.tracks.track import Item, Picture, Track, given, judged, runs_of
 from image_inpaint import eval as inpaint_eval
 from image_inpaint.reproduction import methods as own
 
@@ -42,15 +41,7 @@ NOTES = [
 
 def command(args: argparse.Namespace, methods: list[str]) -> list[str]:
     """The arguments of image_inpaint.eval for the flags of eval.compare; flags at None stay at its defaults."""
-    given = {
-        "pretrained_model_name_or_path": args.pretrained_model_name_or_path,
-        "items": args.items,
-        "num_inference_steps": args.num_inference_steps,
-        "seed": args.seed,
-        "device": args.device,
-        "output_dir": args.output_dir,
-    }
-    flags = [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
+    flags = given(args, "pretrained_model_name_or_path", "items", "num_inference_steps", "seed", "device", "output_dir")
     return ["--methods", *methods, *flags]
 
 
@@ -73,7 +64,6 @@ def run(args: argparse.Namespace) -> Track | None:
     wanted, done = {item.id for item in items}, {(row["method"], row["item"]) for row in rows}
     methods = {name: title for name, title in METHODS.items() if {(name, item) for item in wanted} <= done}
     rows = [row for row in rows if row["method"] in methods]
-    config = {**read_json(output / "config.json"), "date": date_of(output / "rows.jsonl")}
     further = f"python -m eval.tracks.subject_inpainting --items {args.items} --seed {args.seed} --methods "
     return Track(
         name=NAME,
@@ -84,7 +74,7 @@ def run(args: argparse.Namespace) -> Track | None:
         methods=methods,
         references=tuple(name for name in own.REFERENCES if name in methods),
         columns=COLUMNS,
-        runs=[Run("this run", rows, config), *earlier_results(NAME, config)],
+        runs=runs_of(NAME, output, rows),
         items=[shown(item, output, rows, methods) for item in items],
         commands={
             name: further + name if name in PERSONALISED
@@ -103,15 +93,11 @@ def run(args: argparse.Namespace) -> Track | None:
 
 def shown(item, output: Path, rows: list[dict], methods: dict[str, str]) -> Item:
     """One item for the picture grid: scene, reference, true picture, each method's picture."""
-    key = find(rows, "thing_seen")
-    success = {row["method"]: row["metrics"].get(key) for row in rows if row["item"] == item.id}
-    place = output / "pictures" / item.id
+    success, place = judged(rows, item.id, "thing_seen"), output / "pictures" / item.id
     pictures = [Picture(name, place / f"{file}.png")
                 for name, file in (("scene and hole", "hole"), ("reference", "reference"), ("true picture", "truth"))
                 if (place / f"{file}.png").is_file()]  # fmt: skip
-    for method in methods:
-        value = success.get(method)
-        pictures.append(Picture("edit", place / f"{method}.png", method, None if value is None else value > 0.5))
+    pictures += [Picture("edit", place / f"{method}.png", method, success.get(method)) for method in methods]
     return Item(item.id, item.condition, item.subject, item.caption or "", pictures)
 
 

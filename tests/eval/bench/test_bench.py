@@ -29,11 +29,7 @@ def test_bench(tiny_folder, benchmark, tmp_path, capsys, monkeypatch):
     assert all(row["largest_difference"] < 1e-4 for row in result["sampling"])  # the same sampler, but for rounding
 
 
-@pytest.mark.parametrize("flags, words", [
-    (["--dataset", "/nowhere"], "mapping_file.json"), (["--items", "-1"], "from 1"), (["--solver", "x"], "--solvers"),
-    (["--output_dir", __file__], "is a file"),
-])  # fmt: skip
-def test_wrong_input(flags, words, tmp_path, capsys):
+def test_wrong_input(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
-        bench.main(["--output_dir", str(tmp_path / "out"), *flags])
-    assert stop.value.code == 2 and words in capsys.readouterr().err and not (tmp_path / "out").exists()
+        bench.main(["--output_dir", str(tmp_path / "out"), "--dataset", "/nowhere"])
+    assert stop.value.code == 2 and "mapping_file.json" in capsys.readouterr().err and not (tmp_path / "out").exists()

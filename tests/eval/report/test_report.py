@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 
 from eval.report import pictures, plots
-from eval.report.boards import as_printed
 from eval.report.measures import Interval, measure
 from eval.report.report import write_page
 from eval.tracks import kept
@@ -192,10 +191,6 @@ def test_pictures_are_whole_while_they_fit_and_reduced_together_when_not(tmp_pat
     assert [size for _, *size in found.values()] == [[512, 512]] * 3
     small = pictures.encode_all(paths, sum(len(uri) for uri, *_ in found.values()) // 3)
     assert {tuple(size) for _, *size in small.values()} == {(256, 256)}
-
-
-def test_published_values_keep_their_zeros():
-    assert as_printed([28.6, 17.87]) == ["28.60", "17.87"] and as_printed([5.0, 25.0]) == ["5.0", "25.0"]
 
 
 def test_strips_put_what_is_better_to_the_right():
