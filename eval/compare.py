@@ -20,11 +20,11 @@ TRACKS = {
     "personalization": "eval.tracks.personalization.track",
     "subject_inpainting": "eval.tracks.subject_inpainting",
 }
-TABLES = {  # paper -> module with its tables, track with its rows
-    "spdinv": ("spdinv.reproduction.tables", "text_editing"),
-    "pixels": ("pixels.reproduction.tables", "exemplar_editing"),
-    "image_inpaint": ("image_inpaint.reproduction.tables", "subject_inpainting"),
-    "lipschitz_personalize": ("lipschitz_personalize.reproduction.tables", "personalization"),
+TABLES = {  # paper whose tables are printed -> track with its rows
+    "spdinv": "text_editing",
+    "pixels": "exemplar_editing",
+    "image_inpaint": "subject_inpainting",
+    "lipschitz_personalize": "personalization",
 }
 
 
@@ -64,12 +64,11 @@ def print_table(name: str, output: Path) -> None:
     from eval.tracks.track import RESULTS
 
     paper, _, number = name.partition(":")
-    module, track = TABLES[paper]
-    tables = importlib.import_module(module)
+    track, tables = TABLES[paper], importlib.import_module(f"{paper}.reproduction.tables")
     try:
         published_table(paper, number)
     except KeyError:
-        raise InputError(f"--table {name}: {paper}/published.toml has no table {number!r}") from None
+        raise InputError(f"--table {name}: {paper}/reproduction/published.toml has no table {number!r}") from None
     places = [(output / track / "rows.jsonl", output / track / "config.json"),
               (RESULTS / f"{track}.jsonl", RESULTS / f"{track}.json")]  # fmt: skip
     rows, config = next(((read_rows(r), read_json(c)) for r, c in places if read_rows(r)), ([], {}))
