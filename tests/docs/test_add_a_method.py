@@ -58,8 +58,8 @@ def test_an_inversion(project):
     tested = run(project, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/spdinv/test_inversions_all.py")
     assert re.search(r"\d+ passed", tested)
     assert '"heun+p2p"' in run(project, "-m", "spdinv.eval", "--inversions", "heun", "--print_config")
-    title = "from spdinv.reproduction.rows import title; print(title('heun+p2p'))"
-    assert "Heun's rule + P2P" in run(project, "-c", title)
+    page = "from eval.tracks.text_editing import METHODS, grouped; print(grouped(['heun+p2p']), METHODS['heun+p2p'])"
+    assert "[['heun+p2p']] Heun's rule + P2P" in run(project, "-c", page)
 
 
 @pytest.mark.slow
