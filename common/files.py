@@ -322,7 +322,9 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
         except (ValueError, RecursionError):
             row = None
         texts = isinstance(row, dict) and isinstance(row.get("method"), str) and isinstance(row.get("item"), str)
-        if not texts or not isinstance(row.get("metrics", {}), dict):
+        metrics = row.get("metrics", {}) if texts else None
+        numbers = isinstance(metrics, dict) and all(isinstance(value, int | float) for value in metrics.values())
+        if not numbers or not isinstance(row.get("seed", 0), int):
             raise InputError(f"{path}, line {number} is not a result row: remove the line and run again")
         rows.append(row)
     return rows

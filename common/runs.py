@@ -118,7 +118,8 @@ def _in_words(problem: Exception) -> str | None:
     if isinstance(problem, MemoryError) or "out of memory" in str(problem) or "can't allocate memory" in str(problem):
         return "there is not enough memory: lower --resolution or the batch size, or close other programs"
     if reason := write_problem(problem):
-        return f"cannot write {getattr(problem, 'filename', None) or 'a file'}: {reason}"
+        name = str(getattr(problem, "filename", None) or "a file")
+        return f"cannot {'look for' if len(name) > 200 else 'write'} {name[:200]}: {reason}"
     return None
 
 

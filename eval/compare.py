@@ -52,6 +52,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.write_pie_bench and not args.pictures:
         raise InputError("--write_pie_bench writes a list of pictures as PIE-Bench: give --pictures too")
+    if args.write_pie_bench and Path(args.write_pie_bench).exists():
+        raise InputError(f"--write_pie_bench {args.write_pie_bench} is there already; name a new folder")
     if args.table and args.table.partition(":")[0] not in TABLES:
         raise InputError(f"--table {args.table}: there is no such paper; give spdinv:1, pixels:1a or the like")
     return args

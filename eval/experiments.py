@@ -152,7 +152,7 @@ def gathered(file: Path) -> list[dict]:
     rows = [row for path in sorted(file.parent.glob(f"{file.stem}*{file.suffix}")) for row in read_rows(path)]
     if not rows:
         raise InputError(f"{file} holds no rows")
-    return list({(row["method"], row["item"], row["seed"]): row for row in rows}.values())
+    return list({(row["method"], row["item"], row.get("seed")): row for row in rows}.values())
 
 
 def machine() -> str:
@@ -191,7 +191,8 @@ def import_rows(folder: Path, one: Experiment, label: str | None) -> Path:
     config, name = read_object(folder / "config.json"), folder.resolve().name
     file = folder / Path(one.rows).name
     rows = gathered(file if file.exists() else folder / one.rows)
-    told = {**config, **config.get("provenance", {})}
+    elsewhere = config.get("provenance")
+    told = {**config, **(elsewhere if isinstance(elsewhere, dict) else {})}
     made = ("pretrained_model_name_or_path", "dataset", "metric_encoders", "git_revision", "torch", "gpu")
     made_with = ", ".join(f"{key} {told[key]}" for key in made if told.get(key) is not None)
     target = freshness.RESULTS / "imported" / f"{one.id}--{name}.jsonl"

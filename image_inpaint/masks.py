@@ -4,7 +4,6 @@ Paint-by-Example, on whose training this paper builds, enlarges the box of a thi
 shape of four Bezier curves. Sec. 4.3 wants masks looser than the subject and gives no parameters: these are its.
 """
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -37,7 +36,7 @@ def check_box(box: Sequence[float], size: Size, what: str = "the box") -> Box:
     if (
         not isinstance(box, list | tuple)
         or len(box) != 4
-        or not all(isinstance(side, int | float) and math.isfinite(side) for side in box)
+        or not all(isinstance(side, int | float) and abs(side) < 2**31 for side in box)
     ):
         raise InputError(f"{what} is {box!r}; left, top, right and bottom in pixels are needed")
     left, top = max(round(box[0]), 0), max(round(box[1]), 0)

@@ -149,7 +149,7 @@ def guess_backbone(name: str) -> str:
     if index.is_file():
         try:
             name = str(json.loads(index.read_text(encoding="utf-8")).get("_class_name"))
-        except (ValueError, AttributeError):
+        except (ValueError, AttributeError, RecursionError):
             raise InputError(f"{index} is not valid JSON of a model; fetch the file again") from None
     name = name.lower().replace("-", "").replace("_", "")
     if "stablediffusion3" in name:

@@ -138,7 +138,7 @@ def kind_of(name: str) -> str | None:
     try:
         index = json.loads((Path(name).expanduser() / "model_index.json").read_text(encoding="utf-8"))
         return PIPELINE_KINDS.get(index["_class_name"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return KNOWN_IDS.get(name)
 
 

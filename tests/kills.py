@@ -31,6 +31,7 @@ import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
+from common.data import Subject, write_subjects  # noqa: E402
 from common.runs import COSTS, read_json, read_rows  # noqa: E402
 from tests import small_data  # noqa: E402
 from tests.image_inpaint.models import tiny_inpainter  # noqa: E402
@@ -42,6 +43,7 @@ STEPS = ["--max_train_steps", "6", "--checkpointing_steps", "1", "--resume_from_
 SUBJECT = ["--instance_data_dir", "../data/subject", "--instance_prompt", "a photo of a sks cat"]
 CLASSES = ["--class_prompt", "a photo of a cat", "--class_data_dir", "classes", "--num_class_images", "2"]
 SD, INPAINTER = (["--pretrained_model_name_or_path", f"../data/{name}"] for name in ("sd", "inpainter"))
+SUBJECTS = ["--dataset", "../data/subjects"]
 QUICK = ["--num_inference_steps", "2"]
 PAIR = ["--output_dir", "out", "--device", "cpu", *QUICK]
 
@@ -77,6 +79,18 @@ RUNS: dict[str, tuple[str, list[str]]] = {
                                     "--inversions", "ddim", "spd", "--engines", "p2p", "--spd_rounds", "2"]),
     "pixels.eval": ("pixels.eval", [*SD, "--dataset", "../data/pairs", "--metric_encoders", "../data/eyes",
                                     "--methods", "pixels", "paste", *PAIR]),
+    "svdiff.eval": ("svdiff.eval", [*SD, *SUBJECTS, "--metric_encoders", "../data/encoders", *PAIR, "--figure", "5",
+                                    "--limit", "1", "--prompts", "1", "--images_per_prompt", "1", "--max_train_steps",
+                                    "2", "--num_class_images", "2", "--basis_dir", "basis"]),
+    "lipschitz.eval": ("lipschitz_personalize.eval", [
+        *SD, *SUBJECTS, "--metric_encoders", "../data/eyes", *PAIR, "--methods", "dreambooth+penalty", "dreambooth",
+        "--train_args", "--max_train_steps", "3", "--checkpointing_steps", "1", "--mixed_precision", "no", *QUICK,
+        "--num_validation_images", "1"]),
+    "image_inpaint.eval": ("image_inpaint.eval", [
+        *INPAINTER, "--subjects", "../data/subjects", "--scenes", "../data/scenes", "--boxes", "whole", *PAIR,
+        "--metric_encoders", "picturebook", "--methods", "untuned", "lora", "--items", "2", "--training_flags",
+        "--max_train_steps 2 --train_batch_size 1 --cache_views 0 --checkpointing_steps 1"]),
+    "picturebook.dino": ("common.picturebook.build", ["dino", "--steps", "6", "--work", "work", "--threads", "1"]),
 }  # fmt: skip
 
 
@@ -91,6 +105,11 @@ def write_data(root: Path) -> None:
         for name in boxes:
             Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(data / folder / name)
     (data / "boxed" / "boxes.json").write_text(json.dumps(boxes))
+    (data / "scenes").mkdir()
+    Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(data / "scenes" / "room.png")
+    Image.fromarray(np.pad(np.full((32, 32), 255, np.uint8), 16)).save(data / "scenes" / "room_mask.png")
+    cat = Subject("cat", "cat", True, tuple(data / "subject" / name for name in boxes))
+    write_subjects(data / "subjects", [cat], {"object": ["a {0} {1}"], "live": ["a red {0} {1}"]})
     small_data.write_benchmark(data / "bench")
     small_data.write_pie_encoders(data / "encoders")
     small_data.write_pairs(data / "pairs")
@@ -102,8 +121,15 @@ def shorten() -> None:
     import image_inpaint.samples
     import svdiff.editing as editing
     from common import encoders
+    from common.picturebook import shipping
+    from common.picturebook.stages import dino, training
 
     encoders.load_inception = lambda *where: few_numbers()
+    training.SAVED_EVERY, dino.INDIVIDUALS, dino.BATCH = 1, 24, 4  # two of each kind
+    dino.album = lambda work: np.stack([dino.draw_views(number) for number in range(24)])
+    ship = shipping.ship_dino
+    shipping.ship_dino = lambda model: ship(model, Path("out"))
+    shipping.ship_tokenizer_and_scheduler = lambda: None
     image_inpaint.samples.STEPS, draw = 2, editing.draw
     editing.draw = lambda pipe, prompt, seeds, how, *rest: draw(pipe, prompt, seeds, editing.Sampling(2), *rest)
 

@@ -177,7 +177,7 @@ def detected(folder: Path, stem: str) -> dict[str, list]:
             try:
                 entries = json.loads(line).items()
                 found |= {name: [list(map(int, box)) for box in boxes] for name, boxes in entries}
-            except (ValueError, TypeError, AttributeError, OverflowError):
+            except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
                 raise InputError(f"{path}, line {number}: no boxes; delete the file to detect anew") from None
     return found
 

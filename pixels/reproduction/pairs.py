@@ -82,7 +82,7 @@ def read_pairs(folder: str | Path, white: str = "keep", limit: int | None = None
         try:
             name, source = str(entry["name"]), existing(folder, entry["source"])
             exemplars, maps = (tuple(existing(folder, path) for path in entry[k]) for k in ("exemplars", "edit_maps"))
-            more = {"prompt": str(entry.get("prompt", "")), "any_map": bool(entry.get("any_map", False))}
+            more = {"prompt": str(entry.get("prompt") or ""), "any_map": bool(entry.get("any_map", False))}
         except (KeyError, TypeError, AttributeError):
             raise InputError(f"{file}, entry {number}: name, source, exemplars and edit_maps are needed") from None
         if not exemplars or len(exemplars) != len(maps):
@@ -95,7 +95,8 @@ def read_pairs(folder: str | Path, white: str = "keep", limit: int | None = None
 
 def named_pairs(folder: Path) -> list[dict[str, Any]]:
     """The entries of a folder without pairs.json: source_<name>.*, exemplar_<name>.* and map_<name>.*."""
-    names = sorted({path.name for path in list_pictures(folder)} | {path.name for path in folder.glob("map_*.npy")})
+    arrays = [path for path in folder.glob("map_*") if path.suffix.lower() == ".npy"]
+    names = sorted({path.name for path in (*list_pictures(folder), *arrays)})
     found: dict[str, dict[str, str]] = {}
     for file in names:
         kind, _, name = Path(file).stem.partition("_")

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+SAVED_EVERY = 250  # steps
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -78,7 +79,7 @@ class Run:
             self.shown[key] = self.shown.get(key, 0.0) + value.detach().item() / every
         if (step + 1) % every == 0:
             self.print_progress(step)
-        if (step + 1) % 250 == 0 or step + 1 == self.steps:
+        if (step + 1) % SAVED_EVERY == 0 or step + 1 == self.steps:
             state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "ema": self.ema}
             save(self.path, step=step + 1, **state)
 

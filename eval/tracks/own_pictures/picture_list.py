@@ -21,7 +21,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from common.files import check_file_name, read_text
+from common.files import atomic_path, check_file_name, read_text
 from common.runs import InputError
 
 KEYS = ("picture", "source_prompt", "target_prompt", "mask", "words", "exemplar", "edit_map", "truth", "name")
@@ -65,12 +65,12 @@ def parse_list(path: Path) -> list[Any]:
     text = read_text(path)
     try:
         if path.suffix.lower() == ".jsonl":
-            return [json.loads(line) for line in text.splitlines() if line.strip()]
+            return [json.loads(line) for line in text.split("\n") if line.strip()]
         if path.suffix.lower() == ".toml":
             return tomllib.loads(text).get("picture", [])
         rows = csv.DictReader(io.StringIO(text), skipinitialspace=True, strict=True)
-        return [{key: value for key, value in row.items() if value} for row in rows]
-    except (ValueError, csv.Error) as problem:
+        return [{key or "a value beyond the last column": value for key, value in row.items() if value} for row in rows]
+    except (ValueError, RecursionError, csv.Error) as problem:
         raise InputError(f"{path} cannot be read: {problem}") from None
 
 
@@ -110,7 +110,14 @@ def digests(entries: list[Entry]) -> dict[str, str]:
 
 def write_pie_bench_folder(entries: list[Entry], folder: Path) -> None:
     """The entries as a PIE-Bench folder: central squares of the pictures with their masks, maps and exemplars, so that
-    every method sees the same frame. InputError for a mask or map of another size than its picture."""
+    every method sees the same frame. It stands whole or not at all, and replaces what was there. InputError for a mask
+    or map of another size than its picture, and for a mask that the square does not hold."""
+    with atomic_path(folder) as temporary:
+        temporary.mkdir()
+        _write(entries, temporary)
+
+
+def _write(entries: list[Entry], folder: Path) -> None:
     import torch
 
     from common.data import EditItem, encode_mask, write_pie_bench
@@ -124,6 +131,9 @@ def write_pie_bench_folder(entries: list[Entry], folder: Path) -> None:
         mask = load_mask(entry["mask"], size, picture) if "mask" in entry else torch.ones(size)
         top, left = (size[0] - side) // 2, (size[1] - side) // 2
         runs = encode_mask(mask[top : top + side, left : left + side])
+        if not runs:
+            raise InputError(f"the mask {entry['mask']} lies outside of the central square of its picture; cut both to "
+                             "a square around it")  # fmt: skip
         place, extras = folder / "annotation_images" / f"{name}.png", {"masked": "mask" in entry}
         save_png(place, center_crop_resize(picture, side))
         for key in ("exemplar", "edit_map", "truth"):

@@ -6,6 +6,7 @@ while a variant is at work or with --keep_weights, weights/<subject>/<seed>/<var
 
 import argparse
 import gc
+import hashlib
 import json
 import math
 import shutil
@@ -25,7 +26,7 @@ from common.images import save_png
 from common.picturebook.benchmarks import ensure_truths
 from common.picturebook.scenes import KINDS
 from common.runs import InputError, measure, progress, write_config
-from common.training import step_generator
+from common.training import picture_hashes, step_generator
 from eval.tracks.personalization import own, protocol, scoring, variants
 from eval.tracks.personalization.methods import METHODS
 from eval.tracks.personalization.variants import Variant
@@ -37,7 +38,7 @@ REAL = "real"  # the row of the subject's own pictures
 DRIFT_PROMPTS = 4  # held-out prompts at which predictions are compared
 HELD_OUT_PLACE = 900  # their seeds begin where no subject has a prompt
 # What all rows of one folder have in common, beside the settings of each variant.
-SAME = ("pretrained_model_name_or_path", "weights", "dataset", "subjects_dir", "split", "metric_encoders",
+SAME = ("pretrained_model_name_or_path", "weights", "dataset", "split", "metric_encoders",
         "num_inference_steps", "guidance_scale", "images_per_prompt", "held_out_images")  # fmt: skip
 
 
@@ -89,6 +90,7 @@ def prepare(args: argparse.Namespace, tuned: dict[str, dict] | None = None) -> t
     args.weights = weights_of(args.pretrained_model_name_or_path)
     methods = {name: whole.get(name, {}) | flags for name, flags in settings.items()}
     config = {**vars(args), "methods": {name: plain(flags) for name, flags in methods.items()}}
+    config["pictures"] = {one.name: digest_of(folder, one) for one in subjects}
     config["methods"] = check_same_settings(output, config)
     eyes = scoring.load_eyes(args.metric_encoders, args.device)
     classes = [one.class_name for one in read_subjects(folder)]
@@ -115,10 +117,20 @@ def check_same_settings(output: Path, config: dict) -> dict[str, dict]:
     differing = [name for name in SAME if before.get(name) != config.get(name)]
     then, now = before.get("methods", {}), config["methods"]
     differing += [f"the settings of {name}" for name in then.keys() & now.keys() if then[name] != now[name]]
+    seen = before.get("pictures", {})
+    differing += [f"{name}, its prompts, class or pictures" for name, digest in config["pictures"].items()
+                  if seen.get(name, digest) != digest]  # fmt: skip
+    config["pictures"] = seen | config["pictures"]
     if differing:
         raise InputError(f"the rows in {output} were made with another {differing[0]}: take the same, or another "
                          "--output_dir")  # fmt: skip
     return then | now
+
+
+def digest_of(folder: Path, subject: Subject) -> str:
+    """Twelve digits for what a row of a subject depends on: its class, its prompts and its pictures."""
+    told = [subject.class_name, protocol.prompts_of(folder, subject), picture_hashes(subject.paths)]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:12]
 
 
 def plain(flags: dict) -> dict:

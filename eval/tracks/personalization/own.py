@@ -6,13 +6,16 @@ it the ten prompts that DreamBench asks of animals and things alike.
 """
 
 import csv
+import hashlib
+import json
 from pathlib import Path
 
 from common.data import LIVE_CLASSES, Subject, read_subject_prompts, write_subjects
-from common.files import read_text
+from common.files import atomic_path, read_text
 from common.images import list_pictures
 from common.picturebook.benchmarks import ensure_subjects
 from common.runs import InputError
+from common.training import picture_hashes
 
 PROMPTS = [
     "a {0} {1} in the jungle", "a {0} {1} in the snow", "a {0} {1} on the beach",
@@ -23,12 +26,15 @@ PROMPTS = [
 
 
 def write_own(source: Path, folder: Path, on_picturebook: bool = False) -> Path:
-    """The subjects of `source` as a dataset in `folder`, with prompts that the model knows words for. InputError where
-    a name, a class or a picture is missing."""
+    """The subjects of `source` as a dataset inside `folder`, under a name of its content's own, with prompts that the
+    model knows words for. InputError where a name, a class or a picture is missing."""
     classes = read_classes(source / "subjects.csv")
     subjects = []
     for place in sorted(path for path in source.iterdir() if path.is_dir() and path.name[0] != "."):
-        class_name = classes.get(place.name) or place.name.replace("_", " ").replace("-", " ").split()[-1]
+        class_name = classes.get(place.name) or place.name.replace("_", " ").replace("-", " ").rpartition(" ")[2]
+        if not class_name or "," in place.name + class_name:
+            raise InputError(f"{place} is no subject's name and class, such as rex_dog, without a comma; rename the "
+                             "folder, or say its class in subjects.csv")  # fmt: skip
         subjects.append(Subject(place.name, class_name, class_name in LIVE_CLASSES, tuple(list_pictures(place))))
     if not subjects:
         raise InputError(f"{source} holds no folders; put each subject's pictures into a folder of its own")
@@ -37,15 +43,23 @@ def write_own(source: Path, folder: Path, on_picturebook: bool = False) -> Path:
     prompts = read_prompts(source / "prompts.txt")
     if not prompts:
         prompts = read_subject_prompts(ensure_subjects("validation"))["object"] if on_picturebook else PROMPTS
-    write_subjects(folder, subjects, {"object": prompts, "live": prompts})
-    return folder
+    content = [[one.name, one.class_name, picture_hashes(one.paths)] for one in subjects]
+    digest = hashlib.sha256(json.dumps([content, prompts]).encode()).hexdigest()[:12]
+    if not (folder / digest).is_dir():
+        with atomic_path(folder / digest) as temporary:
+            temporary.mkdir()
+            write_subjects(temporary, subjects, {"object": prompts, "live": prompts})
+    return folder / digest
 
 
 def read_classes(path: Path) -> dict[str, str]:
     """subject -> class of subjects.csv; {} without the file."""
     if not path.is_file():
         return {}
-    rows = list(csv.DictReader(read_text(path).splitlines(), skipinitialspace=True))
+    try:
+        rows = list(csv.DictReader(read_text(path).split("\n"), skipinitialspace=True))
+    except csv.Error as problem:
+        raise InputError(f"{path} cannot be read: {problem}") from None
     if not rows or any(not row.get("subject") or not row.get("class") for row in rows):
         raise InputError(f"{path} needs the heading subject,class and both in every line")
     return {row["subject"]: row["class"].strip() for row in rows}
