@@ -1,6 +1,7 @@
 """Experiments as build products: run once, kept with what they depend on, fresh or stale, rendered and checked."""
 
 import importlib
+import json
 import shlex
 from dataclasses import replace
 
@@ -183,3 +184,8 @@ def test_a_wrong_entry_is_one_sentence(tmp_path, monkeypatch):
     for words in (["--run", "nothing"], ["--import", "/nowhere", "--as", "text_editing"], [], ["--shard", "1/2"]):
         with pytest.raises(SystemExit):
             experiments.main(words)
+    row = {"method": "m", "item": "i", "seed": 0, "metrics": {}}
+    for wrong in ({"seed": [1]}, {"metrics": {"a": "x"}}, {"metrics": {"a": None}}):
+        (tmp_path / "rows.jsonl").write_text(json.dumps(row | wrong) + "\n")
+        with pytest.raises(SystemExit):
+            experiments.main(["--import", str(tmp_path), "--as", "text_editing"])

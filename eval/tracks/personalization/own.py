@@ -7,11 +7,12 @@ it the ten prompts that DreamBench asks of animals and things alike.
 
 import csv
 import hashlib
+import io
 import json
 from pathlib import Path
 
 from common.data import LIVE_CLASSES, Subject, read_subject_prompts, write_subjects
-from common.files import atomic_path, read_text
+from common.files import atomic_path, check_file_name, read_text
 from common.images import list_pictures
 from common.picturebook.benchmarks import ensure_subjects
 from common.runs import InputError
@@ -32,7 +33,8 @@ def write_own(source: Path, folder: Path, on_picturebook: bool = False) -> Path:
     subjects = []
     for place in sorted(path for path in source.iterdir() if path.is_dir() and path.name[0] != "."):
         class_name = classes.get(place.name) or place.name.replace("_", " ").replace("-", " ").rpartition(" ")[2]
-        if not class_name or "," in place.name + class_name:
+        name = check_file_name(place.name, f"a folder of {source}")
+        if not class_name or name != name.strip() or set(name + class_name) & set(",\n"):
             raise InputError(f"{place} is no subject's name and class, such as rex_dog, without a comma; rename the "
                              "folder, or say its class in subjects.csv")  # fmt: skip
         subjects.append(Subject(place.name, class_name, class_name in LIVE_CLASSES, tuple(list_pictures(place))))
@@ -57,7 +59,7 @@ def read_classes(path: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
     try:
-        rows = list(csv.DictReader(read_text(path).split("\n"), skipinitialspace=True))
+        rows = list(csv.DictReader(io.StringIO(read_text(path)), skipinitialspace=True))
     except csv.Error as problem:
         raise InputError(f"{path} cannot be read: {problem}") from None
     if not rows or any(not row.get("subject") or not row.get("class") for row in rows):

@@ -95,6 +95,38 @@ def test_a_method_that_no_picture_suits_says_what_it_needs(mine):
         track.chosen_methods(["ddim+p2p", "pixels"], [alone])
 
 
+@pytest.mark.parametrize("name, text, words", [
+    ("deep.jsonl", "[" * 100_000, "cannot be read"),
+    ("deep.toml", "a = " + "[" * 20_000, "cannot be read"),
+    ("wide.csv", "picture,source_prompt\ncat.png,a,b\n", "a value beyond the last column"),
+    ("long.jsonl", json.dumps({"picture": "x" * 5000}), "the name is too long"),
+])  # fmt: skip
+def test_lists_that_cannot_be_read(mine, name, text, words, capsys):
+    (mine / name).write_text(text)
+    with pytest.raises(SystemExit) as stop:
+        compare.main(["--pictures", str(mine / name), "--write_pie_bench", str(mine / "out")])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and words in error and len(error) < 1000 and not (mine / "out").exists()
+
+
+def test_a_prompt_may_hold_any_character_of_json(mine):
+    entry = {"picture": "cat.png", "source_prompt": "a\u2028b"}
+    (mine / "list.jsonl").write_text(json.dumps(entry, ensure_ascii=False))
+    assert read_list(mine / "list.jsonl")[0]["source_prompt"] == "a\u2028b"
+
+
+def test_a_mask_beside_the_square_and_a_folder_that_is_there_are_refused(mine, tmp_path, capsys):
+    left = np.zeros((64, 80), np.uint8)
+    left[:, :4] = 255
+    Image.fromarray(left).save(mine / "left.png")
+    (mine / "list.jsonl").write_text(json.dumps({"picture": "cat.png", "mask": "left.png"}))
+    for place, words in ((tmp_path / "bench", "lies outside of the central square"), (mine, "is there already")):
+        with pytest.raises(SystemExit):
+            compare.main(["--pictures", str(mine / "list.jsonl"), "--write_pie_bench", str(place)])
+        assert words in capsys.readouterr().err
+    assert not (tmp_path / "bench").exists() and (mine / "cat.png").exists()
+
+
 def test_pie_bench_holds_central_squares_with_their_masks(mine, tmp_path):
     compare.main(["--pictures", str(mine), "--write_pie_bench", str(tmp_path / "bench")])
     cat, dog = read_pie_bench(tmp_path / "bench", border=0)

@@ -326,6 +326,10 @@ def test_own_subjects_are_a_folder_each(calls, model, dataset, tmp_path, capsys)
     assert {(row["item"], row["kind"]) for row in rows} == {("rex_dog", "dog"), ("mug", "cup")} and len(rows) == 6
     assert "for photographs give" in capsys.readouterr().err
     assert "rex_dog" in (tmp_path / "out" / "index.html").read_text()
+    (mine / "mug" / "00.png").write_bytes((mine / "rex_dog" / "00.png").read_bytes())
+    with pytest.raises(SystemExit):
+        personalize.main(words)
+    assert "another mug, its prompts, class or pictures" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("files, said", [
@@ -334,6 +338,12 @@ def test_own_subjects_are_a_folder_each(calls, model, dataset, tmp_path, capsys)
     ({"rex_dog/0.png": "", "subjects.csv": "subject,class\nmax,dog\n"}, "no such folder"),
     ({"rex_dog/0.png": "", "prompts.txt": "a dog in the snow\n"}, "lacks {0}"),
     ({"rex_dog/0.png": "", "prompts.txt": "\n"}, "holds no prompt"),
+    ({"_/0.png": ""}, "no subject's name and class"),
+    ({"a,b_dog/0.png": ""}, "no subject's name and class"),
+    ({" rex_dog/0.png": ""}, "no subject's name and class"),
+    ({"a\nb_dog/0.png": ""}, "cannot hold"),
+    ({"rex/0.png": "", "subjects.csv": 'subject,class\nrex,"dog,big"\n'}, "no subject's name and class"),
+    ({"rex/0.png": "", "subjects.csv": "subject,class\nrex," + "x" * 200_000}, "cannot be read"),
 ])  # fmt: skip
 def test_own_subjects_that_lack_something(files, said, tmp_path):
     for name, text in files.items():

@@ -1,0 +1,107 @@
+"""Several processes on CPUs: a training repeats itself bit for bit, and shards make the table of a single process.
+
+    python -m tests.test_processes              all of them; prints a line each
+    python -m tests.test_processes svdiff.lora  one
+
+A process is forked from this one with what torchrun and accelerate launch tell theirs, so that no library is imported
+twice. (tests of svdiff and lipschitz_personalize start torchrun itself.)
+"""
+
+import io
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from contextlib import redirect_stdout
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SHARED = {"pixels.eval": (1, 2, 3)}  # evaluations with --shard: into how many parts
+TWICE = {  # trainings: on how many processes
+    "svdiff.shifts": 2, "svdiff.lora": 3, "svdiff.full": 2, "lipschitz.full": 3, "lipschitz.prior": 2,
+    "lipschitz.custom_diffusion": 2, "image_inpaint.lora": 2, "image_inpaint.full": 2, "textual_inversion": 2, "oft": 2,
+}  # fmt: skip
+
+
+@pytest.mark.slow
+def test_several_processes_give_what_they_gave_before():
+    command = [sys.executable, "-m", "tests.test_processes"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def together(commands: list[tuple], place: Path) -> None:
+    """Run (function, its arguments) in a process each, all at once."""
+    from tests.kills import start, wait
+
+    codes = [wait(process) for process in [start(run, words, place) for run, words in commands]]
+    if any(codes):
+        raise RuntimeError(f"exit codes {codes}\n{(place / 'log.txt').read_text()[-2000:]}")
+
+
+def ranked(main, rank: int, count: int, port: int):
+    """`main` as the `rank`-th of `count` processes of torchrun."""
+    told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_PORT": port}
+
+    def run(words: list[str]):
+        os.environ.update({name: str(value) for name, value in told.items()}, MASTER_ADDR="127.0.0.1")
+        return main(words)
+
+    return run
+
+
+def trained(name: str, count: int, place: Path) -> dict[str, str]:
+    """What two steps of a training on `count` processes leave."""
+    from tests.kills import RUNS, state_of
+
+    script, words = RUNS[name]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    main = import_module(script).main
+    together([(ranked(main, rank, count, port), [*words, "--max_train_steps", "2"]) for rank in range(count)], place)
+    return state_of(place)
+
+
+def scored(name: str, count: int, place: Path) -> dict[str, str]:
+    """What an evaluation in `count` shards, and then once without, leaves; its rows by what they are of."""
+    from tests.kills import RUNS, read_rows, state_of, without_costs
+
+    script, words = RUNS[name]
+    main = import_module(script).main
+    if count > 1:
+        together([(main, [*words, "--shard", f"{part}/{count}"]) for part in range(1, count + 1)], place)
+    together([(main, words)], place)
+    rows = [repr(without_costs(row)) for path in (place / "out").glob("rows*.jsonl") for row in read_rows(path)]
+    return {"rows": repr(sorted(rows))} | {key: value for key, value in state_of(place).items() if "rows" not in key}
+
+
+def main(names: list[str]) -> int:
+    from tests import kills
+
+    wrong = 0
+    with tempfile.TemporaryDirectory() as root:
+        os.environ["STEERING_CACHE"] = f"{root}/cache"
+        with redirect_stdout(io.StringIO()):
+            kills.write_data(Path(root))
+        kills.shorten()
+        for name in names or [*TWICE, *SHARED]:
+            made = [scored(name, count, Path(root) / f"{name}.{count}") for count in SHARED.get(name, ())]
+            made += [trained(name, TWICE[name], Path(root) / f"{name}.{time}") for time in range(2 * (name in TWICE))]
+            keys = {key for one in made for key in one}
+            differing = sorted(key for key in keys if len({one.get(key) for one in made}) > 1)
+            wrong += bool(differing)
+            counts = SHARED.get(name) or TWICE[name]
+            print(f"{name:28} {counts} processes: {differing or f'equal in {len(made[0])} files'}", flush=True)
+    return int(bool(wrong))
+
+
+if __name__ == "__main__":
+    import torch
+
+    torch.set_num_threads(1)
+    sys.exit(main(sys.argv[1:]))
