@@ -267,6 +267,14 @@ def _object(path: str | Path, found: Any) -> dict[str, Any]:
     return found
 
 
+def methods_in(config: dict[str, Any], where: str | Path) -> dict[str, dict[str, Any]]:
+    """The settings of every method that a run's config.json tells; {} where it tells none."""
+    methods = config.get("methods", {})
+    if not isinstance(methods, dict) or not all(isinstance(settings, dict) for settings in methods.values()):
+        raise InputError(f"{where} is damaged: its methods are no objects {{…}}; take another --output_dir")
+    return methods
+
+
 def check_file_name(name: Any, what: str) -> str:
     """`name`, which will name output files; InputError unless it can, on every usual system."""
     if not isinstance(name, str) or not name.strip() or name in (".", ".."):

@@ -33,6 +33,7 @@ from common.files import (  # noqa: F401  (a run's files, under one roof with th
     cache_folder,
     check_file_name,
     done_items,
+    methods_in,
     read_json,
     read_object,
     read_rows,

@@ -20,6 +20,7 @@ from common.runs import (
     done_items,
     make_parser,
     measure,
+    methods_in,
     read_json,
     read_rows,
     script,
@@ -119,7 +120,7 @@ def keep_config(args: argparse.Namespace, painter) -> None:
 
     Raises InputError if the folder holds rows of other pictures or settings, or of a method that was trained otherwise.
     """
-    output, before = Path(args.output_dir), {}
+    output, earlier = Path(args.output_dir), {}
     rows = output / "rows.jsonl"
     methods = {name: painter.settings(name) for name in args.methods}
     if rows.exists():
@@ -129,11 +130,12 @@ def keep_config(args: argparse.Namespace, painter) -> None:
             if before.get(name) != value and not unused:
                 raise InputError(f"{output} holds results with another --{name} ({before.get(name)}); take the same "
                                  "one, or another --output_dir")  # fmt: skip
-        for name in methods.keys() & before["methods"].keys():
-            if before["methods"][name] != methods[name] and done_items(rows, name):
+        earlier = methods_in(before, output / "config.json")
+        for name in methods.keys() & earlier.keys():
+            if earlier[name] != methods[name] and done_items(rows, name):
                 raise InputError(f"{output} holds rows of {name} that was trained with other settings; take another "
                                  "--output_dir, or the settings that its config.json has")  # fmt: skip
-    write_config(output, args, methods={**before.get("methods", {}), **methods}, dataset=args.subjects or "picturebook")
+    write_config(output, args, methods={**earlier, **methods}, dataset=args.subjects or "picturebook")
 
 
 def picture_path(output: str | Path, item_id: str, method: str) -> Path:

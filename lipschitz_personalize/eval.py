@@ -11,7 +11,17 @@ import json
 from pathlib import Path
 
 from common.flags import is_picturebook_folder, number, weights_of
-from common.runs import InputError, append_row, make_parser, read_json, read_rows, script, write_config, write_json
+from common.runs import (
+    InputError,
+    append_row,
+    make_parser,
+    methods_in,
+    read_json,
+    read_rows,
+    script,
+    write_config,
+    write_json,
+)
 from lipschitz_personalize import options
 from lipschitz_personalize.reproduction import plan
 
@@ -228,12 +238,12 @@ def keep_config(args: argparse.Namespace, settings: dict[str, dict]) -> None:
         changed = [f"--{key}" for key in ("pretrained_model_name_or_path", *SETTINGS)
                    if before.get(key) != vars(args)[key]]  # fmt: skip
         for name, own in now.items():
-            then = before.get("methods", {}).get(name, own)
+            then = methods_in(before, path).get(name, own)
             changed += [f"{key} of {name}" for key in own if then.get(key) != own[key]]
         if changed:
             raise InputError(f"{args.output_dir} holds results with another {changed[0]}; take the same one, or "
                              "another --output_dir")  # fmt: skip
-    write_config(args.output_dir, args, methods=before.get("methods", {}) | now)
+    write_config(args.output_dir, args, methods=methods_in(before, path) | now)
 
 
 def report(args: argparse.Namespace, names: list[str], rows: list[dict]) -> None:

@@ -20,6 +20,7 @@ from common.runs import (
     append_row,
     done_items,
     make_parser,
+    methods_in,
     read_json,
     read_rows,
     script,
@@ -144,8 +145,9 @@ def check_same_settings(output_dir: Path, args: argparse.Namespace, methods: dic
     changed = [("UNet" if name == "weights" else f"--{name}", before[name])
                for name in SAME if name in before and before[name] != now[name]]  # fmt: skip
     settings = json.loads(json.dumps({name: asdict(method) for name, method in methods.items()}))
-    for name in settings.keys() & before.get("methods", {}).keys():
-        then, own = before["methods"][name], settings[name]
+    earlier = methods_in(before, output_dir / "config.json")
+    for name in settings.keys() & earlier.keys():
+        then, own = earlier[name], settings[name]
         changed += [(f"{key} of {name}", then.get(key)) for key in own if then.get(key) != own[key]]
     if changed:
         raise InputError(f"{output_dir} holds results with another {changed[0][0]} ({changed[0][1]}); "
@@ -155,7 +157,7 @@ def check_same_settings(output_dir: Path, args: argparse.Namespace, methods: dic
 def keep_config(output_dir: Path, args: argparse.Namespace, methods: dict[str, options.Method]) -> None:
     """config.json: the flags, and the settings of every method that the folder has rows of."""
     path = output_dir / "config.json"
-    before = read_json(path).get("methods", {}) if path.exists() else {}
+    before = methods_in(read_json(path), path) if path.exists() else {}
     write_config(output_dir, args, methods={**before, **{name: asdict(method) for name, method in methods.items()}})
 
 

@@ -116,7 +116,9 @@ def check_same(output: Path, config: dict) -> None:
         return
     before = read_json(output / "config.json")
     changed = [name for name in config if name != "pictures" and before.get(name) != config[name]]
-    then = before.get("pictures", {})
+    then = before.get("pictures") or {}
+    if not isinstance(then, dict):
+        raise InputError(f"{output / 'config.json'} is damaged: its pictures are no object; take another --output_dir")
     changed += [name for name, digest in config["pictures"].items() if then.get(name, digest) != digest]
     if changed:
         raise InputError(f"{output} holds results with another {changed[0]}; take the same one, or another "

@@ -20,7 +20,7 @@ import torch
 from safetensors import safe_open
 
 from common.data import Subject, read_subjects
-from common.files import append_row, read_object, read_rows, write_json
+from common.files import append_row, methods_in, read_object, read_rows, write_json
 from common.flags import is_picturebook_folder, weights_of
 from common.images import save_png
 from common.picturebook.benchmarks import ensure_truths
@@ -115,9 +115,11 @@ def check_same_settings(output: Path, config: dict) -> dict[str, dict]:
         return config["methods"]
     before = read_object(output / "config.json")
     differing = [name for name in SAME if before.get(name) != config.get(name)]
-    then, now = before.get("methods", {}), config["methods"]
+    then, now = methods_in(before, output / "config.json"), config["methods"]
     differing += [f"the settings of {name}" for name in then.keys() & now.keys() if then[name] != now[name]]
-    seen = before.get("pictures", {})
+    seen = before.get("pictures") or {}
+    if not isinstance(seen, dict):
+        raise InputError(f"{output / 'config.json'} is damaged: its pictures are no object; take another --output_dir")
     differing += [f"{name}, its prompts, class or pictures" for name, digest in config["pictures"].items()
                   if seen.get(name, digest) != digest]  # fmt: skip
     config["pictures"] = seen | config["pictures"]
