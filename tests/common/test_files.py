@@ -208,7 +208,7 @@ def test_damaged_rows_and_incomplete_rows_are_refused(tmp_path):
     path = tmp_path / "rows.jsonl"
     whole = json.dumps(row())
     for damaged in ("{oops}", "7", "null", "[]", '{"method": "ddim"}', '{"method": "ddim", "item": "a", "metrics": 3}',
-                    '{"method": "m", "item": "a", "metrics": {"psnr": "x"}}', '{"method": "m", "item": "", "seed": []}'):
+                    '{"method": "m", "item": "a", "metrics": {"a": "x"}}', '{"method": "m", "item": "a", "seed": []}'):
         path.write_text(f"{whole}\n{damaged}\n{whole}\n")
         with pytest.raises(InputError, match="line 2"):
             files.read_rows(path)
