@@ -259,14 +259,18 @@ def check_finite(weights: Mapping[str, Tensor]) -> None:
             raise InputError(f"{name} has diverged: lower --learning_rate, or train in float32; nothing is saved")
 
 
+def picture_hashes(paths: Iterable[str | Path]) -> list[list[str]]:
+    """[file name, twelve digits of the file's content] of every picture, in their order."""
+    return [[Path(path).name, hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]] for path in paths]
+
+
 def identity(args: argparse.Namespace, pictures: Iterable[str | Path] | None = None, **base: str) -> dict[str, Any]:
     """What a checkpoint and the run that takes it up have in common: the flags but FREE, the number of processes,
     base=fingerprint(…), and [file name, twelve digits of its content] of every picture of the training (class pictures
     included) in its order, wherever they lie."""
     free = FREE | ({"max_train_steps"} if args.lr_scheduler.startswith("constant") else set())
     if pictures is not None:
-        hashes = [[Path(path).name, hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]] for path in pictures]
-        free, base = free | PLACES, {**base, "pictures": hashes}
+        free, base = free | PLACES, {**base, "pictures": picture_hashes(pictures)}
     flags = {name: value for name, value in vars(args).items() if name not in free}
     flags["processes"] = int(os.environ.get("WORLD_SIZE", 1))  # each draws samples and noise of its own
     return json.loads(json.dumps({**flags, **base}, default=str))
