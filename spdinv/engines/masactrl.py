@@ -127,7 +127,7 @@ class MutualSelfAttention:
         self.step, self.seen, self.total = self.step + 1, 0, None
 
 
-check = MutualSelfAttention
+check = MutualSelfAttention  # whose making raises what an edit would
 
 
 @torch.no_grad()

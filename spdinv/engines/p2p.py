@@ -114,7 +114,7 @@ class PromptToPrompt:
         return self.local_blend(z) if self.local_blend else z
 
 
-check = PromptToPrompt
+check = PromptToPrompt  # whose making raises what an edit would
 
 
 @torch.no_grad()
