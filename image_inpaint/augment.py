@@ -23,10 +23,6 @@ BLUR_KERNELS = (3, 7)  # of 224 pixels
 MOST_AFFINE = 50 / 224  # of a side, by which each of three corners is moved along either axis
 
 
-def flip(picture: Tensor) -> Tensor:
-    return picture.flip(-1)
-
-
 def warp(picture: Tensor, matrix: Tensor, padding_mode: str = "reflection") -> Tensor:
     """Every pixel fetched from where the matrix [2, 3] says, in coordinates from -1 to 1 along both sides, whatever
     their lengths; what comes in from outside is reflected (or "zeros")."""
@@ -69,31 +65,18 @@ def chosen(name: str, names: Sequence[str], generator: torch.Generator) -> bool:
     return name in names and uniform(generator) < CHANCE[name]
 
 
-def augment_reference(reference: Tensor, names: Sequence[str], generator: torch.Generator) -> Tensor:
-    """The reference crop [1, 3, h, w] after each of `names` whose chance comes up."""
-    if chosen("flip", names, generator):
-        reference = flip(reference)
-    if chosen("rotation", names, generator):
-        degrees = uniform(generator, -MOST_DEGREES, MOST_DEGREES)
-        reference = warp(reference, rotation(degrees, reference.shape[-2:]))
-    if chosen("blur", names, generator):
-        reference = blur(reference, blur_kernel(reference, generator))
-    if chosen("elastic", names, generator):
-        reference = warp(reference, elastic(reference.shape[-2:], generator))
-    return reference.clamp(0, 1)
-
-
 def augment_source(
     source: Tensor, region: Tensor, names: Sequence[str], generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """The source [1, 3, H, W] and the region of its subject [1, 1, H, W], moved together (Sec. 4.3: I_s)."""
+    """The source [1, 3, H, W] and the region of its subject [1, 1, H, W], moved together (Sec. 4.3: I_s): each of
+    `names` whose chance comes up."""
     size = source.shape[-2:]
 
     def moved(matrix: Tensor) -> tuple[Tensor, Tensor]:
         return warp(source, matrix), (warp(region, matrix, "zeros") > 0.5).float()
 
     if chosen("flip", names, generator):
-        source, region = flip(source), flip(region)
+        source, region = source.flip(-1), region.flip(-1)
     if chosen("rotation", names, generator):
         source, region = moved(rotation(uniform(generator, -MOST_DEGREES, MOST_DEGREES), size))
     if chosen("blur", names, generator):
@@ -101,3 +84,8 @@ def augment_source(
     if chosen("elastic", names, generator):
         source, region = moved(elastic(size, generator))
     return source.clamp(0, 1), region
+
+
+def augment_reference(reference: Tensor, names: Sequence[str], generator: torch.Generator) -> Tensor:
+    """The reference crop [1, 3, h, w], likewise."""
+    return augment_source(reference, torch.ones_like(reference[:, :1]), names, generator)[0]

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from common.runs import InputError
 
 CHANNELS = 9
-RESIZES = ("bilinear", "nearest")  # of the mask to the latent grid: Paint-by-Example's code, and diffusers' port
 
 
 def masked_picture(source: Tensor, fill: Tensor) -> Tensor:
@@ -31,9 +30,9 @@ def masked_picture(source: Tensor, fill: Tensor) -> Tensor:
 
 
 def keep_on_latents(fill: Tensor, size: tuple[int, int], resize: str = "bilinear") -> Tensor:
-    """The keep mask on the latent grid [B, 1, h, w]; bilinear leaves the rims soft."""
-    keep = 1 - fill.float()
-    return F.interpolate(keep, size, mode=resize, **({"align_corners": False} if resize == "bilinear" else {}))
+    """The keep mask on the latent grid [B, 1, h, w]; bilinear, Paint-by-Example's, leaves the rims soft; nearest is
+    diffusers'."""
+    return F.interpolate(1 - fill.float(), size, mode=resize)
 
 
 def nine_channels(noisy: Tensor, masked_latents: Tensor, keep: Tensor) -> Tensor:
@@ -104,8 +103,3 @@ def embed_references(pipe, references: Tensor) -> Tensor:
 def unconditional(encoder: PaintByExampleImageEncoder, batch: int) -> Tensor:
     """The learned vector that stands for no reference, [B, 1, D']."""
     return encoder.uncond_vector.expand(batch, -1, -1)
-
-
-def guided(noise_uncond: Tensor, noise_cond: Tensor, scale: float) -> Tensor:
-    """Classifier-free guidance."""
-    return noise_uncond + scale * (noise_cond - noise_uncond)

@@ -34,14 +34,6 @@ from image_inpaint.reproduction.methods import DEFAULT, FIGURES, METHODS, REFERE
 FREE = ("methods", "items", "table", "figure", "storage", "dreambooth", "output_dir", "device", "print_config")
 
 
-def add_data_flags(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("subjects and scenes").add_argument
-    add("--subjects", help="a folder with a folder of photographs per subject; by default the picturebook's twelve")
-    add("--scenes", help="a folder of pictures <name>.png with holes <name>_mask.png; by default the picturebook's")
-    add("--split", choices=("test", "validation"), default="test", help="of the picturebook; tune on validation only")
-    add("--items", type=number(int, 1), default=12, help="pictures per method (the paper: 240 = 12 subjects x 20)")
-
-
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = make_parser(__doc__.splitlines()[0])
     add = parser.add_argument
@@ -61,7 +53,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--dreambooth", metavar="FOLDER", help="of figure 3: pictures drawn by DreamBooth, <subject>/*.png")
     add("--metric_encoders", choices=("picturebook", "paper"), help="paper: DINO ViT-S/16, CLIP ViT-B/32, Inception; "
         "by default those that suit the model")  # fmt: skip
-    add_data_flags(parser)
+    add = parser.add_argument_group("subjects and scenes").add_argument
+    add("--subjects", help="a folder with a folder of photographs per subject; by default the picturebook's twelve")
+    add("--scenes", help="a folder of pictures <name>.png with holes <name>_mask.png; by default the picturebook's")
+    add("--split", choices=("test", "validation"), default="test", help="of the picturebook; tune on validation only")
+    add("--items", type=number(int, 1), default=12, help="pictures per method (the paper: 240 = 12 subjects x 20)")
     options.add_box_flags(parser)
     options.add_sampling_flags(parser)
     options.add_model_flags(parser, output_dir="outputs/image_inpaint_eval")

@@ -23,8 +23,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--reference_box", nargs=4, type=number(int, 0), metavar=("L", "T", "R", "B"), help="where the subject is in "
         "the reference, in pixels (cut out with training's small margin); all of it by default")  # fmt: skip
     add("--lora", metavar="PATH", help="what train.py wrote: its --output_dir, or the file; of either tuning")
-    add("--num_images_per_reference", type=number(int, 1, 100), default=1, help="results per reference, with seeds "
-        "--seed, --seed + 1, …")  # fmt: skip
     options.add_sampling_flags(parser)
     options.add_model_flags(parser, output_dir="outputs/image_inpaint_infer")
     args = parser.parse_args(argv)
@@ -88,7 +86,7 @@ def inpaint(image_path: str, mask_path: str, reference_path: str, **flags):
 
 
 def run(args: argparse.Namespace, picture, fill, references):
-    """(results, the reference that each shows, metrics, settings of the sampling)."""
+    """(a result per reference, metrics, settings of the sampling)."""
     from common.images import to_tensor
     from common.metrics import psnr
     from image_inpaint.loading import in_precision, load, load_weights
@@ -98,14 +96,11 @@ def run(args: argparse.Namespace, picture, fill, references):
     pipe = load(args.pretrained_model_name_or_path, args.device)
     kind = load_weights(pipe, args.lora) if args.lora else "untuned"
     in_precision(pipe, args.mixed_precision)
-    settings = options.sampling_of(args, kind)
-    each = args.num_images_per_reference
-    shown = [reference for reference in references for _ in range(each)]
-    seeds = [args.seed + number for _ in references for number in range(each)]
+    settings, count = options.sampling_of(args, kind), len(references)
     with measure() as cost:
         painted = paint(
-            pipe, [picture] * len(shown), [fill] * len(shown), shown, seeds, Sampling(**settings), progress=True,
-            composite=args.composite, feather=args.feather, context=args.context,
+            pipe, [picture] * count, [fill] * count, references, [args.seed] * count, Sampling(**settings),
+            progress=True, composite=args.composite, feather=args.feather, context=args.context,
         )  # fmt: skip
     kept = (1 - fill)[None, None]
     metrics = {
@@ -115,7 +110,7 @@ def run(args: argparse.Namespace, picture, fill, references):
         "seconds": cost.seconds,
         "peak_memory_mb": cost.peak_memory_mb,
     }
-    return painted, shown, metrics, settings
+    return painted, metrics, settings
 
 
 @script
@@ -124,20 +119,19 @@ def main(argv: list[str] | None = None) -> None:
     if args.print_config:
         print(json.dumps({**vars(args), "sampling": options.sampling_of(args)}, indent=2))
         return
-    from common.images import grid, save_png
-    from image_inpaint.samples import with_hole
+    from common.images import save_png
+    from image_inpaint.samples import comparison, with_hole
 
     picture, fill, references = read_inputs(args) if args.image_path else benchmark_inputs()
-    painted, shown, metrics, settings = run(args, picture, fill, references)
-    folder, hole = Path(args.output_dir), with_hole(picture, fill)
+    painted, metrics, settings = run(args, picture, fill, references)
+    folder = Path(args.output_dir)
     for stale in folder.glob("inpainted*.png"):
         stale.unlink()
     names = ["inpainted", *(f"inpainted_{k}" for k in range(2, len(painted) + 1))]
-    pictures = {"source": picture, "hole": hole, **dict(zip(names, painted, strict=True))}
-    for name, one in pictures.items():
+    shown = comparison([(picture, fill, reference) for reference in references], painted)
+    pictures = {"source": picture, "hole": with_hole(picture, fill), **dict(zip(names, painted, strict=True))}
+    for name, one in {**pictures, "grid": shown}.items():
         save_png(folder / f"{name}.png", one)
-    rows = [[hole, reference.resize(picture.size), result] for reference, result in zip(shown, painted, strict=True)]
-    save_png(folder / "grid.png", grid(rows, column_labels=["picture and hole", "reference", "result"]))
     write_json(folder / "metrics.json", metrics)
     write_config(folder, args, sampling=settings)
     print(f"{len(painted)} pictures in {metrics['seconds']:.1f} s; see {folder / 'grid.png'}")

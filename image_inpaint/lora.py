@@ -9,7 +9,6 @@ channels. The paper gives neither rank nor targets: `storage` says what each cho
 import functools
 import json
 import re
-from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -32,28 +31,19 @@ TARGETS: dict[str, list[str] | str] = {
     "attention+ff": ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"],
     "attention+conv_in": ["to_q", "to_k", "to_v", "to_out.0", "conv_in"],
 }
-# Stable Diffusion 1.x with nine channels, whose file sizes README.md and Table 1 speak of.
-SD1_CONFIG = {
-    "sample_size": 64, "in_channels": 9, "cross_attention_dim": 768, "attention_head_dim": 8,
-    "block_out_channels": (320, 640, 1280, 1280), "layers_per_block": 2,
-}  # fmt: skip
-
-
-def lora_config(rank: int, alpha: float, targets: str, dropout: float = 0.0):
-    """peft's LoraConfig with the initialisation of LoRA's released code: A uniform (Kaiming), B zero, alpha / rank."""
-    from peft import LoraConfig
-
-    return LoraConfig(r=rank, lora_alpha=alpha, target_modules=TARGETS[targets], lora_dropout=dropout)
 
 
 def add_lora(
     unet: UNet2DConditionModel, rank: int, alpha: float, targets: str, dropout: float = 0.0, seed: int = 0
 ) -> dict[str, nn.Parameter]:
-    """Eq. 7: put new updates B A beside the UNet's frozen weights; returns them by name. Random in `seed` alone."""
+    """Eq. 7: put new updates alpha / rank * B A beside the UNet's frozen weights; returns them by name. Random in
+    `seed` alone, initialised as in LoRA's released code: A uniform (Kaiming), B zero."""
+    from peft import LoraConfig
+
     unet.requires_grad_(False)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        unet.add_adapter(lora_config(rank, alpha, targets, dropout))
+        unet.add_adapter(LoraConfig(r=rank, target_modules=TARGETS[targets], lora_alpha=alpha, lora_dropout=dropout))
     return {name: p for name, p in unet.named_parameters() if p.requires_grad}
 
 
@@ -80,21 +70,21 @@ def check_lora(unet: UNet2DConditionModel, file: Path) -> None:
     except (SafetensorError, OSError) as error:
         raise InputError(f"{file} is damaged or no LoRA file ({error}); train again") from None
     check_weights(file, tensors)
-    layers, pairs = dict(unet.named_modules()), 0
-    for name, a in tensors.items():
-        if not re.fullmatch(r"unet\..+\.lora_[AB]\.weight", name):
+    layers, pairs = dict(unet.named_modules()), {}
+    for name, tensor in tensors.items():
+        if not (match := re.fullmatch(r"unet\.(.+)\.lora_([AB])\.weight", name)):
             raise InputError(f"{file} holds {name}, which is no LoRA of a UNet in diffusers' format")
-        path, is_a, _ = name.partition(".lora_A.weight")
-        if not is_a:
-            continue
-        weight = getattr(layers.get(path.removeprefix("unet.")), "weight", None)
-        b, pairs = tensors.get(f"{path}.lora_B.weight"), pairs + 1
-        if weight is None or b is None or not weight.ndim == a.ndim == b.ndim or (
+        pairs.setdefault(match[1], {})[match[2]] = tensor
+    if not pairs:
+        raise InputError(f"{file} holds no update at all")
+    for layer, pair in pairs.items():
+        if pair.keys() != {"A", "B"}:
+            raise InputError(f"{file} lacks the other half of a pair, {layer}")
+        weight, a, b = getattr(layers.get(layer), "weight", None), pair["A"], pair["B"]
+        if weight is None or not weight.ndim == a.ndim == b.ndim or (
             (b.shape[0], b.shape[1], a.shape[1]) != (weight.shape[0], a.shape[0], weight.shape[1])
         ):  # fmt: skip
-            raise InputError(f"{file} was trained on another model: {path} is missing here, or of another width")
-    if not pairs or 2 * pairs != len(tensors):
-        raise InputError(f"{file} holds no update at all" if not tensors else f"{file} lacks the other half of a pair")
+            raise InputError(f"{file} was trained on another model: {layer} is missing here, or of another width")
 
 
 def load_lora(unet: UNet2DConditionModel, file: str | Path) -> None:
@@ -107,33 +97,27 @@ def load_lora(unet: UNet2DConditionModel, file: str | Path) -> None:
     unet.unload_lora()
 
 
-def target_layers(unet: nn.Module, targets: str) -> Iterable[nn.Module]:
-    """The layers that the updates go to; none raises."""
-    wanted = TARGETS[targets]
-    for name, layer in unet.named_modules():
-        if isinstance(layer, nn.Linear | nn.Conv2d) and (
-            re.fullmatch(wanted, name) if isinstance(wanted, str) else any(name == w or name.endswith("." + w)
-                                                                           for w in wanted)
-        ):  # fmt: skip
-            yield layer
+@functools.cache
+def stable_diffusion() -> UNet2DConditionModel:
+    """Stable Diffusion 1.x with nine channels, without memory for its weights."""
+    with torch.device("meta"):
+        return UNet2DConditionModel(
+            sample_size=64, in_channels=9, cross_attention_dim=768, attention_head_dim=8,
+            block_out_channels=(320, 640, 1280, 1280), layers_per_block=2,
+        )  # fmt: skip
 
 
 @functools.cache
-def unallocated(config: str) -> UNet2DConditionModel:
-    """A UNet of this configuration (JSON) without memory for its weights."""
+def numbers_of_rank_1(targets: str) -> int:
+    """How many an update of rank 1 has; one of rank r has r times as many."""
     with torch.device("meta"):
-        return UNet2DConditionModel(**json.loads(config))
+        updates = add_lora(stable_diffusion(), 1, 1, targets)
+    stable_diffusion().delete_adapters("default")
+    return sum(p.numel() for p in updates.values())
 
 
-def storage(rank: int, targets: str, config: dict | None = None) -> dict[str, float]:
-    """Trained parameters, their share of the whole, and file size in MB (10^6 bytes, float32) of updates of this rank.
-
-    config: of the UNet; Stable Diffusion 1.x with nine channels by default. Nothing is allocated.
-    """
-    unet = unallocated(json.dumps({name: value for name, value in (config or SD1_CONFIG).items() if name[0] != "_"}))
-    count = 0
-    for layer in target_layers(unet, targets):
-        weight = layer.weight
-        count += rank * (weight[0].numel() + weight.shape[0])  # A [r, k], B [d, r]
-    total = sum(p.numel() for p in unet.parameters())
+def storage(rank: int, targets: str) -> dict[str, float]:
+    """Trained parameters, their share of the whole, and file size in MB (10^6 bytes, float32) of updates of Stable
+    Diffusion, as README.md and Table 1 speak of them."""
+    count, total = rank * numbers_of_rank_1(targets), sum(p.numel() for p in stable_diffusion().parameters())
     return {"parameters": count, "share_percent": 100 * count / total, "megabytes": 4 * count / 1e6, "total": total}

@@ -33,11 +33,8 @@ def uniform(generator: torch.Generator, low: float = 0.0, high: float = 1.0) -> 
 
 def check_box(box: Sequence[float], size: Size, what: str = "the box") -> Box:
     """The box in whole pixels, clipped to the picture. Raises InputError if nothing of it is left."""
-    if (
-        not isinstance(box, list | tuple)
-        or len(box) != 4
-        or not all(isinstance(side, int | float) and abs(side) < 2**31 for side in box)
-    ):
+    four = isinstance(box, list | tuple) and len(box) == 4
+    if not four or not all(isinstance(side, int | float) and abs(side) < 2**31 for side in box):
         raise InputError(f"{what} is {box!r}; left, top, right and bottom in pixels are needed")
     left, top = max(round(box[0]), 0), max(round(box[1]), 0)
     right, bottom = min(round(box[2]), size[1]), min(round(box[3]), size[0])
@@ -128,15 +125,3 @@ def training_mask(box: Box, size: Size, generator: torch.Generator, augment: boo
     if uniform(generator) < ARBITRARY:
         return bezier_mask(box, outer, size, generator), outer
     return box_mask(outer, size), outer
-
-
-def loose_mask(box: Box, size: Size, looseness: float = 0.5) -> Tensor:
-    """A hole as a user draws it: every side of the box moved out by `looseness` times half its length, with the corners
-    rounded off where there is room."""
-    width, height = box[2] - box[0], box[3] - box[1]
-    dx, dy = looseness * width / 2, looseness * height / 2
-    picture = Image.new("L", (4 * size[1], 4 * size[0]))
-    outer = [4 * side for side in (box[0] - dx, box[1] - dy, box[2] + dx - 0.25, box[3] + dy - 0.25)]
-    ImageDraw.Draw(picture).rounded_rectangle(outer, radius=4 * min(dx, dy), fill=255)
-    small = picture.resize((size[1], size[0]), Image.Resampling.BOX)
-    return torch.from_numpy((np.asarray(small) > 127).astype(np.float32))

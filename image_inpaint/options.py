@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from common.flags import check_writable, is_picturebook_folder, number
+from common.flags import is_picturebook_folder, number
 from common.runs import InputError, make_parser
 from common.training_flags import add_training_flags, parse_training
 
@@ -79,33 +79,29 @@ def add_box_flags(parser: argparse.ArgumentParser) -> None:
     add("--labels", nargs="+", default=list(LABELS), help="of COCO, that the detector looks for")
 
 
-def add_stage_flags(parser: argparse.ArgumentParser, stage: str) -> None:
-    """What only one of the two stages has."""
-    add = parser.add_argument_group(f"stage {stage}").add_argument
-    if stage == "pretrain":
-        add("--train_data_dir", help="a folder of pictures, or an LSUN LMDB; on the picturebook its own scenes")
-        add("--num_pictures", type=number(int, 1), default=300_000, help="a random sample of them (Sec. 5.1)")
-        add("--prior", choices=PRIORS, default="text_to_image", help="start from a text-to-image model (Sec. 5.4), one "
-            "that can inpaint, or nothing (the ablation of Sec. 5.4)")  # fmt: skip
-        add("--clip_model_name_or_path", help="CLIP whose picture tower reads references, for a start that has none "
-            "(Paint-by-Example: openai/clip-vit-large-patch14)")  # fmt: skip
-        parser.set_defaults(tuning="full", cache_views=0, repeats=1)
-        return
+def add_pretrain_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("stage pretrain").add_argument
+    add("--train_data_dir", help="a folder of pictures, or an LSUN LMDB; on the picturebook its own scenes")
+    add("--num_pictures", type=number(int, 1), default=300_000, help="a random sample of them (Sec. 5.1)")
+    add("--prior", choices=PRIORS, default="text_to_image", help="start from a text-to-image model (Sec. 5.4), one "
+        "that can inpaint, or nothing (the ablation of Sec. 5.4)")  # fmt: skip
+    add("--clip_model_name_or_path", help="CLIP whose picture tower reads references, for a start that has none "
+        "(Paint-by-Example: openai/clip-vit-large-patch14)")  # fmt: skip
+    parser.set_defaults(tuning="full", cache_views=0, repeats=1)
+
+
+def add_subject_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("stage subject (Sec. 4.2)").add_argument
     add("--instance_data_dir", help="folder of the subject's photographs; by default a subject of the picturebook")
-    add_tuning_flags(parser)
-    add("--repeats", type=number(int, 1), default=100, help="how often a photograph counts per epoch: 40 epochs of 4 "
-        "photographs at batch 16 would be 40 steps, and are 1000 with 100")  # fmt: skip
-    add("--cache_views", type=number(int, 0), default=0, help="draw so many augmented views per photograph first, and "
-        "keep their latents and class tokens; 0: new ones in every step")  # fmt: skip
-
-
-def add_tuning_flags(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("tuning (Sec. 4.2)").add_argument
     add("--tuning", choices=TUNINGS, default="lora", help="low-rank updates, or everything but CLIP and VAE")
     add("--rank", type=number(int, 1, 1024), default=16, help="of the updates; not given (2 to 40 MB are ranks of "
         "about 3 to 50)")  # fmt: skip
     add("--lora_alpha", type=number(float, 0), help="the updates count alpha / rank times; the rank by default")
     add("--lora_targets", choices=TARGET_NAMES, default="attention", help="layers that are updated; not given")
+    add("--repeats", type=number(int, 1), default=100, help="how often a photograph counts per epoch: 40 epochs of 4 "
+        "photographs at batch 16 would be 40 steps, and are 1000 with 100")  # fmt: skip
+    add("--cache_views", type=number(int, 0), default=0, help="draw so many augmented views per photograph first, and "
+        "keep their latents and class tokens; 0: new ones in every step")  # fmt: skip
 
 
 def add_method_flags(parser: argparse.ArgumentParser) -> None:
@@ -127,15 +123,12 @@ def add_method_flags(parser: argparse.ArgumentParser) -> None:
         "in Paint-by-Example; otherwise pictures are squashed")  # fmt: skip
 
 
-def new_training_parser(argv: list[str] | None) -> argparse.ArgumentParser:
-    """All flags of the stage that `argv` names."""
-    chooser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    chooser.add_argument("--stage", default="subject")
-    stage = chooser.parse_known_args(argv)[0].stage
+def new_training_parser(stage: str) -> argparse.ArgumentParser:
+    """All flags of a stage."""
     parser = make_parser("Train an image-guided inpainting model: on a domain, or on the photographs of a subject.")
     parser.add_argument("--stage", choices=STAGES, default="subject", help="pretrain: on a domain (Sec. 5.1: 300,000 "
         "LSUN bedrooms); subject: on two to four photographs (--help lists the flags of one stage)")  # fmt: skip
-    add_stage_flags(parser, stage)
+    (add_pretrain_flags if stage == "pretrain" else add_subject_flags)(parser)
     add_method_flags(parser)
     add_box_flags(parser)
     parser.add_argument("--boxes_file", help="of --boxes file and auto: this JSON file, in place of boxes.json")
@@ -149,12 +142,14 @@ def parse_train(argv: list[str] | None) -> argparse.Namespace:
 
     Raises InputError.
     """
-    parser = new_training_parser(argv)
-    early = parser.parse_args(argv)
-    preset = PICTUREBOOK_PRESET[early.stage]
+    chooser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    chooser.add_argument("--stage", default="subject")
+    chooser.add_argument("--tuning", default="lora")
+    early = chooser.parse_known_args(argv)[0]
+    preset = PICTUREBOOK_PRESET.get(early.stage, {})
     if early.stage == "subject":
-        preset = {**preset, **PICTUREBOOK_TUNING[early.tuning]}
-    args = parse_training(parser, argv, preset)
+        preset = {**preset, **PICTUREBOOK_TUNING.get(early.tuning, {})}
+    args = parse_training(new_training_parser(early.stage), argv, preset)
     if args.learning_rate is None:
         args.learning_rate = LEARNING_RATES[args.stage]
     if args.stage == "subject" and args.lora_alpha is None:
@@ -173,7 +168,7 @@ def parse_train(argv: list[str] | None) -> argparse.Namespace:
     if args.stage == "pretrain" and not args.print_config:
         if args.train_data_dir and not Path(args.train_data_dir).is_dir():
             raise InputError(f"--train_data_dir {args.train_data_dir} is no folder; give one of pictures, or an LMDB")
-        if args.train_data_dir is None and not is_picturebook_folder(args.pretrained_model_name_or_path):
+        if not args.train_data_dir and not is_picturebook_folder(args.pretrained_model_name_or_path):
             raise InputError("give --train_data_dir, a folder of pictures or an LSUN LMDB; only the picturebook has "
                              "its own")  # fmt: skip
     return args
@@ -188,11 +183,9 @@ def training_steps(args: argparse.Namespace, pictures: int, processes: int = 1) 
 
 
 def check_sampling(args: argparse.Namespace) -> None:
-    """Raises InputError for what cannot be written, and for a feather without an edge."""
+    """Raises InputError for a feather without an edge."""
     if args.feather is not None and not args.composite:
         raise InputError("--feather is of --composite, and --no-composite was given: leave out one of the two")
-    if not args.print_config:
-        check_writable(Path(args.output_dir))
 
 
 def sampling_of(args: argparse.Namespace, kind: str = "untuned") -> dict[str, Any]:

@@ -30,20 +30,15 @@ def paint(
     """Each reference's subject in the hole of its picture. fills: [H, W] of the picture's size, 1 = hole. how: of
     paint_windows. What a picture becomes depends on its own seed, not on its neighbours (but for rounding)."""
 
+    square = (pipe.image_encoder.config.image_size,) * 2
+
     def draw(rows: list[int], source: Tensor, fill: Tensor) -> Tensor:
         generators = [torch.Generator().manual_seed(seeds[row]) for row in rows]
-        tokens = embed(pipe, [references[row] for row in rows])
-        return sample(pipe, source, fill, tokens, generators, sampling, progress)
+        shown = [to_tensor(references[row].resize(square, Image.Resampling.BICUBIC)) for row in rows]
+        context = embed_references(pipe, torch.cat(shown))
+        return sample(pipe, source, fill, context, generators, sampling, progress)
 
     return paint_windows(pipe, pictures, fills, draw, **how)
-
-
-@torch.no_grad()
-def embed(pipe, references: Sequence[Image.Image]) -> Tensor:
-    """Pictures of any size -> context [B, 1, D']."""
-    side = pipe.image_encoder.config.image_size
-    squares = [to_tensor(picture.resize((side, side), Image.Resampling.BICUBIC)) for picture in references]
-    return embed_references(pipe, torch.cat(squares))
 
 
 @torch.no_grad()
@@ -56,8 +51,9 @@ def paint_windows(
     draw(rows, source [B, 3, h, w] in [0, 1], fill [B, 1, h, w]) -> [B, 3, h, w], for windows of equal size, at most
     batch_size at a time. composite, feather: of paste_back. context: of find_window.
     """
-    native = native_resolution(pipe)
-    windows = [find_window(fill, native, multiple_of(pipe), context) for fill in fills]
+    native, halvings = native_resolution(pipe), len(pipe.unet.config.block_out_channels) - 1
+    multiple = pipe.vae_scale_factor * 2**halvings  # sides that suit both VAE and UNet
+    windows = [find_window(fill, native, multiple, context) for fill in fills]
     results: list[Image.Image | None] = [None] * len(pictures)
     for size in dict.fromkeys(window.size for window in windows):
         rows = [row for row, window in enumerate(windows) if window.size == size]
@@ -68,11 +64,6 @@ def paint_windows(
             for row, piece in zip(chosen, draw(chosen, source, fill), strict=True):
                 results[row] = paste_back(pictures[row], piece[None], fills[row], windows[row], composite, feather)
     return results
-
-
-def multiple_of(pipe) -> int:
-    """Sides that suit both VAE and UNet: the VAE's factor times the UNet's own halvings."""
-    return pipe.vae_scale_factor * 2 ** (len(pipe.unet.config.block_out_channels) - 1)
 
 
 # ---------------------------------------------------------------------------------------------------------- windows
@@ -116,11 +107,6 @@ def cut_out(picture: Image.Image, fill: Tensor, window: Window) -> tuple[Tensor,
     return to_tensor(source), part
 
 
-def default_feather(size: tuple[int, int]) -> int:
-    """Pixels of the rim in a picture of this size: FEATHER at 512 of its shorter side."""
-    return max(1, round(FEATHER * min(size) / 512))
-
-
 def feathered(fill: Tensor, feather: int) -> Tensor:
     """Opacity [H, W] of what was painted: 0 outside of the hole, rising to 1 over `feather` pixels inside of it."""
     opacity, eroded = torch.zeros_like(fill), fill
@@ -136,7 +122,7 @@ def paste_back(
     """The painted window [1, 3, h, w] back in the picture, at its size.
 
     composite False: the window as a whole, as the published code would. True: its hole alone, feathered; feather in
-    pixels, default_feather of the picture where it is None.
+    pixels; where it is None, FEATHER at 512 pixels of the picture's shorter side and in proportion elsewhere.
     """
     left, top, right, bottom = window.box
     piece = to_pil(painted)
@@ -146,7 +132,8 @@ def paste_back(
     if not composite:
         result.paste(piece, (left, top))
         return result
-    feather = default_feather(picture.size) if feather is None else feather
+    if feather is None:
+        feather = max(1, round(FEATHER * min(picture.size) / 512))
     opacity = feathered(fill, feather)[top:bottom, left:right, None].numpy()
     old = np.asarray(picture.crop(window.box), dtype=np.float32)
     mixed = old + opacity * (np.asarray(piece, dtype=np.float32) - old)  # exactly the old where the opacity is 0

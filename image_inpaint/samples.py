@@ -1,6 +1,7 @@
 """What a training shows of itself: pictures with holes, references, results."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -8,33 +9,36 @@ from PIL import Image
 
 from common.flags import is_picturebook_folder
 from common.images import grid, to_pil
-from image_inpaint.data.benchmark import Subject, crop_to, picturebook_items, split_of
+from image_inpaint.data.benchmark import Subject, crop_to, picturebook_items
 from image_inpaint.data.examples import Examples
-from image_inpaint.masks import Box, loose_mask
+from image_inpaint.masks import Box, box_mask, padded
 from image_inpaint.painting import paint
 from image_inpaint.sampling import Sampling
 
-LOOSENESS, STEPS = 0.5, 25
+STEPS = 25
 Shown = tuple[Image.Image, torch.Tensor, Image.Image]  # picture, fill [H, W], reference
 
 
 def in_place(picture: Image.Image, box: Box, reference: Image.Image) -> Shown:
-    return picture, loose_mask(box, (picture.height, picture.width), LOOSENESS), reference
+    """With a hole as a user draws it, a quarter of the box's longer side around the box."""
+    size, rim = (picture.height, picture.width), max(box[2] - box[0], box[3] - box[1]) // 4
+    return picture, box_mask(padded(box, size, rim), size), reference
 
 
 def of_subject(args: argparse.Namespace, photographs: list[tuple[Image.Image, Box]]) -> list[Shown]:
-    """On the picturebook the subject's own rooms, unseen in training; otherwise the photographs themselves, each with
+    """Of the picturebook the subject's own rooms, unseen in training; otherwise the photographs themselves, each with
     the next one as the reference."""
-    folder = Path(args.instance_data_dir)
+    from common.picturebook.benchmarks import ensure_subjects
+
+    folder, count = Path(args.instance_data_dir), args.num_validation_images
     crops = [crop_to(picture, box) for picture, box in photographs]
-    subject = Subject(folder.name, "", folder, tuple(crops))
-    split = split_of(subject) if is_picturebook_folder(args.pretrained_model_name_or_path) else None
-    if split:
-        items = picturebook_items([subject], args.num_validation_images, split)
-        return [(item.source, item.fill, item.reference) for item in items]
+    splits = ("validation", "test") if is_picturebook_folder(args.pretrained_model_name_or_path) else ()
+    for split in splits:
+        if ensure_subjects(split) == folder.parent.resolve():
+            items = picturebook_items([Subject(folder.name, "", folder, tuple(crops))], count, split)
+            return [(item.source, item.fill, item.reference) for item in items]
     following = crops[1:] + crops[:1]
-    shown = [in_place(*photograph, crop) for photograph, crop in zip(photographs, following, strict=True)]
-    return shown[: args.num_validation_images]
+    return [in_place(*photograph, crop) for photograph, crop in zip(photographs[:count], following, strict=False)]
 
 
 def of_domain(examples: Examples, count: int) -> list[Shown]:
@@ -53,14 +57,18 @@ def with_hole(picture: Image.Image, fill: torch.Tensor) -> Image.Image:
     return Image.composite(Image.new("RGB", picture.size, (128, 128, 128)), picture, mask)
 
 
-def sheet(pipe, shown: list[Shown], seed: int) -> Image.Image:
-    """A grid: picture with its hole, reference, result. The UNet's mode is left as it was."""
+def comparison(shown: Sequence[Shown], results: Sequence[Image.Image]) -> Image.Image:
+    """A grid: picture with its hole, reference, result."""
+    rows = [[with_hole(picture, fill), reference.resize(picture.size), result]
+            for (picture, fill, reference), result in zip(shown, results, strict=True)]  # fmt: skip
+    return grid(rows, column_labels=["picture and hole", "reference", "result"])
+
+
+def sheet(pipe, shown: Sequence[Shown], seed: int) -> Image.Image:
+    """What the model makes of them. The UNet's mode is left as it was."""
     training = pipe.unet.training
     pipe.unet.eval()
-    pictures, fills, references = zip(*shown, strict=True)
     seeds = [seed + row for row in range(len(shown))]
-    painted = paint(pipe, pictures, fills, references, seeds, Sampling(num_inference_steps=STEPS))
+    painted = paint(pipe, *zip(*shown, strict=True), seeds, Sampling(num_inference_steps=STEPS))
     pipe.unet.train(training)
-    rows = [[with_hole(p, f), r.resize(p.size), made]
-            for p, f, r, made in zip(pictures, fills, references, painted, strict=True)]  # fmt: skip
-    return grid(rows, column_labels=["picture and hole", "reference", "result"])
+    return comparison(shown, painted)

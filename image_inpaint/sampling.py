@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from common.pipelines import decode_latents
 from common.runs import InputError
-from image_inpaint.conditioning import guided, keep_on_latents, masked_picture, nine_channels, unconditional
+from image_inpaint.conditioning import keep_on_latents, masked_picture, nine_channels, unconditional
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,8 @@ def sample(
         channels = nine_channels(scheduler.scale_model_input(twice, t), masked, keep)
         noise = unet(channels, t, encoder_hidden_states=context, return_dict=False)[0]
         if guidance > 1:
-            noise = guided(*noise.chunk(2), guidance)
+            noise_uncond, noise_cond = noise.chunk(2)
+            noise = noise_uncond + guidance * (noise_cond - noise_uncond)  # classifier-free guidance
         z = scheduler.step(noise, t, z, return_dict=False)[0]
     if not z.isfinite().all():
         raise InputError("the model gave latents that are not finite: lower --guidance_scale, or use float32")

@@ -51,11 +51,12 @@ def make_trainable(pipe, args: argparse.Namespace) -> dict:
 
 def make_examples(args: argparse.Namespace, rank: int, processes: int, wait):
     """(examples, what the sample sheet shows)."""
+    from common.picturebook.benchmarks import ensure_subjects
     from image_inpaint import samples
     from image_inpaint.data import examples
 
     if args.stage == "subject":
-        args.instance_data_dir = args.instance_data_dir or str(examples.picturebook_subject())
+        args.instance_data_dir = args.instance_data_dir or str(ensure_subjects() / "cat")
         found, photographs = examples.subject_examples(args)
         return found, samples.of_subject(args, photographs)
     if args.train_data_dir:
@@ -136,7 +137,6 @@ def train(args: argparse.Namespace) -> dict:
         "steps": args.max_train_steps,
         "loss": sum(losses[-50:]) / len(losses[-50:]) if losses else None,  # mean of the last fifty
         "trained_parameters": sum(p.numel() for p in trained.values()),
-        "all_parameters": sum(p.numel() for p in [*pipe.unet.parameters(), *pipe.image_encoder.parameters()]),
         "seconds": training.whole_seconds(cost.seconds, first, args.max_train_steps),
         "seconds_per_step": stepping / (args.max_train_steps - first) if first < args.max_train_steps else None,
         "peak_memory_mb": cost.peak_memory_mb,

@@ -63,6 +63,15 @@ def crop_to(picture: Image.Image, box: Sequence[int]) -> Image.Image:
     return picture.crop(padded(tuple(box), size, max(1, round(REFERENCE_PADDING * min(size)))))
 
 
+def read_subject(folder: Path, class_name: str, boxes: str, detection: argparse.Namespace | None = None) -> Subject:
+    """The photographs of a folder, cut to the subject. boxes, detection: of find_boxes."""
+    paths = list_pictures(folder)
+    pictures = [load_image(path) for path in paths]
+    found = find_boxes(boxes, paths, pictures, detection=detection)
+    crops = tuple(crop_to(picture, box) for picture, box in zip(pictures, found, strict=True))
+    return Subject(folder.name, class_name, folder, crops)
+
+
 def choose(subjects: int, scenes: int, items: int) -> tuple[int, int]:
     """How many subjects and scenes so many items are: 12 -> 2 x 6, 48 -> 8 x 6, 240 -> 12 x 20. Six scenes of each
     subject come first and further scenes after that, so that more items only add."""
@@ -83,13 +92,8 @@ def scene_numbers(count: int) -> list[int]:
 def picturebook_subjects(split: str, count: int) -> list[Subject]:
     from common.picturebook.benchmarks import ensure_subjects
 
-    folder, found = ensure_subjects(split), []
-    for subject in read_subjects(folder)[:count]:
-        pictures = [load_image(path) for path in subject.paths]
-        boxes = find_boxes("scene", subject.paths, pictures)
-        crops = tuple(crop_to(picture, box) for picture, box in zip(pictures, boxes, strict=True))
-        found.append(Subject(subject.name, subject.class_name, folder / subject.name, crops))
-    return found
+    folder = ensure_subjects(split)
+    return [read_subject(folder / one.name, one.class_name, "scene") for one in read_subjects(folder)[:count]]
 
 
 def picturebook_items(subjects: Sequence[Subject], scenes: int, split: str) -> list[Item]:
@@ -116,22 +120,6 @@ def picturebook_items(subjects: Sequence[Subject], scenes: int, split: str) -> l
     return items
 
 
-def split_of(subject: Subject) -> str | None:
-    """The split whose rooms show this individual; None of a folder that is not the picturebook's."""
-    from common.picturebook.benchmarks import ensure_rooms
-
-    try:
-        scenes = read_object(subject.folder.parent / "scenes.json")
-        own = next(scene for key, scene in scenes.items() if key.startswith(subject.name + "/"))["things"][0]
-        for split in ("validation", "test"):
-            room = read_object(ensure_rooms(split) / "rooms.json").get(f"{subject.name}/00")
-            if room and room["scenes"]["truth"]["things"][room["index"]]["marking"] == own["marking"]:
-                return split
-    except (InputError, LookupError, TypeError, StopIteration):
-        pass  # no scenes, or a stranger's
-    return None
-
-
 # ---------------------------------------------------------------------------------------------------- your pictures
 
 
@@ -141,16 +129,7 @@ def folder_subjects(args: argparse.Namespace) -> list[Subject]:
     if not places:
         raise InputError(f"--subjects {args.subjects} holds no folders; one folder of photographs per subject is "
                          "needed")  # fmt: skip
-    found = []
-    for place in places:
-        paths = list_pictures(place)
-        pictures = [load_image(path) for path in paths]
-        boxes = find_boxes(
-            args.boxes, paths, pictures, None, args.labels, args.detector, args.device or "cpu", args.detector_threshold
-        )  # fmt: skip
-        crops = tuple(crop_to(picture, box) for picture, box in zip(pictures, boxes, strict=True))
-        found.append(Subject(place.name, place.name.rstrip("0123456789"), place, crops))
-    return found
+    return [read_subject(place, place.name.rstrip("0123456789"), args.boxes, args) for place in places]
 
 
 def folder_rooms(folder: Path) -> list[tuple[str, Image.Image, Tensor]]:

@@ -19,14 +19,11 @@ from common.pipelines import load_pipeline
 from image_inpaint.options import TEXT_GUIDANCE
 from image_inpaint.painting import paint_windows
 
-SD_INPAINTING = "stable-diffusion-v1-5/stable-diffusion-inpainting"
 CAPTIONERS = {"blip": "Salesforce/blip-image-captioning-base", "vit-gpt2": "nlpconnect/vit-gpt2-image-captioning"}
 
 
 def load_text_inpainting(name: str, device: str | None = None) -> StableDiffusionInpaintPipeline:
     """Stable Diffusion's inpainting model (nine channels), or a text-to-image model (four) to be used as one."""
-    if name == PICTUREBOOK:
-        return from_text_to_image(load_pipeline(name, device))
     classes = {cls.__name__: cls for cls in (StableDiffusionInpaintPipeline, StableDiffusionPipeline)}
     folder = find_folder(name, accepted=classes)
     if inspect_folder(folder, classes)[0] is StableDiffusionPipeline:

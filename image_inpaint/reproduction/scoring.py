@@ -59,11 +59,11 @@ def item_scores(
     """All scores of one picture, by Score.key. scale: anchors of the subject."""
     region, references = squares([made.crop(box_of(item.fill))]), squares(subject.crops)
     source, picture, fill = to_tensor(item.source), to_tensor(made), item.fill[None, None]
-    like = likeness(item, subject, made, eyes)
+    like = dino_similarity(region, references, eyes.dino).mean().item()
+    clip = clip_image_similarity(region, references, eyes.clip).mean().item()
     found = {
         Score("DINO", 0, eyes.dino.label, "region").key: like,
-        Score("CLIP-I", 0, eyes.clip.label, "region").key:
-            clip_image_similarity(region, references, eyes.clip).mean().item(),
+        Score("CLIP-I", 0, eyes.clip.label, "region").key: clip,
         "psnr_kept": psnr(source, picture, 1 - fill).item(),
         "rim": 255 * (step_across(picture, fill) - step_across(source, fill)),
     }  # fmt: skip

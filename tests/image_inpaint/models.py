@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
+from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
 from tests.published import UNET, VAE, Shapes, _affine, _random, unet_shapes, vae_shapes
 from tests.tiny import tiny_sd
@@ -30,7 +30,7 @@ def tiny_inpainter(folder: Path | None = None, seed: int = 0):
         torch.manual_seed(seed)
         unet, encoder = widen(pipe.unet).eval(), new_encoder(vision_tower(), 32)
         torch.nn.init.normal_(unet.conv_in.weight, std=0.1)
-        processor = CLIPImageProcessorPil(image_mean=[0.5, 0.4, 0.3], image_std=[0.2, 0.3, 0.25])
+        processor = CLIPImageProcessor(image_mean=[0.5, 0.4, 0.3], image_std=[0.2, 0.3, 0.25])
     made = assemble(unet, pipe.vae, encoder, pipe.scheduler, processor, Path(folder or "tiny"), "cpu")
     for part in (made.unet, made.vae, made.image_encoder):
         part.eval().requires_grad_(False)

@@ -120,11 +120,6 @@ def test_the_vae_takes_four_triples_at_a_time(pipe, monkeypatch):
             assert torch.allclose(getattr(found, name)[row], getattr(alone, name)[0], atol=1e-5)
 
 
-def test_guidance_goes_from_the_unconditional_through_the_conditional():
-    uncond, cond = torch.tensor([1.0]), torch.tensor([2.0])
-    assert [conditioning.guided(uncond, cond, s).item() for s in (0, 1, 5)] == [1, 2, 6]
-
-
 @pytest.mark.parametrize("scheduler, guidance", [("plms", 5.0), ("ddim", 5.0), ("ddim", 1.0)])
 @torch.no_grad()
 def test_sampling_is_that_of_diffusers_pipeline(pipe, inputs, scheduler, guidance):
@@ -191,8 +186,6 @@ def test_a_saved_model_is_found_again_by_us_and_by_diffusers(pipe, inputs, tmp_p
 def test_wrong_models_are_refused_in_one_sentence(tmp_path, tiny_folder):
     with pytest.raises(InputError, match="text-to-image model"):
         loading.load(str(tiny_folder), "cpu")
-    with pytest.raises(InputError, match="No folder"):
-        loading.load(str(tmp_path / "nowhere"), "cpu")
     write_published(tmp_path / "cut")
     path = tmp_path / "cut" / "unet" / "diffusion_pytorch_model.safetensors"
     path.write_bytes(path.read_bytes()[:1000])

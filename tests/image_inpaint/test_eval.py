@@ -93,11 +93,7 @@ WRONG = [
     (["--subjects", "SUBJECTS", "--scenes", "SCENES", "--boxes", "detr", "--detector", "/no"], "no detector"),
     (["--pretrained_model_name_or_path", "PLAIN"], "only the picturebook brings its own"),
     (["--methods", "no_prior"], "--no_prior_model"),
-    (["--methods", "magic"], "invalid choice"),
     (["--figure", "3"], "--dreambooth"),
-    (["--table", "7"], "invalid choice"),
-    (["--items", "0"], "from 1"),
-    (["--boxes_file", "x"], "unknown argument --boxes_file"),
     (["--methods", "lora", "--training_flags", "--rank zero"], "not an integer"),
 ]
 

@@ -41,8 +41,8 @@ def layer(path):
     return path
 
 
-def run(model, folder, *flags, size=(64, 64)):
-    paths = photograph(folder / "room.png", size), hole(folder / "mask.png", size), photograph(folder / "chair.png")
+def run(model, folder, *flags):
+    paths = photograph(folder / "room.png"), hole(folder / "mask.png"), photograph(folder / "chair.png")
     names = ("--image_path", "--mask_path", "--reference_path")
     given = [word for pair in zip(names, map(str, paths), strict=True) for word in pair]
     infer.main(["--pretrained_model_name_or_path", str(model), "--output_dir", str(folder / "out"), *given, *FAST,
@@ -63,19 +63,12 @@ def test_every_file_is_there_and_compositing_keeps_the_background(model, tmp_pat
     assert (source[outside] == made[outside]).all() and (source != made).any()
 
 
-@pytest.mark.parametrize("size", [(100, 70), (31, 90), (300, 64)])
-def test_photographs_of_any_size_come_back_in_it(model, tmp_path, size):
-    run(model, tmp_path, size=size)
-    assert Image.open(tmp_path / "out" / "inpainted.png").size == size
-
-
-def test_each_reference_and_each_seed_gives_a_picture(model, tmp_path):
+def test_each_reference_gives_a_picture(model, tmp_path):
     other = str(photograph(tmp_path / "other.png", (20, 40), seed=3))
-    run(model, tmp_path, "--reference_path", str(photograph(tmp_path / "chair.png")), other,
-        "--num_images_per_reference", "2")  # fmt: skip
+    run(model, tmp_path, "--reference_path", str(photograph(tmp_path / "chair.png")), other)
     made = sorted((tmp_path / "out").glob("inpainted*.png"))
-    assert [path.name for path in made] == ["inpainted.png", "inpainted_2.png", "inpainted_3.png", "inpainted_4.png"]
-    assert len({path.read_bytes() for path in made}) == 4
+    assert [path.name for path in made] == ["inpainted.png", "inpainted_2.png"]
+    assert made[0].read_bytes() != made[1].read_bytes()
     run(model, tmp_path)
     assert len(list((tmp_path / "out").glob("inpainted*.png"))) == 1  # those of the earlier run are gone
 
@@ -118,27 +111,16 @@ def test_trained_weights_change_the_picture(model, tmp_path):
 
 
 WRONG = [
-    (["--image_path", "/no/such"], "is no file"),
     (["--image_path", "TEXT"], "cannot be read as a picture"),
     (["--mask_path", "SMALL"], "draw the one on the other"),
     (["--mask_path", "BLACK"], "is empty"),
     (["--mask_path", "WHITE"], "white all over"),
     (["--reference_path", "TEXT"], "cannot be read as a picture"),
     (["--reference_box", "70", "70", "90", "90"], "nothing of it"),
-    (["--reference_box", "1", "2", "3"], "expected 4"),
-    (["--lora", "/no/such"], "is not there"),
     (["--lora", "SMALL"], "damaged or no LoRA"),
     (["--feather", "3", "--no-composite"], "is of --composite"),
-    (["--num_inference_steps", "1"], "from 2"),
-    (["--num_inference_steps", "1000"], "to 999"),
     (["--mask_path", "LAYER"], "without transparency"),
-    (["--guidance_scale", "nan"], "not a number"),
-    (["--scheduler", "euler"], "invalid choice"),
-    (["--pretrained_model_name_or_path", "/no/such"], "No folder"),
     (["--pretrained_model_name_or_path", "SD"], "text-to-image model"),
-    (["--refrence_path", "x"], "did you mean --reference_path"),
-    (["--device", "abacus"], "There is no device"),
-    (["--output_dir", "TEXT"], "is a file"),
 ]
 
 

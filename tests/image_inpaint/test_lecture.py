@@ -27,13 +27,9 @@ def test_2_the_numbers_of_an_update():
     def stored(d: int, k: int, r: int) -> int:
         return r * (d + k)
 
-    config = {"sample_size": 8, "in_channels": 9, "cross_attention_dim": 32, "attention_head_dim": 8,
-              "block_out_channels": (32, 32), "layers_per_block": 1, "norm_num_groups": 8,
-              "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-              "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D")}  # fmt: skip
-    unet = lora.unallocated(__import__("json").dumps(config))
-    layers = list(lora.target_layers(unet, "qv"))
-    assert lora.storage(4, "qv", config)["parameters"] == sum(stored(*layer.weight.shape, 4) for layer in layers)
+    unet = lora.stable_diffusion()
+    layers = [layer for name, layer in unet.named_modules() if name.endswith((".to_q", ".to_v"))]
+    assert lora.storage(4, "qv")["parameters"] == sum(stored(*layer.weight.shape, 4) for layer in layers)
     assert next(r for r in range(1, 99) if stored(32, 32, r) > 32 * 32) == 17  # r > d k / (d + k)
 
 

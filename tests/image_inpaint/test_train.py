@@ -223,32 +223,21 @@ def test_the_picturebook_has_a_preset_that_flags_override(tmp_path, capsys):
 
 
 WRONG = [
-    (["--instance_data_dir", "/no/such"], "is no folder"),
     (["--instance_data_dir", "EMPTY"], "holds no picture"),
     (["--instance_data_dir", "CUT"], "cannot be read as a picture"),
-    (["--instancedatadir", "x"], "did you mean --instance_data_dir"),
-    (["--pretrained_model_name_or_path", "/no/such"], "No folder"),
     (["--pretrained_model_name_or_path", "SD"], "text-to-image model"),
-    (["--boxes_file", "/no/such.json"], "is no file"),
     (["--boxes_file", "TEXT"], "not a JSON file"),
     (["--boxes", "whole", "--boxes_file", "TEXT"], "goes with --boxes file"),
     (["--boxes_file", "NOBOX"], "has no box for 1.png"),
     (["--boxes_file", "OUTSIDE"], "nothing of it lies in"),
     (["--boxes", "detr", "--detector", "/no/detector"], "no detector at"),
     (["--augment_source", "none", "flip"], "goes with no other"),
-    (["--augment_source", "shear"], "invalid choice"),
-    (["--rank", "0"], "from 1"),
     (["--resolution", "68"], "no multiple of 8"),
-    (["--condition_dropout", "1.5"], "from 0 to 1"),
-    (["--learning_rate", "nan"], "not a number"),
-    (["--learning_rate", "1e30"], "from 0 to"),
     (["--validation_prompt", "a cat"], "no prompts here"),
     (["--train_data_dir", "EMPTY"], "unknown argument --train_data_dir"),
     (["--stage", "pretrain"], "unknown argument --instance_data_dir"),
-    (["--stage", "dream"], "invalid choice"),
     (["--resume_from_checkpoint", "/no/checkpoint"], "is no checkpoint"),
     (["--mixed_precision", "fp16"], "needs a GPU"),
-    (["--output_dir", "TEXT"], "is a file"),
 ]
 
 
