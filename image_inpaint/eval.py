@@ -138,20 +138,15 @@ def picture_path(output: str | Path, item_id: str, method: str) -> Path:
     return Path(output) / "pictures" / item_id / f"{method}.png"
 
 
-def keep_picture(output: str, item, subject, method: str, picture, eyes, scale) -> dict:
-    """Write a painted picture, with what it was made from, and score it as its file holds it; half of its row. scale:
-    scoring.anchors of the subject."""
-    from common.images import load_image, save_png
-    from image_inpaint.reproduction.scoring import item_scores
+def keep_pictures(output: Path, item, method: str, picture) -> None:
+    """A painted picture, and what it was made from."""
+    from common.images import save_png
     from image_inpaint.samples import with_hole
 
-    path = picture_path(output, item.id, method)
     given = {"hole": with_hole(item.source, item.fill), "reference": item.reference, "truth": item.truth}
     for name, one in {method: picture, **given}.items():
         if one is not None:
-            save_png(path.with_name(f"{name}.png"), one)
-    scores = item_scores(item, subject, load_image(path), eyes, scale)
-    return {"method": method, "item": item.id, "metrics": scores, "condition": item.condition}
+            save_png(picture_path(output, item.id, name), one)
 
 
 def run_all(args: argparse.Namespace, painter) -> tuple[list, list[dict]]:
@@ -161,29 +156,32 @@ def run_all(args: argparse.Namespace, painter) -> tuple[list, list[dict]]:
     """
     from tqdm import tqdm
 
-    from image_inpaint.reproduction.scoring import anchors, load_eyes
+    from common.images import load_image
+    from image_inpaint.reproduction.scoring import anchors, item_scores, load_eyes
 
     subjects, items = read_data(args)
     keep_config(args, painter)
-    rows, eyes, scales = Path(args.output_dir) / "rows.jsonl", None, {}
+    output = Path(args.output_dir)
+    rows = output / "rows.jsonl"
     done = {method: done_items(rows, method) for method in args.methods}
     for subject in tqdm(subjects, "subjects", disable=None):
         own = [item for item in items if item.subject == subject.name]
-        for method in args.methods:
-            missing = [item for item in own if item.id not in done[method]]
-            if not missing:
-                continue
-            eyes = eyes or load_eyes(args.metric_encoders, args.device)
-            if subject.name not in scales:
-                scales[subject.name] = anchors(subject, items, eyes)
+        missing = {method: [item for item in own if item.id not in done[method]] for method in args.methods}
+        if not any(missing.values()):
+            continue
+        eyes = load_eyes(args.metric_encoders, args.device)
+        scale = anchors(subject, items, eyes)
+        for method in [method for method in args.methods if missing[method]]:
             weights, about = painter.train(method, subject)
             with measure() as cost:
-                painted = painter.paint(method, weights, missing, subject)
-            for item, picture in zip(missing, painted, strict=True):
-                row = keep_picture(args.output_dir, item, subject, method, picture, eyes, scales[subject.name])
+                painted = painter.paint(method, weights, missing[method], subject)
+            for item, picture in zip(missing[method], painted, strict=True):
+                keep_pictures(output, item, method, picture)
+                kept = load_image(picture_path(output, item.id, method))  # scored as the file holds it
                 append_row(rows, {
-                    **row, "paper": painter.paper, "seed": args.seed, "metrics": row["metrics"] | about,
-                    "seconds": cost.seconds / len(missing), "peak_memory_mb": cost.peak_memory_mb,
+                    "paper": painter.paper, "method": method, "item": item.id, "seed": args.seed,
+                    "metrics": item_scores(item, subject, kept, eyes, scale) | about, "condition": item.condition,
+                    "seconds": cost.seconds / len(painted), "peak_memory_mb": cost.peak_memory_mb,
                 })  # fmt: skip
     known = {item.id for item in items}
     return items, [row for row in read_rows(rows) if row["item"] in known]

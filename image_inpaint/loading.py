@@ -62,12 +62,9 @@ def load(
         unet = load_model(UNet2DConditionModel, folder / f"{prefix}unet", dtype)
         encoder = load_model(PaintByExampleImageEncoder, folder / f"{prefix}image_encoder", dtype)
         vae = load_model(AutoencoderKL, folder / "vae", dtype)
-        levels = {
-            "clip_sample": False,
-            "timestep_spacing": "leading",
-            "steps_offset": 1,
-        }  # sampling makes its own of it
-        scheduler = DDIMScheduler.from_pretrained(folder / "scheduler", **levels)
+        scheduler = DDIMScheduler.from_pretrained(  # its noise levels; sampling makes a scheduler of its own of them
+            folder / "scheduler", clip_sample=False, timestep_spacing="leading", steps_offset=1
+        )
         means = next((place for place in (folder / "feature_extractor", folder / "clip") if place.is_dir()), None)
         processor = CLIPImageProcessor.from_pretrained(means, local_files_only=True) if means else CLIPImageProcessor()
     if unet.config.in_channels != CHANNELS:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from common.flags import is_picturebook_folder
 from common.images import grid, to_pil
-from image_inpaint.data.benchmark import Subject, crop_to, picturebook_items
+from image_inpaint.data.benchmark import SCENES, Subject, crop_to, picturebook_items
 from image_inpaint.data.examples import Examples
 from image_inpaint.masks import Box, box_mask, padded
 from image_inpaint.painting import paint
@@ -34,8 +34,9 @@ def of_subject(args: argparse.Namespace, photographs: list[tuple[Image.Image, Bo
     crops = [crop_to(picture, box) for picture, box in photographs]
     splits = ("validation", "test") if is_picturebook_folder(args.pretrained_model_name_or_path) else ()
     for split in splits:
-        if ensure_subjects(split) == folder.parent.resolve():
-            items = picturebook_items([Subject(folder.name, "", folder, tuple(crops))], count, split)
+        if ensure_subjects(split).resolve() == folder.parent.resolve():
+            subject = Subject(folder.name, "", folder, tuple(crops))
+            items = picturebook_items([subject], min(count, SCENES), split)
             return [(item.source, item.fill, item.reference) for item in items]
     following = crops[1:] + crops[:1]
     return [in_place(*photograph, crop) for photograph, crop in zip(photographs[:count], following, strict=False)]

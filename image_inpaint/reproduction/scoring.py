@@ -7,6 +7,7 @@ the same thing without its marking to the true one is the likeness, does a class
 the thing, are its pixels the true ones, and how much of the hole does it fill?
 """
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -25,6 +26,7 @@ ANCHORS = 6  # scenes of a subject that its scale of likeness is measured on
 LEAST_SCALE = 0.1  # of DINO, from the twin to the truth: an encoder that tells them no further apart tells no identity
 
 
+@functools.cache
 def load_eyes(name: str, device: str | None = None) -> Encoders:
     """name: "picturebook", or "paper": DINO ViT-S/16 as stated, CLIP ViT-B/32 (no variant is stated), Inception."""
     return load_encoders(name, device, DREAMBOOTH_ENCODERS)
