@@ -17,14 +17,13 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from diffusers.pipelines.deprecated import paint_by_example as module
 from diffusers.pipelines.deprecated.paint_by_example import PaintByExamplePipeline
 from diffusers.pipelines.deprecated.paint_by_example.image_encoder import PaintByExampleImageEncoder
-from huggingface_hub import constants
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import CLIPImageProcessor
 
 from common.encoders import load_clip
+from common.files import refused_as
 from common.flags import check_device
-from common.model_files import check_weights, find_folder, inspect_folder, load_model, one_line
+from common.model_files import check_weights, find_folder, inspect_folder, load_model
 from common.pipelines import is_picturebook, load_pipeline
 from common.runs import InputError, atomic_path
 from image_inpaint.conditioning import CHANNELS, new_encoder, trained_part, widen
@@ -46,7 +45,7 @@ def load(
 
     Raises InputError, in one sentence, for anything that cannot be loaded whole.
     """
-    folder = find_folder(name, bool(constants.HF_HUB_OFFLINE), CLASSES)
+    folder = find_folder(name, accepted=CLASSES)
     kind, _ = inspect_folder(folder, CLASSES, ("unet", "vae"))
     prefix = ""
     if kind is StableDiffusionPipeline:
@@ -58,7 +57,7 @@ def load(
         prefix = "inpaint_"  # the picturebook holds both
         if not (folder / "inpaint_unet").is_dir():
             raise InputError(f"{folder} holds no inpainting model yet: python -m common.picturebook.build inpaint")
-    with loading_from(folder):
+    with refused_as(f"Cannot load the model in {folder}"), without_remarks():
         unet = load_model(UNet2DConditionModel, folder / f"{prefix}unet", dtype)
         encoder = load_model(PaintByExampleImageEncoder, folder / f"{prefix}image_encoder", dtype)
         vae = load_model(AutoencoderKL, folder / "vae", dtype)
@@ -75,7 +74,7 @@ def load(
 def assemble(unet, vae, encoder, scheduler, processor, folder: Path, device: str | None) -> PaintByExamplePipeline:
     """The five parts in one pipeline, moved to the device."""
     check_device(device)
-    with loading_from(folder):
+    with without_remarks():
         pipe = PaintByExamplePipeline(vae, encoder, unet, scheduler, None, processor, requires_safety_checker=False)
     pipe.register_to_config(_name_or_path=str(folder))
     pipe.set_progress_bar_config(disable=True)
@@ -83,17 +82,12 @@ def assemble(unet, vae, encoder, scheduler, processor, folder: Path, device: str
 
 
 @contextlib.contextmanager
-def loading_from(folder: Path) -> Iterator[None]:
-    """Raises InputError for whatever the libraries make of a file that is not what its name says, and keeps what they
-    remark to themselves: that the pipeline is deprecated, that a picture tower is a part of CLIP."""
+def without_remarks() -> Iterator[None]:
+    """The libraries say that the pipeline is deprecated, and that a picture tower is a part of CLIP."""
     transformers.utils.logging.disable_progress_bar()
     logging.disable(logging.WARNING)
     try:
         yield
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(f"Cannot load the model in {folder}: {one_line(error)}") from error
     finally:
         logging.disable(logging.NOTSET)
 
@@ -164,10 +158,8 @@ def load_weights(pipe: PaintByExamplePipeline, path: str | Path) -> str:
         )
     for part, own in (("unet", pipe.unet.state_dict()), ("image_encoder", trained_part(pipe.image_encoder))):
         file = path / part / FULL[part]
-        try:
+        with refused_as(f"{file} is damaged; train again"):
             weights = load_file(file)
-        except (OSError, SafetensorError) as error:
-            raise InputError(f"{file} is damaged ({one_line(error)}); train again") from None
         check_weights(file, weights)
         if own.keys() != weights.keys() or any(own[name].shape != weights[name].shape for name in own):
             raise InputError(f"{file} was trained on another model: names or shapes of its weights differ")

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 from diffusers import UNet2DConditionModel
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -65,10 +64,8 @@ def save_lora(unet: UNet2DConditionModel, folder: str | Path) -> Path:
 
 def check_lora(unet: UNet2DConditionModel, file: Path) -> None:
     """Raises InputError unless the file holds pairs A and B, each of a layer of this UNet and of its width."""
-    try:
+    with refused_as(f"{file} is damaged or no LoRA file; train again"):
         tensors = load_file(file)
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{file} is damaged or no LoRA file ({error}); train again") from None
     check_weights(file, tensors)
     layers, pairs = dict(unet.named_modules()), {}
     for name, tensor in tensors.items():

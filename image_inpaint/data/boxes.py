@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from common.runs import InputError, read_object
+from common.files import InputError, read_object, refused_as
 from image_inpaint.masks import Box, box_of, check_box
 from image_inpaint.options import DETECTOR
 
@@ -54,12 +54,9 @@ class Detector:
 
         name, device = args.detector, args.device or ("cuda" if torch.cuda.is_available() else "cpu")
         revision = REVISION if name == DETECTOR and not Path(name).is_dir() else "main"
-        try:
+        with refused_as(f"no detector at {name}: give its folder or hub id, or --boxes file"):
             self.model = DetrForObjectDetection.from_pretrained(name, revision=revision).to(device).eval()
             self.processor = DetrImageProcessor.from_pretrained(name, revision=revision)
-        except Exception as problem:  # the hub's client, its transport and the libraries raise a dozen kinds
-            text = " ".join(str(problem).split())[:200]
-            raise InputError(f"no detector at {name}: give its folder or hub id, or --boxes FILE: {text}") from None
         self.labels, self.threshold = args.labels, args.detector_threshold
         known = set(self.model.config.id2label.values())
         if unknown := [label for label in self.labels if label not in known]:

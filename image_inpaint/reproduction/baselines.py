@@ -13,7 +13,6 @@ from PIL import Image
 from torch import Tensor
 
 from common.files import refused_as
-from common.flags import PICTUREBOOK
 from common.model_files import find_folder, inspect_folder, load_whole
 from common.pipelines import load_pipeline
 from image_inpaint.options import TEXT_GUIDANCE
