@@ -5,12 +5,15 @@ from the noise that DDIM inversion gives (Eq. 6), otherwise with fresh noise, et
 (Eq. 7).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from diffusers import DiffusionPipeline
+from PIL import Image
 
 from common.ddim import Schedule, ddim_inverse_step, ddim_step, guide, inversion_timestep, make_schedule, slerp
+from common.images import center_crop_resize, to_tensor
 from common.pipelines import Conditioning, decode_latents, encode_image, encode_prompt, native_resolution, predict_noise
 
 
@@ -24,6 +27,11 @@ class Sampling:
     eta: float = 0.0
     negative_prompt: str = ""
     inversion_timestep: str = "source"
+
+
+def fitted(pipe: DiffusionPipeline, image: Image.Image, resolution: int | None = None) -> torch.Tensor:
+    """A picture as the model takes it: its central square, [1,3,H,W] in [0,1]."""
+    return to_tensor(center_crop_resize(image, resolution or native_resolution(pipe))).to(pipe.device)
 
 
 def start_noise(pipe: DiffusionPipeline, seeds: list[int], resolution: int | None = None) -> torch.Tensor:
@@ -72,6 +80,7 @@ def invert(
     return z
 
 
+@torch.no_grad()
 def draw(
     pipe: DiffusionPipeline, prompt: str, seeds: list[int], how: Sampling, resolution: int | None = None,
     noise: torch.Tensor | None = None,
@@ -81,14 +90,13 @@ def draw(
     size = (resolution, resolution) if resolution else None
     cond, uncond = (encode_prompt(pipe, [text] * len(seeds), size) for text in (prompt, how.negative_prompt))
     z = start_noise(pipe, seeds, resolution) if noise is None else noise
-    with torch.no_grad():
-        return decode_latents(pipe, denoise(pipe, schedule, z, cond, uncond, how, seeds))
+    return decode_latents(pipe, denoise(pipe, schedule, z, cond, uncond, how, seeds))
 
 
 @torch.no_grad()
 def edit(
     pipe: DiffusionPipeline, picture: torch.Tensor, target_prompt: str, how: Sampling, ddim_inversion: bool = True,
-    alpha: float = 0.0, seeds: tuple[int, ...] = (0,),
+    alpha: float = 0.0, seeds: Sequence[int] = (0,),
 ) -> torch.Tensor:  # fmt: skip
     """Edits [len(seeds),3,H,W] of one picture [1,3,H,W] in [0,1], all by the tuned pipeline.
 

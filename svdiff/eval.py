@@ -11,12 +11,12 @@ import argparse
 import importlib
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
-from common.flags import check_writable, is_picturebook_folder, number
+from common.flags import is_picturebook_folder, number
 from common.runs import InputError, make_parser, read_json, read_rows, script, write_config, write_json
 from svdiff import options
-from svdiff.infer import block
 from svdiff.reproduction import FIGURES, folder_name
 
 PICTUREBOOK = ("picturebook", "picturebook-twins")
@@ -61,21 +61,16 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--gate", type=number(float, 0, 1), default=0.8, help="of figure 6: the share of pictures in which the untuned "
         "model, told the colours, has to show all subjects")  # fmt: skip
     add("--unmix_weight", type=number(float, 0), default=0.1, help="of the rows with the unmix regularisation")
-    add("--geometry_layers", nargs=2, type=block, default=[(16, "down", 1), (8, "down", 0)], metavar=("FIRST", "LAST"),
-        help="of figure 10, in P+ notation")  # fmt: skip
     options.add_sampling_flags(parser)
     add("--answers", nargs="+", metavar="FILE", help="answers to the user study's page, to be counted")
     add("--metric_encoders", help="picturebook, pie, or a folder; by default those that suit the model")
-    add("--basis_dir", help="where singular bases are kept; outputs/spectral_basis of the project by default")
     add("--output_dir", default="outputs/svdiff_eval", help="folder for trainings, pictures, rows, results.json")
     add("--seed", type=number(int, 0, 2**31), default=0, help="of trainings, and of the first picture")
     add("--device", choices=("cpu", "cuda"), help="a GPU if there is one by default")
     add("--print_config", action="store_true", help="print what all flags resolve to, and stop")
     args = parser.parse_args(argv)
+    options.resolve_sampling(args)
     known = is_picturebook_folder(args.pretrained_model_name_or_path)
-    if known:
-        parser.set_defaults(**options.SAMPLING_PRESET)
-        args = parser.parse_args(argv)
     args.metric_encoders = args.metric_encoders or ("picturebook" if known else "pie")
     if len(args.pairs) > 2 or not any(args.pairs):
         raise InputError("--pairs takes one number, of 1 or more, or two: of similar pairs and of dissimilar ones")
@@ -90,27 +85,32 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         raise InputError(f"--dataset {args.dataset} holds no prompts_and_classes.txt; give a DreamBooth-dataset folder")
     if args.items_dir and not (Path(args.items_dir) / "mapping_file.json").is_file():
         raise InputError(f"--items_dir {args.items_dir} holds no mapping_file.json; give a PIE-Bench folder")
-    if not args.print_config:
-        check_writable(Path(args.output_dir))
     return args
 
 
-def sizes() -> dict[str, dict[str, int]]:
-    """Per subset of Table 1, of Stable Diffusion's UNet: tensors, numbers, bytes as torch.save and as our file."""
+def table_1() -> tuple[str, dict[str, dict[str, int]]]:
+    """Table 1 with our counts on Stable Diffusion's UNet beside it; and per subset tensors, numbers, bytes as
+    torch.save and as our file."""
     import torch
 
+    from common.tables import published_table, text_table
     from svdiff.basis import tunable
     from svdiff.files import write_shifts
-    from svdiff.subsets import SUBSETS, chosen, cost, shift_length, stable_diffusion_unet
+    from svdiff.subsets import chosen, cost, shift_length, stable_diffusion_unet
 
-    unet, found = stable_diffusion_unet(), {}
+    unet, found, printed = stable_diffusion_unet(), {}, published_table("svdiff", "1")
     layers = tunable(unet)
-    for subset in SUBSETS:
+    lines = [["Subset", "tensors", "numbers", "KB published", "KB as torch.save", "KB as our file"]]
+    for subset, kilobytes in ((row["subset"], row["values"][0]) for row in printed["rows"]):
         file = io.BytesIO()
         shifts = {path: torch.zeros(shift_length(layers[path])) for path in chosen(unet, subset)}
         write_shifts(file, shifts, base="0" * 32, subset=subset)
-        found[subset] = {**cost(unet, subset), "file_bytes": file.tell()}
-    return found
+        one = found[subset] = {**cost(unet, subset), "file_bytes": file.tell()}
+        sizes = (f"{one[name] / 1024:.1f}" for name in ("torch_bytes", "file_bytes"))
+        lines.append([subset, str(one["tensors"]), f"{one['values']:,}", f"{kilobytes:g}", *sizes])
+    doubts = "\n".join(f"- {doubt}" for doubt in printed["doubts"])
+    head = f"{printed['title']}\n({printed['place']})"
+    return f"{head}\n\n{text_table(lines)}\n\nOn the published numbers:\n{doubts}", found
 
 
 def open_study(args: argparse.Namespace):
@@ -141,28 +141,22 @@ def open_study(args: argparse.Namespace):
 def check_same(args: argparse.Namespace) -> None:
     """Raises InputError if the folder holds rows of another model, other pictures or other settings."""
     file = Path(args.output_dir) / "config.json"
-    begun = any(Path(args.output_dir).glob("*/rows.jsonl"))
-    before = read_json(file) if begun and file.is_file() else {}
-    now = json.loads(json.dumps({name: getattr(args, name) for name in SAME}))
-    for name in SAME:
-        if before and before.get(name) != now[name]:
-            flag = "UNet" if name == "weights" else f"--{name}"
-            raise InputError(f"{args.output_dir} holds results with another {flag} ({before.get(name)}); take the same "
-                             "one, or another --output_dir")  # fmt: skip
+    begun = any(Path(args.output_dir).glob("*/rows.jsonl")) and file.is_file()
+    before, now = read_json(file) if begun else {}, json.loads(json.dumps(vars(args)))
+    if changed := [name for name in SAME if before and before.get(name) != now[name]]:
+        flag = "UNet" if changed[0] == "weights" else f"--{changed[0]}"
+        raise InputError(f"{args.output_dir} holds results with another {flag} ({before.get(changed[0])}); take the "
+                         "same one, or another --output_dir")  # fmt: skip
 
 
 def run_figure(study, name: str) -> dict:
     """Run one figure in a folder of its own; prints its scores and claims, and returns both."""
-    from dataclasses import replace
-
     from common import claims
     from common.tables import by_method, by_subject, score_table
 
-    folder = folder_name(name)
-    args = argparse.Namespace(**{**vars(study.args), "figure": name})
-    study = replace(study, args=args, output=Path(args.output_dir) / folder)
+    folder, (module, _, function) = folder_name(name), FIGURES[name].partition(".")
+    study = replace(study, output=Path(study.args.output_dir) / folder)
     study.output.mkdir(parents=True, exist_ok=True)
-    module, function, _ = FIGURES[name]
     getattr(importlib.import_module(f"svdiff.reproduction.{module}"), function)(study)
     rows = read_rows(study.rows)
     summary, found = by_method(by_subject(rows), costs=()), claims.tried("svdiff", rows, f"svdiff.{folder}")
@@ -181,20 +175,17 @@ def main(argv: list[str] | None = None) -> None:
         return
     output = Path(args.output_dir)
     if not args.figure:
-        from svdiff.reproduction.tables import size_table
-
-        found = sizes()
-        print(size_table(found))
+        text, found = table_1()
+        print(text)
         write_json(output / "table1.json", found)
         return
     study = open_study(args)
     write_config(output, args)
-    results = {}
+    results = read_json(output / "results.json") if (output / "results.json").is_file() else {}
     for name in args.figure:
         results[name] = run_figure(study, name)
-        before = read_json(output / "results.json") if (output / "results.json").is_file() else {}
-        write_json(output / "results.json", {**before, **results})
-    print(json.dumps({name: str(output / folder_name(name)) for name in results}))
+        write_json(output / "results.json", results)
+    print(json.dumps({name: str(output / folder_name(name)) for name in args.figure}))
 
 
 if __name__ == "__main__":

@@ -101,8 +101,8 @@ def fit(model: nn.Module, shifts: Mapping[str, Tensor], metadata: Mapping[str, s
         log.warning("%s does not say which base model it belongs to; it is taken to be this one", file)
     layers, fitted = tunable(model), {}
     for key, delta in shifts.items():
-        path = key if key in layers else key.removeprefix(OLD_LEVEL) if key.startswith(OLD_LEVEL) else OLD_LEVEL + key
-        if path not in layers:
+        names = key, key.removeprefix(OLD_LEVEL), OLD_LEVEL + key
+        if (path := next((name for name in names if name in layers), None)) is None:
             raise InputError(f"{file} shifts {key}, which this model lacks: it was made for another architecture")
         length = shift_length(layers[path])
         if layers[path].weight.ndim == 1 and len(delta) == 1 < length:

@@ -12,18 +12,18 @@ as well. Without arguments: what python -m svdiff.train, without arguments, has 
 
 import argparse
 import math
-import re
 import shutil
 from pathlib import Path
 from typing import Any
 
-from common.flags import check_writable, is_picturebook_folder, number
-from common.runs import InputError, atomic_path, make_parser, measure, read_json, script, write_config, write_json
+from common.flags import number
+from common.runs import InputError, atomic_path, make_parser, measure, read_object, script, write_config, write_json
 from svdiff import options
 
 WAYS = ("spectral_shifts", "interpolate", "style_mix")
+# flag -> the flag without which it does nothing
 ONLY_WITH = {"alpha": "interpolate", "geometry_layers": "style_mix", "ddim_inversion": "image_path",
-             "inversion_timestep": "image_path"}  # fmt: skip
+             "inversion_timestep": "image_path", "slerp_alpha": "image_path"}  # fmt: skip
 
 
 def weighted(text: str) -> tuple[str, float]:
@@ -38,13 +38,6 @@ def weighted(text: str) -> tuple[str, float]:
     return path or text, value
 
 
-def block(text: str) -> tuple[int, str, int]:
-    """An argparse type: a cross-attention block in P+ notation, "16,down,1"."""
-    if not (found := re.fullmatch(r"\(?(\d+), ?'?(down|up)'?, ?(\d+)\)?", text)):
-        raise argparse.ArgumentTypeError(f"{text!r} is no layer; 16,down,1 is one (resolution, direction, number)")
-    return int(found[1]), found[2], int(found[3])
-
-
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = make_parser(__doc__.splitlines()[0])
     add = parser.add_argument
@@ -53,79 +46,67 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--spectral_shifts", nargs="+", type=weighted, metavar="TRAINING[:WEIGHT]", help="added up, then one ReLU (Eq. "
         "4); folders or files")  # fmt: skip
     add("--interpolate", nargs=2, metavar=("A", "B"), help="alpha A + (1 - alpha) B (Eq. 5)")
-    add("--alpha", nargs="+", type=number(float, 0, 1), default=[0.0, 0.25, 0.5, 0.75, 1.0], help="of --interpolate")
+    add("--alpha", nargs="+", type=number(float, 0, 1), help="of --interpolate; by default 0 0.25 0.5 0.75 1")
     add("--style_mix", nargs=2, metavar=("APPEARANCE", "GEOMETRY"), help="GEOMETRY's shifts in --geometry_layers, "
         "APPEARANCE's elsewhere; both trained on UNet-2D (Sec. 4.4)")  # fmt: skip
-    add("--geometry_layers", nargs=2, type=block, default=[(16, "down", 1), (8, "down", 0)], metavar=("FIRST", "LAST"),
-        help="in P+ notation (Sec. 4.4)")  # fmt: skip
     add("--scale", nargs="+", type=number(float, -10, 10), default=[1.0], help="of the shifts, inside of the ReLU")
     add("--export_merged", metavar="DIR", help="write an ordinary diffusers pipeline with the tuned weights, float32")
     add = parser.add_argument_group("single-image editing (Sec. 3.4)").add_argument
     add("--image_path", help="edit this picture, on which the model was tuned; --prompt is the target")
-    add("--ddim_inversion", action=argparse.BooleanOptionalAction, default=True, help="start from the picture's own "
-        "noise (Eq. 6); for edits that change the structure leave it out, or add noise")  # fmt: skip
-    add("--slerp_alpha", type=number(float, 0, 1), default=0.0, help="how far that is drawn towards noise (Eq. 7)")
+    add("--ddim_inversion", action=argparse.BooleanOptionalAction, help="start from the picture's own noise (Eq. 6), "
+        "the default; for edits that change the structure leave it out, or add noise")  # fmt: skip
+    add("--slerp_alpha", type=number(float, 0, 1), help="how far that is drawn towards noise (Eq. 7); by default 0")
     options.add_sampling_flags(parser)
     add = parser.add_argument
-    add("--num_images", type=number(int, 1), default=4, help="pictures, with seeds from --seed on; 1 for an edit "
-        "that draws no random number")  # fmt: skip
+    add("--num_images", type=number(int, 1), help="pictures, with seeds from --seed on; by default 4, and 1 for an "
+        "edit that draws no random number")  # fmt: skip
     add("--seed", type=number(int, 0, 2**31), default=0, help="of the first picture")
     add("--resolution", type=number(int, 16), help="side of the pictures; the model's own by default")
     add("--mixed_precision", choices=("no", "fp16", "bf16"), default="no", help="of the networks while drawing")
     add("--device", help="cpu, cuda, cuda:1, ...; a GPU if there is one by default")
-    add("--basis_dir", help="where singular bases are kept; outputs/spectral_basis of the project by default")
     add("--output_dir", default="outputs/svdiff_infer", help="folder for pictures, grid.png, config.json, metrics.json")
     add("--print_config", action="store_true", help="print what all flags resolve to, and stop")
     args = parser.parse_args(argv)
-    if is_picturebook_folder(args.pretrained_model_name_or_path):
-        parser.set_defaults(**options.SAMPLING_PRESET)
-        args = parser.parse_args(argv)
-    missing = object()  # a flag's default takes only the place of what the namespace lacks
-    typed = vars(parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(vars(args), missing))))
-    check(args, {name for name, value in typed.items() if value is not missing})
+    check(args)
     return args
 
 
-def check(args: argparse.Namespace, typed: set[str]) -> None:
-    """Raises InputError for what does not go together, before anything is loaded. typed: the flags that were given."""
+def check(args: argparse.Namespace) -> None:
+    """Raises InputError for what does not go together, before anything is loaded; fills in what then is by default."""
     given = [way for way in WAYS if getattr(args, way)]
     if len(given) > 1:
         raise InputError(f"--{given[0]} and --{given[1]} are two ways to combine trainings: give one of them")
     if not given:
-        default = Path(options.OUTPUT_DIR)
-        if not default.is_dir() and not args.print_config:
-            raise InputError(f"nothing is trained in {default} yet: run python -m svdiff.train, or name a training "
-                             "with --spectral_shifts")  # fmt: skip
-        args.spectral_shifts = [(str(default), 1.0)]
+        if not Path(options.OUTPUT_DIR).is_dir() and not args.print_config:
+            raise InputError(f"nothing is trained in {options.OUTPUT_DIR} yet: run python -m svdiff.train, or name a "
+                             "training with --spectral_shifts")  # fmt: skip
+        args.spectral_shifts = [(options.OUTPUT_DIR, 1.0)]
     for path in paths_of(args):
         if not Path(path).expanduser().exists() and not args.print_config:
             raise InputError(f"{path} is missing; give the folder of a training, or its file of weights")
+    for name, other in ONLY_WITH.items():
+        if getattr(args, name) is not None and not getattr(args, other):
+            flag = f"no-{name}" if getattr(args, name) is False else name
+            raise InputError(f"--{flag} does nothing without --{other}: give that as well, or leave --{flag} out")
     if args.image_path and not Path(args.image_path).is_file():
         raise InputError(f"--image_path {args.image_path} is no file; give a picture")
     if args.image_path and not args.prompt and not args.export_merged:
         raise InputError("--image_path needs --prompt, which says what the edited picture should show")
-    if "slerp_alpha" in typed and not (args.image_path and args.ddim_inversion):
-        raise InputError("--slerp_alpha draws an inverted picture's noise towards fresh noise: give --image_path, and "
-                         "leave --no-ddim_inversion out")  # fmt: skip
-    for name, other in ONLY_WITH.items():
-        if name in typed and not getattr(args, other):
-            flag = name if getattr(args, name) else f"no-{name}"
-            raise InputError(f"--{flag} does nothing without --{other}: give that as well, or leave --{flag} out")
-    for name in ("scale", "alpha"):
-        if len(set(getattr(args, name))) < len(getattr(args, name)):
-            raise InputError(f"--{name} has a value twice, which would be the same pictures: give each value once")
-    if args.image_path and args.ddim_inversion and not (args.eta or args.slerp_alpha):
-        if "num_images" in typed and args.num_images > 1:
-            raise InputError("--num_images has to be 1 where an edit draws no random number: leave it out, or add "
-                             "noise with --slerp_alpha, --eta or --no-ddim_inversion")  # fmt: skip
-        args.num_images = 1
-    if args.export_merged:
-        if len(args.scale) > 1 or (args.interpolate and len(args.alpha) > 1):
-            raise InputError("--export_merged writes one model: give one --scale and one --alpha")
-        if Path(args.export_merged).exists():
-            raise InputError(f"--export_merged {args.export_merged} is there already; name a new folder")
-    if not args.print_config:
-        check_writable(Path(args.output_dir))
+    if args.slerp_alpha is not None and args.ddim_inversion is False:
+        raise InputError("--slerp_alpha draws an inverted picture's noise towards fresh noise: leave "
+                         "--no-ddim_inversion out")  # fmt: skip
+    args.ddim_inversion, args.slerp_alpha = args.ddim_inversion is not False, args.slerp_alpha or 0.0
+    args.alpha = args.alpha or [0.0, 0.25, 0.5, 0.75, 1.0]
+    certain = bool(args.image_path) and args.ddim_inversion and not (args.eta or args.slerp_alpha)
+    if certain and (args.num_images or 1) > 1:
+        raise InputError("--num_images has to be 1 where an edit draws no random number: leave it out, or add noise "
+                         "with --slerp_alpha, --eta or --no-ddim_inversion")  # fmt: skip
+    args.num_images = args.num_images or (1 if certain else 4)
+    if args.export_merged and (len(args.scale) > 1 or (args.interpolate and len(args.alpha) > 1)):
+        raise InputError("--export_merged writes one model: give one --scale and one --alpha")
+    if args.export_merged and Path(args.export_merged).exists():
+        raise InputError(f"--export_merged {args.export_merged} is there already; name a new folder")
+    options.resolve_sampling(args)
 
 
 def paths_of(args: argparse.Namespace) -> list[str]:
@@ -148,32 +129,20 @@ def changes(args: argparse.Namespace, pipe, bases) -> dict:
         made = {"mixed": merging.style_mix(pipe, *loaded, *args.geometry_layers)}
     else:
         made = {"tuned": merging.add(loaded, [weight for _, weight in args.spectral_shifts])}
-    several = len(args.scale) > 1 or args.scale != [1.0]
-    return {
-        (f"{label}, scale {written(scale)}" if several else label): (change, scale)
-        for label, change in made.items()
-        for scale in args.scale
-    }
+    if args.scale == [1.0]:
+        return {label: (change, 1.0) for label, change in made.items()}
+    return {f"{label}, scale {written(scale)}": (change, scale) for label, change in made.items()
+            for scale in args.scale}  # fmt: skip
 
 
 def default_prompt(args: argparse.Namespace) -> str:
     """What the first training's grid.png shows."""
     folder = Path(paths_of(args)[0]).expanduser()
     config = (folder if folder.is_dir() else folder.parent) / "config.json"
-    known = read_json(config) if config.is_file() else None
-    if not (concepts := concepts_in(known)):
+    prompt = read_object(config).get("validation_prompt") if config.is_file() else None
+    if not isinstance(prompt, str) or not prompt.strip():
         raise InputError(f"give --prompt: beside {paths_of(args)[0]} there is no config.json that says what it shows")
-    return known.get("validation_prompt") or options.default_validation_prompt(args, concepts)
-
-
-def concepts_in(config: Any) -> list[options.Concept]:
-    """The subjects in a config.json as svdiff.train writes it; none in any other."""
-    try:
-        concepts = [options.Concept(**concept) for concept in config["concepts"]]
-    except (KeyError, TypeError):
-        return []
-    prompts = [config.get("validation_prompt") or "a", *(concept.instance_prompt for concept in concepts)]
-    return concepts if all(isinstance(prompt, str) and prompt.strip() for prompt in prompts) else []
+    return prompt
 
 
 @script
@@ -184,39 +153,38 @@ def main(argv: list[str] | None = None) -> None:
         return
     if args.prompt is None and not args.export_merged:
         args.prompt = default_prompt(args)
-    from common.images import center_crop_resize, grid, load_image, save_png, to_pil, to_tensor
+    import torch
+
+    from common.images import grid, load_image, save_png, to_pil
     from common.pipelines import chosen_resolution, load_pipeline
     from svdiff import editing, merging
     from svdiff.basis import Bases
 
     source = load_image(args.image_path) if args.image_path else None
     pipe = load_pipeline(args.pretrained_model_name_or_path, args.device)
-    resolution = chosen_resolution(pipe, args.resolution)
-    bases = Bases(pipe, args.basis_dir)
+    resolution, bases = chosen_resolution(pipe, args.resolution), Bases(pipe, args.basis_dir)
     models, how = changes(args, pipe, bases), editing.Sampling(**options.sampling_of(args))
     if args.export_merged:
         export(pipe, *next(iter(models.values())), bases, Path(args.export_merged))
         return
+    picture = source and editing.fitted(pipe, source, resolution)
+    dtype = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[args.mixed_precision]
+    half = torch.autocast(pipe.device.type, dtype, enabled=args.mixed_precision != "no")
     seeds, sheet, output = [args.seed + k for k in range(args.num_images)], [], Path(args.output_dir)
-    picture = source and center_crop_resize(source, resolution)
     with measure() as cost:
         for label, (change, scale) in models.items():
-            with merging.applied(pipe, change, scale, bases), autocast(pipe, args.mixed_precision):
-                if picture:
-                    drawn = editing.edit(
-                        pipe, to_tensor(picture).to(pipe.device), args.prompt, how, args.ddim_inversion,
-                        args.slerp_alpha, tuple(seeds),
-                    )  # fmt: skip
-                else:
+            with merging.applied(pipe, change, scale, bases), half:
+                if picture is None:
                     drawn = editing.draw(pipe, args.prompt, seeds, how, resolution)
-            sheet.append([to_pil(one, "nearest") for one in drawn])
-            for seed, one in zip(seeds, sheet[-1], strict=True):
-                save_png(output / f"{label.replace(', ', '_').replace(' ', '_')}_{seed}.png", one)
-    rows = [[picture, *row] for row in sheet] if picture else sheet
-    save_png(output / "grid.png", grid(rows, list(models)))
+                else:
+                    drawn = editing.edit(pipe, picture, args.prompt, how, args.ddim_inversion, args.slerp_alpha, seeds)
+            for seed, one in zip(seeds, drawn, strict=True):
+                save_png(output / f"{label.replace(', ', '_').replace(' ', '_')}_{seed}.png", one, "nearest")
+            sheet.append([to_pil(one, "nearest") for one in (drawn if picture is None else [picture, *drawn])])
+    save_png(output / "grid.png", grid(sheet, list(models)))
     write_config(output, args)
     write_json(output / "metrics.json", {"seconds": cost.seconds, "peak_memory_mb": cost.peak_memory_mb,
-                                         "pictures": len(sheet) * len(seeds)})  # fmt: skip
+                                         "pictures": len(models) * len(seeds)})  # fmt: skip
     print(f"{args.prompt!r}: {cost.seconds:.1f} s; pictures in {output}, look at {output / 'grid.png'}")
 
 
@@ -228,24 +196,17 @@ def edit(
 
     steps: of the training, by default the model's preset. how: of editing.Sampling.
     """
-    from common.images import center_crop_resize, load_image, to_pil, to_tensor
-    from common.pipelines import load_pipeline, native_resolution
+    from common.images import load_image, to_pil
+    from common.pipelines import load_pipeline
     from svdiff import editing, merging, train
 
     given = ["--max_train_steps", str(steps)] if steps else []
     train.main(["--image_path", str(picture), "--instance_prompt", caption, "--output_dir", output_dir, *given,
                 "--pretrained_model_name_or_path", model, "--num_validation_images", "1"])  # fmt: skip
     pipe = load_pipeline(model)
-    source = to_tensor(center_crop_resize(load_image(picture), native_resolution(pipe))).to(pipe.device)
     with merging.applied(pipe, merging.load(pipe, output_dir)):
+        source = editing.fitted(pipe, load_image(picture))
         return to_pil(editing.edit(pipe, source, prompt, editing.Sampling(**how))[0], "nearest")
-
-
-def autocast(pipe, precision: str):
-    import torch
-
-    dtype = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
-    return torch.autocast(pipe.device.type, dtype, enabled=precision != "no")
 
 
 def export(pipe, change, scale: float, bases, folder: Path) -> None:

@@ -7,7 +7,6 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -16,13 +15,12 @@ from common.runs import InputError
 from svdiff.files import PARTS, read_tensors
 
 SETTINGS = "lora_adapter_metadata"  # where diffusers keeps peft's LoraConfig, in the metadata of a LoRA's file
-# Of LoraConfig: what scales an update, what names its layers, and what leaves it as it is.
+# Of LoraConfig, besides ranks and alphas: what scales an update, names its layers, or leaves it as it is
 KNOWN = {
-    "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora",
-    "auto_mapping", "base_model_name_or_path", "exclude_modules", "inference_mode", "layers_pattern",
+    "use_rslora", "auto_mapping", "base_model_name_or_path", "exclude_modules", "inference_mode", "layers_pattern",
     "layers_to_transform", "lora_dropout", "peft_version", "revision", "target_modules", "task_type",
 }  # fmt: skip
-# A layer's path, whole or its end. peft takes any regular expression, but a stranger's could run for ever.
+# A layer's path, or its end, with two gaps .* at most: peft takes any regular expression, but some would run for ever.
 PATTERN = re.compile(r"\^?[\w.]+(\.\*[\w.]+){0,2}")
 
 
@@ -66,25 +64,21 @@ def read_lora(pipe, file: Path) -> dict[str, dict[str, Tensor]]:
 
 def check_settings(file: Path, metadata: Mapping[str, str]) -> None:
     """Raises InputError for a setting of peft's LoraConfig, as diffusers keeps it in a file, that is not understood."""
-    if not metadata.get(SETTINGS):
-        return
-    try:
-        settings: Any = json.loads(metadata[SETTINGS])
-    except (ValueError, RecursionError):
-        settings = None
-    if not isinstance(settings, dict):
-        raise InputError(f"{file} has a {SETTINGS} that is no JSON object, so its alpha is not known")
     from peft import LoraConfig
 
     usual = LoraConfig().to_dict()
-    for name, value in settings.items():
+    try:
+        settings = json.loads(metadata.get(SETTINGS) or "{}").items()
+    except (ValueError, RecursionError, AttributeError):
+        raise InputError(f"{file} has a {SETTINGS} that is no JSON object, so its alpha is not known") from None
+    for name, value in settings:
         setting = name.partition(".")[2]
-        known = setting in KNOWN or (setting, value) == ("init_lora_weights", "gaussian")
-        if value and value != usual.get(setting) and not known:  # other starts than at random change the base as well
+        if setting in ("r", "lora_alpha"):
+            understood = isinstance(value, int | float) and value > 0
+        elif setting in ("rank_pattern", "alpha_pattern"):
+            understood = not value or isinstance(value, dict) and all(map(PATTERN.fullmatch, value))
+        else:  # other starts than at random change the base as well
+            random = (setting, value) == ("init_lora_weights", "gaussian")
+            understood = not value or value == usual.get(setting) or setting in KNOWN or random
+        if not understood:
             raise InputError(f"{file} is a LoRA with {name} = {value}, which is not understood here")
-        if setting in ("r", "lora_alpha") and not (isinstance(value, int | float) and value > 0):
-            raise InputError(f"{file} is a LoRA with {name} = {value}; it has to be a number above zero")
-        patterns = value if setting.endswith("_pattern") and setting != "layers_pattern" else {}
-        if not isinstance(patterns or {}, dict) or not all(PATTERN.fullmatch(pattern) for pattern in patterns or {}):
-            raise InputError(f"{file} has a {setting} that cannot be read: it should name layers by their paths, with "
-                             "two gaps .* at most")  # fmt: skip

@@ -1,8 +1,9 @@
 """What a training changed, read back and written into a pipeline's weights: spectral shifts, full weights or LoRA."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -31,32 +32,29 @@ class Change:
         return self.parts.get(part, {})
 
 
-def combined(kind: str, rule, changes: list[Change], *args) -> Change:
-    """rule(…, *args), e.g. combine.add, part by part. Raises InputError for changes of different kinds."""
-    if any(change.kind != kind for change in changes):
+def combined(rule: Callable[..., dict[str, Tensor]], *changes: Change) -> Change:
+    """rule(…), e.g. combine.add, part by part. Raises InputError for changes of different kinds."""
+    if len(kinds := {change.kind for change in changes}) > 1:
         raise InputError("spectral shifts and full weights cannot be combined with each other: give one kind")
-    names = dict.fromkeys(part for change in changes for part in change.parts)
-    return Change(kind, {part: rule([change.of(part) for change in changes], *args) for part in names})
+    parts = dict.fromkeys(part for change in changes for part in change.parts)
+    return Change(kinds.pop(), {part: rule(*(change.of(part) for change in changes)) for part in parts})
 
 
-def add(changes: list[Change], weights: list[float] | None = None) -> Change:
+def add(changes: Sequence[Change], weights: Sequence[float] | None = None) -> Change:
     """Eq. 4, weighted."""
-    return combined(changes[0].kind, combine.add, changes, weights)
+    return combined(lambda *tensors: combine.add(tensors, weights), *changes)
 
 
 def interpolate(one: Change, two: Change, alpha: float) -> Change:
     """Eq. 5."""
-    return combined(one.kind, lambda pair: combine.interpolate(*pair, alpha), [one, two])
+    return combined(partial(combine.interpolate, alpha=alpha), one, two)
 
 
 def style_mix(pipe, appearance: Change, geometry: Change, first: tuple, last: tuple) -> Change:
     """Geometry's UNet changes between two blocks in P+ notation, everything else from appearance."""
     paths = combine.span(pipe.unet, first, last)
-
-    def mix(pair: list[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        return combine.style_mix(*pair, combine.inside({**pair[0], **pair[1]}, paths))
-
-    return combined(appearance.kind, mix, [appearance, geometry])
+    return combined(lambda one, two: combine.style_mix(one, two, combine.inside({**one, **two}, paths)), appearance,
+                    geometry)  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------------------- reading
@@ -66,30 +64,34 @@ def load(pipe, path: str | Path, bases: Bases | None = None) -> Change:
     """What a training's folder or file holds, checked against the (plain, float32) pipeline; files are told apart by
     the names of their tensors. bases: the pipeline's, to be asked once for several trainings. Raises InputError."""
     path, bases = Path(path).expanduser(), bases or Bases(pipe)
-    if path.is_dir() and (path / "unet" / "config.json").is_file():
-        return full_weights(pipe, path, bases)
     lora = path / LORA_FILE if path.is_dir() else path
-    if lora.is_file() and is_lora(lora):
+    if (path / "unet" / "config.json").is_file():
+        parts = full_weights(pipe, path)
+        check_base(path, parts, bases)
+    elif lora.is_file() and is_lora(lora):
         parts = read_lora(pipe, lora)
         check_base(lora.parent, parts, bases)
-        return Change("weights", parts)
+    else:
+        return Change("shifts", read_shifts(pipe, path, bases))
+    return Change("weights", parts)
+
+
+def read_shifts(pipe, path: Path, bases: Bases) -> dict[str, dict[str, Tensor]]:
+    """{part: {layer: delta}} of all files that belong to a folder or file of shifts."""
     parts = {}
     for part, file in files.find_files(path).items():
-        model = getattr(pipe, part, None)
-        if model is None:
+        if (model := getattr(pipe, part, None)) is None:
             raise InputError(f"{file} belongs to a {part}, which this model does not have")
         parts[part] = files.fit(model, *files.read_shifts(file), bases.base(part), file)
-    return Change("shifts", parts)
+    return parts
 
 
-def full_weights(pipe, folder: Path, bases: Bases) -> Change:
-    """W' - W of every parameter of the models that a full fine-tuning saved in a folder."""
+def full_weights(pipe, folder: Path) -> dict[str, dict[str, Tensor]]:
+    """{part: {parameter: W' - W}} of the models that a full fine-tuning saved in a folder."""
     from common.model_files import MODELS, check_weights, load_model, one_line
 
     parts = {}
-    for part in files.PARTS:
-        if not (folder / part / "config.json").is_file():
-            continue
+    for part in (part for part in files.PARTS if (folder / part / "config.json").is_file()):
         try:
             tuned = dict(load_model(MODELS[part], folder / part, torch.float32).named_parameters())
         except InputError:
@@ -101,8 +103,7 @@ def full_weights(pipe, folder: Path, bases: Bases) -> Change:
         if {n: p.shape for n, p in tuned.items()} != {n: p.shape for n, p in base.items()}:
             raise InputError(f"{folder / part} was made for another architecture than this model's {part}")
         parts[part] = {name: (tuned[name] - base[name].cpu()).detach() for name in base}
-    check_base(folder, parts, bases)
-    return Change("weights", parts)
+    return parts
 
 
 def check_base(folder: Path, parts: Iterable[str], bases: Bases) -> None:
@@ -118,17 +119,18 @@ def check_base(folder: Path, parts: Iterable[str], bases: Bases) -> None:
 # ---------------------------------------------------------------------------------------------------------- writing
 
 
-def new_weights(pipe, part: str, change: Change, scale: float, bases: Bases) -> Iterator[tuple]:
-    """(parameter, its new value) of everything that a change touches in a part."""
-    model, deltas = getattr(pipe, part), change.of(part)
-    if change.kind == "weights":
-        parameters = dict(model.named_parameters())
-        for name, delta in deltas.items():
-            yield parameters[name], parameters[name] + scale * delta.to(parameters[name])
-        return
-    layers, found = tunable(model), bases.find(part, deltas, keep=True)
-    for path, delta in deltas.items():
-        yield layers[path].weight, rebuilt(layers[path], found.get(path), delta, scale)
+def new_weights(pipe, change: Change, scale: float, bases: Bases) -> Iterator[tuple[Tensor, Tensor]]:
+    """(parameter, its new value) of everything that a change touches."""
+    for part, deltas in change.parts.items():
+        model = getattr(pipe, part)
+        if change.kind == "weights":
+            for name, delta in deltas.items():
+                parameter = model.get_parameter(name)
+                yield parameter, parameter + scale * delta.to(parameter)
+        else:
+            layers, found = tunable(model), bases.find(part, deltas, keep=True)
+            for path, delta in deltas.items():
+                yield layers[path].weight, rebuilt(layers[path], found.get(path), delta, scale)
 
 
 @torch.no_grad()
@@ -139,12 +141,10 @@ def write_into(
     """Merge a change into the pipeline's weights (Eq. 2 at `scale`): an ordinary model then, exactly as fast as the
     base. bases: the pipeline's own, which are kept in memory for the next change. before: gets (parameter, old value on
     the CPU) of all that is touched."""
-    bases = bases or Bases(pipe)
-    for part in change.parts:
-        for parameter, value in new_weights(pipe, part, change, scale, bases):
-            if before is not None:
-                before.append((parameter, parameter.detach().to("cpu", copy=True)))
-            parameter.copy_(value)
+    for parameter, value in new_weights(pipe, change, scale, bases or Bases(pipe)):
+        if before is not None:
+            before.append((parameter, parameter.detach().to("cpu", copy=True)))
+        parameter.copy_(value)
 
 
 @contextmanager

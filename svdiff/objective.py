@@ -21,17 +21,14 @@ def loss(
     generator: of eps and t. keepers, places: of unmix.watch and unmix.mixed_places.
     """
     alpha_bar, kind = pipe.scheduler.alphas_cumprod, pipe.scheduler.config.prediction_type
-    for keeper in keepers:
-        keeper.maps = None
     eps = torch.randn(latents.shape, generator=generator).to(latents)  # eps ~ N(0, I)
     t = torch.randint(len(alpha_bar), (len(latents),), generator=generator).to(latents.device)  # t ~ Uniform(1, T)
     z_t = noised(alpha_bar, latents, eps, t)
     predicted = pipe.unet(z_t, t, encoder_hidden_states=cond.embeds, added_cond_kwargs=cond.added).sample
     wanted = target(kind, alpha_bar, latents, eps, t)  # eps; the velocity where the network predicts that
     errors = F.mse_loss(predicted.float(), wanted, reduction="none").mean((1, 2, 3))  # Eq. 1, per sample
-    total = errors[:subjects].mean()  # Eq. 3, of the subject
-    if len(errors) > subjects:
-        total = total + prior_weight * errors[subjects:].mean()  # Eq. 3, + lambda L_pr
+    prior = errors[subjects:].mean() if len(errors) > subjects else 0.0  # Eq. 3, L_pr
+    total = errors[:subjects].mean() + prior_weight * prior  # Eq. 3
     if keepers:
         total = total + unmix_weight * unmix_loss([keeper.maps for keeper in keepers], places)  # Sec. 3.3
     return total

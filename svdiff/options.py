@@ -3,6 +3,8 @@
 import argparse
 import hashlib
 import json
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import permutations
 from pathlib import Path
@@ -37,6 +39,7 @@ TRAINING_PRESET: dict[str, Any] = {
     "unmix_resolution": 8,
 }
 SAMPLING_PRESET: dict[str, Any] = {"geometry_layers": [(8, "down", 0), (4, "down", 0)]}
+GEOMETRY_LAYERS = [(16, "down", 1), (8, "down", 0)]  # of style mixing (Sec. 4.4)
 
 
 @dataclass(frozen=True)
@@ -51,24 +54,21 @@ class Concept:
 
 def read_concepts(path: str, prior: bool) -> list[Concept]:
     """--concepts_list: a JSON list of objects with the fields of Concept. Raises InputError."""
-    entries = read_json(path)
+    entries, known = read_json(path), sorted(Concept.__dataclass_fields__)
+    wanted = ["instance_data_dir", "instance_prompt", *(["class_prompt"] if prior else [])]
     if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
         raise InputError(f"--concepts_list {path} has to be a list of objects, one per subject")
-    concepts = []
     for place, entry in enumerate(entries, start=1):
-        fields = set(Concept.__dataclass_fields__)
-        if unknown := sorted(set(entry) - fields):
-            raise InputError(f"--concepts_list {path}, entry {place}: there is no {unknown[0]}; known are "
-                             f"{', '.join(sorted(fields))}")  # fmt: skip
-        wanted = ["instance_data_dir", "instance_prompt", *(["class_prompt"] if prior else [])]
-        for name in wanted:
-            if not isinstance(entry.get(name), str) or not entry[name].strip():
-                raise InputError(f"--concepts_list {path}, entry {place}: {name} is missing")
+        where = f"--concepts_list {path}, entry {place}"
+        if unknown := sorted(set(entry) - set(known)):
+            raise InputError(f"{where}: there is no {unknown[0]}; known are {', '.join(known)}")
         if wrong := [name for name, value in entry.items() if not isinstance(value, str | None)]:
-            raise InputError(f"--concepts_list {path}, entry {place}: {wrong[0]} has to be text")
+            raise InputError(f"{where}: {wrong[0]} has to be text")
+        if missing := [name for name in wanted if not (entry.get(name) or "").strip()]:
+            raise InputError(f"{where}: {missing[0]} is missing")
         if not Path(entry["instance_data_dir"]).is_dir():
-            raise InputError(f"--concepts_list {path}, entry {place}: {entry['instance_data_dir']} is no folder")
-        concepts.append(Concept(**entry))
+            raise InputError(f"{where}: {entry['instance_data_dir']} is no folder")
+    concepts = [Concept(**entry) for entry in entries]
     for one, other in permutations((concept.instance_prompt for concept in concepts), 2):
         if f" {one.strip()} " in f" {other} ":  # in a prompt of both nobody could tell them apart
             raise InputError(f"--concepts_list {path}: the instance_prompt {one!r} is a part of {other!r}; give each "
@@ -111,6 +111,13 @@ def add_svdiff_flags(parser: argparse.ArgumentParser) -> None:
         "latent's side by default")  # fmt: skip
 
 
+def block(text: str) -> tuple[int, str, int]:
+    """An argparse type: a cross-attention block in P+ notation, "16,down,1"."""
+    if not (found := re.fullmatch(r"\(?(\d+), ?'?(down|up)'?, ?(\d+)\)?", text)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no layer; 16,down,1 is one (resolution, direction, number)")
+    return int(found[1]), found[2], int(found[3])
+
+
 def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("sampling").add_argument
     add("--num_inference_steps", type=number(int, 1, 1000), default=50, help="DDIM steps (not stated in the paper)")
@@ -118,8 +125,18 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     add("--eta", type=number(float, 0, 1), default=0.0, help="of DDIM (paper, Sec. 4: 0)")
     add("--negative_prompt", default="", help="what pictures should not show; against stitches after Cut-Mix-Unmix, "
         '"side by side, collage, split, left and right" (Sec. 3.3)')  # fmt: skip
-    add("--inversion_timestep", choices=("source", "target"), default="source", help="that DDIM inversion shows the "
-        "network: of the latent it comes from, as this paper's public code does, or of the one it goes to")  # fmt: skip
+    add("--inversion_timestep", choices=("source", "target"), help="that DDIM inversion shows the network: of the "
+        "latent it comes from, as this paper's public code does (the default), or of the one it goes to")  # fmt: skip
+    add("--geometry_layers", nargs=2, type=block, metavar=("FIRST", "LAST"), help="of style mixing, in P+ notation; by "
+        "default 16,down,1 8,down,0 (Sec. 4.4), on the picturebook 8,down,0 4,down,0")  # fmt: skip
+    add("--basis_dir", help="where singular bases are kept; outputs/spectral_basis of the project by default")
+
+
+def resolve_sampling(args: argparse.Namespace) -> None:
+    """Defaults that depend on the model, and those of flags that only some calls may give."""
+    preset = SAMPLING_PRESET if is_picturebook_folder(args.pretrained_model_name_or_path) else {}
+    args.geometry_layers = args.geometry_layers or preset.get("geometry_layers", GEOMETRY_LAYERS)
+    args.inversion_timestep = args.inversion_timestep or "source"
 
 
 def sampling_of(args: argparse.Namespace) -> dict[str, Any]:
@@ -132,36 +149,44 @@ def show_config(args: argparse.Namespace, **extra: Any) -> None:
     print(json.dumps({**vars(args), **extra}, indent=2))
 
 
+def learning_rates(model: str, mixed: bool | None = None) -> dict[str, float]:
+    """Parameter space -> its learning rate. mixed: of several subjects, whether they are cut and mixed."""
+    if not is_picturebook_folder(model):
+        return LEARNING_RATES
+    return PICTUREBOOK_LEARNING_RATES if mixed is None else PICTUREBOOK_RATES_OF_SEVERAL[mixed]
+
+
+def leave_out(args: argparse.Namespace, names: Iterable[str], why: str) -> None:
+    for name in filter(vars(args).get, names):
+        raise InputError(f"{why}: leave out --{name}")
+
+
 def resolve_training(args: argparse.Namespace) -> None:
     """Fill in what depends on other flags, and refuse what does not go together. Raises InputError."""
-    on_picturebook = is_picturebook_folder(args.pretrained_model_name_or_path)
-    if args.parameter_space == "lora" and args.train_text_encoder:
-        raise InputError("--parameter_space lora is of the UNet's attention: leave out --train_text_encoder")
-    if args.train_text_encoder is None:
-        args.train_text_encoder = args.parameter_space != "lora"
+    space = args.parameter_space
     if args.image_path:
-        for name in ("concepts_list", "instance_data_dir", "class_data_dir", "class_prompt"):
-            if getattr(args, name):
-                raise InputError(f"--image_path is a training picture of its own, without prior: leave out --{name}")
+        leave_out(args, ("concepts_list", "instance_data_dir", "class_data_dir", "class_prompt"),
+                  "--image_path is a training picture of its own, without prior")  # fmt: skip
         if not Path(args.image_path).is_file():
             raise InputError(f"--image_path {args.image_path} is no file; give a picture")
         if not args.instance_prompt:
             raise InputError("--image_path needs --instance_prompt, the picture's caption")
         args.with_prior_preservation = False  # lambda = 0 (Sec. 3.2)
-    for name in Concept.__dataclass_fields__:
-        if args.concepts_list and getattr(args, name):
-            raise InputError(f"--concepts_list names all subjects: leave out --{name}")
-    if args.parameter_space != "svdiff" and args.parameter_subset != "UNet":
-        raise InputError(f"--parameter_subset is of spectral shifts: leave it out with {args.parameter_space}")
+    if args.concepts_list:
+        leave_out(args, Concept.__dataclass_fields__, "--concepts_list names all subjects")
+    if space == "lora":
+        leave_out(args, ["train_text_encoder"], "--parameter_space lora is of the UNet's attention")
+    if space != "svdiff" and args.parameter_subset != "UNet":
+        raise InputError(f"--parameter_subset is of spectral shifts: leave it out with {space}")
     if args.unmix_weight and not args.concepts_list:
         raise InputError("--unmix_weight tells subjects apart: give two of them in --concepts_list")
     if args.unmix_weight and not args.cut_mix_unmix_prob:
         raise InputError("--unmix_weight acts on cut-mixed samples: let --cut_mix_unmix_prob be above 0")
+    if args.train_text_encoder is None:
+        args.train_text_encoder = space != "lora"
     if args.learning_rate is None:
-        rates = PICTUREBOOK_LEARNING_RATES if on_picturebook else LEARNING_RATES
-        if on_picturebook and args.concepts_list:
-            rates = PICTUREBOOK_RATES_OF_SEVERAL[args.cut_mix_unmix_prob > 0]
-        args.learning_rate = rates[args.parameter_space]
+        mixed = args.cut_mix_unmix_prob > 0 if args.concepts_list else None
+        args.learning_rate = learning_rates(args.pretrained_model_name_or_path, mixed)[space]
 
 
 def concepts_of(args: argparse.Namespace) -> list[Concept]:
@@ -171,24 +196,30 @@ def concepts_of(args: argparse.Namespace) -> list[Concept]:
         if args.unmix_weight and len(concepts) < 2:
             raise InputError(f"--unmix_weight tells subjects apart: {args.concepts_list} has only one")
         return concepts
-    if args.instance_data_dir is None and not args.image_path and not args.print_config:
-        from common.data import read_subjects
-        from common.picturebook.benchmarks import ensure_subjects
+    if args.instance_data_dir or args.image_path or args.print_config:
+        return [Concept(args.instance_data_dir, args.instance_prompt, args.class_data_dir, args.class_prompt)]
+    from common.data import read_subjects
+    from common.picturebook.benchmarks import ensure_subjects
 
-        (subject,) = read_subjects(ensure_subjects("validation"), [args.subject])
-        prompts = args.instance_prompt or f"a sks {subject.class_name}", args.class_prompt or f"a {subject.class_name}"
-        return [Concept(str(subject.paths[0].parent), prompts[0], args.class_data_dir, prompts[1])]
-    return [Concept(args.instance_data_dir, args.instance_prompt, args.class_data_dir, args.class_prompt)]
+    (subject,) = read_subjects(ensure_subjects("validation"), [args.subject])
+    prompts = args.instance_prompt or f"a sks {subject.class_name}", args.class_prompt or f"a {subject.class_name}"
+    return [Concept(str(subject.paths[0].parent), prompts[0], args.class_data_dir, prompts[1])]
 
 
-def default_validation_prompt(args: argparse.Namespace, concepts: list[Concept]) -> str:
-    """What grid.png shows: the training's own prompt for one subject; for several all of them, in words other than
-    those of the training (Sec. 3.3)."""
-    if len(concepts) == 1:
-        return concepts[0].instance_prompt
+def inference_prompts(model: str, phrases: list[str]) -> list[str]:
+    """Prompts of several subjects in other words than the training's (Sec. 3.3). phrases: "a sks dog", one for each."""
+    first, rest = phrases[0], " and ".join(phrases[1:])
+    if is_picturebook_folder(model):
+        places = "in a meadow", "in the snow", "in a room", "on a beach"
+        return [f"{first} and {rest} {place}" for place in places]
+    return [f"{first} sitting beside {rest}", f"a painting of {first} with {rest}", f"{first} in front of {rest}"]
+
+
+def shown_prompt(args: argparse.Namespace, concepts: list[Concept]) -> str:
+    """What grid.png shows: --validation_prompt, or the training's own for one subject; for several all of them."""
+    if args.validation_prompt or len(concepts) == 1:
+        return args.validation_prompt or concepts[0].instance_prompt
     from svdiff.cut_mix import split_prompt
 
     phrases = [split_prompt(concept.instance_prompt)[1] for concept in concepts]
-    if is_picturebook_folder(args.pretrained_model_name_or_path):
-        return " and ".join(phrases) + " in a meadow"
-    return phrases[0] + " sitting beside " + " and ".join(phrases[1:])
+    return inference_prompts(args.pretrained_model_name_or_path, phrases)[0]

@@ -56,9 +56,8 @@ class Source:
     def order(self, count: int, concept: int, size: int, step: int, micro: int) -> list[int]:
         """Which of a concept's `count` pictures a batch of `size` shows. Each concept has an order of its own, so that
         mixed pictures of two meet in all combinations."""
-        return picture_indices(
-            count, size, self.seed + concept, step, micro, self.micros, self.process, self.processes
-        )
+        seed = self.seed + concept
+        return picture_indices(count, size, seed, step, micro, self.micros, self.process, self.processes)
 
 
 def read_source(args, pipe, concepts: list[Concept], resolution: int, accelerator, base: str):
@@ -89,27 +88,26 @@ def read_source(args, pipe, concepts: list[Concept], resolution: int, accelerato
 def draw_batch(source: Source, size: int, generator: torch.Generator, step: int, micro: int = 0) -> Batch:
     """`size` samples of the subjects, each cut-mixed with probability source.cut_mix_prob (Sec. 3.3), otherwise of one
     concept drawn at random; and, made in the same way, as many of the classes."""
-    kinds = [("subject", source.instances, [concept.instance_prompt for concept in source.concepts])]
+    kinds = {"subject": (source.instances, [concept.instance_prompt for concept in source.concepts])}
     if source.classes:
-        kinds.append(("class", source.classes, [concept.class_prompt for concept in source.concepts]))
-    drawn: dict[str, list[tuple]] = {kind: [] for kind, _, _ in kinds}
+        kinds["class"] = source.classes, [concept.class_prompt for concept in source.concepts]
+    samples: dict[str, list[tuple]] = {kind: [] for kind in kinds}
     mixes = []
     for item in range(size):
         mixed = torch.rand((), generator=generator) < source.cut_mix_prob and len(source.concepts) > 1
-        mix = draw_mix(len(source.concepts), generator) if mixed else None
+        mixes.append(mix := draw_mix(len(source.concepts), generator) if mixed else None)
         concept = int(torch.randint(len(source.concepts), (), generator=generator))
-        mixes.append(mix)
-        for kind, stock, texts in kinds:
-            chosen = [(which, source.order(len(stock[which]), which, size, step, micro)[item])
-                      for which in (mix.pair if mix else (concept,))]  # fmt: skip
-            pictures = [source.cut(stock[which][index], generator) for which, index in chosen]
+        for kind, (stock, texts) in kinds.items():
+            chosen = {which: source.order(len(stock[which]), which, size, step, micro)[item]
+                      for which in (mix.pair if mix else (concept,))}  # fmt: skip
+            pictures = [source.cut(stock[which][index], generator) for which, index in chosen.items()]
             if mix:
-                drawn[kind].append((paste(*pictures, mix.stacked, source.cut_mix_fit), mixed_prompt(mix, texts), None))
+                sample = paste(*pictures, mix.stacked, source.cut_mix_fit), mixed_prompt(mix, texts), None
             else:
-                ((_, index),) = chosen
-                key = (kind, concept, index) if source.is_fixed(stock[concept][index]) else None
-                drawn[kind].append((pictures[0], texts[concept], key))
-    pictures, prompts, keys = zip(*(sample for kind in drawn.values() for sample in kind), strict=True)
+                fixed = source.is_fixed(stock[concept][chosen[concept]])
+                sample = *pictures, texts[concept], (kind, concept, chosen[concept]) if fixed else None
+            samples[kind].append(sample)
+    pictures, prompts, keys = zip(*(sample for of_kind in samples.values() for sample in of_kind), strict=True)
     return Batch(torch.stack(pictures), list(prompts), mixes, list(keys))
 
 
@@ -120,28 +118,22 @@ class Encoder:
     pipe: object
     resolution: int
     frozen: bool
-    posteriors: dict[tuple, Tensor] = field(default_factory=dict)
+    posteriors: dict[tuple, Tensor] = field(default_factory=dict)  # mean and variance of a fixed picture, [8,h,w]
     texts: dict[str, Conditioning] = field(default_factory=dict)
 
     @torch.no_grad()
     def latents(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        """z = E(x), a sample of the VAE's posterior, scaled: float32 [n,4,h,w]. Of a fixed picture its mean and
-        variance are kept, [8,h,w]."""
-        new = [place for place, key in enumerate(batch.keys) if key is None or key not in self.posteriors]
-        found: list[Tensor | None] = [self.posteriors.get(key) for key in batch.keys]
-        if new:
-            parameters = posterior(self.pipe, batch.pictures[new]).parameters
-            for place, own in zip(new, parameters, strict=True):
-                found[place] = own
-                if batch.keys[place] is not None:
-                    self.posteriors[batch.keys[place]] = own
+        """z = E(x), a sample of the VAE's posterior, scaled: float32 [n,4,h,w]."""
+        new = [place for place, key in enumerate(batch.keys) if key not in self.posteriors]
+        made = dict(zip(new, posterior(self.pipe, batch.pictures[new]).parameters, strict=True)) if new else {}
+        self.posteriors |= {batch.keys[place]: found for place, found in made.items() if batch.keys[place] is not None}
+        found = [made[place] if place in made else self.posteriors[key] for place, key in enumerate(batch.keys)]
         return scaled_latents(self.pipe, DiagonalGaussianDistribution(torch.stack(found)).sample(generator)).float()
 
     def conditioning(self, prompts: list[str]) -> Conditioning:
         """c: each distinct prompt is encoded once; once in the whole training while the text encoder is frozen."""
         distinct, size = list(dict.fromkeys(prompts)), (self.resolution, self.resolution)
         if self.frozen:
-            for prompt in (prompt for prompt in distinct if prompt not in self.texts):
-                self.texts[prompt] = encode_prompt(self.pipe, [prompt], size)
+            self.texts |= {text: encode_prompt(self.pipe, [text], size) for text in distinct if text not in self.texts}
             return Conditioning.cat(*(self.texts[prompt] for prompt in prompts))
         return encode_prompt(self.pipe, distinct, size)[[distinct.index(prompt) for prompt in prompts]]

@@ -14,7 +14,7 @@ from common.runs import InputError, atomic_path, read_object
 from svdiff import files
 from svdiff.basis import Bases
 from svdiff.merging import LORA_FILE
-from svdiff.spectral import attach, dead_share, shifts_of
+from svdiff.spectral import SpectralLayer, SpectralNorm, attach, dead_share, shifts_of
 from svdiff.subsets import chosen
 
 LORA_LAYERS = ["to_q", "to_k", "to_v", "to_out.0"]  # of all attention, as diffusers' DreamBooth-LoRA
@@ -50,40 +50,37 @@ def spectral_shifts(pipe, args, bases: Bases) -> Trainable:
         base[part] = bases.base(part)
         paths = chosen(model, args.parameter_subset if part == "unet" else "UNet")
         attached[part] = attach(model, paths, bases.find(part, paths))
-    weights = {f"{part}.{path}": layer.delta for part in attached for path, layer in attached[part].items()}
-    vectors = {id(layer.delta) for of_part in attached.values() for layer in of_part.values() if hasattr(layer, "norm")}
-    groups = [
-        {"params": [delta for delta in weights.values() if (id(delta) in vectors) == is_vector], "lr": rate}
-        for is_vector, rate in ((False, args.learning_rate), (True, args.learning_rate_1d))
-    ]
+    layers = {f"{part}.{path}": layer for part, of_part in attached.items() for path, layer in of_part.items()}
+    rates = {SpectralLayer: args.learning_rate, SpectralNorm: args.learning_rate_1d}
+    groups = [{"params": [layer.delta for layer in layers.values() if isinstance(layer, kind)], "lr": rate}
+              for kind, rate in rates.items()]  # fmt: skip
 
     def save(folder: Path) -> list[Path]:
-        for part, layers in attached.items():
+        for part, of_part in attached.items():
             about = {"model": args.pretrained_model_name_or_path}
             about |= {"subset": args.parameter_subset} if part == "unet" else {}
-            files.write_shifts(folder / files.file_name(part), shifts_of(layers), base[part], part, **about)
+            files.write_shifts(folder / files.file_name(part), shifts_of(of_part), base[part], part, **about)
         return [folder / files.file_name(part) for part in attached]
 
     def dead() -> dict[str, float]:
-        return {f"dead_{part}": dead_share(layers.values()) for part, layers in attached.items()}
+        return {f"dead_{part}": dead_share(of_part.values()) for part, of_part in attached.items()}
 
+    weights = {name: layer.delta for name, layer in layers.items()}
     return Trainable([group for group in groups if group["params"]], weights, base, save, dead)
 
 
 def full_weights(pipe, args, bases: Bases) -> Trainable:
     """Every parameter (DreamBooth), float32."""
-    parts = parts_of(pipe, args.train_text_encoder)
-    base = {part: bases.base(part) for part in parts}
-    weights = {}
-    for part in parts:
-        model = getattr(pipe, part).requires_grad_(True)
-        weights |= {f"{part}.{name}": parameter for name, parameter in model.named_parameters()}
+    models = {part: getattr(pipe, part) for part in parts_of(pipe, args.train_text_encoder)}
+    base = {part: bases.base(part) for part in models}
+    weights = {f"{part}.{name}": parameter for part, model in models.items()
+               for name, parameter in model.requires_grad_(True).named_parameters()}  # fmt: skip
 
     def save(folder: Path) -> list[Path]:
-        for part in parts:
+        for part, model in models.items():
             with atomic_path(folder / part) as temporary:
-                getattr(pipe, part).save_pretrained(temporary)
-        return [file for part in parts for file in (folder / part).glob("*.safetensors")]
+                model.save_pretrained(temporary)
+        return [file for part in models for file in (folder / part).glob("*.safetensors")]
 
     return Trainable([{"params": list(weights.values()), "lr": args.learning_rate}], weights, base, save)
 
@@ -112,14 +109,14 @@ def lora(pipe, args, bases: Bases) -> Trainable:
 
 def check_folder(folder: Path, pipe, args) -> None:
     """Raises InputError if a folder holds weights that this training would leave there: a reader would mix them up."""
-    places = {"svdiff": {part: files.file_name(part) for part in files.PARTS},
-              "full": {part: part for part in files.PARTS}, "lora": {"unet": LORA_FILE}}  # fmt: skip
-    for space, of_space in places.items():
-        for part, name in of_space.items():
-            written = space == args.parameter_space and part in parts_of(pipe, args.train_text_encoder)
-            if not written and (folder / name).exists():
-                raise InputError(f"{folder} holds {name} of another training, which this one would leave there; remove "
-                                 "it, or take another --output_dir")  # fmt: skip
+    names = {(space, part): name for part in files.PARTS for space, name in (("svdiff", files.file_name(part)),
+                                                                            ("full", part))}  # fmt: skip
+    names["lora", "unet"] = LORA_FILE
+    written = {names.get((args.parameter_space, part)) for part in parts_of(pipe, args.train_text_encoder)}
+    for name in names.values():
+        if name not in written and (folder / name).exists():
+            raise InputError(f"{folder} holds {name} of another training, which this one would leave there; remove "
+                             "it, or take another --output_dir")  # fmt: skip
 
 
 def digest_of(who: Mapping[str, Any]) -> str:

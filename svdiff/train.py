@@ -118,12 +118,13 @@ def prepare(pipe, args: argparse.Namespace, concepts: list, tuned) -> list:
 def finish(args: argparse.Namespace, concepts: list, tuned, losses: list[float], seconds: float, who: str) -> None:
     """Weights, config.json, metrics.json. who: digest of the training's identity."""
     output = Path(args.output_dir)
-    written = tuned.save(output)
-    write_config(output, args, base=tuned.base, concepts=[vars(concept) for concept in concepts], training=who)
+    files = tuned.save(output)
+    write_config(output, args, base=tuned.base, concepts=[vars(concept) for concept in concepts], training=who,
+                 validation_prompt=options.shown_prompt(args, concepts))  # fmt: skip
     last = losses[-50:]
     write_json(output / "metrics.json", {
         "loss": sum(last) / len(last) if last else None, "trained_numbers": tuned.count, "seconds": seconds,
-        **tuned.dead(), "bytes": {file.name: file.stat().st_size for file in written},
+        **tuned.dead(), "bytes": {file.name: file.stat().st_size for file in files},
     })  # fmt: skip
 
 
@@ -132,14 +133,13 @@ def show(args: argparse.Namespace, pipe, concepts: list, source, name: str) -> N
     from common.images import grid, save_png, to_pil
     from svdiff.editing import Sampling, draw
 
-    prompt = args.validation_prompt or options.default_validation_prompt(args, concepts)
-    training = pipe.unet.training
+    prompt, training = options.shown_prompt(args, concepts), pipe.unet.training
+    seeds = [args.seed + k for k in range(args.num_validation_images)]
     pipe.unet.eval()
-    pictures = draw(pipe, prompt, [args.seed + k for k in range(args.num_validation_images)], Sampling(),
-                    source.resolution)  # fmt: skip
+    drawn = draw(pipe, prompt, seeds, Sampling(), source.resolution)
     pipe.unet.train(training)
     given = [picture.float() / 255 for pictures in source.instances for picture in pictures[:4]]
-    rows = [[to_pil(picture, "nearest") for picture in row] for row in (given, pictures)]
+    rows = [[to_pil(picture, "nearest") for picture in row] for row in (given, drawn)]
     save_png(Path(args.output_dir) / name, grid(rows, ["trained on", prompt]))
 
 

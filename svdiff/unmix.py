@@ -16,9 +16,13 @@ from common.runs import InputError
 from svdiff.combine import inside, units
 from svdiff.cut_mix import half_masks, identifier, split_prompt
 
+# How a sample is stacked, and the token positions of its first and second subject; None where it is not cut-mixed
+Mixed = tuple[bool, tuple[list[int], list[int]]] | None
+
 
 class KeepMaps:
-    """An attention processor that computes its layer's maps in the open and keeps them, [B, heads, places, words]."""
+    """An attention processor that computes its layer's maps in the open and keeps those of the UNet's last forward
+    pass, [B, heads, places, words]."""
 
     def __init__(self):
         self.maps: Tensor | None = None
@@ -47,6 +51,12 @@ def watch(unet: nn.Module, resolution: int | None = None) -> list[KeepMaps]:
         raise InputError(f"this model has no cross-attention at {wanted}x{wanted} latents; it has {there}")
     keepers = {path: KeepMaps() for path in paths}
     unet.set_attn_processor({**unet.attn_processors, **keepers})
+
+    def forget(*_) -> None:
+        for keeper in keepers.values():
+            keeper.maps = None
+
+    unet.register_forward_pre_hook(forget)
     return list(keepers.values())
 
 
@@ -63,46 +73,34 @@ def token_places(tokenizer, prompt: str, words: str, among: str) -> list[int]:
     phrase = whole(among, prompt)
     spans = [whole(word, prompt, *phrase.span()) for word in words.split()] if phrase else [None]
     offsets = tokenizer(prompt, return_offsets_mapping=True, truncation=True)["offset_mapping"]
-    of_each = [
-        [place for place, (low, high) in enumerate(offsets) if span and span.start() <= low < high <= span.end()]
-        for span in spans
-    ]
-    places = sorted(place for found in of_each for place in found)
-    if not all(of_each):
+    found = [[place for place, (low, high) in enumerate(offsets) if span and span.start() <= low < high <= span.end()]
+             for span in spans]  # fmt: skip
+    if not all(found):
         raise InputError(f"the words {words!r} are not in the prompt {prompt!r}, or lie beyond the tokenizer's limit")
-    return places
+    return sorted(place for places in found for place in places)
 
 
-def mixed_places(tokenizer, batch, concepts: Sequence) -> list[tuple[bool, tuple[list[int], list[int]]] | None]:
-    """Per sample of a samples.Batch what unmix_loss asks for: how it is stacked and where the words that tell the two
-    subjects from their classes stand in its prompt."""
-    found: list = []
-    for mix, prompt in zip(batch.mixes, batch.prompts, strict=False):  # prompts of classes follow
-        if mix is None:
-            found.append(None)
-            continue
-        pair = [concepts[which] for which in mix.pair]
-        places = [
-            token_places(tokenizer, prompt, identifier(one.instance_prompt, one.class_prompt),
-                         split_prompt(one.instance_prompt)[1]) for one in pair
-        ]  # fmt: skip
-        found.append((mix.stacked, tuple(places)))
-    return found
+def mixed_places(tokenizer, batch, concepts: Sequence) -> list[Mixed]:
+    """Per sample of a samples.Batch what unmix_loss asks for. The words that tell a subject from its class count."""
+
+    def places(prompt: str, one) -> list[int]:
+        words, phrase = identifier(one.instance_prompt, one.class_prompt), split_prompt(one.instance_prompt)[1]
+        return token_places(tokenizer, prompt, words, phrase)
+
+    of_subjects = zip(batch.mixes, batch.prompts, strict=False)  # prompts of classes follow
+    return [mix and (mix.stacked, tuple(places(prompt, concepts[which]) for which in mix.pair))
+            for mix, prompt in of_subjects]  # fmt: skip
 
 
-def unmix_loss(maps: Sequence[Tensor], samples: Sequence[tuple[bool, tuple[list[int], list[int]]] | None]) -> Tensor:
-    """mean((A_k (1 - M_k))^2) over layers, cut-mixed samples, the two subjects, heads and places.
+def unmix_loss(maps: Sequence[Tensor], samples: Sequence[Mixed]) -> Tensor:
+    """mean((A_k (1 - M_k))^2) over layers, cut-mixed samples, the two subjects, heads and places; zero without any.
 
-    maps: per layer [B, heads, places, words]. samples: per item of the batch (stacked, token positions of the first and
-    of the second subject), or None for an item that is not cut-mixed. Zero where no item is.
+    maps: per layer [B, heads, places, words]. samples: one for each item of the batch, or of its first half.
     """
-    losses = []
+    mixed, losses = [(item, *sample) for item, sample in enumerate(samples) if sample], []
     for of_layer in maps:
         side = round(of_layer.shape[2] ** 0.5)
-        for item, sample in enumerate(samples):
-            if sample is None:
-                continue
-            stacked, subjects = sample
+        for item, stacked, subjects in mixed:
             outside = 1 - half_masks(stacked, side).flatten(1).to(of_layer)  # [2, places]
             for tokens, elsewhere in zip(subjects, outside, strict=True):
                 attention = of_layer[item, :, :, tokens].float().sum(-1)  # [heads, places]

@@ -46,29 +46,27 @@ def train(item, folder: Path, args: argparse.Namespace) -> None:
 
     if (folder / "metrics.json").is_file():
         return
-    words = ["--pretrained_model_name_or_path", args.pretrained_model_name_or_path, "--image_path",
-             str(item.image_path), "--instance_prompt", item.source_prompt, "--output_dir", str(folder), "--seed",
-             str(args.seed), "--num_validation_images", "1"]  # fmt: skip
-    words += ["--max_train_steps", str(args.max_train_steps)] if args.max_train_steps else []
-    words += ["--device", args.device] if args.device else []
-    resume = ["--resume_from_checkpoint", "latest"] if list(folder.glob("checkpoint-*")) else []
-    svdiff_train.main([*words, *resume])
+    names = "pretrained_model_name_or_path", "seed", "max_train_steps", "device"
+    given = {name: getattr(args, name) for name in names} | {
+        "image_path": item.image_path, "instance_prompt": item.source_prompt, "output_dir": folder,
+        "num_validation_images": 1, "resume_from_checkpoint": "latest" if list(folder.glob("checkpoint-*")) else None,
+    }  # fmt: skip
+    svdiff_train.main([f"--{name}={value}" for name, value in given.items() if value is not None])
 
 
 def edit(pipe, item, folder: Path, how, inversion: bool, seed: int) -> tuple[dict, float]:
     """{"source", "reconstruction", "edited"} as PIL pictures, and the seconds of the edit alone."""
-    from common.images import center_crop_resize, load_image, to_pil, to_tensor
-    from common.pipelines import native_resolution
+    from common.images import load_image, to_pil
     from common.runs import measure
     from svdiff import editing, merging
 
-    image = center_crop_resize(load_image(item.image_path), native_resolution(pipe))
-    picture, drawn = to_tensor(image).to(pipe.device), {"source": image}
+    source = editing.fitted(pipe, load_image(item.image_path))
     with merging.applied(pipe, merging.load(pipe, folder)):
-        drawn["reconstruction"] = to_pil(editing.edit(pipe, picture, item.source_prompt, how, inversion, 0.0, (seed,)))
+        reconstruction = editing.edit(pipe, source, item.source_prompt, how, inversion, 0.0, [seed])
         with measure() as cost:
-            edited = editing.edit(pipe, picture, item.target_prompt, how, inversion, 0.0, (seed,))
-    return {**drawn, "edited": to_pil(edited)}, cost.seconds
+            edited = editing.edit(pipe, source, item.target_prompt, how, inversion, 0.0, [seed])
+    return {"source": to_pil(source, "nearest"), "reconstruction": to_pil(reconstruction),
+            "edited": to_pil(edited)}, cost.seconds  # fmt: skip
 
 
 def check_same(output: Path, before: dict, ours: dict) -> None:

@@ -4,44 +4,54 @@ from itertools import combinations
 
 import numpy as np
 
-from common.runs import append_row, write_json
+from common.runs import atomic_path, write_json
 from svdiff import combine, options
-from svdiff.reproduction import plots
-from svdiff.reproduction.study import Study, tuned
+from svdiff.reproduction.study import SPACES, Study
 
 
-def run(study: Study) -> None:
-    """figure9a.png, correlation.json; Fig. 9b is made of the pictures of Fig. 5, in single.py."""
-    shifts = [tuned(study, subject).of("unet") for subject in study.subjects]
-    known = options.is_picturebook_folder(study.args.pretrained_model_name_or_path)
-    rate = (options.PICTUREBOOK_LEARNING_RATES if known else options.LEARNING_RATES)["svdiff"] / 2
-    again = [tuned(study, one, "svdiff", "--learning_rate", str(rate), name=f"{one.name}-svdiff-half-rate").of("unet")
+def correlation(study: Study) -> None:
+    """figure9a.png, correlation.json; Fig. 9b is made of the pictures of Fig. 5, in figures.py."""
+    rate = str(options.learning_rates(study.args.pretrained_model_name_or_path)["svdiff"] / 2)
+    shifts = [study.tuned(subject).of("unet") for subject in study.subjects]
+    again = [study.tuned(one, "svdiff-half-rate", *SPACES["svdiff"], "--learning_rate", rate).of("unet")
              for one in study.subjects]  # fmt: skip
-    count = len(shifts)
-    matrix = [[combine.correlation(shifts[i], again[i] if i == j else shifts[j]) for j in range(count)]
-              for i in range(count)]  # fmt: skip
-    names = [subject.name for subject in study.subjects]
-    classes = [subject.class_name for subject in study.subjects]
-    off = [(matrix[i][j], classes[i] == classes[j]) for i in range(count) for j in range(i)]
-    found = {"one subject, two runs": [matrix[i][i] for i in range(count)],
-             "two subjects of one class": [value for value, same in off if same],
-             "subjects of different classes": [value for value, same in off if not same]}  # fmt: skip
+    cosines = np.array([[combine.correlation(one, again[i] if i == j else two) for j, two in enumerate(shifts)]
+                        for i, one in enumerate(shifts)])  # fmt: skip
+    names, classes = zip(*((subject.name, subject.class_name) for subject in study.subjects), strict=True)
+    pairs = [(cosines[i, j], classes[i] == classes[j]) for j, i in combinations(range(len(names)), 2)]
+    found = {"one subject, two runs": list(cosines.diagonal()),
+             "two subjects of one class": [value for value, same in pairs if same],
+             "subjects of different classes": [value for value, same in pairs if not same]}  # fmt: skip
     means = {name: float(np.mean(values)) if values else None for name, values in found.items()}
-    write_json(study.output / "correlation.json", {"subjects": names, "cosines": matrix, "means": means})
+    write_json(study.output / "correlation.json", {"subjects": names, "cosines": cosines, "means": means})
     for name, value in means.items():
         print(f"mean cosine, {name}: {'-' if value is None else f'{value:.3f}'}")
-    plots.matrix(study, names, matrix)
-    record(study, names, classes, matrix)
+    draw_matrix(study, names, cosines)
+    record(study, names, classes, cosines)
 
 
-def record(study: Study, names: list[str], classes: list[str], matrix: list[list[float]]) -> None:
+def record(study: Study, names: tuple[str, ...], classes: tuple[str, ...], cosines: np.ndarray) -> None:
     """A row per pair of one class: its cosine less the mean of those that either has with other classes. Earlier rows,
     which may be of other subjects, go."""
     study.rows.unlink(missing_ok=True)
+    other = np.array([[one != two for two in classes] for one in classes])
     for i, j in combinations(range(len(names)), 2):
-        others = [matrix[one][k] for one in (i, j) for k in range(len(names)) if classes[k] != classes[i]]
-        if classes[i] == classes[j] and others:
-            append_row(study.rows, {
-                "paper": "svdiff", "method": "svdiff", "item": f"{names[i]}+{names[j]}", "seed": study.args.seed,
-                "seconds": 0.0, "peak_memory_mb": 0.0, "metrics": {"related": matrix[i][j] - float(np.mean(others))},
-            })  # fmt: skip
+        if not other[i, j] and other[i].any():
+            apart = np.concatenate([cosines[i, other[i]], cosines[j, other[i]]])
+            study.record("svdiff", f"{names[i]}+{names[j]}", study.args.seed,
+                         {"related": float(cosines[i, j] - apart.mean())})  # fmt: skip
+
+
+def draw_matrix(study: Study, names: tuple[str, ...], cosines: np.ndarray) -> None:
+    """figure9a.png, names on both sides."""
+    from matplotlib.figure import Figure
+
+    figure = Figure((1.5 + 0.7 * len(names), 1.2 + 0.7 * len(names)), layout="constrained")
+    axis = figure.subplots()
+    axis.imshow(cosines, vmin=0, vmax=1, cmap="Blues")
+    axis.set_xticks(range(len(names)), names, rotation=90)
+    axis.set_yticks(range(len(names)), names)
+    for (i, j), value in np.ndenumerate(cosines):
+        axis.text(j, i, f"{value:.2f}", ha="center", va="center", color="white" if value > 0.6 else "black")
+    with atomic_path(study.output / "figure9a.png") as temporary:
+        figure.savefig(temporary, dpi=120)

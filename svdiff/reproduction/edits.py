@@ -2,33 +2,34 @@
 
 import argparse
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from common.data import EDIT_TYPES, read_pie_bench
-from common.images import center_crop_resize, grid, load_image, save_png, to_tensor
+from common.data import EDIT_TYPES, EditItem, read_pie_bench
+from common.images import center_crop_resize, load_image, to_tensor
 from common.metrics import Score, clip_text_similarity, psnr
-from common.runs import InputError, write_json
-from svdiff import editing, merging
-from svdiff.reproduction.study import SPACES, Study, applied, draw, read_pictures, training
+from common.runs import InputError
+from svdiff import editing
+from svdiff.reproduction.study import SPACES, Maker, Method, Panel, Scorer, Study
 
 
-def read_items(study: Study) -> list:
+def read_items(study: Study) -> tuple[Path, list[EditItem]]:
     """Items of a PIE-Bench folder, or of the picturebook's, spread over the kinds of edit that change a thing."""
     from common.picturebook.benchmarks import ensure_pie_bench
 
     folder = ensure_pie_bench(study.args.split) if study.args.items_dir is None else Path(study.args.items_dir)
-    items = [item for item in read_pie_bench(folder, border=0) if item.edit_type != "0"]
-    by_type: dict[str, list] = {}
-    for item in items:
+    by_type: dict[str, list[EditItem]] = {}
+    for item in read_pie_bench(folder, border=0):
         by_type.setdefault(item.edit_type, []).append(item)
-    if not items:
+    by_type.pop("0", None)
+    if not by_type:
         raise InputError(f"{folder} holds no edit of a known type (1 to 9)")
-    rounds = [found[k] for k in range(len(items)) for found in by_type.values() if k < len(found)]
-    return [(folder, item) for item in rounds[: study.args.items]]
+    rounds = [found[k] for k in range(max(map(len, by_type.values()))) for found in by_type.values() if k < len(found)]
+    return folder, rounds[: study.args.items]
 
 
-def scores(study: Study, folder: Path, item, source):
-    """For `draw`: whether the edit is there, its distance to the true edit and to what should stay, CLIP-T."""
+def scores(study: Study, folder: Path, item: EditItem, source) -> Scorer:
+    """Whether the edit is there, its distance to the true edit and to what should stay, CLIP-T."""
     mask = item.mask[None, None]
 
     def score(picture) -> dict[str, float]:
@@ -48,28 +49,25 @@ def scores(study: Study, folder: Path, item, source):
     return score
 
 
-def run(study: Study) -> None:
+def edits(study: Study) -> None:
     """One edit per item and method: an inverted edit draws no random number, so that more seeds would say nothing."""
-    study = replace(study, args=argparse.Namespace(**{**vars(study.args), "images_per_prompt": 1}))
-    sheet, labels = [], []
-    for folder, item in read_items(study):
+    study, panels = replace(study, args=argparse.Namespace(**{**vars(study.args), "images_per_prompt": 1})), []
+    folder, items = read_items(study)
+    for item in items:
         picture = center_crop_resize(load_image(item.image_path), study.resolution)
-        source, row = to_tensor(picture), [picture]
-        score = scores(study, folder, item, source)
-        for space, flags in SPACES.items():
-            told = ["--image_path", str(item.image_path), "--instance_prompt", item.source_prompt]
-            folder_of = training(study, f"edit-{item.id}-{space}", [], *flags, *told)
-            with applied(study, merging.load(study.pipe, folder_of, study.bases)):
-                for method, inversion in ((space, False), (f"{space}+inversion", True)):
+        source = to_tensor(picture)
 
-                    def make(seeds, inversion=inversion, source=source, item=item):
-                        at = source.to(study.pipe.device)
-                        return editing.edit(study.pipe, at, item.target_prompt, study.how, inversion, 0.0, tuple(seeds))
+        def edited(target: str, inversion: bool, source=source) -> Maker:
+            at = source.to(study.pipe.device)
+            return lambda seeds: editing.edit(study.pipe, at, target, study.how, inversion, 0.0, seeds)
 
-                    draw(study, method, item.id, make, score, edit_type=item.edit_type)
-                    row.append(read_pictures(study, method, item.id)[0])
-        sheet.append(row)
-        labels.append(f"{EDIT_TYPES[item.edit_type]}: {item.source_prompt} -> {item.target_prompt}")
-    columns = ["source", *(name for space in SPACES for name in (space, f"{space}+inversion"))]
-    save_png(study.output / "figure7.png", grid(sheet, labels, columns))
-    write_json(study.output / "items.json", labels)
+        told = ["--image_path", str(item.image_path), "--instance_prompt", item.source_prompt]
+        methods = [
+            Method(f"{space}{way}", partial(study.trained, f"edit-{item.id}-{space}", [], *flags, *told),
+                   make=partial(edited, inversion=bool(way)))
+            for space, flags in SPACES.items() for way in ("", "+inversion")
+        ]  # fmt: skip
+        label = f"{EDIT_TYPES[item.edit_type]}: {item.source_prompt} -> {item.target_prompt}"
+        drawn = [(item.id, item.target_prompt, scores(study, folder, item, source))]
+        panels.append(Panel(label, {"source": picture}, methods, drawn, {"edit_type": item.edit_type}))
+    study.compare(panels, "figure7.png")

@@ -1,7 +1,6 @@
 """Scores of pictures: likeness and prompt following; on the picturebook, what its attribute classifier sees."""
 
 import math
-from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -11,9 +10,7 @@ from common.data import Subject
 from common.images import center_crop_resize, load_image, to_tensor
 from common.metrics import Score, clip_image_similarity, clip_text_similarity, dino_similarity, lpips_distance
 from common.pipelines import is_picturebook
-from svdiff.reproduction.study import Study
-
-Scorer = Callable[[Tensor], dict[str, float]]  # of a picture [1,3,H,W] in [0,1]
+from svdiff.reproduction.study import Scorer, Study
 
 
 def references(study: Study, subject: Subject) -> Tensor:
@@ -21,22 +18,22 @@ def references(study: Study, subject: Subject) -> Tensor:
     return torch.cat([to_tensor(center_crop_resize(load_image(path), study.resolution)) for path in subject.paths])
 
 
-def likeness(study: Study, subject: Subject, known: Tensor, prompt: str) -> Scorer:
-    """Fig. 9b's two scores (CLIP's cosine with the prompt, 1 - LPIPS averaged over the subject's pictures `known`), and
+def likeness(study: Study, subject: Subject, prompt: str) -> Scorer:
+    """Fig. 9b's two scores (CLIP's cosine with the prompt, 1 - LPIPS averaged over the subject's pictures), and
     DreamBench's DINO and CLIP-I. prompt: without the token."""
     eyes, device = study.encoders, study.pipe.device
+    own = references(study, subject).to(device)
 
     def score(picture: Tensor) -> dict[str, float]:
-        one, many = picture.to(device), known.to(device)
-        values = {
-            "image_alignment": 1 - lpips_distance(one.expand_as(many), many, eyes.lpips).mean().item(),
-            "CLIP-T": clip_text_similarity(one, [prompt], eyes.clip).item(),
-            "DINO": dino_similarity(one, many, eyes.dino).mean().item(),
-            "CLIP-I": clip_image_similarity(one, many, eyes.clip).mean().item(),
-        }
-        labels = {"image_alignment": eyes.lpips.label, "DINO": eyes.dino.label}
-        keyed = {Score(name, value, labels.get(name, eyes.clip.label)).key: value for name, value in values.items()}
-        return keyed | seen_in(study, [subject], picture)
+        one = picture.to(device)
+        alike = 1 - lpips_distance(one.expand_as(own), own, eyes.lpips).mean()
+        found = [
+            Score("image_alignment", alike.item(), eyes.lpips.label),
+            Score("CLIP-T", clip_text_similarity(one, [prompt], eyes.clip).item(), eyes.clip.label),
+            Score("DINO", dino_similarity(one, own, eyes.dino).mean().item(), eyes.dino.label),
+            Score("CLIP-I", clip_image_similarity(one, own, eyes.clip).mean().item(), eyes.clip.label),
+        ]
+        return {one.key: one.value for one in found} | seen_in(study, [subject], picture)
 
     return score
 
@@ -62,12 +59,9 @@ def presences(subjects: list[Subject], picture: Tensor, classifier) -> list[floa
     """How sure the classifier is of each subject's kind in that subject's own colour, 0 to 1."""
     from common.picturebook.scenes import COLORS, KINDS
 
-    with torch.no_grad():
-        found = classifier(picture)["pairs"][0].sigmoid()
-    return [
-        float(found[KINDS.index(subject.class_name), COLORS.index(usual_color(subject, classifier))])
-        for subject in subjects
-    ]
+    found = classifier(picture)["pairs"][0].sigmoid()
+    places = [(KINDS.index(one.class_name), COLORS.index(usual_color(one, classifier))) for one in subjects]
+    return [found[place].item() for place in places]
 
 
 def seen_in(study: Study, subjects: list[Subject], picture: Tensor) -> dict[str, float]:
@@ -75,8 +69,7 @@ def seen_in(study: Study, subjects: list[Subject], picture: Tensor) -> dict[str,
     NaN for subjects of one kind and colour, which it cannot tell apart."""
     if (classifier := load_eye(study)) is None:
         return {}
-    looks = [(subject.class_name, usual_color(subject, classifier)) for subject in subjects]
-    if len(set(looks)) < len(looks):
+    if len({(one.class_name, usual_color(one, classifier)) for one in subjects}) < len(subjects):
         return {"present": math.nan, "both_present": math.nan}
     there = [presence > 0.5 for presence in presences(subjects, picture, classifier)]
     return {"present": sum(there) / len(there), "both_present": float(all(there))}

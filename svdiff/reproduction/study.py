@@ -1,15 +1,19 @@
-"""What all experiments share: trainings made once, pictures drawn once, rows of scores; an interrupted run goes on."""
+"""What all figures share: trainings, pictures and scores that are made once, and a sheet. A stopped run goes on."""
 
 import argparse
-import json
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
 
 from common.data import Subject, fill_prompt
 from common.encoders import Encoders
-from common.images import load_image, save_png, to_tensor
+from common.images import grid, load_image, save_png, to_tensor
 from common.pipelines import is_picturebook
 from common.runs import InputError, append_row, measure, read_json, read_rows, write_json
 from svdiff import editing, merging, options, train
@@ -19,15 +23,45 @@ from svdiff.basis import Bases
 TOKENS = ("sks", "qwe", "zxy", "ktn", "pll", "ucd", "olis", "phol", "mta", "xjk", "vbr", "wlf")
 SPACES = {space: ["--parameter_space", space] for space in options.PARAMETER_SPACES}
 
+Maker = Callable[[list[int]], Tensor]  # of seeds: pictures [n,3,H,W] in [0,1]
+Scorer = Callable[[Tensor], dict[str, float]]  # of a picture [1,3,H,W] in [0,1]
+
+
+@dataclass(frozen=True)
+class Method:
+    """change: what the base is changed by, asked for when a picture is missing (None: by nothing). make: of a prompt,
+    how its pictures are made; by sampling, unless it is given. prompts: in place of the panel's. shown: whether its
+    pictures stand on the sheet."""
+
+    name: str
+    change: Callable[[], merging.Change | None] = lambda: None
+    scale: float = 1.0
+    make: Callable[[str], Maker] | None = None
+    prompts: list[str] | None = None
+    shown: bool = True
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A line of a figure. inputs: pictures by what they are called. drawn: (item, prompt, its scorer). about: for the
+    rows. shown: which of a method's pictures stand on the sheet, (prompt, seed) by number."""
+
+    label: str
+    inputs: Mapping[str, Image.Image]
+    methods: list[Method]
+    drawn: list[tuple[str, str, Scorer]]
+    about: Mapping[str, Any] = field(default_factory=dict)
+    shown: tuple[tuple[int, int], ...] = ((0, 0),)
+
 
 @dataclass(frozen=True, eq=False)
 class Study:
     """args: the flags of svdiff.eval. pipe: the base model, float32. templates: subject -> prompts "a {0} {1} in …".
-    every: all subjects of the dataset, which decide their tokens. output: folder of this experiment; trainings lie
-    beside it and are shared."""
+    every: all subjects of the dataset, which decide their tokens. output: folder of this figure; trainings lie beside
+    it and are shared."""
 
     args: argparse.Namespace
-    pipe: object
+    pipe: Any
     subjects: list[Subject]
     every: list[Subject]
     templates: dict[str, list[str]]
@@ -45,147 +79,139 @@ class Study:
     def rows(self) -> Path:
         return self.output / "rows.jsonl"
 
+    # ----------------------------------------------------------------------------------------------------- subjects
 
-# --------------------------------------------------------------------------------------------------------- subjects
+    def token(self, subject: Subject) -> str:
+        return TOKENS[[one.name for one in self.every].index(subject.name) % len(TOKENS)]
 
+    def phrase(self, subject: Subject) -> str:
+        return f"a {self.token(subject)} {subject.class_name}"
 
-def token_of(study: Study, subject: Subject) -> str:
-    return TOKENS[[one.name for one in study.every].index(subject.name) % len(TOKENS)]
+    def prompts(self, subject: Subject) -> list[tuple[str, str]]:
+        """The first --prompts prompts of a subject: (with its token, without)."""
+        words = self.token(subject), ""
+        chosen = self.templates[subject.name][: self.args.prompts]
+        return [tuple(fill_prompt(text, word, subject.class_name) for word in words) for text in chosen]
 
+    def concept(self, subject: Subject, word: str | None = None, token: str | None = None) -> options.Concept:
+        """The subject as a training is told of it; `word` in place of its class, `token` in place of its own."""
+        before = "" if is_picturebook(self.pipe) else "photo of "  # the picturebook's captions begin with the thing
+        word, token = word or subject.class_name, token or self.token(subject)
+        return options.Concept(str(subject.paths[0].parent), f"{before}a {token} {word}", None, f"{before}a {word}")
 
-def phrase(study: Study, subject: Subject) -> str:
-    return f"a {token_of(study, subject)} {subject.class_name}"
+    def pairs(self) -> list[tuple[str, tuple[Subject, Subject]]]:
+        """("similar" or "dissimilar", two subjects): --pairs of each kind, of the subjects that --subjects names or of
+        all. Similar: of one class, which come first, or both alive; dissimilar ones share no subject as long as there
+        are others. Raises InputError if there is no pair."""
+        stock = self.subjects if self.args.subjects else self.every
+        found = sorted(combinations(stock, 2), key=lambda pair: pair[0].class_name != pair[1].class_name)
+        similar = [(one, two) for one, two in found if one.class_name == two.class_name or (one.live and two.live)]
+        dissimilar, used = [], set()
+        for pair in found:
+            if pair not in similar and not used & set(names := [subject.name for subject in pair]):
+                dissimilar.append(pair)
+                used.update(names)
+        dissimilar += [pair for pair in found if pair not in similar + dissimilar]
+        similar, dissimilar = similar[: self.args.pairs[0]], dissimilar[: self.args.pairs[-1]]
+        if not similar + dissimilar:
+            raise InputError("this figure takes pairs: name two subjects at least, or leave out --subjects")
+        return [("similar", pair) for pair in similar] + [("dissimilar", pair) for pair in dissimilar]
 
+    # ---------------------------------------------------------------------------------------------------- trainings
 
-def concept(study: Study, subject: Subject, word: str | None = None, token: str | None = None) -> options.Concept:
-    """The subject as a training is told of it; `word` in place of its class, `token` in place of its own."""
-    before = "" if is_picturebook(study.pipe) else "photo of "  # the picturebook's captions begin with the thing
-    word, token = word or subject.class_name, token or token_of(study, subject)
-    return options.Concept(str(subject.paths[0].parent), f"{before}a {token} {word}", None, f"{before}a {word}")
+    def training(self, name: str, concepts: list[options.Concept], *flags: str) -> Path:
+        """The folder of a training by svdiff.train, made if it is not there yet. Raises InputError if the one that is
+        there was made with other flags."""
+        folder = Path(self.args.output_dir) / "trainings" / name
+        listed = folder.with_suffix(".json")
+        words = ["--pretrained_model_name_or_path", self.args.pretrained_model_name_or_path, "--output_dir",
+                 str(folder), "--num_validation_images", "2", "--seed", str(self.args.seed), *flags]  # fmt: skip
+        given = {"learning_rate": next((rate for space, rate in reversed(self.args.learning_rate or [])
+                                        if space in flags), None)}  # fmt: skip
+        given |= {name: getattr(self.args, name) for name in ("device", "max_train_steps", "basis_dir",
+                                                              "num_class_images")}  # fmt: skip
+        for flag, value in given.items():
+            words += [f"--{flag}", str(value)] if value is not None and f"--{flag}" not in flags else []
+        if len(concepts) > 1:
+            words += ["--concepts_list", str(listed)]
+        for only in concepts if len(concepts) == 1 else []:
+            words += ["--instance_data_dir", only.instance_data_dir, "--instance_prompt", only.instance_prompt,
+                      "--class_prompt", only.class_prompt]  # fmt: skip
+        order = {"flags": words, "concepts": [vars(one) for one in concepts]}
+        if (folder / "order.json").is_file():
+            if read_json(folder / "order.json") == order:
+                return folder
+            raise InputError(f"{folder} was trained with other flags; take the same ones, or another --output_dir")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        write_json(listed, order["concepts"])
+        print(f"training {name}")
+        interrupted = "--resume_from_checkpoint" not in flags and list(folder.glob("checkpoint-*"))
+        train.main([*words, *(["--resume_from_checkpoint", "latest"] if interrupted else [])])
+        write_json(folder / "order.json", order)
+        return folder
 
+    def trained(self, name: str, concepts: list[options.Concept], *flags: str) -> merging.Change:
+        """What a training changes."""
+        return merging.load(self.pipe, self.training(name, concepts, *flags), self.bases)
 
-def pairs(study: Study) -> list[tuple[str, tuple[Subject, Subject]]]:
-    """("similar" or "dissimilar", two subjects): --pairs of each kind, of the subjects that --subjects names or of
-    all. Similar: of one class, or both alive; dissimilar ones share no subject as long as there are others. Raises
-    InputError if there is no pair."""
-    found: dict[str, list] = {"similar": [], "dissimilar": []}
-    counts = {"similar": study.args.pairs[0], "dissimilar": study.args.pairs[-1]}
-    stock = study.subjects if study.args.subjects else study.every
-    ordered = sorted(
-        ((one, two) for i, one in enumerate(stock) for two in stock[i + 1 :]),
-        key=lambda pair: pair[0].class_name != pair[1].class_name,
-    )  # pairs of one class first
-    used: set[str] = set()
-    for fresh_only in (True, False):
-        for one, two in ordered:
-            kind = "similar" if one.class_name == two.class_name or (one.live and two.live) else "dissimilar"
-            again = kind == "dissimilar" and fresh_only and used & {one.name, two.name}
-            if len(found[kind]) == counts[kind] or again or (kind, (one, two)) in found[kind]:
-                continue
-            found[kind].append((kind, (one, two)))
-            if kind == "dissimilar":
-                used |= {one.name, two.name}
-    if not found["similar"] + found["dissimilar"]:
-        raise InputError("this figure takes pairs: name two subjects at least, or leave out --subjects")
-    return found["similar"] + found["dissimilar"]
+    def tuned(self, subject: Subject, name: str = "svdiff", *flags: str) -> merging.Change:
+        """What one subject's training changes, in the parameter space `name` unless there are flags."""
+        return self.trained(f"{subject.name}-{name}", [self.concept(subject)], *(flags or SPACES[name]))
+
+    # ----------------------------------------------------------------------------------------------- pictures, rows
+
+    def picture_path(self, method: str, item: str, seed: int) -> Path:
+        method, item = (re.sub(r"[^\w.+-]", "-", name) for name in (method, item))  # as every file system takes it
+        return self.output / "pictures" / method / f"{item}_{seed}.png"
+
+    def pictures(self, method: str, item: str) -> list[Image.Image]:
+        return [load_image(self.picture_path(method, item, seed)) for seed in self.seeds]
+
+    def missing(self, method: str, item: str) -> list[int]:
+        """The seeds of which there is no row yet."""
+        done = {row["seed"] for row in read_rows(self.rows) if (row["method"], row["item"]) == (method, item)}
+        return [seed for seed in self.seeds if seed not in done]
+
+    def sampled(self, prompt: str, how: editing.Sampling | None = None) -> Maker:
+        return lambda seeds: editing.draw(self.pipe, prompt, seeds, how or self.how, self.resolution)
+
+    def draw(self, method: str, item: str, make: Maker, score: Scorer, **about: Any) -> None:
+        """The rows of one method and item that are missing. Pictures are scored as their files hold them."""
+        if not (missing := self.missing(method, item)):
+            return
+        with measure() as cost:
+            made = make(self.seeds)  # all of them, since a picture depends, in its last bits, on the size of its batch
+        for seed, picture in zip(self.seeds, made, strict=True):
+            if seed in missing:
+                path = self.picture_path(method, item, seed)
+                save_png(path, picture, "nearest")
+                self.record(method, item, seed, score(to_tensor(load_image(path))), cost.seconds / len(self.seeds),
+                            cost.peak_memory_mb, **about)  # fmt: skip
+
+    def record(self, method: str, item: str, seed: int, metrics: dict[str, float], seconds: float = 0.0,
+               peak_memory_mb: float = 0.0, **about: Any) -> None:  # fmt: skip
+        """A row of scores."""
+        append_row(self.rows, {"paper": "svdiff", "method": method, "item": item, "seed": seed, "metrics": metrics,
+                               "seconds": seconds, "peak_memory_mb": peak_memory_mb, **about})  # fmt: skip
+
+    def compare(self, panels: list[Panel], file: str) -> None:
+        """Draw and score what is missing, then the sheet: a line per panel."""
+        inputs, sheet = max((list(panel.inputs) for panel in panels), key=len), []
+        for panel in panels:
+            row = [*panel.inputs.values(), *[None] * (len(inputs) - len(panel.inputs))]
+            for method in panel.methods:
+                prompts = method.prompts or [prompt for _, prompt, _ in panel.drawn]
+                if any(self.missing(method.name, item) for item, _, _ in panel.drawn):
+                    with merging.applied(self.pipe, method.change(), method.scale, self.bases):
+                        for (item, _, score), prompt in zip(panel.drawn, prompts, strict=True):
+                            make = (method.make or self.sampled)(prompt)
+                            self.draw(method.name, item, make, score, prompt=prompt, **panel.about)
+                if method.shown:
+                    row += [self.pictures(method.name, panel.drawn[place][0])[seed] for place, seed in panel.shown]
+            sheet.append(row)
+        shown = [method.name for method in panels[0].methods if method.shown for _ in panels[0].shown]
+        save_png(self.output / file, grid(sheet, [panel.label for panel in panels], [*inputs, *shown]))
 
 
 def pair_name(pair: Iterable[Subject]) -> str:
     return "+".join(subject.name for subject in pair)
-
-
-# -------------------------------------------------------------------------------------------------------- trainings
-
-
-def training(study: Study, name: str, concepts: list[options.Concept], *flags: str) -> Path:
-    """The folder of a training by svdiff.train, made if it is not there yet. Raises InputError if the one that is there
-    was made with other flags."""
-    folder = Path(study.args.output_dir) / "trainings" / name
-    listed = folder.with_suffix(".json")
-    words = ["--pretrained_model_name_or_path", study.args.pretrained_model_name_or_path, "--output_dir", str(folder),
-             "--num_validation_images", "2", "--seed", str(study.args.seed), *flags]  # fmt: skip
-    if rates := [rate for space, rate in study.args.learning_rate or [] if space in flags]:
-        words += [] if "--learning_rate" in flags else ["--learning_rate", str(rates[-1])]
-    for flag in ("device", "max_train_steps", "basis_dir", "num_class_images"):
-        if getattr(study.args, flag, None) is not None and f"--{flag}" not in flags:
-            words += [f"--{flag}", str(getattr(study.args, flag))]
-    if len(concepts) > 1:
-        words += ["--concepts_list", str(listed)]
-    elif concepts:
-        (only,) = concepts
-        words += ["--instance_data_dir", only.instance_data_dir, "--instance_prompt", only.instance_prompt,
-                  "--class_prompt", only.class_prompt]  # fmt: skip
-    order = json.loads(json.dumps({"flags": words, "concepts": [vars(one) for one in concepts]}))
-    if (folder / "order.json").is_file():
-        if read_json(folder / "order.json") == order:
-            return folder
-        raise InputError(f"{folder} was trained with other flags; take the same ones, or another --output_dir")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    write_json(listed, order["concepts"])
-    print(f"training {name}")
-    if "--resume_from_checkpoint" not in flags and list(folder.glob("checkpoint-*")):
-        words = [*words, "--resume_from_checkpoint", "latest"]
-    train.main(words)
-    write_json(folder / "order.json", order)
-    return folder
-
-
-def tuned(study: Study, subject: Subject, space: str = "svdiff", *flags: str, name: str | None = None):
-    """The change that one subject's training made. space: "" where the flags name it."""
-    name, own = name or f"{subject.name}-{space}", SPACES.get(space, [])
-    folder = training(study, name, [concept(study, subject)], *own, *flags)
-    return merging.load(study.pipe, folder, study.bases)
-
-
-def applied(study: Study, change: merging.Change, scale: float = 1.0):
-    """Within this context the study's pipeline is the changed model."""
-    return merging.applied(study.pipe, change, scale, study.bases)
-
-
-# --------------------------------------------------------------------------------------------------- pictures, rows
-
-
-def picture_path(output: Path, method: str, item: str, seed: int) -> Path:
-    method, item = (re.sub(r"[^\w.+-]", "-", name) for name in (method, item))  # as every file system takes it
-    return output / "pictures" / method / f"{item}_{seed}.png"
-
-
-def is_done(study: Study, method: str, item: str) -> bool:
-    """Whether every seed of a method's item has its row."""
-    done = {(row["method"], row["item"], row["seed"]) for row in read_rows(study.rows)}
-    return all((method, item, seed) in done for seed in study.seeds)
-
-
-def draw(study: Study, method: str, item: str, make, score, **about) -> None:
-    """Rows of one method and item for every seed, unless they are there: `make(seeds)` gives pictures [n,3,H,W] in
-    [0,1], `score(picture [1,3,H,W])` its scores. Pictures are scored as their files hold them."""
-    if is_done(study, method, item):
-        return
-    done = {(row["method"], row["item"], row["seed"]) for row in read_rows(study.rows)}
-    with measure() as cost:
-        made = make(study.seeds)  # all of them, since a picture depends, in its last bits, on the size of its batch
-    for seed, picture in zip(study.seeds, made, strict=True):
-        if (method, item, seed) in done:
-            continue
-        save_png(picture_path(study.output, method, item, seed), picture, "nearest")
-        seen = to_tensor(load_image(picture_path(study.output, method, item, seed)))
-        append_row(study.rows, {
-            "paper": "svdiff", "method": method, "item": item, "seed": seed, "metrics": score(seen),
-            "seconds": cost.seconds / len(study.seeds), "peak_memory_mb": cost.peak_memory_mb, **about,
-        })  # fmt: skip
-
-
-def prompted(study: Study, prompt: str, how: editing.Sampling | None = None):
-    """For `draw`: pictures of a prompt by the pipeline as it stands."""
-    return lambda seeds: editing.draw(study.pipe, prompt, seeds, how or study.how, study.resolution)
-
-
-def read_pictures(study: Study, method: str, item: str) -> list:
-    return [load_image(picture_path(study.output, method, item, seed)) for seed in study.seeds]
-
-
-def prompts_of(study: Study, subject: Subject) -> list[tuple[str, str]]:
-    """The first --prompts prompts of a subject: (with its token, without)."""
-    chosen = study.templates[subject.name][: study.args.prompts]
-    token = token_of(study, subject)
-    return [tuple(fill_prompt(text, word, subject.class_name) for word in (token, "")) for text in chosen]

@@ -202,8 +202,7 @@ def test_maps_are_kept_and_the_network_does_not_notice(tiny_folder):
     assert len(keepers) == 3  # one on the way down, two on the way up
     assert all(keeper.maps.shape == (2, 2, 64, 77) for keeper in keepers)
     torch.testing.assert_close(keepers[0].maps.sum(-1), torch.ones(2, 2, 64))
-    first = keepers[0].maps
-    unet(*arguments)
-    assert keepers[0].maps is first  # until it is taken away
+    unet(arguments[0] + 1, *arguments[1:])
+    assert not torch.equal(watched, plain + 1) and len(keepers[0].maps) == 2
     with pytest.raises(InputError, match="it has 4, 8, 16"):
         unmix.watch(unet, 5)
