@@ -44,8 +44,8 @@ def write_study(output: Path, intro: str, questions: Mapping[str, str], groups: 
 
 def read_answers(files: Iterable[str | Path], output: Path) -> list[dict[str, dict[str, list[int]]]]:
     """ranks_of every file that participants saved of the page in `output`."""
-    key = read_json(output / "study_key.json")
-    return [ranks_of(read_json(file), key) for file in files]
+    answers, key = [read_json(file) for file in files], read_json(output / "study_key.json")
+    return [ranks_of(answer, key) for answer in answers]
 
 
 def ranks_of(answer: Any, key: dict[str, Any]) -> dict[str, dict[str, list[int]]]:

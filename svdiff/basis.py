@@ -108,17 +108,14 @@ def weight_hash(layer: nn.Module) -> str:
 
 
 def weight_hashes(model: nn.Module) -> dict[str, str]:
-    """path -> weight_hash of every tunable layer."""
     return {path: weight_hash(layer) for path, layer in tunable(model).items()}
 
 
 def base_hash(model: nn.Module, hashes: Mapping[str, str] | None = None) -> str:
     """What tells one base model from another: a hash over the weight_hash of every tunable layer, by name. Of float32
     weights: hash before a model is cast to another format."""
-    digest = hashlib.sha256()
-    for path, of_layer in sorted((hashes or weight_hashes(model)).items()):
-        digest.update(f"{path} {of_layer} ".encode())
-    return digest.hexdigest()[:32]
+    lines = (f"{path} {of_layer} " for path, of_layer in sorted((hashes or weight_hashes(model)).items()))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()[:32]
 
 
 class Bases:
@@ -134,7 +131,6 @@ class Bases:
         self._found: dict[str, dict[str, Basis]] = {}
 
     def hashes(self, part: str) -> dict[str, str]:
-        """The weight_hashes of a part."""
         if part not in self._hashes:
             self._hashes[part] = weight_hashes(getattr(self.pipe, part))
         return self._hashes[part]
@@ -176,10 +172,10 @@ def find_bases(
     """
     wanted, folder = set(paths), Path(folder) if folder else cache_folder("spectral_basis")
     layers = {path: layer for path, layer in tunable(model).items() if path in wanted and layer.weight.ndim > 1}
-    names = {path: hashes[path] if hashes else weight_hash(layer) for path, layer in layers.items()}
-    files = {path: folder / f"{name}.safetensors" for path, name in names.items()}
-    bases = {path: found for path, file in files.items() if (found := read(file))}
-    missing = [path for path in layers if path not in bases]
+    hashes = hashes or {path: weight_hash(layer) for path, layer in layers.items()}
+    files = {path: folder / f"{hashes[path]}.safetensors" for path in layers}
+    bases = {path: read(file) for path, file in files.items()}
+    missing = [path for path, found in bases.items() if found is None]
     for path in progress(missing, "singular value decompositions", shown=bool(missing)):
 
         def write(temporary: Path, path: str = path) -> None:
@@ -198,4 +194,4 @@ def find_bases(
             "%d layers have singular values too close to tell their vectors apart (%s: %d pairs): shifts of these "
             "layers hold on this machine's basis, and may not elsewhere", len(close), path, close[path],
         )  # fmt: skip
-    return {path: bases[path] for path in layers}
+    return bases

@@ -4,8 +4,8 @@ All of it is arithmetic on {name: tensor}, so the same functions serve spectral 
 and differences of full weights, W + a dW1 + (1 - a) dW2.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -39,51 +39,43 @@ def style_mix(appearance: Tensors, geometry: Tensors, layers: Iterable[str]) -> 
 # -------------------------------------------------------------------------------------------- layers in P+ notation
 
 
-@dataclass(frozen=True)
-class Unit:
-    """A resnet, attention or resampling block, in the order of execution. name: that of P+, for a block with
-    cross-attention: (resolution, "down" or "up", number), such as (16, "down", 1); resolution in latent pixels."""
-
-    path: str
-    name: tuple[int, str, int] | None = None
+Block = tuple[int, str, int]  # (resolution in latent pixels, "down" or "up", number), such as (16, "down", 1)
 
 
-def units(unet: nn.Module) -> list[Unit]:
-    """A UNet's blocks in the order of execution. The middle's attention is P+'s (8, "down", 0); where the last block on
-    the way down attends as well (SDXL's does), it is counted on from there."""
-    size, found = unet.config.sample_size, []
-
-    def stage(block: nn.Module, path: str, resolution: int, direction: str, first: int = 0) -> None:
-        attentions = getattr(block, "attentions", None) or []
+def units(unet: nn.Module) -> dict[str, Block | None]:
+    """Path of every resnet, attention and resampling block, in the order of execution -> the name in P+ of those with
+    cross-attention. The middle's attention is (8, "down", 0) there; where the last block on the way down attends as
+    well (SDXL's does), it is counted on from there."""
+    size, last = unet.config.sample_size, len(unet.down_blocks) - 1
+    before = len(getattr(unet.down_blocks[last], "attentions", None) or [])
+    stages = [(f"down_blocks.{n}", block, size >> n, "down", 0) for n, block in enumerate(unet.down_blocks)]
+    stages += [("mid_block", unet.mid_block, size >> last, "down", before)]
+    stages += [(f"up_blocks.{n}", block, size >> last << n, "up", 0) for n, block in enumerate(unet.up_blocks)]
+    found: dict[str, Block | None] = {}
+    for path, block, resolution, direction, first in stages:
+        attentions = len(getattr(block, "attentions", None) or [])
         for number in range(len(block.resnets)):
-            found.append(Unit(f"{path}.resnets.{number}"))
-            if number < len(attentions):
-                found.append(Unit(f"{path}.attentions.{number}", (resolution, direction, first + number)))
+            found[f"{path}.resnets.{number}"] = None
+            if number < attentions:
+                found[f"{path}.attentions.{number}"] = (resolution, direction, first + number)
         for kind in ("downsamplers", "upsamplers"):
             if getattr(block, kind, None) is not None:
-                found.append(Unit(f"{path}.{kind}.0"))
-
-    for level, block in enumerate(unet.down_blocks):
-        stage(block, f"down_blocks.{level}", size >> level, "down")
-    lowest = size >> (len(unet.down_blocks) - 1)
-    stage(unet.mid_block, "mid_block", lowest, "down", len(getattr(unet.down_blocks[-1], "attentions", None) or []))
-    for level, block in enumerate(unet.up_blocks):
-        stage(block, f"up_blocks.{level}", lowest << level, "up")
+                found[f"{path}.{kind}.0"] = None
     return found
 
 
-def span(unet: nn.Module, first: tuple[int, str, int], last: tuple[int, str, int]) -> list[str]:
+def span(unet: nn.Module, first: Block, last: Block) -> list[str]:
     """Paths of all blocks that run from cross-attention block `first` to `last`, both included.
 
     The paper's (16, "down", 1) to (8, "down", 0) includes the resnets in between. Raises InputError, which names what
     there is, for a block that this UNet does not have, or a `last` before `first`.
     """
     order = units(unet)
-    places = {unit.name: place for place, unit in enumerate(order) if unit.name}
+    places = {name: place for place, name in enumerate(order.values()) if name}
     if first not in places or last not in places or places[first] > places[last]:
         there = ", ".join(f"{r},{direction},{number}" for r, direction, number in places)
         raise InputError(f"--geometry_layers: the layers have to be two of {there}, in this order")
-    return [unit.path for unit in order[places[first] : places[last] + 1]]
+    return list(order)[places[first] : places[last] + 1]
 
 
 def inside(names: Iterable[str], paths: Sequence[str]) -> list[str]:
@@ -106,10 +98,8 @@ def correlation(one: Tensors, two: Tensors) -> float:
 def truncate(shifts: Tensors, share: float, whole: Iterable[str] = ()) -> dict[str, Tensor]:
     """Only the shifts of the largest singular values, `share` of each layer's, rounded up; the others are zero. whole:
     layers that stay as they are, as vectors do, which have no order of singular values."""
-    kept = {name: shifts[name] for name in whole}
-    for name, delta in shifts.items():
-        if name in kept:
-            continue
-        count = -int(-share * len(delta) // 1)
-        kept[name] = torch.cat([delta[:count], torch.zeros_like(delta[count:])])
+    kept = dict(shifts)
+    for name in kept.keys() - set(whole):
+        count = math.ceil(share * len(shifts[name]))
+        kept[name] = torch.cat([shifts[name][:count], torch.zeros_like(shifts[name][count:])])
     return kept

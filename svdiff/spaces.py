@@ -107,34 +107,22 @@ def lora(pipe, args, bases: Bases) -> Trainable:
     return Trainable([{"params": list(weights.values()), "lr": args.learning_rate}], weights, base, save)
 
 
-def check_folder(folder: Path, pipe, args) -> None:
-    """Raises InputError if a folder holds weights that this training would leave there: a reader would mix them up."""
-    names = {(space, part): name for part in files.PARTS for space, name in (("svdiff", files.file_name(part)),
-                                                                            ("full", part))}  # fmt: skip
-    names["lora", "unet"] = LORA_FILE
-    written = {names.get((args.parameter_space, part)) for part in parts_of(pipe, args.train_text_encoder)}
-    for name in names.values():
-        if name not in written and (folder / name).exists():
-            raise InputError(f"{folder} holds {name} of another training, which this one would leave there; remove "
-                             "it, or take another --output_dir")  # fmt: skip
-
-
 def digest_of(who: Mapping[str, Any]) -> str:
     """Twelve digits of a training's identity, for config.json."""
     return hashlib.sha256(json.dumps(who, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def check_replaced(args, who: Mapping[str, Any]) -> None:
-    """Raises InputError if --output_dir holds the result of another run, which this training would replace."""
-    file = Path(args.output_dir) / "config.json"
-    if args.resume_from_checkpoint or not file.is_file():
+    """Raises InputError if --output_dir holds weights of another run, which would be replaced or mixed up with ours."""
+    folder, names = Path(args.output_dir), ["config.json", LORA_FILE, *files.PARTS, *map(files.file_name, files.PARTS)]
+    there = [name for name in names if (folder / name).exists()]
+    if args.resume_from_checkpoint or not there:
         return
-    before = read_object(file)
-    if before.get("training") == digest_of(who):
-        return
-    name = next((name for name, value in who.items() if name in before and before[name] != value), "training pictures")
-    raise InputError(f"{args.output_dir} holds another run (other {name}), which this training would replace; take "
-                     "another --output_dir, or remove it")  # fmt: skip
+    before = read_object(folder / "config.json") if "config.json" in there else {}
+    if before.get("training") != digest_of(who):
+        other = next((name for name in who if name in before and before[name] != who[name]), "training pictures")
+        raise InputError(f"{folder} holds {there[-1]} of another run (other {other}), which this training would "
+                         "replace; take another --output_dir, or remove it")  # fmt: skip
 
 
 SPACES: dict[str, Callable[..., Trainable]] = {"svdiff": spectral_shifts, "full": full_weights, "lora": lora}

@@ -44,16 +44,20 @@ def rebuilt(layer: nn.Module, basis: Basis | None, delta: Tensor, scale: float =
     return layer.weight + from_matrix(layer, (U * change) @ Vh).to(layer.weight)
 
 
+def at_least_float32(before: Tensor, after: Tensor) -> Tensor:
+    """A tensor from before a cast, where that cast took its like, and in its format unless that is below float32."""
+    return before.to(after.device, torch.promote_types(after.dtype, torch.float32))
+
+
 class SpectralLayer(nn.Module):
     """A layer in activation space. `delta` [r] is the only thing that can be trained."""
 
     def __init__(self, layer: nn.Module, basis: Basis):
         super().__init__()
-        bias = getattr(layer, "bias", None)
+        bias, like = getattr(layer, "bias", None), layer.weight
         self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
-        for name in ("U", "sigma", "Vh"):
-            self.register_buffer(name, getattr(basis, name).to(layer.weight.device), persistent=False)
-        self.U, self.Vh = self.U.to(layer.weight.dtype), self.Vh.to(layer.weight.dtype)
+        for name, part in (("U", basis.U.to(like)), ("sigma", basis.sigma.to(like.device)), ("Vh", basis.Vh.to(like))):
+            self.register_buffer(name, part, persistent=False)
         self.delta = nn.Parameter(torch.zeros_like(self.sigma))
         self.train(layer.training)
 
@@ -61,9 +65,7 @@ class SpectralLayer(nn.Module):
         """Moves and casts as any module, but never takes the spectrum below float32."""
         exact = self.sigma, self.delta.data
         super()._apply(fn, recurse)
-        dtype = torch.promote_types(self.sigma.dtype, torch.float32)
-        self.sigma = exact[0].to(self.sigma.device, dtype)
-        self.delta.data = exact[1].to(self.delta.device, dtype)
+        self.sigma, self.delta.data = (at_least_float32(before, self.sigma) for before in exact)
         return self
 
     @property
@@ -167,27 +169,25 @@ class SpectralNorm(nn.Module):
         """Moves and casts as any module, but never takes weight and shift below float32."""
         exact = self.delta.data, self.norm.weight.data
         super()._apply(fn, recurse)
-        dtype = torch.promote_types(self.delta.dtype, torch.float32)
-        self.delta.data, self.norm.weight.data = (tensor.to(self.delta.device, dtype) for tensor in exact)
+        self.delta.data, self.norm.weight.data = (at_least_float32(before, self.delta) for before in exact)
         return self
 
     def forward(self, x: Tensor) -> Tensor:
-        weight, bias, dtype = self.weight, self.norm.bias, x.dtype
-        if dtype != weight.dtype:  # a network in half precision
-            x, bias = x.to(weight.dtype), None if bias is None else bias.to(weight.dtype)
+        weight = self.weight
+        bias = None if self.bias is None else self.bias.to(weight)
         if isinstance(self.norm, nn.GroupNorm):
-            y = F.group_norm(x, self.norm.num_groups, weight, bias, self.norm.eps)
+            y = F.group_norm(x.to(weight), self.norm.num_groups, weight, bias, self.norm.eps)
         else:
-            y = F.layer_norm(x, self.norm.normalized_shape, weight, bias, self.norm.eps)
-        return y if y.dtype == dtype else y.to(dtype)
+            y = F.layer_norm(x.to(weight), self.norm.normalized_shape, weight, bias, self.norm.eps)
+        return y.to(x.dtype)
 
 
 def spectral_form(layer: nn.Module, basis: Basis | None) -> nn.Module:
     if basis is None:
         return SpectralNorm(layer)
-    kinds = {nn.Linear: SpectralLinear, nn.Embedding: SpectralEmbedding}
-    kind = next((made for base, made in kinds.items() if isinstance(layer, base)), SpectralConv)
-    return kind(layer, basis)
+    if isinstance(layer, nn.Linear):
+        return SpectralLinear(layer, basis)
+    return (SpectralEmbedding if isinstance(layer, nn.Embedding) else SpectralConv)(layer, basis)
 
 
 def attach(model: nn.Module, paths: Iterable[str], bases: Mapping[str, Basis]) -> dict[str, nn.Module]:

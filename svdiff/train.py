@@ -38,13 +38,12 @@ def main(argv: list[str] | None = None) -> None:
     from svdiff.basis import Bases
     from svdiff.objective import loss
     from svdiff.samples import Encoder, draw_batch, read_source
-    from svdiff.spaces import SPACES, check_folder, check_replaced, digest_of
+    from svdiff.spaces import SPACES, check_replaced, digest_of
     from svdiff.unmix import mixed_places
 
     accelerator = training.make_accelerator(args, "svdiff")
     micros, process = args.gradient_accumulation_steps, accelerator.process_index
     pipe = load_pipeline(args.pretrained_model_name_or_path, accelerator.device)
-    check_folder(Path(args.output_dir), pipe, args)
     resolution, bases = chosen_resolution(pipe, args.resolution), Bases(pipe, args.basis_dir)
     source, pictures = read_source(args, pipe, concepts, resolution, accelerator, bases.base("unet"))
     with accelerator.main_process_first():  # the others then find the basis on disk
@@ -78,13 +77,12 @@ def main(argv: list[str] | None = None) -> None:
         if args.report_to != "none":
             rate = schedule.get_last_lr()[0]
             accelerator.log({"loss": losses[-1], "learning_rate": rate, **tuned.dead()}, step + 1)
-        if process != 0:
-            continue
-        if (step + 1) % args.checkpointing_steps == 0 and step + 1 < args.max_train_steps:
-            training.save_training(args, step + 1, tuned.weights, optimizer, schedule, who, accelerator.scaler, losses)
-        if args.validation_prompt and (step + 1) % args.validation_steps == 0:
+        done = step + 1
+        if process == 0 and done % args.checkpointing_steps == 0 and done < args.max_train_steps:
+            training.save_training(args, done, tuned.weights, optimizer, schedule, who, accelerator.scaler, losses)
+        if process == 0 and args.validation_prompt and done % args.validation_steps == 0:
             with accelerator.autocast():
-                show(args, pipe, concepts, source, f"validation-{step + 1}.png")
+                show(args, pipe, concepts, source, f"validation-{done}.png")
 
     seconds = training.whole_seconds(time.perf_counter() - began, start, args.max_train_steps)
     accelerator.wait_for_everyone()
@@ -93,8 +91,6 @@ def main(argv: list[str] | None = None) -> None:
         finish(args, concepts, tuned, losses, seconds, digest_of(who))
         with accelerator.autocast():
             show(args, pipe, concepts, source, "grid.png")
-        for name, share in tuned.dead().items():
-            print(f"{name}: {100 * share:.1f} % of the singular values are at zero")
         print(f"{seconds:.0f} s; weights, and grid.png with what they draw, in {args.output_dir}")
     accelerator.end_training()
 
@@ -117,15 +113,17 @@ def prepare(pipe, args: argparse.Namespace, concepts: list, tuned) -> list:
 
 def finish(args: argparse.Namespace, concepts: list, tuned, losses: list[float], seconds: float, who: str) -> None:
     """Weights, config.json, metrics.json. who: digest of the training's identity."""
-    output = Path(args.output_dir)
+    output, dead = Path(args.output_dir), tuned.dead()
     files = tuned.save(output)
     write_config(output, args, base=tuned.base, concepts=[vars(concept) for concept in concepts], training=who,
                  validation_prompt=options.shown_prompt(args, concepts))  # fmt: skip
     last = losses[-50:]
     write_json(output / "metrics.json", {
         "loss": sum(last) / len(last) if last else None, "trained_numbers": tuned.count, "seconds": seconds,
-        **tuned.dead(), "bytes": {file.name: file.stat().st_size for file in files},
+        **dead, "bytes": {file.name: file.stat().st_size for file in files},
     })  # fmt: skip
+    for name, share in dead.items():
+        print(f"{name}: {100 * share:.1f} % of the singular values are at zero")
 
 
 def show(args: argparse.Namespace, pipe, concepts: list, source, name: str) -> None:

@@ -43,11 +43,11 @@ def watch(unet: nn.Module, resolution: int | None = None) -> list[KeepMaps]:
     """Put a KeepMaps on every cross-attention layer of a resolution, in latent pixels; by default a quarter of the
     latent's side. Raises InputError where the UNet attends at no such resolution."""
     wanted = resolution or unet.config.sample_size // 4
-    named = [unit for unit in units(unet) if unit.name]
-    paths = inside(unet.attn_processors, [unit.path for unit in named if unit.name[0] == wanted])
+    sizes = {path: name[0] for path, name in units(unet).items() if name}
+    paths = inside(unet.attn_processors, [path for path, size in sizes.items() if size == wanted])
     paths = [path for path in paths if path.endswith(".attn2.processor")]
     if not paths:
-        there = ", ".join(str(size) for size in sorted({unit.name[0] for unit in named}))
+        there = ", ".join(map(str, sorted(set(sizes.values()))))
         raise InputError(f"this model has no cross-attention at {wanted}x{wanted} latents; it has {there}")
     keepers = {path: KeepMaps() for path in paths}
     unet.set_attn_processor({**unet.attn_processors, **keepers})

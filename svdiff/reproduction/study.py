@@ -123,20 +123,14 @@ class Study:
         """The folder of a training by svdiff.train, made if it is not there yet. Raises InputError if the one that is
         there was made with other flags."""
         folder = Path(self.args.output_dir) / "trainings" / name
-        listed = folder.with_suffix(".json")
-        words = ["--pretrained_model_name_or_path", self.args.pretrained_model_name_or_path, "--output_dir",
-                 str(folder), "--num_validation_images", "2", "--seed", str(self.args.seed), *flags]  # fmt: skip
-        given = {"learning_rate": next((rate for space, rate in reversed(self.args.learning_rate or [])
-                                        if space in flags), None)}  # fmt: skip
-        given |= {name: getattr(self.args, name) for name in ("device", "max_train_steps", "basis_dir",
-                                                              "num_class_images")}  # fmt: skip
-        for flag, value in given.items():
-            words += [f"--{flag}", str(value)] if value is not None and f"--{flag}" not in flags else []
-        if len(concepts) > 1:
-            words += ["--concepts_list", str(listed)]
-        for only in concepts if len(concepts) == 1 else []:
-            words += ["--instance_data_dir", only.instance_data_dir, "--instance_prompt", only.instance_prompt,
-                      "--class_prompt", only.class_prompt]  # fmt: skip
+        listed, args = folder.with_suffix(".json"), vars(self.args)
+        rates = [rate for space, rate in self.args.learning_rate or [] if space in flags]
+        given = {"output_dir": folder, "num_validation_images": 2, "learning_rate": rates[-1] if rates else None}
+        given |= {name: args[name] for name in ("pretrained_model_name_or_path", "seed", "device", "max_train_steps",
+                                                "basis_dir", "num_class_images")}  # fmt: skip
+        given |= {"concepts_list": listed} if len(concepts) > 1 else vars(concepts[0]) if concepts else {}
+        words = [*flags, *(f"--{name}={value}" for name, value in given.items()
+                           if value is not None and f"--{name}" not in flags)]  # fmt: skip
         order = {"flags": words, "concepts": [vars(one) for one in concepts]}
         if (folder / "order.json").is_file():
             if read_json(folder / "order.json") == order:

