@@ -20,7 +20,6 @@ from common.flags import number
 from common.runs import InputError, atomic_path, make_parser, measure, read_object, script, write_config, write_json
 from svdiff import options
 
-WAYS = ("spectral_shifts", "interpolate", "style_mix")
 # flag -> the flag without which it does nothing
 ONLY_WITH = {"alpha": "interpolate", "geometry_layers": "style_mix", "ddim_inversion": "image_path",
              "inversion_timestep": "image_path", "slerp_alpha": "image_path"}  # fmt: skip
@@ -43,12 +42,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--pretrained_model_name_or_path", default="picturebook", help="the base model that was tuned")
     add("--prompt", help="what to draw; by default what the training's grid.png shows")
-    add("--spectral_shifts", nargs="+", type=weighted, metavar="TRAINING[:WEIGHT]", help="added up, then one ReLU (Eq. "
+    way = parser.add_mutually_exclusive_group().add_argument
+    way("--spectral_shifts", nargs="+", type=weighted, metavar="TRAINING[:WEIGHT]", help="added up, then one ReLU (Eq. "
         "4); folders or files")  # fmt: skip
-    add("--interpolate", nargs=2, metavar=("A", "B"), help="alpha A + (1 - alpha) B (Eq. 5)")
-    add("--alpha", nargs="+", type=number(float, 0, 1), help="of --interpolate; by default 0 0.25 0.5 0.75 1")
-    add("--style_mix", nargs=2, metavar=("APPEARANCE", "GEOMETRY"), help="GEOMETRY's shifts in --geometry_layers, "
+    way("--interpolate", nargs=2, metavar=("A", "B"), help="alpha A + (1 - alpha) B (Eq. 5)")
+    way("--style_mix", nargs=2, metavar=("APPEARANCE", "GEOMETRY"), help="GEOMETRY's shifts in --geometry_layers, "
         "APPEARANCE's elsewhere; both trained on UNet-2D (Sec. 4.4)")  # fmt: skip
+    add("--alpha", nargs="+", type=number(float, 0, 1), help="of --interpolate; by default 0 0.25 0.5 0.75 1")
     add("--scale", nargs="+", type=number(float, -10, 10), default=[1.0], help="of the shifts, inside of the ReLU")
     add("--export_merged", metavar="DIR", help="write an ordinary diffusers pipeline with the tuned weights, float32")
     add = parser.add_argument_group("single-image editing (Sec. 3.4)").add_argument
@@ -73,10 +73,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def check(args: argparse.Namespace) -> None:
     """Raises InputError for what does not go together, before anything is loaded; fills in what then is by default."""
-    given = [way for way in WAYS if getattr(args, way)]
-    if len(given) > 1:
-        raise InputError(f"--{given[0]} and --{given[1]} are two ways to combine trainings: give one of them")
-    if not given:
+    if not paths_of(args):
         if not Path(options.OUTPUT_DIR).is_dir() and not args.print_config:
             raise InputError(f"nothing is trained in {options.OUTPUT_DIR} yet: run python -m svdiff.train, or name a "
                              "training with --spectral_shifts")  # fmt: skip

@@ -156,7 +156,7 @@ def test_an_exported_picturebook_stays_one(tiny_folder, tmp_path, monkeypatch):
 
 WRONG = [
     (["--spectral_shifts", "/nowhere"], "is missing"),
-    (["--spectral_shifts", "HERE/a", "--interpolate", "HERE/a", "HERE/b"], "two ways"),
+    (["--spectral_shifts", "HERE/a", "--interpolate", "HERE/a", "HERE/b"], "not allowed with"),
     (["--style_mix", "HERE/a", "HERE/b", "--geometry_layers", "16,down,9", "8,down,0"], "the layers have to be"),
     (["--style_mix", "HERE/a", "HERE/b", "--geometry_layers", "8,down,0", "16,down,0"], "in this order"),
     (["--style_mix", "HERE/a", "HERE/b", "--geometry_layers", "mid", "8,down,0"], "no layer"),
