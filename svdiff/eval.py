@@ -9,7 +9,6 @@ An interrupted run goes on where it stopped: start it again with the same flags.
 
 import argparse
 import importlib
-import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -94,17 +93,16 @@ def table_1() -> tuple[str, dict[str, dict[str, int]]]:
 
     from common.tables import published_table, text_table
     from svdiff.basis import tunable
-    from svdiff.files import write_shifts
+    from svdiff.files import as_bytes
     from svdiff.subsets import chosen, cost, shift_length, stable_diffusion_unet
 
     unet, found, printed = stable_diffusion_unet(), {}, published_table("svdiff", "1")
     layers = tunable(unet)
     lines = [["Subset", "tensors", "numbers", "KB published", "KB as torch.save", "KB as our file"]]
     for subset, kilobytes in ((row["subset"], row["values"][0]) for row in printed["rows"]):
-        file = io.BytesIO()
         shifts = {path: torch.zeros(shift_length(layers[path])) for path in chosen(unet, subset)}
-        write_shifts(file, shifts, base="0" * 32, subset=subset)
-        one = found[subset] = {**cost(unet, subset), "file_bytes": file.tell()}
+        file = as_bytes(shifts, base="0" * 32, subset=subset)
+        one = found[subset] = {**cost(unet, subset), "file_bytes": len(file)}
         sizes = (f"{one[name] / 1024:.1f}" for name in ("torch_bytes", "file_bytes"))
         lines.append([subset, str(one["tensors"]), f"{one['values']:,}", f"{kilobytes:g}", *sizes])
     doubts = "\n".join(f"- {doubt}" for doubt in printed["doubts"])

@@ -8,7 +8,6 @@ such hash, one number per norm layer instead of a vector, and the `text_model.` 
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -32,16 +31,16 @@ def file_name(part: str) -> str:
     return f"{NAME}{PARTS[part]}.safetensors"
 
 
-def write_shifts(place: Path | Any, shifts: Mapping[str, Tensor], base: str, part: str = "unet", **about: str) -> None:
-    """Write the shifts of one part to a path (atomically) or a binary file; `about` joins the metadata as text."""
+def as_bytes(shifts: Mapping[str, Tensor], base: str, part: str = "unet", **about: str) -> bytes:
+    """A file of the shifts of one part; `about` joins the metadata."""
     level = OLD_LEVEL if part != "unet" else ""  # under the names that the community's loaders look for
     tensors = {f"{level}{path.removeprefix(level)}.delta": delta.float().contiguous() for path, delta in shifts.items()}
-    content = save(tensors, {"format": "svdiff", "base": base, "part": part, **about})
-    if isinstance(place, Path):
-        with atomic_path(place) as temporary:
-            temporary.write_bytes(content)
-    else:
-        place.write(content)
+    return save(tensors, {"format": "svdiff", "base": base, "part": part, **about})
+
+
+def write_shifts(file: Path, shifts: Mapping[str, Tensor], base: str, part: str = "unet", **about: str) -> None:
+    with atomic_path(file) as temporary:
+        temporary.write_bytes(as_bytes(shifts, base, part, **about))
 
 
 def read_tensors(file: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, str]]:
