@@ -26,9 +26,9 @@ def likeness(study: Study, subject: Subject, prompt: str) -> Scorer:
 
     def score(picture: Tensor) -> dict[str, float]:
         one = picture.to(device)
-        alike = 1 - lpips_distance(one.expand_as(own), own, eyes.lpips).mean()
+        alike = 1 - lpips_distance(one.expand_as(own), own, eyes.lpips).mean().item()
         found = [
-            Score("image_alignment", alike.item(), eyes.lpips.label),
+            Score("image_alignment", alike, eyes.lpips.label),
             Score("CLIP-T", clip_text_similarity(one, [prompt], eyes.clip).item(), eyes.clip.label),
             Score("DINO", dino_similarity(one, own, eyes.dino).mean().item(), eyes.dino.label),
             Score("CLIP-I", clip_image_similarity(one, own, eyes.clip).mean().item(), eyes.clip.label),
