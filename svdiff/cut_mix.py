@@ -86,10 +86,7 @@ def paste(one: Tensor, two: Tensor, stacked: bool, fit: str = "crop") -> Tensor:
 def half_masks(stacked: bool, size: int) -> Tensor:
     """float32 [2, size, size]: 1 in the first subject's half, and in the second's."""
     first = torch.zeros(size, size)
-    if stacked:
-        first[: size // 2] = 1
-    else:
-        first[:, : size // 2] = 1
+    (first if stacked else first.T)[: size // 2] = 1
     return torch.stack([first, 1 - first])
 
 

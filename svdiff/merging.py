@@ -134,16 +134,10 @@ def new_weights(pipe, change: Change, scale: float, bases: Bases) -> Iterator[tu
 
 
 @torch.no_grad()
-def write_into(
-    pipe, change: Change, scale: float = 1.0, bases: Bases | None = None,
-    before: list[tuple[Tensor, Tensor]] | None = None,
-) -> None:  # fmt: skip
+def write_into(pipe, change: Change, scale: float = 1.0, bases: Bases | None = None) -> None:
     """Merge a change into the pipeline's weights (Eq. 2 at `scale`): an ordinary model then, exactly as fast as the
-    base. bases: the pipeline's own, which are kept in memory for the next change. before: gets (parameter, old value on
-    the CPU) of all that is touched."""
+    base. bases: the pipeline's own, which are kept in memory for the next change."""
     for parameter, value in new_weights(pipe, change, scale, bases or Bases(pipe)):
-        if before is not None:
-            before.append((parameter, parameter.detach().to("cpu", copy=True)))
         parameter.copy_(value)
 
 
@@ -152,8 +146,10 @@ def applied(pipe, change: Change | None, scale: float = 1.0, bases: Bases | None
     """Within this context the pipeline is the changed model; afterwards it is the base again, bit for bit."""
     before: list[tuple[Tensor, Tensor]] = []
     try:
-        if change:
-            write_into(pipe, change, scale, bases, before)
+        with torch.no_grad():
+            for parameter, value in new_weights(pipe, change, scale, bases or Bases(pipe)) if change else ():
+                before.append((parameter, parameter.detach().to("cpu", copy=True)))
+                parameter.copy_(value)
         yield
     finally:
         with torch.no_grad():

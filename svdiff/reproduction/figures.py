@@ -56,11 +56,9 @@ def of_subjects(study: Study, methods: Callable[[Subject], list[Method]], file: 
 
 def single(study: Study) -> None:
     """Fig. 5 and 9b: shifts, full weights and LoRA, in new places."""
-
-    def methods(subject: Subject) -> list[Method]:
-        return [Method(name, partial(study.tuned, subject, name, *flags)) for name, flags in ONE_SUBJECT.items()]
-
-    of_subjects(study, methods, "figure5.png", prompts=2)
+    of_subjects(study, lambda subject: [
+        Method(name, partial(study.tuned, subject, name, *flags)) for name, flags in ONE_SUBJECT.items()
+    ], "figure5.png", prompts=2)  # fmt: skip
     scatter(study)
 
 
@@ -84,11 +82,9 @@ def scatter(study: Study) -> None:
 
 def ablation(study: Study) -> None:
     """Table 1's subsets, trained and scored (Sec. 4.4; the paper's scores are in an appendix that is not public)."""
-
-    def methods(subject: Subject) -> list[Method]:
-        return [Method(name, partial(subset, study, subject, name)) for name in options.SUBSET_NAMES]
-
-    of_subjects(study, methods, "ablation.png")
+    of_subjects(study, lambda subject: [
+        Method(name, partial(subset, study, subject, name)) for name in options.SUBSET_NAMES
+    ], "ablation.png")  # fmt: skip
 
 
 def subset(study: Study, subject: Subject, name: str) -> merging.Change:
@@ -98,11 +94,9 @@ def subset(study: Study, subject: Subject, name: str) -> merging.Change:
 
 def rank(study: Study) -> None:
     """Of every layer only the shifts of its largest singular values are kept (Sec. 4.4 names the analysis)."""
-
-    def methods(subject: Subject) -> list[Method]:
-        return [Method(f"share {share:g}", partial(truncated, study, subject, share)) for share in SHARES]
-
-    of_subjects(study, methods, "rank.png")
+    of_subjects(study, lambda subject: [
+        Method(f"share {share:g}", partial(truncated, study, subject, share)) for share in SHARES
+    ], "rank.png")  # fmt: skip
 
 
 def truncated(study: Study, subject: Subject, share: float) -> merging.Change:
@@ -116,11 +110,9 @@ def truncated(study: Study, subject: Subject, share: float) -> merging.Change:
 
 def scaling(study: Study) -> None:
     """All shifts are multiplied, inside of the ReLU (Sec. 4.4 names the analysis)."""
-
-    def methods(subject: Subject) -> list[Method]:
-        return [Method(f"scale {scale:g}", partial(study.tuned, subject), scale) for scale in SCALES]
-
-    of_subjects(study, methods, "scaling.png")
+    of_subjects(study, lambda subject: [
+        Method(f"scale {scale:g}", partial(study.tuned, subject), scale) for scale in SCALES
+    ], "scaling.png")  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------------- two and more
@@ -195,32 +187,33 @@ def gate(study: Study, found: list[tuple[str, tuple]], told: dict[tuple, list[Me
 
 def combination(study: Study) -> None:
     """Fig. 8: subjects trained apart, added up (Eq. 4): shifts against differences of full weights."""
+
+    def added(subjects: tuple, space: str) -> merging.Change:
+        return merging.add([study.tuned(subject, space) for subject in subjects])  # Eq. 4
+
     panels = []
     for kind, subjects in study.pairs():
-        methods = [Method(space, partial(added, study, subjects, space)) for space in ("svdiff", "full")]
+        methods = [Method(space, partial(added, subjects, space)) for space in ("svdiff", "full")]
         prompts = prompts_of(study, [study.phrase(subject) for subject in subjects])
         panels.append(pair_panel(study, kind, subjects, methods, prompts, partial(seen_in, study, subjects)))
     study.compare(panels, "figure8.png")
-
-
-def added(study: Study, subjects: tuple, space: str) -> merging.Change:
-    return merging.add([study.tuned(subject, space) for subject in subjects])  # Eq. 4
 
 
 def style(study: Study) -> None:
     """Fig. 10: geometry from the second subject's shifts in a span of layers, everything else from the first's."""
     span, panels = study.args.geometry_layers, []
     combine.span(study.pipe.unet, *span)  # refuses layers that there are not, before anything is trained
+    rules = {
+        "appearance": lambda one, two: one,
+        "mixed": lambda one, two: merging.style_mix(study.pipe, one, two, *span),
+        "added": lambda one, two: merging.add([one, two]),
+    }
 
-    def mixed(one: Subject, two: Subject) -> merging.Change:
-        return merging.style_mix(study.pipe, *(subset(study, subject, "UNet-2D") for subject in (one, two)), *span)
-
-    def sum_of(one: Subject, two: Subject) -> merging.Change:
-        return merging.add([subset(study, subject, "UNet-2D") for subject in (one, two)])
+    def change(subjects: tuple, name: str) -> merging.Change:
+        return rules[name](*(subset(study, subject, "UNet-2D") for subject in subjects))
 
     for kind, subjects in study.pairs():
-        methods = [Method("appearance", partial(subset, study, subjects[0], "UNet-2D")),
-                   Method("mixed", partial(mixed, *subjects)), Method("added", partial(sum_of, *subjects))]  # fmt: skip
+        methods = [Method(name, partial(change, subjects, name)) for name in rules]
         prompt, plain = study.prompts(subjects[0])[0]
         panels.append(pair_panel(study, kind, subjects, methods, [prompt], likeness(study, subjects[0], plain)))
     study.compare(panels, "figure10.png")
