@@ -68,10 +68,9 @@ def scatter(study: Study) -> None:
     from matplotlib.figure import Figure
 
     rows, figure = read_rows(study.rows), Figure((5, 4), layout="constrained")
-    axis = figure.subplots()
+    axis, keys = figure.subplots(), [find_key(rows, name) for name in ("CLIP-T", "image_alignment")]
     for method, color in zip(ONE_SUBJECT, color_sequences["tab10"], strict=False):
-        text, image = ([row["metrics"][find_key(rows, name)] for row in rows if row["method"] == method]
-                       for name in ("CLIP-T", "image_alignment"))  # fmt: skip
+        text, image = ([row["metrics"][key] for row in rows if row["method"] == method] for key in keys)
         axis.scatter(text, image, s=8, alpha=0.4, color=color)
         axis.scatter(fmean(text), fmean(image), s=90, color=color, label=method)
     axis.set(xlabel="text alignment (CLIP)", ylabel="image alignment (1 - LPIPS)")
