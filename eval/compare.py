@@ -36,7 +36,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "inversion and an engine; on --pictures of any track: svdiff, pixels, sdedit, untuned, …")  # fmt: skip
     add("--items", type=number(int, 1), default=12, help="items to run; results of longer runs are shown beside")
     add("--pretrained_model_name_or_path", default="picturebook", help="picturebook, a local folder or a hub id")
-    add("--dataset", default="picturebook", help="picturebook, or a PIE-Bench folder")
+    add("--dataset", default="picturebook", help="picturebook, a PIE-Bench folder, or compositions (exemplar "
+        "editing alone)")  # fmt: skip
     add("--num_inference_steps", type=number(int, 1, 1000), help="DDIM steps of every track; the papers' by default")
     add("--metric_encoders", help="picturebook, pie, or a folder; by default those that suit the model")
     add("--output_dir", default="outputs/compare", help="folder for rows, pictures and index.html")

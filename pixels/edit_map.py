@@ -128,12 +128,12 @@ def binarize(edit_map: Tensor, level: float = 0.5) -> Tensor:
     return (edit_map < level).float()
 
 
-def to_latent_grid(edit_map: Tensor, size: tuple[int, int], antialias: bool = False) -> Tensor:
+def to_latent_grid(edit_map: Tensor, size: tuple[int, int]) -> Tensor:
     """mu_d, the map on the latent grid (Alg. 1, l. 6): bilinear without antialiasing, as released.
 
     For an exact eighth this is the mean of the central 2x2 pixels of each 8x8 block.
     """
-    return F.interpolate(edit_map, size, mode="bilinear", align_corners=False, antialias=antialias)
+    return F.interpolate(edit_map, size, mode="bilinear", align_corners=False)
 
 
 # ------------------------------------------------------------------------------------------------------- thresholds

@@ -27,16 +27,29 @@ from common.runs import (
 from pixels import options
 
 # Keys of baselines.TRUE and baselines.METHODS, which are heavy to import; the first six are reference rows.
-METHOD_NAMES = ("truth", "truth_vae", "nothing", "paste", "alpha", "poisson", "latent_paste", "perturbed",
-                "noise_scaling", "pixels", "pixels_quadratic", "pixels_cubic", "pixels_log", "pixels_sigmoid")
+METHOD_NAMES = (
+    "truth",
+    "truth_vae",
+    "nothing",
+    "paste",
+    "alpha",
+    "poisson",
+    "latent_paste",
+    "perturbed",
+    "noise_scaling",
+    "pixels",
+    "pixels_quadratic",
+    "pixels_cubic",
+    "pixels_log",
+    "pixels_sigmoid",
+)
 OF_TRUTH = METHOD_NAMES[:2]
-DRAWN = ("picturebook", "compositions")  # data sets that need no folder
 TABLES = ("1a", "1b", "overhead")
 FIGURES = ("2", "3", "4", "5", "6", "7", "8", "10", "gradient")
 # What may change from run to run in one folder; --full has the quick subset's items among its own.
 FREE = set(
-    "full methods limit table figure shard device output_dir print_config user_study answers overhead lemma "
-    "repeats pairs maps pair_count prompts".split()
+    "full methods limit table figure shard device output_dir print_config user_study answers lemma repeats "
+    " pairs maps pair_count prompts".split()
 )
 
 
@@ -45,7 +58,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--table", choices=TABLES, help="print the measured rows inside this table of the paper")
     add("--figure", choices=FIGURES, help="draw this figure of the paper anew, and print its numbers")
-    add("--overhead", action="store_true", help="time and memory on top of diffusers' img2img (Appendix 6)")
     add("--lemma", action="store_true", help="try Lemma 1's bound and the corrected one")
     add("--pairs", metavar="FOLDER", help="write the paper's protocol from a folder of pictures (ImageNet's validation "
         "set) to --dataset, and stop")  # fmt: skip
@@ -54,8 +66,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--user_study", action="store_true", help="write the blinded page for Table 1b from the pictures at hand")
     add("--answers", nargs="+", metavar="JSON", help="average the ranks of these answer files, and stop")
     add(
-        "--dataset", default="picturebook", help="a folder with pairs.json or source_1.*, exemplar_1.*, map_1.*; "
-        "picturebook: the quick subset; compositions: its halves of scenes"
+        "--dataset",
+        default="picturebook",
+        help="a folder with pairs.json or source_1.*, exemplar_1.*, map_1.*; "
+        "picturebook: the quick subset; compositions: its halves of scenes",
     )
     add("--split", choices=("test", "validation"), default="test", help="of the picturebook; tune on validation only")
     add("--full", action="store_true", help="all items of the picturebook's benchmark, not the quick subset")
@@ -71,7 +85,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--metric_encoders", help="picturebook; paper: CLIP ViT-B/32, LPIPS, and for FID also Inception; or a folder "
         "with copies of these; default: by the model")  # fmt: skip
     add("--prompts", nargs="+", help="of --figure 5")
-    add("--repeats", type=options.number(int, 1), default=20, help="of --overhead (paper: 100) and --lemma")
+    add("--repeats", type=options.number(int, 1), default=20, help="of --lemma")
     options.add_method_flags(parser)
     options.add_model_flags(parser, output_dir="outputs/pixels_eval")
     args = options.parse(parser, argv)
@@ -81,9 +95,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         args.metric_encoders = "picturebook" if on_picturebook else "paper"
     if args.maps and not Path(args.maps).is_dir():
         raise InputError(f"--maps {args.maps} is no folder; give one with pictures of maps")
-    if args.pairs and args.dataset in DRAWN:
+    if args.pairs and args.dataset in options.DRAWN:
         raise InputError("--pairs writes to --dataset: name a folder there")
-    if not args.pairs and args.dataset not in DRAWN and not Path(args.dataset).is_dir():
+    if not args.pairs and args.dataset not in options.DRAWN and not Path(args.dataset).is_dir():
         raise InputError(f"--dataset {args.dataset} is no folder; give one with pairs.json, or see --pairs")
     args.methods = list(dict.fromkeys(args.methods or default_methods(args)))
     return args
@@ -93,16 +107,6 @@ def default_methods(args: argparse.Namespace) -> list[str]:
     if args.figure in ("7", "10"):
         return ["pixels", "pixels_quadratic", "pixels_cubic", "pixels_log", "pixels_sigmoid"]
     return [name for name in METHOD_NAMES if not name.startswith("pixels_")]
-
-
-def find_pairs(args: argparse.Namespace) -> list:
-    from pixels.reproduction.pairs import composition_pairs, picturebook_pairs, read_pairs
-
-    if args.dataset == "picturebook":
-        return picturebook_pairs(args.split, args.full, args.limit)
-    if args.dataset == "compositions":
-        return composition_pairs(args.split, args.limit)
-    return read_pairs(args.dataset, args.map_white, args.limit)
 
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
@@ -149,29 +153,23 @@ def main(argv: list[str] | None = None) -> None:
 
         print_ranks(args.answers, output)
         return
-    if args.table in ("1b", "overhead") and not args.overhead:
+    if args.table in ("1b", "overhead"):  # of participants, and of eval.bench
         from pixels.reproduction.tables import beside_published
 
         print(beside_published(args.table, {}))
         return
     check_same_settings(output, args)
-    pairs = find_pairs(args)
-    from pixels.reproduction.scoring import Bench, load_eyes
-    from pixels.surgery import Surgery
+    from pixels.reproduction.pairs import find_pairs
+    from pixels.reproduction.scoring import load_bench
 
-    model, kind, size = options.load(args)
-    sampling = options.sampling_of(args, kind)
-    options.announce(kind, sampling)
-    options.check_steps(model, sampling)
-    eyes = load_eyes(args.metric_encoders, args.device)
-    bench = Bench(args, model, size, sampling, Surgery(**options.surgery_of(args)), eyes, output)
-    write_config(output, args, sampling=asdict(sampling), surgery=asdict(bench.surgery))
-    if args.overhead or args.lemma or (args.figure and args.figure not in ("4", "7", "10")):
+    pairs = find_pairs(args.dataset, args.split, args.full, args.map_white, args.limit)
+    bench = load_bench(args)
+    write_config(output, args, sampling=asdict(bench.sampling), surgery=asdict(bench.surgery))
+    if args.lemma or (args.figure and args.figure not in ("4", "7", "10")):
         from pixels.reproduction.figures import FIGURES
         from pixels.reproduction.lemma import lemma
-        from pixels.reproduction.overhead import overhead
 
-        (overhead if args.overhead else lemma if args.lemma else FIGURES[args.figure])(bench, pairs)
+        (lemma if args.lemma else FIGURES[args.figure])(bench, pairs)
         return
     run_all(bench, pairs)
     if not args.shard:
@@ -223,9 +221,7 @@ def report(bench, pairs: list) -> None:
     save_png(output / "grid.png", grid(sheet, [pair.kind or pair.id for pair in pairs[:12]], columns))
     print(score_table(summary), end="\n\n")
     if args.figure in ("7", "10"):
-        from pixels.reproduction.thresholds import threshold_areas, threshold_changes
-
-        print(threshold_areas(bench), threshold_changes(rows), sep="\n\n", end="\n\n")
+        print(tables.threshold_areas(bench), tables.threshold_changes(rows), sep="\n\n", end="\n\n")
     if args.table:
         dataset = Path(args.dataset).name
         measured_on = f"measured: {dataset}, {Path(args.metric_encoders).name} encoders"

@@ -10,6 +10,7 @@ from typing import Any
 from common.flags import check_writable, is_picturebook_folder, number
 from common.runs import InputError
 
+DRAWN = ("picturebook", "compositions")  # data sets that need no folder
 THRESHOLD_NAMES = ("linear", "quadratic", "cubic", "log", "sigmoid")  # keys of edit_map.THRESHOLDS
 SCHEDULER_NAMES = ("own", "ddim", "euler", "ddpm", "pndm", "euler_ancestral", "dpmsolver", "unipc", "lms")
 RELEASED_NEGATIVE = "blurry, shadow polaroid photo, scary angry pose"
@@ -108,11 +109,9 @@ def add_method_flags(parser: argparse.ArgumentParser) -> None:
     add("--schedule", choices=("released", "paper"), help="thresholds alone as in one of the two")
     add("--noise", choices=("fixed", "fresh", "shared"), help="per picture; new at every step; one for all pictures")
     add("--posterior", choices=("sample", "mean"), help="of the VAE")
-    add("--compare", choices=("gt", "ge"), default="gt", help="keep the source where map > (or >=) threshold")
     add("--composite", choices=("none", "latent", "pixel"), default="none", help="put white regions of the source back "
         "at the end (paper and released code: none)")  # fmt: skip
     add("--black_point", type=number(float, 0, 1), default=0, help="greys up to this count as black (released: 0)")
-    add("--map_antialias", action="store_true", help="average the map over each latent cell (released: its middle)")
     add("--refiner_start", type=number(float, 0, 1), default=0.8, help="where the refiner takes over from the base")
     add("--image_embedding", choices=("prior", "exemplar"), default="prior", help="Kandinsky is told by: the prior's "
         "drawing from the prompt (released), or CLIP's embedding of the exemplar")  # fmt: skip
@@ -159,10 +158,8 @@ def surgery_of(args: argparse.Namespace) -> dict[str, Any]:
     return {
         **{name: value or ALGORITHMS[args.algorithm][name] for name, value in chosen.items()},
         "threshold": args.threshold,
-        "compare": args.compare,
         "composite": args.composite,
         "black_point": args.black_point,
-        "antialias": args.map_antialias,
     }
 
 

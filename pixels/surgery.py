@@ -27,21 +27,18 @@ class Surgery:
     """What a user may choose besides prompt, strength and guidance, which belong to the backbone.
 
     threshold: a key of edit_map.THRESHOLDS or a function. schedule: "released" or "paper" (edit_map.thresholds).
-    compare: "gt", mu > tau (both), or "ge" from the second step on; the first stays strict, since mu >= 0 would leave
-    no cell to the exemplar. noise: "fixed", one per picture (released); "fresh", the source gets a new one at every
+    noise: "fixed", one per picture (released); "fresh", the source gets a new one at every
     step (as l. 13 may be read); "shared", the exemplars use the source's. posterior: "sample" (released) or "mean".
     composite: "none" (both), "latent" or "pixel": put the source back once more where white keeps it to the end.
-    black_point: grey levels up to it count as black. antialias: average the map over each cell.
+    black_point: grey levels up to it count as black.
     """
 
     threshold: Threshold = "linear"
     schedule: str = "released"
-    compare: str = "gt"
     noise: str = "fixed"
     posterior: str = "sample"
     composite: str = "none"
     black_point: float = 0.0
-    antialias: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,7 +161,7 @@ def prepare(
 
     maps = [histogram(check(edit_map.to(z_source.device)), surgery.black_point) for edit_map in edit_maps]
     size = z_source.shape[-2:]
-    mus = [to_latent_grid(edit_map, size, surgery.antialias) for edit_map in maps]  # l. 6; 2: l. 7-8
+    mus = [to_latent_grid(edit_map, size) for edit_map in maps]  # l. 6; 2: l. 7-8
     tau = thresholds(surgery.threshold, len(timesteps), surgery.schedule).to(z_source.device)
     if not (least(mus) <= tau[0]).any():
         logger.warning(
@@ -198,7 +195,7 @@ def loop(
                 z_exemplar_t = signal[0] * z_exemplar + sigma[0] * exemplar_noise  # l. 8; 2: l. 10-11
                 z = torch.where(mu_k > tau[0], z, z_exemplar_t)  # l. 9-10; 2: l. 12-14
         else:
-            keep = mu > tau[i] if surgery.compare == "gt" else mu >= tau[i]  # l. 14; 2: l. 18-19
+            keep = mu > tau[i]  # l. 14; 2: l. 18-19
             if trace is not None:
                 trace.append(Trace(float(t), z_source_t, z, keep))
             z = torch.where(keep, z_source_t, z)  # l. 15; 2: l. 20

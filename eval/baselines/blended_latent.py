@@ -11,7 +11,8 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from pixels.backbones import Backbone
-from pixels.reproduction.baselines import cell_masks
+from pixels.edit_map import binarize
+from pixels.reproduction.baselines import reduced
 from pixels.surgery import Surgery, least, noise_levels, stepper
 
 
@@ -24,11 +25,12 @@ def edit(
     step = stepper(scheduler, generator)
     z_source = backbone.encode(source, surgery.posterior == "sample", generator)
     noise = randn_tensor(z_source.shape, generator, z_source.device, z_source.dtype)
-    masks = [mask.to(z_source.device) > 0 for mask in cell_masks(backbone, source, edit_maps, surgery)]  # true = keep
+    mus = [mu.to(z_source.device) for mu in reduced(edit_maps, z_source.shape[-2:], surgery)]
     z = z_source
-    for exemplar, mask in zip(exemplars, masks, strict=True):
-        z = torch.where(mask, z, backbone.encode(exemplar, surgery.posterior == "sample", generator))
-    keep = least([mask.float() for mask in masks]) > 0
+    for exemplar, mu in zip(exemplars, mus, strict=True):
+        z_exemplar = backbone.encode(exemplar, surgery.posterior == "sample", generator)
+        z = torch.where(binarize(mu) > 0, z_exemplar, z)
+    keep = binarize(least(mus)) == 0
     signal, sigma = noise_levels(scheduler, timesteps, z)
     z = signal[0] * z + sigma[0] * noise
     for i, t in enumerate(timesteps):

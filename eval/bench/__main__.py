@@ -16,7 +16,7 @@ from eval.bench.inversions import SOLVERS
 PARTS = {  # name -> module and function, (pipe, args) -> {name in bench.json: rows}; imported when they are run
     "inversions": ("eval.bench.inversions", "run"),
     "sampling": ("eval.bench.sampling", "run"),
-    "surgery": ("eval.bench.sampling", "run_surgery"),
+    "surgery": ("eval.bench.surgery", "run"),
     "penalty": ("eval.bench.penalty", "run"),
     "shifts": ("eval.bench.shifts", "run"),
     "inpainting": ("eval.bench.inpainting", "run"),

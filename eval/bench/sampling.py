@@ -1,7 +1,6 @@
-"""Our sampling and latent surgery against diffusers' own pipelines, in turn, on the same weights. For make bench."""
+"""Our sampling against diffusers' own pipeline, in turn, on the same weights. For make bench."""
 
 import argparse
-from pathlib import Path
 
 from eval.bench.ratios import against, in_turn, middle
 
@@ -18,15 +17,6 @@ def run(pipe, args: argparse.Namespace) -> dict[str, list[dict]]:
     print(f"Sampling, {args.num_inference_steps} steps, guidance {args.guidance_scale:g}, {len(rows)} pairs: ours / "
           f"diffusers' {middle(ratio, 3)}{against(ratio, 1.0)}; largest difference of latents {gap:.1e}")  # fmt: skip
     return {"sampling": rows}
-
-
-def run_surgery(pipe, args: argparse.Namespace) -> dict[str, list[dict]]:
-    """Latent surgery, measured and printed."""
-    rows = surgery_rows(pipe, args)
-    ratio = [row["ours_seconds"] / row["theirs_seconds"] for row in rows]
-    steps = args.num_inference_steps
-    print(f"Latent surgery, half of {steps} steps, {len(rows)} pairs: ours / img2img {middle(ratio, 3)}")
-    return {"surgery": rows}
 
 
 def sampling_rows(pipe, args: argparse.Namespace) -> list[dict]:
@@ -56,26 +46,3 @@ def sampling_rows(pipe, args: argparse.Namespace) -> list[dict]:
         ).images  # fmt: skip
 
     return in_turn(ours, theirs, args.repeats)
-
-
-def surgery_rows(pipe, args: argparse.Namespace) -> list[dict]:
-    """Latent surgery (PIXELS) and diffusers' img2img of the same strength, loops alone, in turn; one row per pair."""
-    import torch
-    from diffusers import StableDiffusionPipeline
-
-    from common.pipelines import native_resolution
-    from pixels.backbones import Model
-    from pixels.edit_map import gradient
-    from pixels.options import Sampling
-    from pixels.reproduction.overhead import paired_runs
-    from pixels.reproduction.scoring import Bench
-    from pixels.surgery import Surgery
-
-    side = native_resolution(pipe)
-    source, exemplar = torch.rand(2, 1, 3, side, side, generator=torch.Generator().manual_seed(0))
-    loaded = {"source": source, "exemplars": [exemplar], "maps": [gradient((side, side))]}
-    model = Model("sd" if isinstance(pipe, StableDiffusionPipeline) else "sdxl", pipe, pipe.scheduler)
-    told = Sampling("", "", args.guidance_scale, args.num_inference_steps, strength=0.5)
-    seeds, surgery = argparse.Namespace(seed=0), Surgery(black_point=0.1)
-    bench = Bench(seeds, model, (side, side), told, surgery, None, Path(args.output_dir))
-    return paired_runs(bench, loaded, args.repeats)

@@ -12,7 +12,6 @@ import numpy as np
 from common.flags import local_folder
 from common.runs import done_items, read_json, read_rows, write_config
 from eval.report.measures import find
-from eval.tracks.exemplar_front import draw_front
 from eval.tracks.track import Item, Picture, Run, Track, date_of, earlier_results
 from pixels import eval as pixels_eval
 from pixels import options
@@ -43,11 +42,14 @@ COLUMNS = [
     "seam", "contrast", "psnr_kept",
     "lpips_kept", "seconds", "peak_memory_mb",
 ]  # fmt: skip
-SETTINGS = Path(__file__).parents[1] / "tuning/exemplar_editing.toml"  # of each method, tuned on the validation split
+TUNING = Path(__file__).parents[1] / "tuning"  # settings of each method, tuned on the validation split
+SETTINGS = {"picturebook": TUNING / "exemplar_editing.toml", "compositions": TUNING / "compositions.toml"}
 NOTES = [
     "Pasting copies the exemplar's own pixels: it wins every likeness to the exemplar by construction and keeps the "
     "rest to the bit. It stands here as the control; read likeness and seam together.",
-    "Methods without grey maps are given the map binarised at 0.5. Differential Diffusion knows no exemplar and is "
+    "Methods without grey maps are given the map binarised at 0.5, as in the paper; the controls of the algorithm "
+    "(latents replaced, noised, noise scaled) start from the very latents that PIXELS starts from, the exemplar's "
+    "where the map is wholly black. Differential Diffusion knows no exemplar and is "
     "told the target prompt instead; all others run with an empty prompt, as in the paper.",
     "Blended latent diffusion starts its region from the exemplar here (published: from text alone). For every method "
     "the same number of settings was tried on the validation split (eval/tuning/exemplar_editing.py).",
@@ -116,37 +118,22 @@ def functions(model: str, device: str | None) -> dict[str, Any]:
     return {name: every[name] for name in wanted if name in every}  # the true edit is no method
 
 
-def own_settings(on_picturebook: bool) -> dict[str, dict[str, Any]]:
+def own_settings(on_picturebook: bool, dataset: str = "picturebook") -> dict[str, dict[str, Any]]:
     """What each method runs with in place of the model's preset: the tuned settings on the picturebook, none elsewhere;
     Differential Diffusion's prompt everywhere."""
     from pixels.reproduction.scoring import ITEM_PROMPT
 
-    tuned = tomllib.loads(SETTINGS.read_text(encoding="utf-8")) if on_picturebook else {}
+    file = SETTINGS.get(dataset, SETTINGS["picturebook"])
+    tuned = tomllib.loads(file.read_text(encoding="utf-8")) if on_picturebook else {}
     text = {"prompt": ITEM_PROMPT} | ({} if on_picturebook else {"guidance_scale": 7.5})
     return {**tuned, "differential_diffusion": tuned.get("differential_diffusion", {}) | text}
 
 
-def find_pairs(args: argparse.Namespace) -> list:
-    """The pairs of the comparison's dataset; none where its items have no exemplars."""
-    from pixels.reproduction.pairs import benchmark_pairs, picturebook_pairs
-
-    if args.dataset == "picturebook":
-        return picturebook_pairs(limit=args.items)
-    return benchmark_pairs(Path(args.dataset), args.items)
-
-
 def make_bench(settings: argparse.Namespace, own: dict[str, dict[str, Any]]):
     """Model, encoders and settings, loaded."""
-    from pixels.reproduction.scoring import Bench, load_eyes
-    from pixels.surgery import Surgery
+    from pixels.reproduction.scoring import load_bench
 
-    model, kind, size = options.load(settings)
-    sampling = options.sampling_of(settings, kind)
-    options.check_steps(model, sampling)
-    eyes = load_eyes(settings.metric_encoders, settings.device)
-    surgery = Surgery(**options.surgery_of(settings))
-    methods = functions(settings.pretrained_model_name_or_path, settings.device)
-    return Bench(settings, model, size, sampling, surgery, eyes, Path(settings.output_dir), methods, own)
+    return load_bench(settings, functions(settings.pretrained_model_name_or_path, settings.device), own)
 
 
 def run(args: argparse.Namespace) -> Track | None:
@@ -154,7 +141,9 @@ def run(args: argparse.Namespace) -> Track | None:
 
     args: the flags of eval.compare. InputError for input that pixels.eval refuses.
     """
-    pairs = find_pairs(args)
+    from pixels.reproduction.pairs import find_pairs
+
+    pairs = find_pairs(args.dataset, limit=args.items)
     if not pairs:
         return None
     output = Path(args.output_dir) / NAME
@@ -166,7 +155,7 @@ def run(args: argparse.Namespace) -> Track | None:
     pixels_eval.check_same_settings(output, settings)
     wanted = {pair.id for pair in pairs}
     if not all(wanted <= done_items(output / "rows.jsonl", method) for method in methods):  # else no model is loaded
-        own = own_settings(options.is_picturebook_folder(settings.pretrained_model_name_or_path))
+        own = own_settings(options.is_picturebook_folder(settings.pretrained_model_name_or_path), args.dataset)
         bench = make_bench(settings, own)
         resolved = {name: {**asdict(bench.sampling), **asdict(bench.surgery), **own.get(name, {})} for name in methods}
         write_config(output, settings, methods=resolved)
@@ -175,7 +164,6 @@ def run(args: argparse.Namespace) -> Track | None:
     rows = [row for row in read_rows(output / "rows.jsonl") if row["item"] in wanted and row["method"] in methods]
     config["date"] = date_of(output / "rows.jsonl")
     runs = [Run("this run", rows, config), *earlier_results(NAME, config)]
-    draw_front(output / "front.png", max(runs, key=lambda run: len(run.rows)).rows, methods)
     whole = "python -m eval.compare --tracks exemplar_editing --items " + str(args.items)
     own_command = "python -m pixels.eval " + shlex.join(command(args))
     return Track(
@@ -188,6 +176,7 @@ def run(args: argparse.Namespace) -> Track | None:
         references=tuple(name for name in REFERENCES if name in methods),
         columns=COLUMNS,
         runs=runs,
+        fronts=[("seam", "CLIP-I/same_box"), ("seam_gap", "lpips_truth"), ("psnr_kept", "lpips_truth")],
         items=[shown(pair, output, rows, methods) for pair in pairs],
         commands={
             name: f"{own_command} --methods {name}" if name in pixels_eval.METHOD_NAMES else whole for name in methods

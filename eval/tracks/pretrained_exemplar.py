@@ -13,7 +13,7 @@ from pathlib import Path
 from common.flags import number
 from common.runs import InputError, make_parser, script
 
-METHODS = ("paint_by_example", "ip_adapter", "versatile_diffusion")  # modules of eval.baselines
+METHODS = ("paint_by_example", "ip_adapter", "versatile_diffusion")  # of eval.baselines.exemplar_pipelines
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -56,10 +56,9 @@ def as_method(edit, pipe):
 @script
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
-    import importlib
-
     import torch
 
+    from eval.baselines.exemplar_pipelines import PIPELINES, SIDE
     from pixels import options
     from pixels.eval import run_all
     from pixels.reproduction.pairs import read_pairs
@@ -72,11 +71,9 @@ def main(argv: list[str] | None = None) -> None:
     dtype = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[args.mixed_precision]
     wanted, output = args.methods, Path(args.output_dir)
     for name in wanted:  # one set of weights at a time
-        method = importlib.import_module(f"eval.baselines.{name}")
-        function = as_method(method.edit, method.load(device=device, dtype=dtype))
+        function = as_method(PIPELINES[name].edit, PIPELINES[name].load(device=device, dtype=dtype))
         args.methods = [name]
-        size = (method.SIDE, method.SIDE)
-        bench = Bench(args, None, size, options.Sampling(), Surgery(), eyes, output, {name: function})
+        bench = Bench(args, None, (SIDE, SIDE), options.Sampling(), Surgery(), eyes, output, {name: function})
         run_all(bench, pairs, f"rows-{name}.jsonl")
     print(f"{len(pairs)} pairs of {', '.join(wanted)} in {output}; python -m pixels.eval --table 1a shows them")
 

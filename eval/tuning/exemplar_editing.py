@@ -1,8 +1,10 @@
 """Tune every method of the exemplar track on the picturebook's validation split, twelve settings for each.
 
     python -m eval.tuning.exemplar_editing --items 12
+    python -m eval.tuning.exemplar_editing --items 12 --dataset compositions
 
-Writes eval/tuning/exemplar_editing.toml, to be committed before the test split is run. An interrupted run goes on.
+Writes eval/tuning/exemplar_editing.toml or compositions.toml, to be committed before the test split is run. An
+interrupted run goes on.
 """
 
 import argparse
@@ -11,36 +13,41 @@ from pathlib import Path
 
 from common.flags import number
 from common.runs import append_row, atomic_path, make_parser, read_rows, script
+from eval.tracks import exemplar_editing
 from eval.tuning.tuner import Setting, grid, label, least
+from pixels import options
 
 SCORE = "lpips_truth (picturebook)"  # less is better: nearness to the true edit, inside and outside of the map
-STRENGTHS = tuple(round(0.08 * k, 2) for k in range(1, 13))
+# From two of the preset's 50 steps up: what little noise leaves as it is, a 16 x 16 latent shows at once.
+STRENGTHS = (0.04, 0.06, 0.08, 0.1, 0.14, 0.2, 0.26, 0.34, 0.44, 0.56, 0.7, 0.9)
 GRIDS: dict[str, list[Setting]] = {
     "perturbed": grid(strength=STRENGTHS),
     "noise_scaling": grid(strength=STRENGTHS),
     "sdedit": grid(strength=STRENGTHS),
     "blended_latent": grid(strength=STRENGTHS),
-    "differential_diffusion": grid(strength=(0.4, 0.6, 0.8, 1.0), guidance_scale=(2.0, 4.0, 7.5)),
+    "differential_diffusion": grid(strength=(0.1, 0.2, 0.4, 0.8), guidance_scale=(2.0, 4.0, 7.5)),
     "pixels": grid(strength=STRENGTHS),
 }  # paste and latent_paste have nothing to tune
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = make_parser(__doc__.splitlines()[0])
-    parser.add_argument("--items", type=number(int, 1), default=12, help="validation items")
-    parser.add_argument("--methods", nargs="+", choices=GRIDS, default=list(GRIDS), help="methods to tune")
-    parser.add_argument("--num_inference_steps", type=number(int, 1, 1000), help="of all; the preset's by default")
-    parser.add_argument("--output_dir", default="outputs/tune_exemplar", help="folder for rows")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; a GPU if there is one by default")
+    add = parser.add_argument
+    add("--dataset", choices=options.DRAWN, default="picturebook", help="whose validation items")
+    add("--items", type=number(int, 1), default=12, help="validation items")
+    add("--methods", nargs="+", choices=GRIDS, default=list(GRIDS), help="methods to tune")
+    add("--num_inference_steps", type=number(int, 1, 1000), help="of all; the preset's by default")
+    add("--output_dir", default="outputs/tune_exemplar", help="folder for rows, one within it per data set")
+    add("--device", help="cpu, cuda, cuda:1, ...; a GPU if there is one by default")
     return parser.parse_args(argv)
 
 
-def write_settings(path: Path, found: dict[str, tuple[Setting, float]], items: int) -> None:
-    """eval/tuning/exemplar_editing.toml."""
+def write_settings(path: Path, dataset: str, found: dict[str, tuple[Setting, float]], items: int) -> None:
+    """A data set's file of settings."""
     lines = [
         "# What each method of the exemplar track runs with on the picturebook, where it differs from pixels' preset.",
-        f"# Written by `python -m eval.tuning.exemplar_editing --items {items}` on the validation split: as many",
-        "# settings tried for every method, the least LPIPS to the true edit taken.",
+        f"# Written by `python -m eval.tuning.exemplar_editing --dataset {dataset} --items {items}` on the validation",
+        "# split: as many settings tried for every method, the least LPIPS to the true edit taken.",
     ]
     for method, (setting, score) in found.items():
         values = [f"{name} = {value}" for name, value in setting.items()]
@@ -55,19 +62,19 @@ def main(argv: list[str] | None = None) -> None:
 
     from tqdm import tqdm
 
-    from eval.tracks import exemplar_editing
     from pixels import eval as pixels_eval
-    from pixels.reproduction.pairs import picturebook_pairs
+    from pixels.reproduction.pairs import find_pairs
     from pixels.reproduction.scoring import run_item
 
-    flags = ["--output_dir", args.output_dir] + (["--device", args.device] if args.device else [])
+    output = Path(args.output_dir) / args.dataset
+    flags = ["--output_dir", str(output)] + (["--device", args.device] if args.device else [])
     flags += ["--num_inference_steps", str(args.num_inference_steps)] if args.num_inference_steps else []
     settings = pixels_eval.parse(flags)
     bench = exemplar_editing.make_bench(settings, exemplar_editing.own_settings(on_picturebook=False))
-    rows = Path(args.output_dir) / "rows.jsonl"
+    rows = output / "rows.jsonl"
     done = {(row["item"], row["method"]) for row in read_rows(rows)}
-    runs = [(method, s, p) for p in picturebook_pairs("validation", limit=args.items)
-            for method in args.methods for s in GRIDS[method]]  # fmt: skip
+    pairs = find_pairs(args.dataset, "validation", limit=args.items)
+    runs = [(method, s, p) for p in pairs for method in args.methods for s in GRIDS[method]]
     for method, setting, pair in tqdm(runs, "settings", disable=None):
         name = label(method, setting)
         if (pair.id, name) in done:
@@ -77,8 +84,8 @@ def main(argv: list[str] | None = None) -> None:
     found = least(read_rows(rows), {method: GRIDS[method] for method in args.methods}, SCORE)
     for method, (setting, score) in found.items():
         print(f"{label(method, setting)}: {SCORE} {score:.4f}")
-    write_settings(exemplar_editing.SETTINGS, found, args.items)
-    print(f"written to {exemplar_editing.SETTINGS}")
+    write_settings(exemplar_editing.SETTINGS[args.dataset], args.dataset, found, args.items)
+    print(f"written to {exemplar_editing.SETTINGS[args.dataset]}")
 
 
 if __name__ == "__main__":

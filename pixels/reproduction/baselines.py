@@ -89,9 +89,9 @@ def seamless(target: np.ndarray, guide: np.ndarray, inside: np.ndarray) -> np.nd
 
 
 def cell_masks(backbone: Backbone, source: Tensor, edit_maps: list[Tensor], surgery: Surgery) -> list[Tensor]:
-    """Binarised maps on the latent grid, 0 = exemplar, 1 = source."""
+    """mask_T on the latent grid (l. 9), 0 = exemplar, 1 = source: controls start from the same latents as PIXELS."""
     size = backbone.latent_shape(source)[-2:]
-    return [1 - binarize(mu) for mu in reduced(edit_maps, size, surgery)]
+    return [(mu > 0).float() for mu in reduced(edit_maps, size, surgery)]
 
 
 @torch.no_grad()
@@ -114,9 +114,7 @@ def perturbed(
     """The naive solution under noise (Sec. "Traversing to the Real Image Manifold", the setting of Lemma 1): the
     surgical latent is noised to t_ds as a whole and denoised, and no source is put back."""
     masks = cell_masks(backbone, source, edit_maps, surgery)
-    plain = replace(
-        surgery, threshold=never_again, schedule="released", compare="gt", black_point=0.0, composite="none"
-    )
+    plain = replace(surgery, threshold=never_again, schedule="released", black_point=0.0, composite="none")
     return edit(backbone, source, exemplars, masks, plain, generator).edited
 
 

@@ -56,9 +56,6 @@ class Trial:
     score_bound: float
     at_start: float
 
-    def holds(self, bound, p: float) -> bool:
-        return self.distance <= bound(self.sigma, self.score_bound, self.k, p)
-
 
 @torch.no_grad()
 def experiment(backbone: Backbone, latents: Tensor, generator: torch.Generator) -> list[Trial]:

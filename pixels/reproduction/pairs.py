@@ -38,24 +38,26 @@ class Pair:
     any_map: bool = False
 
 
-def picturebook_pairs(split: str = "test", full: bool = False, limit: int | None = None) -> list[Pair]:
-    """The picturebook's edit items but those of style, whose maps are black all over: source, exemplar that shows what
-    is wanted at the same place, soft map around it, and the scene drawn anew as the truth."""
-    from common.picturebook.benchmarks import ensure_pie_bench
+def find_pairs(
+    dataset: str, split: str = "test", full: bool = False, white: str = "keep", limit: int | None = None
+) -> list[Pair]:
+    """The pairs of a data set: "picturebook", its edit items; "compositions" (common/picturebook/compositions.py); a
+    PIE-Bench folder; or a folder of pairs. full: not the quick subset alone. white: what it means in a folder's maps.
+    """
+    from common.picturebook.benchmarks import ensure_compositions, ensure_pie_bench
 
-    return benchmark_pairs(ensure_pie_bench(split=split, quick=not full), limit)
-
-
-def composition_pairs(split: str = "test", limit: int | None = None) -> list[Pair]:
-    """The picturebook's compositions: one half of a scene is to become that of an exemplar in another light, palette,
-    place and size, under a wide ramp; nothing that the two hold can be pasted or blended into the true picture."""
-    from common.picturebook.benchmarks import ensure_compositions
-
-    return benchmark_pairs(ensure_compositions(split), limit)
+    if dataset == "picturebook":
+        return benchmark_pairs(ensure_pie_bench(split=split, quick=not full), limit)
+    if dataset == "compositions":
+        return benchmark_pairs(ensure_compositions(split), limit)
+    if (Path(dataset) / "mapping_file.json").is_file():
+        return benchmark_pairs(Path(dataset), limit)
+    return read_pairs(dataset, white, limit)
 
 
 def benchmark_pairs(folder: Path, limit: int | None = None) -> list[Pair]:
-    """The items of a PIE-Bench folder that have exemplar and edit map (white = edit), changes of style left out."""
+    """The items of a PIE-Bench folder that have exemplar and map (white = edit), but those of style, whose maps are
+    black all over; the true picture with them where there is one."""
     pairs = []
     for item in read_pie_bench(folder, border=0):
         kind = "composition" if "composition" in item.extras else item.extras.get("edit", {}).get("kind", "")

@@ -54,6 +54,18 @@ class Bench:
         return self.methods[method](backbone, loaded["source"], loaded["exemplars"], loaded["maps"], surgery, generator)
 
 
+def load_bench(
+    args: argparse.Namespace, methods: dict[str, Callable] = METHODS, own: dict[str, dict[str, Any]] | None = None
+) -> Bench:
+    """Model, encoders and settings of the flags, loaded; the settings are announced."""
+    model, kind, size = options.load(args)
+    sampling = options.sampling_of(args, kind)
+    options.announce(kind, sampling)
+    options.check_steps(model, sampling)
+    eyes, surgery = load_eyes(args.metric_encoders, args.device), Surgery(**options.surgery_of(args))
+    return Bench(args, model, size, sampling, surgery, eyes, Path(args.output_dir), methods, own or {})
+
+
 def load_pair(pair: Pair, size: tuple[int, int]) -> dict[str, Any]:
     """A pair in the frame: source [1,3,H,W], exemplars, maps (white = keep), truth or None; and its prompt."""
     source = load_image(pair.source)

@@ -14,7 +14,6 @@ from pixels import eval as pixels_eval
 from pixels.reproduction import realism, scoring
 from pixels.reproduction.baselines import METHODS, REFERENCES, TRUE
 from pixels.reproduction.figures import FIGURES
-from pixels.reproduction.overhead import added_bytes
 from tests.pixels.tiny_models import few_numbers, write_eyes
 from tests.small_data import write_pairs
 
@@ -204,27 +203,6 @@ def test_lemma(run, tmp_path):
     assert all(row["bounds"]["corrected"] > row["bounds"]["paper"] for row in numbers) and "corrected bound" in printed
 
 
-def test_overhead(run, tmp_path):
-    printed = run(tmp_path / "out", "--overhead", "--repeats", "2", "--scheduler", "ddim").out
-    numbers = json.loads((tmp_path / "out" / "overhead.json").read_text())
-    assert len(numbers["rows"]) == 2 and "PIXELS  published" in printed and "1x4x128x128" in printed
-    assert numbers["operations"]["1x4x128x128"]["stacks"] == 2 * 3 * 4 * 128 * 128 * 4
-
-
-def test_overhead_of_several_exemplars(run, dataset, tmp_path):
-    entry = json.loads((dataset / "pairs.json").read_text())[2]
-    places = {key: [str(dataset / name) for name in entry[key]] for key in ("exemplars", "edit_maps")}
-    write_json(tmp_path / "pairs.json", [entry | places | {"source": str(dataset / entry["source"])}])
-    flags = ["--dataset", str(tmp_path), "--overhead", "--repeats", "1", "--scheduler", "ddim"]
-    assert "% time" in run(tmp_path / "out", *flags).out
-
-
-def test_added_bytes_stay_below_the_mark():
-    """1024 pixels, float16: at most a mebibyte, where the released stacks take 10 at 40 steps."""
-    assert added_bytes((1, 4, 128, 128), torch.float16) < 2**20 / 2
-    assert added_bytes((1, 4, 128, 128), torch.float32) < 2**20
-
-
 def test_the_study_page_is_blind_and_its_answers_are_averaged(run, whole, tmp_path):
     run(whole, "--user_study")
     page, key = (whole / "study.html").read_text(), json.loads((whole / "study_key.json").read_text())
@@ -276,14 +254,6 @@ def test_wrong_input_is_one_sentence(run, tmp_path, capsys, flags, message):
     error = capsys.readouterr().err
     assert stop.value.code == 2 and message in error and error.splitlines()[-1].startswith("error: ")
     assert not (tmp_path / "out").exists()
-
-
-def test_print_config_shows_what_flags_resolve_to(capsys):
-    pixels_eval.main(
-        ["--print_config", "--pretrained_model_name_or_path", "stabilityai/stable-diffusion-xl-refiner-1.0"]
-    )
-    config = json.loads(capsys.readouterr().out)
-    assert config["sampling"]["denoising_start"] == 0.6 and config["surgery"]["threshold"] == "linear"
 
 
 def test_names_offered_are_names_known():

@@ -191,8 +191,8 @@ def test_print_config_runs_nothing(tmp_path, capsys, name, expected):
     config = json.loads(capsys.readouterr().out)
     assert expected.items() <= config["sampling"].items() and not (tmp_path / "out").exists()
     assert config["surgery"] == {
-        "schedule": "released", "noise": "fixed", "posterior": "sample", "threshold": "linear", "compare": "gt",
-        "composite": "none", "black_point": 0.0, "antialias": False,
+        "schedule": "released", "noise": "fixed", "posterior": "sample", "threshold": "linear",
+        "composite": "none", "black_point": 0.0,
     }  # fmt: skip
 
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from common.runs import InputError
-from pixels.edit_map import thresholds
 from pixels.surgery import Surgery, edit, edit_iteratively, noise_levels
 from tests.pixels.toy import SPREAD, alpha_bars, mean_latents, network, toy_backbone
 
@@ -41,8 +40,8 @@ TAU = {
 }
 
 
-def naive(exemplars, maps, kind="ddim", steps=10, seed=5, threshold="linear", schedule="released", compare="gt",
-          noise="fixed", posterior="sample", composite="none", discarded=0):  # fmt: skip
+def naive(exemplars, maps, kind="ddim", steps=10, seed=5, threshold="linear", schedule="released", noise="fixed",
+          posterior="sample", composite="none", discarded=0):  # fmt: skip
     """numpy, one cell at a time. Everything random comes from the generator in the documented order."""
     random, ab = seeded(seed), alpha_bars()
     draw = lambda: torch.randn(SIZE, generator=random, dtype=torch.float64).numpy()  # noqa: E731
@@ -85,8 +84,7 @@ def naive(exemplars, maps, kind="ddim", steps=10, seed=5, threshold="linear", sc
                             mixed[cell] = q(z_k, e_k, t)[cell]
                 else:  # Alg. 2, l. 20, nested for each exemplar
                     mixed[cell] = z[cell]
-                    above = [mu[y, x] >= tau if compare == "ge" else mu[y, x] > tau for mu in mus]
-                    if all(above):
+                    if all(mu[y, x] > tau for mu in mus):
                         mixed[cell] = noised[cell]
         z = mixed
         below = t - stride
@@ -118,7 +116,6 @@ def run(exemplars, maps, kind="ddim", steps=10, seed=5, discarded=0, **settings)
     [
         {},
         {"schedule": "paper"},
-        {"compare": "ge"},
         {"noise": "fresh"},
         {"noise": "shared"},
         {"posterior": "mean"},
@@ -134,7 +131,7 @@ def test_algorithm_1(kind, settings):
     assert np.abs(run([FIRST], [MAP], kind, **settings) - naive([FIRST], [MAP], kind, **settings)).max() < 2e-5
 
 
-@pytest.mark.parametrize("settings", [{}, {"noise": "fresh"}, {"schedule": "paper"}, {"compare": "ge"}], ids=str)
+@pytest.mark.parametrize("settings", [{}, {"noise": "fresh"}, {"schedule": "paper"}], ids=str)
 def test_algorithm_2_any_number_of_exemplars_in_one_pass(settings):
     exemplars, maps = [FIRST, SECOND, THIRD], [MAP, OTHER, MAP.flip(-1)]
     assert np.abs(run(exemplars, maps, **settings) - naive(exemplars, maps, **settings)).max() < 2e-5
@@ -258,11 +255,7 @@ def test_noise_levels_are_the_schedulers():
 
 
 def test_strict_comparison_at_a_level_of_the_map():
-    """A grey of exactly i / N is let go at step i under ">", one step later under ">="."""
-    grey = torch.full((1, 1, 32, 48), 0.5)
-    tau = thresholds("linear", 10)
-    assert int((grey.flatten()[0] > tau).sum()) == 5 and int((grey.flatten()[0] >= tau).sum()) == 6
-    for compare, count in (("gt", 4), ("ge", 5)):  # of the steps after the first
-        trace = []
-        edit(toy_backbone(), SOURCE, [FIRST], [grey], Surgery(compare=compare), seeded(), trace)
-        assert sum(bool(step.keep.any()) for step in trace) == count
+    """A grey of exactly i / N is let go at step i."""
+    trace, grey = [], torch.full((1, 1, 32, 48), 0.5)
+    edit(toy_backbone(), SOURCE, [FIRST], [grey], Surgery(), seeded(), trace)
+    assert [bool(step.keep.any()) for step in trace] == [True] * 4 + [False] * 5

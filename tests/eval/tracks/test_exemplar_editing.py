@@ -12,7 +12,7 @@ from PIL import Image
 
 from common.runs import InputError, read_rows, write_json
 from eval import compare
-from eval.baselines import paint_by_example
+from eval.baselines import exemplar_pipelines
 from eval.report.report import write_page
 from eval.tracks import exemplar_editing, pretrained_exemplar, track
 from eval.tuning import exemplar_editing as tune_exemplar
@@ -109,12 +109,12 @@ def test_tuning_takes_the_least_score_and_writes_what_the_track_reads(flags, tmp
                              "metrics": {tune_exemplar.SCORE: score}})  # fmt: skip
     found = tuner.least(rows, tune_exemplar.GRIDS, tune_exemplar.SCORE)
     assert all(setting == tune_exemplar.GRIDS[method][3] and score == 0.5 for method, (setting, score) in found.items())
-    monkeypatch.setattr(exemplar_editing, "SETTINGS", tmp_path / "settings.toml")
-    tune_exemplar.write_settings(tmp_path / "settings.toml", found, 2)
+    monkeypatch.setitem(exemplar_editing.SETTINGS, "compositions", tmp_path / "settings.toml")
+    tune_exemplar.write_settings(tmp_path / "settings.toml", "compositions", found, 2)
     read = tomllib.loads((tmp_path / "settings.toml").read_text())
-    assert read["pixels"] == {"strength": 0.32}
-    own = exemplar_editing.own_settings(on_picturebook=True)
-    assert own["sdedit"] == {"strength": 0.32} and own["differential_diffusion"]["prompt"] == scoring.ITEM_PROMPT
+    assert read["pixels"] == {"strength": 0.1}
+    own = exemplar_editing.own_settings(on_picturebook=True, dataset="compositions")
+    assert own["sdedit"] == {"strength": 0.1} and own["differential_diffusion"]["prompt"] == scoring.ITEM_PROMPT
     assert own["differential_diffusion"]["guidance_scale"] == 2.0
 
 
@@ -137,9 +137,9 @@ def test_methods_with_their_own_weights_get_binary_masks_and_join_the_table(flag
         calls.append((np.asarray(source), np.asarray(exemplar), np.asarray(mask)))
         return Image.composite(exemplar, source, mask)
 
-    monkeypatch.setattr(paint_by_example, "load", lambda **where: "pipe")
-    monkeypatch.setattr(paint_by_example, "edit", edit)
-    monkeypatch.setattr(paint_by_example, "SIDE", 64)
+    method = SimpleNamespace(load=lambda **where: "pipe", edit=edit)
+    monkeypatch.setitem(exemplar_pipelines.PIPELINES, "paint_by_example", method)
+    monkeypatch.setattr(exemplar_pipelines, "SIDE", 64)
     out = tmp_path / "joined"
     pretrained_exemplar.main(["--dataset", str(tmp_path), "--methods", "paint_by_example", "--output_dir", str(out),
                               "--metric_encoders", flags.metric_encoders, "--device", "cpu"])  # fmt: skip
@@ -175,6 +175,7 @@ def test_paint_by_example_loads_from_a_folder_as_published(tmp_path):
     index = json.loads((tmp_path / "model_index.json").read_text())
     index["image_encoder"] = ["paint_by_example", "PaintByExampleImageEncoder"]
     (tmp_path / "model_index.json").write_text(json.dumps(index))
+    paint_by_example = exemplar_pipelines.PIPELINES["paint_by_example"]
     loaded = paint_by_example.load(str(tmp_path))
     for key, value in unet.state_dict().items():
         assert torch.equal(loaded.unet.state_dict()[key], value)
@@ -195,8 +196,7 @@ def test_paint_by_example_loads_from_a_folder_as_published(tmp_path):
 
 
 def test_the_others_hand_their_pipelines_what_these_want():
-    from eval.baselines import ip_adapter, versatile_diffusion
-
+    assert pretrained_exemplar.METHODS == tuple(exemplar_pipelines.PIPELINES)
     asked = {}
 
     def pipe(**settings):
@@ -205,9 +205,9 @@ def test_the_others_hand_their_pipelines_what_these_want():
 
     source, exemplar, mask = Image.new("RGB", (64, 32)), Image.new("RGB", (9, 9), "white"), Image.new("L", (64, 32))
     mask.paste(255, (0, 0, 10, 32))
-    ip_adapter.edit(pipe, source, exemplar, mask, None)
+    exemplar_pipelines.PIPELINES["ip_adapter"].edit(pipe, source, exemplar, mask, None)
     assert asked["ip_adapter_image"] is exemplar and asked["mask_image"] is mask and asked["prompt"] == ""
-    edited = versatile_diffusion.edit(pipe, source, exemplar, mask, None)
+    edited = exemplar_pipelines.PIPELINES["versatile_diffusion"].edit(pipe, source, exemplar, mask, None)
     assert (
         asked["image"] is exemplar and edited.getpixel((5, 5)) == (255, 0, 0) and edited.getpixel((20, 5)) == (0, 0, 0)
     )

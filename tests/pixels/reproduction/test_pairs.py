@@ -9,7 +9,7 @@ from PIL import Image
 
 from common.runs import InputError
 from pixels import edit_map
-from pixels.reproduction.pairs import build_pairs, draw_maps, picturebook_pairs, read_pairs
+from pixels.reproduction.pairs import build_pairs, draw_maps, find_pairs, read_pairs
 
 
 def save(path, value=100, size=(8, 8)):
@@ -92,7 +92,7 @@ def test_damaged_lists_are_refused(tmp_path, entries, message):
 
 def test_picturebook_items_carry_what_an_exemplar_edit_needs(tmp_path, monkeypatch):
     monkeypatch.setenv("STEERING_CACHE", str(tmp_path))
-    pairs = picturebook_pairs("validation")
+    pairs = find_pairs("picturebook", "validation")
     assert 30 <= len(pairs) < 40 and not any(pair.kind == "style" for pair in pairs)
     for pair in pairs[:8]:
         source, truth, exemplar = (
