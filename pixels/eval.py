@@ -27,29 +27,16 @@ from common.runs import (
 from pixels import options
 
 # Keys of baselines.TRUE and baselines.METHODS, which are heavy to import; the first six are reference rows.
-METHOD_NAMES = (
-    "truth",
-    "truth_vae",
-    "nothing",
-    "paste",
-    "alpha",
-    "poisson",
-    "latent_paste",
-    "perturbed",
-    "noise_scaling",
-    "pixels",
-    "pixels_quadratic",
-    "pixels_cubic",
-    "pixels_log",
-    "pixels_sigmoid",
-)
+METHOD_NAMES = ("truth", "truth_vae", "nothing", "paste", "alpha", "poisson", "latent_paste", "perturbed",
+                "noise_scaling", "pixels", "pixels_quadratic", "pixels_cubic", "pixels_log",
+                "pixels_sigmoid")  # fmt: skip
 OF_TRUTH = METHOD_NAMES[:2]
 TABLES = ("1a", "1b", "overhead")
 FIGURES = ("2", "3", "4", "5", "6", "7", "8", "10", "gradient")
 # What may change from run to run in one folder; --full has the quick subset's items among its own.
 FREE = set(
     "full methods limit table figure shard device output_dir print_config user_study answers lemma repeats "
-    " pairs maps pair_count prompts".split()
+    "pairs maps pair_count prompts".split()
 )
 
 
@@ -65,21 +52,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--pair_count", type=options.number(int, 1), default=3000, help="of --pairs (paper: 3000)")
     add("--user_study", action="store_true", help="write the blinded page for Table 1b from the pictures at hand")
     add("--answers", nargs="+", metavar="JSON", help="average the ranks of these answer files, and stop")
-    add(
-        "--dataset",
-        default="picturebook",
-        help="a folder with pairs.json or source_1.*, exemplar_1.*, map_1.*; "
-        "picturebook: the quick subset; compositions: its halves of scenes",
-    )
+    add("--dataset", default="picturebook", help="a folder with pairs.json or source_1.*, exemplar_1.*, map_1.*; "
+        "picturebook: the quick subset; compositions: its halves of scenes")  # fmt: skip
     add("--split", choices=("test", "validation"), default="test", help="of the picturebook; tune on validation only")
     add("--full", action="store_true", help="all items of the picturebook's benchmark, not the quick subset")
     add("--map_white", choices=("keep", "edit"), default="keep", help="what white means in a folder's maps")
-    add(
-        "--methods",
-        nargs="+",
-        choices=METHOD_NAMES,
-        help="each is run; by default those that the table or figure needs",
-    )
+    add("--methods", nargs="+", choices=METHOD_NAMES,
+        help="each is run; by default those that the table or figure needs")  # fmt: skip
     add("--limit", type=options.number(int, 1), help="take only so many items")
     add("--shard", type=shard, metavar="I/N", help="take only the I-th of N parts of the pairs, for N processes")
     add("--metric_encoders", help="picturebook; paper: CLIP ViT-B/32, LPIPS, and for FID also Inception; or a folder "

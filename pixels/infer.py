@@ -22,12 +22,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--image_path", help="the source picture, of any size")
     add("--exemplar_path", action="append", help="a picture to take from; repeat for several")
-    add(
-        "--edit_map_path",
-        action="append",
+    add("--edit_map_path", action="append",
         help="a grey picture, drawn on the source, or an array (.npy); or gradient:left, :right, :top or :bottom, "
-        "black on that side; one per exemplar, in the same order",
-    )
+        "black on that side; one per exemplar, in the same order")  # fmt: skip
     add("--map_white", choices=("keep", "edit"), help="what white means in the maps (released: keep, the default)")
     add("--map_kind", choices=("grey", "mask", "depth"), default="grey", help="grey: as it is; mask: black and white, "
         "to be grown, ramped and blurred; depth: the far part is black (near with --map_white edit)")  # fmt: skip
@@ -36,14 +33,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--map_blur", type=options.number(float, 0, 10_000), default=0, help="of a mask: deviation in pixels, last")
     add("--map_gamma", type=options.number(float, 0.01, 100), default=1, help="power on all greys; above 1 darkens")
     add("--map_equalize", action="store_true", help="make all greys equally frequent first")
-    add(
-        "--exemplar_box",
-        action="append",
-        nargs=4,
-        type=options.number(float, 0, 1),
-        metavar=("L", "T", "R", "B"),
-        help="place the exemplar in this part of the frame, black around it; one per exemplar (paper, Appendix 3)",
-    )
+    add("--exemplar_box", action="append", nargs=4, type=options.number(float, 0, 1), metavar=("L", "T", "R", "B"),
+        help="place the exemplar in this part of the frame, black around it; one each (paper, App. 3)")  # fmt: skip
     add("--fit", choices=("squash", "crop"), default="squash", help="how source, exemplars and maps come into the "
         "frame (released: pictures squashed)")  # fmt: skip
     add("--iterative", action="store_true", help="one exemplar after the other, not all in one pass (Appendix 2)")

@@ -71,12 +71,9 @@ ALGORITHMS = {
 
 def add_model_flags(parser: argparse.ArgumentParser, output_dir: str) -> None:
     add = parser.add_argument
-    add(
-        "--pretrained_model_name_or_path",
-        default="picturebook",
+    add("--pretrained_model_name_or_path", default="picturebook",
         help="picturebook, a local folder in diffusers layout, or a hub id: SD 1.x or 2.x, SDXL base, SDXL refiner "
-        "(released: stabilityai/stable-diffusion-xl-refiner-1.0), Kandinsky 2.2 decoder",
-    )
+        "(released: stabilityai/stable-diffusion-xl-refiner-1.0), Kandinsky 2.2 decoder")  # fmt: skip
     add("--refiner_model_name_or_path", help="SDXL's refiner, after the base, in the same loop")
     add("--prior_model_name_or_path", default="kandinsky-community/kandinsky-2-2-prior", help="for Kandinsky 2.2 only")
     add("--scheduler", choices=SCHEDULER_NAMES, default="own", help="own: the one in the model's folder, as released")
@@ -155,12 +152,8 @@ def sampling_of(args: argparse.Namespace, kind: str | None) -> Sampling:
 def surgery_of(args: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments of surgery.Surgery."""
     chosen = {name: getattr(args, name) for name in ("schedule", "noise", "posterior")}
-    return {
-        **{name: value or ALGORITHMS[args.algorithm][name] for name, value in chosen.items()},
-        "threshold": args.threshold,
-        "composite": args.composite,
-        "black_point": args.black_point,
-    }
+    chosen = {name: value or ALGORITHMS[args.algorithm][name] for name, value in chosen.items()}
+    return chosen | {"threshold": args.threshold, "composite": args.composite, "black_point": args.black_point}
 
 
 def announce(kind: str, sampling: Sampling) -> None:

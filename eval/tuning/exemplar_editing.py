@@ -18,8 +18,8 @@ from eval.tuning.tuner import Setting, grid, label, least
 from pixels import options
 
 SCORE = "lpips_truth (picturebook)"  # less is better: nearness to the true edit, inside and outside of the map
-# From two of the preset's 50 steps up: what little noise leaves as it is, a 16 x 16 latent shows at once.
-STRENGTHS = (0.04, 0.06, 0.08, 0.1, 0.14, 0.2, 0.26, 0.34, 0.44, 0.56, 0.7, 0.9)
+# From four of the preset's 50 steps up (with fewer, a map has hardly a grey left), closer where there is little noise.
+STRENGTHS = (0.08, 0.1, 0.12, 0.14, 0.17, 0.2, 0.26, 0.34, 0.44, 0.56, 0.7, 0.9)
 GRIDS: dict[str, list[Setting]] = {
     "perturbed": grid(strength=STRENGTHS),
     "noise_scaling": grid(strength=STRENGTHS),

@@ -112,9 +112,9 @@ def test_tuning_takes_the_least_score_and_writes_what_the_track_reads(flags, tmp
     monkeypatch.setitem(exemplar_editing.SETTINGS, "compositions", tmp_path / "settings.toml")
     tune_exemplar.write_settings(tmp_path / "settings.toml", "compositions", found, 2)
     read = tomllib.loads((tmp_path / "settings.toml").read_text())
-    assert read["pixels"] == {"strength": 0.1}
+    assert read["pixels"] == {"strength": 0.14}
     own = exemplar_editing.own_settings(on_picturebook=True, dataset="compositions")
-    assert own["sdedit"] == {"strength": 0.1} and own["differential_diffusion"]["prompt"] == scoring.ITEM_PROMPT
+    assert own["sdedit"] == {"strength": 0.14} and own["differential_diffusion"]["prompt"] == scoring.ITEM_PROMPT
     assert own["differential_diffusion"]["guidance_scale"] == 2.0
 
 
