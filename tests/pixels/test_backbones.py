@@ -231,9 +231,3 @@ def test_folders_that_do_not_belong_together(folders, tmp_path):
         load_model(folders["decoder"], prior=folders["sd2"], device="cpu")
     with pytest.raises(InputError, match="supported are"):
         load_model(folders["prior"], device="cpu")
-
-
-@pytest.mark.parametrize("kind", ["sdxl", "refiner", "decoder"])
-def test_a_device_that_is_not_there(folders, kind):
-    with pytest.raises(InputError, match="There is no device 'abacus'"):
-        load_model(folders[kind], device="abacus")

@@ -233,13 +233,8 @@ def test_pairs_are_written(run, dataset, tmp_path):
     [
         (["--dataset", "/no/such/place"], "is no folder"),
         (["--dataset", "EMPTY"], "EMPTY"),
-        (["--methods", "magic"], "invalid choice"),
-        (["--limit", "0"], "from 1"),
-        (["--table", "2"], "invalid choice"),
-        (["--figure", "1"], "invalid choice"),
         (["--shard", "3/2"], "I from 1 to N"),
         (["--metric_encoders", "/no/such/place"], "/no/such/place"),
-        (["--pretrained_model_name_or_path", "/no/such/place"], "/no/such/place"),
         (["--answers", "/no/such/place"], "/no/such/place"),
         (["--pairs", "/no/such/place", "--dataset", "picturebook"], "name a folder"),
         (["--strength", "0.1"], "leaves none of 4 steps"),
