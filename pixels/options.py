@@ -12,7 +12,7 @@ from common.runs import InputError
 
 DRAWN = ("picturebook", "compositions")  # data sets that need no folder
 THRESHOLD_NAMES = ("linear", "quadratic", "cubic", "log", "sigmoid")  # keys of edit_map.THRESHOLDS
-SCHEDULER_NAMES = ("own", "ddim", "euler", "ddpm", "pndm", "euler_ancestral", "dpmsolver", "unipc", "lms")
+SCHEDULER_NAMES = ("own", "ddim", "euler", "ddpm", "pndm")
 RELEASED_NEGATIVE = "blurry, shadow polaroid photo, scary angry pose"
 
 

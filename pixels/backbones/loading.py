@@ -1,6 +1,7 @@
 """From a name to a loaded model with the scheduler of its own folder."""
 
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +14,16 @@ from common.flags import check_device
 from common.model_files import MODELS, PIPELINES, find_folder, inspect_folder, load_whole
 from common.pipelines import load_pipeline
 from common.runs import InputError
-from pixels.backbones.schedulers import make_scheduler
 
+logger = logging.getLogger(__name__)
+
+SCHEDULERS = {
+    "ddim": diffusers.DDIMScheduler,
+    "euler": diffusers.EulerDiscreteScheduler,
+    "ddpm": diffusers.DDPMScheduler,
+    "pndm": diffusers.PNDMScheduler,
+}
+MEMORIES = ("ets", "model_outputs", "derivatives")  # where multistep schedulers keep outputs of earlier steps
 REFINER = {"StableDiffusionXLImg2ImgPipeline": diffusers.StableDiffusionXLImg2ImgPipeline}
 KANDINSKY = {
     name: diffusers.KandinskyV22Pipeline  # the decoder; what its folders call it differs
@@ -107,3 +116,31 @@ def own_scheduler(folder: Path) -> SchedulerMixin:
             f"{folder} names the scheduler {name!r}, which diffusers {diffusers.__version__} does not have"
         )
     return cls.from_config(config)
+
+
+def make_scheduler(name: str, own: SchedulerMixin) -> SchedulerMixin:
+    """A scheduler with the noise levels of the model's own. name: "own", or a key of SCHEDULERS.
+
+    DDIM, Euler and DDPM are the reference. PNDM is what the released SD 2 path runs. Any other that remembers earlier
+    steps is warned of.
+    """
+    if name == "own":
+        scheduler = own
+    else:
+        config = {"clip_sample": False} | dict(own.config)
+        if name in ("ddim", "euler", "pndm"):  # the spacing of the released runs
+            config |= {"timestep_spacing": "leading", "steps_offset": config.get("steps_offset", 1)}
+        if name == "pndm":
+            config["skip_prk_steps"] = True
+        scheduler = SCHEDULERS[name].from_config(config)
+    if not hasattr(scheduler, "add_noise"):
+        raise InputError(f"{type(scheduler).__name__} cannot add noise at a timestep; take another --scheduler")
+    remembers = any(hasattr(scheduler, memory) for memory in MEMORIES)
+    if (remembers or scheduler.order > 1) and not isinstance(scheduler, diffusers.PNDMScheduler):
+        logger.warning(
+            "%s combines the network's outputs of several steps, but latent surgery replaces part of the latent "
+            "between steps, so where the source was put back the earlier outputs belong to another latent; ddim, euler "
+            "and ddpm have no such memory",
+            type(scheduler).__name__,
+        )
+    return scheduler

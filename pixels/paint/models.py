@@ -7,8 +7,7 @@ from diffusers import DDPMScheduler, EulerDiscreteScheduler, PNDMScheduler, Sche
 
 from common.flags import local_folder
 from common.runs import InputError
-from pixels.backbones.loading import own_scheduler
-from pixels.backbones.schedulers import make_scheduler
+from pixels.backbones.loading import make_scheduler, own_scheduler
 
 # Of the published models, for hub ids that are not on this disk: side, pixels per latent, scheduler.
 PUBLISHED = {"sd": (512, 8, PNDMScheduler), "sdxl": (1024, 8, EulerDiscreteScheduler),
