@@ -1,11 +1,11 @@
-"""Numbers as they are printed, pairs, best values."""
+"""Numbers as they are printed, and best values."""
 
 import math
 
 import numpy as np
 import pytest
 
-from eval.report.measures import best_method, difference, find, keys, mean_interval, measure
+from eval.report.measures import best_method, find, keys, measure
 from tests.eval.conftest import METHODS, make_row, pairs
 
 
@@ -38,15 +38,6 @@ def test_find_ignores_the_encoder_but_not_the_protocol():
     assert find(rows, "lpips/pie_official") == "lpips/pie_official (picturebook)"
     assert find(rows, "psnr/pie_official") is None and find(rows, "seconds") == "seconds"
     assert keys(rows)[-3:] == ["inversion_seconds", "seconds", "peak_memory_mb"]
-
-
-def test_difference_is_paired_and_skips_what_is_not_finite():
-    base = np.linspace(10, 40, 20)
-    rows = pairs("psnr", [*base, math.inf, 5.0], [*(base + 1), 30.0, math.nan])
-    gap = difference(rows[::-1], "psnr", "spd+p2p", "ddim+p2p")  # the order of rows does not matter
-    assert (gap.mean, gap.low, gap.high, gap.n) == (pytest.approx(1), pytest.approx(1), pytest.approx(1), 20)
-    alone = mean_interval(rows, "psnr", "spd+p2p")
-    assert alone.n == 21 and alone.high - alone.low > 4
 
 
 def test_a_best_value_needs_an_interval_without_zero():
