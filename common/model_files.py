@@ -4,6 +4,7 @@ No code from a model's folder is ever run, and old .bin weights are read as plai
 """
 
 import difflib
+import inspect
 import logging
 import re
 from collections.abc import Iterable, Mapping
@@ -15,7 +16,7 @@ import torch
 import transformers
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 from huggingface_hub import constants, hf_hub_download
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from common.files import InputError, one_line, read_object, refused_as  # noqa: F401  (loaders say errors with it)
 from common.flags import PICTUREBOOK, local_folder
@@ -106,11 +107,8 @@ def inspect_folder(
     parts = [part for part in models if part in named]
     for part in parts:
         for path in [path for path in weights_in(folder / part)[1] if path.suffix == ".safetensors"]:
-            try:
-                with safe_open(path, "pt"):
-                    pass
-            except (SafetensorError, OSError) as error:
-                raise InputError(f"{path} is damaged or cut short ({error}); fetch the file again.") from error
+            with refused_as(f"{path} is damaged or cut short, fetch the file again"), safe_open(path, "pt"):
+                pass
     return pipeline_class, parts
 
 
@@ -168,11 +166,13 @@ def check_weights(file: Path, weights: Any) -> None:
 
 
 def load_whole(
-    folder: Path, accepted: dict[str, type], models: dict[str, type] = MODELS, dtype: torch.dtype = torch.float32,
-    **more,
+    folder: Path, accepted: dict[str, type] = PIPELINES, models: dict[str, type] = MODELS,
+    dtype: torch.dtype = torch.float32, **more,
 ) -> DiffusionPipeline:  # fmt: skip
-    """A folder's pipeline, of a class in `accepted`, its models whole and frozen. more: of its from_pretrained."""
+    """A folder's pipeline, of a class in `accepted`, its models whole and frozen. more: further parts and settings of
+    the pipeline, left out where its class has none."""
     pipeline_class, parts = inspect_folder(folder, accepted, models)
+    more = {name: value for name, value in more.items() if name in inspect.signature(pipeline_class).parameters}
     with refused_as(f"Cannot load the model in {folder}"):
         loaded = {part: load_model(models[part], folder / part, dtype) for part in parts}
         return pipeline_class.from_pretrained(folder, **loaded, **more, local_files_only=True)

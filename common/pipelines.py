@@ -17,9 +17,9 @@ import transformers
 from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 
 from common.ddim import Schedule, to_eps
-from common.files import InputError, refused_as
+from common.files import InputError
 from common.flags import check_device
-from common.model_files import MODELS, PICTUREBOOK, find_folder, inspect_folder, load_model, match_tokenizers
+from common.model_files import PICTUREBOOK, find_folder, load_whole, match_tokenizers
 
 log = logging.getLogger(__name__)
 
@@ -77,19 +77,13 @@ def load_pipeline(
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()
     folder = find_folder(str(name), local_files_only or None)
-    pipeline_class, parts = inspect_folder(folder)
-    with refused_as(f"Cannot load the model in {folder}"):
-        parts = {part: load_model(MODELS[part], folder / part, dtype or torch.float32) for part in parts}
-        if pipeline_class is StableDiffusionPipeline:
-            parts |= {"safety_checker": None, "requires_safety_checker": False}
-        pipe = pipeline_class.from_pretrained(
-            folder, **parts, feature_extractor=None, image_encoder=None, local_files_only=True
-        )
-        match_tokenizers(pipe)
-        offset = pipe.scheduler.config.get("steps_offset", 1)
-        pipe.scheduler = DDIMScheduler.from_config(
-            pipe.scheduler.config, timestep_spacing="leading", steps_offset=offset, clip_sample=False
-        )
+    pipe = load_whole(folder, dtype=dtype or torch.float32, safety_checker=None, requires_safety_checker=False,
+                      feature_extractor=None, image_encoder=None)  # fmt: skip
+    match_tokenizers(pipe)
+    offset = pipe.scheduler.config.get("steps_offset", 1)
+    pipe.scheduler = DDIMScheduler.from_config(
+        pipe.scheduler.config, timestep_spacing="leading", steps_offset=offset, clip_sample=False
+    )
     if pipe.unet.config.in_channels != pipe.vae.config.latent_channels:
         raise InputError(f"{folder} is no text-to-image model: its UNet takes more than latents (inpainting? depth?).")
     logging.getLogger(type(pipe).__module__).setLevel(logging.ERROR)  # encode_prompt itself names the lost words
