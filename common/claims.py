@@ -198,10 +198,9 @@ def judge(claim: dict[str, Any], rows: list[dict], matched: Callable[..., Interv
         unlike = floor = False
     else:
         gap = difference(rows, key, method, baseline)
-        sets = [set(values(rows, key, one)) for one in (method, baseline) if isinstance(one, str)]
-        unlike = sets[0] != sets[-1]
-        floor = len(sets) > 1 and sign > 0 and not any(v for one in (method, baseline) for v in
-                                                       values(rows, key, one).values() if v == v)  # fmt: skip
+        scored = [values(rows, key, one) for one in (method, baseline) if isinstance(one, str)]
+        unlike = scored[0].keys() != scored[-1].keys()
+        floor = len(scored) > 1 and sign > 0 and not any(v for one in scored for v in one.values() if v == v)
     why = reason(gap, unlike, floor)
     found = INCONCLUSIVE if why else verdict(gap, sign, claim["rule"], claim.get("margin", 0.0))
     return Finding(claim, key, gap, found, why or ("the interval does not decide" if found == INCONCLUSIVE else ""))
