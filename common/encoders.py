@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.flags import PICTUREBOOK, PICTUREBOOK_FOLDER, check_device
+from common.flags import PICTUREBOOK, PICTUREBOOK_FOLDER, chosen_device
 from common.runs import InputError
 
 # The encoders of published tables, under the names by which the loaders know them: PIE-Bench, and DreamBooth's two
@@ -24,11 +24,8 @@ PIE_ENCODERS = {"clip": "openai/clip-vit-large-patch14", "dino": "facebook/dino-
 DREAMBOOTH_ENCODERS = {"clip": "openai/clip-vit-base-patch32", "dino": "facebook/dino-vits16", "lpips": "alex",
                        "features": "inception"}  # fmt: skip
 
-TRUNK_FILES = {
-    "alex": "alexnet-owt-7be5be79.pth",
-    "squeeze": "squeezenet1_1-b8a52dc0.pth",
-    "vgg": "vgg16-397923af.pth",
-}
+TRUNK_FILES = {"alex": "alexnet-owt-7be5be79.pth", "squeeze": "squeezenet1_1-b8a52dc0.pth",
+               "vgg": "vgg16-397923af.pth"}  # fmt: skip
 TRUNK_URL = "https://download.pytorch.org/models/"
 INCEPTION_FILE = "inception-2015-12-05.pt"
 INCEPTION_URL = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/"
@@ -188,9 +185,10 @@ def load_lpips(net: str = "squeeze", device: str | None = None, trunk_file: str 
     The package carries the heads; the trunk is torchvision's, in `trunk_file` or in TORCH_HOME/hub/checkpoints.
     Raises InputError when it is not there.
     """
+    place = chosen_device(device)
     if net == PICTUREBOOK:
         features = _classifier(device).features
-        return Lpips(net, lambda x: features(x.to(_device(device))), lambda layer, x: x.sum(1, keepdim=True))
+        return Lpips(net, lambda x: features(x.to(place)), lambda layer, x: x.sum(1, keepdim=True))
     if net not in TRUNK_FILES:
         raise InputError(f"there is no LPIPS network '{net}'; it is one of {', '.join([PICTUREBOOK, *TRUNK_FILES])}")
     import lpips
@@ -208,7 +206,7 @@ def load_lpips(net: str = "squeeze", device: str | None = None, trunk_file: str 
     if not set(names.values()) <= weights.keys():
         raise InputError(f"{path} is damaged or is not torchvision's {TRUNK_FILES[net]}: download it again")
     network.net.load_state_dict({name: weights[source] for name, source in names.items()})
-    return wrap_lpips(network.to(_device(device)), net)
+    return wrap_lpips(network.to(place), net)
 
 
 def wrap_lpips(network: nn.Module, name: str) -> Lpips:
@@ -227,21 +225,22 @@ def load_inception(folder: str | Path | None = None, device: str | None = None) 
     from cleanfid.resize import build_resizer
 
     path = _weight_file(folder and Path(folder) / INCEPTION_FILE, INCEPTION_FILE, INCEPTION_URL)
-    network, resize = InceptionV3W(str(path.parent), download=False).to(_device(device)), build_resizer("clean")
+    place, resize = chosen_device(device), build_resizer("clean")
+    network = InceptionV3W(str(path.parent), download=False).to(place)
 
     @torch.no_grad()
     def embed(pictures: Tensor) -> Tensor:
         images = to_uint8(pictures).permute(0, 2, 3, 1).cpu().numpy()
         pixels = torch.stack([torch.from_numpy(resize(image)).permute(2, 0, 1) for image in images])
-        return network(pixels.to(_device(device))).to(pictures.device)
+        return network(pixels.to(place)).to(pictures.device)
 
     return Embedder("inception", embed)
 
 
 def load_picturebook_embedder(device: str | None = None) -> Embedder:
     """The attribute classifier's penultimate features, for a Frechet distance on picturebook pictures."""
-    classifier = _classifier(device)
-    return Embedder(PICTUREBOOK, torch.no_grad()(lambda x: classifier.embedding(x.to(_device(device))).to(x.device)))
+    classifier, place = _classifier(device), chosen_device(device)
+    return Embedder(PICTUREBOOK, torch.no_grad()(lambda x: classifier.embedding(x.to(place)).to(x.device)))
 
 
 def label(name: str | Path) -> str:
@@ -259,15 +258,10 @@ def unit_channels(features: Tensor) -> Tensor:
     return features / (features.norm(dim=1, keepdim=True) + 1e-10)
 
 
-def _device(device: str | None) -> str:
-    check_device(device)
-    return device or ("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def _classifier(device: str | None) -> nn.Module:
     from common.picturebook.classifier import load_classifier
 
-    return load_classifier(_device(device))
+    return load_classifier(chosen_device(device))
 
 
 def _pretrained(cls: type, name: str | Path, **options):
@@ -291,7 +285,7 @@ def _pretrained_model(cls: type, name: str | Path, device: str | None, **options
     model, report = _pretrained(cls, name, dtype=torch.float32, output_loading_info=True, **options)
     if report["missing_keys"]:  # transformers would fill them with random numbers and only warn
         raise InputError(f"'{name}' holds no complete {cls.__name__}: it lacks {sorted(report['missing_keys'])[0]}")
-    return model.to(_device(device)).eval().requires_grad_(False)
+    return model.to(chosen_device(device)).eval().requires_grad_(False)
 
 
 def _weight_file(given: str | Path | None, name: str, url: str) -> Path:

@@ -86,6 +86,14 @@ def check_device(name: Any) -> None:
         raise InputError(f"There is no device {str(name)!r} here ({gpus} GPUs); leave it out, or take cpu") from None
 
 
+def chosen_device(name: Any = None) -> Any:
+    """The device asked for, or a GPU if there is one. Raises InputError for one that is not here."""
+    import torch
+
+    check_device(name)
+    return name or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def local_folder(name: str) -> Path:
     """Where the model of this name lies, if it is here: the picturebook's own folder, or the folder named."""
     return PICTUREBOOK_FOLDER if name == PICTUREBOOK else Path(name).expanduser()

@@ -18,7 +18,7 @@ from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline,
 
 from common.ddim import Schedule, to_eps
 from common.files import InputError
-from common.flags import check_device
+from common.flags import chosen_device
 from common.model_files import PICTUREBOOK, find_folder, load_whole, match_tokenizers
 
 log = logging.getLogger(__name__)
@@ -72,8 +72,7 @@ def load_pipeline(
     old .bin weights are read as plain tensors only. HF_HUB_OFFLINE or local_files_only keep it off the network.
     Raises InputError, in one sentence, for anything that cannot be loaded whole.
     """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    check_device(device)
+    device = chosen_device(device)
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()
     folder = find_folder(str(name), local_files_only or None)

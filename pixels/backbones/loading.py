@@ -10,7 +10,7 @@ import torch
 import transformers
 from diffusers import DiffusionPipeline, SchedulerMixin
 
-from common.flags import check_device
+from common.flags import chosen_device
 from common.model_files import MODELS, PIPELINES, find_folder, inspect_folder, load_whole
 from common.pipelines import load_pipeline
 from common.runs import InputError
@@ -76,8 +76,7 @@ def load_model(
     refiner: SDXL's second stage after a base. prior: Kandinsky's. Raises InputError, in one sentence, for what cannot
     be loaded whole or does not belong together.
     """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    check_device(device)
+    device = chosen_device(device)
     folder = find_folder(str(name), accepted=PIPELINES | REFINER | KANDINSKY)
     pipeline_class, _ = inspect_folder(folder, PIPELINES | REFINER | KANDINSKY, ())
     if pipeline_class in PIPELINES.values():
