@@ -21,17 +21,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from common.files import InputError, read_object, write_json
 from common.flags import check_device
 from common.images import is_picture, list_pictures, load_image, save_png
-from common.runs import (
-    InputError,
-    latest_checkpoint,
-    load_checkpoint,
-    progress,
-    read_object,
-    save_checkpoint,
-    write_json,
-)
+from common.runs import latest_checkpoint, load_checkpoint, progress, save_checkpoint
 
 # Flags that may differ between a run and its continuation. (Steps may too, where the schedule does not know them.)
 FREE = {"output_dir", "checkpointing_steps", "checkpoints_total_limit", "resume_from_checkpoint", "validation_prompt",
