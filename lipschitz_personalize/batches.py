@@ -13,8 +13,8 @@ from common.runs import InputError
 from common.training import generate_class_pictures, load_pictures, picture_batch, picture_indices, step_generator
 from lipschitz_personalize.augmentation import augment
 from lipschitz_personalize.objectives import backbone_of, encode_pictures, encode_text, network, resolution_of
+from lipschitz_personalize.options import TOKEN
 
-TOKEN = "sks"  # the rare word that names the picturebook's subject
 CLASS_SEED = 2**62  # added to the seed: class pictures come in an order of their own
 
 
@@ -97,11 +97,10 @@ def next_batch(
         if source.conditioning is not None and not any(prefixes):
             conds.append(source.conditioning[[0] * len(indices)])
             continue
-        told = source.prompts * len(indices)
+        picked = [0] * len(indices)
         if len(source.prompts) > 1:
             picked = torch.randint(len(source.prompts), (len(indices),), generator=generator)
-            told = [source.prompts[place] for place in picked]
-        told = [prefix + prompt for prefix, prompt in zip(prefixes, told, strict=True)]
+        told = [prefix + source.prompts[place] for prefix, place in zip(prefixes, picked, strict=True)]
         conds.append(encode_text(pipe, told, args.resolution))
     return Batch(torch.cat(latents), Conditioning.cat(*conds), mask, len(latents[0]))
 

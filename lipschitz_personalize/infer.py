@@ -22,34 +22,20 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--prompt", nargs="+", help="what to draw; by default the training's own prompt, and that with its class alone")
     add("--pretrained_model_name_or_path", help="the base model; by default the one that was trained on")
     add("--num_images", type=number(int, 1), default=4, help="pictures per prompt")
-    add("--num_inference_steps", type=number(int, 1, 1000), help="of sampling; by default as released: 50, SD3 28")
-    add(
-        "--guidance_scale", type=number(float, 0), help="by default as released: 7.5; SD3 and SDXL's Custom Diffusion 5"
-    )
+    options.add_sampling_flags(parser)
     add("--resolution", type=number(int, 16), help="side of the square picture; by default that of the training")
-    add(
-        "--strength",
-        type=number(float, 0, 2),
-        default=1.0,
-        help="share of the way from the base weights: W + s (W' - W)",
-    )
+    add("--strength", type=number(float, 0, 2), default=1.0, help="share of the way from the base: W + s (W' - W)")
     add("--compare_base", action=argparse.BooleanOptionalAction, default=True, help="draw the base model's beside them")
     add("--mixed_precision", choices=("no", "fp16", "bf16"), default="no", help="number format of the networks")
     add("--device", help="cpu, cuda, cuda:1, ...; a GPU if there is one by default")
     add("--seed", type=number(int, 0, 2**63 - 1), default=2025, help="of the noise (released: 2025)")
-    add(
-        "--output_dir",
-        default="outputs/lipschitz_personalize/infer",
-        help="folder for pictures, grid.png, metrics.json",
-    )
+    add("--output_dir", default="outputs/lipschitz_personalize/infer", help="folder for pictures, grid.png, "
+        "metrics.json")  # fmt: skip
     add("--print_config", action="store_true", help="print what all flags resolve to, and stop")
     args = parser.parse_args(argv)
-    if args.print_config:
-        return args
-    if not Path(args.trained_dir).is_dir():
-        raise InputError(
-            f"--trained_dir {args.trained_dir} is no folder; python -m lipschitz_personalize.train makes one"
-        )
+    if not args.print_config and not Path(args.trained_dir).is_dir():
+        raise InputError(f"--trained_dir {args.trained_dir} is no folder; python -m lipschitz_personalize.train makes "
+                         "one")  # fmt: skip
     return args
 
 
@@ -66,14 +52,12 @@ def main(argv: list[str] | None = None) -> None:
     from lipschitz_personalize.loading import load_trained
     from lipschitz_personalize.objectives import load_backbone
 
-    trained = read_json(Path(args.trained_dir) / "config.json")
+    trained, output = read_json(Path(args.trained_dir) / "config.json"), Path(args.output_dir)
     fits = all(name in trained and isinstance(trained[name], kind) for name, kind in options.TRAINED.items())
     if not fits or trained["resolution"] < 16:
         raise InputError(f"{args.trained_dir} is of another script; python -m lipschitz_personalize.train makes what "
                          "is drawn with here")  # fmt: skip
-    steps, guidance = options.SAMPLING.get((trained["backbone"], trained["parameter_space"]), (50, 7.5))
-    args.num_inference_steps = args.num_inference_steps or steps
-    args.guidance_scale = guidance if args.guidance_scale is None else args.guidance_scale
+    args.num_inference_steps, args.guidance_scale = options.sampling_of(trained, args)
     args.pretrained_model_name_or_path = args.pretrained_model_name_or_path or trained["pretrained_model_name_or_path"]
     args.prompt = args.prompt or list(filter(None, (trained["instance_prompt"], trained["class_prompt"])))
     args.resolution = args.resolution or trained["resolution"]
@@ -86,20 +70,18 @@ def main(argv: list[str] | None = None) -> None:
         return draw_pictures(one, [prompt] * args.num_images, generators, args.resolution, args.num_inference_steps,
                              args.guidance_scale)  # fmt: skip
 
-    rows, labels = [], []
+    rows = {}  # what stands beside it -> pictures
     with measure() as cost:
         for number, prompt in enumerate(args.prompt):
-            rows.append(draw(pipe, number, prompt))
-            labels.append(prompt)
-            for picture, image in enumerate(rows[-1]):
-                save_png(Path(args.output_dir) / f"{number:02d}-{picture:02d}.png", image)
+            rows[number, prompt] = draw(pipe, number, prompt)
+            for picture, image in enumerate(rows[number, prompt]):
+                save_png(output / f"{number:02d}-{picture:02d}.png", image)
             if args.compare_base:
-                rows.append(draw(base, number, prompt))
-                labels.append(f"base: {prompt}")
-    save_png(Path(args.output_dir) / "grid.png", grid(rows, labels))
-    write_config(args.output_dir, args)
-    write_json(Path(args.output_dir) / "metrics.json", {"seconds": cost.seconds, "peak_memory_mb": cost.peak_memory_mb})
-    print(f"{cost.seconds:.0f} s; pictures in {args.output_dir}, see {Path(args.output_dir) / 'grid.png'}")
+                rows[number, f"base: {prompt}"] = draw(base, number, prompt)
+    save_png(output / "grid.png", grid(list(rows.values()), [label for _, label in rows]))
+    write_config(output, args)
+    write_json(output / "metrics.json", {"seconds": cost.seconds, "peak_memory_mb": cost.peak_memory_mb})
+    print(f"{cost.seconds:.0f} s; pictures in {output}, see {output / 'grid.png'}")
 
 
 if __name__ == "__main__":

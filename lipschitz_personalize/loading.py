@@ -10,7 +10,7 @@ from torch import Tensor
 from common.model_files import check_weights, one_line
 from common.runs import InputError, read_json
 from lipschitz_personalize.objectives import backbone_of, load_backbone, network
-from lipschitz_personalize.parameter_spaces import CUSTOM_DIFFUSION_FILE, LORA_FILE, text_parts
+from lipschitz_personalize.parameter_spaces import CUSTOM_DIFFUSION_FILE, LORA_FILE, WEIGHTS, WORD_KEYS, text_parts
 
 
 def load_trained(
@@ -23,7 +23,7 @@ def load_trained(
     Raises InputError where there is no training, it was interrupted, is damaged, or belongs to another model.
     """
     folder = Path(folder)
-    files = [name for name in ("unet", "transformer", CUSTOM_DIFFUSION_FILE, LORA_FILE) if (folder / name).exists()]
+    files = [name for name in WEIGHTS if (folder / name).exists()]
     if len(files) != 1:
         raise InputError(f"{folder} holds no finished training; run python -m lipschitz_personalize.train --output_dir "
                          f"{folder}")  # fmt: skip
@@ -94,9 +94,8 @@ def merged_lora(net: torch.nn.Module, content: dict[str, Tensor], folder: Path) 
             raise InputError(f"{folder} was trained on another model: the layer {path} does not fit")
         merged[name] = own[name] + (b.float() @ a.float()).to(own[name])
     if 2 * len(merged) != len(content):
-        raise InputError(
-            f"{folder / LORA_FILE} holds more than pairs of lora_A and lora_B: it is no file of this trainer"
-        )
+        raise InputError(f"{folder / LORA_FILE} holds more than pairs of lora_A and lora_B: it is no file of this "
+                         "trainer")  # fmt: skip
     return merged
 
 
@@ -110,11 +109,10 @@ def _word_files(folder: Path) -> list[Path]:
 def _add_word(pipe, file: Path) -> None:
     content, word = _read(file), file.stem
     parts = text_parts(pipe)
-    keys = [word] if len(parts) == 1 else ["clip_l", "clip_g"]
+    keys = [word] if len(parts) == 1 else WORD_KEYS
     for (_, tokenizer, encoder), key in zip(parts, keys, strict=True):
         width = encoder.get_input_embeddings().weight.shape[1]
         if key not in content or tuple(content[key].shape[-1:]) != (width,):
-            raise InputError(
-                f"{file} was trained on another model: {key} of {width} numbers is needed ({backbone_of(pipe)})"
-            )
+            raise InputError(f"{file} was trained on another model: {key} of {width} numbers is needed "
+                             f"({backbone_of(pipe)})")  # fmt: skip
         pipe.load_textual_inversion({word: content[key]}, tokenizer=tokenizer, text_encoder=encoder)

@@ -13,6 +13,7 @@ from huggingface_hub import constants
 from torch import Tensor
 from transformers import CLIPTextModelWithProjection, T5EncoderModel
 
+from common.flags import check_device
 from common.model_files import PIPELINES, find_folder, inspect_folder, load_model, one_line
 from common.pipelines import Conditioning, load_pipeline, warn_of_lost_words, without_overflow
 from common.pipelines import encode_prompt as encode_sd_prompt
@@ -38,10 +39,7 @@ def load_backbone(name: str, device: str | torch.device | None = None, dtype: to
     if pipeline_class is not StableDiffusion3Pipeline:
         return load_pipeline(name, device, dtype)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError):  # torch was built without it, or there is no such thing
-        raise InputError(f"there is no device {str(device)!r} here; leave it out, or take cpu") from None
+    check_device(device)
     try:
         models = {part: load_model(SD3_MODELS[part], folder / part, dtype) for part in parts}
         models |= {part: None for part in ("text_encoder_3", "tokenizer_3") if "text_encoder_3" not in parts}
@@ -115,29 +113,33 @@ class Noisy:
     weight: Tensor
 
 
-def add_noise(
-    pipe, latents: Tensor, generator: torch.Generator, precondition_outputs: bool = True
-) -> Noisy:  # fmt: skip
+def add_noise(pipe, latents: Tensor, generator: torch.Generator, precondition_outputs: bool = True) -> Noisy:
     """Clean latents [B,C,h,w] to a random noise level each; noise first, then levels, from the CPU generator.
 
-    SD and SDXL: t uniform, DDPM noise, target by the scheduler's prediction type. SD3: sigma logit-normal on the
-    scheduler's (shifted) table, z = (1 - sigma) x + sigma n, target n - x. precondition_outputs: SD3's error is taken
-    in x, so that it counts sigma^2, as in diffusers' DreamBooth script, from which the official one comes.
+    SD and SDXL: t uniform. SD3: levels logit-normal on the scheduler's table. precondition_outputs: see at_level.
     """
-    noise = torch.randn(latents.shape, generator=generator).to(latents)
-    count = len(latents)
+    noise, count = torch.randn(latents.shape, generator=generator).to(latents), len(latents)
+    levels = pipe.scheduler.config.num_train_timesteps
     if backbone_of(pipe) == "sd3":
-        table = FlowMatchEulerDiscreteScheduler.from_config(pipe.scheduler.config)  # sampling rewrites the pipe's own
-        levels = torch.sigmoid(torch.randn(count, generator=generator))
-        places = (levels * len(table.sigmas)).long().clamp(max=len(table.sigmas) - 1)
-        return _flow(latents, noise, table, places, precondition_outputs)
-    t = torch.randint(pipe.scheduler.config.num_train_timesteps, (count,), generator=generator).to(latents.device)
-    alpha_bar = pipe.scheduler.alphas_cumprod
-    wanted = target(pipe.scheduler.config.prediction_type, alpha_bar, latents, noise, t)
-    return Noisy(noised(alpha_bar, latents, noise, t), t, wanted, torch.ones(count, device=latents.device))
+        share = torch.sigmoid(torch.randn(count, generator=generator))
+        places = (share * levels).long().clamp(max=levels - 1)
+    else:
+        places = torch.randint(levels, (count,), generator=generator)
+    return at_level(pipe, latents, noise, places, precondition_outputs)
 
 
-def _flow(latents: Tensor, noise: Tensor, table, places: Tensor, precondition_outputs: bool) -> Noisy:
+def at_level(pipe, latents: Tensor, noise: Tensor, places: Tensor, precondition_outputs: bool = True) -> Noisy:
+    """Clean latents [B,C,h,w] at the places [B] of the scheduler's table of training levels.
+
+    SD and SDXL: DDPM noise, target by the scheduler's prediction type. SD3: the (shifted) table goes down, z = (1 -
+    sigma) x + sigma n, target n - x. precondition_outputs: SD3's error is taken in x, so that it counts sigma^2, as in
+    diffusers' DreamBooth script, from which the official one comes.
+    """
+    if backbone_of(pipe) != "sd3":
+        t, alpha_bar = places.to(latents.device), pipe.scheduler.alphas_cumprod
+        wanted = target(pipe.scheduler.config.prediction_type, alpha_bar, latents, noise, t)
+        return Noisy(noised(alpha_bar, latents, noise, t), t, wanted, torch.ones(len(t), device=latents.device))
+    table = FlowMatchEulerDiscreteScheduler.from_config(pipe.scheduler.config)  # sampling rewrites the pipe's own
     sigma, t = table.sigmas[places].to(latents), table.timesteps[places].to(latents.device)
     level = sigma.reshape(-1, 1, 1, 1)
     weight = sigma**2 if precondition_outputs else torch.ones_like(sigma)
@@ -149,18 +151,13 @@ def random_noisy(
 ) -> tuple[Tensor, Tensor]:
     """(z [1,C,h,w], t [1]) at the noise level `share` (0 to 1) of the way up the training timesteps. latents: clean
     ones; standard normal ones by default."""
-    net = network(pipe)
-    shape = (1, net.config.in_channels, net.config.sample_size, net.config.sample_size)
+    config, last = network(pipe).config, pipe.scheduler.config.num_train_timesteps - 1
+    shape = (1, config.in_channels, config.sample_size, config.sample_size)
     clean = torch.randn(shape, generator=generator) if latents is None else latents.cpu()
-    noise = torch.randn(clean.shape, generator=generator)
-    clean, noise = clean.to(pipe.device), noise.to(pipe.device)
-    if backbone_of(pipe) == "sd3":
-        table = FlowMatchEulerDiscreteScheduler.from_config(pipe.scheduler.config)
-        place = torch.tensor([round((1 - share) * (len(table.sigmas) - 1))])  # its table goes down
-        found = _flow(clean, noise, table, place, False)
-        return found.z, found.t
-    t = torch.tensor([round(share * (pipe.scheduler.config.num_train_timesteps - 1))], device=pipe.device)
-    return noised(pipe.scheduler.alphas_cumprod, clean, noise, t), t
+    noise = torch.randn(clean.shape, generator=generator).to(pipe.device)
+    place = round((1 - share if backbone_of(pipe) == "sd3" else share) * last)
+    found = at_level(pipe, clean.to(pipe.device), noise, torch.tensor([place]))
+    return found.z, found.t
 
 
 def predict(pipe, z: Tensor, t: Tensor, cond: Conditioning) -> Tensor:

@@ -1,12 +1,12 @@
 """The trainer's flags, and the published settings that stand behind their defaults. Nothing heavy is imported here."""
 
 import argparse
-import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from common.files import check_file_name
+from common.files import check_file_name, read_object
 from common.flags import is_picturebook_folder, number
 from common.runs import InputError, make_parser
 from common.training_flags import add_subject_flags, add_training_flags, parse_training, set_defaults
@@ -14,6 +14,7 @@ from common.training_flags import add_subject_flags, add_training_flags, parse_t
 CONVENTIONS = ("mean_sum", "sum", "lora_factors", "function")
 SPACES = ("full", "custom_diffusion", "lora")
 BACKBONES = ("sd", "sdxl", "sd3")
+TOKEN, NEW_WORD = "sks", "<new1>"  # what a subject is called; the second is Custom Diffusion's
 QKVO = ["to_q", "to_k", "to_v", "to_out.0"]
 SD3_TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"]
 
@@ -73,6 +74,7 @@ PICTUREBOOK_PRESET: dict[str, dict[str, Any]] = {
 def training_parser() -> argparse.ArgumentParser:
     parser = make_parser("Personalise a text-to-image model on a few pictures, and keep its weights near the base's.")
     add = parser.add_argument_group("method").add_argument
+    switch = partial(add, action=argparse.BooleanOptionalAction)
     add("--parameter_space", choices=SPACES, default="full", help="what is trained: the whole network (DreamBooth), "
         "keys and values of cross-attention with a new word (Custom Diffusion), or LoRA")  # fmt: skip
     add("--l2_reg_weight", "--l2_weight", type=number(float, 0), default=500.0,
@@ -82,23 +84,20 @@ def training_parser() -> argparse.ArgumentParser:
         "LoRA's factors (released LoRA code), or squared change of the weights behind LoRA (function)")  # fmt: skip
     add("--l2_layer_weights", nargs="+", type=layer_weight, default=[], metavar="REGEX=FACTOR",
         help="beyond the paper: multiply lambda for the tensors whose names match, such as attn2=0.1")  # fmt: skip
-    add("--l2_lipschitz", action=argparse.BooleanOptionalAction, default=False,
-        help="beyond the paper: lambda per tensor in proportion to how much the output moves with it")  # fmt: skip
+    switch("--l2_lipschitz", default=False, help="beyond the paper: lambda per tensor in proportion to how much the "
+           "output moves with it")  # fmt: skip
     add("--l2_base_dtype", choices=("float32", "float16", "bfloat16"), default="float32",
         help="of the frozen copy; 16 bits halve its memory, and are exact where the model was stored so")  # fmt: skip
     add("--l2_base_device", choices=("same", "cpu"), default="same", help="where the frozen copy lies")
     add("--backbone", choices=BACKBONES, help="whose published settings are the defaults; by default that of the model")
-    add("--squash", action=argparse.BooleanOptionalAction, default=False,
-        help="resize to a square whatever the proportions (released full fine-tuning, Custom Diffusion)")  # fmt: skip
-    add("--cache_latents", action=argparse.BooleanOptionalAction, default=False,
-        help="encode every picture once, at the start (released full fine-tuning)")  # fmt: skip
-    add("--precondition_outputs", action=argparse.BooleanOptionalAction, default=True,
-        help="SD3: take the error in the clean latents, as diffusers' script does")  # fmt: skip
-    add("--modifier_token", default="<new1>", help="Custom Diffusion: the new word, to be in --instance_prompt")
+    switch("--squash", default=False, help="resize to a square whatever the proportions (released full fine-tuning, "
+           "Custom Diffusion)")  # fmt: skip
+    switch("--cache_latents", default=False, help="encode every picture once, at the start (released full fine-tuning)")
+    switch("--precondition_outputs", default=True, help="SD3: take the error in the clean latents, as diffusers' does")
+    add("--modifier_token", default=NEW_WORD, help="Custom Diffusion: the new word, to be in --instance_prompt")
     add("--initializer_token", default="ktn", help="Custom Diffusion: the word begins as this one (released: a rare "
         "one); on the picturebook as the last of the prompt")  # fmt: skip
-    add("--augment", action=argparse.BooleanOptionalAction, default=True,
-        help="Custom Diffusion: shrink and zoom the pictures, with words in the prompt that say so")  # fmt: skip
+    switch("--augment", default=True, help="Custom Diffusion: shrink and zoom the pictures, and say so in the prompt")
     add("--mask_loss", choices=("sum", "mean"), default="sum",
         help="Custom Diffusion's augmented pictures: errors of the channels are summed (its code), or averaged as "
         "everywhere else")  # fmt: skip
@@ -107,21 +106,42 @@ def training_parser() -> argparse.ArgumentParser:
     add("--lora_targets", nargs="+", default=QKVO, help="LoRA: ends of the layers' names")
     add("--lora_init", choices=("gaussian", "kaiming"), default="gaussian", help="LoRA: how A begins, normal of "
         "deviation 1 / rank (diffusers' scripts) or Kaiming's uniform (peft's own; released for SD 1.5)")  # fmt: skip
-    add("--guidance_scale", type=number(float, 0), default=7.5, help="of class and validation pictures")
-    add("--num_inference_steps", type=number(int, 1, 1000), default=50, help="of class and validation pictures")
+    add_drawing_flags(parser)
     add_training_flags(parser, output_dir="outputs/lipschitz_personalize/train", max_train_steps=1000, seed=2025)
     add_subject_flags(parser, num_class_images=200)
     return parser
 
 
-def plain_trainer(parser: argparse.ArgumentParser) -> None:
-    """To a parser of another method's own flags: what lipschitz_personalize.train.train needs beside them, penalty,
-    augmentation and caches being off."""
+def add_drawing_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("sampling").add_argument
     add("--guidance_scale", type=number(float, 0), default=7.5, help="of class and validation pictures")
     add("--num_inference_steps", type=number(int, 1, 1000), default=50, help="of class and validation pictures")
+
+
+def parse_plain(
+    parser: argparse.ArgumentParser, argv: list[str] | None, picturebook_preset: dict[str, Any], **defaults: Any
+) -> argparse.Namespace:
+    """The flags of another method, and what train.train needs beside them: penalty, augmentation and caches are off."""
+    add_drawing_flags(parser)
     parser.set_defaults(l2_reg_weight=0.0, squash=False, cache_latents=False, precondition_outputs=True, augment=False,
-                        mask_loss="mean")  # fmt: skip
+                        mask_loss="mean", **defaults)  # fmt: skip
+    args = parse_training(parser, argv, picturebook_preset)
+    args.backbone = guess_backbone(args.pretrained_model_name_or_path)
+    return args
+
+
+def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
+    """Of pictures of a finished training; see `sampling_of`."""
+    add = parser.add_argument
+    add("--num_inference_steps", type=number(int, 1, 1000), help="of sampling; by default as released: 50, SD3 28")
+    add("--guidance_scale", type=number(float, 0), help="of sampling; by default as released: 7.5; SD3 and SDXL's "
+        "Custom Diffusion 5")  # fmt: skip
+
+
+def sampling_of(trained: dict[str, Any], args: argparse.Namespace) -> tuple[int, float]:
+    """(steps, guidance) of the flags, by default those that were published for the training. trained: its config."""
+    steps, guidance = SAMPLING.get((trained["backbone"], trained["parameter_space"]), (50, 7.5))
+    return args.num_inference_steps or steps, guidance if args.guidance_scale is None else args.guidance_scale
 
 
 def as_flags(given: dict[str, Any]) -> list[str]:
@@ -147,10 +167,7 @@ def guess_backbone(name: str) -> str:
     """ "sd", "sdxl" or "sd3", by model_index.json of a local folder, or by a hub id."""
     index = Path(name).expanduser() / "model_index.json"
     if index.is_file():
-        try:
-            name = str(json.loads(index.read_text(encoding="utf-8")).get("_class_name"))
-        except (ValueError, AttributeError, RecursionError):
-            raise InputError(f"{index} is not valid JSON of a model; fetch the file again") from None
+        name = str(read_object(index).get("_class_name"))
     name = name.lower().replace("-", "").replace("_", "")
     if "stablediffusion3" in name:
         return "sd3"
@@ -165,8 +182,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     backbone = args.backbone or guess_backbone(args.pretrained_model_name_or_path)
     if not is_picturebook_folder(args.pretrained_model_name_or_path):
         set_defaults(parser, PUBLISHED[backbone, args.parameter_space])
-    else:
-        set_defaults(parser, LORA if args.parameter_space == "lora" else {})
+    elif args.parameter_space == "lora":
+        set_defaults(parser, LORA)
     args = parse_training(parser, argv, PICTUREBOOK_PRESET[args.parameter_space])
     args.backbone = backbone
     args.lora_alpha = float(args.lora_rank) if args.lora_alpha is None else args.lora_alpha
@@ -182,9 +199,8 @@ def check(args: argparse.Namespace) -> None:
         raise InputError(f"--l2_convention {convention} does not go with --parameter_space {args.parameter_space}; "
                          f"take one of {fitting}")  # fmt: skip
     if lora and (args.l2_lipschitz or args.l2_layer_weights):
-        raise InputError(
-            "--l2_lipschitz and --l2_layer_weights weigh the network's own tensors: leave them out of LoRA"
-        )
+        raise InputError("--l2_lipschitz and --l2_layer_weights weigh the network's own tensors: leave them out of "
+                         "LoRA")  # fmt: skip
     word = args.modifier_token
     if args.parameter_space == "custom_diffusion" and args.backbone != "sd3":
         if " " in check_file_name(word, "--modifier_token"):

@@ -21,6 +21,8 @@ from lipschitz_personalize.regularizer import lora_change
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 CUSTOM_DIFFUSION_FILE = "pytorch_custom_diffusion_weights.safetensors"
+WORD_KEYS = ["clip_l", "clip_g"]  # under which the ecosystem keeps a word of SDXL's two encoders
+WEIGHTS = ("unet", "transformer", CUSTOM_DIFFUSION_FILE, LORA_FILE)  # one of them is in the folder of a training
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,15 +41,13 @@ class Space:
 
 def check_folder(folder: Path, args: argparse.Namespace) -> None:
     """Raises InputError if a folder holds weights that this training would leave there: a reader would mix them up."""
-    own = {"learned_embeds.safetensors"}  # of Textual Inversion, whose loop this is too
-    if args.parameter_space == "full":
-        own = {"transformer" if args.backbone == "sd3" else "unet"}
-    elif args.parameter_space == "lora":
-        own = {LORA_FILE}
-    elif args.parameter_space == "custom_diffusion":
-        own = {CUSTOM_DIFFUSION_FILE} | ({f"{args.modifier_token}.safetensors"} if args.backbone != "sd3" else set())
-    names = ("unet", "transformer", CUSTOM_DIFFUSION_FILE, LORA_FILE)
-    for place in [*(folder / name for name in names), *sorted(folder.glob("*.safetensors"))]:  # words come last
+    own = {
+        "full": ["transformer" if args.backbone == "sd3" else "unet"], "lora": [LORA_FILE],
+        "custom_diffusion": [CUSTOM_DIFFUSION_FILE], "word": ["learned_embeds.safetensors"],  # Textual Inversion's
+    }.get(args.parameter_space, [])  # fmt: skip
+    if args.parameter_space == "custom_diffusion" and args.backbone != "sd3":
+        own.append(f"{args.modifier_token}.safetensors")
+    for place in [*(folder / name for name in WEIGHTS), *sorted(folder.glob("*.safetensors"))]:  # words come last
         if place.exists() and place.name not in own:
             raise InputError(f"{folder} holds {place.name} of another training, which this one would leave there; "
                              "remove it, or take another --output_dir")  # fmt: skip
@@ -92,22 +92,22 @@ def custom_diffusion(pipe: DiffusionPipeline, word: str | None, initializer: str
             layer.register_forward_hook(_hold_first_token)
         layer.requires_grad_(True)
         parameters |= {f"{name}.{part}": tensor for part, tensor in layer.named_parameters()}
-    words, counts = {}, {}
+    words, counts = [], {}
     if backbone != "sd3":
         if word is None:
             raise InputError("Custom Diffusion trains a new word: give --modifier_token, such as <new1>")
         for encoder_name, tokenizer, encoder in text_parts(pipe):
             row, table = add_word(pipe, tokenizer, encoder, word, initializer)
-            words[encoder_name], parameters[f"{encoder_name}.{word}"] = row, row
-            counts[f"{encoder_name}.{word}"] = table
+            words.append(row)
+            parameters[f"{encoder_name}.{word}"], counts[f"{encoder_name}.{word}"] = row, table
 
     def save(folder: Path) -> None:
         with atomic_path(folder / CUSTOM_DIFFUSION_FILE) as path:
             save_file(custom_diffusion_file(net, layers), path)
         if words:
-            names = {word: words["text_encoder"]} if len(words) == 1 else _sdxl_names(words)
+            names = [word] if len(words) == 1 else WORD_KEYS
             with atomic_path(folder / f"{word}.safetensors") as path:
-                save_file({name: row.detach().cpu().clone() for name, row in names.items()}, path)
+                save_file({name: row.detach().cpu().clone() for name, row in zip(names, words, strict=True)}, path)
 
     return Space(parameters, save, counts, trains_text=bool(words))
 
@@ -121,12 +121,8 @@ def _compute_in_float32(layer: torch.nn.Module) -> None:
 
 
 def _hold_first_token(layer, inputs, output: Tensor) -> Tensor:
+    """No gradient through the first token's keys and values."""
     return torch.cat([output[:, :1].detach(), output[:, 1:]], dim=1)
-
-
-def _sdxl_names(words: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The keys under which the ecosystem keeps a word of two encoders."""
-    return {"clip_l": words["text_encoder"], "clip_g": words["text_encoder_2"]}
 
 
 def custom_diffusion_file(net: torch.nn.Module, layers: dict[str, torch.nn.Module]) -> dict[str, Tensor]:
@@ -197,16 +193,15 @@ def lora(pipe: DiffusionPipeline, rank: int, alpha: float, targets: list[str], i
     parameters = {name: tensor for name, tensor in net.named_parameters() if tensor.requires_grad}
     for tensor in parameters.values():
         tensor.data = tensor.data.float()
-    named = {name: module for name, module in net.named_modules() if isinstance(module, LoraLayer)}
-    for name, layer in named.items():
+    layers = {name: module for name, module in net.named_modules() if isinstance(module, LoraLayer)}
+    for name, layer in layers.items():
         if not isinstance(layer.base_layer, torch.nn.Linear):
             kind = type(layer.base_layer).__name__
             raise InputError(f"the layer {name} is a {kind}, and LoRA here is of linear layers; change --lora_targets")
-    layers = list(named.values())
 
     def change() -> Tensor:
         return lora_change((layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name])
-                           for layer in layers for name in layer.active_adapters)  # fmt: skip
+                           for layer in layers.values() for name in layer.active_adapters)  # fmt: skip
 
     def save(folder: Path) -> None:
         # Loaders differ in where they look for alpha: it is folded into B, and every one of them is right.

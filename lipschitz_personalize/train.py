@@ -79,8 +79,7 @@ def draw_grid(pipe, args: argparse.Namespace, paths: list[Path]):
     from common.images import center_crop_resize, grid, load_image
 
     rows = {"the subject": [center_crop_resize(load_image(path), args.resolution) for path in paths[:6]]}
-    for prompt in filter(None, (args.instance_prompt, args.validation_prompt)):
-        rows[prompt] = draw(pipe, args, prompt)
+    rows |= {prompt: draw(pipe, args, prompt) for prompt in (args.instance_prompt, args.validation_prompt) if prompt}
     return grid(list(rows.values()), list(rows))
 
 
@@ -88,20 +87,14 @@ def draw(pipe, args: argparse.Namespace, prompt: str) -> list:
     """--num_validation_images pictures of a prompt, from the same noise every time."""
     from common.training import draw_pictures, step_generator
 
-    count = args.num_validation_images
-    generators = [step_generator(args.seed, number, 4) for number in range(count)]
-    return draw_pictures(
-        pipe, [prompt] * count, generators, args.resolution, args.num_inference_steps, args.guidance_scale
-    )
+    generators = [step_generator(args.seed, number, 4) for number in range(args.num_validation_images)]
+    prompts = [prompt] * len(generators)
+    return draw_pictures(pipe, prompts, generators, args.resolution, args.num_inference_steps, args.guidance_scale)
 
 
 @script
 def main(argv: list[str] | None = None) -> None:
-    args = options.parse(argv)
-    if args.print_config:
-        print(json.dumps(vars(args), indent=2))
-        return
-    train(args)
+    train(options.parse(argv))
 
 
 def personalise(pictures: str, prompt: str, output_dir: str = "outputs/lipschitz_personalize/mine", **flags):
@@ -116,6 +109,9 @@ def personalise(pictures: str, prompt: str, output_dir: str = "outputs/lipschitz
 
 def train(args: argparse.Namespace, space_of=prepare) -> None:
     """Alg. 1, from the flags to the files in --output_dir. space_of(pipe, args): what is trained."""
+    if args.print_config:
+        print(json.dumps(vars(args), indent=2))
+        return
     from functools import partial
 
     import torch

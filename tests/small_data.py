@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from common.data import EditItem, write_pie_bench
+from common.data import LIVE_CLASSES, EditItem, Subject, write_pie_bench, write_subjects
 from common.files import write_json
 
 CAPTIONS = [
@@ -23,6 +23,23 @@ def write_pie_encoders(folder: Path) -> Path:
     (folder / "clip").rename(folder / "clip-vit-large-patch14")
     (folder / "dino").rename(folder / "dino-vitb8")
     write_trunk("squeeze", folder / "squeezenet1_1-b8a52dc0.pth")
+    return folder
+
+
+def write_noise(folder: Path, sizes=((32, 32), (32, 32)), seed: int = 0) -> tuple[Path, ...]:
+    """Pictures of noise of these widths and heights: 0.png, 1.png, …"""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths, rng = tuple(folder / f"{number}.png" for number in range(len(sizes))), np.random.default_rng(seed)
+    for path, (width, height) in zip(paths, sizes, strict=True):
+        Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(path)
+    return paths
+
+
+def write_subject_set(folder: Path, classes: dict[str, str], prompts: dict[str, list[str]]) -> Path:
+    """Subjects, by name their class, of two pictures each in the DreamBooth dataset's layout. prompts: by kind."""
+    subjects = [Subject(name, kind, kind in LIVE_CLASSES, write_noise(folder / name, seed=number))
+                for number, (name, kind) in enumerate(classes.items())]  # fmt: skip
+    write_subjects(folder, subjects, prompts)
     return folder
 
 

@@ -9,7 +9,6 @@ The loop is that of lipschitz_personalize.train without its penalty.
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -18,8 +17,9 @@ if __package__ in (None, ""):  # python eval/baselines/oft.py
 
 from common.flags import number
 from common.runs import InputError, atomic_path, make_parser, script
-from common.training_flags import add_subject_flags, add_training_flags, parse_training
-from lipschitz_personalize.options import guess_backbone, plain_trainer
+from common.training_flags import add_subject_flags, add_training_flags
+from lipschitz_personalize.options import parse_plain
+from lipschitz_personalize.train import train
 
 PICTUREBOOK_PRESET = {"max_train_steps": 100, "learning_rate": 0.003, "coft": False, "train_batch_size": 2,
                       "num_class_images": 24}  # fmt: skip
@@ -38,22 +38,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="peft's five-term series in place of the Cayley transform's inverse")  # fmt: skip
     add_training_flags(parser, output_dir="outputs/oft", max_train_steps=2005, learning_rate=6e-5)
     add_subject_flags(parser, with_prior_preservation=True, num_class_images=200)
-    plain_trainer(parser)
-    parser.set_defaults(parameter_space="oft")
-    args = parse_training(parser, argv, PICTUREBOOK_PRESET)
-    args.backbone = guess_backbone(args.pretrained_model_name_or_path)
-    return args
+    return parse_plain(parser, argv, PICTUREBOOK_PRESET, parameter_space="oft")
 
 
 @script
 def main(argv: list[str] | None = None) -> None:
-    args = parse(argv)
-    if args.print_config:
-        print(json.dumps(vars(args), indent=2))
-        return
-    from lipschitz_personalize.train import train
-
-    train(args, rotations)
+    train(parse(argv), rotations)
 
 
 def rotations(pipe, args: argparse.Namespace):
@@ -108,9 +98,8 @@ def load(folder: Path, model: str, device: str | None = None):
 
     pipe, adapter = load_pipeline(model, device), Path(folder) / ADAPTER
     if not (adapter / "adapter_model.safetensors").is_file():
-        raise InputError(
-            f"{folder} holds no {ADAPTER}/adapter_model.safetensors; python -m eval.baselines.oft trains one"
-        )
+        raise InputError(f"{folder} holds no {ADAPTER}/adapter_model.safetensors; python -m eval.baselines.oft trains "
+                         "one")  # fmt: skip
     with refused_as(f"the rotations in {adapter} do not fit this model"):
         pipe.unet = give_authors_radius(PeftModel.from_pretrained(pipe.unet, adapter)).merge_and_unload()
     return pipe

@@ -9,7 +9,6 @@ The loop is that of lipschitz_personalize.train without its penalty.
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -18,8 +17,9 @@ if __package__ in (None, ""):  # python eval/baselines/textual_inversion.py
 
 from common.flags import number
 from common.runs import InputError, atomic_path, make_parser, script
-from common.training_flags import add_subject_flags, add_training_flags, parse_training
-from lipschitz_personalize.options import guess_backbone, plain_trainer
+from common.training_flags import add_subject_flags, add_training_flags
+from lipschitz_personalize.options import parse_plain
+from lipschitz_personalize.train import train
 
 PICTUREBOOK_PRESET = {"max_train_steps": 200, "learning_rate": 0.002, "scale_lr": False, "train_batch_size": 4,
                       "gradient_accumulation_steps": 1, "prompts": "plain", "random_flip": False}  # fmt: skip
@@ -48,16 +48,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add_training_flags(parser, output_dir="outputs/textual_inversion", max_train_steps=3000, learning_rate=5e-4,
                        scale_lr=True, gradient_accumulation_steps=4)  # fmt: skip
     add_subject_flags(parser, random_flip=True)
-    plain_trainer(parser)
-    parser.set_defaults(parameter_space="word", instance_prompt=f"a {WORD}")
-    args = parse_training(parser, argv, PICTUREBOOK_PRESET)
-    args.backbone = guess_backbone(args.pretrained_model_name_or_path)
+    args = parse_plain(parser, argv, PICTUREBOOK_PRESET, parameter_space="word", instance_prompt=f"a {WORD}")
     args.instance_prompt = args.instance_prompt.replace(WORD, args.placeholder_token)
     args.instance_prompts = [prompt.format(args.placeholder_token) for prompt in PROMPTS[args.prompts]]
     if args.with_prior_preservation:
-        raise InputError(
-            "Textual Inversion changes no weight that a class could lose: leave out --with_prior_preservation"
-        )
+        raise InputError("Textual Inversion changes no weight that a class could lose: leave out "
+                         "--with_prior_preservation")  # fmt: skip
     if args.instance_data_dir and not args.initializer_token and not args.print_config:
         raise InputError("give --initializer_token, a word such as dog that says what the pictures show")
     return args
@@ -65,13 +61,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 @script
 def main(argv: list[str] | None = None) -> None:
-    args = parse(argv)
-    if args.print_config:
-        print(json.dumps(vars(args), indent=2))
-        return
-    from lipschitz_personalize.train import train
-
-    train(args, new_word)  # Eq. 2: the vectors that minimise E ||eps - eps_theta(z_t, t, c_theta(y))||^2
+    train(parse(argv), new_word)  # Eq. 2: the vectors that minimise E ||eps - eps_theta(z_t, t, c_theta(y))||^2
 
 
 def new_word(pipe, args: argparse.Namespace):

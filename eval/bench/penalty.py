@@ -73,19 +73,16 @@ def run_rows(pipe, repeats: int, num_inference_steps: int = 50) -> list[dict]:
     penalty = make_regularizer(dict(net.named_parameters()), 1.0)
     optimizer = torch.optim.AdamW(net.parameters(), lr=0.0, weight_decay=0.0, fused=True)
 
-    def step(number: int, backward, more=None) -> float:
-        def work():
-            backward(number)
-            if more:
-                more()
-            optimizer.step()
-            optimizer.zero_grad()
-
-        return _seconds(work)
+    def step(number: int, backward, more: Callable[[], object]) -> None:
+        backward(number)
+        more()
+        optimizer.step()
+        optimizer.zero_grad()
 
     rows = []
     for number in range(repeats + 1):
-        ours, double = step(number, one, penalty.add_gradient), step(number, two)
+        ours = _seconds(lambda number=number: step(number, one, penalty.add_gradient))
+        double = _seconds(lambda number=number: step(number, two, lambda: None))
         drawing = _seconds(lambda number=number: _draw(pipe, number, num_inference_steps))
         rows.append({"ours": STEPS * ours, "prior": STEPS * double + CLASS_PICTURES * drawing})
     return rows[1:]
@@ -120,13 +117,11 @@ def _megabytes(tensors: dict[str, torch.Tensor]) -> float:
 
 
 def _seconds(work: Callable[[], object]) -> float:
-    gpu = torch.cuda.is_available()
-    if gpu:
-        torch.cuda.synchronize()
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    wait()
     start = time.perf_counter()
     work()
-    if gpu:
-        torch.cuda.synchronize()
+    wait()
     return time.perf_counter() - start
 
 
@@ -136,13 +131,5 @@ def sd15_shapes(pipe):
     from diffusers import UNet2DConditionModel
 
     with torch.device(pipe.device):
-        pipe.unet = UNet2DConditionModel(
-            sample_size=64,
-            block_out_channels=(320, 640, 1280, 1280),
-            down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
-            up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
-            layers_per_block=2,
-            cross_attention_dim=768,
-            attention_head_dim=8,
-        )
+        pipe.unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768)  # the rest are diffusers' defaults
     return pipe

@@ -9,15 +9,15 @@ and of pictures with all that their prompt asks for. A method that only copies, 
 """
 
 import argparse
-import json
 import shutil
 from pathlib import Path
 
 from common.flags import Shard, check_writable, number, shard
-from common.runs import InputError, append_row, atomic_path, make_parser, script
+from common.runs import InputError, append_row, make_parser, progress, script
 from eval.tracks.personalization import options
-from eval.tracks.personalization.methods import TRAINED
-from eval.tuning.tuner import Setting, grid
+from eval.tracks.personalization.methods import METHODS, TRAINED
+from eval.tuning.tuner import Setting, grid, label, write_settings
+from lipschitz_personalize.options import as_flags
 
 GRIDS: dict[str, list[Setting]] = {name: grid(**method.tries) for name, method in TRAINED.items()}
 
@@ -37,10 +37,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def label(method: str, setting: Setting) -> str:
-    return f"{method} " + " ".join(f"{name}={value}" for name, value in setting.items())
-
-
 def score(row: dict, base: dict, real: dict) -> float:
     """The harmonic mean of the shares of fidelity and context; 0 where one of them is, or where a training diverged."""
     if not row["metrics"]:
@@ -53,67 +49,51 @@ def score(row: dict, base: dict, real: dict) -> float:
 
 
 def best_settings(rows: list[dict], methods: list[str]) -> dict[str, tuple[Setting, float]]:
-    """The setting of the highest mean score per method, and that mean. InputError where rows are missing."""
+    """The setting of the highest mean score per method, the first of equals, and that mean. InputError where rows are
+    missing."""
     by_name: dict[str, dict[str, dict]] = {}
     for row in rows:
         by_name.setdefault(row["method"], {})[row["item"]] = row
     subjects, found = by_name.get("real", {}), {}
     for method in methods:
         means = []
-        for place, setting in enumerate(GRIDS[method]):
+        for setting in GRIDS[method]:
             own = by_name.get(label(method, setting), {})
             if own.keys() != subjects.keys() or not own:
                 raise InputError(f"{label(method, setting)} has no rows of all subjects yet: run the remaining shards")
             scores = [score(own[item], by_name["base"][item], subjects[item]) for item in subjects]
-            means.append((sum(scores) / len(scores), -place))
-        best, place = max(means)
+            means.append(sum(scores) / len(scores))
+        best = max(means)
         if best == 0:
             raise InputError(f"no setting of {method} gave a picture that counts: widen its grid")
-        found[method] = (GRIDS[method][-place], best)
+        found[method] = GRIDS[method][means.index(best)], best
     return found
 
 
-def write_settings(path: Path, found: dict[str, tuple[Setting, float]], subjects: int) -> None:
-    lines = [
-        "# What each method of the personalization arena is trained with on the picturebook, over its script's preset.",
-        f"# Written by `python -m eval.tuning.personalization --limit {subjects}` on validation subjects: the same",
-        "# number of settings tried for each, the best balance of likeness and context (0 to 1, behind each) taken.",
-    ]
-    for method, (setting, value) in found.items():
-        told = [f"{name} = {json.dumps(chosen)}" for name, chosen in setting.items()]
-        lines += ["", f'["{method}"]  # {value:.2f}', *told]
-    with atomic_path(path) as temporary:
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+def arena_flags(args: argparse.Namespace) -> list[str]:
+    """The arena's command line for the methods as they are, on validation subjects."""
+    return as_flags({**vars(args), "split": "validation", "methods": ["base", *args.methods], "curves": []})
 
 
 @script
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
-    flags = ["--split", "validation", "--limit", str(args.limit), "--images_per_prompt", str(args.images_per_prompt)]
-    flags += ["--output_dir", args.output_dir, "--methods", "base", *args.methods, "--curves"]
-    for name in ("num_inference_steps", "device", "shard"):
-        flags += [f"--{name}", str(getattr(args, name))] if getattr(args, name) is not None else []
-    settings = options.parse(flags)
+    settings = options.parse(arena_flags(args))
     settings.held_out_images = 0  # drift is no part of the score, and its samples cost time
 
-    from tqdm import tqdm
-
     from eval.tracks.personalization import arena as runs
-    from eval.tracks.personalization import scoring
-    from eval.tracks.personalization.methods import METHODS
-    from eval.tracks.personalization.variants import SETTINGS, Variant
+    from eval.tracks.personalization import scoring, variants
 
     arena, subjects = runs.prepare(settings, tuned={})
-    shared, rows = arena.settings, arena.output / arena.rows_name
-    mine = args.shard or Shard()
+    shared, mine = arena.settings, args.shard or Shard()
     if mine.index == 1:
-        arena.variants = [Variant("base", "base")]
+        arena.variants = [variants.Variant("base", "base")]
         for subject in subjects:
             runs.run_subject(arena, subject, 0)  # and the row of the real pictures
     wanted = [(method, setting, one) for method in args.methods for setting in GRIDS[method] for one in subjects]
     done = {(row["method"], row["item"]) for row in runs.read_all_rows(arena.output)}
-    for method, setting, subject in tqdm(mine.of(wanted), "settings", disable=None):
-        variant = Variant(label(method, setting), method, knob="tuned")
+    for method, setting, subject in progress(mine.of(wanted), "settings"):
+        variant = variants.Variant(label(method, setting), method, knob="tuned")
         if (variant.name, subject.name) in done:
             continue
         arena.settings = {variant.name: shared[method] | setting}
@@ -125,7 +105,7 @@ def main(argv: list[str] | None = None) -> None:
                 raise
             # it diverged, and has said so; a score of 0
             row = runs.row_of(METHODS[method].paper, variant.name, subject, 0, {})
-        append_row(rows, row)
+        append_row(arena.rows, row)
         shutil.rmtree(place, ignore_errors=True)
     if args.shard:
         print(f"shard {args.shard} is done; start without --shard for the settings when all are")
@@ -133,8 +113,14 @@ def main(argv: list[str] | None = None) -> None:
     found = best_settings(runs.read_all_rows(arena.output), args.methods)
     for method, (setting, value) in found.items():
         print(f"{label(method, setting)}: {value:.3f}")
-    write_settings(SETTINGS, found, args.limit)
-    print(f"written to {SETTINGS}")
+    head = [
+        "What each method of the personalization arena is trained with on the picturebook, over its script's preset.",
+        f"Written by `python -m eval.tuning.personalization --limit {args.limit}` on validation subjects: the same",
+        "number of settings tried for each, the best balance of likeness and context (0 to 1, behind each) taken.",
+    ]
+    write_settings(variants.SETTINGS, head, {method: setting for method, (setting, _) in found.items()},
+                   {method: f"{value:.2f}" for method, (_, value) in found.items()})  # fmt: skip
+    print(f"written to {variants.SETTINGS}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,12 @@
-"""What the tunings on the validation split share: grids of settings, their names, and the choice by the least score."""
+"""What the tunings on the validation split share: grids of settings, their names, the choice by the least score, and
+the file of what was chosen."""
 
+import json
 from itertools import product
+from pathlib import Path
 from typing import Any
+
+from common.files import write_text
 
 Setting = dict[str, Any]
 
@@ -27,3 +32,13 @@ def least(rows: list[dict], grids: dict[str, list[Setting]], score: str) -> dict
         best = min(settings, key=lambda setting: means[label(method, setting)])
         found[method] = best, means[label(method, best)]
     return found
+
+
+def write_settings(path: Path, head: list[str], found: dict[str, Setting], notes: dict[str, str] | None = None) -> None:
+    """A TOML file of settings by method, under comments; notes: what stands behind a method's name."""
+    lines = [f"# {line}" for line in head]
+    for method, setting in found.items():
+        note = f"  # {notes[method]}" if notes else ""
+        told = [f"{name} = {json.dumps(value)}" for name, value in setting.items()]
+        lines += ["", f"[{json.dumps(method)}]{note}", *told]
+    write_text(path, "\n".join(lines) + "\n")

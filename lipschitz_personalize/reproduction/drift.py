@@ -19,7 +19,7 @@ from common.files import read_object
 from common.flags import number
 from common.metrics import frechet_distance
 from common.runs import InputError, make_parser, script
-from common.training import draw_pictures, step_generator
+from common.training import step_generator
 from lipschitz_personalize.objectives import (
     encode_pictures,
     encode_text,
@@ -28,29 +28,18 @@ from lipschitz_personalize.objectives import (
     predict,
     random_noisy,
 )
+from lipschitz_personalize.reproduction.scores import sample
 
 HELD_OUT_PROMPTS = ("a cat on a beach", "a house by the sea", "a red car in the snow", "a tree in a meadow")
 TIMESTEP_SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the training timesteps: where predictions are compared
+LAYER_GROUPS = {  # group -> what names of its weights hold, the first that fits; "attention" is SD3's joint one
+    "norm": r"norm", "time": r"time_emb|add_embedding|time_text_embed", "cross attention": r"attn2",
+    "self attention": r"attn1", "attention": r"\.attn\.", "feed forward": r"\.ff|proj_in|proj_out|context_embedder",
+    "convolution": r"",
+}  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------------------- weights
-
-
-def effective_weights(net: torch.nn.Module) -> dict[str, Tensor]:
-    """The weights that a network computes with, under the base model's names; LoRA layers are merged into theirs."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    tuned = {name: module for name, module in net.named_modules() if isinstance(module, BaseTunerLayer)}
-    weights = {}
-    for name, tensor in net.state_dict().items():
-        owner = name.rpartition(".base_layer.")[0]
-        if any(part in name for part in (".lora_A.", ".lora_B.")):
-            continue
-        if owner in tuned and name.endswith(".weight"):
-            layer = tuned[owner]
-            tensor = tensor + sum(layer.get_delta_weight(adapter) for adapter in layer.active_adapters)
-        weights[name.replace(".base_layer.", ".")] = tensor.detach()
-    return weights
 
 
 def weight_drift(weights: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> dict[str, float]:
@@ -68,14 +57,8 @@ def weight_drift(weights: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> d
 
 
 def layer_group(name: str) -> str:
-    """The group a weight belongs to: "cross attention", "self attention", "feed forward", "convolution", "norm",
-    "time", and "attention" for the joint attention of SD3."""
-    rules = (
-        (r"norm", "norm"), (r"time_emb|add_embedding|time_text_embed", "time"), (r"attn2", "cross attention"),
-        (r"attn1", "self attention"), (r"\.attn\.", "attention"),
-        (r"\.ff|proj_in|proj_out|context_embedder", "feed forward"),
-    )  # fmt: skip
-    return next((group for pattern, group in rules if re.search(pattern, name)), "convolution")
+    """The one of LAYER_GROUPS that a weight belongs to."""
+    return next(group for group, pattern in LAYER_GROUPS.items() if re.search(pattern, name))
 
 
 # ------------------------------------------------------------------------------------------------------- predictions
@@ -83,16 +66,9 @@ def layer_group(name: str) -> str:
 
 def latents_of(base_pipe, prompts: Sequence[str], seed: int = 0, kept: dict | None = None, **sampling) -> Tensor:
     """Clean latents [prompts, C, h, w] of a picture per prompt that the base model draws: the points, noised, at which
-    models are compared. (Real pictures do as well: objectives.encode_pictures.) kept: holds them from call to call."""
-    from common.images import to_tensor
-
-    kept, key = {} if kept is None else kept, ("latents", *prompts, seed, *sorted(sampling.items()))
-    if key not in kept:
-        generators = [step_generator(seed, place, 0) for place in range(len(prompts))]
-        drawn = draw_pictures(base_pipe, list(prompts), generators, **sampling)
-        pictures = torch.cat([to_tensor(picture) for picture in drawn])
-        kept[key] = encode_pictures(base_pipe, pictures, step_generator(seed, len(prompts), 0))
-    return kept[key]
+    models are compared. (Real pictures do as well: objectives.encode_pictures.) kept: see `draw`."""
+    pictures = draw(base_pipe, prompts, 1, seed, kept, **sampling)
+    return encode_pictures(base_pipe, pictures, step_generator(seed, len(prompts), 0))
 
 
 @torch.no_grad()
@@ -102,12 +78,10 @@ def predictions(pipe, prompts: Sequence[str], latents: Tensor, seed: int = 0) ->
     found = []
     for one, prompt in enumerate(prompts):
         cond = encode_text(pipe, [prompt])
-        rows = []
         for place, share in enumerate(TIMESTEP_SHARES):
             z, t = random_noisy(pipe, share, step_generator(seed, one, place), latents[one : one + 1])
-            rows.append(predict(pipe, z, t, cond)[0].float().cpu())
-        found.append(torch.stack(rows))
-    return torch.stack(found)
+            found.append(predict(pipe, z, t, cond)[0].float().cpu())
+    return torch.stack(found).unflatten(0, (len(prompts), len(TIMESTEP_SHARES)))
 
 
 def prediction_drift(pipe, base_pipe, prompts: Sequence[str], latents: Tensor, seed: int = 0) -> dict[str, float]:
@@ -117,8 +91,12 @@ def prediction_drift(pipe, base_pipe, prompts: Sequence[str], latents: Tensor, s
     predicted velocity.)
     """
     ours, base = (predictions(one, prompts, latents, seed) for one in (pipe, base_pipe))
-    change, whole = ((x.flatten(2).norm(dim=-1)).mean().item() for x in (ours - base, base))
+    change, whole = mean_norm(ours - base), mean_norm(base)
     return {"delta_eps": change, "delta_eps_relative": change / whole}
+
+
+def mean_norm(predicted: Tensor) -> float:
+    return predicted.flatten(2).norm(dim=-1).mean().item()
 
 
 @torch.no_grad()
@@ -126,54 +104,33 @@ def eps_per_theta(pipe, base_pipe, prompts: Sequence[str], latents: Tensor, seed
     """||delta eps|| / ||delta theta||, what Theorem 2 is about, per layer group and for all together: the group's
     trained weights alone are put into the base network, which is restored afterwards. A group that was not trained is
     left out."""
-    ours = effective_weights(network(pipe))
     net = network(base_pipe)
-    base = {name: tensor.clone() for name, tensor in effective_weights(net).items()}
-    calm = predictions(base_pipe, prompts, latents, seed)
-    changed = [name for name in base if not torch.equal(ours[name].to(base[name].device, base[name].dtype), base[name])]
+    base = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    ours = {name: tensor.to(base[name]) for name, tensor in network(pipe).state_dict().items()}
+    calm, ratios = predictions(base_pipe, prompts, latents, seed), {}
+    changed = [name for name in base if not torch.equal(ours[name], base[name])]
     groups = {group: [name for name in changed if layer_group(name) == group] for group in map(layer_group, changed)}
-    if changed:
-        groups["all"] = changed
-    own, ratios = net.state_dict(), {}
-    try:
-        for group, names in groups.items():
-            for name in names:
-                own[name].copy_(ours[name])
-            length = sum((own[name] - base[name]).double().square().sum().item() for name in names) ** 0.5
-            change = (predictions(base_pipe, prompts, latents, seed) - calm).flatten(2).norm(dim=-1).mean().item()
-            ratios[f"eps_per_theta {group}"] = change / length
-            for name in names:
-                own[name].copy_(base[name])
-    finally:
-        for name in changed:
-            own[name].copy_(base[name])
+    for group, names in (groups | {"all": changed} if changed else {}).items():
+        net.load_state_dict(base | {name: ours[name] for name in names})
+        change = mean_norm(predictions(base_pipe, prompts, latents, seed) - calm)
+        length = sum((ours[name] - base[name]).double().square().sum().item() for name in names) ** 0.5
+        ratios[f"eps_per_theta {group}"] = change / length
+    net.load_state_dict(base)
     return ratios
 
 
 # ----------------------------------------------------------------------------------------------------------- samples
 
 
-def draw_both(
-    pipe, base_pipe, prompts: Sequence[str], count: int, seed: int = 0, batch_size: int = 8, kept: dict | None = None,
-    **sampling,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """`count` pictures per prompt of both models from the same noise: two batches [prompts * count, 3, H, W] in [0, 1].
-    kept: holds the base's pictures from call to call, of one base_pipe."""
-    from common.images import to_tensor
-
-    def draw(one) -> Tensor:
-        pictures = []
-        wanted = [(prompt, p, n) for p, prompt in enumerate(prompts) for n in range(count)]
-        for start in range(0, len(wanted), batch_size):
-            part = wanted[start : start + batch_size]
-            generators = [step_generator(seed, p, n) for _, p, n in part]
-            pictures += draw_pictures(one, [prompt for prompt, _, _ in part], generators, **sampling)
-        return torch.cat([to_tensor(picture) for picture in pictures])
-
+def draw(pipe, prompts: Sequence[str], count: int, seed: int = 0, kept: dict | None = None, **sampling) -> Tensor:
+    """`count` pictures per prompt, from the same noise for every model: [prompts * count, 3, H, W] in [0, 1]. kept:
+    holds them from call to call, where the model is always one, the base."""
     kept, key = {} if kept is None else kept, (*prompts, count, seed, *sorted(sampling.items()))
     if key not in kept:
-        kept[key] = draw(base_pipe)
-    return draw(pipe), kept[key]
+        asked = [prompt for prompt in prompts for _ in range(count)]
+        generators = [step_generator(seed, place, n) for place in range(len(prompts)) for n in range(count)]
+        kept[key] = sample(pipe, asked, generators, **sampling)
+    return kept[key]
 
 
 def sample_drift(ours: Tensor, base: Tensor, dino=None, **embedders) -> dict[str, float]:
@@ -192,15 +149,12 @@ def sample_drift(ours: Tensor, base: Tensor, dino=None, **embedders) -> dict[str
     return found
 
 
-def class_recognition(
-    pictures: Tensor, classes: Sequence[str], recognise: Callable[[Tensor], list[str]]
-) -> dict[str, float]:
+def class_recognition(pictures: Tensor, classes: Sequence[str], recognise: Callable[[Tensor], list[str]]) -> float:
     """The share of pictures [n, 3, H, W], n / len(classes) per class in order, in which `recognise` sees their
     class."""
     per_class = len(pictures) // len(classes)
-    seen = recognise(pictures)
-    hits = [name == classes[number // per_class] for number, name in enumerate(seen)]
-    return {"class_recognition": sum(hits) / len(hits)}
+    hits = [name == classes[number // per_class] for number, name in enumerate(recognise(pictures))]
+    return sum(hits) / len(hits)
 
 
 def classifier_eye(device: str | None = None) -> Callable[[Tensor], list[str]]:
@@ -221,28 +175,23 @@ def clip_eye(clip, classes: Sequence[str]) -> Callable[[Tensor], list[str]]:
 
 
 def measure_drift(
-    pipe, base_pipe, prompts: Sequence[str] = HELD_OUT_PROMPTS, classes: Sequence[str] = (), count: int = 4,
-    seed: int = 0, dino=None, recognise: Callable[[Tensor], list[str]] | None = None, ratios: bool = False,
-    sampling: dict | None = None, class_prompt: str = "a photo of a {}", kept: dict | None = None, **embedders,
+    pipe, base_pipe, prompts: Sequence[str] = HELD_OUT_PROMPTS, count: int = 4, seed: int = 0, ratios: bool = False,
+    sampling: Mapping | None = None, kept: dict | None = None, **eyes,
 ) -> dict[str, float]:  # fmt: skip
-    """All of it. classes: held-out class names for class_recognition, drawn with `class_prompt`, judged by `recognise`;
-    count: pictures per prompt and class; sampling: of draw_pictures; kept: see draw_both; ratios: eps_per_theta too.
-    Without dino, embedders and classes the base draws a picture per prompt, and that is nearly all of the time."""
-    how = {"kept": kept, **(sampling or {})}
-    found = weight_drift(effective_weights(network(pipe)), effective_weights(network(base_pipe)))
-    latents = latents_of(base_pipe, prompts, seed, **how)
+    """Weights and predictions; ratios: `eps_per_theta` too; eyes: of `sample_drift`, of `count` pictures per prompt.
+
+    sampling: of scores.sample; kept: see `draw`. Without eyes the base draws a picture per prompt, and that is nearly
+    all of the time.
+    """
+    how = sampling or {}
+    found = weight_drift(network(pipe).state_dict(), network(base_pipe).state_dict())
+    latents = latents_of(base_pipe, prompts, seed, kept, **how)
     found |= prediction_drift(pipe, base_pipe, prompts, latents, seed)
     if ratios:
         found |= eps_per_theta(pipe, base_pipe, prompts, latents, seed)
-    if dino is not None or embedders:
-        found |= sample_drift(*draw_both(pipe, base_pipe, prompts, count, seed, **how), dino, **embedders)
-    if classes:
-        if recognise is None:
-            raise InputError("class recognition needs an eye: classifier_eye or clip_eye")
-        asked = [class_prompt.format(name) for name in classes]
-        ours, base = draw_both(pipe, base_pipe, asked, count, seed, **how)
-        found |= class_recognition(ours, classes, recognise)
-        found["class_recognition_base"] = class_recognition(base, classes, recognise)["class_recognition"]
+    if eyes:
+        ours, base = draw(pipe, prompts, count, seed, **how), draw(base_pipe, prompts, count, seed, kept, **how)
+        found |= sample_drift(ours, base, **eyes)
     return found
 
 

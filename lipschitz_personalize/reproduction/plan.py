@@ -11,10 +11,17 @@ from common.runs import InputError
 from common.tables import published_table
 from lipschitz_personalize import options
 
-SPACE_NAMES = {"full": "dreambooth", "custom_diffusion": "custom_diffusion", "lora": "lora"}
-OWN = {"full": "dreambooth+penalty", "custom_diffusion": "custom_diffusion+penalty", "lora": "lora+penalty"}
+NEVER = 10**9  # steps to a checkpoint: a training that is interrupted is begun anew, so that its time is of one piece
 
-# Baselines' own recipes on real models (README.md, "Baselines"); on the picturebook they share the preset of ours.
+# Every parameter space: plain, with prior preservation, with the penalty. By name the flags that make the method.
+SPACE_NAMES = {"full": "dreambooth", "custom_diffusion": "custom_diffusion", "lora": "lora"}
+KINDS = {"": {"l2_reg_weight": 0}, "+prior": {"l2_reg_weight": 0, "with_prior_preservation": True}, "+penalty": {}}
+METHODS: dict[str, dict[str, Any]] = {
+    name + kind: {"parameter_space": space, **flags}
+    for space, name in SPACE_NAMES.items() for kind, flags in KINDS.items()
+}  # fmt: skip
+
+# Baselines' own recipes on real models (DEPARTURES.md, "baselines"); on the picturebook they share the preset of ours.
 RECIPES: dict[str, dict[str, Any]] = {
     "full": {"learning_rate": 5e-6, "adam_weight_decay": 1e-2, "max_grad_norm": 1.0, "max_train_steps": 800,
              "squash": False, "cache_latents": False},
@@ -25,39 +32,54 @@ RECIPES: dict[str, dict[str, Any]] = {
 LAMBDA_FACTORS = (0, 1, 2, 4, 10, 20)  # Fig. 2: 0, 0.5k, 1k, 2k, 5k, 10k; multiples of the full space's own lambda
 
 
-def recipe(space: str, model: str) -> dict[str, Any]:
-    """The settings of a baseline, over the trainer's defaults, which are those of the penalty."""
-    if is_picturebook_folder(model):
-        return {}
+def with_recipe(flags: dict[str, Any], model: str) -> dict[str, Any]:
+    """A method's flags; of a baseline with its recipe, over the trainer's defaults, which are those of the penalty."""
+    if flags.get("l2_reg_weight") != 0 or is_picturebook_folder(model):
+        return flags
+    space = flags["parameter_space"]
     sd_lora = space == "lora" and options.guess_backbone(model) == "sd"  # the penalty's is of queries and values alone
-    return RECIPES[space] | ({"lora_targets": options.QKVO} if sd_lora else {})
+    return flags | RECIPES[space] | ({"lora_targets": options.QKVO} if sd_lora else {})
 
 
-def methods() -> dict[str, list[str]]:
-    """name -> flags, for every parameter space: plain, with prior preservation, with the penalty."""
-    found = {}
-    for space, name in SPACE_NAMES.items():
-        plain = ["--parameter_space", space, "--l2_reg_weight", "0"]
-        found[name] = plain
-        found[f"{name}+prior"] = [*plain, "--with_prior_preservation"]
-        found[OWN[space]] = ["--parameter_space", space]
-    return found
-
-
-def flags_of(name: str, model: str) -> list[str]:
-    """The flags that a name stands for, with the baselines' recipes on real models. Raises InputError for no method."""
+def settings_of(name: str, model: str) -> dict[str, Any]:
+    """The flags that a name stands for. Raises InputError for no method."""
     method, _, changes = name.partition("@")
-    known = methods()
-    if method not in known:
-        raise InputError(f"there is no method {method!r}; take one of {', '.join(known)}")
-    flags = list(known[method])
-    if method not in OWN.values():
-        space = next(space for space, plain in SPACE_NAMES.items() if plain == method.removesuffix("+prior"))
-        flags += options.as_flags(recipe(space, model))
-    for change in filter(None, changes.split(",")):
-        key, equals, value = change.partition("=")
-        flags += [f"--{key}", value] if equals else [f"--{key}"]
-    return flags
+    if method not in METHODS:
+        raise InputError(f"there is no method {method!r}; take one of {', '.join(METHODS)}")
+    changed = (change.partition("=") for change in filter(None, changes.split(",")))
+    return with_recipe(METHODS[method], model) | {key: value if equals else True for key, equals, value in changed}
+
+
+def start_of(model: str) -> str:
+    """How a training's prompts begin; no caption of the picturebook says "photo"."""
+    return "a" if is_picturebook_folder(model) else "a photo of a"
+
+
+def backbone_of(args: argparse.Namespace) -> str:
+    return args.backbone or options.guess_backbone(args.pretrained_model_name_or_path)
+
+
+def token_of(args: argparse.Namespace, name: str) -> str:
+    """The word for the subject: Custom Diffusion's new one (of SD3 none is trained), else the rare "sks"."""
+    return options.NEW_WORD if "custom_diffusion" in name and backbone_of(args) != "sd3" else options.TOKEN
+
+
+def training_flags(args: argparse.Namespace, name: str, subject=None, seed: int = 0, output_dir=None) -> list[str]:
+    """The flags of one training of lipschitz_personalize.eval: the method's, the subject's, then --train_args."""
+    model = args.pretrained_model_name_or_path
+    given = {"pretrained_model_name_or_path": model, **settings_of(name, model), "seed": seed,
+             "backbone": args.backbone, "device": args.device}  # fmt: skip
+    if subject is not None:
+        # one folder of class pictures for all methods, subjects and seeds of a class would save time, and then the
+        # price of prior preservation could not be measured: every training draws its own
+        given |= {
+            "instance_data_dir": subject.paths[0].parent,
+            "instance_prompt": f"{start_of(model)} {token_of(args, name)} {subject.class_name}",
+            "class_prompt": f"{start_of(model)} {subject.class_name}",
+            "checkpointing_steps": NEVER,
+            "output_dir": output_dir,
+        }
+    return [*options.as_flags(given), *args.train_args]
 
 
 def lambda_sweep(model: str) -> list[str]:
@@ -71,13 +93,9 @@ def wanted(args: argparse.Namespace) -> list[str]:
     if args.methods:
         return args.methods
     names: list[str] = []
-    backbone = args.backbone or options.guess_backbone(args.pretrained_model_name_or_path)
     if args.table:
-        names += [
-            row["method"]
-            for row in published_table("lipschitz_personalize", args.table)["rows"]
-            if row.get("backbone") == backbone
-        ]
+        rows = published_table("lipschitz_personalize", args.table)["rows"]
+        names += [row["method"] for row in rows if row.get("backbone") == backbone_of(args)]
     if set(args.figure) & {2, 4, 5}:
         names += lambda_sweep(args.pretrained_model_name_or_path)
     if 3 in args.figure or not names and 1 not in args.figure:

@@ -12,8 +12,13 @@ import json
 import math
 from pathlib import Path
 
+import torch
+from torch import nn
+from tqdm import tqdm
+
 from common.flags import number
-from common.runs import make_parser, measure, script, write_config, write_json
+from common.runs import atomic_path, make_parser, measure, script, write_config, write_json
+from lipschitz_personalize.regularizer import make_regularizer
 
 METHODS = ("naive", "prior", "ours")
 CLASSES, POINTS, SPREAD, RADIUS = 6, 1000, 0.5, 3.0  # class 5 is the new one, in the middle of the pentagon
@@ -28,93 +33,74 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--pretrain_epochs", type=number(int, 1), default=1000, help="on the five old classes (released)")
     add("--finetune_epochs", type=number(int, 1), default=5000, help="on the new class (released)")
     add("--seed", type=number(int, 0, 2**63 - 1), default=42, help="released: 42")
-    add(
-        "--output_dir",
-        default="outputs/lipschitz_personalize/reproduction/toy",
-        help="folder for toy.png, metrics.json, config.json",
-    )
+    add("--output_dir", default="outputs/lipschitz_personalize/reproduction/toy",
+        help="folder for toy.png, metrics.json, config.json")  # fmt: skip
     add("--print_config", action="store_true", help="print what all flags resolve to, and stop")
     return parser.parse_args(argv)
 
 
 def centres():
     """[6, 2]: a regular pentagon from angle 0, and its middle."""
-    import torch
-
     angles = torch.arange(5) * 2 * math.pi / 5
     return torch.cat([RADIUS * torch.stack([angles.cos(), angles.sin()], dim=1), torch.zeros(1, 2)])
 
 
 def sample_data(generator):
     """Points [6, 1000, 2] of the true distribution, class by class."""
-    import torch
-
     return centres()[:, None] + SPREAD * torch.randn(CLASSES, POINTS, 2, generator=generator)
 
 
 def alpha_bar_table():
     """Cosine schedule (Nichol & Dhariwal, Eq. 17, offset 0.008), [100]; floored at 1e-5, for its last beta is all but
     1."""
-    import torch
-
     level = torch.cos((torch.arange(STEPS + 1, dtype=torch.float64) / STEPS + 0.008) / 1.008 * math.pi / 2) ** 2
     return (level[1:] / level[0]).clamp(min=1e-5).float()
 
 
-def make_model():
+class Denoiser(nn.Module):
     """eps_theta(x, t, c): 12,178 parameters."""
-    import torch
-    from torch import nn
 
-    class Denoiser(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.time, self.label = nn.Embedding(STEPS, EMBEDDING), nn.Embedding(CLASSES, EMBEDDING)
-            self.body = nn.Sequential(
-                nn.Linear(2 + 2 * EMBEDDING, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, 2)
-            )
+    def __init__(self):
+        super().__init__()
+        self.time, self.label = nn.Embedding(STEPS, EMBEDDING), nn.Embedding(CLASSES, EMBEDDING)
+        self.body = nn.Sequential(
+            nn.Linear(2 + 2 * EMBEDDING, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, 2)
+        )
 
-        def forward(self, x, t, c):
-            return self.body(torch.cat([x, self.time(t), self.label(c)], dim=1))
-
-    return Denoiser()
+    def forward(self, x, t, c):
+        return self.body(torch.cat([x, self.time(t), self.label(c)], dim=1))
 
 
 def denoising_loss(model, alpha_bar, x, c, generator):
     """E ||eps - eps_theta(x_t, t, c)||^2, the mean over numbers, t uniform. x [B, 2], c [B]."""
-    import torch
-
     t = torch.randint(STEPS, (len(x),), generator=generator)
     eps = torch.randn(x.shape, generator=generator)
     a = alpha_bar[t][:, None]
     return (model(a.sqrt() * x + (1 - a).sqrt() * eps, t, c) - eps).square().mean()
 
 
-def train(model, optimizer, alpha_bar, x, c, epochs: int, generator, extra=None, after_backward=None) -> None:
-    """Epochs over points x [n, 2] of classes c [n]. extra(batch size): a loss to add; after_backward(): on the
-    gradients."""
-    import torch
-    from tqdm import tqdm
-
+def train(model, optimizer, alpha_bar, x, c, epochs: int, generator, prior=None, regularizer=None) -> None:
+    """Epochs over points x [n, 2] of classes c [n]. prior: (real points of class 0 [m, 2], weight of their loss)."""
     for _ in tqdm(range(epochs), "epochs", disable=None):
         for picked in torch.randperm(len(x), generator=generator).split(BATCH):
             loss = denoising_loss(model, alpha_bar, x[picked], c[picked], generator)
-            if extra is not None:
-                loss = loss + extra(len(picked))
+            if prior:
+                points, weight = prior
+                real = points[torch.randint(len(points), (len(picked),), generator=generator)]
+                old = torch.zeros(len(real), dtype=torch.long)
+                loss = loss + weight * denoising_loss(model, alpha_bar, real, old, generator)
             optimizer.zero_grad()
             loss.backward()
-            if after_backward is not None:
-                after_backward()
+            if regularizer:
+                regularizer.add_gradient()  # + lambda times the sum of the tensors' mean squares
             optimizer.step()
 
 
 def pretrain(args: argparse.Namespace):
     """(points, alpha-bar, a model of the five old clusters, its optimiser, the generator of all that comes)."""
-    import torch
-
     torch.manual_seed(args.seed)  # the model's first weights
     generator = torch.Generator().manual_seed(args.seed)
-    data, alpha_bar, model = sample_data(generator), alpha_bar_table(), make_model()
+    data, alpha_bar, model = sample_data(generator), alpha_bar_table(), Denoiser()
     optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE, fused=True)
     old = torch.arange(CLASSES - 1).repeat_interleave(POINTS)
     train(model, optimizer, alpha_bar, data[:-1].flatten(0, 1), old, args.pretrain_epochs, generator)
@@ -123,8 +109,6 @@ def pretrain(args: argparse.Namespace):
 
 def copy_of(model, optimizer):
     """(model, optimiser) to go on with; Adam keeps its moments, as released."""
-    import torch
-
     own = copy.deepcopy(model)
     tuner = torch.optim.Adam(own.parameters(), LEARNING_RATE, fused=True)
     tuner.load_state_dict(copy.deepcopy(optimizer.state_dict()))
@@ -133,29 +117,15 @@ def copy_of(model, optimizer):
 
 def fine_tune(method: str, args: argparse.Namespace, model, optimizer, alpha_bar, data, generator) -> None:
     """One of METHODS, on class 5 alone (prior: and on real points of class 0). Model and optimiser are changed."""
-    import torch
-
-    from lipschitz_personalize.regularizer import make_regularizer
-
     new = torch.full((POINTS,), CLASSES - 1)
-    extra = after_backward = None
-    if method == "prior":
-
-        def extra(size: int):
-            picked = torch.randint(POINTS, (size,), generator=generator)
-            old = torch.zeros(size, dtype=torch.long)
-            return args.prior_loss_weight * denoising_loss(model, alpha_bar, data[0, picked], old, generator)
-
-    if method == "ours":
-        regularizer = make_regularizer(dict(model.named_parameters()), args.l2_reg_weight)
-        after_backward = regularizer.add_gradient if regularizer else None  # 50 * sum of the tensors' mean squares
-    train(model, optimizer, alpha_bar, data[-1], new, args.finetune_epochs, generator, extra, after_backward)
+    prior = (data[0], args.prior_loss_weight) if method == "prior" else None
+    weight = args.l2_reg_weight if method == "ours" else 0.0
+    regularizer = make_regularizer(dict(model.named_parameters()), weight)  # None at 0
+    train(model, optimizer, alpha_bar, data[-1], new, args.finetune_epochs, generator, prior, regularizer)
 
 
 def draw(model, alpha_bar, generator):
     """Ancestral sampling with variance beta_t, 1000 points per class: [6, 1000, 2]. NaN becomes 0, as released."""
-    import torch
-
     before = torch.cat([torch.ones(1), alpha_bar[:-1]])
     alpha = alpha_bar / before
     x = torch.randn(CLASSES * POINTS, 2, generator=generator)
@@ -174,8 +144,6 @@ def knn_divergence(p, q, neighbour: int = 5) -> float:
     """KL(P || Q) in nats from samples p [n, d] and q [m, d]: mean of d log(nu / rho) + log(m / (n - 1)), where rho and
     nu are the distances from a point of p to its k-th neighbour in p and in q (Wang, Kulkarni & Verdu, 2009, Eq.
     17)."""
-    import torch
-
     rho = torch.cdist(p.double(), p.double()).kthvalue(neighbour + 1, dim=1).values  # the nearest is the point itself
     nu = torch.cdist(p.double(), q.double()).kthvalue(neighbour, dim=1).values
     gap = (nu.clamp(min=1e-12) / rho.clamp(min=1e-12)).log()
@@ -195,8 +163,6 @@ def picture(panels: dict, path: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-
-    from common.runs import atomic_path
 
     figure, axes = plt.subplots(1, len(panels), figsize=(3 * len(panels), 3.4), constrained_layout=True)
     for axis, (title, points) in zip(axes, panels.items(), strict=True):

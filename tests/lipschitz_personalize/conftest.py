@@ -1,20 +1,15 @@
 """A subject of three noise pictures and small random models of three backbones, in folders."""
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from tests.lipschitz_personalize.tiny_sd3 import tiny_sd3
+from tests.small_data import write_noise
 from tests.tiny import tiny_sd, tiny_sdxl
 
 
 @pytest.fixture(scope="session")
 def subject(tmp_path_factory):
-    folder, rng = tmp_path_factory.mktemp("subject"), np.random.default_rng(0)
-    for number, size in enumerate([(32, 32), (40, 32), (32, 50)]):
-        pixels = rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{number}.png")
-    return folder
+    return write_noise(tmp_path_factory.mktemp("subject"), [(32, 32), (40, 32), (32, 50)])[0].parent
 
 
 @pytest.fixture(scope="session")

@@ -7,9 +7,7 @@ from argparse import Namespace
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from common.data import Subject, write_subjects
 from common.encoders import Clip, Dino
 from common.images import load_image
 from common.runs import read_rows
@@ -18,7 +16,8 @@ from common.training import draw_pictures, step_generator
 from lipschitz_personalize import eval as evaluate
 from lipschitz_personalize import infer, options, train
 from lipschitz_personalize.objectives import load_backbone
-from lipschitz_personalize.reproduction import drift, plan, scores, tables
+from lipschitz_personalize.reproduction import drift, plan, rows, scores, tables
+from tests.small_data import write_subject_set
 from tests.tiny_encoders import write_encoders
 
 QUICK = ["--num_inference_steps", "2", "--train_args", "--max_train_steps", "2", "--num_inference_steps", "2",
@@ -28,18 +27,8 @@ QUICK = ["--num_inference_steps", "2", "--train_args", "--max_train_steps", "2",
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
-    root, rng = tmp_path_factory.mktemp("bench"), np.random.default_rng(0)
-    subjects = []
-    for name, kind in (("rex", "dog"), ("house1", "house")):
-        (root / name).mkdir()
-        paths = [root / name / f"{number:02d}.png" for number in range(2)]
-        for path in paths:
-            Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(path)
-        subjects.append(Subject(name, kind, kind == "dog", tuple(paths)))
-    write_subjects(
-        root, subjects, {"object": ["a {0} {1} in the snow"], "live": ["a {0} {1} on grass", "a red {0} {1}"]}
-    )
-    return root
+    prompts = {"object": ["a {0} {1} in the snow"], "live": ["a {0} {1} on grass", "a red {0} {1}"]}
+    return write_subject_set(tmp_path_factory.mktemp("bench"), {"rex": "dog", "house1": "house"}, prompts)
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +91,7 @@ def test_held_out_classes_are_recognised_among_all_and_the_fid_stands_beside(
         return lambda pictures: ["dog"] * len(pictures)  # all has drifted towards the subject
 
     monkeypatch.setattr(drift, "clip_eye", eye)
-    monkeypatch.setattr("common.encoders.load_inception", lambda folder, device: Inception())
+    monkeypatch.setattr(rows, "load_inception", lambda folder, device: Inception())
     shutil.copytree(encoders, tmp_path / "encoders")
     (tmp_path / "encoders" / "inception-2015-12-05.pt").touch()
     words = ["--methods", "dreambooth+penalty", "--drift"]
@@ -116,29 +105,17 @@ def test_held_out_classes_are_recognised_among_all_and_the_fid_stands_beside(
     assert seen[1] == ["dog", "house", "cat", "tree"] and "frechet_inception (inception)" not in row["metrics"]
 
 
-def test_a_dataset_of_one_class_has_drift_without_a_study_of_classes(models, dataset, encoders, tmp_path):
-    rex = Subject("rex", "dog", True, tuple(sorted((dataset / "rex").iterdir())))
-    write_subjects(tmp_path / "set", [rex], {"object": ["a {0} {1}"], "live": ["a {0} {1}"]})
-    run(models["sd"], tmp_path / "set", encoders, tmp_path / "out", "--methods", "dreambooth+penalty", "--drift")
+def test_one_class_leaves_no_study_of_classes_and_custom_diffusion_has_its_own_word(models, encoders, tmp_path):
+    write_subject_set(tmp_path / "set", {"rex": "dog"}, {"object": ["a {0} {1}"], "live": ["a {0} {1}"]})
+    words = ["--methods", "custom_diffusion+penalty", "--drift"]
+    run(models["sd"], tmp_path / "set", encoders, tmp_path / "out", *words)
     (row,) = read_rows(tmp_path / "out" / "rows.jsonl")
     assert "drift_score (dino-vits16)" in row["metrics"] and "class_recognition" not in row["metrics"]
-
-
-def test_custom_diffusion_is_sampled_with_its_own_word(models, dataset, encoders, tmp_path):
-    run(
-        models["sd"],
-        dataset,
-        encoders,
-        tmp_path / "out",
-        "--methods",
-        "custom_diffusion+penalty",
-        "--subjects",
-        "house1",
-    )
-    (row,) = read_rows(tmp_path / "out" / "rows.jsonl")
-    assert row["item"] == "house1/0" and row["metrics"]["delta_theta"] > 0
     config = json.loads((tmp_path / "out" / "config.json").read_text())["methods"]["custom_diffusion+penalty"]
-    assert config["l2_reg_weight"] == 175.0 and config["parameter_space"] == "custom_diffusion"
+    assert config["l2_reg_weight"] == 175.0 and row["metrics"]["delta_theta"] > 0
+    for model, word in (("owner/sd", "<new1>"), ("owner/stable-diffusion-3", "sks")):
+        args = Namespace(pretrained_model_name_or_path=model, backbone=None)
+        assert plan.token_of(args, "custom_diffusion+penalty") == word
 
 
 def test_print_config_resolves_whole_tables(capsys, dataset, encoders):
@@ -151,46 +128,34 @@ def test_print_config_resolves_whole_tables(capsys, dataset, encoders):
     assert methods["dreambooth+penalty"]["l2_reg_weight"] == 500
 
 
-def test_baselines_have_their_own_recipes_and_each_backbone_its_word():
+def test_baselines_have_their_own_recipes_and_changes_follow_the_name():
     def settings(name, model):
-        return vars(options.parse([*plan.flags_of(name, model), "--pretrained_model_name_or_path", model,
-                                   "--print_config"]))  # fmt: skip
+        words = options.as_flags(plan.settings_of(name, model))
+        return vars(options.parse([*words, "--pretrained_model_name_or_path", model, "--print_config"]))
 
     sd, sd3 = "owner/sd", "owner/stable-diffusion-3"
     lora, ours = settings("lora+prior", sd), settings("lora+penalty", sd)
     assert (lora["lora_targets"], lora["lora_init"], lora["lora_rank"]) == (options.QKVO, "gaussian", 4)
     assert ours["lora_targets"] == ["to_q", "to_v"] and settings("lora", sd3)["lora_targets"] == options.SD3_TARGETS
-    full = settings("dreambooth+prior", sd)
-    assert not full["squash"] and not full["cache_latents"] and full["learning_rate"] == 5e-6
+    full = settings("dreambooth+prior@learning_rate=3,l2_lipschitz", sd)
+    assert not full["squash"] and not full["cache_latents"] and full["adam_weight_decay"] == 1e-2
+    assert full["learning_rate"] == 3 and full["l2_lipschitz"]
     assert settings("custom_diffusion+prior", "owner/sdxl")["mask_loss"] == "sum"
-    for model, word in ((sd, "<new1>"), (sd3, "sks")):
-        args = Namespace(pretrained_model_name_or_path=model, backbone=None)
-        assert evaluate.token_of(args, "custom_diffusion+penalty") == word
 
 
-def test_lambdas_are_those_of_figure_2():
-    names = plan.lambda_sweep("owner/sd")
-    published = [row["values"][0] for row in published_table("lipschitz_personalize", "figure_2")["rows"]]
-    assert [float(name.partition("l2_reg_weight=")[2]) for name in names] == published
+def test_pictures_are_drawn_in_parts_from_their_own_noise():
+    class Pipe:
+        def set_progress_bar_config(self, disable):
+            pass
 
+        def __call__(self, prompts, generator, output_type, num_inference_steps, guidance_scale, height):
+            assert len(prompts) <= 2 and (num_inference_steps, guidance_scale, height) == (50, 7.5, 4)
+            return Namespace(images=torch.stack([torch.rand(3, 4, 4, generator=one) for one in generator]))
 
-def test_prompts_are_scored_without_the_token():
-    asked = []
-
-    class Clip:
-        label = "toy"
-
-        def embed(self, pictures):
-            return pictures.mean((2, 3))
-
-        def embed_text(self, prompts):
-            asked.extend(prompts)
-            return torch.eye(3)[: len(prompts)]
-
-    pictures = torch.rand(2, 3, 4, 4)
-    found = scores.adherence(pictures, ["a {0} {1} in the snow", "a red {0} {1}"], "cat", Clip())
-    assert asked == ["a cat in the snow", "a red cat"]
-    assert found == {"CLIP-T (toy)": pytest.approx(pictures.mean((2, 3)).diagonal().mean().item())}
+    generators = lambda: [torch.Generator().manual_seed(n) for n in range(3)]  # noqa: E731
+    drawn = scores.sample(Pipe(), ["a", "b", "c"], generators(), batch=2, height=4)
+    raw = torch.stack([torch.rand(3, 4, 4, generator=one) for one in generators()])
+    assert torch.equal(drawn, (raw * 255).round() / 255)
 
 
 def test_a_run_that_was_killed_goes_on(models, dataset, encoders, tmp_path, monkeypatch):
@@ -211,37 +176,19 @@ def test_every_own_row_of_the_tables_is_a_method_and_numbers_are_complete():
     for name, count in (("1", 14), ("2", 9)):
         table = published_table("lipschitz_personalize", name)
         assert len(table["rows"]) == count
-        for row in table["rows"]:
-            assert len(row["values"]) == len(table["columns"]) and (
-                row.get("foreign") or row["method"] in plan.methods()
-            )
-    assert [row["values"][0] for row in published_table("lipschitz_personalize", "figure_2")["rows"]] == [
-        0,
-        500,
-        1000,
-        2000,
-        5000,
-        10000,
-    ]
-
-
-def rows_of(gap, count):
-    rng = np.random.default_rng(0)
-    base = {"paper": "", "seed": 0, "seconds": 1.0, "train_seconds": 1.0, "class_seconds": 0.0, "peak_memory_mb": 1.0}
-    rows = []
-    for number in range(count):
-        value = rng.normal()
-        for method, score in (("dreambooth+penalty", value + gap + 0.01 * rng.normal()), ("dreambooth+prior", value)):
-            metrics = {"DINO (picturebook)": score, "delta_eps": score, "CLIP-T (picturebook)": rng.normal()}
-            rows.append({**base, "method": method, "item": str(number), "metrics": metrics})
-    return rows
+        assert all(len(row["values"]) == len(table["columns"]) for row in table["rows"])
+        assert all(row.get("foreign") or row["method"] in plan.METHODS for row in table["rows"])
+    published = [row["values"][0] for row in published_table("lipschitz_personalize", "figure_2")["rows"]]
+    assert published == [0, 500, 1000, 2000, 5000, 10000]
+    assert [float(name.partition("=")[2]) for name in plan.lambda_sweep("owner/sd")] == published
 
 
 def test_a_measured_row_stands_under_its_published_one_of_the_same_backbone():
-    shown = tables.beside_published("1", {"measured here": tables.of_methods("1", by_method(rows_of(0.1, 8)))})
-    lines = shown.splitlines()
+    measured = [{"method": name, "metrics": {"DINO (picturebook)": value}}
+                for name, value in (("dreambooth+penalty", 0.3), ("dreambooth+prior", 0.2))]  # fmt: skip
+    lines = tables.beside_published("1", {"here": tables.of_methods("1", by_method(measured))}).splitlines()
     place = next(number for number, line in enumerate(lines) if "DreamBooth + ours" in line and "0.6394" in line)
-    assert "measured here" in lines[place + 1] and shown.count("measured here") == 2
+    assert " here " in lines[place + 1] and "0.3" in lines[place + 1] and sum(" here " in line for line in lines) == 2
 
 
 @pytest.mark.parametrize("words, said", [
@@ -250,7 +197,6 @@ def test_a_measured_row_stands_under_its_published_one_of_the_same_backbone():
     (["--table", "3"], "invalid choice"),
     (["--dataset", "/nowhere"], "prompts_and_classes.txt"),
     (["--dataset", "picturebook"], "for the picturebook"),
-    (["--output_dir", __file__], "is a file"),
     (["--methods", "dreambooth+penalty@l2_reg_weight=-1"], "from 0"),
     (["--pretrained_model_name_or_path", "picturebook", "--dataset", "picturebook", "--held_out_classes", "unicorn"],
      "--held_out_classes unicorn: the picturebook knows"),
@@ -280,22 +226,19 @@ def test_infer_draws_both_models_and_drift_is_measured_of_a_folder(models, subje
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "config.json").write_text('{"pretrained_model_name_or_path": "picturebook"}')
     for bad, said in ((["--trained_dir", "/nowhere"], "no folder"), (["--trained_dir", str(subject)], "cannot read"),
-                      (["--trained_dir", str(tmp_path / "foreign")], "of another script"),
-                      (["--trained_dir", str(tmp_path / "t"), "--output_dir", __file__], "is a file")):  # fmt: skip
+                      (["--trained_dir", str(tmp_path / "foreign")], "of another script")):  # fmt: skip
         with pytest.raises(SystemExit) as exit:
             infer.main(bad)
         assert exit.value.code == 2 and said in capsys.readouterr().err
 
 
 def test_encoders_are_those_that_scores_name(encoders, monkeypatch):
-    args = evaluate.parse(["--metric_encoders", str(encoders), "--print_config"])
-    clip, dino, inception = evaluate.load_eyes(args)
-    assert isinstance(clip, Clip) and isinstance(dino, Dino) and (clip.label, dino.label) == (
-        "clip-vit-base-patch32", "dino-vits16")  # fmt: skip
-    assert inception is None
-    for name in ("clip", "dino", "inception"):
-        monkeypatch.setattr(f"common.encoders.load_{name}", lambda *given, name=name: (name, str(given[0])))
-    for words, inception in ((["--drift"], ("inception", "None")), ([], None)):
-        args = evaluate.parse(["--metric_encoders", "published", "--print_config", *words])
-        published = ("clip", "openai/clip-vit-base-patch32"), ("dino", "facebook/dino-vits16"), inception
-        assert evaluate.load_eyes(args) == published
+    clip, dino = scores.load_eyes(str(encoders), "cpu")
+    assert isinstance(clip, Clip) and isinstance(dino, Dino)
+    assert (clip.label, dino.label) == ("clip-vit-base-patch32", "dino-vits16")
+    for module, name in ((scores, "clip"), (scores, "dino"), (rows, "inception")):
+        monkeypatch.setattr(module, f"load_{name}", lambda *given, name=name: (name, str(given[0])))
+    assert scores.load_eyes("published") == (("clip", "openai/clip-vit-base-patch32"), ("dino", "facebook/dino-vits16"))
+    found = [rows.load_fid(evaluate.parse(["--print_config", "--metric_encoders", *words])) for words in (
+        ["published", "--drift"], ["published"], ["picturebook", "--drift"], [str(encoders), "--drift"])]  # fmt: skip
+    assert found == [("inception", "None"), None, None, None]

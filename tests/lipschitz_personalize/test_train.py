@@ -47,13 +47,10 @@ def plain_dreambooth(model, subject, steps, prior=None, regularise=0.0, processe
             image = load_image(path)
             picture = to_tensor(image if image.size == (32, 32) else image.resize((32, 32), 2))
             generator = step_generator(seed, number, 1)
-            (
-                torch.randint(1, (), generator=generator),
-                torch.randint(1, (), generator=generator),
-            )  # where the crop begins
-            encoded.append(
-                pipe.vae.encode(picture * 2 - 1).latent_dist.sample(generator) * pipe.vae.config.scaling_factor
-            )
+            for _ in range(2):
+                torch.randint(1, (), generator=generator)  # where the crop begins
+            latent = pipe.vae.encode(picture * 2 - 1).latent_dist.sample(generator)
+            encoded.append(latent * pipe.vae.config.scaling_factor)
         latents.append(torch.cat(encoded))
         embeds.append(pipe.encode_prompt([prompt], "cpu", 1, False)[0])
     pipe.unet.requires_grad_(True)
@@ -61,10 +58,8 @@ def plain_dreambooth(model, subject, steps, prior=None, regularise=0.0, processe
     parts = [(micro, process) for micro in range(micros) for process in range(processes)]
     for step, (micro, process) in [(step, part) for step in range(steps) for part in parts]:
         generator = step_generator(3, step, micro, process)
-        seen = [
-            picture_indices(len(x), 1, sources[i][2], step, micro, micros, process, processes)
-            for i, x in enumerate(latents)
-        ]
+        seen = [picture_indices(len(x), 1, sources[i][2], step, micro, micros, process, processes)
+                for i, x in enumerate(latents)]  # fmt: skip
         x = torch.cat([latents[i][indices] for i, indices in enumerate(seen)])
         noise = torch.randn(x.shape, generator=generator)
         t = torch.randint(1000, (len(x),), generator=generator)
@@ -91,32 +86,18 @@ def trained(output):
     return load_file(output / "unet" / "diffusion_pytorch_model.safetensors")
 
 
-def test_at_lambda_zero_it_is_dreambooth_to_the_bit(models, subject, tmp_path):
-    run(
-        models["sd"],
-        subject,
-        tmp_path / "a",
-        "--l2_reg_weight",
-        "0",
-        "--max_train_steps",
-        "4",
-        "--learning_rate",
-        "1e-3",
-    )
-    expected = plain_dreambooth(models["sd"], subject, 4)
-    found = trained(tmp_path / "a")
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[name], expected[name]) for name in found)
-
-
-def test_prior_preservation_is_dreambooths_and_its_pictures_are_kept(models, subject, tmp_path):
-    words = ["--with_prior_preservation", "--class_prompt", "a cat", "--num_class_images", "2", "--l2_weight", "0"]
-    words += ["--class_data_dir", str(tmp_path / "class"), "--max_train_steps", "3", "--learning_rate", "1e-3"]
-    words += ["--prior_loss_weight", "0.5"]
+@pytest.mark.parametrize("prior", [False, True])
+def test_at_lambda_zero_it_is_dreambooth_to_the_bit_and_its_class_pictures_are_kept(models, subject, tmp_path, prior):
+    classes, words = tmp_path / "class", "--l2_weight 0 --max_train_steps 4 --learning_rate 1e-3".split()
+    if prior:
+        words += ["--with_prior_preservation", "--class_prompt", "a cat", "--class_data_dir", str(classes)]
+        words += "--num_class_images 2 --prior_loss_weight 0.5".split()
     metrics = run(models["sd"], subject, tmp_path / "a", *words)
-    assert metrics["class_seconds"] > 0 and len(list_pictures(tmp_path / "class")) == 2
-    expected = plain_dreambooth(models["sd"], subject, 3, prior=tmp_path / "class")
-    assert all(torch.equal(value, expected[name]) for name, value in trained(tmp_path / "a").items())
+    assert (metrics["class_seconds"] > 0) == prior == classes.is_dir()
+    expected = plain_dreambooth(models["sd"], subject, 4, prior=classes if prior else None)
+    found = trained(tmp_path / "a")
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
+    assert not prior or len(list_pictures(classes)) == 2
 
 
 def test_the_penalty_is_that_of_the_released_code(models, subject, tmp_path):
@@ -160,32 +141,11 @@ def test_two_processes_see_different_pictures_and_average(models, subject, tmp_p
     assert gap < 0.02 * apart  # rounding, which Adam enlarges where gradients are tiny
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        [
-            "--l2_reg_weight",
-            "20",
-            "--no-cache_latents",
-            "--lr_scheduler",
-            "cosine",
-            "--gradient_accumulation_steps",
-            "2",
-        ],
-        [*NEW, "--l2_reg_weight", "20"],
-        [
-            "--parameter_space",
-            "lora",
-            "--lora_targets",
-            "to_q",
-            "--l2_convention",
-            "function",
-            "--l2_reg_weight",
-            "0.1",
-        ],
-    ],
-    ids=["full", "custom_diffusion", "lora"],
-)
+@pytest.mark.parametrize("words", [
+    "--l2_reg_weight 20 --no-cache_latents --lr_scheduler cosine --gradient_accumulation_steps 2".split(),
+    [*NEW, "--l2_reg_weight", "20"],
+    "--parameter_space lora --lora_targets to_q --l2_convention function --l2_reg_weight 0.1".split(),
+], ids=["full", "custom_diffusion", "lora"])  # fmt: skip
 def test_an_interrupted_training_ends_in_the_same_bytes(models, subject, tmp_path, words):
     words = [*words, "--max_train_steps", "5", "--learning_rate", "1e-3", "--checkpointing_steps", "2"]
     run(models["sd"], subject, tmp_path / "whole", *words)
@@ -202,11 +162,8 @@ def test_weights_of_another_training_are_not_mixed_up_with(models, subject, tmp_
     run(models["sd"], subject, out, *words, *NEW)
     before = (out / "metrics.json").read_bytes()
     other = [*NEW[:3], "a <new2> cat", *NEW[4:], "--modifier_token", "<new2>"]
-    for space, left in (
-        (["--parameter_space", "lora"], "pytorch_custom_diffusion_weights.safetensors"),
-        ([], "pytorch_custom_diffusion_weights.safetensors"),
-        (other, "<new1>.safetensors"),
-    ):
+    learned = "pytorch_custom_diffusion_weights.safetensors"
+    for space, left in ((["--parameter_space", "lora"], learned), ([], learned), (other, "<new1>.safetensors")):
         with pytest.raises(SystemExit) as exit:
             run(models["sd"], subject, out, *words, *space, "--resume_from_checkpoint", "latest")
         said = f"holds {left} of another training, which this one would leave there; remove it, or take another"
@@ -257,12 +214,11 @@ def test_every_backbone_trains_every_space(models, subject, tmp_path, backbone, 
 
 def test_lambda_by_layer_and_by_sensitivity(models, subject, tmp_path):
     words = ["--max_train_steps", "2", "--learning_rate", "1e-3", "--l2_reg_weight", "20"]
-    run(models["sd"], subject, tmp_path / "plain", *words)
-    run(models["sd"], subject, tmp_path / "free", *words, "--l2_layer_weights", "attn2=0", "norm=5")
-    run(models["sd"], subject, tmp_path / "lipschitz", *words, "--l2_lipschitz")
-    plain, free, lipschitz = (trained(tmp_path / name) for name in ("plain", "free", "lipschitz"))
-    assert any(not torch.equal(plain[name], free[name]) for name in plain)
-    assert any(not torch.equal(plain[name], lipschitz[name]) for name in plain)
+    ways = {"plain": [], "free": ["--l2_layer_weights", "attn2=0", "norm=5"], "lipschitz": ["--l2_lipschitz"]}
+    for name, more in ways.items():
+        run(models["sd"], subject, tmp_path / name, *words, *more)
+    plain, *others = (trained(tmp_path / name) for name in ways)
+    assert all(any(not torch.equal(plain[name], other[name]) for name in plain) for other in others)
 
 
 def test_lambda_by_sensitivity_counts_the_new_word_too(models, subject, tmp_path, monkeypatch):
@@ -273,9 +229,7 @@ def test_lambda_by_sensitivity_counts_the_new_word_too(models, subject, tmp_path
     assert seen["text_encoder.<new1>"] > 0 and min(seen.values()) >= 0
 
 
-@pytest.mark.parametrize(
-    "space", [PROMPT, NEW, [*PROMPT, "--parameter_space", "lora"]], ids=["full", "new word", "lora"]
-)
+@pytest.mark.parametrize("space", [PROMPT, NEW, [*PROMPT, "--parameter_space", "lora"]], ids=["full", "word", "lora"])
 def test_bfloat16_networks_and_copies(models, subject, tmp_path, space):
     """What is trained stays in float32, and pictures are drawn, whatever the rest is kept in."""
     words = ["--max_train_steps", "2", "--l2_base_dtype", "bfloat16", "--l2_base_device", "cpu"]
@@ -285,72 +239,48 @@ def test_bfloat16_networks_and_copies(models, subject, tmp_path, space):
     assert weights and {value.dtype for value in weights.values()} == {torch.float32}
 
 
-@pytest.mark.parametrize("backbone, space, weight, rate, steps, batch, micros, decay, clip, seed", [
-    ("sd", "full", 500, 2e-6, 1000, 1, 1, 0, 0, 2025),
-    ("sd", "custom_diffusion", 175, 3e-5, 250, 2, 1, 1e-2, 1, 2025),
-    ("sd", "lora", 1e-7, 1e-4, 500, 4, 1, 0, 1, 0),
-    ("sdxl", "custom_diffusion", 50, 5e-5, 250, 2, 1, 1e-2, 1, 2025),
-    ("sdxl", "lora", 1e-6, 5e-4, 500, 1, 4, 1e-4, 1, 0),
-    ("sd3", "custom_diffusion", 10.1, 1e-4, 500, 1, 4, 1e-2, 1, 0),
-    ("sd3", "lora", 0, 4e-4, 500, 1, 4, 1e-2, 1, 0),
+FLAGS = ("l2_reg_weight", "learning_rate", "max_train_steps", "train_batch_size", "gradient_accumulation_steps",
+         "adam_weight_decay", "max_grad_norm", "seed")  # fmt: skip
+
+
+@pytest.mark.parametrize("model, space, values, more", [
+    ("stable-diffusion-v1-5", "full", (500, 2e-6, 1000, 1, 1, 0, 0, 2025), {"squash": True, "cache_latents": True}),
+    ("stable-diffusion-v1-5", "custom_diffusion", (175, 3e-5, 250, 2, 1, 1e-2, 1, 2025),
+     {"mask_loss": "sum", "augment": True, "scale_lr": True}),
+    ("stable-diffusion-v1-5", "lora", (1e-7, 1e-4, 500, 4, 1, 0, 1, 0),
+     {"lora_rank": 16, "lora_alpha": 27.0, "lora_init": "kaiming", "lora_targets": ["to_q", "to_v"],
+      "scale_lr": False}),
+    ("stable-diffusion-xl-base-1.0", "custom_diffusion", (50, 5e-5, 250, 2, 1, 1e-2, 1, 2025),
+     {"mask_loss": "mean", "scale_lr": True}),
+    ("stable-diffusion-xl-base-1.0", "lora", (1e-6, 5e-4, 500, 1, 4, 1e-4, 1, 0), {"lora_init": "gaussian"}),
+    ("stable-diffusion-3-medium-diffusers", "custom_diffusion", (10.1, 1e-4, 500, 1, 4, 1e-2, 1, 0),
+     {"augment": False, "scale_lr": False}),
+    ("stable-diffusion-3-medium-diffusers", "lora", (0, 4e-4, 500, 1, 4, 1e-2, 1, 0), {"lora_rank": 4}),
 ])  # fmt: skip
-def test_every_released_script_has_its_settings(backbone, space, weight, rate, steps, batch, micros, decay, clip, seed):
-    args = options.parse(["--pretrained_model_name_or_path", "owner/model", "--backbone", backbone, "--parameter_space",
-                          space, "--print_config"])  # fmt: skip
-    found = (args.l2_reg_weight, args.learning_rate, args.max_train_steps, args.train_batch_size)
-    assert found == (weight, rate, steps, batch)
-    found = (args.gradient_accumulation_steps, args.adam_weight_decay, args.max_grad_norm, args.seed)
-    assert found == (micros, decay, clip, seed)
-    assert args.scale_lr == (space == "custom_diffusion" and backbone != "sd3")
-    assert args.l2_convention == ("lora_factors" if space == "lora" else "mean_sum")
+def test_print_config_has_every_released_scripts_settings_without_a_model(model, space, values, more, capsys):
+    train.main(["--pretrained_model_name_or_path", f"owner/{model}", "--parameter_space", space, "--print_config"])
+    config = json.loads(capsys.readouterr().out)
+    assert tuple(config[flag] for flag in FLAGS) == values
+    assert {name: config[name] for name in more} == more
+    assert config["l2_convention"] == ("lora_factors" if space == "lora" else "mean_sum")
 
 
-def test_print_config_resolves_published_settings_without_a_model(capsys):
-    for model, space, wanted in (
-        ("stable-diffusion-v1-5/stable-diffusion-v1-5", "full", {"l2_reg_weight": 500.0, "learning_rate": 2e-6}),
-        ("stable-diffusion-v1-5/stable-diffusion-v1-5", "lora", {
-            "l2_reg_weight": 1e-7, "lora_rank": 16, "lora_alpha": 27.0, "lora_init": "kaiming", "train_batch_size": 4,
-            "lora_targets": ["to_q", "to_v"], "seed": 0,
-        }),
-        ("stable-diffusion-v1-5/stable-diffusion-v1-5", "custom_diffusion", {
-            "l2_reg_weight": 175.0, "learning_rate": 3e-5, "mask_loss": "sum", "augment": True, "seed": 2025,
-        }),
-        ("stabilityai/stable-diffusion-xl-base-1.0", "custom_diffusion", {
-            "l2_reg_weight": 50.0, "scale_lr": True, "mask_loss": "mean", "seed": 2025,
-        }),
-        ("stabilityai/stable-diffusion-xl-base-1.0", "lora", {"l2_reg_weight": 1e-6, "lora_init": "gaussian"}),
-        ("stabilityai/stable-diffusion-3-medium-diffusers", "custom_diffusion", {
-            "l2_reg_weight": 10.1, "augment": False, "seed": 0,
-        }),
-    ):  # fmt: skip
-        train.main(["--pretrained_model_name_or_path", model, "--parameter_space", space, "--print_config"])
-        config = json.loads(capsys.readouterr().out)
-        assert {name: config[name] for name in wanted} == wanted
-
-
-@pytest.mark.parametrize(
-    "words, said",
-    [
-        (["--l2_convention", "lora_factors"], "does not go with --parameter_space full"),
-        (["--parameter_space", "lora", "--l2_convention", "sum"], "take one of lora_factors, function"),
-        (["--parameter_space", "lora", "--l2_lipschitz"], "leave them out of LoRA"),
-        (["--parameter_space", "lora", "--lora_targets", "nothing"], "no layer of this network"),
-        (["--l2_layer_weights", "nothing=2"], "no trained tensor"),
-        (["--l2_layer_weights", "attn2"], "REGEX=FACTOR"),
-        (["--l2_reg_weight", "-1"], "from 0"),
-        (["--l2_reg_weight", "nan"], "from 0"),
-        (["--l2_reg_weigth", "1"], "did you mean --l2_reg_weight"),
-        (["--parameter_space", "custom_diffusion"], "has to hold --modifier_token"),
-        ([*NEW, "--modifier_token", "a/b"], "cannot hold"),
-        ([*NEW, "--modifier_token", "a b"], "leave the spaces out"),
-        (["--backbone", "sdxl", "--parameter_space", "full"], "give --backbone sd"),
-        (["--resolution", "33"], "no multiple of this model's 4"),
-        (["--with_prior_preservation"], "needs --class_prompt"),
-        (["--learning_rate", "1e6", "--max_train_steps", "9", "--l2_reg_weight", "0"], "lower --learning_rate"),
-        (["--pretrained_model_name_or_path", "/nowhere"], "No folder /nowhere"),
-        (["--resume_from_checkpoint", "checkpoint-7"], "is no checkpoint"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("words, said", [
+    (["--l2_convention", "lora_factors"], "does not go with --parameter_space full"),
+    (["--parameter_space", "lora", "--l2_convention", "sum"], "take one of lora_factors, function"),
+    (["--parameter_space", "lora", "--l2_lipschitz"], "leave them out of LoRA"),
+    (["--parameter_space", "lora", "--lora_targets", "nothing"], "no layer of this network"),
+    (["--l2_layer_weights", "nothing=2"], "no trained tensor"),
+    (["--l2_layer_weights", "attn2"], "REGEX=FACTOR"),
+    (["--parameter_space", "custom_diffusion"], "has to hold --modifier_token"),
+    ([*NEW, "--modifier_token", "a/b"], "cannot hold"),
+    ([*NEW, "--modifier_token", "a b"], "leave the spaces out"),
+    (["--backbone", "sdxl", "--parameter_space", "full"], "give --backbone sd"),
+    (["--resolution", "33"], "no multiple of this model's 4"),
+    (["--with_prior_preservation"], "needs --class_prompt"),
+    (["--learning_rate", "1e6", "--max_train_steps", "9", "--l2_reg_weight", "0"], "lower --learning_rate"),
+    (["--resume_from_checkpoint", "checkpoint-7"], "is no checkpoint"),
+])  # fmt: skip
 def test_bad_input_is_one_sentence_and_leaves_nothing(models, subject, tmp_path, capsys, words, said):
     with pytest.raises(SystemExit) as exit:
         run(models["sd"], subject, tmp_path / "a", *words)

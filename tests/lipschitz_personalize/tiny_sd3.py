@@ -21,30 +21,15 @@ def tiny_sd3(folder: Path | None = None, seed: int = 0) -> StableDiffusion3Pipel
         torch.manual_seed(seed)
         tokenizer, tokenizer_2 = tiny_tokenizer(), tiny_tokenizer(pad="!")
         transformer = SD3Transformer2DModel(
-            sample_size=8,
-            patch_size=2,
-            in_channels=4,
-            num_layers=2,
-            attention_head_dim=8,
-            num_attention_heads=2,
-            joint_attention_dim=96,
-            caption_projection_dim=16,
-            pooled_projection_dim=24 + 40,
-            out_channels=4,
+            sample_size=8, patch_size=2, in_channels=4, num_layers=2, attention_head_dim=8, num_attention_heads=2,
+            joint_attention_dim=96, caption_projection_dim=16, pooled_projection_dim=24 + 40, out_channels=4,
             pos_embed_max_size=8,
-        )
+        )  # fmt: skip
         vae = AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * 3,
-            up_block_types=("UpDecoderBlock2D",) * 3,
-            block_out_channels=(8,) * 3,
-            layers_per_block=1,
-            norm_num_groups=4,
-            latent_channels=4,
-            scaling_factor=1.5305,
-            shift_factor=0.0609,
-            use_quant_conv=False,
-            use_post_quant_conv=False,
-        )
+            down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
+            block_out_channels=(8,) * 3, layers_per_block=1, norm_num_groups=4, latent_channels=4,
+            scaling_factor=1.5305, shift_factor=0.0609, use_quant_conv=False, use_post_quant_conv=False,
+        )  # fmt: skip
         pipe = StableDiffusion3Pipeline(
             transformer=transformer,
             scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),

@@ -21,9 +21,9 @@ from safetensors import safe_open
 
 from common.data import Subject, read_subjects
 from common.files import append_row, methods_in, read_object, read_rows, write_json
-from common.flags import is_picturebook_folder, weights_of
+from common.flags import Shard, is_picturebook_folder, weights_of
 from common.images import save_png
-from common.picturebook.benchmarks import ensure_truths
+from common.picturebook.benchmarks import ensure_subjects, ensure_truths
 from common.picturebook.scenes import KINDS
 from common.runs import InputError, measure, progress, write_config
 from common.training import picture_hashes, step_generator
@@ -44,7 +44,8 @@ SAME = ("pretrained_model_name_or_path", "weights", "dataset", "split", "metric_
 
 @dataclass(eq=False)
 class Arena:
-    """What all subjects share. settings: variant -> flags of its training. classes: of the whole dataset."""
+    """What all subjects share. settings: variant -> flags of its training. classes: of the whole dataset. truths: true
+    pictures of every prompt, where there are any. calm: the base model, and its samples of held-out prompts."""
 
     args: argparse.Namespace
     output: Path
@@ -54,9 +55,9 @@ class Arena:
     variants: list[Variant]
     settings: dict[str, dict[str, Any]]
     eyes: scoring.Encoders
-    rows_name: str = "rows.jsonl"
-    truths: Path | None = None  # true pictures of every prompt, where there are any
-    calm: dict[tuple, Any] = field(default_factory=dict)  # the base model, and its samples of held-out prompts
+    rows: Path
+    truths: Path | None = None
+    calm: dict[Any, Any] = field(default_factory=dict)
 
     @property
     def model(self) -> str:
@@ -66,10 +67,6 @@ class Arena:
         """The variants that have a row."""
         own = (subject.name, seed)
         return {row["method"] for row in read_all_rows(self.output) if (row["item"], row["seed"]) == own}
-
-    def missing(self, subject: Subject, seed: int) -> list[Variant]:
-        done = self.done(subject, seed)
-        return [variant for variant in self.variants if variant.name not in done]
 
     def base(self):
         """The base model; loaded at the first call."""
@@ -82,16 +79,18 @@ def prepare(args: argparse.Namespace, tuned: dict[str, dict] | None = None) -> t
     """The arena with everything loaded that all subjects share, and the subjects. args: of options.parse."""
     output = Path(args.output_dir)
     wanted, settings, whole = variants.plan(args, tuned)
-    on_picturebook = is_picturebook_folder(args.pretrained_model_name_or_path)
-    dataset = args.dataset
+    on_picturebook, truths = is_picturebook_folder(args.pretrained_model_name_or_path), None
     if args.subjects_dir:
-        dataset = str(own.write_own(Path(args.subjects_dir), output / "subjects", on_picturebook))
-    folder, subjects = protocol.find_subjects(dataset, args.split, args.subjects, args.limit)
+        folder = own.write_own(Path(args.subjects_dir), output / "subjects", on_picturebook)
+    elif args.dataset == "picturebook":
+        folder, truths = ensure_subjects(args.split), ensure_truths(args.split)
+    else:
+        folder = Path(args.dataset)
+    subjects = read_subjects(folder, args.subjects)[: args.limit]
     args.weights = weights_of(args.pretrained_model_name_or_path)
-    methods = {name: whole.get(name, {}) | flags for name, flags in settings.items()}
-    config = {**vars(args), "methods": {name: plain(flags) for name, flags in methods.items()}}
-    config["pictures"] = {one.name: digest_of(folder, one) for one in subjects}
-    config["methods"] = check_same_settings(output, config)
+    methods = {name: plain(whole.get(name, {}) | flags) for name, flags in settings.items()}
+    pictures = {one.name: digest_of(folder, one) for one in subjects}
+    config = keep_settings(output, {**vars(args), "methods": methods, "pictures": pictures})
     eyes = scoring.load_eyes(args.metric_encoders, args.device)
     classes = [one.class_name for one in read_subjects(folder)]
     if eyes.classifier is not None:
@@ -100,19 +99,19 @@ def prepare(args: argparse.Namespace, tuned: dict[str, dict] | None = None) -> t
         else:  # a user's own, of a class that the picturebook does not know
             eyes = replace(eyes, classifier=None)
     how = protocol.Sampling(args.num_inference_steps, args.guidance_scale, args.images_per_prompt)
-    part = f"-{args.shard.index}of{args.shard.count}" if args.shard else ""
-    truths = ensure_truths(args.split) if dataset == "picturebook" else None
-    arena = Arena(args, output, folder, classes, how, wanted, settings, eyes, f"rows{part}.jsonl", truths)
-    if any(arena.missing(subject, seed) for subject in subjects for seed in args.seeds):
+    arena = Arena(args, output, folder, classes, how, wanted, settings, eyes, rows_of(output, args.shard), truths)
+    names = {variant.name for variant in wanted}
+    if any(names - arena.done(subject, seed) for subject in subjects for seed in args.seeds):
         arena.base()  # a model that is not there is reported before anything is written
     write_config(output, config)
     return arena, subjects
 
 
-def check_same_settings(output: Path, config: dict) -> dict[str, dict]:
-    """The settings of all that the folder has rows of or is to have. InputError if its rows were made with others."""
+def keep_settings(output: Path, config: dict) -> dict:
+    """The configuration with the settings of all methods that the folder has rows of, too. InputError if its rows were
+    made with others."""
     if not (output / "config.json").is_file():
-        return config["methods"]
+        return config
     before = read_object(output / "config.json")
     differing = [name for name in SAME if before.get(name) != config.get(name)]
     then, now = methods_in(before, output / "config.json"), config["methods"]
@@ -122,11 +121,10 @@ def check_same_settings(output: Path, config: dict) -> dict[str, dict]:
         raise InputError(f"{output / 'config.json'} is damaged: its pictures are no object; take another --output_dir")
     differing += [f"{name}, its prompts, class or pictures" for name, digest in config["pictures"].items()
                   if seen.get(name, digest) != digest]  # fmt: skip
-    config["pictures"] = seen | config["pictures"]
     if differing:
         raise InputError(f"the rows in {output} were made with another {differing[0]}: take the same, or another "
                          "--output_dir")  # fmt: skip
-    return then | now
+    return {**config, "methods": then | now, "pictures": seen | config["pictures"]}
 
 
 def digest_of(folder: Path, subject: Subject) -> str:
@@ -141,6 +139,11 @@ def plain(flags: dict) -> dict:
     return json.loads(json.dumps({name: value for name, value in flags.items() if name not in places}))
 
 
+def rows_of(output: Path, shard: Shard | None) -> Path:
+    """The file of a run's rows, or of one of its shards."""
+    return output / (f"rows-{shard.index}of{shard.count}.jsonl" if shard else "rows.jsonl")
+
+
 def read_all_rows(output: Path) -> list[dict]:
     """The rows of all shards, each (method, subject, seed) once."""
     rows = [row for path in sorted(output.glob("rows*.jsonl")) for row in read_rows(path)]
@@ -152,16 +155,16 @@ def run_subject(arena: Arena, subject: Subject, seed: int) -> None:
 
     A variant that stops in one sentence, as a diverged training does, is left without a row; the others go on.
     """
-    missing, rows = arena.missing(subject, seed), arena.output / arena.rows_name
+    done = arena.done(subject, seed)
+    missing = [variant for variant in arena.variants if variant.name not in done]
     if not missing:
         return
-    references = scoring.read_references(subject)
-    place = arena.output / "weights" / subject.name / str(seed)
-    if REAL not in arena.done(subject, seed):
-        append_row(rows, row_of("eval", REAL, subject, seed, scoring.ceiling(references, arena.eyes)))
+    references, place = scoring.read_references(subject), arena.output / "weights" / subject.name / str(seed)
+    if REAL not in done:
+        append_row(arena.rows, row_of("eval", REAL, subject, seed, scoring.ceiling(references, arena.eyes)))
     for number, variant in enumerate(progress(missing, f"{subject.name}, seed {seed}")):
         try:
-            append_row(rows, run_variant(arena, variant, subject, seed, references, place))
+            append_row(arena.rows, run_variant(arena, variant, subject, seed, references, place))
         except (InputError, SystemExit) as stop:
             if getattr(stop, "code", 2) != 2:  # Ctrl-C
                 raise
@@ -177,8 +180,7 @@ def run_variant(
     arena: Arena, variant: Variant, subject: Subject, seed: int, references: list[torch.Tensor], place: Path
 ) -> dict:
     """One row: train (or find it trained), load, sample, score."""
-    method = METHODS[variant.method]
-    folder = place / variant.trained_as
+    method, folder = METHODS[variant.method], place / variant.trained_as
     cost = train_once(arena, variant, subject, seed, folder)
     strength = {"strength": variant.strength} if variant.strength != 1 else {}
     pipe = method.load(folder, arena.model, arena.args.device, **strength)
@@ -191,23 +193,21 @@ def run_variant(
         metrics |= drift_of(arena, pipe, subject, seed, trained=bool(method.script))
     if method.script:
         metrics |= {name: cost[name] for name in ("trainable_parameters", "file_bytes")}
-    if variant.knob is None:
-        save_pictures(arena.output / "pictures" / variant.name / subject.name / str(seed), pictures)
-    costs = {"seconds": cost["seconds"], "peak_memory_mb": cost["peak_memory_mb"]}
+    for number, batch in enumerate(pictures if variant.knob is None else ()):
+        for k, picture in enumerate(batch):
+            save_png(picture_path(arena.output, variant.name, subject, seed, number, k), picture, rounding="nearest")
+    costs = {name: cost[name] for name in ("seconds", "peak_memory_mb")}
     return row_of(method.paper, variant.name, subject, seed, metrics, curves=variant.curves, seen=seen, **costs)
+
+
+def picture_path(output: Path, method: str, subject: Subject, seed: int, prompt: int, number: int = 0) -> Path:
+    return output / "pictures" / method / subject.name / str(seed) / f"{prompt:02d}_{number}.png"
 
 
 def row_of(paper: str, method: str, subject: Subject, seed: int, metrics: dict[str, float], **more: Any) -> dict:
     """A result row (common.runs); seconds and peak memory are the training's."""
     row = {"paper": paper, "method": method, "item": subject.name, "kind": subject.class_name, "seed": seed}
     return row | {"metrics": metrics, "seconds": math.nan, "peak_memory_mb": math.nan} | more
-
-
-def save_pictures(folder: Path, pictures: torch.Tensor) -> None:
-    """[prompts, k, 3, H, W] as <prompt>_<k>.png."""
-    for number, batch in enumerate(pictures):
-        for k, picture in enumerate(batch):
-            save_png(folder / f"{number:02d}_{k}.png", picture, rounding="nearest")
 
 
 # ---------------------------------------------------------------------------------------------------------- training
@@ -235,15 +235,10 @@ def weight_files(folder: Path) -> tuple[int, int]:
     """(numbers, bytes) in the safetensors files that a training left, without its checkpoints."""
     numbers = size = 0
     for path in sorted(folder.rglob("*.safetensors")):
-        if any(part.startswith("checkpoint-") for part in path.relative_to(folder).parts):
-            continue
-        size += path.stat().st_size
-        with safe_open(path, "pt") as file:
-            for name in file.keys():
-                count = 1
-                for side in file.get_slice(name).get_shape():
-                    count *= side
-                numbers += count
+        if not any(part.startswith("checkpoint-") for part in path.relative_to(folder).parts):
+            size += path.stat().st_size
+            with safe_open(path, "pt") as file:
+                numbers += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())
     return numbers, size
 
 
@@ -254,29 +249,31 @@ def drift_of(arena: Arena, pipe, subject: Subject, seed: int, trained: bool) -> 
     """How the model speaks of everything but the subject: weights, predictions and samples against the base model's
     (from the same noise), and whether the other classes can still be recognised. Of the base itself only the latter.
     Where no held-out picture is wanted, as in tuning, the weights alone."""
-    base, count = arena.base(), arena.args.held_out_images
+    base, count, eyes = arena.base(), arena.args.held_out_images, arena.eyes
     found = drift.weight_drift(network(pipe).state_dict(), network(base).state_dict()) if trained else {}
-    on_picturebook = arena.eyes.classifier is not None
+    on_picturebook = eyes.classifier is not None
     wanted = protocol.held_out(subject, arena.classes, on_picturebook)
     if not wanted or not count:  # a dataset of one class
         return found
-    prompts, kinds = [prompt for prompt, _ in wanted for _ in range(count)], [kind for _, kind in wanted]
-    seeds = [protocol.picture_seed(seed, HELD_OUT_PLACE + n // count, n % count) for n in range(len(prompts))]
-    ours = protocol.sample(pipe, prompts, seeds, arena.how)
+    prompts, kinds = zip(*wanted, strict=True)
+
+    def draw(one) -> torch.Tensor:
+        return protocol.sample(one, prompts, seed, arena.how, HELD_OUT_PLACE, count).flatten(0, 1)
+
+    ours = draw(pipe)
     # among all classes, the subject's own too: what drifted towards the subject is to be seen as such
-    every = list(dict.fromkeys(arena.classes))
-    eye = drift.classifier_eye() if on_picturebook else drift.clip_eye(arena.eyes.clip, every)
-    label = "picturebook" if on_picturebook else arena.eyes.clip.label
-    found[f"held_out ({label})"] = drift.class_recognition(ours, kinds, eye)["class_recognition"]
+    eye = drift.classifier_eye() if on_picturebook else drift.clip_eye(eyes.clip, list(dict.fromkeys(arena.classes)))
+    label = "picturebook" if on_picturebook else eyes.clip.label
+    found[f"held_out ({label})"] = drift.class_recognition(ours, kinds, eye)
     if not trained:
         return found
     key = (subject.class_name, seed)
     if key not in arena.calm:
-        arena.calm[key] = protocol.sample(base, prompts, seeds, arena.how)
-    frechet = {"samples": arena.eyes.features} if len(prompts) > 1 else {}
+        arena.calm[key] = draw(base)
+    frechet = {"samples": eyes.features} if len(ours) > 1 else {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of few pictures in many dimensions: the definition on the page says so
-        found |= drift.sample_drift(ours, arena.calm[key], arena.eyes.dino, **frechet)
-    asked = [prompt for prompt, _ in wanted][:DRIFT_PROMPTS]  # at the base's first picture of each
+        found |= drift.sample_drift(ours, arena.calm[key], eyes.dino, **frechet)
+    asked = prompts[:DRIFT_PROMPTS]  # at the base's first picture of each
     latents = encode_pictures(base, arena.calm[key][::count][: len(asked)], step_generator(seed, 0))
     return found | drift.prediction_drift(pipe, base, asked, latents, seed)

@@ -17,28 +17,25 @@ GATE_LEAK of the pictures, or as many class words are lost. Claims: lipschitz_pe
 """
 
 import argparse
-import json
-import math
-import shutil
 import tomllib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import harmonic_mean
 
-from common.files import append_row, atomic_path
-from common.flags import Shard, check_writable, number, shard, weights_of
-from common.runs import InputError, make_parser, script, write_config
-from eval.tracks.personalization.methods import METHODS
+from common.flags import check_writable, number, shard
+from common.runs import InputError, make_parser, script
+from common.tables import by, by_method, score_table
+from eval.tuning.tuner import write_settings
 
 RATES, PRIORS, LAMBDAS = (1e-4, 3e-4, 1e-3), (0.3, 1.0, 3.0), (5.0, 50.0, 500.0)
 STEPS = (50, 100, 200, 300)
-STRENGTHS = (0.25, 0.5, 0.75)  # of the way from the base to the plain weights
 ARMS = ("plain", "prior", "penalty", "interpolation", "random")
-METHOD_OF = {"plain": "dreambooth", "prior": "dreambooth+prior", "penalty": "dreambooth+penalty"}
+TRAINED = {  # arm -> method, and the flag of its weight
+    "plain": ("dreambooth", ""), "prior": ("dreambooth+prior", "prior_loss_weight"),
+    "penalty": ("dreambooth+penalty", "l2_reg_weight"),
+}  # fmt: skip
 GATE_LIKENESS, GATE_LEAK = 0.5, 0.3
 CHOICE = Path(__file__).parents[2] / "tuning" / "lawn.toml"
-OTHERS = 4  # further things of the subject's class, in other colours
-SEED_OF_OTHERS = 900
 
 
 @dataclass(frozen=True)
@@ -55,20 +52,19 @@ class Setting:
 
     @property
     def method(self) -> str:
-        return METHOD_OF[self.arm]
+        return TRAINED[self.arm][0]
 
     @property
     def flags(self) -> dict[str, float]:
-        weight = {"prior": "prior_loss_weight", "penalty": "l2_reg_weight"}.get(self.arm)
-        return {"learning_rate": self.rate, **({weight: self.weight} if weight else {})}
+        flag = TRAINED[self.arm][1]
+        return {"learning_rate": self.rate, **({flag: self.weight} if flag else {})}
 
 
 def settings_of(arms: list[str]) -> list[Setting]:
     """Every training that the arms need; interpolation and the random change begin at plain weights."""
     weights = {"plain": (0.0,), "prior": PRIORS, "penalty": LAMBDAS}
-    wanted = ["plain"] * bool(set(arms) & {"plain", "interpolation", "random"}) + [a for a in arms if a in weights]
-    return [Setting(arm, rate, weight)
-            for arm in dict.fromkeys(wanted) for rate in RATES for weight in weights[arm]]  # fmt: skip
+    wanted = dict.fromkeys(arm if arm in weights else "plain" for arm in sorted(arms, key=ARMS.index))
+    return [Setting(arm, rate, weight) for arm in wanted for rate in RATES for weight in weights[arm]]
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -92,175 +88,38 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-# ------------------------------------------------------------------------------------------------------------- points
-
-
-def points_of(setting: Setting, steps: list[int], arms: list[str], device, folders: dict[int, Path], model: str):
-    """(arm, name of the point, its place on the arm's curve, pipeline) of a training: its steps, and of a plain one
-    what is made of its last weights."""
-    from lipschitz_personalize.loading import load_trained
-    from lipschitz_personalize.objectives import load_backbone
-
-    if setting.arm in arms:
-        for step in steps:
-            yield setting.arm, f"{setting.name} @{step}", step, load_trained(folders[step], model, device)
-    if setting.arm != "plain":
-        return
-    for strength in STRENGTHS if "interpolation" in arms else ():
-        pipe = load_trained(folders[max(steps)], model, device, strength)
-        yield "interpolation", f"interpolation {setting.rate:g} @{strength:g}", strength, pipe
-    if "random" in arms:
-        pipe, base = load_trained(folders[max(steps)], model, device), load_backbone(model, device)
-        yield "random", f"random {setting.rate:g} @1", 1, randomly_moved(base, pipe)
-
-
-def randomly_moved(base, pipe, seed: int = 0):
-    """The base with every tensor moved as far as in `pipe`, in a direction of chance: what a change of that size does
-    that has learned nothing."""
-    import torch
-
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for own, moved in zip(base.unet.parameters(), pipe.unet.parameters(), strict=True):
-            direction = torch.randn(own.shape, generator=generator).to(own)
-            own.add_(direction * ((moved.to(own) - own).norm() / direction.norm()))
-    return base
-
-
-# ------------------------------------------------------------------------------------------------------------- scores
-
-
-def score(pipe, token: str, subject, data, eyes, how, seed: int) -> dict[str, float]:
-    """The three numbers of a point and what they are made of; `data` is of `read_data`."""
-    from eval.tracks.personalization import protocol, scoring
-
-    pictures = protocol.sample_subject(pipe, data.templates, token, subject.class_name, seed, how)
-    found, _ = scoring.subject_scores(pictures, data.templates, subject, data.references, eyes, data.truths)
-    kind, seen = subject.class_name, [eyes.classifier.read(batch) for batch in pictures]
-    wanted = [protocol.asked(template, kind) for template in data.templates]
-    leaks = [reading.background == data.lawn for asked, row in zip(wanted, seen, strict=True)
-             for reading in row if asked.get("background") not in (None, data.lawn)]  # fmt: skip
-    prompts = [prompt for prompt, _ in data.others for _ in range(how.images_per_prompt)]
-    seeds = [protocol.picture_seed(seed, SEED_OF_OTHERS + n // how.images_per_prompt, n % how.images_per_prompt)
-             for n in range(len(prompts))]  # fmt: skip
-    others = protocol.sample(pipe, prompts, seeds, how)
-    colors = [color for _, color in data.others for _ in range(how.images_per_prompt)]
-    kept = [reading.things[0]["kind"] == kind and reading.things[0]["color"] == color
-            for reading, color in zip(eyes.classifier.read(others), colors, strict=True)]  # fmt: skip
-    return found | {
-        "leak (picturebook)": scoring.share(leaks),
-        "class_kept (picturebook)": scoring.share(kept),
-        "class_likeness (picturebook)": scoring.likeness_of(others, data.truths, data.references, eyes.dino),
-    }
-
-
-@dataclass(frozen=True)
-class Data:
-    """Of a subject: prompt templates, its own pictures, scoring.Truths, the background of all of them, and (prompt,
-    colour) of other things of its class."""
-
-    templates: list[str]
-    references: list
-    truths: object
-    lawn: str
-    others: list[tuple[str, str]]
-
-
-def read_data(folder: Path, truths: Path, subject, classifier) -> Data:
-    from collections import Counter
-
-    from common.picturebook.scenes import BACKGROUND_WORDS, COLORS, HELD_OUT
-    from eval.tracks.personalization import protocol, scoring
-
-    references = scoring.read_references(subject)
-    readings = [classifier.read(reference)[0] for reference in references]
-    lawn, kind = Counter(reading.background for reading in readings).most_common(1)[0][0], subject.class_name
-    usual = protocol.usual_color(kind, readings)
-    colors = [color for color in COLORS if color != usual and (color, kind) not in HELD_OUT][:OTHERS]
-    places = [words for name, words in BACKGROUND_WORDS.items() if name != lawn]
-    others = [(f"a {color} {kind} {places[n % len(places)]}", color) for n, color in enumerate(colors)]
-    templates = protocol.prompts_of(folder, subject)
-    return Data(templates, references, scoring.read_truths(truths, subject, len(templates)), lawn, others)
-
-
-# ------------------------------------------------------------------------------------------------------------- a run
-
-
-def run(args: argparse.Namespace, settings: list[Setting]) -> list[dict]:
-    """Train, sample and score what is missing; all rows."""
-    from common.data import read_subjects
-    from common.picturebook.benchmarks import ensure_lawn, ensure_truths
-    from eval.tracks.personalization import protocol, scoring
-    from eval.tracks.personalization.arena import read_all_rows
-
-    output, model = Path(args.output_dir) / args.split, args.pretrained_model_name_or_path
-    folder, truths = ensure_lawn(args.split), ensure_truths(args.split)
-    subjects = read_subjects(folder)[: args.limit]
-    write_config(output, args, weights=weights_of(model))
-    eyes = scoring.load_eyes("picturebook", args.device)
-    how = protocol.Sampling(args.num_inference_steps, args.guidance_scale, args.images_per_prompt)
-    part = f"-{args.shard.index}of{args.shard.count}" if args.shard else ""
-    work = [(setting, subject, seed) for seed in args.seeds for subject in subjects for setting in settings]
-    for setting, subject, seed in (args.shard or Shard()).of(work):
-        done = {(row["method"], row["item"], row["seed"]) for row in read_all_rows(output)}
-        if (f"{setting.name} all", subject.name, seed) in done:
-            continue
-        data = read_data(folder, truths, subject, eyes.classifier)
-        rows = list(rows_of(args, setting, subject, seed, data, eyes, how, output / "weights" / f"now{part}"))
-        for row in rows:
-            append_row(output / f"rows{part}.jsonl", row)
-    return [row for row in read_all_rows(output) if row["metrics"]]
-
-
-def rows_of(args, setting: Setting, subject, seed: int, data: Data, eyes, how, place: Path) -> Iterator[dict]:
-    """One row for each point of a training, and an empty one that says that it is whole."""
-    from eval.tracks.personalization.along import train_along
-
-    model, method = args.pretrained_model_name_or_path, METHODS[setting.method]
-    folders = train_along(method, subject, place, model, setting.flags, seed, args.steps)
-    about = {"paper": "lipschitz_personalize", "item": subject.name, "kind": subject.class_name, "seed": seed,
-             "seconds": math.nan, "peak_memory_mb": math.nan}  # fmt: skip
-    for arm, name, at, pipe in points_of(setting, args.steps, args.arms, args.device, folders, model):
-        metrics = score(pipe, method.token, subject, data, eyes, how, seed)
-        yield about | {"method": name, "arm": arm, "rate": setting.rate, "weight": setting.weight, "at": at,
-                       "curves": curves_of(arm, setting, at, args), "metrics": metrics}  # fmt: skip
-    yield about | {"method": f"{setting.name} all", "metrics": {}}
-    shutil.rmtree(place, ignore_errors=True)
-
-
 # ---------------------------------------------------------------------------------------------------------- judgement
+
+
+def means_of(rows: list[dict], *keys: str) -> dict[str, list[float]]:
+    """point -> its mean scores over subjects and seeds."""
+    return {name: [sum(row["metrics"][f"{key} (picturebook)"] for row in own) / len(own) for key in keys]
+            for name, own in by(rows, "method").items()}  # fmt: skip
 
 
 def gate(rows: list[dict]) -> tuple[bool, str]:
     """Whether plain DreamBooth fails where it has learned the subject, at any rate and step; and what was seen."""
-    plain = [row for row in rows if row["arm"] == "plain"]
-    seen = []
-    for name in dict.fromkeys(row["method"] for row in plain):
-        own = [row["metrics"] for row in plain if row["method"] == name]
-        means = {key: sum(one[f"{key} (picturebook)"] for one in own) / len(own)
-                 for key in ("likeness", "leak", "class_kept")}  # fmt: skip
-        seen.append((means["likeness"], max(means["leak"], 1 - means["class_kept"]), name))
+    means = means_of([row for row in rows if row["arm"] == "plain"], "likeness", "leak", "class_kept")
+    seen = [(likeness, max(leak, 1 - kept), name) for name, (likeness, leak, kept) in means.items()]
     learned = [one for one in seen if one[0] >= GATE_LIKENESS]
-    worst = max(learned, key=lambda one: one[1], default=None)
-    if worst is None:
+    if not learned:
         return False, f"nothing was learned: likeness is at most {max(seen)[0]:.2f}"
-    return worst[1] >= GATE_LEAK, f"{worst[2]}: likeness {worst[0]:.2f}, leaked or class lost {worst[1]:.2f}"
+    likeness, lost, name = max(learned, key=lambda one: one[1])
+    return lost >= GATE_LEAK, f"{name}: likeness {likeness:.2f}, leaked or class lost {lost:.2f}"
 
 
 def choose(rows: list[dict]) -> dict[str, dict]:
     """arm -> rate and weight of the run whose best point is best, the harmonic mean of likeness, context and class;
     and "free", the better of what costs nothing: stopping early at the best rate, or interpolating."""
+    first = {name: own[0] for name, own in by(rows, "method").items()}
     best: dict[str, tuple[float, dict]] = {}
-    for name in dict.fromkeys(row["method"] for row in rows):
-        own = [row for row in rows if row["method"] == name]
-        means = [min(1.0, sum(row["metrics"][f"{key} (picturebook)"] for row in own) / len(own))
-                 for key in ("likeness", "context", "class_kept")]  # fmt: skip
-        value = 3 / sum(1 / mean for mean in means) if min(means) > 0 else 0.0
-        if value > best.get(own[0]["arm"], (-1.0, {}))[0]:
-            best[own[0]["arm"]] = value, {key: own[0][key] for key in ("rate", "weight")}
-    free = [(best[arm][0], arm) for arm in ("plain", "interpolation") if arm in best]
+    for name, means in means_of(rows, "likeness", "context", "class_kept").items():
+        value = harmonic_mean([max(0.0, min(1.0, mean)) for mean in means])
+        if value > best.get(first[name]["arm"], (-1.0, {}))[0]:
+            best[first[name]["arm"]] = value, {key: first[name][key] for key in ("rate", "weight")}
     found = {arm: chosen for arm, (_, chosen) in best.items()}
-    return found | ({"free": {"arm": max(free)[1], **found[max(free)[1]]}} if free else {})
+    free = max(((best[arm][0], arm) for arm in ("plain", "interpolation") if arm in best), default=None)
+    return found | ({"free": {"arm": free[1], **found[free[1]]}} if free else {})
 
 
 def read_choice(args: argparse.Namespace) -> dict[str, dict]:
@@ -277,36 +136,21 @@ def curves_of(arm: str, setting: Setting, at: float, args: argparse.Namespace) -
     weights at the end of plain training end the interpolation, too. None on the validation split."""
     if args.split == "validation":
         return {}
-    chosen, found = read_choice(args), {}
+    chosen, own = read_choice(args), {"rate": setting.rate, "weight": setting.weight}
     places = {arm: at} | ({"interpolation": 1.0} if arm == "plain" and at == max(args.steps) else {})
-    for name, place in places.items():
-        own = {"rate": setting.rate, "weight": setting.weight}
-        if chosen.get(name) == own:
-            found[name] = place
-        if chosen.get("free") == {"arm": name, **own}:
-            found["free"] = place
-    return found
-
-
-def write_choice(path: Path, chosen: dict[str, dict], subjects: int) -> None:
-    lines = [f"# Of each arm the run with the best point on {subjects} validation subjects; written by",
-             "# python -m eval.tracks.personalization.lawn --split validation"]  # fmt: skip
-    for arm, values in chosen.items():
-        lines += ["", f"[{arm}]", *(f"{name} = {json.dumps(value)}" for name, value in values.items())]
-    with atomic_path(path) as temporary:
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    found = {name: place for name, place in places.items() if chosen.get(name) == own}
+    free = [place for name, place in places.items() if chosen.get("free") == {"arm": name, **own}]
+    return found | ({"free": free[-1]} if free else {})
 
 
 def chosen_settings(args: argparse.Namespace) -> list[Setting]:
     """The trainings of the test split: plain at all rates, of which the free rivals are made, and each arm's chosen."""
-    mine = {arm: Setting(arm, **values) for arm, values in read_choice(args).items() if arm in METHOD_OF}
+    mine = {arm: Setting(arm, **values) for arm, values in read_choice(args).items() if arm in TRAINED}
     return [one for one in settings_of(args.arms) if one.arm == "plain" or one == mine.get(one.arm)]
 
 
 def table(rows: list[dict]) -> str:
     """The points' own scores, without DreamBench's."""
-    from common.tables import by_method, score_table
-
     shown = ("likeness", "context", "leak", "class_kept", "class_likeness")
     short = [row | {"metrics": {key: value for key, value in row["metrics"].items() if key.partition(" (")[0] in shown}}
              for row in rows]  # fmt: skip
@@ -316,7 +160,10 @@ def table(rows: list[dict]) -> str:
 @script
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
-    rows = run(args, settings_of(args.arms) if args.split == "validation" else chosen_settings(args))
+    settings = settings_of(args.arms) if args.split == "validation" else chosen_settings(args)
+    from eval.tracks.personalization.lawn_run import run
+
+    rows = run(args, settings, curves_of)
     if args.shard:
         print(f"shard {args.shard} is done; start without --shard for the choice when all are")
         return
@@ -325,7 +172,9 @@ def main(argv: list[str] | None = None) -> None:
         passed, said = gate(rows)
         print(f"the gate is {'passed' if passed else 'NOT passed'}: {said}")
     if args.split == "validation" and set(args.arms) == set(ARMS):
-        write_choice(CHOICE, choose(rows), args.limit)
+        head = [f"Of each arm the run with the best point on {args.limit} validation subjects; written by",
+                "python -m eval.tracks.personalization.lawn --split validation"]  # fmt: skip
+        write_settings(CHOICE, head, choose(rows))
         print(f"written to {CHOICE}")
 
 

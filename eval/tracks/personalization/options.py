@@ -49,12 +49,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "unless a model is given, and stop")  # fmt: skip
     args = parser.parse_args(argv)
     if args.print_config and is_picturebook_folder(args.pretrained_model_name_or_path):
-        args.__dict__.update({name: value for name, value in PAPER.items() if not given(parser, argv, name)})
+        parser.set_defaults(**PAPER)
+        args = parser.parse_args(argv)
     on_picturebook = is_picturebook_folder(args.pretrained_model_name_or_path)
     if on_picturebook:
-        for name, value in PICTUREBOOK_PRESET.items():
-            if not given(parser, argv, name):
-                setattr(args, name, value)
+        parser.set_defaults(**PICTUREBOOK_PRESET)
+        args = parser.parse_args(argv)
     if args.metric_encoders is None:
         args.metric_encoders = "picturebook" if on_picturebook and args.dataset == "picturebook" else "paper"
     check(args, on_picturebook)
@@ -68,13 +68,6 @@ def method(name: str) -> str:
         said = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(METHODS)}"
         raise argparse.ArgumentTypeError(f"there is no method {name!r}{said}")
     return name
-
-
-def given(parser: argparse.ArgumentParser, argv: list[str] | None, name: str) -> bool:
-    """Whether a flag stands on the command line."""
-    missing = object()
-    probe = parser.parse_args(argv, argparse.Namespace(**{action.dest: missing for action in parser._actions}))
-    return getattr(probe, name) is not missing
 
 
 def check(args: argparse.Namespace, on_picturebook: bool) -> None:

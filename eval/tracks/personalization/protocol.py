@@ -5,19 +5,17 @@ Every method samples with the same seeds: that of picture k of prompt p depends 
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
 
-from common.data import Subject, fill_prompt, read_subject_prompts, read_subjects
+from common.data import Subject, fill_prompt, read_subject_prompts
 from common.picturebook.classifier import Reading
 from common.picturebook.scenes import BACKGROUND_WORDS, COLORS, HELD_OUT, KINDS, MATERIALS, POSES
-from common.runs import InputError
-
-PICTUREBOOK = "picturebook"
+from lipschitz_personalize.reproduction import scores
 
 
 @dataclass(frozen=True)
@@ -28,19 +26,6 @@ class Sampling:
     guidance_scale: float = 7.5
     images_per_prompt: int = 4
     batch: int = 15
-
-
-def find_subjects(dataset: str, split: str, names: list[str] | None, limit: int | None) -> tuple[Path, list[Subject]]:
-    """The dataset's folder ("picturebook": that of the split, drawn if need be) and the subjects wanted of it."""
-    if dataset == PICTUREBOOK:
-        from common.picturebook.benchmarks import ensure_subjects
-
-        folder = ensure_subjects(split)
-    else:
-        folder = Path(dataset)
-        if not (folder / "prompts_and_classes.txt").is_file():
-            raise InputError(f"--dataset {dataset} holds no prompts_and_classes.txt; give a DreamBooth-dataset folder")
-    return folder, read_subjects(folder, names)[:limit]
 
 
 def prompts_of(folder: Path, subject: Subject) -> list[str]:
@@ -56,39 +41,21 @@ def picture_seed(seed: int, prompt: int, number: int) -> int:
     return (seed * 1000 + prompt) * 1000 + number
 
 
-@torch.no_grad()
-def sample(pipe: DiffusionPipeline, prompts: list[str], seeds: list[int], how: Sampling) -> torch.Tensor:
-    """One picture per prompt and seed, [n, 3, H, W] float32 on the CPU in [0, 1], rounded to 8 bits as a file would be.
-
-    Raises InputError where the model gives NaN, which a diverged training does.
-    """
-    pipe.set_progress_bar_config(disable=True)
-    made = []
-    for start in range(0, len(prompts), how.batch):
-        chunk = slice(start, start + how.batch)
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds[chunk]]
-        made.append(
-            pipe(
-                prompts[chunk], num_inference_steps=how.num_inference_steps, guidance_scale=how.guidance_scale,
-                generator=generators, output_type="pt",
-            ).images.float().cpu()
-        )  # fmt: skip
-    pictures = torch.cat(made)
-    if pictures.isnan().any():
-        raise InputError("the personalised model gives NaN: its training diverged; lower the learning rate")
-    return (pictures.clamp(0, 1) * 255).round() / 255
+def sample(
+    pipe, prompts: Sequence[str], seed: int, how: Sampling, first: int = 0, count: int | None = None
+) -> torch.Tensor:  # fmt: skip
+    """`count` pictures of every prompt (by default how.images_per_prompt), [prompts, count, 3, H, W] in [0, 1]. first:
+    the number of the first prompt, for the seeds. Raises InputError where the model gives NaN."""
+    places = [(p, k) for p in range(len(prompts)) for k in range(count or how.images_per_prompt)]
+    generators = [torch.Generator().manual_seed(picture_seed(seed, first + p, k)) for p, k in places]
+    asked = [prompts[p] for p, _ in places]
+    drawn = scores.sample(pipe, asked, generators, how.batch, how.num_inference_steps, how.guidance_scale)
+    return drawn.unflatten(0, (len(prompts), -1))
 
 
-def sample_subject(
-    pipe: DiffusionPipeline, templates: list[str], token: str, class_name: str, seed: int, how: Sampling
-) -> torch.Tensor:
+def sample_subject(pipe, templates: list[str], token: str, class_name: str, seed: int, how: Sampling) -> torch.Tensor:
     """[prompts, images_per_prompt, 3, H, W] of one subject."""
-    prompts, seeds = [], []
-    for number, template in enumerate(templates):
-        for k in range(how.images_per_prompt):
-            prompts.append(fill_prompt(template, token, class_name))
-            seeds.append(picture_seed(seed, number, k))
-    return sample(pipe, prompts, seeds, how).unflatten(0, (len(templates), how.images_per_prompt))
+    return sample(pipe, [fill_prompt(template, token, class_name) for template in templates], seed, how)
 
 
 def held_out(subject: Subject, classes: list[str], on_picturebook: bool) -> list[tuple[str, str]]:
@@ -99,8 +66,7 @@ def held_out(subject: Subject, classes: list[str], on_picturebook: bool) -> list
     others = [name for name in dict.fromkeys(classes) if name != subject.class_name]
     if not on_picturebook:
         return [(f"a photo of a {name}", name) for name in others]
-    places = list(BACKGROUND_WORDS.values())
-    found = []
+    places, found = list(BACKGROUND_WORDS.values()), []
     for number, name in enumerate(others):
         color = next(c for c in COLORS[3 * number % 10 :] + COLORS if (c, name) not in HELD_OUT)
         found.append((f"a {color} {name} {places[number % len(places)]}", name))
@@ -110,32 +76,26 @@ def held_out(subject: Subject, classes: list[str], on_picturebook: bool) -> list
 # ------------------------------------------------------------------------------------- what the picturebook's eye sees
 
 
+SCENE = ("background", "light", "style")
+SAYS = {words: ("background", name) for name, words in BACKGROUND_WORDS.items()} | {
+    "at night": ("light", "night"), "pencil sketch": ("style", "sketch"), "{1} with a hat": ("hat", True),
+}  # fmt: skip
+KINDS_OF_WORDS = {"color": COLORS, "material": MATERIALS, "pose": POSES}
+COMPANION = re.compile(rf" and an? ({'|'.join(COLORS)}) ({'|'.join(KINDS)})\b")
+
+
 def asked(template: str, kind: str) -> dict[str, Any]:
     """What a prompt of the picturebook asks for beside the subject, in the classifier's terms.
 
-    Keys: background, light, style of the scene; color, material, hat, pose of the subject; companion (colour, kind).
-    A companion of the subject's own kind is left out: the classifier names one colour per kind.
+    Keys: SCENE; color, material, hat, pose of the subject; companion (colour, kind). A companion of the subject's own
+    kind is left out: the classifier names one colour per kind.
     """
-    found: dict[str, Any] = {}
-    for background, words in BACKGROUND_WORDS.items():
-        if words in template:
-            found["background"] = background
-    if "at night" in template:
-        found["light"] = "night"
-    if "pencil sketch" in template:
-        found["style"] = "sketch"
-    if "{1} with a hat" in template:
-        found["hat"] = True
-    for word in template.partition("{0}")[0].split():
-        if word in COLORS:
-            found["color"] = word
-        elif word in MATERIALS:
-            found["material"] = word
-        elif word in POSES:
-            found["pose"] = word
-    companion = re.search(rf" and an? ({'|'.join(COLORS)}) ({'|'.join(KINDS)})\b", template)
+    found: dict[str, Any] = {name: value for words, (name, value) in SAYS.items() if words in template}
+    before = template.partition("{0}")[0].split()
+    found |= {name: word for word in before for name, words in KINDS_OF_WORDS.items() if word in words}
+    companion = COMPANION.search(template)
     if companion and companion[2] != kind:
-        found["companion"] = (companion[1], companion[2])
+        found["companion"] = companion.groups()
     return found
 
 
@@ -146,17 +106,16 @@ def things_seen(wanted: dict[str, Any], reading: Reading) -> dict[str, dict]:
 
 def context_seen(wanted: dict[str, Any], kind: str, reading: Reading) -> bool:
     """Whether a picture shows all that `asked` found; what is said of the subject counts only if its kind is seen."""
-    things = things_seen(wanted, reading)
-    for name, value in wanted.items():
-        if name in ("background", "light", "style"):
-            seen = getattr(reading, name) == value
-        elif name == "companion":
-            seen = value[1] in things and things[value[1]]["color"] == value[0]
-        else:
-            seen = kind in things and things[kind][name] == value
-        if not seen:
-            return False
-    return True
+    things, nothing = things_seen(wanted, reading), {}
+
+    def seen(name: str, value: Any) -> bool:
+        if name in SCENE:
+            return getattr(reading, name) == value
+        if name == "companion":
+            return things.get(value[1], nothing).get("color") == value[0]
+        return things.get(kind, nothing).get(name) == value
+
+    return all(seen(name, value) for name, value in wanted.items())
 
 
 def usual_color(kind: str, readings: list[Reading]) -> str:

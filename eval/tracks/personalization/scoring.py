@@ -1,22 +1,21 @@
-"""Scores of one personalised model: fidelity to the subject, adherence to the prompt, diversity.
-
-As in DreamBench (Ruiz et al., CVPR 2023, section 4): DINO and CLIP-I are the mean cosine over all pairs of generated
-and real pictures of the subject, CLIP-T that of picture and prompt without the rare token, averaged over prompts.
-"""
+"""Scores of one personalised model: DreamBench's three (lipschitz_personalize/reproduction/scores.py), diversity,
+likeness, and what the picturebook's attribute classifier sees."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from common.data import Subject, fill_prompt
+from common.data import Subject
 from common.encoders import DREAMBOOTH_ENCODERS, Encoders, load_encoders
 from common.images import load_image, to_tensor
-from common.metrics import Score, clip_image_similarity, clip_text_similarity, dino_similarity, lpips_distance
+from common.metrics import dino_similarity, lpips_distance
 from eval.tracks.personalization.protocol import asked, context_seen, subject_seen, usual_color
+from lipschitz_personalize.reproduction import scores
 
 PROTOCOL = "dreambench"
 
@@ -27,23 +26,9 @@ def load_eyes(name: str, device: str | None = None) -> Encoders:
     return load_encoders(name, device, DREAMBOOTH_ENCODERS)
 
 
-def read_references(subject: Subject) -> list[torch.Tensor]:
+def read_references(subject: Subject) -> list[Tensor]:
     """The subject's own pictures, [1, 3, h, w] each in [0, 1]: they may differ in size."""
     return [to_tensor(load_image(path)) for path in subject.paths]
-
-
-def key(name: str, encoder: str) -> str:
-    """A DreamBench score's name in result rows."""
-    return Score(name, 0.0, encoder, PROTOCOL).key
-
-
-def fidelity(pictures: torch.Tensor, references: Sequence[torch.Tensor], eyes: Encoders) -> dict[str, float]:
-    """DINO and CLIP-I of pictures [n, 3, H, W]: mean cosine with every reference."""
-    looks = ((dino_similarity, "DINO", eyes.dino), (clip_image_similarity, "CLIP-I", eyes.clip))
-    return {
-        key(name, eye.label): mean(similarity(pictures, reference, eye).mean() for reference in references)
-        for similarity, name, eye in looks
-    }
 
 
 @dataclass(frozen=True)
@@ -51,8 +36,8 @@ class Truths:
     """The true picture of every prompt, and the same with the thing in kind and colour but without what marks the
     individual: [prompts, 3, H, W] each. The second is where identity begins, the first is all of it."""
 
-    marked: torch.Tensor
-    unmarked: torch.Tensor
+    marked: Tensor
+    unmarked: Tensor
 
 
 def read_truths(folder: Path, subject: Subject, prompts: int) -> Truths | None:
@@ -65,35 +50,24 @@ def read_truths(folder: Path, subject: Subject, prompts: int) -> Truths | None:
     return Truths(**found)
 
 
-def likeness(pictures: torch.Tensor, truths: Truths, references: Sequence[torch.Tensor], dino) -> float:
-    """The share of the way of pictures [prompts, k, 3, H, W] from the unmarked thing (0) to the true picture (1), in
-    the mean DINO cosine with the subject's own pictures; each picture against the unmarked one of its prompt. Pictures
-    that copy can exceed 1; NaN where the two ends are one."""
-    floor, ceiling = (_dino(ends, references, dino) for ends in (truths.unmarked, truths.marked))
-    own = _dino(pictures.flatten(0, 1), references, dino).unflatten(0, pictures.shape[:2])
-    whole = (ceiling - floor).mean()
-    return ((own - floor[:, None]).mean() / whole).item() if whole > 0 else math.nan
-
-
-def likeness_of(pictures: torch.Tensor, truths: Truths, references: Sequence[torch.Tensor], dino) -> float:
-    """The same of pictures [n, 3, H, W] that have no true picture of their own: against the mean ends."""
-    floor, ceiling = (_dino(ends, references, dino).mean() for ends in (truths.unmarked, truths.marked))
-    own = _dino(pictures, references, dino).mean()
+def likeness(pictures: Tensor, truths: Truths, references: Sequence[Tensor], dino) -> float:
+    """The share of the way of pictures [..., 3, H, W] from the unmarked thing (0) to the true picture (1), in the mean
+    DINO cosine with the subject's own pictures. Pictures that copy can exceed 1; NaN where the two ends are one."""
+    floor, ceiling, own = (
+        torch.stack([dino_similarity(batch.flatten(0, -4), real, dino).mean() for real in references]).mean()
+        for batch in (truths.unmarked, truths.marked, pictures)
+    )
     return ((own - floor) / (ceiling - floor)).item() if ceiling > floor else math.nan
 
 
-def _dino(pictures: torch.Tensor, references: Sequence[torch.Tensor], dino) -> torch.Tensor:
-    """Of each picture the mean cosine with the references, [n]."""
-    return torch.stack([dino_similarity(pictures, reference, dino).mean(1) for reference in references]).mean(0)
-
-
-def ceiling(references: list[torch.Tensor], eyes: Encoders) -> dict[str, float]:
-    """The same of each real picture with the other real ones: the row "Real pictures" of DreamBench's tables."""
-    rows = [fidelity(one, references[:i] + references[i + 1 :], eyes) for i, one in enumerate(references)]
+def ceiling(references: list[Tensor], eyes: Encoders) -> dict[str, float]:
+    """Fidelity of each real picture with the other real ones: the row "Real pictures" of DreamBench's tables."""
+    rows = [scores.fidelity(one, references[:i] + references[i + 1 :], eyes.clip, eyes.dino, PROTOCOL)
+            for i, one in enumerate(references)]  # fmt: skip
     return {name: mean(row[name] for row in rows) for name in rows[0]}
 
 
-def diversity(pictures: torch.Tensor, eyes: Encoders) -> float:
+def diversity(pictures: Tensor, eyes: Encoders) -> float:
     """Mean LPIPS between the pictures [prompts, k, 3, H, W] of the same prompt; NaN where k = 1."""
     found = []
     for i, j in combinations(range(pictures.shape[1]), 2):
@@ -102,28 +76,24 @@ def diversity(pictures: torch.Tensor, eyes: Encoders) -> float:
 
 
 def subject_scores(
-    pictures: torch.Tensor, templates: list[str], subject: Subject, references: list[torch.Tensor], eyes: Encoders,
+    pictures: Tensor, templates: list[str], subject: Subject, references: list[Tensor], eyes: Encoders,
     truths: Truths | None = None,
 ) -> tuple[dict[str, float], list[list[bool | None]]]:  # fmt: skip
     """Scores of one subject's pictures [prompts, k, 3, H, W] by Score.key, and per picture whether the classifier sees
     what its prompt asks for (None: nobody judged)."""
-    prompts = [fill_prompt(template, "", subject.class_name) for template in templates]
-    flat = pictures.flatten(0, 1)
-    scores = fidelity(flat, references, eyes)
-    per_prompt = clip_text_similarity(flat, prompts, eyes.clip).unflatten(0, pictures.shape[:2])
-    own = [per_prompt[number, :, number].mean() for number in range(len(prompts))]
-    scores[key("CLIP-T", eyes.clip.label)] = mean(own)
-    scores[f"diversity ({eyes.lpips.label})"] = diversity(pictures, eyes)
+    found = scores.fidelity(pictures.flatten(0, 1), references, eyes.clip, eyes.dino, PROTOCOL)
+    found |= scores.adherence(pictures, templates, subject.class_name, eyes.clip, PROTOCOL)
+    found[f"diversity ({eyes.lpips.label})"] = diversity(pictures, eyes)
     if truths is not None:
-        scores[f"likeness ({eyes.dino.label})"] = likeness(pictures, truths, references, eyes.dino)
+        found[f"likeness ({eyes.dino.label})"] = likeness(pictures, truths, references, eyes.dino)
     if eyes.classifier is None:
-        return scores, [[None] * pictures.shape[1] for _ in templates]
-    seen, found = judged(pictures, templates, subject.class_name, references, eyes.classifier)
-    return scores | found, seen
+        return found, [[None] * pictures.shape[1] for _ in templates]
+    seen, shares = judged(pictures, templates, subject.class_name, references, eyes.classifier)
+    return found | shares, seen
 
 
 def judged(
-    pictures: torch.Tensor, templates: list[str], kind: str, references: list[torch.Tensor], classifier
+    pictures: Tensor, templates: list[str], kind: str, references: list[Tensor], classifier
 ) -> tuple[list[list[bool | None]], dict[str, float]]:
     """What the attribute classifier says: per picture whether the context is there, and the shares of pictures with
     their context and with the subject's kind and colour."""
@@ -138,11 +108,11 @@ def judged(
     return contexts, {"context (picturebook)": share(every), "identity (picturebook)": share(identities)}
 
 
-def share(flags: Sequence[bool | None]) -> float:
+def share(flags: Iterable[bool | None]) -> float:
     """Of the flags that are not None; NaN if there is none."""
-    return mean(float(flag) for flag in flags if flag is not None)
+    return mean(flag for flag in flags if flag is not None)
 
 
-def mean(values) -> float:
+def mean(values: Iterable[float]) -> float:
     values = [float(value) for value in values]
     return sum(values) / len(values) if values else math.nan

@@ -8,10 +8,11 @@ from common.data import Subject, fill_prompt, read_subject_prompts
 from common.flags import is_picturebook_folder
 from common.runs import read_json, write_json
 from eval.tracks.personalization import methods, options
-from eval.tracks.personalization.arena import REAL, prepare, read_all_rows, run_subject
+from eval.tracks.personalization.arena import REAL, picture_path, prepare, read_all_rows, run_subject
 from eval.tracks.personalization.matched import curve_of
-from eval.tracks.personalization.variants import CURVE_TITLES, tuned_settings
+from eval.tracks.personalization.variants import CURVES, tuned_settings
 from eval.tracks.track import Item, Picture, Run, Track, date_of, earlier_results
+from lipschitz_personalize.options import as_flags
 
 NAME = "personalization"
 QUICK = ["dreambooth", "dreambooth+penalty"]  # what eval.compare trains by itself, on one subject: a minute each
@@ -60,10 +61,11 @@ def command(args: argparse.Namespace) -> list[str]:
         "limit": 1,
         "images_per_prompt": 1,
         "held_out_images": 1,
-        "output_dir": str(Path(args.output_dir) / NAME),
+        "output_dir": Path(args.output_dir) / NAME,
+        "methods": QUICK,
+        "curves": [],
     }
-    words = [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
-    return [*words, "--methods", *QUICK, "--curves"]
+    return as_flags(given)
 
 
 def run(args: argparse.Namespace) -> Track | None:
@@ -92,8 +94,7 @@ def track_of(output: Path, subjects: list[Subject], dataset: Path, settings: arg
     write_json(output / "metrics.json", {name: means(rows, name) for name in dict.fromkeys(r["method"] for r in rows)})
     same = ("pretrained_model_name_or_path", "dataset", "subjects_dir", "images_per_prompt", "num_inference_steps",
             "output_dir")  # fmt: skip
-    flags = [word for name in same if getattr(settings, name) for word in (f"--{name}", str(getattr(settings, name)))]
-    whole = "python -m eval.personalize " + shlex.join(flags)
+    whole = "python -m eval.personalize " + shlex.join(as_flags({name: getattr(settings, name) for name in same}))
     return Track(
         name=NAME,
         title="Personalization",
@@ -133,12 +134,12 @@ def means(rows: list[dict], method: str) -> dict[str, dict[str, float]]:
 
     own = [row for row in rows if row["method"] == method]
     found = {key: mean_interval(own, key, method) for key in keys(own)}
-    return {key: {"mean": i.mean, "low": i.low, "high": i.high, "n": i.n} for key, i in found.items()}
+    return {key: {part: getattr(one, part) for part in ("mean", "low", "high", "n")} for key, one in found.items()}
 
 
 def curves(rows: list[dict]) -> dict[str, list[str]]:
     """Title -> the points of each curve that has rows, in the order of its knob."""
-    found = {title: [method for _, method in curve_of(rows, name)] for name, title in CURVE_TITLES.items()}
+    found = {curve.title: [method for _, method in curve_of(rows, name)] for name, curve in CURVES.items()}
     return {title: points for title, points in found.items() if len(points) > 1}
 
 
@@ -153,8 +154,8 @@ def items_of(output: Path, subjects: list[Subject], dataset: Path, rows: list[di
             pictures = [Picture("subject", path) for path in subject.paths[:2]]
             for method in METHODS:
                 judged = seen.get((method, subject.name, seed))
-                path = output / "pictures" / method / subject.name / str(seed) / f"{number:02d}_0.png"
                 if judged:
+                    path = picture_path(output, method, subject, seed, number)
                     pictures.append(Picture("sample", path, method, judged[number][0]))
             prompts = f"a photo of a {subject.class_name}", fill_prompt(own[number], "", subject.class_name)
             items.append(Item(f"{subject.name}-{number}", subject.name, *prompts, pictures))

@@ -13,27 +13,34 @@ import json
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from common.flags import is_picturebook_folder
 from common.runs import InputError
 from eval.tracks.personalization.methods import METHODS
 from lipschitz_personalize.options import as_flags
+from lipschitz_personalize.reproduction.plan import with_recipe
 
 SETTINGS = Path(__file__).parents[2] / "tuning/personalization.toml"  # tuned on the validation split
 INTERPOLATION = "interpolation"  # the one knob that is turned after the training
-# curve -> method, knob, factors of its tuned value; 1 is the method itself
+
+
+class Curve(NamedTuple):
+    """method: whose knob is turned, to factors of its tuned value; 1 is the method itself. title: on the page."""
+
+    method: str
+    knob: str
+    factors: tuple[float, ...]
+    title: str
+
+
 CURVES = {
-    "penalty": ("dreambooth+penalty", "l2_reg_weight", (0.1, 1, 10)),
-    "prior": ("dreambooth+prior", "prior_loss_weight", (0.1, 1, 10)),
-    "early_stopping": ("dreambooth", "max_train_steps", (0.2, 0.5, 1)),
-    "lower_rate": ("dreambooth", "learning_rate", (0.1, 0.3, 1)),
-    "interpolation": ("dreambooth", INTERPOLATION, (0.3, 0.6, 1)),
+    "penalty": Curve("dreambooth+penalty", "l2_reg_weight", (0.1, 1, 10), "penalty, λ"),
+    "prior": Curve("dreambooth+prior", "prior_loss_weight", (0.1, 1, 10), "prior preservation, weight"),
+    "early_stopping": Curve("dreambooth", "max_train_steps", (0.2, 0.5, 1), "early stopping"),
+    "lower_rate": Curve("dreambooth", "learning_rate", (0.1, 0.3, 1), "lower learning rate"),
+    "interpolation": Curve("dreambooth", INTERPOLATION, (0.3, 0.6, 1), "interpolation to the base"),
 }
-CURVE_TITLES = {
-    "penalty": "penalty, λ", "prior": "prior preservation, weight", "early_stopping": "early stopping",
-    "lower_rate": "lower learning rate", "interpolation": "interpolation to the base",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -60,15 +67,13 @@ class Variant:
 
 def variants(methods: list[str], curves: list[str]) -> list[Variant]:
     """The methods as they are, in order, then the curves' further points; a curve brings its own method."""
-    needed = [CURVES[curve][0] for curve in curves]
-    found = []
-    for method in dict.fromkeys([*methods, *needed]):
-        found.append(Variant(method, method, curves={name: 1.0 for name in CURVES if CURVES[name][0] == method}))
+    names = dict.fromkeys([*methods, *(CURVES[curve].method for curve in curves)])
+    found = [Variant(name, name, curves={key: 1.0 for key, curve in CURVES.items() if curve.method == name})
+             for name in names]  # fmt: skip
     for curve in curves:
-        method, knob, factors = CURVES[curve]
-        for factor in factors:
-            if factor != 1:
-                found.append(Variant(f"{method}@{knob}x{factor:g}", method, knob, factor, {curve: factor}))
+        method, knob, factors, _ = CURVES[curve]
+        found += [Variant(f"{method}@{knob}x{factor:g}", method, knob, factor, {curve: factor})
+                  for factor in factors if factor != 1]  # fmt: skip
     return found
 
 
@@ -82,15 +87,15 @@ def plan(args: argparse.Namespace, tuned: dict[str, dict] | None = None):
 
     tuned: method -> flags over its script's defaults; by default those of eval/tuning/personalization.toml.
     """
-    on_picturebook = is_picturebook_folder(args.pretrained_model_name_or_path)
+    model = args.pretrained_model_name_or_path
+    on_picturebook = is_picturebook_folder(model)
     names = args.methods or [name for name, method in METHODS.items() if not (method.needs and on_picturebook)]
     wanted = variants(names, args.curves)
     if tuned is None:
         tuned = tuned_settings() if on_picturebook else {}
     if args.device:
         tuned = {name: {**tuned.get(name, {}), "device": args.device} for name in METHODS}
-    whole = {name: resolved(name, args.pretrained_model_name_or_path, tuned.get(name, {}))
-             for name in dict.fromkeys(variant.method for variant in wanted)}  # fmt: skip
+    whole = {one.method: resolved(one.method, model, tuned.get(one.method, {})) for one in wanted if one.knob is None}
     return wanted, {variant.name: settings_of(variant, tuned, whole) for variant in wanted}, whole
 
 
@@ -102,7 +107,7 @@ def resolved(method: str, model: str, settings: dict[str, Any]) -> dict[str, Any
     own = METHODS[method]
     if not own.script:
         return {}
-    flags = as_flags({"pretrained_model_name_or_path": model, **own.own_flags(model), **settings})
+    flags = as_flags({"pretrained_model_name_or_path": model, **with_recipe(own.flags, model), **settings})
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(io.StringIO()):
         importlib.import_module(own.script).main([*flags, "--print_config"])

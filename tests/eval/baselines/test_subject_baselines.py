@@ -15,6 +15,7 @@ from common.runs import InputError, write_json
 from common.training import step_generator
 from eval.baselines import blip_diffusion, ip_adapter_subject, oft, textual_inversion
 from lipschitz_personalize import train
+from tests.small_data import write_noise
 from tests.tiny import tiny_sd
 
 SIDE = 32
@@ -29,11 +30,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def dog(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("dog")
-    for number in range(3):
-        pixels = np.random.default_rng(number).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{number}.png")
-    return folder
+    return write_noise(tmp_path_factory.mktemp("dog"), [(SIDE, SIDE)] * 3)[0].parent
 
 
 @pytest.fixture(autouse=True)
@@ -130,12 +127,8 @@ def test_oft_turns_each_quarter_of_the_input_and_nothing_else(model, dog, tmp_pa
     pipe, base = oft.load(tmp_path, str(model), "cpu"), load_pipeline(str(model), "cpu")
     turned, before = pipe.unet.state_dict(), base.unet.state_dict()
     assert turned.keys() == before.keys()
-    targets = [
-        name for name in before if name.endswith(("to_q.weight", "to_k.weight", "to_v.weight", "to_out.0.weight"))
-    ]
-    for name in before:
-        if name not in targets:
-            assert torch.equal(turned[name], before[name]), name
+    targets = [name for name in before if name.endswith(tuple(f"{part}.weight" for part in oft.PROJECTIONS))]
+    assert all(torch.equal(turned[name], before[name]) for name in before.keys() - set(targets))
     assert len(targets) == 4 * 2 * 4  # four projections of self and cross attention in each of four blocks
     for name in targets:
         for old, new in zip(before[name].double().chunk(4, 1), turned[name].double().chunk(4, 1), strict=True):

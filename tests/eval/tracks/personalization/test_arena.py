@@ -6,19 +6,20 @@ import copy
 import json
 from argparse import Namespace
 from dataclasses import replace
+from unittest.mock import Mock
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from common.data import Subject, write_subjects
+from common.data import Subject
 from common.runs import Cost, InputError, read_rows
 from eval import compare, personalize
 from eval.tracks import track
-from eval.tracks.personalization import arena, methods, options, own, scoring, variants
+from eval.tracks.personalization import arena, methods, options, scoring, variants
 from eval.tracks.personalization import track as personalization
+from tests.small_data import write_subject_set
 from tests.tiny import tiny_sd
 
 SIDE = 32
@@ -38,17 +39,9 @@ def loaded(model):
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
-    """Two subjects of two classes in the DreamBooth dataset's layout, two pictures and two prompts each."""
-    folder, rng = tmp_path_factory.mktemp("dataset"), np.random.default_rng(0)
-    subjects = []
-    for name in ("dog2", "vase"):
-        paths = tuple(folder / f"{name}{number}.png" for number in range(2))
-        for path in paths:
-            Image.fromarray(rng.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)).save(path)
-        subjects.append(Subject(name, name.rstrip("2"), name == "dog2", paths))
-    prompts = ["a {0} {1} in the snow", "a red {0} {1}"]
-    write_subjects(folder / "set", subjects, {"object": prompts, "live": prompts})
-    return folder / "set"
+    """Two subjects of two classes, two pictures and two prompts each."""
+    prompts = dict.fromkeys(("object", "live"), ["a {0} {1} in the snow", "a red {0} {1}"])
+    return write_subject_set(tmp_path_factory.mktemp("dataset"), {"dog2": "dog", "vase": "vase"}, prompts)
 
 
 class Seer:
@@ -72,23 +65,20 @@ def calls(loaded, monkeypatch, tmp_path):
     calls = []
     for module in ("loading", "objectives"):  # copies of one model are made faster than it is read
         monkeypatch.setattr(f"lipschitz_personalize.{module}.load_backbone", lambda *which: copy.deepcopy(loaded))
-    monkeypatch.setitem(variants.CURVES, "interpolation", ("dreambooth", "interpolation", (0.4, 1)))
+    curve = variants.CURVES["interpolation"]._replace(factors=(0.4, 1))
+    monkeypatch.setitem(variants.CURVES, "interpolation", curve)
 
     def pretend(name):
         def train(subject, folder, base, settings, seed):
-            calls.append((name, subject.name, seed, dict(settings)))
-            rate = settings["learning_rate"] * 0.01
+            calls.append((name, subject.name, seed))
             pipe = copy.deepcopy(loaded)
-            moved = {key: tensor * (1 + rate) for key, tensor in pipe.unet.state_dict().items()}
-            pipe.unet.load_state_dict(moved)
+            for tensor in pipe.unet.state_dict().values():
+                tensor *= 1 + settings["learning_rate"] * 0.01
             pipe.unet.save_pretrained(folder / "unet")
-            save_file({"junk": torch.zeros(3)}, make(folder / "checkpoint-5") / "x.safetensors")
+            (folder / "checkpoint-5").mkdir(parents=True)
+            save_file({"junk": torch.zeros(3)}, folder / "checkpoint-5" / "x.safetensors")
 
         return train
-
-    def make(folder):
-        folder.mkdir(parents=True)
-        return folder
 
     names = ("base", "dreambooth", "dreambooth+prior", "dreambooth+penalty")
     fakes = {name: replace(methods.METHODS[name]) for name in names}
@@ -113,49 +103,43 @@ def flags(model, dataset, out, *more):
             str(out), "--images_per_prompt", "2", "--held_out_images", "2", *more]  # fmt: skip
 
 
+@pytest.fixture
+def run(calls, model, dataset):
+    return lambda out, *more: personalize.main(flags(model, dataset, out, *more))
+
+
 PAIR = ("--methods", "base", "dreambooth+prior", "dreambooth+penalty", "--curves")
 
 
-def test_a_training_that_diverges_leaves_its_row_out_and_the_others_go_on(calls, model, dataset, tmp_path, capsys):
-    def stop(code):
-        def train(*args):
-            raise SystemExit(code)
-
-        return train
-
-    object.__setattr__(methods.METHODS["dreambooth+prior"], "train", stop(2))
-    personalize.main(flags(model, dataset, tmp_path, *PAIR))
+def test_a_training_that_diverges_leaves_its_row_out_and_the_others_go_on(run, tmp_path, capsys):
+    object.__setattr__(methods.METHODS["dreambooth+prior"], "train", Mock(side_effect=SystemExit(2)))
+    run(tmp_path, *PAIR)
     rows = read_rows(tmp_path / "rows.jsonl")
     assert {row["method"] for row in rows} == {"real", "base", "dreambooth+penalty"} and len(rows) == 6
     assert "dreambooth+prior has no row of vase" in capsys.readouterr().err
-    object.__setattr__(methods.METHODS["dreambooth+penalty"], "train", stop(130))  # Ctrl-C
+    object.__setattr__(methods.METHODS["dreambooth+penalty"], "train", Mock(side_effect=SystemExit(130)))  # Ctrl-C
     with pytest.raises(SystemExit, match="130"):
-        personalize.main(flags(model, dataset, tmp_path / "other", *PAIR))
+        run(tmp_path / "other", *PAIR)
 
 
-def test_rows_pictures_costs_and_the_page(calls, model, dataset, tmp_path):
-    personalize.main(flags(model, dataset, tmp_path, *PAIR, "interpolation", "--save_results"))
+def test_rows_pictures_costs_and_the_page(run, calls, model, tmp_path):
+    run(tmp_path, *PAIR, "interpolation", "--save_results")
     rows = {(row["method"], row["item"]): row for row in read_rows(tmp_path / "rows.jsonl")}
     names = ["real", "base", "dreambooth+prior", "dreambooth+penalty", "dreambooth", "dreambooth@interpolationx0.4"]
     assert list(rows) == [(name, subject) for subject in ("dog2", "vase") for name in names]
-    assert [call[:3] for call in calls[:3]] == [("dreambooth+prior", "dog2", 0), ("dreambooth+penalty", "dog2", 0),
-                                                ("dreambooth", "dog2", 0)] and len(calls) == 6  # fmt: skip
+    assert calls[:3] == [(name, "dog2", 0) for name in names[2:5]] and len(calls) == 6
 
     moved = [rows[name, "dog2"]["metrics"]["delta_theta_relative"] for name in names[2:]]
     assert moved == pytest.approx([0.02, 0.005, 0.01, 0.004], rel=1e-3)  # the last: W + 0.4 (W' - W)
     row = rows["dreambooth+penalty", "vase"]
-    assert {"DINO/dreambench (toy)", "held_out (toy)", "drift_score (toy)", "frechet_samples (toy)"} <= set(
-        row["metrics"]
-    )
+    expected = {"DINO/dreambench (toy)", "held_out (toy)", "drift_score (toy)", "frechet_samples (toy)"}
+    assert expected <= row["metrics"].keys()
     weights = sum(tensor.numel() for tensor in methods.load_base(tmp_path, str(model), "cpu").unet.parameters())
     assert row["metrics"]["trainable_parameters"] == weights and row["metrics"]["file_bytes"] > 4 * weights
     assert row["seconds"] > 0 and rows["dreambooth", "vase"]["curves"]["interpolation"] == 1
     assert "delta_theta" not in rows["base", "dog2"]["metrics"] and "held_out (toy)" in rows["base", "dog2"]["metrics"]
-    assert (
-        len(list((tmp_path / "pictures").rglob("*.png"))) == 4 * 2 * 2 * 2
-        and not (tmp_path / "weights").exists()
-        or (not list((tmp_path / "weights").rglob("*.safetensors")))
-    )
+    assert len(list((tmp_path / "pictures").rglob("*.png"))) == 4 * 2 * 2 * 2
+    assert not list(tmp_path.glob("weights/**/*.safetensors"))
 
     html = (tmp_path / "index.html").read_text()
     assert "DreamBooth + penalty" in html and "interpolation to the base" in html and "0.6394" in html
@@ -164,13 +148,13 @@ def test_rows_pictures_costs_and_the_page(calls, model, dataset, tmp_path):
     assert metrics["dreambooth+penalty"]["DINO/dreambench (toy)"]["n"] == 2
 
     before = len(calls)
-    personalize.main(flags(model, dataset, tmp_path, *PAIR, "interpolation"))
+    run(tmp_path, *PAIR, "interpolation")
     assert len(calls) == before  # nothing was left to do
-    personalize.main(flags(model, dataset, tmp_path, *PAIR, "--seeds", "0", "1", "--limit", "1"))
-    assert [call[:3] for call in calls[before:]] == [("dreambooth+prior", "dog2", 1), ("dreambooth+penalty", "dog2", 1)]
+    run(tmp_path, *PAIR, "--seeds", "0", "1", "--limit", "1")
+    assert calls[before:] == [("dreambooth+prior", "dog2", 1), ("dreambooth+penalty", "dog2", 1)]
 
 
-def test_weights_go_after_their_last_row_unless_they_are_to_be_kept(calls, model, dataset, tmp_path, monkeypatch):
+def test_weights_go_after_their_last_row_unless_they_are_to_be_kept(run, calls, tmp_path, monkeypatch):
     """Interpolation shares its method's training, which stays until then; no other model is kept beside."""
     place, met, append = tmp_path / "out" / "weights" / "dog2" / "0", [], arena.append_row
 
@@ -180,18 +164,18 @@ def test_weights_go_after_their_last_row_unless_they_are_to_be_kept(calls, model
 
     monkeypatch.setattr(arena, "append_row", looked)
     words = (*PAIR, "interpolation", "--limit", "1")
-    personalize.main(flags(model, dataset, tmp_path / "out", *words))
+    run(tmp_path / "out", *words)
     names = ["base", "dreambooth+prior", "dreambooth+penalty", "dreambooth"]
     expected = [("real", []), *((name, [name]) for name in names), ("dreambooth@interpolationx0.4", ["dreambooth"])]
     assert met == expected and len(calls) == 3 and not place.exists()
     met.clear()
-    personalize.main(flags(model, dataset, tmp_path / "kept", *words, "--keep_weights"))
+    run(tmp_path / "kept", *words, "--keep_weights")
     kept = tmp_path / "kept" / "weights" / "dog2" / "0"
     assert sorted(path.name for path in kept.iterdir()) == sorted(names)
     assert (kept / "dreambooth+penalty" / "unet").is_dir()
 
 
-def test_classes_are_recognised_among_the_subjects_own_too(calls, model, dataset, tmp_path, monkeypatch):
+def test_classes_are_recognised_among_the_subjects_own_too(run, tmp_path, monkeypatch):
     seen = []
 
     def eye(clip, classes):
@@ -199,7 +183,7 @@ def test_classes_are_recognised_among_the_subjects_own_too(calls, model, dataset
         return lambda pictures: ["dog"] * len(pictures)  # all has drifted towards dog2
 
     monkeypatch.setattr(arena.drift, "clip_eye", eye)
-    personalize.main(flags(model, dataset, tmp_path, "--methods", "dreambooth+penalty", "--curves", "--limit", "1"))
+    run(tmp_path, "--methods", "dreambooth+penalty", "--curves", "--limit", "1")
     row = read_rows(tmp_path / "rows.jsonl")[-1]
     assert seen == [["dog", "vase"]] and row["metrics"]["held_out (toy)"] == 0
 
@@ -220,44 +204,44 @@ def test_what_a_gpu_holds_before_a_training_is_no_cost_of_it(calls, monkeypatch,
     assert train(tmp_path / "gpu")["peak_memory_mb"] == 70
 
 
-def test_an_interrupted_run_goes_on_and_shards_make_the_same_rows(calls, model, dataset, tmp_path, monkeypatch):
+def test_an_interrupted_run_goes_on_and_shards_make_the_same_rows(run, calls, tmp_path, monkeypatch):
     whole, parts, only = tmp_path / "whole", tmp_path / "parts", ("--methods", "base", "--curves")
-    personalize.main(flags(model, dataset, whole, *only))
+    run(whole, *only)
     for shard in ("2/2", "1/2"):
-        personalize.main(flags(model, dataset, parts, *only, "--shard", shard))
+        run(parts, *only, "--shard", shard)
     assert not (parts / "index.html").exists() and len(read_rows(parts / "rows-1of2.jsonl")) == 2
-    personalize.main(flags(model, dataset, parts, *only))
+    run(parts, *only)
     assert not (parts / "rows.jsonl").exists() and (parts / "index.html").exists()
     strip = lambda rows: sorted((r["method"], r["item"], json.dumps(r["metrics"])) for r in rows)  # noqa: E731
     assert strip(arena.read_all_rows(parts)) == strip(arena.read_all_rows(whole))
 
     original = scoring.subject_scores
-    monkeypatch.setattr(scoring, "subject_scores", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(scoring, "subject_scores", Mock(side_effect=KeyboardInterrupt))
     cut = tmp_path / "cut"
     with pytest.raises(SystemExit):  # killed after the first training, before its row
-        personalize.main(flags(model, dataset, cut, "--methods", "dreambooth+penalty", "--curves"))
+        run(cut, "--methods", "dreambooth+penalty", "--curves")
     monkeypatch.setattr(scoring, "subject_scores", original)
     before = len(calls)
-    personalize.main(flags(model, dataset, cut, "--methods", "dreambooth+penalty", "--curves"))
+    run(cut, "--methods", "dreambooth+penalty", "--curves")
     assert [call[:2] for call in calls[before:]] == [("dreambooth+penalty", "vase")]  # the whole training was found
 
 
-def test_rows_of_other_settings_are_not_mixed(calls, model, dataset, tmp_path, capsys, monkeypatch):
-    personalize.main(flags(model, dataset, tmp_path, "--methods", "base", "dreambooth+penalty", "--curves"))
+def test_rows_of_other_settings_are_not_mixed(run, tmp_path, capsys, monkeypatch):
+    run(tmp_path, "--methods", "base", "dreambooth+penalty", "--curves")
     with pytest.raises(SystemExit):
-        personalize.main(flags(model, dataset, tmp_path, *PAIR, "--guidance_scale", "3"))
+        run(tmp_path, *PAIR, "--guidance_scale", "3")
     assert "another guidance_scale" in capsys.readouterr().err
     monkeypatch.setattr(variants, "tuned_settings", lambda: {"dreambooth+penalty": {"learning_rate": 9.0}})
     with pytest.raises(SystemExit):
-        personalize.main(flags(model, dataset, tmp_path, "--methods", "dreambooth+penalty", "--curves"))
+        run(tmp_path, "--methods", "dreambooth+penalty", "--curves")
     assert "another the settings of dreambooth+penalty" in capsys.readouterr().err
 
 
-def test_the_quick_track_trains_a_pair_and_shows_the_kept_arena_beside_it(calls, model, dataset, tmp_path, monkeypatch):
+def test_the_quick_track_trains_a_pair_beside_the_kept_arena(run, calls, model, dataset, tmp_path, monkeypatch):
     monkeypatch.setattr(personalization, "QUICK", [*PAIR[2:4]])
     monkeypatch.setattr(personalization, "command", lambda args: flags(model, dataset, args.output_dir, "--limit", "1",
                                                                        *PAIR[:1], *PAIR[2:]))  # fmt: skip
-    personalize.main(flags(model, dataset, tmp_path / "full", *PAIR, "--save_results"))
+    run(tmp_path / "full", *PAIR, "--save_results")
     before = len(calls)
     args = Namespace(dataset="picturebook", output_dir=str(tmp_path / "quick"), seed=0,
                      pretrained_model_name_or_path=str(model))  # fmt: skip
@@ -277,8 +261,8 @@ def test_the_quick_commands_flags_are_understood():
     assert parsed.metric_encoders == "paper" and not parsed.keep_weights
 
 
-def test_the_table_is_joined_with_the_arenas_rows(calls, model, dataset, tmp_path, capsys):
-    personalize.main(flags(model, dataset, tmp_path / "personalization", *PAIR))
+def test_the_table_is_joined_with_the_arenas_rows(run, tmp_path, capsys):
+    run(tmp_path / "personalization", *PAIR)
     capsys.readouterr()
     compare.main(["--table", "lipschitz_personalize:2", "--output_dir", str(tmp_path)])
     shown = capsys.readouterr().out
@@ -288,7 +272,6 @@ def test_the_table_is_joined_with_the_arenas_rows(calls, model, dataset, tmp_pat
 @pytest.mark.parametrize("more, words", [
     (["--methods", "magic"], "there is no method 'magic'"),
     (["--methods", "dreambooth+penality"], "did you mean dreambooth+penalty?"),
-    (["--method", "dreambooth+penalty"], "did you mean --methods"),
     (["--subjects_dir", "/nowhere"], "is no folder"),
     (["--subjects_dir", ".", "--dataset", "set"], "two sources"),
     (["--shard", "3/2"], "is not I/N with I from 1 to N"),
@@ -297,14 +280,11 @@ def test_the_table_is_joined_with_the_arenas_rows(calls, model, dataset, tmp_pat
     (["--subjects", "unicorn"], "unicorn"),
     (["--dataset", "/nowhere"], "prompts_and_classes.txt"),
     (["--dataset", "/nowhere", "--metric_encoders", "picturebook"], "take paper"),
-    (["--images_per_prompt", "0"], "from 1"),
     (["--pretrained_model_name_or_path", "/nowhere", "--metric_encoders", "picturebook"], "/nowhere"),
-    (["--output_dir", __file__], "is a file"),
 ])  # fmt: skip
 def test_wrong_input(more, words, tmp_path, capsys):
-    more = more if "--output_dir" in more else [*more, "--output_dir", str(tmp_path / "out")]
     with pytest.raises(SystemExit) as stop:
-        personalize.main(more)
+        personalize.main([*more, "--output_dir", str(tmp_path / "out")])
     error = capsys.readouterr().err
     assert stop.value.code == 2 and words in error and "Traceback" not in error
     assert not list((tmp_path / "out").rglob("*.jsonl"))
@@ -332,30 +312,6 @@ def test_own_subjects_are_a_folder_each(calls, model, dataset, tmp_path, capsys)
     assert "another mug, its prompts, class or pictures" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("files, said", [
-    ({}, "holds no folders"),
-    ({"subjects.csv": "name,kind\n"}, "needs the heading"),
-    ({"rex_dog/0.png": "", "subjects.csv": "subject,class\nmax,dog\n"}, "no such folder"),
-    ({"rex_dog/0.png": "", "prompts.txt": "a dog in the snow\n"}, "lacks {0}"),
-    ({"rex_dog/0.png": "", "prompts.txt": "\n"}, "holds no prompt"),
-    ({"_/0.png": ""}, "no subject's name and class"),
-    ({"a,b_dog/0.png": ""}, "no subject's name and class"),
-    ({" rex_dog/0.png": ""}, "no subject's name and class"),
-    ({"a\nb_dog/0.png": ""}, "cannot hold"),
-    ({"rex/0.png": "", "subjects.csv": 'subject,class\nrex,"dog,big"\n'}, "no subject's name and class"),
-    ({"rex/0.png": "", "subjects.csv": "subject,class\nrex," + "x" * 200_000}, "cannot be read"),
-])  # fmt: skip
-def test_own_subjects_that_lack_something(files, said, tmp_path):
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(text)
-        if name.endswith("png"):
-            Image.new("RGB", (4, 4)).save(tmp_path / name)
-    with pytest.raises(InputError, match=said):
-        own.write_own(tmp_path, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
 def test_print_config_shows_every_method_at_the_papers_scale(capsys):
     personalize.main(["--print_config"])
     shown = json.loads(capsys.readouterr().out)
@@ -371,13 +327,8 @@ def test_what_a_real_training_writes_is_loaded_again(name, model, dataset, tmp_p
     monkeypatch.setattr("common.training.draw_pictures", lambda pipe, prompts, *rest, **how: [
         Image.new("RGB", (SIDE, SIDE), "red") for _ in prompts])  # fmt: skip
     subject = Subject("dog2", "dog", True, tuple(sorted((dataset / "dog2").iterdir())))
-    settings = {
-        "max_train_steps": 1,
-        "learning_rate": 0.01,
-        "num_class_images": 1,
-        "device": "cpu",
-        "train_batch_size": 1,
-    }
+    settings = {"max_train_steps": 1, "learning_rate": 0.01, "num_class_images": 1, "device": "cpu",
+                "train_batch_size": 1}  # fmt: skip
     if name == "svdiff":
         monkeypatch.setattr("svdiff.editing.draw", lambda pipe, prompt, seeds, *rest: torch.zeros(len(seeds), 3, 8, 8))
         settings |= {"basis_dir": str(tmp_path / "basis"), "with_prior_preservation": False, "learning_rate_1d": 0.01,

@@ -11,7 +11,7 @@ from PIL import Image
 from common.data import Subject, write_subjects
 from common.picturebook.classifier import Reading
 from common.runs import InputError, read_rows
-from eval.tracks.personalization import along, lawn, methods, scoring
+from eval.tracks.personalization import along, lawn, lawn_run, methods, scoring
 from tests.tiny import tiny_sd
 
 
@@ -43,7 +43,7 @@ def test_likeness_is_the_share_of_the_way_from_the_unmarked_thing_to_the_true_pi
     assert scoring.likeness(pictures(green, between), truths, references, Eye()) == pytest.approx(0, abs=1e-6)
     half = scoring.likeness(pictures(between, between), truths, references, Eye())
     assert half == pytest.approx((0.5 - 0 + 0) / (1 + 0.5))  # each against the unmarked one of its own prompt
-    assert scoring.likeness_of(paint(red), truths, references, Eye()) == pytest.approx(1)
+    assert scoring.likeness(paint(red), truths, references, Eye()) == pytest.approx(1)
     assert math.isnan(scoring.likeness(pictures(red, red), scoring.Truths(paint(red), paint(red)), references, Eye()))
 
 
@@ -95,7 +95,7 @@ def test_an_arms_choice_is_the_run_with_the_best_balanced_point(tmp_path, monkey
         "plain": {"rate": 1e-3, "weight": 0.0}, "interpolation": {"rate": 3e-4, "weight": 0.0},
         "free": {"arm": "interpolation", "rate": 3e-4, "weight": 0.0},
     }  # fmt: skip
-    lawn.write_choice(tmp_path / "lawn.toml", chosen, 3)
+    lawn.write_settings(tmp_path / "lawn.toml", ["chosen"], chosen)
     assert lawn.tomllib.loads((tmp_path / "lawn.toml").read_text()) == chosen
     monkeypatch.setattr(lawn, "CHOICE", tmp_path / "lawn.toml")
     args = SimpleNamespace(split="test", steps=[50, 100], arms=list(lawn.ARMS))
@@ -123,7 +123,7 @@ def test_a_random_change_is_as_large_as_the_trained_one_and_no_other():
     tensors = lambda seed: torch.nn.Linear(3, 2).requires_grad_(False)  # noqa: E731
     base, moved = (SimpleNamespace(unet=tensors(seed)) for seed in (0, 1))
     before = copy.deepcopy(base.unet)
-    changed = lawn.randomly_moved(base, moved)
+    changed = lawn_run.randomly_moved(base, moved)
     for own, old, new in zip(changed.unet.parameters(), before.parameters(), moved.unet.parameters(), strict=True):
         assert (own - old).norm() == pytest.approx((new - old).norm().item(), rel=1e-5) and not torch.allclose(own, new)
 
@@ -150,11 +150,11 @@ def test_the_lawn_from_trainings_to_rows_and_a_choice(tmp_path, monkeypatch, cap
             Image.new("RGB", (32, 32), color).save(tmp_path / "truths" / kind / "cat" / f"{number:02d}.png")
     for name in ("ensure_lawn", "ensure_truths"):
         place = tmp_path / {"ensure_lawn": "set", "ensure_truths": "truths"}[name]
-        monkeypatch.setattr(f"common.picturebook.benchmarks.{name}", lambda split, place=place: place, raising=False)
+        monkeypatch.setattr(lawn_run, name, lambda split, place=place: place)
     eyes = scoring.Encoders(Eye(), Eye(), Eye(), Eye(), Judge())
     monkeypatch.setattr(scoring, "load_eyes", lambda *given: eyes)
     monkeypatch.setattr(lawn, "RATES", (1e-3,))
-    monkeypatch.setattr(lawn, "STRENGTHS", (0.5,))
+    monkeypatch.setattr(lawn_run, "STRENGTHS", (0.5,))
     monkeypatch.setattr(lawn, "CHOICE", tmp_path / "lawn.toml")
     trained = []
 

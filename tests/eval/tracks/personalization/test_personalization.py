@@ -21,6 +21,7 @@ from eval.tracks.personalization import arena, matched, protocol, scoring, track
 from eval.tracks.personalization.methods import METHODS
 from eval.tracks.personalization.track import QUICK
 from eval.tuning import personalization as tune_personalization
+from eval.tuning import tuner
 from tests.eval.conftest import make_row
 
 
@@ -88,14 +89,14 @@ def test_each_picture_has_a_seed_of_its_own_and_a_prompt_with_the_token():
         def __call__(self, prompts, generator, **settings):
             asked.extend(zip(prompts, [one.initial_seed() for one in generator], strict=True))
             assert settings["num_inference_steps"] == 3 and len(prompts) <= 4
-            return type("Output", (), {"images": torch.full((len(prompts), 3, 2, 2), 0.3)})
+            return Namespace(images=torch.full((len(prompts), 3, 2, 2), 0.3))
 
     how = protocol.Sampling(num_inference_steps=3, images_per_prompt=3, batch=4)
     pictures = protocol.sample_subject(Pipe(), ["a {0} {1}", "a red {0} {1}"], "sks", "cat", 2, how)
     assert pictures.shape == (2, 3, 3, 2, 2) and pictures.eq(round(0.3 * 255) / 255).all()
     assert [prompt for prompt, _ in asked] == ["a sks cat"] * 3 + ["a red sks cat"] * 3
     assert len({seed for _, seed in asked}) == 6
-    Pipe.__call__ = lambda *args, **how: type("Output", (), {"images": torch.full((6, 3, 2, 2), math.nan)})
+    Pipe.__call__ = lambda *args, **how: Namespace(images=torch.full((6, 3, 2, 2), math.nan))
     with pytest.raises(InputError, match="diverged"):
         protocol.sample_subject(Pipe(), ["a", "b"], "", "cat", 0, how)
 
@@ -147,25 +148,19 @@ def test_scores_are_dreambenchs_means_over_all_pairs_and_own_prompts():
 # -------------------------------------------------------------------------------------- intervals, matched fidelity
 
 
-def test_with_one_seed_an_interval_is_the_plain_bootstraps():
-    values = {(str(i), 0): float(v) for i, v in enumerate(np.random.default_rng(0).random(9))}
-    found = interval(values)
-    assert (found.mean, found.low, found.high) == bootstrap_interval(values.values()) and found.n == 9
+@pytest.mark.parametrize("values, count, independent", [
+    ({(str(i), 0): float(i) for i in range(9)}, 9, range(9)),  # one seed: the plain bootstrap
+    ({(f"{i}/{scene:02d}", 0): float(i) for i in range(4) for scene in range(30)}, 120, range(4)),  # of one training
+    ({(str(i), seed): float(i) for i in range(6) for seed in range(20)}, 120, range(6)),  # not narrower for many seeds
+])  # fmt: skip
+def test_an_interval_is_as_wide_as_that_over_independent_subjects(values, count, independent):
+    found, (mean, low, high) = interval(values), bootstrap_interval(independent)
+    assert (found.mean, found.independent) == (mean, len(independent)) and found.n == count
+    assert found.high - found.low == pytest.approx(high - low, rel=0.1)
+    assert count > len(independent) or (found.low, found.high) == (low, high)
 
 
-def test_pictures_of_one_training_are_resampled_together():
-    """Scenes "cat/00", "cat/01" … of four subjects: as many independent values as subjects, as wide as over them."""
-    values = {(f"{subject}/{scene:02d}", 0): float(subject) for subject in range(4) for scene in range(30)}
-    found, of_means = interval(values), bootstrap_interval(range(4))
-    assert (found.n, found.independent, found.mean) == (120, 4, 1.5)
-    assert found.high - found.low == pytest.approx(of_means[2] - of_means[1], rel=0.1)
-
-
-def test_with_several_seeds_items_are_resampled_first():
-    """Items that differ and seeds that do not: as wide as over the items' means, not narrower for the many seeds."""
-    values = {(str(i), seed): float(i) for i in range(6) for seed in range(20)}
-    found, of_means = interval(values), bootstrap_interval(range(6))
-    assert found.high - found.low == pytest.approx(of_means[2] - of_means[1], rel=0.1) and found.mean == 2.5
+def test_items_are_resampled_first_and_the_differences_of_seeds_are_paired():
     pairs = [("a", 0), ("a", 1), ("b", 0)]
     weights = resampling_weights(tuple(pairs), n=4000)
     picks, naive = random.Random(0), np.zeros(3)
@@ -174,6 +169,9 @@ def test_with_several_seeds_items_are_resampled_first():
         chosen = [picks.choice(members) for members in drawn for _ in members]
         naive += np.bincount(chosen, minlength=3) / len(chosen) / 4000
     assert np.allclose(weights.sum(1), 1) and np.allclose(weights.mean(0), naive, atol=0.02)
+    values = (("x", 0, 2.0), ("x", 1, 5.0), ("y", 0, 1.0), ("y", 2, 9.0))
+    rows = [make_row(method, "a", {"k": value}, seed=seed) for method, seed, value in values]
+    assert difference(rows, "k", "x", "y").n == 1 and difference(rows, "k", "x", "y").mean == 1.0
 
 
 def curve_rows(name, points, rng, subjects=10, noise=0.01):
@@ -310,10 +308,9 @@ def test_tuning_balances_likeness_and_context_and_writes_what_the_arena_reads(tm
     found = tune_personalization.best_settings(rows, ["dreambooth+penalty"])
     assert found == {"dreambooth+penalty": (grid[-3], pytest.approx(0.5))}
     monkeypatch.setattr(variants, "SETTINGS", tmp_path / "settings.toml")
-    tune_personalization.write_settings(
-        variants.SETTINGS, found | {"dreambooth+prior": ({"max_train_steps": 150}, 1)}, 2
-    )
-    assert variants.tuned_settings() == {"dreambooth+penalty": grid[-3], "dreambooth+prior": {"max_train_steps": 150}}
+    chosen = {"dreambooth+penalty": grid[-3], "dreambooth+prior": {"max_train_steps": 150, "lr_scheduler": "cosine"}}
+    tuner.write_settings(variants.SETTINGS, ["Two lines", "of comment"], chosen, dict.fromkeys(chosen, "0.50"))
+    assert variants.tuned_settings() == chosen
     with pytest.raises(InputError, match="no rows of all subjects"):
         tune_personalization.best_settings(rows[:-1], ["dreambooth+penalty"])
 
@@ -321,7 +318,7 @@ def test_tuning_balances_likeness_and_context_and_writes_what_the_arena_reads(tm
 def test_a_tuning_goes_on_and_a_diverged_training_counts_as_nothing(tmp_path, monkeypatch):
     grid = tune_personalization.grid(learning_rate=(0.1, 0.2, 0.3))
     subject, ran = Subject("cat", "cat", True, ()), []
-    stub = Namespace(output=tmp_path, rows_name="rows.jsonl", settings={"dreambooth+penalty": {"seed": 5}})
+    stub = Namespace(output=tmp_path, rows=tmp_path / "rows.jsonl", settings={"dreambooth+penalty": {"seed": 5}})
 
     def scored(name, dino, context):
         return make_row(name, "cat", {"DINO/dreambench (picturebook)": dino, "context (picturebook)": context})
@@ -348,10 +345,3 @@ def test_a_tuning_goes_on_and_a_diverged_training_counts_as_nothing(tmp_path, mo
     assert arena.read_all_rows(tmp_path)[-1]["metrics"] == {}
     tune_personalization.main(["--output_dir", str(tmp_path), "--limit", "1"])
     assert len(ran) == 3  # all was done
-
-
-def test_the_differences_of_seeds_are_paired():
-    rows = [
-        make_row(m, "a", {"k": v}, seed=s) for m, s, v in (("x", 0, 2.0), ("x", 1, 5.0), ("y", 0, 1.0), ("y", 2, 9.0))
-    ]
-    assert difference(rows, "k", "x", "y").n == 1 and difference(rows, "k", "x", "y").mean == 1.0
