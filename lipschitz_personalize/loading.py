@@ -7,7 +7,8 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 from torch import Tensor
 
-from common.model_files import check_weights, one_line
+from common.files import refused_as
+from common.model_files import check_weights
 from common.runs import InputError, read_json
 from lipschitz_personalize.objectives import backbone_of, load_backbone, network
 from lipschitz_personalize.parameter_spaces import CUSTOM_DIFFUSION_FILE, LORA_FILE, WEIGHTS, WORD_KEYS, text_parts
@@ -65,10 +66,8 @@ def move_weights(net: torch.nn.Module, weights: dict[str, Tensor], folder: Path,
 
 
 def _read(file: Path) -> dict[str, Tensor]:
-    try:
+    with refused_as(f"{file} is damaged or cut short"):
         content = load_file(file)
-    except Exception as problem:  # the library raises several kinds
-        raise InputError(f"{file} is damaged or cut short: {one_line(problem)}") from None
     check_weights(file, content)
     return content
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import CLIPTextModelWithProjection, T5EncoderModel
 
 from common.flags import check_device
-from common.model_files import PIPELINES, find_folder, inspect_folder, load_model, one_line
+from common.model_files import PIPELINES, find_folder, inspect_folder, load_whole
 from common.pipelines import Conditioning, load_pipeline, warn_of_lost_words, without_overflow
 from common.pipelines import encode_prompt as encode_sd_prompt
 from common.runs import InputError
@@ -40,15 +40,8 @@ def load_backbone(name: str, device: str | torch.device | None = None, dtype: to
         return load_pipeline(name, device, dtype)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     check_device(device)
-    try:
-        models = {part: load_model(SD3_MODELS[part], folder / part, dtype) for part in parts}
-        models |= {part: None for part in ("text_encoder_3", "tokenizer_3") if "text_encoder_3" not in parts}
-        pipe = StableDiffusion3Pipeline.from_pretrained(folder, **models, local_files_only=True)
-    except InputError:
-        raise
-    except Exception as error:  # whatever the libraries make of a file that is not what its name says
-        raise InputError(f"cannot load the model in {folder}: {one_line(error)}") from error
-    return pipe.to(device)
+    without = {part: None for part in ("text_encoder_3", "tokenizer_3") if "text_encoder_3" not in parts}
+    return load_whole(folder, accepted, SD3_MODELS, dtype, **without).to(device)
 
 
 def backbone_of(pipe) -> str:
