@@ -306,7 +306,7 @@ def test_own_subjects_are_a_folder_each(calls, model, dataset, tmp_path, capsys)
     assert {(row["item"], row["kind"]) for row in rows} == {("rex_dog", "dog"), ("mug", "cup")} and len(rows) == 6
     assert "for photographs give" in capsys.readouterr().err
     assert "rex_dog" in (tmp_path / "out" / "index.html").read_text()
-    (mine / "mug" / "00.png").write_bytes((mine / "rex_dog" / "00.png").read_bytes())
+    (mine / "mug" / "0.png").write_bytes((mine / "rex_dog" / "0.png").read_bytes())
     with pytest.raises(SystemExit):
         personalize.main(words)
     assert "another mug, its prompts, class or pictures" in capsys.readouterr().err
