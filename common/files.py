@@ -177,8 +177,8 @@ def check_writable(folder: Path) -> None:
     except InputError:
         raise
     except (OSError, ValueError) as problem:  # the latter: a name with NUL
-        reason = write_problem(problem) or getattr(problem, "strerror", problem)
-        raise InputError(f"cannot write to --output_dir {folder}: {reason}; give another folder") from None
+        reason = write_problem(problem) or f"{getattr(problem, 'strerror', problem)}; name another folder"
+        raise InputError(f"cannot write to --output_dir {folder}: {reason}") from None
     finally:
         for place in absent:
             with contextlib.suppress(OSError, ValueError):  # gone, or in use

@@ -70,13 +70,16 @@ def picture_indices(
 def load_pictures(folder_or_paths: str | Path | Sequence[Path], resolution: int, squash: bool = False) -> list[Tensor]:
     """A folder's pictures as uint8 [3,h,w], the shorter side `resolution` (bilinear, as diffusers' DreamBooth script).
 
-    squash: both sides, whatever the proportions. InputError for a damaged picture or an empty folder.
+    squash: both sides, whatever the proportions. InputError for a damaged picture, a strip of one, or an empty folder.
     """
     paths = list_pictures(folder_or_paths) if isinstance(folder_or_paths, str | Path) else folder_or_paths
     pictures = []
     for path in paths:
         image = load_image(path)
         short = min(image.size)
+        if max(image.size) > 100 * short and not squash:
+            raise InputError(f"{path} is {image.width}x{image.height} pixels; cut it, a training picture's longer side "
+                             "may be a hundred times the shorter one at most")  # fmt: skip
         size = tuple(resolution if squash or side == short else int(resolution * side / short) for side in image.size)
         pixels = np.array(image.resize(size, Image.Resampling.BILINEAR))
         pictures.append(torch.from_numpy(pixels).permute(2, 0, 1).contiguous())

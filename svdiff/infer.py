@@ -12,6 +12,7 @@ as well. Without arguments: what python -m svdiff.train, without arguments, has 
 
 import argparse
 import math
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -26,15 +27,17 @@ ONLY_WITH = {"alpha": "interpolate", "geometry_layers": "style_mix", "ddim_inver
 
 
 def weighted(text: str) -> tuple[str, float]:
-    """An argparse type: FILE or FILE:WEIGHT."""
+    """An argparse type: FILE or FILE:WEIGHT; what is there under the whole text, colon and number, is that file."""
     path, _, weight = text.rpartition(":")
     try:
-        value = float(weight) if path else 1.0
-    except ValueError:  # a colon inside of the path
+        value = float(weight)
+    except ValueError:  # no colon, or one inside of the path
+        return text, 1.0
+    if not path or os.path.exists(text):
         return text, 1.0
     if not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"{text!r} has a weight that is no finite number")
-    return path or text, value
+    return path, value
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

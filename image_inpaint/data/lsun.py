@@ -14,7 +14,8 @@ class Folder:
     """Every picture file under a folder, by name."""
 
     def __init__(self, folder: Path):
-        self.names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if is_picture(path))
+        self.names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*")
+                            if is_picture(path) and path.is_file())  # fmt: skip
         self.folder = folder
         if not self.names:
             raise InputError(f"{folder} holds no picture, nor an LMDB (data.mdb); give LSUN's folder, or pictures")

@@ -58,6 +58,9 @@ def test_pictures_are_resized_and_cut_as_the_dreambooth_script_does(tmp_path):
     assert np.array_equal(wide.permute(1, 2, 0).numpy(), expected)
     assert np.array_equal(square.permute(1, 2, 0).numpy(), pixels[:20, :20])
     assert training.load_pictures(tmp_path, 20, squash=True)[0].shape == (3, 20, 20)
+    Image.new("RGB", (1, 4000)).save(tmp_path / "c.png")
+    with pytest.raises(InputError, match="c.png is 1x4000 pixels"):
+        training.load_pictures(tmp_path, 512)
 
     centre = training.picture_batch([wide], [0, 0], 20, torch.Generator(), center_crop=True)
     assert torch.equal(centre[1], wide[:, :, 6:26].float() / 255) and centre.dtype == torch.float32

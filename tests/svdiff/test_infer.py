@@ -11,7 +11,7 @@ from PIL import Image
 from common.images import load_image, to_tensor
 from common.pipelines import load_pipeline
 from svdiff import basis, editing, files, merging, subsets
-from svdiff.infer import main, written
+from svdiff.infer import main, weighted, written
 from tests.tiny import tiny_sd
 
 
@@ -198,3 +198,10 @@ def test_nothing_trained_yet_names_the_command(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         main([])
     assert stop.value.code == 2 and "python -m svdiff.train" in capsys.readouterr().err
+
+
+def test_a_weight_follows_a_colon_unless_that_is_the_files_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert weighted("run:2") == ("run", 2.0) and weighted("a:b") == ("a:b", 1.0) and weighted("2") == ("2", 1.0)
+    (tmp_path / "run:2").mkdir()
+    assert weighted("run:2") == ("run:2", 1.0) and weighted("run:2:0.5") == ("run:2", 0.5)

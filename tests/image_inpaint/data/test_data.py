@@ -48,7 +48,9 @@ def test_folders_may_be_nested_and_samples_repeat(tmp_path):
     for number in range(6):
         (tmp_path / str(number % 2)).mkdir(exist_ok=True)
         noise(number).save(tmp_path / str(number % 2) / f"{number}.png")
+    (tmp_path / "gone.png").symlink_to("nowhere.png")
     store = lsun.open_pictures(tmp_path)
+    assert store.size() > 0
     assert store.names == ["0/0.png", "0/2.png", "0/4.png", "1/1.png", "1/3.png", "1/5.png"]
     first = lsun.random_sample(store.names, 4, 0)
     assert first == lsun.random_sample(store.names, 4, 0) != lsun.random_sample(store.names, 4, 1)
