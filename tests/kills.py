@@ -14,6 +14,7 @@ import io
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import tempfile
@@ -114,6 +115,7 @@ def write_data(root: Path) -> None:
     small_data.write_pie_encoders(data / "encoders")
     small_data.write_pairs(data / "pairs")
     write_eyes(data / "encoders", data / "eyes")
+    shutil.copytree(data / "encoders" / "dino-vitb8", data / "eyes" / "dino-vits16")
 
 
 def shorten() -> None:
