@@ -91,7 +91,8 @@ RUNS: dict[str, tuple[str, list[str]]] = {
         *INPAINTER, "--subjects", "../data/subjects", "--scenes", "../data/scenes", "--boxes", "whole", *PAIR,
         "--metric_encoders", "picturebook", "--methods", "untuned", "lora", "--items", "2", "--training_flags",
         "--max_train_steps 2 --train_batch_size 1 --cache_views 0 --checkpointing_steps 1"]),
-    "picturebook.dino": ("common.picturebook.build", ["dino", "--steps", "6", "--work", "checkpoint-dino", "--threads", "1"]),
+    "picturebook.dino": ("common.picturebook.build",
+                         ["dino", "--steps", "6", "--work", "checkpoint-dino", "--threads", "1"]),
 }  # fmt: skip
 
 
