@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 
 from common.flags import local_folder
-from common.runs import done_items, read_json, read_rows, write_config
-from eval.report.measures import find
-from eval.tracks.track import Item, Picture, Run, Track, date_of, earlier_results
+from common.runs import done_items, read_rows, write_config
+from eval.tracks.track import Item, Picture, Track, given, judged, runs_of
 from pixels import eval as pixels_eval
 from pixels import options
 
@@ -59,16 +58,9 @@ NOTES = [
 
 def command(args: argparse.Namespace) -> list[str]:
     """The arguments of pixels.eval for the flags of eval.compare; flags left at None stay at its defaults."""
-    given = {
-        "pretrained_model_name_or_path": args.pretrained_model_name_or_path,
-        "limit": args.items,
-        "num_inference_steps": args.num_inference_steps,
-        "metric_encoders": "paper" if args.metric_encoders == "pie" else args.metric_encoders,
-        "seed": args.seed,
-        "device": args.device,
-        "output_dir": str(Path(args.output_dir) / NAME),
-    }
-    return [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
+    encoders = "paper" if args.metric_encoders == "pie" else args.metric_encoders
+    return given(args, "pretrained_model_name_or_path", "num_inference_steps", "seed", "device", limit=args.items,
+                 metric_encoders=encoders, output_dir=Path(args.output_dir) / NAME)  # fmt: skip
 
 
 def methods_of(model: str) -> dict[str, str]:
@@ -160,10 +152,7 @@ def run(args: argparse.Namespace) -> Track | None:
         resolved = {name: {**asdict(bench.sampling), **asdict(bench.surgery), **own.get(name, {})} for name in methods}
         write_config(output, settings, methods=resolved)
         pixels_eval.run_all(bench, pairs)
-    config = read_json(output / "config.json")
     rows = [row for row in read_rows(output / "rows.jsonl") if row["item"] in wanted and row["method"] in methods]
-    config["date"] = date_of(output / "rows.jsonl")
-    runs = [Run("this run", rows, config), *earlier_results(NAME, config)]
     whole = "python -m eval.compare --tracks exemplar_editing --items " + str(args.items)
     own_command = "python -m pixels.eval " + shlex.join(command(args))
     return Track(
@@ -175,7 +164,7 @@ def run(args: argparse.Namespace) -> Track | None:
         methods=methods,
         references=tuple(name for name in REFERENCES if name in methods),
         columns=COLUMNS,
-        runs=runs,
+        runs=runs_of(NAME, output, rows),
         fronts=[("seam", "CLIP-I/same_box"), ("seam_gap", "lpips_truth"), ("psnr_kept", "lpips_truth")],
         items=[shown(pair, output, rows, methods) for pair in pairs],
         commands={
@@ -195,15 +184,11 @@ def run(args: argparse.Namespace) -> Track | None:
 
 def shown(pair, output: Path, rows: list[dict], methods: dict[str, str]) -> Item:
     """One pair for the picture grid: source, exemplar, map, true edit where there is one, and each method's edit."""
-    key = find(rows, "edit_success")
-    success = {row["method"]: row["metrics"].get(key) for row in rows if row["item"] == pair.id}
-    place = output / "pictures" / pair.id
+    success, place = judged(rows, pair.id, "edit_success"), output / "pictures" / pair.id
     pictures = [Picture(name, place / f"{file}.png")
                 for name, file in (("source", "source"), ("exemplar", "exemplar_1"), ("map", "map"))]  # fmt: skip
     if pair.truth:
         pictures.append(Picture("true edit", pair.truth))
-    for method in methods:
-        value = success.get(method)
-        pictures.append(Picture("edit", place / f"{method}.png", method, None if value is None else value > 0.5))
+    pictures += [Picture("edit", place / f"{method}.png", method, success.get(method)) for method in methods]
     source_prompt = pair.item.source_prompt if pair.item else ""
     return Item(pair.id, pair.kind, source_prompt, pair.prompt, pictures)
