@@ -7,7 +7,9 @@ import argparse
 import contextlib
 import difflib
 import functools
+import hashlib
 import importlib.metadata
+import json
 import math
 import os
 import platform
@@ -16,7 +18,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -164,6 +166,24 @@ def write_config(output_dir: str | Path, args: argparse.Namespace | dict[str, An
     """Write config.json: every flag, then `extra` (what the flags resolved to), then provenance."""
     flags = vars(args) if isinstance(args, argparse.Namespace) else args
     write_json(Path(output_dir) / "config.json", {**flags, **extra, "provenance": provenance()})
+
+
+def digest_of(who: Mapping[str, Any]) -> str:
+    """Twelve digits of a training's identity; config.json keeps them as "training"."""
+    return hashlib.sha256(json.dumps(who, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def check_replaced(output_dir: str | Path, who: Mapping[str, Any], results: Iterable[str] = ()) -> None:
+    """Raises InputError if a folder holds config.json or `results` of another training than that of identity `who`."""
+    folder = Path(output_dir)
+    there = [name for name in ("config.json", *results) if (folder / name).exists()]
+    if not there:
+        return
+    before = read_object(folder / "config.json") if "config.json" in there else {}
+    if before.get("training") != digest_of(who):
+        other = next((name for name in who if name in before and before[name] != who[name]), "training pictures")
+        raise InputError(f"{folder} holds {there[-1]} of another run (other {other}), which this training would "
+                         "replace; take another --output_dir, or remove it")  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------------ checkpoints

@@ -12,7 +12,7 @@ import json
 import time
 from pathlib import Path
 
-from common.runs import measure, script, write_config, write_json
+from common.runs import check_replaced, digest_of, measure, script, write_config, write_json
 from image_inpaint import options
 
 
@@ -88,6 +88,8 @@ def train(args: argparse.Namespace) -> dict:
     who = training.identity(
         args, examples.paths, examples=examples.about, model=training.fingerprint(pipe.unet.state_dict())
     )
+    if not args.resume_from_checkpoint:
+        check_replaced(args.output_dir, who)
     trained = make_trainable(pipe, args)
     optimizer, schedule = training.make_optimizer(trained.values(), args, processes)
     optimizer, losses = accelerator.prepare(optimizer), []
@@ -142,7 +144,7 @@ def train(args: argparse.Namespace) -> dict:
         "peak_memory_mb": cost.peak_memory_mb,
     }
     if main_process:
-        finish(pipe, args, shown, metrics)
+        finish(pipe, args, shown, metrics, digest_of(who))
     accelerator.end_training()
     return metrics
 
@@ -157,8 +159,8 @@ def cached_views(pipe, new_view, index: int, args: argparse.Namespace):
     )
 
 
-def finish(pipe, args: argparse.Namespace, shown: list, metrics: dict) -> None:
-    """Weights, sample sheet, config.json, metrics.json."""
+def finish(pipe, args: argparse.Namespace, shown: list, metrics: dict, who: str) -> None:
+    """Weights, sample sheet, config.json, metrics.json. who: digest of the training's identity."""
     from common.images import save_png
     from image_inpaint import loading
     from image_inpaint.lora import save_lora
@@ -174,7 +176,7 @@ def finish(pipe, args: argparse.Namespace, shown: list, metrics: dict) -> None:
         written = loading.save_full(pipe, folder)
     metrics["file_bytes"] = sum(path.stat().st_size for path in written)
     save_png(folder / "grid.png", sheet(pipe, shown, args.seed))
-    write_config(folder, args)
+    write_config(folder, args, training=who)
     write_json(folder / "metrics.json", metrics)
     print(f"{metrics['trained_parameters']} parameters trained in {metrics['seconds']:.0f} s; "
           f"{metrics['file_bytes'] / 1e6:.2f} MB of weights in {folder}, see {folder / 'grid.png'}")  # fmt: skip

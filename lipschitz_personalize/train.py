@@ -11,7 +11,7 @@ import json
 import sys
 from pathlib import Path
 
-from common.runs import InputError, measure, progress, script, write_config, write_json
+from common.runs import InputError, check_replaced, digest_of, measure, progress, script, write_config, write_json
 from lipschitz_personalize import options
 
 LOOKS, INERT = 20, 0.01  # how often a training measures its penalty, and the share of the gradient that is too little
@@ -140,6 +140,8 @@ def train(args: argparse.Namespace, space_of=prepare) -> None:
     optimizer, schedule = optimizer_of(args, list(space.parameters.values()), regularizer, processes)
     optimizer = accelerator.prepare(optimizer)
     who = training.identity(args, [path for source in given for path in source.paths], base=base)
+    if not args.resume_from_checkpoint:
+        check_replaced(output, who)
     losses: list[float] = []
     start = training.resume_training(args, space.parameters, optimizer, schedule, who, scaler, losses)
 
@@ -173,7 +175,7 @@ def train(args: argparse.Namespace, space_of=prepare) -> None:
     if accelerator.is_main_process:
         training.check_finite(space.parameters)
         space.save(output)
-        write_config(output, args, base_weights=base)
+        write_config(output, args, base_weights=base, training=digest_of(who))
         save_png(output / "grid.png", draw_grid(pipe, args, paths))
         seconds = training.whole_seconds(cost.seconds, start, last)
         costs = {"seconds": seconds, "class_seconds": class_seconds, "peak_memory_mb": cost.peak_memory_mb}

@@ -1,16 +1,13 @@
 """What is trained and how it is saved, for each parameter space the paper compares: shifts, full weights, LoRA."""
 
-import hashlib
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
-from common.runs import InputError, atomic_path, read_object
+from common.runs import atomic_path
 from svdiff import files
 from svdiff.basis import Bases
 from svdiff.merging import LORA_FILE
@@ -107,22 +104,6 @@ def lora(pipe, args, bases: Bases) -> Trainable:
     return Trainable([{"params": list(weights.values()), "lr": args.learning_rate}], weights, base, save)
 
 
-def digest_of(who: Mapping[str, Any]) -> str:
-    """Twelve digits of a training's identity, for config.json."""
-    return hashlib.sha256(json.dumps(who, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def check_replaced(args, who: Mapping[str, Any]) -> None:
-    """Raises InputError if --output_dir holds weights of another run, which would be replaced or mixed up with ours."""
-    folder, names = Path(args.output_dir), ["config.json", LORA_FILE, *files.PARTS, *map(files.file_name, files.PARTS)]
-    there = [name for name in names if (folder / name).exists()]
-    if args.resume_from_checkpoint or not there:
-        return
-    before = read_object(folder / "config.json") if "config.json" in there else {}
-    if before.get("training") != digest_of(who):
-        other = next((name for name in who if name in before and before[name] != who[name]), "training pictures")
-        raise InputError(f"{folder} holds {there[-1]} of another run (other {other}), which this training would "
-                         "replace; take another --output_dir, or remove it")  # fmt: skip
-
-
+# What a training may leave, besides config.json.
+RESULTS = [LORA_FILE, *files.PARTS, *map(files.file_name, files.PARTS)]
 SPACES: dict[str, Callable[..., Trainable]] = {"svdiff": spectral_shifts, "full": full_weights, "lora": lora}

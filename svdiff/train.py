@@ -11,7 +11,7 @@ import argparse
 import time
 from pathlib import Path
 
-from common.runs import make_parser, progress, script, write_config, write_json
+from common.runs import check_replaced, digest_of, make_parser, progress, script, write_config, write_json
 from common.training_flags import add_subject_flags, add_training_flags, parse_training
 from svdiff import options
 
@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> None:
     from svdiff.basis import Bases
     from svdiff.objective import loss
     from svdiff.samples import Encoder, draw_batch, read_source
-    from svdiff.spaces import SPACES, check_replaced, digest_of
+    from svdiff.spaces import RESULTS, SPACES
     from svdiff.unmix import mixed_places
 
     accelerator = training.make_accelerator(args, "svdiff")
@@ -54,7 +54,8 @@ def main(argv: list[str] | None = None) -> None:
     optimizer = accelerator.prepare(optimizer)
     prompts = [[concept.instance_prompt, concept.class_prompt] for concept in concepts]
     who = training.identity(args, pictures, base=tuned.base, prompts=prompts)
-    check_replaced(args, who)
+    if not args.resume_from_checkpoint:
+        check_replaced(args.output_dir, who, RESULTS)
     losses: list[float] = []
     start = training.resume_training(args, tuned.weights, optimizer, schedule, who, accelerator.scaler, losses)
     if process == 0:
