@@ -123,11 +123,12 @@ def use_picturebook_subject(args: argparse.Namespace) -> list[Path]:
 
 
 def check_resolution(pipe, args: argparse.Namespace) -> None:
-    """Fill in the model's own resolution. Raises InputError for one that does not fit its latents."""
+    """Fill in the model's own resolution. InputError for one that its latents, or diffusers (8 pixels), refuse."""
     args.resolution = args.resolution or resolution_of(pipe)
     side = pipe.vae_scale_factor
     if backbone_of(pipe) == "sd3":
         side *= network(pipe).config.patch_size  # its transformer takes the latents in patches
+    side = max(8, side)
     if args.resolution % side:
         raise InputError(f"--resolution {args.resolution} is no multiple of this model's {side} pixels")
 

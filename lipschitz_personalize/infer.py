@@ -49,6 +49,7 @@ def main(argv: list[str] | None = None) -> None:
 
     from common.images import grid, save_png
     from common.training import draw_pictures, step_generator
+    from lipschitz_personalize.batches import check_resolution
     from lipschitz_personalize.loading import load_trained
     from lipschitz_personalize.objectives import load_backbone
 
@@ -63,6 +64,7 @@ def main(argv: list[str] | None = None) -> None:
     args.resolution = args.resolution or trained["resolution"]
     dtype = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[args.mixed_precision]
     pipe = load_trained(args.trained_dir, args.pretrained_model_name_or_path, args.device, args.strength, dtype)
+    check_resolution(pipe, args)
     base = load_backbone(args.pretrained_model_name_or_path, args.device, dtype) if args.compare_base else None
 
     def draw(one, number: int, prompt: str) -> list:

@@ -226,7 +226,8 @@ def test_infer_draws_both_models_and_drift_is_measured_of_a_folder(models, subje
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "config.json").write_text('{"pretrained_model_name_or_path": "picturebook"}')
     for bad, said in ((["--trained_dir", "/nowhere"], "no folder"), (["--trained_dir", str(subject)], "cannot read"),
-                      (["--trained_dir", str(tmp_path / "foreign")], "of another script")):  # fmt: skip
+                      (["--trained_dir", str(tmp_path / "foreign")], "of another script"),
+                      ([*words, "--resolution", "36"], "no multiple of this model's 8")):  # fmt: skip
         with pytest.raises(SystemExit) as exit:
             infer.main(bad)
         assert exit.value.code == 2 and said in capsys.readouterr().err
