@@ -33,6 +33,12 @@ def contestants(track: Track, run: Run) -> dict[str, str]:
     return {method: name for method, name in own_methods(track, run).items() if method not in track.references}
 
 
+def papers_own(track: Track, run: Run) -> str | None:
+    """The method of the track's paper; None where nothing competes."""
+    rivals = list(contestants(track, run))
+    return track.own if track.own in rivals else rivals[-1] if rivals else None
+
+
 def columns_of(track: Track, rows: list[dict]) -> list[Measure]:
     """The track's own columns first, then every other score that the rows have, by group."""
     first = [key for key in (find(rows, name) for name in track.columns) if key]
@@ -86,7 +92,7 @@ def breakdown(track: Track, run: Run) -> dict[str, Any] | None:
     from common.data import EDIT_TYPES
 
     columns = [measure(key) for key in (find(run.rows, name) for name in track.breakdown) if key]
-    baseline, own = rivals[0], rivals[-1]
+    baseline, own = rivals[0], papers_own(track, run)
     lines = []
     for kind in kinds:
         rows = [row for row in run.rows if row.get("edit_type") == kind]

@@ -5,7 +5,7 @@ from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
-from eval.report.boards import SHOWN, columns_of, contestants, own_methods
+from eval.report.boards import SHOWN, columns_of, contestants, own_methods, papers_own
 from eval.report.measures import Interval, Measure, difference, find, mean_interval, measure
 from eval.report.plots import Point, front, interval_strip
 from eval.tracks.track import Run, Track
@@ -39,13 +39,13 @@ def axis_title(column: Measure) -> str:
 def points_of(track: Track, run: Run, methods: dict[str, str], x: Measure, y: Measure) -> list[Point]:
     """Methods with a finite mean in both scores, in printed units."""
     families = list(dict.fromkeys(track.families.values()))
-    own = list(contestants(track, run))[-1:]
+    own = papers_own(track, run)
     points = []
     for method, name in methods.items():
         places = [printed(mean_interval(run.rows, column.key, method), column.factor) for column in (x, y)]
         if all(math.isfinite(place.mean) for place in places):
             family = families.index(track.families[method]) % FAMILIES if method in track.families else 0
-            kind = "reference" if method in track.references else f"f{family}" + (" own" if method in own else "")
+            kind = "reference" if method in track.references else f"f{family}" + (" own" if method == own else "")
             points.append(Point(name, *places, kind))
     return points
 

@@ -66,8 +66,9 @@ def strip_methods(track: Track, views: list[dict[str, Any]]) -> list[str]:
     """Titles of the baseline, of another and of the paper's own, as far as the items have pictures of them."""
     drawn = {cell["name"] for view in views for cell in view["cells"] if cell["image"]}
     names = [name for method, name in track.methods.items() if name in drawn and method not in track.references]
-    middle = names[1:-1]
-    return list(dict.fromkeys(names[:1] + middle[len(middle) // 2 :][:1] + names[-1:]))[:STRIP]
+    own = [name for name in names if name == track.methods.get(track.own)] or names[-1:]
+    middle = [name for name in names[1:] if name not in own]
+    return list(dict.fromkeys(names[:1] + middle[len(middle) // 2 :][:1] + own))[:STRIP]
 
 
 def run_head(run: Run) -> dict[str, Any]:

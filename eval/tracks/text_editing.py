@@ -107,6 +107,7 @@ def run(args: argparse.Namespace) -> Track:
         published="spdinv:1",
         breakdown=["edit_success", "psnr_truth", "psnr/pie_official", "structure/pie_official"],
         notes=[*NOTES, *fewer],
+        own=RUN[-1],
     )  # fmt: skip
 
 

@@ -54,7 +54,8 @@ class Item:
 class Track:
     """One kind of task, with every method that ran.
 
-    methods: name in result rows -> name on the page; the first is the baseline, the last the paper's own.
+    methods: name in result rows -> name on the page; the first is the baseline. own: the paper's own method, by
+    default the last that competes.
     columns: scores of the main table, without encoders (eval.report.measures.find). runs: the live one, then earlier.
     published: "<paper>:<table>" of that paper's published.toml. commands: method -> the command that makes its rows.
     keep: whether --save_results is to keep the live rows; not where they are a quick look at what a command of its own
@@ -82,6 +83,7 @@ class Track:
     families: dict[str, str] = field(default_factory=dict)
     fronts: list[tuple[str, str]] = field(default_factory=list)
     curves: dict[str, list[str]] = field(default_factory=dict)
+    own: str = ""
 
 
 def given(args: argparse.Namespace, *names: str, **others: Any) -> list[str]:

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
-from eval.report import pictures, plots
+from eval.report import boards, pictures, plots
 from eval.report.measures import Interval, measure
 from eval.report.report import write_page
 from eval.tracks import kept
@@ -110,6 +110,13 @@ def test_reference_rows_stand_apart_and_win_nothing(page, track):
     html, _ = page(replace(track, references=("spd+p2p",)))
     (part,) = re.findall(r'<tbody class="reference">.*?</tbody>', html, re.DOTALL)
     assert "SPDInv + P2P" in part and "DDIM + P2P" not in part and 'class="star"' not in html
+
+
+def test_the_papers_own_method_is_the_last_unless_a_track_names_it(track):
+    run = track.runs[0]
+    assert boards.papers_own(track, run) == "spd+p2p" == list(track.methods)[-1]
+    assert boards.papers_own(replace(track, own="ddim+p2p"), run) == "ddim+p2p"
+    assert boards.papers_own(replace(track, own="none that ran"), run) == "spd+p2p"
 
 
 def test_rows_of_different_items_have_no_best_value(page, track):
