@@ -157,9 +157,9 @@ def surgery_of(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def announce(kind: str, sampling: Sampling) -> None:
-    """Say which preset applies, and what flags have made of it."""
-    values = {name: value for name, value in asdict(sampling).items() if value is not None}
-    print(f"{kind} preset: {json.dumps(PRESETS[kind])}; with flags: {json.dumps(values)}", file=sys.stderr)
+    """One line: which preset applies, and what flags have made of it."""
+    values = [f"{name} {value!r}" for name, value in asdict(sampling).items() if value is not None]
+    print(f"{kind} preset, with flags: {', '.join(values)}", file=sys.stderr)
 
 
 def check_kind(args: argparse.Namespace, kind: str) -> None:
