@@ -57,10 +57,8 @@ def test_personalised_models_inpaint_what_they_were_trained_on(flags, tmp_path, 
     monkeypatch.setattr("common.training.draw_pictures", lambda pipe, prompts, *any, **more: told.extend(prompts) or [
         Image.new("RGB", (64, 64))])  # fmt: skip
 
-    def load(folder, model, device=None):
-        return tiny_sd()
-
-    fake = replace(ARENA["dreambooth"], script="", loader=load)
+    fake = replace(ARENA["dreambooth"], script="")
+    monkeypatch.setattr(type(fake), "load", lambda self, folder, model, device=None: tiny_sd())
     monkeypatch.setattr(
         type(fake), "train", lambda self, subject, folder, *rest: trained.append((subject.name, rest[2]))
     )
