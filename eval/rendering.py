@@ -7,7 +7,7 @@ What an ID may be:
     <experiment>.gpu         the command at the paper's scale, and what to expect
     experiments              every experiment: question, n, minutes, command
     claims, claims:<paper>   the ledger: how many claims hold; a paper's claims one by one
-    held:<paper>             its headline claims, at most five rows
+    held, held:<paper>       the headline claims of all papers in few words; a paper's, at most five rows
 """
 
 import csv
@@ -116,8 +116,10 @@ def body(name: str, place: Path) -> str:
         return body_of_experiments()
     if name == "claims":
         return body_of_claims()
+    if name == "held":
+        return body_of_headlines()
     if kind in ("claims", "held") and paper in PAPERS:
-        return claim_lines([one for one in judged(paper) if kind == "claims" or one.claim.get("headline")])
+        return claim_lines(judged(paper) if kind == "claims" else headlines(paper))
     if experiment in experiments() and part in parts:
         return parts[part](experiments()[experiment])
     raise InputError(f"<!-- results: {name} -->: there is no such experiment, table or paper")
@@ -177,6 +179,16 @@ def body_of_experiments() -> str:
 def body_of_claims() -> str:
     lines = [[f"[{paper}]({paper})", *map(str, counts(judged(paper)).values())] for paper in PAPERS]
     return markdown([["paper", "hold", "do not hold", "inconclusive", "not run"], *lines])
+
+
+def body_of_headlines() -> str:
+    lines = [[f"[{paper}]({paper})", claim, measured, verdict] for paper in PAPERS
+             for claim, _, _, measured, _, verdict, _ in claims.table(headlines(paper))[1:]]  # fmt: skip
+    return markdown([["paper", "claim", "measured [95 % interval]", "verdict"], *lines])
+
+
+def headlines(paper: str) -> list[Finding]:
+    return [one for one in judged(paper) if one.claim.get("headline")]
 
 
 def claim_lines(found: list[Finding]) -> str:
