@@ -267,14 +267,6 @@ def _object(path: str | Path, found: Any) -> dict[str, Any]:
     return found
 
 
-def methods_in(config: dict[str, Any], where: str | Path) -> dict[str, dict[str, Any]]:
-    """The settings of every method that a run's config.json tells; {} where it tells none."""
-    methods = config.get("methods", {})
-    if not isinstance(methods, dict) or not all(isinstance(settings, dict) for settings in methods.values()):
-        raise InputError(f"{where} is damaged: its methods are no objects {{…}}; take another --output_dir")
-    return methods
-
-
 def check_file_name(name: Any, what: str) -> str:
     """`name`, which will name output files; InputError unless it can, on every usual system."""
     if not isinstance(name, str) or not name.strip() or name in (".", ".."):
@@ -336,6 +328,12 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
             raise InputError(f"{path}, line {number} is not a result row: remove the line and run again")
         rows.append(row)
     return rows
+
+
+def run_rows(folder: str | Path) -> list[dict[str, Any]]:
+    """The rows in a run's folder, those of all its shards, each (method, item, seed) once."""
+    rows = [row for path in sorted(Path(folder).glob("rows*.jsonl")) for row in read_rows(path)]
+    return list({(row["method"], row["item"], row.get("seed")): row for row in rows}.values())
 
 
 def done_items(path: str | Path, method: str) -> set[str]:

@@ -35,11 +35,11 @@ from common.files import (  # noqa: F401  (a run's files, under one roof with th
     cache_folder,
     check_file_name,
     done_items,
-    methods_in,
     read_json,
     read_object,
     read_rows,
     read_text,
+    run_rows,
     write_json,
     write_once,
     write_problem,
@@ -166,6 +166,40 @@ def write_config(output_dir: str | Path, args: argparse.Namespace | dict[str, An
     """Write config.json: every flag, then `extra` (what the flags resolved to), then provenance."""
     flags = vars(args) if isinstance(args, argparse.Namespace) else args
     write_json(Path(output_dir) / "config.json", {**flags, **extra, "provenance": provenance()})
+
+
+def joined_config(
+    folder: str | Path, flags: Mapping[str, Any], same: Iterable[str], rows: list[dict] | None = None,
+    **settings: Mapping[str, Any],
+) -> dict[str, Any]:  # fmt: skip
+    """What config.json of an evaluation's folder is to hold, once rows made with `flags` join those that lie there.
+
+    same: the flags of which a folder knows one value. settings: what is told per method or item, by name, such as
+    methods={"ddim": {…}}; what the folder told of others is kept. rows: those in the folder, run_rows by default.
+    Raises InputError if such a flag, or what is told of a method or item that has rows, was another one.
+    """
+    file, rows = Path(folder) / "config.json", run_rows(folder) if rows is None else rows
+    before = read_object(file) if rows or file.is_file() else {}
+    now = json.loads(json.dumps({**flags, **settings}, default=str))
+    changed = [f"{'UNet' if name == 'weights' else '--' + name} ({before.get(name)})"
+               for name in same if before.get(name) != now[name]]  # fmt: skip
+    measured = {row[key] for row in rows for key in ("method", "item")}
+    kept = {}
+    for kind in settings:
+        earlier = before.get(kind, {})
+        if not isinstance(earlier, dict) or not all(isinstance(told, dict | str) for told in earlier.values()):
+            raise InputError(f"{file} is damaged: its {kind} are no objects {{…}}; take another --output_dir")
+        for name in now[kind].keys() & earlier.keys() & measured:
+            then, own = earlier[name], now[kind][name]
+            if isinstance(then, dict) and isinstance(own, dict):
+                changed += [f"{key} of {name} ({then.get(key)})" for key in own if then.get(key) != own[key]]
+            elif then != own:
+                changed.append(f"{kind} of {name}")
+        kept[kind] = earlier | now[kind]
+    if rows and changed:
+        raise InputError(f"{folder} holds results with another {changed[0]}; take the same one, or another "
+                         "--output_dir")  # fmt: skip
+    return {**flags, **kept}
 
 
 def digest_of(who: Mapping[str, Any]) -> str:

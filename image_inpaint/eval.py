@@ -18,10 +18,9 @@ from common.runs import (
     InputError,
     append_row,
     done_items,
+    joined_config,
     make_parser,
     measure,
-    methods_in,
-    read_json,
     read_rows,
     script,
     write_config,
@@ -30,8 +29,9 @@ from common.runs import (
 from image_inpaint import options
 from image_inpaint.reproduction.methods import DEFAULT, FIGURES, METHODS, REFERENCES, TABLES, Painter
 
-# Flags that change no row; of all others a folder knows one value.
-FREE = ("methods", "items", "table", "figure", "storage", "dreambooth", "output_dir", "device", "print_config")
+# Flags that change no row (or those of one method); of all others a folder knows one value.
+FREE = ("methods", "items", "table", "figure", "storage", "dreambooth", "output_dir", "device", "print_config",
+        "no_prior_model")  # fmt: skip
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -112,26 +112,12 @@ def read_data(args: argparse.Namespace):
 
 
 def keep_config(args: argparse.Namespace, painter) -> None:
-    """config.json, with what each method is trained with.
-
-    Raises InputError if the folder holds rows of other pictures or settings, or of a method that was trained otherwise.
-    """
-    output, earlier = Path(args.output_dir), {}
-    rows = output / "rows.jsonl"
+    """config.json, with what each method is trained with. InputError if the folder holds rows of other pictures or
+    settings, or of a method that was trained otherwise."""
     methods = {name: painter.settings(name) for name in args.methods}
-    if rows.exists():
-        before = read_json(output / "config.json")
-        for name, value in vars(args).items():
-            unused = name in FREE or name == "no_prior_model" and not done_items(rows, "no_prior")
-            if before.get(name) != value and not unused:
-                raise InputError(f"{output} holds results with another --{name} ({before.get(name)}); take the same "
-                                 "one, or another --output_dir")  # fmt: skip
-        earlier = methods_in(before, output / "config.json")
-        for name in methods.keys() & earlier.keys():
-            if earlier[name] != methods[name] and done_items(rows, name):
-                raise InputError(f"{output} holds rows of {name} that was trained with other settings; take another "
-                                 "--output_dir, or the settings that its config.json has")  # fmt: skip
-    write_config(output, args, methods={**earlier, **methods}, dataset=args.subjects or "picturebook")
+    same = [name for name in vars(args) if name not in FREE]
+    config = joined_config(args.output_dir, vars(args), same, methods=methods)
+    write_config(args.output_dir, config, dataset=args.subjects or "picturebook")
 
 
 def picture_path(output: str | Path, item_id: str, method: str) -> Path:

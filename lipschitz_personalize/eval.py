@@ -14,9 +14,8 @@ from common.flags import is_picturebook_folder, number, weights_of
 from common.runs import (
     InputError,
     append_row,
+    joined_config,
     make_parser,
-    methods_in,
-    read_object,
     read_rows,
     script,
     write_config,
@@ -75,20 +74,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def keep_config(args: argparse.Namespace, settings: dict[str, dict]) -> None:
-    """config.json with the settings of every method in the folder. InputError if it holds rows of other settings."""
-    path, rows = (Path(args.output_dir) / name for name in ("config.json", "rows.jsonl"))
-    before = read_object(path) if path.exists() else {}
-    then, now = methods_in(before, path), json.loads(json.dumps(settings))
-    changed = [f"--{key}" for key in SETTINGS if before.get(key) != vars(args)[key]]
-    changed += [f"{key} of {name}" for name in now if name in then
-                for key in now[name] if then[name].get(key) != now[name][key]]  # fmt: skip
-    if changed and rows.exists():
-        raise InputError(f"{args.output_dir} holds results with another {changed[0]}; take the same one, or another "
-                         "--output_dir")  # fmt: skip
-    write_config(args.output_dir, args, methods=then | now)
-
-
 def report(args: argparse.Namespace, rows: list[dict]) -> None:
     """results.json, and tables and claims on the screen."""
     from common import claims
@@ -121,7 +106,7 @@ def main(argv: list[str] | None = None) -> None:
         toy.main(["--output_dir", str(output / "figure_1")])
     if not names:
         return
-    keep_config(args, settings)
+    write_config(output, joined_config(output, vars(args), SETTINGS, methods=settings))
 
     from tqdm import tqdm
 

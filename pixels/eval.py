@@ -17,9 +17,9 @@ from common.flags import shard, weights_of
 from common.runs import (
     InputError,
     append_row,
+    joined_config,
     make_parser,
-    read_json,
-    read_rows,
+    run_rows,
     script,
     write_config,
     write_json,
@@ -95,23 +95,11 @@ def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     return {"kind": kind, "sampling": sampling, "surgery": options.surgery_of(args)}
 
 
-def check_same_settings(output: Path, args: argparse.Namespace) -> None:
-    """Raises InputError if the folder holds rows that were made with other settings (rows of
-    eval.tracks.pretrained_exemplar, which knows none of them, do not count)."""
-    if not any([*output.glob("rows.jsonl"), *output.glob("rows-[0-9]*of*.jsonl")]):
-        return
-    before = read_json(output / "config.json")
-    changed = [name for name, value in vars(args).items() if name not in FREE and before.get(name) != value]
-    if changed:
-        raise InputError(
-            f"{output} holds results with another --{changed[0]} ({before.get(changed[0])}); "
-            f"take the same one, or another --output_dir"
-        )
-
-
-def gather_rows(output: Path) -> list[dict]:
-    """Rows of all shards."""
-    return [row for path in sorted(output.glob("rows*.jsonl")) for row in read_rows(path)]
+def config_of(output: Path, args: argparse.Namespace, **settings: Any) -> dict[str, Any]:
+    """What config.json is to hold (common.runs.joined_config). Raises InputError if the folder holds rows of other
+    settings; those of eval.tracks.pretrained_exemplar, which knows none of them, do not count."""
+    rows = [row for row in run_rows(output) if row["method"] in METHOD_NAMES]
+    return joined_config(output, vars(args), [name for name in vars(args) if name not in FREE], rows, **settings)
 
 
 @script
@@ -137,13 +125,13 @@ def main(argv: list[str] | None = None) -> None:
 
         print(beside_published(args.table, {}))
         return
-    check_same_settings(output, args)
+    config = config_of(output, args)
     from pixels.reproduction.pairs import find_pairs
     from pixels.reproduction.scoring import load_bench
 
     pairs = find_pairs(args.dataset, args.split, args.full, args.map_white, args.limit)
     bench = load_bench(args)
-    write_config(output, args, sampling=asdict(bench.sampling), surgery=asdict(bench.surgery))
+    write_config(output, config, sampling=asdict(bench.sampling), surgery=asdict(bench.surgery))
     if args.lemma or (args.figure and args.figure not in ("4", "7", "10")):
         from pixels.reproduction.figures import FIGURES
         from pixels.reproduction.lemma import lemma
@@ -165,7 +153,7 @@ def run_all(bench, pairs: list, name: str = "rows.jsonl") -> None:
     args, output = bench.args, bench.output
     mine = args.shard.of(pairs) if args.shard else pairs
     rows = output / (f"rows-{args.shard.index}of{args.shard.count}.jsonl" if args.shard else name)
-    done = {(row["item"], row["method"]) for row in gather_rows(output)}
+    done = {(row["item"], row["method"]) for row in run_rows(output)}
     for pair in tqdm(mine, "items", disable=None):
         for method in args.methods:
             if (pair.id, method) in done or (method in OF_TRUTH and not pair.truth):
@@ -184,7 +172,7 @@ def report(bench, pairs: list) -> None:
     from pixels.reproduction import tables
 
     args, output = bench.args, bench.output
-    found = {(row["item"], row["method"]): row for row in gather_rows(output)}
+    found = {(row["item"], row["method"]): row for row in run_rows(output)}
     others = dict.fromkeys(method for _, method in found if method not in METHOD_NAMES)  # pretrained
     methods = [*args.methods, *(m for m in others if all((pair.id, m) in found for pair in pairs))]
     if not all(pair.truth for pair in pairs):

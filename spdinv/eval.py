@@ -19,9 +19,8 @@ from common.runs import (
     InputError,
     append_row,
     done_items,
+    joined_config,
     make_parser,
-    methods_in,
-    read_json,
     read_rows,
     script,
     write_config,
@@ -137,28 +136,11 @@ def config_at_paper_scale(args: argparse.Namespace, argv: list[str]) -> dict:
     return {**vars(args), **scale, **found}
 
 
-def check_same_settings(output_dir: Path, args: argparse.Namespace, methods: dict[str, options.Method]) -> None:
-    """Raises InputError if the folder holds rows of other pictures, another model, or other settings of a method."""
-    if not (output_dir / "rows.jsonl").exists():
-        return
-    before, now = read_json(output_dir / "config.json"), vars(args)
-    changed = [("UNet" if name == "weights" else f"--{name}", before[name])
-               for name in SAME if name in before and before[name] != now[name]]  # fmt: skip
-    settings = json.loads(json.dumps({name: asdict(method) for name, method in methods.items()}))
-    earlier = methods_in(before, output_dir / "config.json")
-    for name in settings.keys() & earlier.keys():
-        then, own = earlier[name], settings[name]
-        changed += [(f"{key} of {name}", then.get(key)) for key in own if then.get(key) != own[key]]
-    if changed:
-        raise InputError(f"{output_dir} holds results with another {changed[0][0]} ({changed[0][1]}); "
-                         "take the same one, or another --output_dir")  # fmt: skip
-
-
-def keep_config(output_dir: Path, args: argparse.Namespace, methods: dict[str, options.Method]) -> None:
-    """config.json: the flags, and the settings of every method that the folder has rows of."""
-    path = output_dir / "config.json"
-    before = methods_in(read_json(path), path) if path.exists() else {}
-    write_config(output_dir, args, methods={**before, **{name: asdict(method) for name, method in methods.items()}})
+def config_of(output_dir: Path, args: argparse.Namespace, methods: dict[str, options.Method]) -> dict:
+    """What config.json is to hold: the flags, and the settings of every method that the folder has rows of. Raises
+    InputError if it has rows of other pictures, another model, or other settings of a method."""
+    settings = {name: asdict(method) for name, method in methods.items()}
+    return joined_config(output_dir, vars(args), SAME, methods=settings)
 
 
 @script
@@ -170,7 +152,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     methods, others = methods_of(args), baselines.chosen(args)
     output = Path(args.output_dir) / (args.experiment or "")
-    check_same_settings(output, args, methods | others)
+    config = config_of(output, args, methods | others)
 
     from tqdm import tqdm
 
@@ -185,7 +167,7 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(f"no target prompt of {folder} has the word {options.PLACEHOLDER}, ELITE's subject; put it in")
     pipe, resolution, elite = load(args)
     encoders = load_encoders(args.metric_encoders, args.device)
-    keep_config(output, args, methods | others)
+    write_config(output, config)
     if args.experiment:
         experiment = importlib.import_module(f"spdinv.reproduction.experiments.{args.experiment}")
         results = experiment.run(Task(args, methods, pipe, resolution, items, encoders, output))

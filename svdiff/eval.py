@@ -14,7 +14,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from common.flags import is_picturebook_folder, number
-from common.runs import InputError, make_parser, read_json, read_rows, script, write_config, write_json
+from common.runs import (
+    InputError,
+    joined_config,
+    make_parser,
+    read_json,
+    read_rows,
+    script,
+    write_config,
+    write_json,
+)  # fmt: skip
 from svdiff import options
 from svdiff.reproduction import FIGURES, folder_name
 
@@ -129,21 +138,11 @@ def open_study(args: argparse.Namespace):
     pipe = load_pipeline(args.pretrained_model_name_or_path, args.device)
     bases = Bases(pipe, args.basis_dir)
     args.weights = bases.base("unet")[:12]
-    check_same(args)
+    rows = [row for file in Path(args.output_dir).glob("*/rows.jsonl") for row in read_rows(file)]
+    joined_config(args.output_dir, vars(args), SAME, rows)
     encoders = load_encoders(args.metric_encoders, args.device)
     return Study(args, pipe, wanted, every, templates, encoders, bases, Path(args.output_dir),
                  Sampling(**options.sampling_of(args)), native_resolution(pipe))  # fmt: skip
-
-
-def check_same(args: argparse.Namespace) -> None:
-    """Raises InputError if the folder holds rows of another model, other pictures or other settings."""
-    file = Path(args.output_dir) / "config.json"
-    begun = any(Path(args.output_dir).glob("*/rows.jsonl")) and file.is_file()
-    before, now = read_json(file) if begun else {}, json.loads(json.dumps(vars(args)))
-    if changed := [name for name in SAME if before and before.get(name) != now[name]]:
-        flag = "UNet" if changed[0] == "weights" else f"--{changed[0]}"
-        raise InputError(f"{args.output_dir} holds results with another {flag} ({before.get(changed[0])}); take the "
-                         "same one, or another --output_dir")  # fmt: skip
 
 
 def run_figure(study, name: str) -> dict:

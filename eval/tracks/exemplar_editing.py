@@ -144,13 +144,13 @@ def run(args: argparse.Namespace) -> Track | None:
     if not all(pair.truth for pair in pairs):
         methods = {name: title for name, title in methods.items() if name not in pixels_eval.OF_TRUTH}
     settings.methods, settings.dataset = list(methods), args.dataset
-    pixels_eval.check_same_settings(output, settings)
+    pixels_eval.config_of(output, settings)
     wanted = {pair.id for pair in pairs}
     if not all(wanted <= done_items(output / "rows.jsonl", method) for method in methods):  # else no model is loaded
         own = own_settings(options.is_picturebook_folder(settings.pretrained_model_name_or_path), args.dataset)
         bench = make_bench(settings, own)
         resolved = {name: {**asdict(bench.sampling), **asdict(bench.surgery), **own.get(name, {})} for name in methods}
-        write_config(output, settings, methods=resolved)
+        write_config(output, pixels_eval.config_of(output, settings, methods=resolved))
         pixels_eval.run_all(bench, pairs)
     rows = [row for row in read_rows(output / "rows.jsonl") if row["item"] in wanted and row["method"] in methods]
     whole = "python -m eval.compare --tracks exemplar_editing --items " + str(args.items)

@@ -12,7 +12,17 @@ import argparse
 import shutil
 from pathlib import Path
 
-from common.runs import InputError, append_row, done_items, make_parser, read_json, script, write_json
+from common.runs import (
+    InputError,
+    append_row,
+    digest_of,
+    done_items,
+    joined_config,
+    make_parser,
+    read_json,
+    script,
+    write_config,
+)  # fmt: skip
 from eval.tracks import text_editing
 from spdinv import eval as spdinv_eval
 
@@ -69,15 +79,6 @@ def edit(pipe, item, folder: Path, how, inversion: bool, seed: int) -> tuple[dic
             "edited": to_pil(edited)}, cost.seconds  # fmt: skip
 
 
-def check_same(output: Path, before: dict, ours: dict) -> None:
-    """Raises InputError if the folder's rows, or a training that was interrupted, are of other settings."""
-    for name, settings in ours.items():
-        then = before.get(name, settings)
-        if changed := [key for key in settings if then.get(key) != settings[key]]:
-            raise InputError(f"{output} holds {name} with another {changed[0]} ({then.get(changed[0])}); take the same "
-                             "one, or another --output_dir")  # fmt: skip
-
-
 @script
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
@@ -91,23 +92,19 @@ def main(argv: list[str] | None = None) -> None:
 
     output = Path(args.output_dir) / text_editing.NAME
     settings = spdinv_eval.parse(text_editing.command(args, *text_editing.RUN))
-    spdinv_eval.check_same_settings(output, settings, spdinv_eval.methods_of(settings))
+    how = Sampling(num_inference_steps=settings.num_inference_steps, guidance_scale=settings.guidance_scale)
+    told = {"parameter_space": "svdiff", "max_train_steps": args.max_train_steps, **vars(how)}
+    methods = {name: {**told, "ddim_inversion": inverted} for name, inverted in METHODS.items()}
+    config = joined_config(output, vars(settings), spdinv_eval.SAME, methods=methods)
     folder = find_dataset(settings)
     pipe = load_pipeline(args.pretrained_model_name_or_path, args.device)
     encoders = load_encoders(settings.metric_encoders, args.device)
-    how = Sampling(num_inference_steps=settings.num_inference_steps, guidance_scale=settings.guidance_scale)
-    config = read_json(output / "config.json")
-    told = {"parameter_space": "svdiff", "max_train_steps": args.max_train_steps, **vars(how)}
-    ours = {name: {**told, "ddim_inversion": inverted} for name, inverted in METHODS.items()}
-    begun = (output / TRAININGS).is_dir() or any(done_items(output / "rows.jsonl", name) for name in METHODS)
-    check_same(output, config["methods"] if begun else {}, ours)
-    config["methods"] |= ours
-    write_json(output / "config.json", config)
+    write_config(output, config)
     for item in tqdm(read_items(folder, settings), "items", disable=None):
         missing = [name for name in METHODS if item.id not in done_items(output / "rows.jsonl", name)]
         if not missing:
             continue
-        tuned = output / TRAININGS / item.id
+        tuned = output / TRAININGS / digest_of(told) / item.id
         train(item, tuned, args)
         training_seconds = read_json(tuned / "metrics.json")["seconds"]
         for name in missing:

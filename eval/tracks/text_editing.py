@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> Track:
     output, groups = Path(args.output_dir) / NAME, grouped(args.methods)
     for names in groups:
         settings = spdinv_eval.parse(command(args, *names))
-        spdinv_eval.check_same_settings(output, settings, spdinv_eval.methods_of(settings))
+        spdinv_eval.config_of(output, settings, spdinv_eval.methods_of(settings))
     folder = spdinv_eval.find_dataset(settings)
     items = spdinv_eval.read_items(folder, settings)
     wanted = {item.id for item in items}

@@ -13,7 +13,7 @@ import shutil
 from pathlib import Path
 
 from common.flags import Shard, check_writable, number, shard
-from common.runs import InputError, append_row, make_parser, progress, script
+from common.runs import InputError, append_row, make_parser, progress, run_rows, script
 from eval.tracks.personalization import options
 from eval.tracks.personalization.methods import METHODS, TRAINED
 from eval.tuning.tuner import Setting, grid, label, write_settings
@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None) -> None:
         for subject in subjects:
             runs.run_subject(arena, subject, 0)  # and the row of the real pictures
     wanted = [(method, setting, one) for method in args.methods for setting in GRIDS[method] for one in subjects]
-    done = {(row["method"], row["item"]) for row in runs.read_all_rows(arena.output)}
+    done = {(row["method"], row["item"]) for row in run_rows(arena.output)}
     for method, setting, subject in progress(mine.of(wanted), "settings"):
         variant = variants.Variant(label(method, setting), method, knob="tuned")
         if (variant.name, subject.name) in done:
@@ -110,7 +110,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.shard:
         print(f"shard {args.shard} is done; start without --shard for the settings when all are")
         return
-    found = best_settings(runs.read_all_rows(arena.output), args.methods)
+    found = best_settings(run_rows(arena.output), args.methods)
     for method, (setting, value) in found.items():
         print(f"{label(method, setting)}: {value:.3f}")
     head = [

@@ -89,7 +89,7 @@ class Painter:
         """What tells rows of a method from those of another training."""
         training, tuning = METHODS[method].training, METHODS[method].tuning
         if training is None:
-            return {}
+            return {"no_prior_model": self.args.no_prior_model} if method == "no_prior" else {}
         preset = {**options.PICTUREBOOK_PRESET["subject"], **options.PICTUREBOOK_TUNING[tuning]}
         return {"flags": training, "preset": preset}
 

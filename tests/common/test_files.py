@@ -207,8 +207,8 @@ def test_torn_last_line_is_dropped_then_cut_off(tmp_path, torn, before):
 def test_damaged_rows_and_incomplete_rows_are_refused(tmp_path):
     path = tmp_path / "rows.jsonl"
     whole = json.dumps(row())
-    for damaged in ("{oops}", "7", "null", "[]", '{"method": "ddim"}', '{"method": "ddim", "item": "a", "metrics": 3}',
-                    '{"method": "m", "item": "a", "metrics": {"a": "x"}}', '{"method": "m", "item": "a", "seed": []}'):
+    fields = ('"item": 3', '"item": "a", "metrics": 3', '"item": "a", "metrics": {"a": "x"}', '"item": "a", "seed": []')
+    for damaged in ("{oops}", "7", "null", "[]", *(f'{{"method": "ddim", {field}}}' for field in fields)):
         path.write_text(f"{whole}\n{damaged}\n{whole}\n")
         with pytest.raises(InputError, match="line 2"):
             files.read_rows(path)
@@ -242,13 +242,6 @@ def test_json_round_trip_and_refusals(tmp_path):
     for missing in (tmp_path / "none.json", tmp_path):
         with pytest.raises(InputError):
             files.read_json(missing)
-
-
-@pytest.mark.parametrize("methods", [5, [], None, {"spd+p2p": 5}])
-def test_damaged_settings_of_methods_are_one_sentence(methods):
-    with pytest.raises(files.InputError, match="out/config.json is damaged"):
-        files.methods_in({"methods": methods}, "out/config.json")
-    assert files.methods_in({}, "") == {} and files.methods_in({"methods": {"a": {"b": 1}}}, "") == {"a": {"b": 1}}
 
 
 @pytest.mark.parametrize("damaged", ["[]", "null", "3", '"text"', "{", ""])

@@ -1,3 +1,4 @@
+import json
 import math
 import signal
 import subprocess
@@ -92,6 +93,45 @@ def test_config_holds_flags_resolved_values_and_provenance(tmp_path):
     if (runs.ROOT / ".git").exists():
         head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=runs.ROOT, capture_output=True, text=True)
         assert config["provenance"]["git_revision"] == head.stdout.strip()
+
+
+SETTINGS = {"methods": {"ddim": {"steps": 5}}, "pictures": {"dog": "1f"}}
+
+
+@pytest.mark.parametrize("wrong, said", [
+    ({}, None),
+    ({"seed": 1}, "another --seed \\(0\\)"),
+    ({"limit": 9}, None),  # not one that all rows have in common
+    ({"methods": {"ddim": {"steps": 6}}}, "another steps of ddim \\(5\\)"),
+    ({"methods": {"ddim": {"steps": 5, "eta": 0.0}}}, "another eta of ddim \\(None\\)"),
+    ({"methods": {"begun": {"steps": 6}, "new": {}}}, None),  # without a row
+    ({"pictures": {"dog": "2e"}}, "another pictures of dog"),
+    ({"pictures": {"cat": "2e"}}, None),
+])  # fmt: skip
+def test_rows_join_those_of_the_same_settings_alone(tmp_path, wrong, said):
+    settings = {**SETTINGS, "methods": {**SETTINGS["methods"], "begun": {"steps": 5}}}
+    first = runs.joined_config(tmp_path, {"seed": 0, "limit": 4}, ["seed"], **settings)
+    runs.write_json(tmp_path / "config.json", first)
+    flags = {"seed": 0, "limit": 4} | {name: wrong[name] for name in wrong if name not in SETTINGS}
+    now = {kind: wrong.get(kind, told) for kind, told in SETTINGS.items()}
+    assert runs.joined_config(tmp_path, flags, ["seed"], **now)["seed"] == flags["seed"]  # no row yet
+    (tmp_path / "rows-1of2.jsonl").write_text('{"method": "ddim", "item": "dog"}\n')
+    if said:
+        with pytest.raises(InputError, match=f"{tmp_path} holds results with {said}"):
+            runs.joined_config(tmp_path, flags, ["seed"], **now)
+    else:
+        joined = runs.joined_config(tmp_path, flags, ["seed"], **now)
+        assert joined == {**flags, **{kind: first[kind] | now[kind] for kind in now}}  # and what was told of others
+
+
+@pytest.mark.parametrize("damaged", ["", "[]", {"methods": 5}, {"methods": None}, {"methods": {"ddim": 5}}])
+def test_a_damaged_config_beside_rows_is_one_sentence(tmp_path, damaged):
+    (tmp_path / "rows.jsonl").write_text('{"method": "ddim", "item": "dog"}\n')
+    with pytest.raises(InputError, match="config.json"):  # there is none
+        runs.joined_config(tmp_path, {}, (), methods={})
+    (tmp_path / "config.json").write_text(damaged if isinstance(damaged, str) else json.dumps(damaged))
+    with pytest.raises(InputError, match="config.json"):
+        runs.joined_config(tmp_path, {}, (), methods={})
 
 
 # ------------------------------------------------------------------------------------------------------ checkpoints

@@ -102,14 +102,14 @@ def test_limit_types_and_other_settings(run, tmp_path, capsys):
 
 def test_the_quick_subset_may_grow_into_all_items(tmp_path):
     args = spdinv_eval.parse([])
-    spdinv_eval.keep_config(tmp_path, args, spdinv_eval.methods_of(args))
-    (tmp_path / "rows.jsonl").touch()
+    write_json(tmp_path / "config.json", spdinv_eval.config_of(tmp_path, args, spdinv_eval.methods_of(args)))
+    (tmp_path / "rows.jsonl").write_text('{"method": "ddim+p2p", "item": "a"}\n')
     args = spdinv_eval.parse(["--full"])
-    spdinv_eval.check_same_settings(tmp_path, args, spdinv_eval.methods_of(args))
+    assert spdinv_eval.config_of(tmp_path, args, {})["methods"].keys() == spdinv_eval.methods_of(args).keys()
     assert len(args.weights) == 12  # of a hash of the picturebook's UNet
     args.weights = "0123456789ab"  # one that was trained on
     with pytest.raises(InputError, match="another UNet"):
-        spdinv_eval.check_same_settings(tmp_path, args, {})
+        spdinv_eval.config_of(tmp_path, args, {})
 
 
 def test_every_row_of_table_1_runs_and_inversions_are_shared(run, tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.flags import is_picturebook_folder, weights_of
-from common.runs import InputError, append_row, measure, progress, read_json, read_rows, write_config
+from common.runs import InputError, append_row, joined_config, measure, progress, read_json, read_rows, write_config
 from eval.tracks import exemplar_editing, svdiff_editing, text_editing
 from eval.tracks.own_pictures.editors import EXEMPLAR, INPAINT, SVDIFF, TEXT, Kind
 from eval.tracks.own_pictures.picture_list import Entry, digests, read_list, write_pie_bench_folder
@@ -79,9 +79,8 @@ def run(args: argparse.Namespace) -> Track:
         "pretrained_model_name_or_path": args.pretrained_model_name_or_path,
         "metric_encoders": args.metric_encoders or ("picturebook" if on_picturebook else "pie"),
         "weights": weights_of(args.pretrained_model_name_or_path), "num_inference_steps": args.num_inference_steps,
-        "pictures": digests(entries),
     }  # fmt: skip
-    check_same(output, config)
+    config = joined_config(output, config, config, pictures=digests(entries))
     write_pie_bench_folder(entries, output / "pie_bench")
     notice = notice_of(args.pretrained_model_name_or_path, entries)
     print(notice)
@@ -108,22 +107,6 @@ def notice_of(model: str, entries: list[Entry]) -> str:
     return (f"Model: the picturebook, a drawn world of {PICTUREBOOK_SIDE} pixels, which knows no photographs: what "
             f"became of {', '.join(strange[:5])} says nothing about the methods. For photographs give "
             "--pretrained_model_name_or_path.")  # fmt: skip
-
-
-def check_same(output: Path, config: dict) -> None:
-    """Raises InputError if the folder's rows are of another model, other settings, or other pictures of these names."""
-    if not (output / "rows.jsonl").is_file():
-        return
-    before = read_json(output / "config.json")
-    changed = [name for name in config if name != "pictures" and before.get(name) != config[name]]
-    then = before.get("pictures") or {}
-    if not isinstance(then, dict):
-        raise InputError(f"{output / 'config.json'} is damaged: its pictures are no object; take another --output_dir")
-    changed += [name for name, digest in config["pictures"].items() if then.get(name, digest) != digest]
-    if changed:
-        raise InputError(f"{output} holds results with another {changed[0]}; take the same one, or another "
-                         "--output_dir")  # fmt: skip
-    config["pictures"] = then | config["pictures"]
 
 
 def run_missing(args: argparse.Namespace, output: Path, encoders: str, missing: list[tuple[Method, str, int]]) -> None:

@@ -20,12 +20,12 @@ import torch
 from safetensors import safe_open
 
 from common.data import Subject, read_subjects
-from common.files import append_row, methods_in, read_object, read_rows, write_json
+from common.files import append_row, read_object, run_rows, write_json
 from common.flags import Shard, is_picturebook_folder, weights_of
 from common.images import save_png
 from common.picturebook.benchmarks import ensure_subjects, ensure_truths
 from common.picturebook.scenes import KINDS
-from common.runs import InputError, measure, progress, write_config
+from common.runs import InputError, joined_config, measure, progress, write_config
 from common.training import picture_hashes, step_generator
 from eval.tracks.personalization import own, protocol, scoring, variants
 from eval.tracks.personalization.methods import METHODS
@@ -66,7 +66,7 @@ class Arena:
     def done(self, subject: Subject, seed: int) -> set[str]:
         """The variants that have a row."""
         own = (subject.name, seed)
-        return {row["method"] for row in read_all_rows(self.output) if (row["item"], row["seed"]) == own}
+        return {row["method"] for row in run_rows(self.output) if (row["item"], row["seed"]) == own}
 
     def base(self):
         """The base model; loaded at the first call."""
@@ -90,7 +90,7 @@ def prepare(args: argparse.Namespace, tuned: dict[str, dict] | None = None) -> t
     args.weights = weights_of(args.pretrained_model_name_or_path)
     methods = {name: plain(whole.get(name, {}) | flags) for name, flags in settings.items()}
     pictures = {one.name: digest_of(folder, one) for one in subjects}
-    config = keep_settings(output, {**vars(args), "methods": methods, "pictures": pictures})
+    config = joined_config(output, vars(args), SAME, methods=methods, pictures=pictures)
     eyes = scoring.load_eyes(args.metric_encoders, args.device)
     classes = [one.class_name for one in read_subjects(folder)]
     if eyes.classifier is not None:
@@ -107,26 +107,6 @@ def prepare(args: argparse.Namespace, tuned: dict[str, dict] | None = None) -> t
     return arena, subjects
 
 
-def keep_settings(output: Path, config: dict) -> dict:
-    """The configuration with the settings of all methods that the folder has rows of, too. InputError if its rows were
-    made with others."""
-    if not (output / "config.json").is_file():
-        return config
-    before = read_object(output / "config.json")
-    differing = [name for name in SAME if before.get(name) != config.get(name)]
-    then, now = methods_in(before, output / "config.json"), config["methods"]
-    differing += [f"the settings of {name}" for name in then.keys() & now.keys() if then[name] != now[name]]
-    seen = before.get("pictures") or {}
-    if not isinstance(seen, dict):
-        raise InputError(f"{output / 'config.json'} is damaged: its pictures are no object; take another --output_dir")
-    differing += [f"{name}, its prompts, class or pictures" for name, digest in config["pictures"].items()
-                  if seen.get(name, digest) != digest]  # fmt: skip
-    if differing:
-        raise InputError(f"the rows in {output} were made with another {differing[0]}: take the same, or another "
-                         "--output_dir")  # fmt: skip
-    return {**config, "methods": then | now, "pictures": seen | config["pictures"]}
-
-
 def digest_of(folder: Path, subject: Subject) -> str:
     """Twelve digits for what a row of a subject depends on: its class, its prompts and its pictures."""
     told = [subject.class_name, protocol.prompts_of(folder, subject), picture_hashes(subject.paths)]
@@ -134,20 +114,14 @@ def digest_of(folder: Path, subject: Subject) -> str:
 
 
 def plain(flags: dict) -> dict:
-    """Flags as they come back from config.json, without the places that every run has its own of."""
+    """Flags without the places that every run has its own of."""
     places = {"output_dir", "instance_data_dir", "class_data_dir", "print_config", "device"}
-    return json.loads(json.dumps({name: value for name, value in flags.items() if name not in places}))
+    return {name: value for name, value in flags.items() if name not in places}
 
 
 def rows_of(output: Path, shard: Shard | None) -> Path:
     """The file of a run's rows, or of one of its shards."""
     return output / (f"rows-{shard.index}of{shard.count}.jsonl" if shard else "rows.jsonl")
-
-
-def read_all_rows(output: Path) -> list[dict]:
-    """The rows of all shards, each (method, subject, seed) once."""
-    rows = [row for path in sorted(output.glob("rows*.jsonl")) for row in read_rows(path)]
-    return list({(row["method"], row["item"], row["seed"]): row for row in rows}.values())
 
 
 def run_subject(arena: Arena, subject: Subject, seed: int) -> None:

@@ -14,10 +14,10 @@ from common.files import append_row
 from common.flags import Shard, weights_of
 from common.picturebook.benchmarks import ensure_lawn, ensure_truths
 from common.picturebook.scenes import BACKGROUND_WORDS, COLORS, HELD_OUT
-from common.runs import write_config
+from common.runs import run_rows, write_config
 from eval.tracks.personalization import protocol, scoring
 from eval.tracks.personalization.along import train_along
-from eval.tracks.personalization.arena import read_all_rows, row_of, rows_of
+from eval.tracks.personalization.arena import row_of, rows_of
 from eval.tracks.personalization.methods import METHODS
 from lipschitz_personalize.loading import load_trained
 from lipschitz_personalize.objectives import load_backbone
@@ -115,12 +115,12 @@ def run(args: argparse.Namespace, settings: list, curves_of: Callable[..., dict[
     eyes, file = scoring.load_eyes("picturebook", args.device), rows_of(output, args.shard)
     work = [(setting, subject, seed) for seed in args.seeds for subject in subjects for setting in settings]
     for setting, subject, seed in (args.shard or Shard()).of(work):
-        done = {(row["method"], row["item"], row["seed"]) for row in read_all_rows(output)}
+        done = {(row["method"], row["item"], row["seed"]) for row in run_rows(output)}
         if (f"{setting.name} all", subject.name, seed) not in done:
             data = read_data(folder, truths, subject, eyes.classifier)
             for row in rows_along(args, setting, data, seed, eyes, curves_of, output / "weights" / file.stem):
                 append_row(file, row)
-    return [row for row in read_all_rows(output) if row["metrics"]]
+    return [row for row in run_rows(output) if row["metrics"]]
 
 
 def rows_along(args: argparse.Namespace, setting, data: Data, seed: int, eyes, curves_of, place: Path) -> list[dict]:

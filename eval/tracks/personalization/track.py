@@ -6,9 +6,9 @@ from pathlib import Path
 
 from common.data import Subject, fill_prompt, read_subject_prompts
 from common.flags import is_picturebook_folder
-from common.runs import read_json, write_json
+from common.runs import read_json, run_rows, write_json
 from eval.tracks.personalization import methods, options
-from eval.tracks.personalization.arena import REAL, picture_path, prepare, read_all_rows, run_subject
+from eval.tracks.personalization.arena import REAL, picture_path, prepare, run_subject
 from eval.tracks.personalization.matched import curve_of
 from eval.tracks.personalization.variants import CURVES, tuned_settings
 from eval.tracks.track import Item, Picture, Run, Track, date_of, earlier_results
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> Track | None:
 
 def track_of(output: Path, subjects: list[Subject], dataset: Path, settings: argparse.Namespace) -> Track:
     """What a folder of rows shows; subjects: those to show pictures of."""
-    rows, config = read_all_rows(output), read_json(output / "config.json")
+    rows, config = run_rows(output), read_json(output / "config.json")
     config["date"] = max(date_of(path) for path in output.glob("rows*.jsonl"))
     runs = [Run("this run", rows, config), *earlier_results(NAME, config)]
     measured = {row["method"] for run in runs for row in run.rows}

@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from common.data import Subject
-from common.runs import Cost, InputError, read_rows
+from common.runs import Cost, InputError, read_rows, run_rows
 from eval import compare, personalize
 from eval.tracks import track
 from eval.tracks.personalization import arena, methods, options, scoring, variants
@@ -213,7 +213,7 @@ def test_an_interrupted_run_goes_on_and_shards_make_the_same_rows(run, calls, tm
     run(parts, *only)
     assert not (parts / "rows.jsonl").exists() and (parts / "index.html").exists()
     strip = lambda rows: sorted((r["method"], r["item"], json.dumps(r["metrics"])) for r in rows)  # noqa: E731
-    assert strip(arena.read_all_rows(parts)) == strip(arena.read_all_rows(whole))
+    assert strip(run_rows(parts)) == strip(run_rows(whole))
 
     original = scoring.subject_scores
     monkeypatch.setattr(scoring, "subject_scores", Mock(side_effect=KeyboardInterrupt))
@@ -230,11 +230,11 @@ def test_rows_of_other_settings_are_not_mixed(run, tmp_path, capsys, monkeypatch
     run(tmp_path, "--methods", "base", "dreambooth+penalty", "--curves")
     with pytest.raises(SystemExit):
         run(tmp_path, *PAIR, "--guidance_scale", "3")
-    assert "another guidance_scale" in capsys.readouterr().err
+    assert "another --guidance_scale" in capsys.readouterr().err
     monkeypatch.setattr(variants, "tuned_settings", lambda: {"dreambooth+penalty": {"learning_rate": 9.0}})
     with pytest.raises(SystemExit):
         run(tmp_path, "--methods", "dreambooth+penalty", "--curves")
-    assert "another the settings of dreambooth+penalty" in capsys.readouterr().err
+    assert "another learning_rate of dreambooth+penalty" in capsys.readouterr().err
 
 
 def test_the_quick_track_trains_a_pair_beside_the_kept_arena(run, calls, model, dataset, tmp_path, monkeypatch):

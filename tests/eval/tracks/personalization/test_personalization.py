@@ -12,7 +12,7 @@ from common.claims import read_claims
 from common.data import Subject
 from common.picturebook.classifier import Reading
 from common.picturebook.subjects import LIVE_PROMPTS, OBJECT_PROMPTS
-from common.runs import InputError, append_row, bootstrap_interval
+from common.runs import InputError, append_row, bootstrap_interval, run_rows
 from eval.claims import findings
 from eval.report import measures
 from eval.report.headlines import claim_view
@@ -342,6 +342,6 @@ def test_a_tuning_goes_on_and_a_diverged_training_counts_as_nothing(tmp_path, mo
     monkeypatch.setattr(variants, "SETTINGS", tmp_path / "settings.toml")
     tune_personalization.main(["--output_dir", str(tmp_path), "--limit", "1"])
     assert [one["seed"] for one in ran] == [5, 5, 5] and variants.tuned_settings() == {"dreambooth+penalty": grid[1]}
-    assert arena.read_all_rows(tmp_path)[-1]["metrics"] == {}
+    assert run_rows(tmp_path)[-1]["metrics"] == {}
     tune_personalization.main(["--output_dir", str(tmp_path), "--limit", "1"])
     assert len(ran) == 3  # all was done
