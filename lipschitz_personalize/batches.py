@@ -9,11 +9,10 @@ from torch import Tensor
 
 from common.images import list_pictures
 from common.pipelines import Conditioning
-from common.runs import InputError
+from common.runs import measure
 from common.training import generate_class_pictures, load_pictures, picture_batch, picture_indices, step_generator
 from lipschitz_personalize.augmentation import augment
-from lipschitz_personalize.objectives import backbone_of, encode_pictures, encode_text, network, resolution_of
-from lipschitz_personalize.options import TOKEN
+from lipschitz_personalize.objectives import encode_pictures, encode_text
 
 CLASS_SEED = 2**62  # added to the seed: class pictures come in an order of their own
 
@@ -73,14 +72,14 @@ def cut(args: argparse.Namespace, pictures: list[Tensor], indices: list[int], ge
 
 
 def next_batch(
-    pipe, args: argparse.Namespace, given: list[Source], step: int, micro: int, process: int, processes: int,
-    generator: torch.Generator,
-) -> Batch:  # fmt: skip
+    pipe, args: argparse.Namespace, given: list[Source], step: int, micro: int, accelerator, generator: torch.Generator
+) -> Batch:
     """The pictures of a micro-step, --train_batch_size of each source; all that is random comes from the generator."""
     latents, conds, mask = [], [], None
     for source in given:
         indices = picture_indices(len(source.pictures), args.train_batch_size, source.seed, step, micro,
-                                  args.gradient_accumulation_steps, process, processes)  # fmt: skip
+                                  args.gradient_accumulation_steps, accelerator.process_index,
+                                  accelerator.num_processes)  # fmt: skip
         prefixes = [""] * len(indices)
         if source.latents is not None:
             latents.append(source.latents[indices])
@@ -105,38 +104,8 @@ def next_batch(
     return Batch(torch.cat(latents), Conditioning.cat(*conds), mask, len(latents[0]))
 
 
-def use_picturebook_subject(args: argparse.Namespace) -> list[Path]:
-    """The subject's pictures; without --instance_data_dir the first subject of the picturebook's validation split,
-    whose prompts are filled in where none were given."""
-    if args.instance_data_dir:
-        return list_pictures(args.instance_data_dir)
-    from common.data import read_subjects
-    from common.picturebook.benchmarks import ensure_subjects
-
-    subject = read_subjects(ensure_subjects("validation"))[0]
-    token = args.modifier_token if args.parameter_space == "custom_diffusion" else TOKEN
-    args.instance_data_dir = str(subject.paths[0].parent)
-    args.instance_prompt = args.instance_prompt or f"a {token} {subject.class_name}"
-    args.class_prompt = args.class_prompt or f"a {subject.class_name}"
-    args.validation_prompt = args.validation_prompt or f"a {token} {subject.class_name} in the snow"
-    return list(subject.paths)
-
-
-def check_resolution(pipe, args: argparse.Namespace) -> None:
-    """Fill in the model's own resolution. InputError for one that its latents, or diffusers (8 pixels), refuse."""
-    args.resolution = args.resolution or resolution_of(pipe)
-    side = pipe.vae_scale_factor
-    if backbone_of(pipe) == "sd3":
-        side *= network(pipe).config.patch_size  # its transformer takes the latents in patches
-    side = max(8, side)
-    if args.resolution % side:
-        raise InputError(f"--resolution {args.resolution} is no multiple of this model's {side} pixels")
-
-
 def ensure_class_pictures(pipe, args: argparse.Namespace, accelerator) -> float:
     """Draw what is missing in --class_data_dir (the run's own folder by default); returns the seconds it took."""
-    from common.runs import measure
-
     if not args.with_prior_preservation:
         return 0.0
     args.class_data_dir = args.class_data_dir or str(Path(args.output_dir) / "class_pictures")

@@ -10,17 +10,9 @@ import argparse
 import json
 from pathlib import Path
 
+from common.files import InputError, append_row, read_rows, write_json
 from common.flags import is_picturebook_folder, number, weights_of
-from common.runs import (
-    InputError,
-    append_row,
-    joined_config,
-    make_parser,
-    read_rows,
-    script,
-    write_config,
-    write_json,
-)
+from common.runs import joined_config, make_parser, script, write_config
 from lipschitz_personalize import options
 from lipschitz_personalize.reproduction import plan
 

@@ -49,9 +49,8 @@ def main(argv: list[str] | None = None) -> None:
 
     from common.images import grid, save_png
     from common.training import draw_pictures, step_generator
-    from lipschitz_personalize.batches import check_resolution
     from lipschitz_personalize.loading import load_trained
-    from lipschitz_personalize.objectives import load_backbone
+    from lipschitz_personalize.objectives import chosen_resolution, load_backbone
 
     trained, output = read_json(Path(args.trained_dir) / "config.json"), Path(args.output_dir)
     fits = all(name in trained and isinstance(trained[name], kind) for name, kind in options.TRAINED.items())
@@ -61,10 +60,9 @@ def main(argv: list[str] | None = None) -> None:
     args.num_inference_steps, args.guidance_scale = options.sampling_of(trained, args)
     args.pretrained_model_name_or_path = args.pretrained_model_name_or_path or trained["pretrained_model_name_or_path"]
     args.prompt = args.prompt or list(filter(None, (trained["instance_prompt"], trained["class_prompt"])))
-    args.resolution = args.resolution or trained["resolution"]
     dtype = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[args.mixed_precision]
     pipe = load_trained(args.trained_dir, args.pretrained_model_name_or_path, args.device, args.strength, dtype)
-    check_resolution(pipe, args)
+    args.resolution = chosen_resolution(pipe, args.resolution or trained["resolution"])
     base = load_backbone(args.pretrained_model_name_or_path, args.device, dtype) if args.compare_base else None
 
     def draw(one, number: int, prompt: str) -> list:

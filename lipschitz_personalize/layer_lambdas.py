@@ -53,33 +53,31 @@ def layer_factors(names: Iterable[str], rules: Iterable[tuple[str, float]]) -> d
 
 def lipschitz_factors(
     parameters: Mapping[str, Tensor], outputs: Iterable[Callable[[], Tensor]], generator: torch.Generator,
-    convention: str = "mean_sum", counts: Mapping[str, int] | None = None, probes: int = 1,
+    convention: str = "mean_sum", counts: Mapping[str, int] | None = None,
 ) -> dict[str, float]:  # fmt: skip
     """lambda_i / lambda in proportion to how much the network's output moves per move of tensor i.
 
     To first order and in a random direction, ||delta eps||^2 = sum_i s_i ||delta theta_i||^2 with s_i = ||J_i||_F^2 /
     n_i, the mean squared sensitivity of eps to one of tensor i's numbers: its squared Lipschitz constant, averaged
     instead of maximised over directions. J_i need not be formed, since E ||J_i^T v||^2 = ||J_i||_F^2 for standard
-    normal v: one backward pass per output and probe measures all tensors at once. outputs: functions that run the
-    network with a graph (different prompts, timesteps). The factors are scaled so that the pull on all weights
-    together, sum_i n_i c_i, stays that of the plain convention.
+    normal v: one backward pass per output measures all tensors at once. outputs: functions that run the network with
+    a graph (different prompts, timesteps). The factors are scaled so that the pull on all weights together,
+    sum_i n_i c_i, stays that of the plain convention.
     """
     tensors = {name: tensor for name, tensor in parameters.items() if tensor.requires_grad}
     squares = dict.fromkeys(tensors, 0.0)
     for output in outputs:
         prediction = output()
-        for probe in range(probes):
-            v = torch.randn(prediction.shape, generator=generator).to(prediction)
-            gradients = torch.autograd.grad(prediction, list(tensors.values()), v, retain_graph=probe + 1 < probes,
-                                            allow_unused=True)  # fmt: skip
-            for name, gradient in zip(tensors, gradients, strict=True):
-                squares[name] += 0.0 if gradient is None else gradient.double().square().sum().item()
-    wanted = {name: squares[name] / tensors[name].numel() for name in tensors}  # c_i, up to one factor for all
-    plain = {
-        name: 1.0 if convention == "sum" else 1 / (counts or {}).get(name, tensors[name].numel()) for name in tensors
-    }
-    pull = sum(tensors[name].numel() * wanted[name] for name in tensors)
+        v = torch.randn(prediction.shape, generator=generator).to(prediction)
+        gradients = torch.autograd.grad(prediction, list(tensors.values()), v, allow_unused=True)
+        for name, gradient in zip(tensors, gradients, strict=True):
+            squares[name] += 0.0 if gradient is None else gradient.double().square().sum().item()
+    sizes = {name: tensor.numel() for name, tensor in tensors.items()}
+    wanted = {name: squares[name] / sizes[name] for name in tensors}  # c_i, up to one factor for all
+    counted = sizes | dict(counts or {})
+    plain = {name: 1.0 if convention == "sum" else 1 / counted[name] for name in tensors}
+    pull = sum(sizes[name] * wanted[name] for name in tensors)
     if not (math.isfinite(pull) and pull > 0):
         raise InputError("the output does not move with the weights, or is NaN: no Lipschitz factors can be measured")
-    scale = sum(tensors[name].numel() * plain[name] for name in tensors) / pull
+    scale = sum(sizes[name] * plain[name] for name in tensors) / pull
     return {name: scale * wanted[name] / plain[name] for name in tensors}

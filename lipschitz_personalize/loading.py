@@ -24,27 +24,27 @@ def load_trained(
     Raises InputError where there is no training, it was interrupted, is damaged, or belongs to another model.
     """
     folder = Path(folder)
-    files = [name for name in WEIGHTS if (folder / name).exists()]
-    if len(files) != 1:
+    found = [name for name in WEIGHTS if (folder / name).exists()]
+    if len(found) != 1:
         raise InputError(f"{folder} holds no finished training; run python -m lipschitz_personalize.train --output_dir "
                          f"{folder}")  # fmt: skip
     if model is None:
         model = read_json(folder / "config.json").get("pretrained_model_name_or_path", "picturebook")
-    pipe = load_backbone(model, device, dtype)
-    if files[0] == LORA_FILE:
-        move_weights(network(pipe), merged_lora(network(pipe), _read(folder / LORA_FILE), folder), folder, strength)
-    elif files[0] == CUSTOM_DIFFUSION_FILE:
-        content = _read(folder / CUSTOM_DIFFUSION_FILE)
-        named = {key.replace(".processor", "").replace("_custom_diffusion", ""): value
-                 for key, value in content.items() if value.numel()}  # fmt: skip
-        move_weights(network(pipe), named, folder, strength)
-        for file in _word_files(folder):
-            _add_word(pipe, file)
-    else:
-        weights, net = _read_all(folder / files[0]), network(pipe)
+    pipe, file = load_backbone(model, device, dtype), folder / found[0]
+    net, words = network(pipe), []
+    if file.name == LORA_FILE:
+        weights = merged_lora(net, _read(file), folder)
+    elif file.name == CUSTOM_DIFFUSION_FILE:
+        weights = {key.replace(".processor", "").replace("_custom_diffusion", ""): value
+                   for key, value in _read(file).items() if value.numel()}  # fmt: skip
+        words = _word_files(folder)
+    else:  # a network, which large models split over several files
+        weights = {name: value for part in sorted(file.glob("*.safetensors")) for name, value in _read(part).items()}
         if missing := net.state_dict().keys() - weights.keys():
-            raise InputError(f"{folder / files[0]} lacks {min(missing)}: a file is missing, or it is of another model")
-        move_weights(net, weights, folder, strength)
+            raise InputError(f"{file} lacks {min(missing)}: a file is missing, or it is of another model")
+    move_weights(net, weights, folder, strength)
+    for word in words:
+        _add_word(pipe, word)
     return pipe
 
 
@@ -70,14 +70,6 @@ def _read(file: Path) -> dict[str, Tensor]:
         content = load_file(file)
     check_weights(file, content)
     return content
-
-
-def _read_all(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a network's folder, which large models split over several files."""
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise InputError(f"{folder} holds no weights (*.safetensors); train again")
-    return {name: value for file in files for name, value in _read(file).items()}
 
 
 def merged_lora(net: torch.nn.Module, content: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:

@@ -56,9 +56,13 @@ def network(pipe) -> torch.nn.Module:
     return pipe.transformer if backbone_of(pipe) == "sd3" else pipe.unet
 
 
-def resolution_of(pipe) -> int:
-    """Side of the square pictures that the model was trained on, in pixels."""
-    return network(pipe).config.sample_size * pipe.vae_scale_factor
+def chosen_resolution(pipe, resolution: int | None) -> int:
+    """--resolution, or the model's own. InputError for one that its latents, or diffusers (8 pixels), refuse."""
+    config, unit = network(pipe).config, pipe.vae_scale_factor
+    least = max(8, unit * config.patch_size if backbone_of(pipe) == "sd3" else unit)  # SD3 takes latents in patches
+    if resolution and resolution % least:
+        raise InputError(f"--resolution {resolution} is no multiple of this model's {least} pixels")
+    return resolution or config.sample_size * unit
 
 
 # ------------------------------------------------------------------------------------------------------ conditioning
@@ -86,8 +90,7 @@ def encode_pictures(pipe, pictures: Tensor, generator: torch.Generator) -> Tenso
     """
     factor, config = pipe.vae_scale_factor, pipe.vae.config
     if pictures.shape[2] % factor or pictures.shape[3] % factor:
-        raise InputError(f"training pictures of {pictures.shape[3]} pixels do not fit: the side must be a multiple of"
-                         f" {factor}; change --resolution")  # fmt: skip
+        raise InputError(f"pictures of {pictures.shape[3]} pixels do not fit: the side must be a multiple of {factor}")
     with without_overflow(pipe.vae) as vae:
         posterior = vae.encode((pictures * 2 - 1).to(vae.device, vae.dtype)).latent_dist
     return ((posterior.sample(generator) - (config.shift_factor or 0)) * config.scaling_factor).float()

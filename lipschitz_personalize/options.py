@@ -209,3 +209,21 @@ def check(args: argparse.Namespace) -> None:
             raise InputError(f"--instance_prompt has to hold --modifier_token {word}, the word that is trained")
     if args.cache_latents and (args.random_flip or not (args.squash or args.center_crop)):
         print("--cache_latents: every picture keeps the part and the side that it is first seen with", file=sys.stderr)
+
+
+def subject_pictures(args: argparse.Namespace) -> list[Path]:
+    """The subject's pictures; without --instance_data_dir the first subject of the picturebook's validation split,
+    whose prompts are filled in where none were given."""
+    from common.data import read_subjects
+    from common.images import list_pictures
+    from common.picturebook.benchmarks import ensure_subjects
+
+    if args.instance_data_dir:
+        return list_pictures(args.instance_data_dir)
+    subject = read_subjects(ensure_subjects("validation"))[0]
+    token = args.modifier_token if args.parameter_space == "custom_diffusion" else TOKEN
+    args.instance_data_dir = str(subject.paths[0].parent)
+    args.instance_prompt = args.instance_prompt or f"a {token} {subject.class_name}"
+    args.class_prompt = args.class_prompt or f"a {subject.class_name}"
+    args.validation_prompt = args.validation_prompt or f"a {token} {subject.class_name} in the snow"
+    return list(subject.paths)

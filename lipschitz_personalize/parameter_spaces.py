@@ -4,7 +4,6 @@
 network's own tensors.
 """
 
-import argparse
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +21,7 @@ from lipschitz_personalize.regularizer import lora_change
 LORA_FILE = "pytorch_lora_weights.safetensors"
 CUSTOM_DIFFUSION_FILE = "pytorch_custom_diffusion_weights.safetensors"
 WORD_KEYS = ["clip_l", "clip_g"]  # under which the ecosystem keeps a word of SDXL's two encoders
-WEIGHTS = ("unet", "transformer", CUSTOM_DIFFUSION_FILE, LORA_FILE)  # one of them is in the folder of a training
+WEIGHTS = ("unet", "transformer", CUSTOM_DIFFUSION_FILE, LORA_FILE)  # one of them is in a training's folder
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,20 +36,6 @@ class Space:
     counts: dict[str, int] = field(default_factory=dict)
     change: Callable[[], Tensor] | None = None
     trains_text: bool = False
-
-
-def check_folder(folder: Path, args: argparse.Namespace) -> None:
-    """Raises InputError if a folder holds weights that this training would leave there: a reader would mix them up."""
-    own = {
-        "full": ["transformer" if args.backbone == "sd3" else "unet"], "lora": [LORA_FILE],
-        "custom_diffusion": [CUSTOM_DIFFUSION_FILE], "word": ["learned_embeds.safetensors"],  # Textual Inversion's
-    }.get(args.parameter_space, [])  # fmt: skip
-    if args.parameter_space == "custom_diffusion" and args.backbone != "sd3":
-        own.append(f"{args.modifier_token}.safetensors")
-    for place in [*(folder / name for name in WEIGHTS), *sorted(folder.glob("*.safetensors"))]:  # words come last
-        if place.exists() and place.name not in own:
-            raise InputError(f"{folder} holds {place.name} of another training, which this one would leave there; "
-                             "remove it, or take another --output_dir")  # fmt: skip
 
 
 def full(pipe: DiffusionPipeline) -> Space:

@@ -9,12 +9,81 @@ With --l2_reg_weight 0 this is plain DreamBooth, Custom Diffusion or DreamBooth-
 import argparse
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
-from common.runs import InputError, check_replaced, digest_of, measure, progress, script, write_config, write_json
+from common.runs import InputError, measure, script, write_config, write_json
 from lipschitz_personalize import options
 
 LOOKS, INERT = 20, 0.01  # how often a training measures its penalty, and the share of the gradient that is too little
+
+
+@script
+def main(argv: list[str] | None = None) -> None:
+    train(options.parse(argv))
+
+
+def train(args: argparse.Namespace, space_of=None) -> None:
+    """Alg. 1, from the flags to the files in --output_dir. space_of(pipe, args): what is trained (`prepare`)."""
+    if args.print_config:
+        print(json.dumps(vars(args), indent=2))
+        return
+    import torch
+
+    from common import training, training_run
+    from common.images import grid, save_png
+    from lipschitz_personalize import batches
+    from lipschitz_personalize.objectives import chosen_resolution, denoising_loss, network
+    from lipschitz_personalize.parameter_spaces import WEIGHTS
+
+    output = Path(args.output_dir)
+    accelerator = training.make_accelerator(args, "lipschitz_personalize")
+    torch.manual_seed(args.seed)  # the first values of LoRA's factors
+    paths = options.subject_pictures(args)
+    pipe = load(args, accelerator.device)
+    args.resolution = chosen_resolution(pipe, args.resolution)
+    base = training.fingerprint(network(pipe).state_dict())
+    class_seconds = batches.ensure_class_pictures(pipe, args, accelerator)
+    space = (space_of or prepare)(pipe, args)
+    given = batches.sources(pipe, args, paths, space.trains_text)
+    regularizer, looks = penalty(pipe, args, space), []  # Alg. 1: theta^base is kept
+    if args.gradient_checkpointing:
+        network(pipe).enable_gradient_checkpointing()
+    who = training.identity(args, [path for source in given for path in source.paths], base=base)
+    how = optimizer_of(args, space, regularizer)
+    run = training_run.begin(accelerator, args, space.parameters, who, results=WEIGHTS, **how)
+
+    def pull(step: int) -> None:
+        """Alg. 1: + lambda sum_i ||theta_i - theta_i^base||^2, by its gradient; now and then how much that is."""
+        if step % (1 + args.max_train_steps // LOOKS) == 0 or step + 1 == args.max_train_steps:
+            looks.append({"penalty": regularizer.value(), "penalty_share": regularizer.share()})
+        regularizer.add_gradient()
+
+    with measure() as cost:
+        for step in run.steps():
+            losses = []
+            for micro in range(args.gradient_accumulation_steps):
+                generator = run.generator(step, micro)
+                batch = batches.next_batch(pipe, args, given, step, micro, accelerator, generator)
+                with accelerator.autocast():
+                    loss = denoising_loss(pipe, batch, args, generator)  # Alg. 1: ||eps - eps_theta(z_t, t, c)||^2
+                run.backward(loss)
+                losses.append(loss)
+            mean = run.update(losses, step, partial(pull, step) if regularizer else None)
+            accelerator.log({"loss": mean, "lr": run.rate, **(looks[-1] if looks else {})}, step)
+            run.save(step + 1)
+            if run.shows(step + 1):
+                picture = grid([draw(pipe, args, args.validation_prompt)])
+                save_png(output / "validation" / f"{step + 1:06d}.png", picture)
+    accelerator.end_training()
+    if accelerator.is_main_process:
+        training.check_finite(space.parameters)
+        space.save(output)
+        write_config(output, args, base_weights=base, training=run.digest)
+        save_png(output / "grid.png", draw_grid(pipe, args, paths))
+        costs = {"seconds": run.seconds(cost.seconds), "class_seconds": class_seconds,
+                 "peak_memory_mb": cost.peak_memory_mb}  # fmt: skip
+        finish(output, space, regularizer, run, looks, costs)
 
 
 def load(args: argparse.Namespace, device):
@@ -63,15 +132,34 @@ def penalty(pipe, args: argparse.Namespace, space):
     )  # fmt: skip
 
 
-def optimizer_of(args: argparse.Namespace, weights: list, regularizer, processes: int):
-    """(optimiser, schedule). Where nothing is clipped or decayed, Adam's own decay is half of the penalty's work."""
+def optimizer_of(args: argparse.Namespace, space, regularizer) -> dict:
+    """Groups and kind of the optimiser. Where nothing is clipped or decayed, Adam's own decay is half of the penalty's
+    work."""
     import torch
 
-    from common.training import make_optimizer
-
     if regularizer and not args.max_grad_norm and not args.adam_weight_decay:
-        return make_optimizer(regularizer.adam_groups(), args, processes, torch.optim.Adam)
-    return make_optimizer(weights, args, processes)
+        return {"groups": regularizer.adam_groups(), "kind": torch.optim.Adam}
+    return {"groups": list(space.parameters.values())}
+
+
+def finish(output: Path, space, regularizer, run, looks: list[dict], costs: dict[str, float]) -> None:
+    """metrics.json, and a word to the user."""
+    share = looks[-1]["penalty_share"] if looks else 0.0
+    if looks and share < INERT:
+        print(f"the penalty is inert: at the end its gradient is {share:.1g} of the loss's; raise --l2_reg_weight, or "
+              "say --l2_reg_weight 0", file=sys.stderr)  # fmt: skip
+    metrics = {
+        "loss": run.last_loss,
+        "penalty": regularizer.value() if regularizer else 0.0,
+        "penalty_share": share,
+        "trainable_parameters": sum(tensor.numel() for tensor in space.parameters.values()),
+        "file_bytes": sum(path.stat().st_size for path in output.rglob("*.safetensors")),
+        **costs,
+    }
+    write_json(output / "metrics.json", metrics)
+    penalty = f", penalty {metrics['penalty']:.3g} ({share:.0%} of the gradient)" if regularizer else ""
+    print(f"{len(run.losses)} steps in {costs['seconds']:.0f} s, loss {run.last_loss:.3g}{penalty}; weights and "
+          f"pictures in {output}, see {output / 'grid.png'}")  # fmt: skip
 
 
 def draw_grid(pipe, args: argparse.Namespace, paths: list[Path]):
@@ -92,11 +180,6 @@ def draw(pipe, args: argparse.Namespace, prompt: str) -> list:
     return draw_pictures(pipe, prompts, generators, args.resolution, args.num_inference_steps, args.guidance_scale)
 
 
-@script
-def main(argv: list[str] | None = None) -> None:
-    train(options.parse(argv))
-
-
 def personalise(pictures: str, prompt: str, output_dir: str = "outputs/lipschitz_personalize/mine", **flags):
     """A call for notebooks: train on a folder of pictures that `prompt` names, and return the pipeline that draws the
     subject. flags: of this script, by name."""
@@ -105,101 +188,6 @@ def personalise(pictures: str, prompt: str, output_dir: str = "outputs/lipschitz
     given = {"instance_data_dir": pictures, "instance_prompt": prompt, "output_dir": output_dir, **flags}
     train(options.parse(options.as_flags(given)))
     return load_trained(output_dir, flags.get("pretrained_model_name_or_path", "picturebook"), flags.get("device"))
-
-
-def train(args: argparse.Namespace, space_of=prepare) -> None:
-    """Alg. 1, from the flags to the files in --output_dir. space_of(pipe, args): what is trained."""
-    if args.print_config:
-        print(json.dumps(vars(args), indent=2))
-        return
-    from functools import partial
-
-    import torch
-
-    from common import training
-    from common.images import grid, save_png
-    from lipschitz_personalize import batches
-    from lipschitz_personalize.objectives import denoising_loss, network
-    from lipschitz_personalize.parameter_spaces import check_folder
-
-    output = Path(args.output_dir)
-    check_folder(output, args)
-    accelerator = training.make_accelerator(args, "lipschitz_personalize")
-    torch.manual_seed(args.seed)  # the first values of LoRA's factors
-    paths = batches.use_picturebook_subject(args)
-    pipe = load(args, accelerator.device)
-    batches.check_resolution(pipe, args)
-    base = training.fingerprint(network(pipe).state_dict())
-    class_seconds = batches.ensure_class_pictures(pipe, args, accelerator)
-    space = space_of(pipe, args)
-    given = batches.sources(pipe, args, paths, space.trains_text)
-    regularizer, looks = penalty(pipe, args, space), []
-    if args.gradient_checkpointing:
-        network(pipe).enable_gradient_checkpointing()
-    process, processes, scaler = accelerator.process_index, accelerator.num_processes, accelerator.scaler
-    optimizer, schedule = optimizer_of(args, list(space.parameters.values()), regularizer, processes)
-    optimizer = accelerator.prepare(optimizer)
-    who = training.identity(args, [path for source in given for path in source.paths], base=base)
-    if not args.resume_from_checkpoint:
-        check_replaced(output, who)
-    losses: list[float] = []
-    start = training.resume_training(args, space.parameters, optimizer, schedule, who, scaler, losses)
-
-    def pull(step: int) -> None:
-        """Alg. 1: + lambda sum_i ||theta_i - theta_i^base||^2, by its gradient; now and then how much that is."""
-        if step % (1 + args.max_train_steps // LOOKS) == 0 or step + 1 == args.max_train_steps:
-            looks.append({"penalty": regularizer.value(), "penalty_share": regularizer.share()})
-        regularizer.add_gradient()
-
-    micros, last = args.gradient_accumulation_steps, args.max_train_steps
-    with measure() as cost:
-        for step in progress(range(start, last), "training", shown=accelerator.is_main_process):
-            parts = []
-            for micro in range(micros):
-                generator = training.step_generator(args.seed, step, micro, process)
-                batch = batches.next_batch(pipe, args, given, step, micro, process, processes, generator)
-                with accelerator.autocast():
-                    loss = denoising_loss(pipe, batch, args, generator)  # Alg. 1: ||eps - eps_theta(z_t, t, c)||^2
-                accelerator.backward(loss / micros)
-                parts.append(loss.detach())
-            more = partial(pull, step) if regularizer else None
-            losses.append(training.update(accelerator, optimizer, schedule, parts, args.max_grad_norm, step, more))
-
-            accelerator.log({"loss": losses[-1], "lr": schedule.get_last_lr()[0], **(looks[-1] if looks else {})}, step)
-            if accelerator.is_main_process and (step + 1) % args.checkpointing_steps == 0 and step + 1 < last:
-                training.save_training(args, step + 1, space.parameters, optimizer, schedule, who, scaler, losses)
-            if accelerator.is_main_process and args.validation_prompt and (step + 1) % args.validation_steps == 0:
-                picture = grid([draw(pipe, args, args.validation_prompt)])
-                save_png(output / "validation" / f"{step + 1:06d}.png", picture)
-    accelerator.end_training()
-    if accelerator.is_main_process:
-        training.check_finite(space.parameters)
-        space.save(output)
-        write_config(output, args, base_weights=base, training=digest_of(who))
-        save_png(output / "grid.png", draw_grid(pipe, args, paths))
-        seconds = training.whole_seconds(cost.seconds, start, last)
-        costs = {"seconds": seconds, "class_seconds": class_seconds, "peak_memory_mb": cost.peak_memory_mb}
-        finish(output, space, regularizer, losses, looks, costs)
-
-
-def finish(output: Path, space, regularizer, losses: list[float], looks: list[dict], costs: dict[str, float]) -> None:
-    """metrics.json, and a word to the user."""
-    share = looks[-1]["penalty_share"] if looks else 0.0
-    if looks and share < INERT:
-        print(f"the penalty is inert: at the end its gradient is {share:.1g} of the loss's; raise --l2_reg_weight, or "
-              "say --l2_reg_weight 0", file=sys.stderr)  # fmt: skip
-    metrics = {
-        "loss": sum(losses[-50:]) / max(1, len(losses[-50:])),
-        "penalty": regularizer.value() if regularizer else 0.0,
-        "penalty_share": share,
-        "trainable_parameters": sum(tensor.numel() for tensor in space.parameters.values()),
-        "file_bytes": sum(path.stat().st_size for path in output.rglob("*.safetensors")),
-        **costs,
-    }
-    write_json(output / "metrics.json", metrics)
-    penalty = f", penalty {metrics['penalty']:.3g} ({share:.0%} of the gradient)" if regularizer else ""
-    print(f"{len(losses)} steps in {costs['seconds']:.0f} s, loss {metrics['loss']:.3g}{penalty}; weights and pictures "
-          f"in {output}, see {output / 'grid.png'}")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -73,10 +73,7 @@ def decompose(matrix: Tensor) -> Basis:
     LAPACK's SVD at Stable Diffusion's shapes, and as exact for float32 use).
 
     Where the Gram matrix, which squares the condition number, would lose the smallest values, LAPACK's SVD takes over.
-    Raises InputError for a weight that is not finite.
     """
-    if not matrix.isfinite().all():
-        raise InputError("a weight holds NaN or infinity; the model is damaged")
     tall = matrix.shape[0] > matrix.shape[1]
     W = (matrix.T if tall else matrix).double()
     squares, vectors = torch.linalg.eigh(W @ W.T)
@@ -107,14 +104,11 @@ def weight_hash(layer: nn.Module) -> str:
     return digest.hexdigest()[:32]
 
 
-def weight_hashes(model: nn.Module) -> dict[str, str]:
-    return {path: weight_hash(layer) for path, layer in tunable(model).items()}
-
-
 def base_hash(model: nn.Module, hashes: Mapping[str, str] | None = None) -> str:
     """What tells one base model from another: a hash over the weight_hash of every tunable layer, by name. Of float32
     weights: hash before a model is cast to another format."""
-    lines = (f"{path} {of_layer} " for path, of_layer in sorted((hashes or weight_hashes(model)).items()))
+    hashes = hashes or {path: weight_hash(layer) for path, layer in tunable(model).items()}
+    lines = (f"{path} {of_layer} " for path, of_layer in sorted(hashes.items()))
     return hashlib.sha256("".join(lines).encode()).hexdigest()[:32]
 
 
@@ -132,7 +126,7 @@ class Bases:
 
     def hashes(self, part: str) -> dict[str, str]:
         if part not in self._hashes:
-            self._hashes[part] = weight_hashes(getattr(self.pipe, part))
+            self._hashes[part] = {path: weight_hash(one) for path, one in tunable(getattr(self.pipe, part)).items()}
         return self._hashes[part]
 
     def base(self, part: str) -> str:
@@ -142,8 +136,7 @@ class Bases:
     def find(self, part: str, paths: Iterable[str], keep: bool = False) -> dict[str, Basis]:
         """find_bases of a part's layers. keep: hold them in memory for the next question."""
         paths, found = set(paths), self._found.setdefault(part, {})
-        missing = paths - found.keys()
-        new = find_bases(getattr(self.pipe, part), missing, self.folder, self.hashes(part)) if missing else {}
+        new = find_bases(getattr(self.pipe, part), paths - found.keys(), self.folder, self.hashes(part))
         if keep:
             found |= new
         return {path: basis for path, basis in (found | new).items() if path in paths}
@@ -168,7 +161,7 @@ def find_bases(
     layer's own device and put there. model: float32, unchanged. hashes: of its layers, where they are known.
 
     An interrupted computation goes on where it stopped; several processes share one. Logs a warning for layers whose
-    singular values are so close that shifts are not portable.
+    singular values are so close that shifts are not portable. Raises InputError for a weight that is not finite.
     """
     wanted, folder = set(paths), Path(folder) if folder else cache_folder("spectral_basis")
     layers = {path: layer for path, layer in tunable(model).items() if path in wanted and layer.weight.ndim > 1}
@@ -177,21 +170,20 @@ def find_bases(
     bases = {path: read(file) for path, file in files.items()}
     missing = [path for path, found in bases.items() if found is None]
     for path in progress(missing, "singular value decompositions", shown=bool(missing)):
+        matrix = as_matrix(layers[path])
+        if not matrix.isfinite().all():
+            raise InputError(f"{path} holds NaN or infinity; the model is damaged")
 
-        def write(temporary: Path, path: str = path) -> None:
-            matrix = as_matrix(layers[path])
-            matrix = matrix.cpu() if matrix.device.type == "mps" else matrix  # which has no float64
+        def write(temporary: Path, matrix: Tensor = matrix) -> None:
             save_file({name: part.cpu() for name, part in vars(decompose(matrix)).items()}, temporary)
 
-        try:
-            bases[path] = Basis(**load_file(write_once(files[path], write)))
-        except InputError as problem:
-            raise InputError(f"{path}: {problem}") from None
+        bases[path] = Basis(**load_file(write_once(files[path], write)))
     close = {path: count for path, basis in bases.items() if (count := close_pairs(basis.sigma))}
     if close:
         path = max(close, key=close.get)
-        log.warning(
-            "%d layers have singular values too close to tell their vectors apart (%s: %d pairs): shifts of these "
-            "layers hold on this machine's basis, and may not elsewhere", len(close), path, close[path],
-        )  # fmt: skip
+        said = (
+            f"{len(close)} layers have singular values too close to tell their vectors apart ({path}: "
+            f"{close[path]} pairs): shifts of these layers hold on this machine's basis, and may not elsewhere"
+        )
+        log.warning(said)
     return bases

@@ -120,15 +120,15 @@ def written(value: float) -> str:
 
 def changes(args: argparse.Namespace, pipe, bases) -> dict:
     """label -> (merging.Change, scale): every model that is to draw."""
-    from svdiff import merging
+    from svdiff import combine, merging
 
     loaded = [merging.load(pipe, path, bases) for path in paths_of(args)]
     if args.interpolate:
-        made = {f"alpha {written(alpha)}": merging.interpolate(*loaded, alpha) for alpha in args.alpha}
+        made = {f"alpha {written(alpha)}": combine.interpolate(*loaded, alpha) for alpha in args.alpha}
     elif args.style_mix:
         made = {"mixed": merging.style_mix(pipe, *loaded, *args.geometry_layers)}
     else:
-        made = {"tuned": merging.add(loaded, [weight for _, weight in args.spectral_shifts])}
+        made = {"tuned": combine.add(loaded, [weight for _, weight in args.spectral_shifts])}
     if args.scale == [1.0]:
         return {label: (change, 1.0) for label, change in made.items()}
     return {f"{label}, scale {written(scale)}": (change, scale) for label, change in made.items()

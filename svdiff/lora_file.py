@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from common.model_files import one_line
+from common.files import refused_as
 from common.runs import InputError
 from svdiff.files import PARTS, read_tensors
 
@@ -43,15 +43,12 @@ def read_lora(pipe, file: Path) -> dict[str, dict[str, Tensor]]:
         raise InputError(f"{file} holds {odd[0]}, which is no part of a LoRA")
     parts: dict[str, dict[str, Tensor]] = {}
     try:
-        pipe.load_lora_weights(file.parent, weight_name=file.name, adapter_name="read", local_files_only=True)
-        for part in (part for part in PARTS if getattr(pipe, part, None) is not None):
-            for path, layer in getattr(pipe, part).named_modules():
-                if isinstance(layer, LoraLayer) and "read" in layer.lora_A:
-                    parts.setdefault(part, {})[f"{path}.weight"] = layer.get_delta_weight("read").detach().float()
-    except InputError:
-        raise
-    except Exception as problem:  # whatever the libraries make of shapes, names and settings that do not fit
-        raise InputError(f"{file} is no LoRA of this model: {one_line(problem)}") from None
+        with refused_as(f"{file} is no LoRA of this model"):  # shapes, names or settings that do not fit
+            pipe.load_lora_weights(file.parent, weight_name=file.name, adapter_name="read", local_files_only=True)
+            for part in (part for part in PARTS if getattr(pipe, part, None) is not None):
+                for path, layer in getattr(pipe, part).named_modules():
+                    if isinstance(layer, LoraLayer) and "read" in layer.lora_A:
+                        parts.setdefault(part, {})[f"{path}.weight"] = layer.get_delta_weight("read").detach().float()
     finally:
         pipe.unload_lora_weights()
     found = [delta for of_part in parts.values() for delta in of_part.values()]

@@ -1,14 +1,18 @@
-"""What a training changed, read back and written into a pipeline's weights: spectral shifts, full weights or LoRA."""
+"""What a training changed, read back and written into a pipeline's weights: spectral shifts, full weights or LoRA.
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+A Change is a plain dictionary: "unet.conv_in.delta" is the shift of a layer of the UNet, "unet.conv_in.weight" the
+difference W' - W of a parameter. So svdiff.combine adds and interpolates what was trained apart, one kind or both.
+"""
+
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from common.files import refused_as
+from common.model_files import MODELS, check_weights, load_model
 from common.runs import InputError, read_object
 from svdiff import combine, files
 from svdiff.basis import Bases, tunable
@@ -16,45 +20,18 @@ from svdiff.lora_file import is_lora, read_lora
 from svdiff.spectral import rebuilt
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
+Change = dict[str, Tensor]
 
 
-@dataclass(frozen=True)
-class Change:
-    """kind "shifts": per part of the pipeline {layer: delta}; "weights": {layer's or parameter's name: W' - W}.
-
-    Changes of one kind can be added and interpolated (svdiff.combine).
-    """
-
-    kind: str
-    parts: dict[str, dict[str, Tensor]]
-
-    def of(self, part: str) -> dict[str, Tensor]:
-        return self.parts.get(part, {})
+def of_part(change: Change, part: str = "unet") -> Change:
+    """What changes in a part of the pipeline, under the names that it has there."""
+    return {name.removeprefix(f"{part}."): value for name, value in change.items() if name.startswith(f"{part}.")}
 
 
-def combined(rule: Callable[..., dict[str, Tensor]], *changes: Change) -> Change:
-    """rule(…), e.g. combine.add, part by part. Raises InputError for changes of different kinds."""
-    if len(kinds := {change.kind for change in changes}) > 1:
-        raise InputError("spectral shifts and full weights cannot be combined with each other: give one kind")
-    parts = dict.fromkeys(part for change in changes for part in change.parts)
-    return Change(kinds.pop(), {part: rule(*(change.of(part) for change in changes)) for part in parts})
-
-
-def add(changes: Sequence[Change], weights: Sequence[float] | None = None) -> Change:
-    """Eq. 4, weighted."""
-    return combined(lambda *tensors: combine.add(tensors, weights), *changes)
-
-
-def interpolate(one: Change, two: Change, alpha: float) -> Change:
-    """Eq. 5."""
-    return combined(partial(combine.interpolate, alpha=alpha), one, two)
-
-
-def style_mix(pipe, appearance: Change, geometry: Change, first: tuple, last: tuple) -> Change:
+def style_mix(pipe, appearance: Change, geometry: Change, first: combine.Block, last: combine.Block) -> Change:
     """Geometry's UNet changes between two blocks in P+ notation, everything else from appearance."""
-    paths = combine.span(pipe.unet, first, last)
-    return combined(lambda one, two: combine.style_mix(one, two, combine.inside({**one, **two}, paths)), appearance,
-                    geometry)  # fmt: skip
+    paths = [f"unet.{path}" for path in combine.span(pipe.unet, first, last)]
+    return combine.style_mix(appearance, geometry, combine.inside({**appearance, **geometry}, paths))
 
 
 # ---------------------------------------------------------------------------------------------------------- reading
@@ -72,32 +49,27 @@ def load(pipe, path: str | Path, bases: Bases | None = None) -> Change:
         parts = read_lora(pipe, lora)
         check_base(lora.parent, parts, bases)
     else:
-        return Change("shifts", read_shifts(pipe, path, bases))
-    return Change("weights", parts)
+        parts = read_shifts(pipe, path, bases)
+    return {f"{part}.{name}": value for part, changes in parts.items() for name, value in changes.items()}
 
 
 def read_shifts(pipe, path: Path, bases: Bases) -> dict[str, dict[str, Tensor]]:
-    """{part: {layer: delta}} of all files that belong to a folder or file of shifts."""
+    """{part: {"<layer>.delta": delta}} of all files that belong to a folder or file of shifts."""
     parts = {}
     for part, file in files.find_files(path).items():
         if (model := getattr(pipe, part, None)) is None:
             raise InputError(f"{file} belongs to a {part}, which this model does not have")
-        parts[part] = files.fit(model, *files.read_shifts(file), bases.base(part), file)
+        shifts = files.fit(model, *files.read_shifts(file), bases.base(part), file)
+        parts[part] = {f"{layer}.delta": delta for layer, delta in shifts.items()}
     return parts
 
 
 def full_weights(pipe, folder: Path) -> dict[str, dict[str, Tensor]]:
     """{part: {parameter: W' - W}} of the models that a full fine-tuning saved in a folder."""
-    from common.model_files import MODELS, check_weights, load_model, one_line
-
     parts = {}
     for part in (part for part in files.PARTS if (folder / part / "config.json").is_file()):
-        try:
+        with refused_as(f"{folder / part} cannot be read as a model"):  # missing, or cut short
             tuned = dict(load_model(MODELS[part], folder / part, torch.float32).named_parameters())
-        except InputError:
-            raise
-        except Exception as problem:  # whatever the libraries make of a file that is missing or cut short
-            raise InputError(f"{folder / part} cannot be read as a model: {one_line(problem)}") from None
         check_weights(folder / part, tuned)
         base = dict(getattr(pipe, part).named_parameters())
         if {n: p.shape for n, p in tuned.items()} != {n: p.shape for n, p in base.items()}:
@@ -120,17 +92,16 @@ def check_base(folder: Path, parts: Iterable[str], bases: Bases) -> None:
 
 
 def new_weights(pipe, change: Change, scale: float, bases: Bases) -> Iterator[tuple[Tensor, Tensor]]:
-    """(parameter, its new value) of everything that a change touches."""
-    for part, deltas in change.parts.items():
-        model = getattr(pipe, part)
-        if change.kind == "weights":
-            for name, delta in deltas.items():
-                parameter = model.get_parameter(name)
-                yield parameter, parameter + scale * delta.to(parameter)
-        else:
-            layers, found = tunable(model), bases.find(part, deltas, keep=True)
-            for path, delta in deltas.items():
-                yield layers[path].weight, rebuilt(layers[path], found.get(path), delta, scale)
+    """(parameter, its new value) of everything that a change touches, to be written before the next is asked for."""
+    for part in dict.fromkeys(name.partition(".")[0] for name in change):
+        model, own = getattr(pipe, part), of_part(change, part)
+        layers, paths = tunable(model), [name.removesuffix(".delta") for name in own if name.endswith(".delta")]
+        found = bases.find(part, paths, keep=True)
+        for path in paths:
+            yield layers[path].weight, rebuilt(layers[path], found.get(path), own.pop(f"{path}.delta"), scale)
+        for name, difference in own.items():
+            parameter = model.get_parameter(name)
+            yield parameter, parameter + scale * difference.to(parameter)
 
 
 @torch.no_grad()
@@ -142,16 +113,16 @@ def write_into(pipe, change: Change, scale: float = 1.0, bases: Bases | None = N
 
 
 @contextmanager
-def applied(pipe, change: Change | None, scale: float = 1.0, bases: Bases | None = None) -> Iterator[None]:
+def applied(pipe, change: Change, scale: float = 1.0, bases: Bases | None = None) -> Iterator[None]:
     """Within this context the pipeline is the changed model; afterwards it is the base again, bit for bit."""
     before: list[tuple[Tensor, Tensor]] = []
     try:
         with torch.no_grad():
-            for parameter, value in new_weights(pipe, change, scale, bases or Bases(pipe)) if change else ():
+            for parameter, value in new_weights(pipe, change, scale, bases or Bases(pipe)):
                 before.append((parameter, parameter.detach().to("cpu", copy=True)))
                 parameter.copy_(value)
         yield
     finally:
         with torch.no_grad():
-            for parameter, value in before:
+            for parameter, value in reversed(before):
                 parameter.copy_(value)

@@ -1,6 +1,4 @@
-"""The training loss (paper, Eq. 1, Eq. 3 and Sec. 3.3), to be held beside the paper."""
-
-from collections.abc import Sequence
+"""The training loss (paper, Eq. 1 and Eq. 3), to be held beside the paper; the unmix loss joins it in train.py."""
 
 import torch
 import torch.nn.functional as F
@@ -8,17 +6,15 @@ from torch import Tensor
 
 from common.pipelines import Conditioning
 from common.training import noised, target
-from svdiff.unmix import KeepMaps, unmix_loss
 
 
 def loss(
-    pipe, latents: Tensor, cond: Conditioning, generator: torch.Generator, subjects: int, prior_weight: float,
-    keepers: Sequence[KeepMaps] = (), places: Sequence = (), unmix_weight: float = 0.0,
-) -> Tensor:  # fmt: skip
-    """L(delta) = E || eps_theta_delta(z*_t | c*) - eps ||^2 + lambda L_pr(delta) (+ the unmix loss), a scalar.
+    pipe, latents: Tensor, cond: Conditioning, generator: torch.Generator, subjects: int, prior_weight: float
+) -> Tensor:
+    """L(delta) = E || eps_theta_delta(z*_t | c*) - eps ||^2 + lambda L_pr(delta), a scalar.
 
     latents [n,4,h,w], cond [n]: the first `subjects` of them z*, c*, the others z^pr, c^pr (none: lambda = 0).
-    generator: of eps and t. keepers, places: of unmix.watch and unmix.mixed_places.
+    generator: of eps and t.
     """
     alpha_bar, kind = pipe.scheduler.alphas_cumprod, pipe.scheduler.config.prediction_type
     eps = torch.randn(latents.shape, generator=generator).to(latents)  # eps ~ N(0, I)
@@ -28,7 +24,4 @@ def loss(
     wanted = target(kind, alpha_bar, latents, eps, t)  # eps; the velocity where the network predicts that
     errors = F.mse_loss(predicted.float(), wanted, reduction="none").mean((1, 2, 3))  # Eq. 1, per sample
     prior = errors[subjects:].mean() if len(errors) > subjects else 0.0  # Eq. 3, L_pr
-    total = errors[:subjects].mean() + prior_weight * prior  # Eq. 3
-    if keepers:
-        total = total + unmix_weight * unmix_loss([keeper.maps for keeper in keepers], places)  # Sec. 3.3
-    return total
+    return errors[:subjects].mean() + prior_weight * prior  # Eq. 3

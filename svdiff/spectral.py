@@ -19,6 +19,7 @@ from collections.abc import Iterable, Mapping
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from svdiff.basis import Basis, from_matrix, tunable
 
@@ -174,12 +175,8 @@ class SpectralNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight
-        bias = None if self.bias is None else self.bias.to(weight)
-        if isinstance(self.norm, nn.GroupNorm):
-            y = F.group_norm(x.to(weight), self.norm.num_groups, weight, bias, self.norm.eps)
-        else:
-            y = F.layer_norm(x.to(weight), self.norm.normalized_shape, weight, bias, self.norm.eps)
-        return y.to(x.dtype)
+        shifted = {"weight": weight} | ({} if self.bias is None else {"bias": self.bias.to(weight)})
+        return functional_call(self.norm, shifted, (x.to(weight),)).to(x.dtype)
 
 
 def spectral_form(layer: nn.Module, basis: Basis | None) -> nn.Module:

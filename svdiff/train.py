@@ -8,10 +8,9 @@ Without arguments: a subject of the picturebook. accelerate launch and torchrun 
 """
 
 import argparse
-import time
 from pathlib import Path
 
-from common.runs import check_replaced, digest_of, make_parser, progress, script, write_config, write_json
+from common.runs import make_parser, script, write_config, write_json
 from common.training_flags import add_subject_flags, add_training_flags, parse_training
 from svdiff import options
 
@@ -33,16 +32,15 @@ def main(argv: list[str] | None = None) -> None:
     if args.print_config:
         options.show_config(args, concepts=[vars(concept) for concept in concepts])
         return
-    from common import training
+    from common import training, training_run
     from common.pipelines import chosen_resolution, load_pipeline
     from svdiff.basis import Bases
     from svdiff.objective import loss
     from svdiff.samples import Encoder, draw_batch, read_source
     from svdiff.spaces import RESULTS, SPACES
-    from svdiff.unmix import mixed_places
+    from svdiff.unmix import mixed_places, unmix_loss
 
     accelerator = training.make_accelerator(args, "svdiff")
-    micros, process = args.gradient_accumulation_steps, accelerator.process_index
     pipe = load_pipeline(args.pretrained_model_name_or_path, accelerator.device)
     resolution, bases = chosen_resolution(pipe, args.resolution), Bases(pipe, args.basis_dir)
     source, pictures = read_source(args, pipe, concepts, resolution, accelerator, bases.base("unet"))
@@ -50,46 +48,40 @@ def main(argv: list[str] | None = None) -> None:
         tuned = SPACES[args.parameter_space](pipe, args, bases)
     keepers = prepare(pipe, args, concepts, tuned)
     encoder = Encoder(pipe, resolution, frozen=not args.train_text_encoder)
-    optimizer, schedule = training.make_optimizer(tuned.groups, args, accelerator.num_processes)
-    optimizer = accelerator.prepare(optimizer)
     prompts = [[concept.instance_prompt, concept.class_prompt] for concept in concepts]
     who = training.identity(args, pictures, base=tuned.base, prompts=prompts)
-    if not args.resume_from_checkpoint:
-        check_replaced(args.output_dir, who, RESULTS)
-    losses: list[float] = []
-    start = training.resume_training(args, tuned.weights, optimizer, schedule, who, accelerator.scaler, losses)
-    if process == 0:
+    run = training_run.begin(accelerator, args, tuned.weights, who, tuned.groups, RESULTS)
+    if accelerator.is_main_process:
         print(f"{tuned.count:,} numbers are trained, {args.max_train_steps} steps, resolution {resolution}")
-    began = time.perf_counter()
 
-    for step in progress(range(start, args.max_train_steps), "training", shown=process == 0):
-        found = []
-        for micro in range(micros):
-            generator = training.step_generator(args.seed, step, micro, process)
+    for step in run.steps():
+        losses = []
+        for micro in range(args.gradient_accumulation_steps):
+            generator = run.generator(step, micro)
             batch = draw_batch(source, args.train_batch_size, generator, step, micro)
             latents = encoder.latents(batch, generator)  # z*, and z^pr
-            places = mixed_places(pipe.tokenizer, batch, concepts) if keepers else []
             with accelerator.autocast():
                 cond = encoder.conditioning(batch.prompts)  # c*, and c^pr
-                found.append(loss(pipe, latents, cond, generator, args.train_batch_size, args.prior_loss_weight,
-                                  keepers, places, args.unmix_weight))  # fmt: skip
-            accelerator.backward(found[-1] / micros)
-        losses.append(training.update(accelerator, optimizer, schedule, found, args.max_grad_norm, step))
+                total = loss(pipe, latents, cond, generator, args.train_batch_size, args.prior_loss_weight)  # Eq. 3
+                if keepers:
+                    maps = [keeper.maps for keeper in keepers]
+                    places = mixed_places(pipe.tokenizer, batch, concepts)
+                    total = total + args.unmix_weight * unmix_loss(maps, places)  # Sec. 3.3, last paragraph
+            run.backward(total)
+            losses.append(total)
+        mean = run.update(losses, step)
         if args.report_to != "none":
-            rate = schedule.get_last_lr()[0]
-            accelerator.log({"loss": losses[-1], "learning_rate": rate, **tuned.dead()}, step + 1)
-        done = step + 1
-        if process == 0 and done % args.checkpointing_steps == 0 and done < args.max_train_steps:
-            training.save_training(args, done, tuned.weights, optimizer, schedule, who, accelerator.scaler, losses)
-        if process == 0 and args.validation_prompt and done % args.validation_steps == 0:
+            accelerator.log({"loss": mean, "learning_rate": run.rate, **tuned.dead()}, step + 1)
+        run.save(step + 1)
+        if run.shows(step + 1):
             with accelerator.autocast():
-                show(args, pipe, concepts, source, f"validation-{done}.png")
+                show(args, pipe, concepts, source, f"validation-{step + 1}.png")
 
-    seconds = training.whole_seconds(time.perf_counter() - began, start, args.max_train_steps)
+    seconds = run.seconds()
     accelerator.wait_for_everyone()
     training.check_finite(tuned.weights)
-    if process == 0:
-        finish(args, concepts, tuned, losses, seconds, digest_of(who))
+    if accelerator.is_main_process:
+        finish(args, concepts, tuned, run, seconds)
         with accelerator.autocast():
             show(args, pipe, concepts, source, "grid.png")
         print(f"{seconds:.0f} s; weights, and grid.png with what they draw, in {args.output_dir}")
@@ -112,17 +104,14 @@ def prepare(pipe, args: argparse.Namespace, concepts: list, tuned) -> list:
     return unmix.watch(pipe.unet, args.unmix_resolution) if args.unmix_weight and len(concepts) > 1 else []
 
 
-def finish(args: argparse.Namespace, concepts: list, tuned, losses: list[float], seconds: float, who: str) -> None:
-    """Weights, config.json, metrics.json. who: digest of the training's identity."""
+def finish(args: argparse.Namespace, concepts: list, tuned, run, seconds: float) -> None:
+    """Weights, config.json, metrics.json."""
     output, dead = Path(args.output_dir), tuned.dead()
-    files = tuned.save(output)
-    write_config(output, args, base=tuned.base, concepts=[vars(concept) for concept in concepts], training=who,
+    sizes = {file.name: file.stat().st_size for file in tuned.save(output)}
+    write_config(output, args, base=tuned.base, concepts=[vars(concept) for concept in concepts], training=run.digest,
                  validation_prompt=options.shown_prompt(args, concepts))  # fmt: skip
-    last = losses[-50:]
-    write_json(output / "metrics.json", {
-        "loss": sum(last) / len(last) if last else None, "trained_numbers": tuned.count, "seconds": seconds,
-        **dead, "bytes": {file.name: file.stat().st_size for file in files},
-    })  # fmt: skip
+    write_json(output / "metrics.json", {"loss": run.last_loss, "trained_numbers": tuned.count, "seconds": seconds,
+                                         **dead, "bytes": sizes})  # fmt: skip
     for name, share in dead.items():
         print(f"{name}: {100 * share:.1f} % of the singular values are at zero")
 

@@ -23,6 +23,21 @@ def _local_only(self: socket.socket, address: object) -> None:
 socket.socket.connect = _local_only
 
 
+@pytest.fixture
+def refused(capsys):
+    """refused(words, call, …): the call ends in one sentence that holds the words, and in exit code 2."""
+
+    def check(words, call, *arguments, **named):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            call(*arguments, **named)
+        said = capsys.readouterr().err
+        (sentence,) = [line for line in said.splitlines() if line.startswith("error: ")]
+        assert stop.value.code == 2 and words in sentence and "Traceback" not in said
+
+    return check
+
+
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory):
     """A small random Stable Diffusion in a folder: 16x16 latents, 64x64 pictures."""

@@ -39,20 +39,16 @@ def side_by_side(args: argparse.Namespace, names: list[str], bench, picture_path
 
 def curves(args: argparse.Namespace, rows: list[dict], sweep: list[str]) -> None:
     """Figs. 2 and 4, those that were asked for."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     summary = by_method([row for row in rows if row["method"] in sweep])
     weights = {row["method"]: row["l2_reg_weight"] for row in rows if row["method"] in sweep}
     for number, plot in ((2, figure_2), (4, figure_4)):
         if number in args.figure:
-            figure, axes = plt.subplots(1, 2, figsize=(8, 3.2), constrained_layout=True)
-            plot(axes, summary, dict(sorted(weights.items(), key=lambda pair: pair[1])))
+            figure = Figure((8, 3.2), layout="constrained")
+            plot(figure.subplots(1, 2), summary, dict(sorted(weights.items(), key=lambda pair: pair[1])))
             with atomic_path(Path(args.output_dir) / f"figure_{number}.png") as temporary:
                 figure.savefig(temporary, dpi=100)
-            plt.close(figure)
 
 
 def figure_2(axes, summary: dict[str, Summary], weights: dict[str, float]) -> None:

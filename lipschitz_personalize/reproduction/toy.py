@@ -159,19 +159,15 @@ def divergences(data, drawn) -> dict[str, float]:
 
 def picture(panels: dict, path: Path) -> None:
     """Points [6, 1000, 2] per panel, one colour per class."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, len(panels), figsize=(3 * len(panels), 3.4), constrained_layout=True)
-    for axis, (title, points) in zip(axes, panels.items(), strict=True):
+    figure = Figure((3 * len(panels), 3.4), layout="constrained")
+    for axis, (title, points) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
         for cluster, colour in zip(points, ("C0", "C1", "C2", "C4", "C5", "C3"), strict=False):
             axis.scatter(*cluster.T.numpy(), s=1, color=colour)
         axis.set(title=title, xlim=(-5, 5), ylim=(-5, 5), aspect="equal", xticks=[], yticks=[])
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=100)
-    plt.close(figure)
 
 
 @script

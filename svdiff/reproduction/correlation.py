@@ -6,15 +6,15 @@ import numpy as np
 
 from common.runs import atomic_path, write_json
 from svdiff import combine, options
+from svdiff.merging import of_part
 from svdiff.reproduction.study import SPACES, Study
 
 
 def correlation(study: Study) -> None:
     """figure9a.png, correlation.json; Fig. 9b is made of the pictures of Fig. 5, in figures.py."""
     rate = str(options.learning_rates(study.args.pretrained_model_name_or_path)["svdiff"] / 2)
-    shifts = [study.tuned(subject).of("unet") for subject in study.subjects]
-    again = [study.tuned(one, "svdiff-half-rate", *SPACES["svdiff"], "--learning_rate", rate).of("unet")
-             for one in study.subjects]  # fmt: skip
+    half = "svdiff-half-rate", *SPACES["svdiff"], "--learning_rate", rate
+    shifts, again = ([of_part(study.tuned(subject, *flags)) for subject in study.subjects] for flags in ((), half))
     cosines = np.array([[combine.correlation(one, again[i] if i == j else two) for j, two in enumerate(shifts)]
                         for i, one in enumerate(shifts)])  # fmt: skip
     names, classes = zip(*((subject.name, subject.class_name) for subject in study.subjects), strict=True)

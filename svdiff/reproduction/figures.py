@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from operator import attrgetter
 from statistics import fmean
 
 from scipy.stats import spearmanr
@@ -13,7 +14,6 @@ from common.data import Subject
 from common.images import load_image
 from common.runs import InputError, atomic_path, read_rows, write_json
 from svdiff import combine, merging, options
-from svdiff.basis import tunable
 from svdiff.reproduction.scores import likeness, load_eye, seam, seen_in, sides, usual_color
 from svdiff.reproduction.study import SPACES, Method, Panel, Scorer, Study, pair_name
 
@@ -100,11 +100,9 @@ def rank(study: Study) -> None:
 
 def truncated(study: Study, subject: Subject, share: float) -> merging.Change:
     """Of every matrix the shifts of its largest singular values; vectors, which have no such order, whole."""
-    change, parts = study.tuned(subject), {}
-    for part, shifts in change.parts.items():
-        layers = tunable(getattr(study.pipe, part))
-        parts[part] = combine.truncate(shifts, share, [path for path in shifts if layers[path].weight.ndim == 1])
-    return replace(change, parts=parts)
+    change = study.tuned(subject)
+    weights = {name: attrgetter(name.replace(".delta", ".weight"))(study.pipe) for name in change}
+    return combine.truncate(change, share, [name for name, weight in weights.items() if weight.ndim == 1])
 
 
 def scaling(study: Study) -> None:
@@ -188,7 +186,7 @@ def combination(study: Study) -> None:
     """Fig. 8: subjects trained apart, added up (Eq. 4): shifts against differences of full weights."""
 
     def added(subjects: tuple, space: str) -> merging.Change:
-        return merging.add([study.tuned(subject, space) for subject in subjects])  # Eq. 4
+        return combine.add([study.tuned(subject, space) for subject in subjects])  # Eq. 4
 
     panels = []
     for kind, subjects in study.pairs():
@@ -205,7 +203,7 @@ def style(study: Study) -> None:
     rules = {
         "appearance": lambda one, two: one,
         "mixed": lambda one, two: merging.style_mix(study.pipe, one, two, *span),
-        "added": lambda one, two: merging.add([one, two]),
+        "added": lambda one, two: combine.add([one, two]),
     }
 
     def change(subjects: tuple, name: str) -> merging.Change:
@@ -228,7 +226,7 @@ def interpolation(study: Study) -> None:
     def between(subjects: tuple, space: str, alpha: float) -> merging.Change:
         ends = [study.trained(f"{subject.name}-thing-{space}", [study.concept(subject, "thing", "sks")], *SPACES[space])
                 for subject in subjects]  # fmt: skip
-        return merging.interpolate(*ends, alpha)  # Eq. 5
+        return combine.interpolate(*ends, alpha)  # Eq. 5
 
     panels = []
     for subjects in chosen:

@@ -29,12 +29,12 @@ Scorer = Callable[[Tensor], dict[str, float]]  # of a picture [1,3,H,W] in [0,1]
 
 @dataclass(frozen=True)
 class Method:
-    """change: what the base is changed by, asked for when a picture is missing (None: by nothing). make: of a prompt,
-    how its pictures are made; by sampling, unless it is given. prompts: in place of the panel's. shown: whether its
+    """change: what the base is changed by, asked for when a picture is missing. make: of a prompt, how its pictures are
+    made; by sampling, unless it is given. prompts: in place of the panel's. shown: whether its
     pictures stand on the sheet."""
 
     name: str
-    change: Callable[[], merging.Change | None] = lambda: None
+    change: Callable[[], merging.Change] = dict
     scale: float = 1.0
     make: Callable[[str], Maker] | None = None
     prompts: list[str] | None = None

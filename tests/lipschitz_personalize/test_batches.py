@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from common.images import list_pictures
-from common.runs import InputError
 from common.training import step_generator
 from lipschitz_personalize import batches
 from lipschitz_personalize.augmentation import SMALL
 from lipschitz_personalize.objectives import encode_text, load_backbone
+
+ALONE = Namespace(process_index=0, num_processes=1)
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def test_a_shrunk_picture_comes_with_its_words_and_its_mask_and_class_pictures_a
     args, met = flags(subject), set()
     given = batches.sources(pipe, args, list_pictures(subject), trains_text=True)
     for step in range(12):
-        batch = batches.next_batch(pipe, args, given, step, 0, 0, 1, step_generator(0, step))
+        batch = batches.next_batch(pipe, args, given, step, 0, ALONE, step_generator(0, step))
         assert batch.latents.shape == (4, 4, 8, 8) and len(batch.cond) == 4 and batch.instances == 2
         assert batch.mask.shape == (2, 1, 8, 8)
         assert torch.allclose(batch.cond.embeds[2:], encode_text(pipe, ["a cat"] * 2).embeds, atol=1e-6)
@@ -48,20 +49,9 @@ def test_cached_latents_are_one_sample_per_picture_and_flags_decide_the_rest(pip
     args = flags(subject, parameter_space="full", squash=True, cache_latents=True, with_prior_preservation=False)
     (source,) = batches.sources(pipe, args, list_pictures(subject), trains_text=False)
     assert source.latents.shape == (3, 4, 8, 8) and len(source.conditioning) == 1 and not source.augmented
-    first, again = (batches.next_batch(pipe, args, [source], 0, 0, 0, 1, step_generator(0, n)) for n in (0, 1))
+    first, again = (batches.next_batch(pipe, args, [source], 0, 0, ALONE, step_generator(0, n)) for n in (0, 1))
     assert torch.equal(first.latents, again.latents) and first.mask is None  # whatever the step's own noise
     args.cache_latents = False
     (source,) = batches.sources(pipe, args, list_pictures(subject), trains_text=False)
-    first, again = (batches.next_batch(pipe, args, [source], 0, 0, 0, 1, step_generator(0, n)) for n in (0, 1))
+    first, again = (batches.next_batch(pipe, args, [source], 0, 0, ALONE, step_generator(0, n)) for n in (0, 1))
     assert source.latents is None and not torch.equal(first.latents, again.latents)
-
-
-def test_sd3_wants_whole_patches_of_latents_and_diffusers_eight_pixels(models, subject):
-    sd3, sd = (load_backbone(str(models[name]), "cpu") for name in ("sd3", "sd"))
-    for pipe in (sd3, sd):  # latents of 9: no whole patches of two, and no picture that diffusers draws
-        with pytest.raises(InputError, match="--resolution 36 is no multiple of this model's 8 pixels"):
-            batches.check_resolution(pipe, flags(subject, resolution=36))
-        batches.check_resolution(pipe, flags(subject, resolution=40))
-    args = flags(subject, resolution=None)
-    batches.check_resolution(sd3, args)
-    assert args.resolution == 32

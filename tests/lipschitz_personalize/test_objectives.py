@@ -20,7 +20,9 @@ BACKBONES = ["sd", "sd_v", "sdxl", "sd3"]
 def test_backbones_are_told_apart(pipes, name):
     pipe = pipes[name]
     assert objectives.backbone_of(pipe) == name.removesuffix("_v")
-    assert objectives.resolution_of(pipe) == 32
+    assert objectives.chosen_resolution(pipe, None) == 32 and objectives.chosen_resolution(pipe, 40) == 40
+    with pytest.raises(InputError, match="--resolution 36 is no multiple of this model's 8 pixels"):
+        objectives.chosen_resolution(pipe, 36)  # latents of 9: no patches of two, no picture that diffusers draws
     assert objectives.network(pipe) is (pipe.transformer if name == "sd3" else pipe.unet)
     assert not any(tensor.requires_grad for tensor in objectives.network(pipe).parameters())
 

@@ -31,21 +31,22 @@ def test_pairs_are_drawn_without_replacement_and_evenly(concepts):
         assert abs(sum(getattr(mix, field) for mix in drawn) / len(drawn) - 0.5) < 0.05
 
 
-def test_prompts_of_both_wordings():
-    prompts = ["photo of a sks dog", "photo of a qwe sculpture"]
+@pytest.mark.parametrize("lot, said", [
+    ((False, True, False), "photo of a sks dog on the left and a qwe cup on the right"),
+    ((True, True, True), "photo of a sks dog at the top and a qwe cup at the bottom"),
+    ((False, False, True), "photo of a qwe cup and a sks dog"),
+    ((True, False, False), "photo of a sks dog and a qwe cup"),
+])  # fmt: skip
+def test_prompts_of_both_wordings(lot, said):
+    assert cut_mix.mixed_prompt(cut_mix.Mix((0, 1), *lot), ["photo of a sks dog", "photo of a qwe cup"]) == said
 
-    def said(**lot):
-        return cut_mix.mixed_prompt(cut_mix.Mix((0, 1), **lot), prompts)
 
-    left, stacked = {"stacked": False, "places": True}, {"stacked": True, "places": True}
-    assert said(**left, swapped=False) == "photo of a sks dog on the left and a qwe sculpture on the right"
-    assert said(**stacked, swapped=True) == "photo of a sks dog at the top and a qwe sculpture at the bottom"
-    assert said(stacked=False, places=False, swapped=True) == "photo of a qwe sculpture and a sks dog"
-    assert said(stacked=True, places=False, swapped=False) == "photo of a sks dog and a qwe sculpture"
+def test_prompts_are_split_into_how_and_what():
     assert cut_mix.split_prompt("photo of a sks dog\nin a box") == ("photo of ", "a sks dog\nin a box")
-    mix = cut_mix.Mix((1, 0), False, True, False)
-    text = cut_mix.mixed_prompt(mix, ["a sks cat", "A photo of a cup"])
+    text = cut_mix.mixed_prompt(cut_mix.Mix((1, 0), False, True, False), ["a sks cat", "A photo of a cup"])
     assert text == "A photo of a cup on the left and a sks cat on the right"
+    assert cut_mix.identifier("photo of a sks dog", "photo of a dog") == "sks"
+    assert cut_mix.identifier("a sks dog", None) == "sks dog" and cut_mix.identifier("a dog", "a dog") == "a dog"
 
 
 def test_halves_lie_where_the_prompt_says():
@@ -61,12 +62,6 @@ def test_halves_lie_where_the_prompt_says():
     masks = cut_mix.half_masks(False, 4)
     assert masks[0].tolist() == [[1, 1, 0, 0]] * 4 and torch.equal(masks.sum(0), torch.ones(4, 4))
     assert torch.equal(cut_mix.half_masks(True, 4)[0], masks[0].T)
-
-
-def test_identifiers():
-    assert cut_mix.identifier("photo of a sks dog", "photo of a dog") == "sks"
-    assert cut_mix.identifier("a sks dog", None) == "sks dog"
-    assert cut_mix.identifier("a dog", "a dog") == "a dog"
 
 
 def source(count=3, prior=True, prob=0.6):
@@ -108,41 +103,39 @@ def test_any_picture_of_one_meets_any_of_the_other():
     assert set(alone.values()) == {80}  # of one subject every picture comes once per epoch
 
 
-def test_without_cut_mix_or_prior():
+def test_samples_alone_without_classes_and_of_several_processes():
     for known in (source(3, False, 0.0), source(1, False, 1.0)):
         batches = [draw_batch(known, 1, step_generator(0, step), step) for step in range(30)]
         assert all(batch.mixes == [None] and len(batch.pictures) == 1 for batch in batches)
 
+    def prompts(process, processes):
+        known = replace(source(), process=process, processes=processes)
+        return [draw_batch(known, 4, step_generator(0, step, 0, process), step).prompts for step in range(5)]
 
-def test_the_same_step_draws_the_same_batch_and_processes_differ():
-    def prompts(**where):
-        known = replace(source(), **where)
-        return [draw_batch(known, 4, step_generator(0, step, 0, known.process), step).prompts for step in range(5)]
-
-    assert prompts() == prompts() != prompts(process=1, processes=2)
+    assert prompts(0, 1) == prompts(0, 1) != prompts(1, 2)
 
 
 # ------------------------------------------------------------------------------------------------------ unmix loss
 
 
-def test_tokens_are_found_inside_of_their_phrase():
+@pytest.mark.parametrize("prompt, words, among, pieces", [
+    ("photo of a sks cat and a red dog", "sks", "a sks cat", "sks</w>"),
+    ("photo of a sks cat and a red dog", "red", "a red dog", "red</w>"),
+    ("a cathouse on a red cat so blue and a cat", "red blue", "a red cat so blue", "red</w>blue</w>"),  # apart
+])  # fmt: skip
+def test_tokens_are_found_inside_of_their_phrase(prompt, words, among, pieces):
     tokenizer = tiny_tokenizer()
-    prompt = "photo of a sks cat and a red dog"
-    pieces = tokenizer.convert_ids_to_tokens(tokenizer(prompt)["input_ids"])
-    places = unmix.token_places(tokenizer, prompt, "sks", "a sks cat")
-    assert "".join(pieces[place] for place in places) == "sks</w>"
-    (place,) = unmix.token_places(tokenizer, prompt, "red", "a red dog")
-    assert pieces[place] == "red</w>"
-    text = "a cathouse on a red cat so blue and a cat"
-    places = unmix.token_places(tokenizer, text, "red blue", "a red cat so blue")  # words apart from each other
-    pieces = tokenizer.convert_ids_to_tokens(tokenizer(text)["input_ids"])
-    assert [pieces[place] for place in places] == ["red</w>", "blue</w>"]
+    all_pieces = tokenizer.convert_ids_to_tokens(tokenizer(prompt)["input_ids"])
+    assert "".join(all_pieces[place] for place in unmix.token_places(tokenizer, prompt, words, among)) == pieces
+
+
+def test_tokens_that_are_not_there_are_refused_and_words_are_whole():
+    tokenizer, text = tiny_tokenizer(), "a cathouse on a red cat so blue and a cat"
     (place,) = unmix.token_places(tokenizer, text, "cat", "a cat")  # not the beginning of the house
-    assert place == len(pieces) - 2
-    with pytest.raises(InputError, match="not in the prompt"):
-        unmix.token_places(tokenizer, prompt, "qwe", "a qwe dog")
-    with pytest.raises(InputError, match="beyond the tokenizer's limit"):
-        unmix.token_places(tokenizer, "cat " * 100 + "a sks dog", "sks", "a sks dog")
+    assert place == len(tokenizer(text)["input_ids"]) - 2
+    for prompt, said in ((text, "not in the prompt"), ("cat " * 100 + "a sks dog", "beyond the tokenizer's limit")):
+        with pytest.raises(InputError, match=said):
+            unmix.token_places(tokenizer, prompt, "sks", "a sks dog")
 
 
 def test_the_loss_is_the_mean_square_outside_of_the_own_half():

@@ -8,9 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from common.data import Subject, write_subjects
+from common.data import Subject
 from common.flags import PICTUREBOOK_FOLDER
 from common.images import save_png, to_tensor
 from common.picturebook.drawing import draw as paint
@@ -23,21 +22,15 @@ from svdiff import train
 from svdiff.basis import Bases
 from svdiff.reproduction import correlation, figures, scores, study, tuning, user_study
 from svdiff.spaces import SPACES
+from tests.small_data import write_subject_set
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
     """Three subjects of noise: two cats and a car."""
-    folder, rng, subjects = tmp_path_factory.mktemp("subjects"), np.random.default_rng(0), []
-    for name, kind in (("cat", "cat"), ("cat2", "cat"), ("car", "car")):
-        paths = []
-        for number in range(2):
-            (folder / name).mkdir(exist_ok=True)
-            paths.append(folder / name / f"{number:02d}.png")
-            Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(paths[-1])
-        subjects.append(Subject(name, kind, kind == "cat", tuple(paths)))
-    write_subjects(folder, subjects, {"object": ["a {0} {1} in the snow"], "live": ["a {0} {1} on grass"]})
-    return folder
+    prompts = {"object": ["a {0} {1} in the snow"], "live": ["a {0} {1} on grass"]}
+    classes = {"cat": "cat", "cat2": "cat", "car": "car"}
+    return write_subject_set(tmp_path_factory.mktemp("subjects"), classes, prompts)
 
 
 def quick_training(argv):
@@ -71,8 +64,10 @@ def evaluate(tiny_folder, dataset, benchmark, encoders, tmp_path_factory, tmp_pa
     return run
 
 
-def test_figures_of_single_subjects(evaluate, capsys):
-    output = evaluate("--figure", "5", "9", "scaling", "rank", "10")
+def test_figures_of_single_subjects(evaluate, monkeypatch, capsys):
+    told = []
+    monkeypatch.setattr(study.train, "main", lambda argv: told.append(argv) or quick_training(argv))
+    output = evaluate("--figure", "5", "9", "scaling", "rank", "10", "--learning_rate", "svdiff=0.25", "full=0.5")
     for name in ("single/figure5.png", "single/figure9b.png", "correlation/figure9a.png", "scaling/scaling.png",
                  "rank/rank.png", "style/figure10.png"):  # fmt: skip
         assert (output / name).is_file(), name
@@ -80,14 +75,14 @@ def test_figures_of_single_subjects(evaluate, capsys):
     assert {row["method"] for row in rows} == set(figures.ONE_SUBJECT) and rows[0]["item"] == "cat|0"
     assert rows[0]["prompt"] == "a sks cat on grass"
     assert {name.partition(" (")[0] for name in rows[0]["metrics"]} == {"image_alignment", "CLIP-T", "DINO", "CLIP-I"}
-    shown = capsys.readouterr().out
+    rates = {(argv[argv.index("--parameter_space") + 1], word.partition("=")[2])
+             for argv in told for word in argv if word.startswith("--learning_rate=")}  # fmt: skip
+    assert rates == {("svdiff", "0.25"), ("full", "0.5")}
+    shown, done = capsys.readouterr().out, len(told)
     assert "SVDiff's likeness to the subject" in shown and "inconclusive" in shown
-    calls, original = [], study.train.main
-    study.train.main = lambda argv: calls.append(argv) or original(argv)
-    evaluate("--figure", "5")
-    assert not calls and len(read_rows(output / "single" / "rows.jsonl")) == len(rows)  # nothing is done twice
-    results = json.loads((output / "results.json").read_text())
-    assert set(results) == {"5", "9", "scaling", "rank", "10"}
+    evaluate("--figure", "5", "--learning_rate", "svdiff=0.25", "full=0.5")
+    assert len(told) == done and len(read_rows(output / "single" / "rows.jsonl")) == len(rows)  # nothing is done twice
+    assert set(json.loads((output / "results.json").read_text())) == {"5", "9", "scaling", "rank", "10"}
 
 
 @pytest.mark.slow
@@ -157,7 +152,7 @@ def test_a_setting_that_copies_or_does_nothing_scores_nothing():
     assert tuning.score_of(known, "half") == pytest.approx(2 * 0.5 / 1.5)
 
 
-def test_editing_and_the_ablation(evaluate):
+def test_editing_and_the_ablation(evaluate, refused):
     output = evaluate("--figure", "7", "ablation")
     rows = read_rows(output / "edits" / "rows.jsonl")
     assert {row["method"] for row in rows} == {
@@ -165,9 +160,8 @@ def test_editing_and_the_ablation(evaluate):
     }  # fmt: skip
     assert all({"psnr_kept"} <= row["metrics"].keys() for row in rows)
     assert {row["method"] for row in read_rows(output / "ablation" / "rows.jsonl")} == set(train.options.SUBSET_NAMES)
-    for other in (["--max_train_steps", "3"], ["--geometry_layers", "4,down,0", "4,down,0"]):
-        with pytest.raises(SystemExit):
-            evaluate("--figure", "7", *other)  # other settings into the same folder
+    for other in (["--max_train_steps", "3"], ["--geometry_layers", "4,down,0", "4,down,0"]):  # into the same folder
+        refused(f"another {other[0]}", evaluate, "--figure", "7", *other)
 
 
 def some_study(folder=None, **more):
@@ -250,32 +244,18 @@ def test_the_seam_stands_out():
     (["--pairs", "1", "1", "1"], "takes one number"), (["--learning_rate", "1e-3"], "names no parameter space"),
     (["--geometry_layers", "a", "b"], "no layer"), (["--figure", "5", "--subjects", "nobody"], "nobody"),
 ])  # fmt: skip
-def test_wrong_input(flags, words, tmp_path, capsys):
-    with pytest.raises(SystemExit) as stop:
-        svdiff_eval.main(["--output_dir", str(tmp_path / "out"), *flags])
-    error = capsys.readouterr().err
-    assert stop.value.code == 2 and words in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
+def test_wrong_input(flags, words, tmp_path, refused):
+    refused(words, svdiff_eval.main, ["--output_dir", str(tmp_path / "out"), *flags])
+    assert not (tmp_path / "out").exists()
 
 
-def test_layers_and_pairs_that_there_are_not_cost_nothing(evaluate, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(study.train, "main", lambda argv: pytest.fail("nothing is to be trained"))
-    for flags, words in ((["--figure", "10", "--geometry_layers", "16,down,5", "8,down,0"], "layers have to be two of"),
-                         (["--figure", "11", "--subjects", "cat", "cat2"], "passes between classes")):  # fmt: skip
-        with pytest.raises(SystemExit):
-            evaluate(*flags)
-        assert words in capsys.readouterr().err
-    monkeypatch.undo()
-    monkeypatch.setattr(study.train, "main", quick_training)
+def test_layers_and_pairs_that_there_are_not_cost_nothing(evaluate, refused, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(study.train, "main", lambda argv: pytest.fail("nothing is to be trained"))
+        for flags, words in ((["--figure", "10", "--geometry_layers", "16,down,5", "8,down,0"], "have to be two of"),
+                             (["--figure", "11", "--subjects", "cat", "cat2"], "passes between classes")):  # fmt: skip
+            refused(words, evaluate, *flags)
     assert (evaluate("--figure", "10") / "style" / "figure10.png").is_file()  # the same folder, other layers
-
-
-def test_rates_of_trainings_are_those_that_are_given(evaluate, monkeypatch):
-    told = []
-    monkeypatch.setattr(study.train, "main", lambda argv: told.append(argv) or quick_training(argv))
-    evaluate("--figure", "5", "--learning_rate", "svdiff=0.25", "full=0.5")
-    rates = {argv[argv.index("--parameter_space") + 1]: word.partition("=")[2]
-             for argv in told for word in argv if word.startswith("--learning_rate=")}  # fmt: skip
-    assert rates == {"svdiff": "0.25", "full": "0.5"} and len(told) == 5
 
 
 def test_pairs_are_of_the_subjects_that_are_named():

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from common.pipelines import load_pipeline
 from common.runs import InputError, write_json
-from svdiff import basis, files, merging, spectral, subsets
+from svdiff import basis, combine, files, merging, spectral, subsets
 from tests.tiny import tiny_sd, tiny_sdxl
 
 
@@ -22,35 +22,42 @@ def random_shifts(model, subset="UNet", seed=0):
     return {p: torch.randn(subsets.shift_length(layers[p]), generator=generator) for p in subsets.chosen(model, subset)}
 
 
+def change_of(pipe, parts, seed=0):
+    """A change by random shifts of whole parts."""
+    return {f"{part}.{path}.delta": delta for part in parts
+            for path, delta in random_shifts(getattr(pipe, part), seed=seed).items()}  # fmt: skip
+
+
+def parts_in(change):
+    return {name.partition(".")[0] for name in change}
+
+
 @pytest.mark.parametrize("parts", [("unet", "text_encoder"), tuple(files.PARTS)], ids=["sd", "xl"])
 def test_what_is_written_is_read_back(pipe, tmp_path, parts):
     pipe = tiny_sdxl() if len(parts) == 3 else pipe
-    shifts = {part: random_shifts(getattr(pipe, part)) for part in parts}
-    for part, values in shifts.items():
-        files.write_shifts(tmp_path / files.file_name(part), values, basis.base_hash(getattr(pipe, part)), part)
-    ends = ("", "_te", "_te_2")[: len(parts)]
+    for part in parts:
+        model = getattr(pipe, part)
+        files.write_shifts(tmp_path / files.file_name(part), random_shifts(model), basis.base_hash(model), part)
+    ends, wanted = ("", "_te", "_te_2")[: len(parts)], change_of(pipe, parts)
     assert {path.name for path in tmp_path.iterdir()} == {f"spectral_shifts{end}.safetensors" for end in ends}
     keys = set(load_file(tmp_path / "spectral_shifts.safetensors"))
     assert {"conv_in.delta", "mid_block.attentions.0.transformer_blocks.0.attn2.to_out.0.delta"} <= keys
     assert "text_model.embeddings.token_embedding.delta" in load_file(tmp_path / "spectral_shifts_te.safetensors")
     for place in (tmp_path, tmp_path / "spectral_shifts.safetensors"):
         change = merging.load(pipe, place)
-        assert change.kind == "shifts" and set(change.parts) == set(parts)
-        for part, values in shifts.items():
-            assert change.of(part).keys() == values.keys()
-            assert all(torch.equal(change.of(part)[path], delta) for path, delta in values.items())
+        assert change.keys() == wanted.keys() and all(torch.equal(change[name], wanted[name]) for name in wanted)
 
 
 def test_files_stay_together_and_say_what_they_are_of(pipe, tmp_path):
     for part in ("unet", "text_encoder"):
         model = getattr(pipe, part)
         files.write_shifts(tmp_path / files.file_name(part), random_shifts(model), basis.base_hash(model), part)
-    assert set(merging.load(pipe, tmp_path / "spectral_shifts_te.safetensors").parts) == {"text_encoder"}
+    assert parts_in(merging.load(pipe, tmp_path / "spectral_shifts_te.safetensors")) == {"text_encoder"}
     for part, name in (("unet", "dog"), ("text_encoder", "dog_te")):  # renamed together they stay together
         (tmp_path / files.file_name(part)).rename(tmp_path / f"{name}.safetensors")
-    assert set(merging.load(pipe, tmp_path / "dog.safetensors").parts) == {"unet", "text_encoder"}
+    assert parts_in(merging.load(pipe, tmp_path / "dog.safetensors")) == {"unet", "text_encoder"}
     (tmp_path / "dog_te.safetensors").rename(tmp_path / "words.safetensors")  # the file itself says what it is of
-    assert set(merging.load(pipe, tmp_path / "words.safetensors").parts) == {"text_encoder"}
+    assert parts_in(merging.load(pipe, tmp_path / "words.safetensors")) == {"text_encoder"}
 
 
 def test_files_of_the_community_load(pipe, tmp_path, caplog):
@@ -64,45 +71,46 @@ def test_files_of_the_community_load(pipe, tmp_path, caplog):
     save_file(text, tmp_path / "spectral_shifts_te.safetensors")
     change = merging.load(pipe, tmp_path)
     assert "does not say which base model" in caplog.text
-    weight = pipe.unet.mid_block.resnets[0].norm1.weight
-    matrix = weight[None]  # theirs: a norm's weight as a 1 x C matrix with one singular value
-    U, sigma, Vh = torch.linalg.svd(matrix, full_matrices=False)
+    norm = pipe.unet.mid_block.resnets[0].norm1
+    U, sigma, Vh = torch.linalg.svd(norm.weight[None], full_matrices=False)  # theirs: 1 x C, one singular value
     theirs = (U @ torch.diag(torch.relu(sigma + 0.5)) @ Vh)[0]
-    ours = spectral.rebuilt(pipe.unet.mid_block.resnets[0].norm1, None, change.of("unet")["mid_block.resnets.0.norm1"])
-    torch.testing.assert_close(ours, theirs)
-    final = next(name for name in change.of("text_encoder") if name.endswith("final_layer_norm"))
-    torch.testing.assert_close(change.of("text_encoder")[final], -dict(basis.tunable(pipe.text_encoder))[final].weight)
-    assert any(name.endswith("position_embedding") for name in change.of("text_encoder"))
+    torch.testing.assert_close(spectral.rebuilt(norm, None, change["unet.mid_block.resnets.0.norm1.delta"]), theirs)
+    words = merging.of_part(change, "text_encoder")
+    final = next(name for name in words if name.endswith("final_layer_norm.delta"))
+    torch.testing.assert_close(words[final], -pipe.text_encoder.get_submodule(final.removesuffix(".delta")).weight)
+    assert any(name.endswith("position_embedding.delta") for name in change)
 
 
 def test_style_mixing_of_trainings(pipe):
-    one, two = (merging.Change("shifts", {part: random_shifts(getattr(pipe, part), seed=seed)
-                for part in ("unet", "text_encoder")}) for seed in (0, 1))  # fmt: skip
+    one, two = (change_of(pipe, ("unet", "text_encoder"), seed) for seed in (0, 1))
     mixed = merging.style_mix(pipe, one, two, (8, "down", 0), (4, "down", 0))
-    geometry = ("down_blocks.1.attentions.0.", "down_blocks.1.downsamplers.", "down_blocks.2.", "mid_block.resnets.0.",
-                "mid_block.attentions.0.")  # fmt: skip
-    for part in ("unet", "text_encoder"):
-        assert mixed.of(part).keys() == one.of(part).keys()
-        for path, delta in mixed.of(part).items():
-            assert delta is (two if path.startswith(geometry) else one).of(part)[path], path
+    geometry = tuple(f"unet.{path}" for path in (
+        "down_blocks.1.attentions.0.", "down_blocks.1.downsamplers.", "down_blocks.2.", "mid_block.resnets.0.",
+        "mid_block.attentions.0."))  # fmt: skip
+    assert mixed.keys() == one.keys()
+    assert all(delta is (two if name.startswith(geometry) else one)[name] for name, delta in mixed.items())
 
 
 def test_a_change_that_fails_half_way_leaves_the_base(pipe, tmp_path):
     before = pipe.unet.conv_in.weight.clone()
-    change = merging.Change("shifts", {"unet": {"conv_in": torch.ones(16), "conv_out": torch.ones(5)}})
-    bases = basis.Bases(pipe, tmp_path)
-    with pytest.raises(RuntimeError), merging.applied(pipe, change, 1.0, bases):  # conv_out has four values
+    change = {"unet.conv_in.delta": torch.ones(16), "unet.conv_out.delta": torch.ones(5)}  # which has four values
+    with pytest.raises(RuntimeError), merging.applied(pipe, change, 1.0, basis.Bases(pipe, tmp_path)):
         pass
     assert torch.equal(pipe.unet.conv_in.weight, before)
 
 
 def test_applied_changes_the_model_and_gives_it_back(pipe, tmp_path):
+    """Shifts, and a difference of one of the same weights beside them: both count."""
     before = {name: value.clone() for name, value in pipe.unet.state_dict().items()}
-    change = merging.Change("shifts", {"unet": random_shifts(pipe.unet, "UNet-CA")})
-    with merging.applied(pipe, change, 0.5, basis.Bases(pipe, tmp_path)):
+    change = {f"unet.{path}.delta": delta for path, delta in random_shifts(pipe.unet, "UNet-CA").items()}
+    bases, key = basis.Bases(pipe, tmp_path), "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"
+    with merging.applied(pipe, change, 0.5, bases):
         for name, value in pipe.unet.state_dict().items():
             touched = ".attn2." in name and name.endswith("weight")
             assert torch.equal(value, before[name]) != touched, name
+        shifted = pipe.unet.state_dict()[key].clone()
+    with merging.applied(pipe, change | {f"unet.{key}": torch.ones(before[key].shape)}, 0.5, bases):
+        torch.testing.assert_close(pipe.unet.state_dict()[key], shifted + 0.5)
     assert all(torch.equal(value, before[name]) for name, value in pipe.unet.state_dict().items())
 
 
@@ -112,67 +120,92 @@ def test_full_weights_are_differences_from_the_base(pipe, tmp_path):
     change = merging.load(pipe, tmp_path)
     with merging.applied(pipe, change):
         torch.testing.assert_close(pipe.unet.conv_in.weight, other.unet.conv_in.weight)
-    half = merging.add([change, change], [0.25, 0.25])
-    with merging.applied(pipe, half):
-        middle = (pipe.unet.state_dict()["conv_out.bias"]).clone()
+    with merging.applied(pipe, combine.add([change, change], [0.25, 0.25])):
+        middle = pipe.unet.conv_out.bias.clone()
     torch.testing.assert_close(middle, (pipe.unet.conv_out.bias + other.unet.conv_out.bias) / 2)
-    with pytest.raises(InputError, match="cannot be combined"):
-        merging.interpolate(change, merging.Change("shifts", {"unet": {}}), 0.5)
 
 
-WRONG = {
-    "another base": ({"conv_in.delta": torch.zeros(16)}, {"base": "f" * 32}, "another base model"),
-    "another architecture": ({"conv_middle.delta": torch.zeros(16)}, {}, "shifts conv_middle"),
-    "another length": ({"conv_in.delta": torch.zeros(15)}, {}, "15 values for conv_in"),
-    "no shifts": ({"conv_in.weight": torch.zeros(16)}, {}, "no spectral shifts"),
-    "not vectors": ({"conv_in.delta": torch.zeros(4, 4)}, {}, "no spectral shifts"),
-    "empty": ({}, {}, "cannot be read"),
-    "NaN": ({"conv_in.delta": torch.full((16,), float("nan"))}, {}, "NaN"),
-    "another part": ({"conv_in.delta": torch.zeros(16)}, {"part": "scheduler"}, "of the part scheduler; shifts are of"),
-}
-
-
-@pytest.mark.parametrize("kind", WRONG)
-def test_other_files_are_refused_in_one_sentence(pipe, tmp_path, kind):
-    tensors, metadata, words = WRONG[kind]
-    save_file(tensors, tmp_path / "spectral_shifts.safetensors", metadata)
-    for place in (tmp_path, tmp_path / "spectral_shifts.safetensors"):
-        with pytest.raises(InputError, match=words):
-            merging.load(pipe, place)
-
-
-def test_damaged_and_missing_files_are_refused(pipe, tmp_path):
-    (tmp_path / "a.safetensors").write_bytes(b"hello")
-    for place, words in ((tmp_path / "a.safetensors", "cannot be read"), (tmp_path, "holds no spectral_shifts"),
-                         (tmp_path / "none", "is missing")):  # fmt: skip
-        with pytest.raises(InputError, match=words):
-            merging.load(pipe, place)
-
-
+SHIFTS = "spectral_shifts.safetensors"
 LAYER = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k.lora"
-OTHER = LAYER.replace("to_k", "to_x")
 UP, DOWN = torch.ones(32, 2), torch.ones(2, 32)
-WRONG_LORA = {
-    "no pair": ({f"{LAYER}_B.weight": UP, f"{LAYER}_A.weight": torch.ones(3, 32)}, "no LoRA of this model"),
-    "vectors": ({f"{LAYER}_B.weight": UP.flatten(), f"{LAYER}_A.weight": DOWN[0]}, "no LoRA of this model"),
-    "of no model": ({"scheduler.a.lora_B.weight": UP, "scheduler.a.lora_A.weight": DOWN}, "this model"),
-    "of another layer": ({f"{LAYER}_B.weight": UP, f"{LAYER}_A.weight": DOWN, f"{OTHER}_B.weight": UP.clone(),
-                          f"{OTHER}_A.weight": DOWN.clone()}, "this model"),
-    "half a pair": ({f"{LAYER}_B.weight": UP}, "this model"),
-    "a part more": ({f"{LAYER}_B.weight": UP, f"{LAYER}_A.weight": DOWN, "unet.conv_in.bias": UP.clone()},
-                    "no part of a LoRA"),
-    "NaN": ({f"{LAYER}_B.weight": UP * torch.nan, f"{LAYER}_A.weight": DOWN}, "NaN"),
-    "another shape": ({f"{LAYER}_B.weight": UP[:3], f"{LAYER}_A.weight": DOWN}, "no LoRA of this model"),
-    "nothing": ({}, "holds no spectral_shifts"),
-}
 
 
-@pytest.mark.parametrize("kind", WRONG_LORA)
-def test_other_loras_are_refused_in_one_sentence(pipe, tmp_path, kind):
-    tensors, words = WRONG_LORA[kind]
-    save_file(tensors, tmp_path / merging.LORA_FILE)
-    with pytest.raises(InputError, match=words):
-        merging.load(pipe, tmp_path)
+def factors(layer=LAYER, up=UP, down=DOWN):
+    return {f"{layer}_B.weight": up.clone(), f"{layer}_A.weight": down.clone()}
+
+
+def settings(said):
+    return {"lora_adapter_metadata": said if isinstance(said, str) else json.dumps(said)}
+
+
+RANK_2 = {"unet.r": 2, "unet.lora_alpha": 2}
+REFUSED = {  # file, its tensors and metadata, what is said
+    "another base": (SHIFTS, {"conv_in.delta": torch.zeros(16)}, {"base": "f" * 32}, "another base model"),
+    "another architecture": (SHIFTS, {"conv_middle.delta": torch.zeros(16)}, {}, "shifts conv_middle"),
+    "another length": (SHIFTS, {"conv_in.delta": torch.zeros(15)}, {}, "15 values for conv_in"),
+    "no shifts": (SHIFTS, {"conv_in.weight": torch.zeros(16)}, {}, "no spectral shifts"),
+    "not vectors": (SHIFTS, {"conv_in.delta": torch.zeros(4, 4)}, {}, "no spectral shifts"),
+    "empty": (SHIFTS, {}, {}, "cannot be read"),
+    "NaN": (SHIFTS, {"conv_in.delta": torch.full((16,), torch.nan)}, {}, "NaN"),
+    "another part": (SHIFTS, {"conv_in.delta": torch.zeros(16)}, {"part": "scheduler"}, "scheduler; shifts are of"),
+} | {f"LoRA, {kind}": (merging.LORA_FILE, *rest) for kind, rest in {
+    "no pair": (factors(down=torch.ones(3, 32)), {}, "no LoRA of this model"),
+    "vectors": (factors(up=UP.flatten(), down=DOWN[0]), {}, "no LoRA of this model"),
+    "another shape": (factors(up=UP[:3]), {}, "no LoRA of this model"),
+    "of no model": (factors("scheduler.a.lora"), {}, "this model"),
+    "of another layer": (factors() | factors(LAYER.replace("to_k", "to_x")), {}, "this model"),
+    "half a pair": ({f"{LAYER}_B.weight": UP}, {}, "this model"),
+    "a part more": (factors() | {"unet.conv_in.bias": UP.clone()}, {}, "no part of a LoRA"),
+    "NaN": (factors(up=UP * torch.nan), {}, "NaN"),
+    "nothing": ({}, None, "holds no spectral_shifts"),
+    "settings in no JSON": (factors(), settings("{"), "no JSON object"),
+    "settings in no object": (factors(), settings([1]), "no JSON object"),
+    "a magnitude": (factors(), settings(RANK_2 | {"unet.use_dora": True}), "unet.use_dora = True"),
+    "another start": (factors(), settings(RANK_2 | {"unet.init_lora_weights": "pissa"}), "pissa"),
+    "a setting of the future": (factors(), settings(RANK_2 | {"unet.power": 3}), "unet.power = 3"),
+    "settings of no part": (factors(), settings({"r": 2, "lora_alpha": 2}), "r = 2"),
+    "of another part": (factors(), settings({"text_encoder.r": 2, "text_encoder.lora_alpha": 2}), "no LoRA of this"),
+    "another rank": (factors(), settings({"unet.r": 4, "unet.lora_alpha": 4, "unet.target_modules": ["to_k"]}),
+                     "no LoRA of this model"),
+    "text for alpha": (factors(), settings({"unet.r": 2, "unet.lora_alpha": "2"}), "lora_alpha = 2,"),
+    "NaN for alpha": (factors(), settings({"unet.r": 2, "unet.lora_alpha": float("nan")}), "lora_alpha = nan"),
+    "a list of patterns": (factors(), settings(RANK_2 | {"unet.alpha_pattern": ["to_k"]}), "alpha_pattern = "),
+    "a pattern that runs for ever": (factors(), settings({"unet.r": 2, "unet.rank_pattern": {"([a-z_0-9.]+)+!": 2}}),
+                                     "rank_pattern = "),
+    "no pattern": (factors(), settings({"unet.r": 2, "unet.alpha_pattern": {"(": 2}}), "alpha_pattern = "),
+}.items()}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_other_files_are_refused_in_one_sentence(pipe, tmp_path, kind):
+    name, tensors, metadata, words = REFUSED[kind]
+    save_file(tensors, tmp_path / name, metadata)
+    for place in (tmp_path, tmp_path / name) if name == SHIFTS else (tmp_path,):
+        with pytest.raises(InputError, match=words):
+            merging.load(pipe, place)
+
+
+def test_damaged_missing_and_foreign_trainings_are_refused(pipe, tmp_path):
+    def refused(place, words):
+        with pytest.raises(InputError, match=words):
+            merging.load(pipe, place)
+
+    (tmp_path / "a.safetensors").write_bytes(b"hello")
+    refused(tmp_path / "a.safetensors", "cannot be read")
+    refused(tmp_path, "holds no spectral_shifts")
+    refused(tmp_path / "none", "is missing")
+    save_file(factors(), tmp_path / merging.LORA_FILE)
+    assert len(merging.load(pipe, tmp_path)) == 1
+    for config, words in (([], "is damaged"), ({"base": "abc"}, "does not name the base model"),
+                          ({"base": {"unet": "f" * 32}}, "another base model")):  # fmt: skip
+        write_json(tmp_path / "config.json", config)
+        refused(tmp_path, words)
+    (tmp_path / merging.LORA_FILE).write_bytes(b"hello")
+    refused(tmp_path, "cannot be read")
+    pipe.unet.save_config(tmp_path / "unet")
+    refused(tmp_path, "holds no weights|cannot be read")
+    (tmp_path / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"hello")
+    refused(tmp_path, "holds no weights|cannot be read")
 
 
 SETTINGS = {
@@ -212,66 +245,13 @@ def test_a_lora_counts_as_in_diffusers(pipe, tiny_folder, tmp_path, kind):
             torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5)
 
 
-WRONG_SETTINGS = {
-    "no JSON": ("{", "no JSON object"),
-    "no object": ([1], "no JSON object"),
-    "a magnitude": ({"unet.r": 2, "unet.lora_alpha": 2, "unet.use_dora": True}, "unet.use_dora = True"),
-    "another start": ({"unet.r": 2, "unet.lora_alpha": 2, "unet.init_lora_weights": "pissa"}, "pissa"),
-    "a setting of the future": ({"unet.r": 2, "unet.lora_alpha": 2, "unet.power": 3}, "unet.power = 3"),
-    "of no part": ({"r": 2, "lora_alpha": 2}, "r = 2"),
-    "of another part": ({"text_encoder.r": 2, "text_encoder.lora_alpha": 2}, "no LoRA of this model"),
-    "another rank": ({"unet.r": 4, "unet.lora_alpha": 4, "unet.target_modules": ["to_k"]}, "no LoRA of this model"),
-    "text": ({"unet.r": 2, "unet.lora_alpha": "2"}, "lora_alpha = 2,"),
-    "NaN": ({"unet.r": 2, "unet.lora_alpha": float("nan")}, "lora_alpha = nan"),
-    "a list": ({"unet.r": 2, "unet.lora_alpha": 2, "unet.alpha_pattern": ["to_k"]}, "alpha_pattern = "),
-    "a pattern that runs for ever": ({"unet.r": 2, "unet.rank_pattern": {"([a-z_0-9.]+)+!": 2}}, "rank_pattern = "),
-    "no pattern": ({"unet.r": 2, "unet.lora_alpha": 2, "unet.alpha_pattern": {"(": 2}}, "alpha_pattern = "),
-}
-
-
-@pytest.mark.parametrize("kind", WRONG_SETTINGS)
-def test_settings_of_a_lora_that_are_not_understood_are_refused(pipe, tmp_path, kind):
-    settings, words = WRONG_SETTINGS[kind]
-    text = settings if isinstance(settings, str) else json.dumps(settings)
-    tensors = {f"{LAYER}_B.weight": UP, f"{LAYER}_A.weight": DOWN}
-    save_file(tensors, tmp_path / merging.LORA_FILE, {"lora_adapter_metadata": text})
-    with pytest.raises(InputError, match=words):
-        merging.load(pipe, tmp_path)
-
-
-@pytest.mark.parametrize("config", [[], {"base": "abc"}], ids=json.dumps)
-def test_a_config_that_names_no_base_is_refused(pipe, tmp_path, config):
-    save_file({f"{LAYER}_B.weight": UP, f"{LAYER}_A.weight": DOWN}, tmp_path / merging.LORA_FILE)
-    write_json(tmp_path / "config.json", config)
-    with pytest.raises(InputError, match="does not name the base model|is damaged"):
-        merging.load(pipe, tmp_path)
-
-
 def test_files_are_told_by_their_keys_and_kohya_s_are_read(pipe, tmp_path):
-    save_file({f"{LAYER}_B.weight": UP, f"{LAYER}_A.weight": DOWN}, tmp_path / "my subject.safetensors")
+    save_file(factors(), tmp_path / "my subject.safetensors")
     plain = merging.load(pipe, tmp_path / "my subject.safetensors")
     theirs = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k"
     tensors = {f"{theirs}.lora_up.weight": UP, f"{theirs}.lora_down.weight": DOWN, f"{theirs}.alpha": torch.tensor(1.0)}
     save_file(tensors, tmp_path / "kohya.safetensors")
-    halved = merging.load(pipe, tmp_path / "kohya.safetensors")
-    (name,) = plain.of("unet")
-    assert plain.kind == halved.kind == "weights" and torch.equal(plain.of("unet")[name], UP @ DOWN)
-    torch.testing.assert_close(halved.of("unet")[name], 0.5 * UP @ DOWN)  # alpha 1 of rank 2
+    halved, (name,) = merging.load(pipe, tmp_path / "kohya.safetensors"), plain
+    assert torch.equal(plain[name], UP @ DOWN)
+    torch.testing.assert_close(halved[name], 0.5 * UP @ DOWN)  # alpha 1 of rank 2
     assert not any("lora" in name for name, _ in pipe.unet.named_parameters())  # nothing is left on the pipeline
-
-
-def test_a_lora_of_another_base_and_damaged_weights_are_refused(pipe, tmp_path):
-    save_file({f"{LAYER}_B.weight": UP, f"{LAYER}_A.weight": DOWN}, tmp_path / merging.LORA_FILE)
-    assert merging.load(pipe, tmp_path).kind == "weights"
-    write_json(tmp_path / "config.json", {"base": {"unet": "f" * 32}})
-    with pytest.raises(InputError, match="another base model"):
-        merging.load(pipe, tmp_path)
-    (tmp_path / merging.LORA_FILE).write_bytes(b"hello")
-    with pytest.raises(InputError, match="cannot be read|holds no weights"):
-        merging.load(pipe, tmp_path)
-    pipe.unet.save_config(tmp_path / "unet")
-    with pytest.raises(InputError, match="cannot be read|holds no weights"):
-        merging.load(pipe, tmp_path)
-    (tmp_path / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"hello")
-    with pytest.raises(InputError, match="cannot be read|holds no weights"):
-        merging.load(pipe, tmp_path)

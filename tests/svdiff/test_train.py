@@ -1,37 +1,28 @@
-"""svdiff.train from end to end on a small random model: files, exact resume, processes, modes, wrong input."""
+"""svdiff.train from end to end on a small random model: files, exact resume, modes, wrong input."""
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 
 from common.pipelines import encode_image, encode_prompt, load_pipeline
-from common.runs import ROOT
 from common.training import load_pictures, step_generator
 from svdiff import merging, samples
 from svdiff.options import Concept, class_folder
 from svdiff.samples import Source, draw_batch
 from svdiff.train import main
+from tests.small_data import write_noise
 from tests.tiny import tiny_sdxl
 
 
 @pytest.fixture
 def pictures(tmp_path):
     """Two subjects of three pictures, and three class pictures each, so that none has to be drawn."""
-    rng = np.random.default_rng(0)
-    for name in ("cat", "dog", "cats", "dogs"):
-        (tmp_path / name).mkdir()
-        for number in range(3):
-            pixels = rng.integers(0, 256, (70, 64, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(tmp_path / name / f"{number}.png")
+    for seed, name in enumerate(("cat", "dog", "cats", "dogs")):
+        write_noise(tmp_path / name, [(64, 70)] * 3, seed)
     return tmp_path
 
 
@@ -97,10 +88,10 @@ def test_files_and_what_they_change(train, tiny_folder):
     matrix, norm = (shifts["spectral_shifts.safetensors"][f"{name}.delta"] for name in ("conv_in", "conv_norm_out"))
     assert 1e-3 < matrix.abs().max() <= 2.1e-3 and 0 < norm.abs().max() <= 2.1e-5  # Adam: about a rate per step
     change = merging.load(load_pipeline(tiny_folder, "cpu"), output)
-    assert set(change.parts) == {"unet", "text_encoder"}
+    assert {name.partition(".")[0] for name in change} == {"unet", "text_encoder"}
 
 
-def test_resumed_equals_uninterrupted_tensor_for_tensor(train, capsys):
+def test_resumed_equals_uninterrupted_tensor_for_tensor(train, refused):
     more = ("--gradient_accumulation_steps", "2", "--train_batch_size", "2", "--lr_scheduler", "constant_with_warmup",
             "--lr_warmup_steps", "2", "--checkpointing_steps", "2")  # fmt: skip
     whole = train("whole", *more, "--max_train_steps", "4")
@@ -110,13 +101,9 @@ def test_resumed_equals_uninterrupted_tensor_for_tensor(train, capsys):
     resumed = train("part", *more, "--max_train_steps", "4", "--resume_from_checkpoint", "latest")
     assert same(weights(whole), weights(resumed)) and not same(weights(whole), partly)
     assert loss_of(whole) == loss_of(resumed)
-    again = train("part", *more, "--max_train_steps", "2", "--resume_from_checkpoint", "latest")  # at its last step
-    assert loss_of(again) == pytest.approx(loss_of(part), rel=1)  # of the steps that the checkpoint has seen
-    with pytest.raises(SystemExit):
-        train("part", "--max_train_steps", "5", "--resume_from_checkpoint", "latest")  # other accumulation
-    with pytest.raises(SystemExit):
-        train("part", *more, "--max_train_steps", "1", "--resume_from_checkpoint", "latest")
-    assert "beyond --max_train_steps 1" in capsys.readouterr().err
+    train("part", *more, "--max_train_steps", "2", "--resume_from_checkpoint", "latest")  # at its last step
+    for words, said in (([], "of a training with another"), ([*more, "--max_train_steps", "1"], "is beyond")):
+        refused(said, train, "part", *words, "--resume_from_checkpoint", "latest")
 
 
 def test_subset_without_text_encoder(train):
@@ -148,10 +135,8 @@ def test_other_parameter_spaces_are_loaded_as_changes_of_weights(train, tiny_fol
     output = train(space, "--parameter_space", space, "--max_train_steps", "2", "--learning_rate", "1e-3")
     assert (output / file).exists()
     pipe = load_pipeline(tiny_folder, "cpu")
-    change = merging.load(pipe, output)
-    assert change.kind == "weights"
-    name = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"
-    assert 0 < change.of("unet")[name].abs().max() < 0.1
+    change, name = merging.load(pipe, output), "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"
+    assert 0 < change[f"unet.{name}"].abs().max() < 0.1
     with merging.applied(pipe, change):
         tuned = pipe.unet.state_dict()[name].clone()
     if space == "lora":
@@ -161,7 +146,7 @@ def test_other_parameter_spaces_are_loaded_as_changes_of_weights(train, tiny_fol
         loaded.unload_lora_weights()
         torch.testing.assert_close(loaded.unet.state_dict()[name], tuned)
     else:
-        assert set(change.parts) == {"unet", "text_encoder"}
+        assert any(name.startswith("text_encoder.") for name in change)
         torch.testing.assert_close(load_file(output / "unet" / "diffusion_pytorch_model.safetensors")[name], tuned)
 
 
@@ -209,29 +194,27 @@ WRONG = [
 
 
 @pytest.mark.parametrize("more, words", WRONG, ids=[" ".join(more) for more, _ in WRONG])
-def test_wrong_input_is_one_sentence_and_leaves_nothing(flags, pictures, tmp_path, capsys, more, words):
+def test_wrong_input_is_one_sentence_and_leaves_nothing(flags, pictures, tmp_path, refused, more, words):
     if ONE in more:
         path = Path(concepts_list(pictures))
         path.write_text(json.dumps(json.loads(path.read_text())[:1]))
         flags = [*without(flags, *ONE_SUBJECT), "--concepts_list", str(path)]
-    with pytest.raises(SystemExit) as stop:
-        main([*flags, "--output_dir", str(tmp_path / "out"), *(word for word in more if word != ONE)])
-    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert stop.value.code == 2 and len(error) == 1 and words in error[0]
+    refused(words, main, [*flags, "--output_dir", str(tmp_path / "out"), *(word for word in more if word != ONE)])
     assert not (tmp_path / "out").exists()
 
 
+CAT = {"instance_data_dir": "HERE", "instance_prompt": "a cat", "class_prompt": "a cat"}
 CONCEPTS = [
-    ([], "list of objects"), ([{"instance_data_dir": "HERE"}], "instance_prompt is missing"),
-    ([{"instance_data_dir": "HERE", "instance_prompt": "a cat"}], "class_prompt is missing"),
-    ([{"instance_data_dir": "/nowhere", "instance_prompt": "a cat", "class_prompt": "a cat"}], "no folder"),
-    ([{"instance_data_dir": "HERE", "instance_prompt": "a cat", "class_prompt": "a cat"}] * 2, "own token"),
-    ([{"instance_data_dir": "HERE", "instance_prompt": "a cat", "class_prompt": "a cat", "class_data_dir": 5}], "text"),
-    ([{"instance_data_dir": "HERE", "instance_prompt": f"a sks cat{more}", "class_prompt": "a cat"}
-      for more in (" statue", " ")], "is a part of 'a sks cat statue'"),
-    ([{"instance_data_dir": "HERE", "instance_prompt": f"a {word} cat " + "very " * 40, "class_prompt": "a cat"}
-      for word in ("sks", "qwe")], "longer than this model's 77 tokens"),
-    ([{"instance_dir": "HERE"}], "there is no instance_dir"), ({"a": 1}, "list of objects"), ("[", "not a JSON file"),
+    ([], "list of objects"), ({"a": 1}, "list of objects"), ("[", "not a JSON file"),
+    ([{"instance_dir": "HERE"}], "there is no instance_dir"),
+    ([{"instance_data_dir": "HERE"}], "instance_prompt is missing"),
+    ([CAT | {"class_prompt": " "}], "class_prompt is missing"),
+    ([CAT | {"instance_data_dir": "/nowhere"}], "no folder"),
+    ([CAT | {"class_data_dir": 5}], "text"),
+    ([CAT] * 2, "own token"),
+    ([CAT | {"instance_prompt": f"a sks cat{more}"} for more in (" statue", " ")], "is a part of 'a sks cat statue'"),
+    ([CAT | {"instance_prompt": f"a {word} cat " + "very " * 40} for word in ("sks", "qwe")],
+     "longer than this model's 77 tokens"),
 ]  # fmt: skip
 
 
@@ -276,26 +259,6 @@ def test_what_comes_again_unchanged_is_encoded_once(tiny_folder, pictures, monke
         assert texts == ([["a sks cat"], ["a cat"]] if frozen else [["a sks cat", "a cat"]] * 4)
 
 
-def test_weights_are_hashed_and_bases_read_once(train, tmp_path, monkeypatch):
-    from svdiff import basis
-    from svdiff.infer import main as infer
-
-    hashed, found = [], []
-    for name, calls in (("weight_hash", hashed), ("read", found)):
-        original = getattr(basis, name)
-        monkeypatch.setattr(basis, name, lambda one, calls=calls, original=original: calls.append(1) or original(one))
-    output = train("run", "--max_train_steps", "1")
-    layers = len(set(load_file(output / "spectral_shifts.safetensors")))
-    layers += len(set(load_file(output / "spectral_shifts_te.safetensors")))
-    assert len(hashed) == layers
-    hashed.clear(), found.clear()
-    config = json.loads((output / "config.json").read_text())
-    infer(["--pretrained_model_name_or_path", config["pretrained_model_name_or_path"], "--interpolate", str(output),
-           str(output), "--alpha", "0", "0.5", "1", "--num_images", "1", "--num_inference_steps", "1", "--basis_dir",
-           config["basis_dir"], "--output_dir", str(tmp_path / "drawn"), "--prompt", "a cat", "--device", "cpu"])
-    assert len(hashed) == layers and 0 < len(found) < layers
-
-
 def test_the_share_of_dead_shifts_is_told(train):
     output = train("run", "--max_train_steps", "2", "--learning_rate", "0.5")
     metrics = json.loads((output / "metrics.json").read_text())
@@ -304,20 +267,17 @@ def test_the_share_of_dead_shifts_is_told(train):
     assert "dead_unet" not in json.loads((full / "metrics.json").read_text())
 
 
-def test_another_training_is_never_replaced_silently(train, flags, pictures, tmp_path, capsys):
+def test_another_training_is_never_replaced_silently(train, flags, pictures, tmp_path, refused):
     before = weights(train("run", "--max_train_steps", "1"))
     other = [*without(flags, "--instance_data_dir"), "--instance_data_dir", str(pictures / "dog")]
     for words, base, said in ((["--seed", "3"], flags, "seed"), ([], other, "training pictures"),
                               (["--no-train_text_encoder"], flags, "train_text_encoder")):  # fmt: skip
-        with pytest.raises(SystemExit):
-            train("run", "--max_train_steps", "1", *words, base=base)
-        assert f"_te.safetensors of another run (other {said})" in capsys.readouterr().err
+        said = f"_te.safetensors of another run (other {said})"
+        refused(said, train, "run", "--max_train_steps", "1", *words, base=base)
     assert same(before, weights(train("run", "--max_train_steps", "1")))  # the same one again
     for place in ("unet", "pytorch_lora_weights.safetensors", "spectral_shifts_te_2.safetensors"):  # without a config
         (tmp_path / place / place).mkdir(parents=True)
-        with pytest.raises(SystemExit):
-            train(place)
-        assert f"holds {place} of another run" in capsys.readouterr().err
+        refused(f"holds {place} of another run", train, place)
 
 
 def test_class_pictures_of_other_prompts_and_models_lie_apart():
@@ -328,23 +288,9 @@ def test_class_pictures_of_other_prompts_and_models_lie_apart():
 
 
 @pytest.mark.parametrize("entries, words", CONCEPTS)
-def test_wrong_concepts(flags, pictures, tmp_path, capsys, entries, words):
+def test_wrong_concepts(flags, pictures, tmp_path, refused, entries, words):
     text = entries if isinstance(entries, str) else json.dumps(entries).replace("HERE", str(pictures / "cat"))
     (tmp_path / "list.json").write_text(text)
-    with pytest.raises(SystemExit) as stop:
-        main([*without(flags, *ONE_SUBJECT), "--output_dir", str(tmp_path / "out"),
-              "--concepts_list", str(tmp_path / "list.json")])  # fmt: skip
-    assert stop.value.code == 2 and words in capsys.readouterr().err and not (tmp_path / "out").exists()
-
-
-@pytest.mark.slow
-def test_two_processes_train_one_model(flags, tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29517",
-               str(Path(ROOT) / "svdiff" / "train.py"), *flags, "--output_dir", str(tmp_path / "two"),
-               "--max_train_steps", "1", "--num_validation_images", "1"]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=600)
-    assert done.returncode == 0, done.stderr[-2000:]
-    shifts = load_file(tmp_path / "two" / "spectral_shifts.safetensors")
-    assert 0 < shifts["conv_in.delta"].abs().max() <= 1.1e-3
-    assert done.stdout.count("numbers are trained") == 1
+    base = [*without(flags, *ONE_SUBJECT), "--concepts_list", str(tmp_path / "list.json")]
+    refused(words, main, [*base, "--output_dir", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
