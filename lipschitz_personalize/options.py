@@ -44,12 +44,13 @@ PUBLISHED: dict[tuple[str, str], dict[str, Any]] = {
     ("sd3", "full"): FULL | {"resolution": 512},
     ("sd3", "custom_diffusion"): {
         "l2_reg_weight": 10.1, "learning_rate": 1e-4, "gradient_accumulation_steps": 4, "max_train_steps": 500,
-        "mixed_precision": "fp16", "resolution": 512, "seed": 0, "augment": False,
+        "adam_weight_decay": 1e-4, "mixed_precision": "fp16", "resolution": 512, "seed": 0, "augment": False,
+        "mask_loss": "mean",
     },
     # The released script computes 15.0 times its penalty, logs it, and never adds it to the loss: in effect 0.
     ("sd3", "lora"): LORA | {
-        "l2_reg_weight": 0.0, "learning_rate": 4e-4, "gradient_accumulation_steps": 4, "lora_targets": SD3_TARGETS,
-        "mixed_precision": "fp16", "resolution": 512,
+        "l2_reg_weight": 0.0, "learning_rate": 4e-4, "adam_weight_decay": 1e-4, "gradient_accumulation_steps": 4,
+        "lora_targets": SD3_TARGETS, "mixed_precision": "fp16", "resolution": 512,
     },
 }  # fmt: skip
 

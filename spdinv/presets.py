@@ -47,7 +47,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
                 "proximal_quantile": 0.7, "inversion_guidance": True},
         "masactrl": {"source_guidance_scale": 1.0, "negative_prompt_embedding": True, "proximal": True,
                      "proximal_quantile": 0.6},
-        "pnp": {"negative_prompt": "ugly, blurry, black, low res, unrealistic", "color_fix": True},
+        "pnp": {"color_fix": True},
     },
     "source_guidance_1": {engine: {"source_guidance_scale": 1.0} for engine in ("p2p", "masactrl")},
 }  # fmt: skip

@@ -25,7 +25,7 @@ METHODS: dict[str, dict[str, Any]] = {
 RECIPES: dict[str, dict[str, Any]] = {
     "full": {"learning_rate": 5e-6, "adam_weight_decay": 1e-2, "max_grad_norm": 1.0, "max_train_steps": 800,
              "squash": False, "cache_latents": False},
-    "custom_diffusion": {"learning_rate": 2e-5, "max_train_steps": 500, "mask_loss": "sum"},  # times batch 2: 4e-5
+    "custom_diffusion": {"learning_rate": 2e-5, "max_train_steps": 500},  # times batch 2: 4e-5
     "lora": {"learning_rate": 1e-4, "adam_weight_decay": 1e-2, "lora_rank": 4, "lora_alpha": 4, "train_batch_size": 1,
              "lora_init": "gaussian"},
 }  # fmt: skip

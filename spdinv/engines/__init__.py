@@ -77,7 +77,8 @@ ENTRIES = (
     Entry("pnp", "PnP", (
         _fraction("feature_steps", 0.8, "features"),
         _fraction("attention_steps", 0.5, "self-attention queries and keys"),
-        setting("negative_prompt", "", "unconditional text of the target"),
+        setting("negative_prompt", "ugly, blurry, black, low res, unrealistic",
+                "unconditional text of the target"),
         setting("source_latents", None, "where the source's latents come from: the inversion's trajectory, or a "
                 "reconstruction from its noise; none: the first for all but ddim, as published",
                 choices=("trajectory", "reconstruction")),

@@ -114,12 +114,13 @@ def edit(
     prompts: list[str],
     feature_steps: float = 0.8,
     attention_steps: float = 0.5,
-    negative_prompt: str = "",
+    negative_prompt: str = "ugly, blurry, black, low res, unrealistic",
     source_latents: str = "trajectory",
 ) -> torch.Tensor:
     """Edit one inverted picture; prompts are [source_prompt, target_prompt], z [2,4,h,w] their noise.
 
-    negative_prompt: what the target's unconditional half is told, unless the inversion brings embeddings for it.
+    negative_prompt: what the target's unconditional half is told, unless the inversion brings embeddings for it. PIE-
+    Bench's runner tells these words to every inversion, Plug-and-Play's own example others.
     source_latents: where the source item comes from, the inversion's "trajectory" or a "reconstruction" from its noise.
     What an inversion does to a source branch has no place here, since there is none: Direct Inversion's corrections are
     left out (as in its own Plug-and-Play), noise map guidance is refused.

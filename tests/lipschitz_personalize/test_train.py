@@ -248,9 +248,9 @@ FLAGS = ("l2_reg_weight", "learning_rate", "max_train_steps", "train_batch_size"
     ("stable-diffusion-xl-base-1.0", "custom_diffusion", (50, 5e-5, 250, 2, 1, 1e-2, 1, 2025),
      {"mask_loss": "mean", "scale_lr": True}),
     ("stable-diffusion-xl-base-1.0", "lora", (1e-6, 5e-4, 500, 1, 4, 1e-4, 1, 0), {"lora_init": "gaussian"}),
-    ("stable-diffusion-3-medium-diffusers", "custom_diffusion", (10.1, 1e-4, 500, 1, 4, 1e-2, 1, 0),
-     {"augment": False, "scale_lr": False}),
-    ("stable-diffusion-3-medium-diffusers", "lora", (0, 4e-4, 500, 1, 4, 1e-2, 1, 0), {"lora_rank": 4}),
+    ("stable-diffusion-3-medium-diffusers", "custom_diffusion", (10.1, 1e-4, 500, 1, 4, 1e-4, 1, 0),
+     {"augment": False, "scale_lr": False, "mask_loss": "mean"}),
+    ("stable-diffusion-3-medium-diffusers", "lora", (0, 4e-4, 500, 1, 4, 1e-4, 1, 0), {"lora_rank": 4}),
 ])  # fmt: skip
 def test_print_config_has_every_released_scripts_settings_without_a_model(model, space, values, more, capsys):
     train.main(["--pretrained_model_name_or_path", f"owner/{model}", "--parameter_space", space, "--print_config"])

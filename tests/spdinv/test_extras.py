@@ -24,14 +24,14 @@ def applied(pipe, inversion, engine, **switches):
 
 # ---------------------------------------------------------------------------------------------------------- presets
 
+NEGATIVE = "ugly, blurry, black, low res, unrealistic"
 NOTHING = {"negative_prompt_embedding": False, "proximal": False, "inversion_guidance": False, "color_fix": False}
 PLAIN = {"p2p": {"controller": "refine", "cross_replace_steps": 0.4, "self_replace_steps": 0.6,
                  "source_guidance_scale": None},
          "masactrl": {"start_step": 4, "start_layer": None, "inject_uncond": "src", "inject_cond": "src",
                       "source_guidance_scale": None},
-         "pnp": {"feature_steps": 0.8, "attention_steps": 0.5, "negative_prompt": "",
+         "pnp": {"feature_steps": 0.8, "attention_steps": 0.5, "negative_prompt": NEGATIVE,
                  "source_latents": "trajectory"}}  # fmt: skip
-NEGATIVE = "ugly, blurry, black, low res, unrealistic"
 LITERALLY = [
     ("inversion_only", "p2p", {}, {}),
     ("inversion_only", "masactrl", {}, {}),
@@ -41,7 +41,7 @@ LITERALLY = [
       "inversion_guidance": True, "proximal_recon_lr": 1.0, "proximal_recon_t": 400, "proximal_dilation": 1}),
     ("as_released", "masactrl", {"source_guidance_scale": 1.0},
      {"negative_prompt_embedding": True, "proximal": True, "proximal_mode": "soft", "proximal_quantile": 0.6}),
-    ("as_released", "pnp", {"negative_prompt": NEGATIVE}, {"color_fix": True}),
+    ("as_released", "pnp", {}, {"color_fix": True}),
 ]  # fmt: skip
 
 
