@@ -189,7 +189,7 @@ def joined_config(
         earlier = before.get(kind, {})
         if not isinstance(earlier, dict) or not all(isinstance(told, dict | str) for told in earlier.values()):
             raise InputError(f"{file} is damaged: its {kind} are no objects {{…}}; take another --output_dir")
-        for name in now[kind].keys() & earlier.keys() & measured:
+        for name in [name for name in now[kind] if name in earlier and name in measured]:
             then, own = earlier[name], now[kind][name]
             if isinstance(then, dict) and isinstance(own, dict):
                 changed += [f"{key} of {name} ({then.get(key)})" for key in own if then.get(key) != own[key]]

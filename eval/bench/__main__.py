@@ -13,14 +13,7 @@ from common.flags import number
 from common.runs import InputError, make_parser, script, write_config, write_json
 from eval.bench.inversions import SOLVERS
 
-PARTS = {  # name -> module and function, (pipe, args) -> {name in bench.json: rows}; imported when they are run
-    "inversions": ("eval.bench.inversions", "run"),
-    "sampling": ("eval.bench.sampling", "run"),
-    "surgery": ("eval.bench.surgery", "run"),
-    "penalty": ("eval.bench.penalty", "run"),
-    "shifts": ("eval.bench.shifts", "run"),
-    "inpainting": ("eval.bench.inpainting", "run"),
-}
+PARTS = ("inversions", "sampling", "surgery", "penalty", "shifts", "inpainting")  # modules with run(pipe, args) -> rows
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -54,8 +47,7 @@ def main(argv: list[str] | None = None) -> None:
     output, found = Path(args.output_dir), {"machine": machine()}
     print(found["machine"])
     for part in args.parts:
-        module, function = PARTS[part]
-        found |= getattr(importlib.import_module(module), function)(pipe, args)
+        found |= importlib.import_module(f"eval.bench.{part}").run(pipe, args)
         write_json(output / "bench.json", found)  # after each, so that an interrupted run has measured something
     write_config(output, args)
     print(f"written to {output / 'bench.json'}")

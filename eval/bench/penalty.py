@@ -3,13 +3,13 @@
 Everything is measured in turn and compared round by round; the median is printed with the least and the most.
 """
 
-import time
 from collections.abc import Callable
 
 import torch
 
+from common.runs import measure
 from common.training import step_generator
-from eval.bench.ratios import against, middle
+from eval.bench.ratios import against, middle, rounds
 from lipschitz_personalize.objectives import add_noise, encode_text, network, predict, squared_error
 from lipschitz_personalize.regularizer import make_regularizer
 
@@ -52,7 +52,7 @@ def step_rows(pipe, repeats: int, batch_size: int = 1) -> list[dict]:
     for number in range(repeats + 1):  # the first round warms up
         row = {}
         for name, penalty in penalties.items():
-            row["backward"] = _seconds(lambda number=number: backward(number))
+            row["backward"] = _seconds(backward, number)
             row[f"{name}_seconds"] = _seconds(penalty.add_gradient)
             finish = _seconds((decaying if name == "preset" else plain).step)
             if name == "preset":
@@ -61,7 +61,8 @@ def step_rows(pipe, repeats: int, batch_size: int = 1) -> list[dict]:
                 row["adam"] = finish
             plain.zero_grad()
         row["step_seconds"] = row.pop("backward") + row.pop("adam")
-        rows.append(row | {f"{name}_mb": _megabytes(penalties[name].base) for name in ("general", "bf16")})
+        rows.append(row | {f"{name}_mb": sum(tensor.nbytes for tensor in penalties[name].base.values()) / 2**20
+                           for name in ("general", "bf16")})  # fmt: skip
     return rows[1:]
 
 
@@ -79,13 +80,14 @@ def run_rows(pipe, repeats: int, num_inference_steps: int = 50) -> list[dict]:
         optimizer.step()
         optimizer.zero_grad()
 
-    rows = []
-    for number in range(repeats + 1):
-        ours = _seconds(lambda number=number: step(number, one, penalty.add_gradient))
-        double = _seconds(lambda number=number: step(number, two, lambda: None))
-        drawing = _seconds(lambda number=number: _draw(pipe, number, num_inference_steps))
-        rows.append({"ours": STEPS * ours, "prior": STEPS * double + CLASS_PICTURES * drawing})
-    return rows[1:]
+    parts = {
+        "ours": lambda number: step(number, one, penalty.add_gradient),
+        "double": lambda number: step(number, two, lambda: None),
+        "drawing": lambda number: _draw(pipe, number, num_inference_steps),
+    }
+    return [{"ours": STEPS * row["ours_seconds"],
+             "prior": STEPS * row["double_seconds"] + CLASS_PICTURES * row["drawing_seconds"]}
+            for row in rounds(parts, repeats)]  # fmt: skip
 
 
 def _training(pipe, batch_size: int) -> tuple[torch.nn.Module, Callable[[int], None]]:
@@ -112,17 +114,10 @@ def _draw(pipe, seed: int, num_inference_steps: int) -> None:
     pipe(CLASS_PROMPT, num_inference_steps=num_inference_steps, generator=step_generator(seed, 0))
 
 
-def _megabytes(tensors: dict[str, torch.Tensor]) -> float:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) / 2**20
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
-    wait()
-    start = time.perf_counter()
-    work()
-    wait()
-    return time.perf_counter() - start
+def _seconds(work: Callable[..., object], *given: object) -> float:
+    with measure() as cost:
+        work(*given)
+    return cost.seconds
 
 
 def sd15_shapes(pipe):

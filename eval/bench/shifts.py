@@ -1,15 +1,12 @@
 """What a training step with spectral shifts (SVDiff) costs, against what one would run instead.
 
-Schemes take their steps in turn, in an order that changes, and ratios are taken round by round: a machine that others
-use as well slows all of them alike.
+Schemes take their steps in turn, and ratios are taken round by round.
 """
 
 import argparse
 import copy
-import random
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from itertools import chain
 
@@ -18,7 +15,7 @@ from peft import LoraConfig
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from eval.bench.ratios import against, middle
+from eval.bench.ratios import against, middle, ratios, rounds
 from svdiff.basis import Basis, as_matrix, find_bases, tunable
 from svdiff.spaces import LORA_LAYERS
 from svdiff.spectral import attach, rebuilt, spectral_form
@@ -31,7 +28,7 @@ GOALS = {("shifts", "frozen"): (1.33, True), ("shifts", "lora"): (1.3, True), ("
 
 
 def nbytes(tensors) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return sum(tensor.nbytes for tensor in tensors)
 
 
 def weight_bytes(model: nn.Module) -> int:
@@ -90,12 +87,12 @@ def full(unet: nn.Module, bases: dict[str, Basis]):
 SCHEMES = {"frozen": frozen, "shifts": shifts, "rebuilding": rebuilding, "lora": lora, "full": full}
 
 
-def step_of(trained: list[Tensor], forward: Callable, given: tuple[Tensor, Tensor, Tensor]) -> Callable[[], None]:
+def step_of(trained: list[Tensor], forward: Callable, given: tuple[Tensor, Tensor, Tensor]) -> Callable[[int], None]:
     """Forward, backward and a step of AdamW, as common.training has it; a timing, so that nothing moves."""
     inner = trained or [given[0].requires_grad_()]  # of the frozen model, its input
     optimizer = torch.optim.AdamW(inner, lr=0.0, weight_decay=0.0, fused=True)
 
-    def step() -> None:
+    def step(number: int) -> None:
         forward(*given).sample.square().mean().backward()
         if trained:
             optimizer.step()
@@ -107,22 +104,7 @@ def step_of(trained: list[Tensor], forward: Callable, given: tuple[Tensor, Tenso
 # ------------------------------------------------------------------------------------------------------- measurement
 
 
-def timed(steps: dict[str, Callable[[], None]], rounds: int) -> list[dict[str, float]]:
-    """Seconds of every step, one row per round; a round before does not count."""
-    rows, rng = [], random.Random(0)
-    for _ in range(rounds + 1):
-        row = {}
-        for name in rng.sample(list(steps), len(steps)):
-            start = time.perf_counter()
-            steps[name]()
-            if torch.cuda.is_initialized():
-                torch.cuda.synchronize()
-            row[name] = time.perf_counter() - start
-        rows.append(row)
-    return rows[1:]
-
-
-def step_rows(unet: nn.Module, rounds: int, batch: int) -> list[dict]:
+def step_rows(unet: nn.Module, repeats: int, batch: int) -> list[dict]:
     """A row per round: <scheme>_seconds, _weights_mb, _trained; a copy of the UNet for each scheme."""
     with tempfile.TemporaryDirectory() as folder:
         bases = find_bases(unet, tunable(unet), folder)
@@ -133,7 +115,7 @@ def step_rows(unet: nn.Module, rounds: int, batch: int) -> list[dict]:
         steps[name] = step_of(trained, forward, inputs(own, batch))
         about |= {f"{name}_weights_mb": (weight_bytes(own) + beside) / 2**20,
                   f"{name}_trained": sum(map(Tensor.numel, trained))}  # fmt: skip
-    return [{**about, **{f"{name}_seconds": value for name, value in row.items()}} for row in timed(steps, rounds)]
+    return [about | row for row in rounds(steps, repeats)]
 
 
 def layer_shapes(unet: nn.Module, batch: int) -> dict[tuple, tuple[nn.Module, int]]:
@@ -151,7 +133,7 @@ def layer_shapes(unet: nn.Module, batch: int) -> dict[tuple, tuple[nn.Module, in
     return found
 
 
-def layer_rows(rounds: int, batch: int, device: str | torch.device) -> list[dict]:
+def layer_rows(repeats: int, batch: int, device: str | torch.device) -> list[dict]:
     """Stable Diffusion 1.5's linear and convolution layers, one shape after the other with random weights: forward, and
     the gradients of input and shifts. A row per shape with the median seconds of both forms; norms and attention, which
     cost the same either way, are not in it."""
@@ -165,12 +147,12 @@ def layer_rows(rounds: int, batch: int, device: str | torch.device) -> list[dict
         spectral = spectral_form(copy.deepcopy(layer), Basis(*parts))
         x = torch.randn(shape, device=device, requires_grad=True)
 
-        def both(layer=layer, spectral=spectral, x=x) -> dict[str, Callable[[], None]]:
-            return {"frozen": lambda: torch.autograd.grad(layer(x).sum(), x),
-                    "shifts": lambda: torch.autograd.grad(spectral(x).sum(), (x, spectral.delta))}  # fmt: skip
+        def both(layer=layer, spectral=spectral, x=x) -> dict[str, Callable[[int], object]]:
+            return {"frozen": lambda number: torch.autograd.grad(layer(x).sum(), x),
+                    "shifts": lambda number: torch.autograd.grad(spectral(x).sum(), (x, spectral.delta))}  # fmt: skip
 
-        times = timed(both(), rounds)
-        medians = {f"{name}_seconds": statistics.median(row[name] for row in times) for name in times[0]}
+        times = rounds(both(), repeats)
+        medians = {key: statistics.median(row[key] for row in times) for key in times[0] if key.endswith("_seconds")}
         rows.append({"batch": batch, "weight": list(weight), "stride": stride, "input": list(shape), "layers": count}
                     | medians)  # fmt: skip
     return rows
@@ -188,7 +170,7 @@ def run(pipe, args: argparse.Namespace) -> dict[str, list[dict]]:
             continue
         rows = found[f"shifts_batch{batch}"] = step_rows(pipe.unet, args.repeats, batch)
         for (one, other), (goal, most) in GOALS.items():
-            ratio = [row[f"{one}_seconds"] / row[f"{other}_seconds"] for row in rows]
+            ratio = ratios(rows, one, other)
             print(f"SVDiff step, batch {batch}, {one} / {other}: {middle(ratio)}{against(ratio, goal, most)}")
         if batch == 1:
             held = (f"{name} {rows[0][f'{name}_weights_mb'] / rows[0]['frozen_weights_mb']:.2f}" for name in SCHEMES)

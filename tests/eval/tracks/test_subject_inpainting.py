@@ -112,12 +112,11 @@ def test_trainings_are_measured_in_processes_of_their_own(flags, tmp_path, monke
     small = ["--tuning", "lora", "--train_batch_size", "1", "--cache_views", "0"]
     monkeypatch.setattr(inpainting_bench, "TRAININGS", {"lora": small})
     model, subject = flags.pretrained_model_name_or_path, str(tmp_path / "subject")
-    (row,) = inpainting_bench.bench_training(model, "cpu", subject)
+    row = inpainting_bench.bench_training("lora", model, "cpu", subject)
     assert set(row) == {"training", *inpainting_bench.MEASURED} and row["trained_parameters"] > 0
-    assert row["peak_memory_mb"] > 200  # all of a process with torch in it, not what it grew by
     monkeypatch.setattr(inpainting_bench, "TRAININGS", {"lora": [*small, "--rank", "0"]})
     with pytest.raises(InputError, match="image_inpaint.train failed: .*from 1"):
-        inpainting_bench.bench_training(model, "cpu", subject)
+        inpainting_bench.bench_training("lora", model, "cpu", subject)
 
 
 def test_other_data_has_no_such_track(flags):

@@ -23,7 +23,7 @@ def test_rows_join_the_track(tiny_folder, benchmark, encoders, tmp_path, monkeyp
     svdiff_editing.main([*flags, "--max_train_steps", "1"])  # nothing is left to do
     with pytest.raises(SystemExit):
         svdiff_editing.main([*flags, "--max_train_steps", "2"])  # beside rows of one step
-    assert "another max_train_steps (1)" in capsys.readouterr().err
+    assert "another max_train_steps of svdiff+inversion (1)" in capsys.readouterr().err
     compare.main([*flags, "--tracks", "text_editing"])
     html = (tmp_path / "out" / "index.html").read_text()
     assert "SVDiff, tuned on the picture" in html
