@@ -12,9 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from common.flags import number
-from common.runs import append_row, atomic_path, make_parser, read_rows, script
+from common.runs import script
 from eval.tracks import exemplar_editing
-from eval.tuning.tuner import Setting, grid, label, least
+from eval.tracks.track import given
+from eval.tuning.tuner import Setting, grid, label, least, make_tuning_parser, measured, tune, write_tuned
 from pixels import options
 
 SCORE = "lpips_truth (picturebook)"  # less is better: nearness to the true edit, inside and outside of the map
@@ -31,61 +32,39 @@ GRIDS: dict[str, list[Setting]] = {
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = make_parser(__doc__.splitlines()[0])
+    parser = make_tuning_parser(__doc__, GRIDS, "outputs/tune_exemplar")
     add = parser.add_argument
     add("--dataset", choices=options.DRAWN, default="picturebook", help="whose validation items")
     add("--items", type=number(int, 1), default=12, help="validation items")
-    add("--methods", nargs="+", choices=GRIDS, default=list(GRIDS), help="methods to tune")
     add("--num_inference_steps", type=number(int, 1, 1000), help="of all; the preset's by default")
-    add("--output_dir", default="outputs/tune_exemplar", help="folder for rows, one within it per data set")
-    add("--device", help="cpu, cuda, cuda:1, ...; a GPU if there is one by default")
     return parser.parse_args(argv)
-
-
-def write_settings(path: Path, dataset: str, found: dict[str, tuple[Setting, float]], items: int) -> None:
-    """A data set's file of settings."""
-    lines = [
-        "# What each method of the exemplar track runs with on the picturebook, where it differs from pixels' preset.",
-        f"# Written by `python -m eval.tuning.exemplar_editing --dataset {dataset} --items {items}` on the validation",
-        "# split: as many settings tried for every method, the least LPIPS to the true edit taken.",
-    ]
-    for method, (setting, score) in found.items():
-        values = [f"{name} = {value}" for name, value in setting.items()]
-        lines += ["", f"[{method}]  # {1000 * score:.0f}e-3", *values]
-    with atomic_path(path) as temporary:
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 @script
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
 
-    from tqdm import tqdm
-
     from pixels import eval as pixels_eval
     from pixels.reproduction.pairs import find_pairs
     from pixels.reproduction.scoring import run_item
 
     output = Path(args.output_dir) / args.dataset
-    flags = ["--output_dir", str(output)] + (["--device", args.device] if args.device else [])
-    flags += ["--num_inference_steps", str(args.num_inference_steps)] if args.num_inference_steps else []
-    settings = pixels_eval.parse(flags)
+    settings = pixels_eval.parse(given(args, "device", "num_inference_steps", output_dir=output))
     bench = exemplar_editing.make_bench(settings, exemplar_editing.own_settings(on_picturebook=False))
-    rows = output / "rows.jsonl"
-    done = {(row["item"], row["method"]) for row in read_rows(rows)}
-    pairs = find_pairs(args.dataset, "validation", limit=args.items)
-    runs = [(method, s, p) for p in pairs for method in args.methods for s in GRIDS[method]]
-    for method, setting, pair in tqdm(runs, "settings", disable=None):
-        name = label(method, setting)
-        if (pair.id, name) in done:
-            continue
-        row, _ = run_item(replace(bench, own={method: bench.own.get(method, {}) | setting}), pair, method)
-        append_row(rows, row | {"method": name})
-    found = least(read_rows(rows), {method: GRIDS[method] for method in args.methods}, SCORE)
-    for method, (setting, score) in found.items():
-        print(f"{label(method, setting)}: {SCORE} {score:.4f}")
-    write_settings(exemplar_editing.SETTINGS[args.dataset], args.dataset, found, args.items)
-    print(f"written to {exemplar_editing.SETTINGS[args.dataset]}")
+    pairs = {pair.id: pair for pair in find_pairs(args.dataset, "validation", limit=args.items)}
+
+    def rows_of(method: str, setting: Setting) -> list[dict]:
+        own = replace(bench, own={method: bench.own.get(method, {}) | setting})
+        run = lambda pair: run_item(own, pair, method)[0]  # noqa: E731
+        return measured(output / "rows.jsonl", label(method, setting), pairs, run)
+
+    found = tune({method: GRIDS[method] for method in args.methods}, rows_of, least(SCORE), args.follow)
+    head = [
+        "What each method of the exemplar track runs with on the picturebook, where it differs from pixels' preset.",
+        f"Written by `python -m eval.tuning.exemplar_editing --dataset {args.dataset} --items {args.items}` on the",
+        "validation split: as many settings tried for every method, the least LPIPS to the true edit taken.",
+    ]
+    write_tuned(exemplar_editing.SETTINGS[args.dataset], head, found)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,10 @@ spdinv/options.py: PICTUREBOOK_PRESET, before the test split is run. An interrup
 import argparse
 from pathlib import Path
 
-from common.flags import check_writable, number
-from common.runs import append_row, make_parser, read_rows, script
-from eval.tuning.tuner import Setting, grid, label, least
+from common.flags import number
+from common.runs import script
+from eval.tracks.track import given
+from eval.tuning.tuner import Setting, grid, label, least, make_tuning_parser, measured, tune
 
 SCORE = "lpips_truth (picturebook)"  # less is better: nearness to the true edit, inside and outside of the mask
 GRIDS: dict[str, list[Setting]] = {  # flags of spdinv.eval; the published values are among them
@@ -28,15 +29,9 @@ GRIDS: dict[str, list[Setting]] = {  # flags of spdinv.eval; the published value
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = make_parser(__doc__.splitlines()[0])
-    add = parser.add_argument
-    add("--items", type=number(int, 1), default=6, help="validation items, of every edit type in turn")
-    add("--methods", nargs="+", choices=GRIDS, default=list(GRIDS), help="methods to tune")
-    add("--output_dir", default="outputs/tune_text_editing", help="folder for rows")
-    add("--device", help="cpu, cuda, cuda:1, ...; a GPU if there is one by default")
-    args = parser.parse_args(argv)
-    check_writable(Path(args.output_dir))
-    return args
+    parser = make_tuning_parser(__doc__, GRIDS, "outputs/tune_text_editing")
+    parser.add_argument("--items", type=number(int, 1), default=6, help="validation items, of every edit type in turn")
+    return parser.parse_args(argv)
 
 
 def method_of(name: str, setting: Setting):
@@ -44,37 +39,33 @@ def method_of(name: str, setting: Setting):
     from spdinv import eval as spdinv_eval
 
     inversion, engine = name.split("+")
-    given = [word for flag, value in setting.items() if value is not None for word in (f"--{flag}", str(value))]
-    return spdinv_eval.methods_of(spdinv_eval.parse(["--inversions", inversion, "--engines", engine, *given]))[name]
+    flags = [word for flag, value in setting.items() if value is not None for word in (f"--{flag}", str(value))]
+    return spdinv_eval.methods_of(spdinv_eval.parse(["--inversions", inversion, "--engines", engine, *flags]))[name]
 
 
 @script
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
 
-    from tqdm import tqdm
-
     from common.encoders import load_encoders
     from spdinv import eval as spdinv_eval
     from spdinv.customised import load
     from spdinv.reproduction.items import Bench, find_dataset, read_items, run_item
 
-    grids = {name: GRIDS[name] for name in args.methods}
-    flags = ["--split", "validation", "--limit", str(args.items), "--output_dir", args.output_dir]
-    settings = spdinv_eval.parse(flags + (["--device", args.device] if args.device else []))
+    flags = given(args, "output_dir", "device", split="validation", limit=args.items)
+    settings = spdinv_eval.parse(flags)
     folder = find_dataset(settings)
     pipe, resolution, _ = load(settings)
     bench = Bench(pipe, load_encoders(settings.metric_encoders, args.device), folder, resolution)
-    rows = Path(args.output_dir) / "rows.jsonl"
-    done = {(row["item"], row["method"]) for row in read_rows(rows)}
-    runs = [(item, name, setting) for item in read_items(folder, settings) for name in grids for setting in grids[name]]
-    for item, name, setting in tqdm(runs, "settings", disable=None):
-        if (item.id, label(name, setting)) in done:
-            continue
-        row, _ = run_item(bench, item, method_of(name, setting), label(name, setting))
-        append_row(rows, row)
-    for name, (setting, score) in least(read_rows(rows), grids, SCORE).items():
-        print(f"{label(name, setting)}: {SCORE} {score:.4f}")
+    items = {item.id: item for item in read_items(folder, settings)}
+
+    def rows_of(name: str, setting: Setting) -> list[dict]:
+        called = label(name, setting)
+        run = lambda item: run_item(bench, item, method_of(name, setting), called)[0]  # noqa: E731
+        return measured(Path(args.output_dir) / "rows.jsonl", called, items, run)
+
+    found = tune({name: GRIDS[name] for name in args.methods}, rows_of, least(SCORE), args.follow)
+    print(*(f"best: {label(name, setting)}" for name, (setting, _) in found.items()), sep="\n")
 
 
 if __name__ == "__main__":

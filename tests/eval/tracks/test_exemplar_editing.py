@@ -1,7 +1,6 @@
 """The exemplar track on two drawn items and a small random model, its tuning, and methods with weights of their own."""
 
 import json
-import tomllib
 from argparse import Namespace
 from types import SimpleNamespace
 
@@ -99,20 +98,10 @@ def test_every_method_has_the_same_number_of_settings_to_try():
     assert set(tune_exemplar.GRIDS) == tuned
 
 
-def test_tuning_takes_the_least_score_and_writes_what_the_track_reads(flags, tmp_path, monkeypatch):
-    rows = []
-    for method, grid in tune_exemplar.GRIDS.items():
-        for number, setting in enumerate(grid):
-            for item in "ab":
-                score = abs(number - 3) + (item == "b")
-                rows.append({"method": tuner.label(method, setting), "item": item,
-                             "metrics": {tune_exemplar.SCORE: score}})  # fmt: skip
-    found = tuner.least(rows, tune_exemplar.GRIDS, tune_exemplar.SCORE)
-    assert all(setting == tune_exemplar.GRIDS[method][3] and score == 0.5 for method, (setting, score) in found.items())
+def test_the_track_reads_what_its_tuning_writes(tmp_path, monkeypatch):
     monkeypatch.setitem(exemplar_editing.SETTINGS, "compositions", tmp_path / "settings.toml")
-    tune_exemplar.write_settings(tmp_path / "settings.toml", "compositions", found, 2)
-    read = tomllib.loads((tmp_path / "settings.toml").read_text())
-    assert read["pixels"] == {"strength": 0.14}
+    found = {method: (grid[3], -0.5) for method, grid in tune_exemplar.GRIDS.items()}
+    tuner.write_tuned(tmp_path / "settings.toml", ["A comment"], found)
     own = exemplar_editing.own_settings(on_picturebook=True, dataset="compositions")
     assert own["sdedit"] == {"strength": 0.14} and own["differential_diffusion"]["prompt"] == scoring.ITEM_PROMPT
     assert own["differential_diffusion"]["guidance_scale"] == 2.0

@@ -95,10 +95,10 @@ def test_rows_of_a_method_that_was_trained_otherwise_are_not_mixed_in(flags, tmp
     assert read_json(tmp_path / "config.json")["methods"][name] != before["methods"][name]
 
 
-def test_trainings_are_compared_at_one_guidance_and_new_trials_go_to_the_end():
-    for method in ("lora", "full"):
-        assert all(flags == ["--guidance_scale=5"] for flags, _ in tune_inpainting.TRIALS[method])
-    assert tune_inpainting.TRIALS["lora"][-1][1] == "--learning_rate 0.002 --max_train_steps 300"
+def test_trainings_are_tuned_at_one_guidance_and_guidance_on_the_preset_training():
+    assert tune_inpainting.flags_of({"learning_rate": 0.002, "max_train_steps": 200}) == [
+        "--guidance_scale=5", "--training_flags=--learning_rate 0.002 --max_train_steps 200"]  # fmt: skip
+    assert tune_inpainting.flags_of({"text_guidance_scale": 3}) == ["--text_guidance_scale=3"]
 
 
 def test_trainings_are_measured_in_processes_of_their_own(flags, tmp_path, monkeypatch):

@@ -21,7 +21,6 @@ from eval.tracks.personalization import arena, matched, protocol, scoring, track
 from eval.tracks.personalization.methods import METHODS
 from eval.tracks.personalization.track import QUICK
 from eval.tuning import personalization as tune_personalization
-from eval.tuning import tuner
 from tests.eval.conftest import make_row
 
 
@@ -294,25 +293,15 @@ def test_every_method_has_the_same_number_of_settings_to_try():
     assert set(tune_personalization.GRIDS) == {name for name, method in METHODS.items() if method.script}
 
 
-def test_tuning_balances_likeness_and_context_and_writes_what_the_arena_reads(tmp_path, monkeypatch):
-    def row(name, item, dino, context):
-        return make_row(name, item, {"DINO/dreambench (picturebook)": dino, "context (picturebook)": context})
+@pytest.mark.parametrize("metrics, found", [
+    ((0.6, 0.5), 0.5), ((0.9, 0.0), 0.0), ((1.2, 1.0), 1.0), ((0.2, 1.0), 0.0), (None, 0.0),
+], ids=["half of both", "copies", "more than real", "no likeness", "diverged"])  # fmt: skip
+def test_tuning_balances_likeness_and_context(metrics, found):
+    def row(dino, context):
+        return {"metrics": {"DINO/dreambench (picturebook)": dino, "context (picturebook)": context}}
 
-    grid = tune_personalization.GRIDS["dreambooth+penalty"]
-    names = [tune_personalization.label("dreambooth+penalty", setting) for setting in grid]
-    rows = [row("real", s, 0.9, math.nan) for s in "ab"] + [row("base", s, 0.3, 0.9) for s in "ab"]
-    rows += [row(name, s, 0.6, 0.2) for name in names[:-3] for s in "ab"]
-    rows += [row(names[-3], s, 0.6, 0.5) for s in "ab"]  # half of the way, half of the contexts
-    rows += [row(names[-2], s, 0.9, 0.0) for s in "ab"]  # copies
-    rows += [make_row(names[-1], s, {}) for s in "ab"]  # diverged
-    found = tune_personalization.best_settings(rows, ["dreambooth+penalty"])
-    assert found == {"dreambooth+penalty": (grid[-3], pytest.approx(0.5))}
-    monkeypatch.setattr(variants, "SETTINGS", tmp_path / "settings.toml")
-    chosen = {"dreambooth+penalty": grid[-3], "dreambooth+prior": {"max_train_steps": 150, "lr_scheduler": "cosine"}}
-    tuner.write_settings(variants.SETTINGS, ["Two lines", "of comment"], chosen, dict.fromkeys(chosen, "0.50"))
-    assert variants.tuned_settings() == chosen
-    with pytest.raises(InputError, match="no rows of all subjects"):
-        tune_personalization.best_settings(rows[:-1], ["dreambooth+penalty"])
+    own = row(*metrics) if metrics else {"metrics": {}}
+    assert tune_personalization.score(own, base=row(0.3, 0.9), real=row(0.9, math.nan)) == pytest.approx(found)
 
 
 def test_a_tuning_goes_on_and_a_diverged_training_counts_as_nothing(tmp_path, monkeypatch):
