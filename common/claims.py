@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 
 from common.runs import InputError, bootstrap_interval
-from common.tables import ROOT, published_table, subject_of, text_table
+from common.tables import ROOT, find_key, published_table, subject_of, text_table
 
 PAPERS = ("spdinv", "svdiff", "lipschitz_personalize", "pixels", "image_inpaint")
 HOLDS, FAILS, INCONCLUSIVE = "holds", "does not hold", "inconclusive"
@@ -169,10 +169,9 @@ def expanded(claim: dict[str, Any]) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def find_key(rows: Iterable[dict], score: str) -> str:
+def key_of(rows: Iterable[dict], score: str) -> str:
     """The rows' key of a score that is named without its encoder; the name itself where no row has it."""
-    keys = dict.fromkeys(key for row in rows for key in row["metrics"])
-    return next((key for key in keys if key.partition(" (")[0] == score), score)
+    return find_key((key for row in rows for key in row["metrics"]), score) or score
 
 
 def verdict(gap: Interval, sign: int, rule: str, margin: float = 0.0, least: int = LEAST) -> str:
@@ -190,10 +189,10 @@ def judge(claim: dict[str, Any], rows: list[dict], matched: Callable[..., Interv
     curves; without it these are inconclusive."""
     wanted = claim.get("where", {})
     rows = [row for row in rows if all(row.get(name) == value for name, value in wanted.items())]
-    key, method, baseline = find_key(rows, claim["score"]), claim["method"], claim["baseline"]
+    key, method, baseline = key_of(rows, claim["score"]), claim["method"], claim["baseline"]
     sign = -1 if claim.get("better") == "lower" else 1
     if "matched" in claim:
-        at = find_key(rows, claim["matched"])
+        at = key_of(rows, claim["matched"])
         gap = matched(rows, key, at, method, baseline) if matched and rows else NOTHING
         unlike = floor = False
     else:

@@ -181,7 +181,7 @@ def joined_config(
     file, rows = Path(folder) / "config.json", run_rows(folder) if rows is None else rows
     before = read_object(file) if rows or file.is_file() else {}
     now = json.loads(json.dumps({**flags, **settings}, default=str))
-    changed = [f"{'UNet' if name == 'weights' else '--' + name} ({before.get(name)})"
+    changed = [f"another {'UNet' if name == 'weights' else '--' + name} ({before.get(name)})"
                for name in same if before.get(name) != now[name]]  # fmt: skip
     measured = {row[key] for row in rows for key in ("method", "item")}
     kept = {}
@@ -192,13 +192,12 @@ def joined_config(
         for name in [name for name in now[kind] if name in earlier and name in measured]:
             then, own = earlier[name], now[kind][name]
             if isinstance(then, dict) and isinstance(own, dict):
-                changed += [f"{key} of {name} ({then.get(key)})" for key in own if then.get(key) != own[key]]
+                changed += [f"another {key} of {name} ({then.get(key)})" for key in own if then.get(key) != own[key]]
             elif then != own:
-                changed.append(f"{kind} of {name}")
+                changed.append(f"other {kind} of {name}")
         kept[kind] = earlier | now[kind]
     if rows and changed:
-        raise InputError(f"{folder} holds results with another {changed[0]}; take the same one, or another "
-                         "--output_dir")  # fmt: skip
+        raise InputError(f"{folder} holds results with {changed[0]}; take the same, or another --output_dir")
     return {**flags, **kept}
 
 

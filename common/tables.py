@@ -98,15 +98,15 @@ def score_table(summaries: dict[str, Summary], counted: str = "items") -> str:
     return text_table([["mean [95 % interval]", *summaries], [counted, *map(str, counts)], *lines])
 
 
+def find_key(keys: Iterable[str], *names: str) -> str | None:
+    """The first of the keys (common.metrics.Score.key) that has one of these names, which do without the encoder:
+    "clip_whole/pie_official" finds "clip_whole/pie_official (picturebook)"."""
+    return next((key for key in keys if key.partition(" (")[0] in names), None)
+
+
 def find(summary: Summary, name: str, protocol: str = "") -> dict[str, float] | None:
     """The measured score of this name under this protocol or under none, whatever encoder looked."""
-    from common.metrics import parse_key
-
-    for key, value in summary.items():
-        parsed = parse_key(key)
-        if parsed["name"] == name and parsed["protocol"] in (protocol, ""):
-            return value
-    return None
+    return summary.get(find_key(summary, name, f"{name}/{protocol}"))
 
 
 def beside_published(

@@ -49,12 +49,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     own.add_argument("--pictures", metavar="LIST", help="a .jsonl, .csv or .toml of pictures and prompts, or a folder "
         "of pictures with prompts.jsonl; eval/tracks/own_pictures/picture_list.py says what it holds")  # fmt: skip
     own.add_argument("--seeds", nargs="+", type=number(int, 0, 2**31), default=[0], help="of methods that draw noise")
-    own.add_argument("--write_pie_bench", metavar="FOLDER", help="write --pictures as a PIE-Bench folder, and stop")
     args = parser.parse_args(argv)
-    if args.write_pie_bench and not args.pictures:
-        raise InputError("--write_pie_bench writes a list of pictures as PIE-Bench: give --pictures too")
-    if args.write_pie_bench and Path(args.write_pie_bench).exists():
-        raise InputError(f"--write_pie_bench {args.write_pie_bench} is there already; name a new folder")
     if args.table and args.table.partition(":")[0] not in TABLES:
         raise InputError(f"--table {args.table}: there is no such paper; give spdinv:1, pixels:1a or the like")
     return args
@@ -104,13 +99,6 @@ def main(argv: list[str] | None = None) -> None:
     if args.table:
         print_table(args.table, output)
         return
-    if args.write_pie_bench:
-        from eval.tracks.own_pictures.picture_list import read_list, write_pie_bench_folder
-
-        write_pie_bench_folder(read_list(args.pictures), Path(args.write_pie_bench))
-        print(f"wrote {args.write_pie_bench}; --dataset takes it")
-        return
-
     from eval.report.report import write_page
     from eval.tracks.kept import keep_pictures
     from eval.tracks.track import save_results

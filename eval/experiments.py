@@ -29,7 +29,7 @@ from common.runs import (
     make_parser,
     provenance,
     read_object,
-    read_rows,
+    run_rows,
     script,
     write_json,
     write_text,
@@ -51,7 +51,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--quick", nargs="*", metavar="ID", help="run with two items and two steps, and keep nothing")
     add("--render", action="store_true", help="fill the marked parts of every README")
     add("--check", action="store_true", help="fail if a README is not what --render would write")
-    add("--export", metavar="FOLDER", help="write tables as CSV and LaTeX")
     add("--import", dest="imported", metavar="FOLDER", help="keep rows that were made elsewhere: a folder of the "
         "command of an experiment, with config.json")  # fmt: skip
     add("--as", dest="name", metavar="ID", help="the experiment that imported rows belong to")
@@ -66,9 +65,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         raise InputError(f"--import {args.imported} is no folder")
     if args.shard and args.run is None:
         raise InputError("--shard is for --run")
-    asked = args.list or args.render or args.check or args.export or args.imported
+    asked = args.list or args.render or args.check or args.imported
     if not asked and args.run is None and args.quick is None:
-        raise InputError("nothing to do: give --list, --run, --render, --check, --quick, --export or --import")
+        raise InputError("nothing to do: give --list, --run, --render, --check, --quick or --import")
     return args
 
 
@@ -149,10 +148,9 @@ def write_rows(path: Path, rows: list[dict]) -> None:
 
 def gathered(file: Path) -> list[dict]:
     """The rows of a run, of all its shards, each (method, item, seed) once. InputError if there are none."""
-    rows = [row for path in sorted(file.parent.glob(f"{file.stem}*{file.suffix}")) for row in read_rows(path)]
-    if not rows:
+    if not (rows := run_rows(file.parent)):
         raise InputError(f"{file} holds no rows")
-    return list({(row["method"], row["item"], row.get("seed")): row for row in rows}.values())
+    return rows
 
 
 def machine() -> str:
@@ -222,8 +220,6 @@ def main(argv: list[str] | None = None) -> None:
     if args.render:
         for path in rendering.render():
             print(f"rendered {path.relative_to(ROOT)}")
-    if args.export:
-        print("\n".join(f"wrote {path}" for path in rendering.export(Path(args.export))))
     if args.check:
         if wrong := rendering.differing():
             names = ", ".join(str(path.relative_to(ROOT)) for path in wrong)

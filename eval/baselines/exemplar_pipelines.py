@@ -18,6 +18,7 @@ from PIL import Image
 
 from common.files import refused_as
 from common.model_files import find_folder, inspect_folder
+from eval.baselines.ip_adapter_subject import ADAPTER
 
 SIDE = 512
 Edit = Callable[[Any, Image.Image, Image.Image, Image.Image, torch.Generator], Image.Image]
@@ -82,8 +83,7 @@ PIPELINES = {
     "ip_adapter": Pretrained(
         "stable-diffusion-v1-5/stable-diffusion-inpainting", "StableDiffusionInpaintPipeline",
         diffusers.StableDiffusionInpaintPipeline, ip_adapter_edit, UNCHECKED,
-        {"pretrained_model_name_or_path_or_dict": "h94/IP-Adapter", "subfolder": "models",
-         "weight_name": "ip-adapter_sd15.safetensors"},
+        ADAPTER,
     ),
     "versatile_diffusion": Pretrained(
         "shi-labs/versatile-diffusion", "VersatileDiffusionPipeline",

@@ -17,6 +17,7 @@ from common.claims import (  # noqa: F401  (numbers and what they are called, fr
 )
 from common.metrics import PIE_SCORES, parse_key
 from common.runs import COSTS
+from common.tables import find_key
 
 DEFINITIONS = Path(__file__).parent / "measures.toml"
 GROUPS = {
@@ -89,11 +90,7 @@ def keys(rows: Iterable[dict]) -> list[str]:
 
 def find(rows: Iterable[dict], name: str) -> str | None:
     """The rows' key of a score given without its encoder: "clip_whole/pie_official" -> "… (picturebook)"."""
-    wanted = parse_key(name)
-    for key in keys(rows):
-        if all(parse_key(key)[part] == wanted[part] for part in ("name", "protocol")):
-            return key
-    return None
+    return find_key(keys(rows), name)
 
 
 def best_method(rows: list[dict], key: str, methods: list[str], least: int = 1) -> str | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from common.flags import PICTUREBOOK_FOLDER as MODELS
 from common.flags import is_picturebook_folder, number
-from common.runs import InputError, make_parser, measure, read_json, script
+from common.runs import InputError, make_parser, script
 from eval.tracks.track import Item, Picture, Track, given, judged, runs_of
 from image_inpaint import eval as inpaint_eval
 from image_inpaint.reproduction import methods as own
@@ -120,19 +120,14 @@ class Personalised:
         """Train the arena's method on a subject, once: the folder of its weights, and what the training took."""
         from common.data import Subject
         from common.images import list_pictures
-        from common.runs import write_json
+        from eval.tracks.personalization.arena import train_once
 
         folder = own.weights_folder(self.args, method, subject)
-        if not (folder / "cost.json").is_file():
-            photographs = Subject(subject.name, subject.class_name, False, tuple(list_pictures(subject.folder)))
-            with measure() as cost:
-                self.arena[method].train(photographs, folder, self.model, self.settings(method), self.args.seed)
-            files = [path for path in folder.rglob("*.safetensors") if "checkpoint" not in str(path)]
-            write_json(folder / "cost.json", {
-                "training_seconds": cost.seconds, "training_memory_mb": cost.peak_memory_mb,
-                "file_mb": sum(path.stat().st_size for path in files) / 1e6,
-            })  # fmt: skip
-        return folder, read_json(folder / "cost.json")
+        photographs = Subject(subject.name, subject.class_name, False, tuple(list_pictures(subject.folder)))
+        settings = self.settings(method)
+        cost = train_once(self.arena[method], photographs, folder, self.model, settings, self.args.seed)
+        return folder, {"training_seconds": cost["seconds"], "training_memory_mb": cost["peak_memory_mb"],
+                        "file_mb": cost["file_bytes"] / 1e6}  # fmt: skip
 
     def paint(self, method: str, weights: Path, items: list, subject) -> list:
         """One picture per item of a subject; one without a scene is kept beside them."""

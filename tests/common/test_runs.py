@@ -105,7 +105,7 @@ SETTINGS = {"methods": {"ddim": {"steps": 5}}, "pictures": {"dog": "1f"}}
     ({"methods": {"ddim": {"steps": 6}}}, "another steps of ddim \\(5\\)"),
     ({"methods": {"ddim": {"steps": 5, "eta": 0.0}}}, "another eta of ddim \\(None\\)"),
     ({"methods": {"begun": {"steps": 6}, "new": {}}}, None),  # without a row
-    ({"pictures": {"dog": "2e"}}, "another pictures of dog"),
+    ({"pictures": {"dog": "2e"}}, "other pictures of dog"),
     ({"pictures": {"cat": "2e"}}, None),
 ])  # fmt: skip
 def test_rows_join_those_of_the_same_settings_alone(tmp_path, wrong, said):

@@ -28,7 +28,7 @@ from common.picturebook.scenes import KINDS
 from common.runs import InputError, joined_config, measure, progress, write_config
 from common.training import picture_hashes, step_generator
 from eval.tracks.personalization import own, protocol, scoring, variants
-from eval.tracks.personalization.methods import METHODS
+from eval.tracks.personalization.methods import METHODS, Method
 from eval.tracks.personalization.variants import Variant
 from lipschitz_personalize.objectives import encode_pictures, network
 from lipschitz_personalize.reproduction import drift
@@ -155,7 +155,7 @@ def run_variant(
 ) -> dict:
     """One row: train (or find it trained), load, sample, score."""
     method, folder = METHODS[variant.method], place / variant.trained_as
-    cost = train_once(arena, variant, subject, seed, folder)
+    cost = train_once(method, subject, folder, arena.model, arena.settings[variant.trained_as], seed)
     strength = {"strength": variant.strength} if variant.strength != 1 else {}
     pipe = method.load(folder, arena.model, arena.args.device, **strength)
     templates = protocol.prompts_of(arena.dataset, subject)
@@ -187,7 +187,9 @@ def row_of(paper: str, method: str, subject: Subject, seed: int, metrics: dict[s
 # ---------------------------------------------------------------------------------------------------------- training
 
 
-def train_once(arena: Arena, variant: Variant, subject: Subject, seed: int, folder: Path) -> dict[str, Any]:
+def train_once(
+    method: Method, subject: Subject, folder: Path, model: str, settings: dict[str, Any], seed: int
+) -> dict[str, Any]:
     """Train into `folder` unless a whole training lies there; what it cost: seconds and memory of the script's `main`,
     with its class pictures, which every training here draws for itself, and the pictures it shows at the end."""
     if (folder / COST).is_file():
@@ -198,7 +200,7 @@ def train_once(arena: Arena, variant: Variant, subject: Subject, seed: int, fold
         gc.collect()  # what an earlier training left
         held = torch.cuda.memory_allocated() / 2**20
     with measure() as cost:  # the scripts measure their loops inside; what remains is the peak since then
-        METHODS[variant.method].train(subject, folder, arena.model, arena.settings[variant.trained_as], seed)
+        method.train(subject, folder, model, settings, seed)
     numbers, size = weight_files(folder)
     write_json(folder / COST, {"seconds": cost.seconds, "peak_memory_mb": cost.peak_memory_mb - held,
                                "trainable_parameters": numbers, "file_bytes": size})  # fmt: skip

@@ -104,7 +104,7 @@ def test_a_method_that_no_picture_suits_says_what_it_needs(mine):
 def test_lists_that_cannot_be_read(mine, name, text, words, capsys):
     (mine / name).write_text(text)
     with pytest.raises(SystemExit) as stop:
-        compare.main(["--pictures", str(mine / name), "--write_pie_bench", str(mine / "out")])
+        compare.main(["--pictures", str(mine / name), "--output_dir", str(mine / "out")])
     error = capsys.readouterr().err
     assert stop.value.code == 2 and words in error and len(error) < 1000 and not (mine / "out").exists()
 
@@ -115,20 +115,8 @@ def test_a_prompt_may_hold_any_character_of_json(mine):
     assert read_list(mine / "list.jsonl")[0]["source_prompt"] == "a\u2028b"
 
 
-def test_a_mask_beside_the_square_and_a_folder_that_is_there_are_refused(mine, tmp_path, capsys):
-    left = np.zeros((64, 80), np.uint8)
-    left[:, :4] = 255
-    Image.fromarray(left).save(mine / "left.png")
-    (mine / "list.jsonl").write_text(json.dumps({"picture": "cat.png", "mask": "left.png"}))
-    for place, words in ((tmp_path / "bench", "lies outside of the central square"), (mine, "is there already")):
-        with pytest.raises(SystemExit):
-            compare.main(["--pictures", str(mine / "list.jsonl"), "--write_pie_bench", str(place)])
-        assert words in capsys.readouterr().err
-    assert not (tmp_path / "bench").exists() and (mine / "cat.png").exists()
-
-
 def test_pie_bench_holds_central_squares_with_their_masks(mine, tmp_path):
-    compare.main(["--pictures", str(mine), "--write_pie_bench", str(tmp_path / "bench")])
+    write_pie_bench_folder(read_list(mine), tmp_path / "bench")
     cat, dog = read_pie_bench(tmp_path / "bench", border=0)
     assert (cat.source_prompt, cat.target_prompt, cat.blended_words) == ("a red cat", "a blue cat", ("red", "blue"))
     whole = np.asarray(Image.open(mine / "cat.png"))
@@ -139,10 +127,16 @@ def test_pie_bench_holds_central_squares_with_their_masks(mine, tmp_path):
         assert Image.open(tmp_path / "bench" / cat.extras[f"{name}_path"]).size == (64, 64)
 
 
-def test_a_mask_of_another_size_is_refused(mine, tmp_path):
-    Image.new("L", (30, 30), 255).save(mine / "mask.png")
-    with pytest.raises(ValueError, match="30x30"):
+@pytest.mark.parametrize("size, box, words", [
+    ((30, 30), (0, 0, 30, 30), "30x30"), ((80, 64), (0, 0, 4, 64), "lies outside of the central square"),
+])  # fmt: skip
+def test_a_mask_of_another_size_or_beside_the_square_is_refused(mine, tmp_path, size, box, words):
+    mask = Image.new("L", size)
+    mask.paste(255, box)
+    mask.save(mine / "mask.png")
+    with pytest.raises(ValueError, match=words):
         write_pie_bench_folder(read_list(mine), tmp_path / "bench")
+    assert not (tmp_path / "bench").exists()
 
 
 @pytest.fixture
@@ -173,7 +167,7 @@ def test_several_methods_on_one_page(run, mine, capsys, monkeypatch):
     noise(mine / "dog.jpg")
     with pytest.raises(SystemExit):
         run("--methods", "ddim+p2p")
-    assert "another dog" in capsys.readouterr().err
+    assert "other pictures of dog" in capsys.readouterr().err
 
 
 def test_a_photograph_in_the_drawn_world_is_warned_of(mine):
