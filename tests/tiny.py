@@ -58,55 +58,32 @@ def tiny_tokenizer(max_length: int = 77, pad: str | None = None) -> CLIPTokenize
 
 
 def _text_config(tokenizer: CLIPTokenizer, width: int, **kw) -> CLIPTextConfig:
+    ids = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
     return CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=width,
-        intermediate_size=2 * width,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        max_position_embeddings=tokenizer.model_max_length,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        **kw,
-    )
+        vocab_size=len(tokenizer), hidden_size=width, intermediate_size=2 * width, num_hidden_layers=3,
+        num_attention_heads=2, max_position_embeddings=tokenizer.model_max_length, **ids, **kw,
+    )  # fmt: skip
 
 
 def _vae(levels: int, scaling_factor: float, **kw) -> AutoencoderKL:
     return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * levels,
-        up_block_types=("UpDecoderBlock2D",) * levels,
-        block_out_channels=(8,) * levels,
-        layers_per_block=1,
-        norm_num_groups=4,
-        latent_channels=4,
-        scaling_factor=scaling_factor,
-        **kw,
-    )
+        down_block_types=("DownEncoderBlock2D",) * levels, up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=(8,) * levels, layers_per_block=1, norm_num_groups=4, latent_channels=4,
+        scaling_factor=scaling_factor, **kw,
+    )  # fmt: skip
 
 
 def _scheduler(prediction_type: str) -> DDIMScheduler:
     return DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-        prediction_type=prediction_type,
-    )
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
+        steps_offset=1, prediction_type=prediction_type,
+    )  # fmt: skip
 
 
 def tiny_sd(
-    folder: str | Path | None = None,
-    prediction_type: str = "epsilon",
-    latent: int = 16,
-    seed: int = 0,
-    channels: tuple[int, ...] = (16, 32, 32),
-    layers: int = 1,
-    vae_levels: int = 3,
-    max_length: int = 77,
-) -> StableDiffusionPipeline:
+    folder: str | Path | None = None, prediction_type: str = "epsilon", latent: int = 16, seed: int = 0,
+    channels: tuple[int, ...] = (16, 32, 32), layers: int = 1, vae_levels: int = 3, max_length: int = 77,
+) -> StableDiffusionPipeline:  # fmt: skip
     """SD 1.x in miniature (SD 2.x with prediction_type="v_prediction"): latents [B,4,latent,latent], VAE factor
     2 ** (vae_levels - 1), one UNet level per entry of channels, cross-attention in all but the last. Random weights
     that depend on the seed alone; saved to `folder` in diffusers layout when one is given."""
@@ -115,25 +92,17 @@ def tiny_sd(
         torch.manual_seed(seed)
         tokenizer = tiny_tokenizer(max_length)
         unet = UNet2DConditionModel(
-            sample_size=latent,
-            block_out_channels=channels,
+            sample_size=latent, block_out_channels=channels, layers_per_block=layers, cross_attention_dim=32,
             down_block_types=("CrossAttnDownBlock2D",) * cross + ("DownBlock2D",),
             up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * cross,
-            layers_per_block=layers,
-            cross_attention_dim=32,
             attention_head_dim=2,  # the number of heads, in spite of its name, as in SD 1.x
             norm_num_groups=8,
-        )
+        )  # fmt: skip
         pipe = StableDiffusionPipeline(
-            vae=_vae(vae_levels, 0.18215),
-            text_encoder=CLIPTextModel(_text_config(tokenizer, 32)),
-            tokenizer=tokenizer,
-            unet=unet,
-            scheduler=_scheduler(prediction_type),
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
+            vae=_vae(vae_levels, 0.18215), text_encoder=CLIPTextModel(_text_config(tokenizer, 32)),
+            tokenizer=tokenizer, unet=unet, scheduler=_scheduler(prediction_type), safety_checker=None,
+            feature_extractor=None, requires_safety_checker=False,
+        )  # fmt: skip
     return _finish(pipe, folder)
 
 
@@ -144,30 +113,19 @@ def tiny_sdxl(folder: str | Path | None = None, latent: int = 16, seed: int = 0)
         torch.manual_seed(seed)
         tokenizer, tokenizer_2 = tiny_tokenizer(), tiny_tokenizer(pad="!")
         unet = UNet2DConditionModel(
-            sample_size=latent,
-            block_out_channels=(16, 32, 32),
+            sample_size=latent, block_out_channels=(16, 32, 32), layers_per_block=1, cross_attention_dim=32 + 48,
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
             up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-            layers_per_block=1,
-            transformer_layers_per_block=(1, 1, 2),
-            cross_attention_dim=32 + 48,
-            attention_head_dim=(2, 4, 4),
-            use_linear_projection=True,
-            addition_embed_type="text_time",
-            addition_time_embed_dim=8,
-            projection_class_embeddings_input_dim=6 * 8 + 40,
-            norm_num_groups=8,
-        )
+            transformer_layers_per_block=(1, 1, 2), attention_head_dim=(2, 4, 4), use_linear_projection=True,
+            addition_embed_type="text_time", addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=6 * 8 + 40, norm_num_groups=8,
+        )  # fmt: skip
         pipe = StableDiffusionXLPipeline(
-            vae=_vae(3, 0.13025, force_upcast=True),
-            text_encoder=CLIPTextModel(_text_config(tokenizer, 32)),
+            vae=_vae(3, 0.13025, force_upcast=True), text_encoder=CLIPTextModel(_text_config(tokenizer, 32)),
             text_encoder_2=CLIPTextModelWithProjection(_text_config(tokenizer_2, 48, projection_dim=40)),
-            tokenizer=tokenizer,
-            tokenizer_2=tokenizer_2,
-            unet=unet,
-            scheduler=_scheduler("epsilon"),
+            tokenizer=tokenizer, tokenizer_2=tokenizer_2, unet=unet, scheduler=_scheduler("epsilon"),
             add_watermarker=False,
-        )
+        )  # fmt: skip
     return _finish(pipe, folder)
 
 
