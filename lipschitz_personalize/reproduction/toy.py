@@ -187,7 +187,7 @@ def main(argv: list[str] | None = None) -> None:
             panels[method] = draw(own, alpha_bar, generator)
             metrics[method] = divergences(data, panels[method])
     output = Path(args.output_dir)
-    picture(panels, output / "toy.png")
+    picture(panels, output / "toy.png")  # Fig. 1
     write_config(output, args)
     write_json(output / "metrics.json", {**metrics, "seconds": cost.seconds})
     for name, found in metrics.items():
