@@ -97,7 +97,7 @@ def ddim_step(
     eta: float = 0.0,
     noise: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """From level t to the level one step cleaner (DDIM, Eq. 12).
+    """From level t to the level one step cleaner (DDIM, Eq. 12; at eta 0 SPDInv's Sec. 3.1, suppl. Eq. 1).
 
     z, eps [B,4,h,w]; eps is the predicted noise (see to_eps), guided or not.
     eta: 0 is deterministic DDIM, 1 is DDPM-like; eta > 0 needs standard normal `noise` shaped as z (Eq. 16).
@@ -114,7 +114,8 @@ def ddim_step(
 
 
 def ddim_inverse_step(schedule: Schedule, z: torch.Tensor, eps: torch.Tensor, t: int) -> torch.Tensor:
-    """From the level one step cleaner than t up to level t: ddim_step(eta=0) read backwards, for the same eps.
+    """From the level one step cleaner than t up to level t: ddim_step(eta=0) read backwards, for the same eps (SPDInv,
+    suppl. Eq. 2).
 
     z, eps [B,4,h,w]. `t` is the TARGET timestep, one of schedule.timesteps; which timestep the network was shown to
     make eps is the caller's choice, see inversion_timestep.

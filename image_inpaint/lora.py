@@ -35,8 +35,9 @@ TARGETS: dict[str, list[str] | str] = {
 def add_lora(
     unet: UNet2DConditionModel, rank: int, alpha: float, targets: str, dropout: float = 0.0, seed: int = 0
 ) -> dict[str, nn.Parameter]:
-    """Eq. 7: put new updates alpha / rank * B A beside the UNet's frozen weights; returns them by name. Random in
-    `seed` alone, initialised as in LoRA's released code: A uniform (Kaiming), B zero."""
+    """Eq. 7: put new updates alpha / rank * B A beside the UNet's frozen weights W_0 (the sum is peft's; alpha = rank
+    gives the printed B A); returns them by name. Random in `seed` alone, initialised as in LoRA's released code: A
+    uniform (Kaiming), B zero."""
     from peft import LoraConfig
 
     unet.requires_grad_(False)
