@@ -1,4 +1,4 @@
-"""Latent surgery: Algorithms 1 and 2 of PIXELS. `prepare` is lines 4 to 8, `loop` lines 9 to 17, `edit` both.
+"""Latent surgery: Algorithms 1 and 2 of PIXELS. `prepare` is lines 4 to 6, `loop` lines 7 to 17, `edit` both.
 
 The defaults are those of the released code; where it and the printed algorithms differ, the printed variant is an
 option of `Surgery`. Algorithm 1 is Algorithm 2 with one exemplar. Its line numbers stand beside the code as "l. 10",
@@ -111,8 +111,8 @@ def edit(
     order: per exemplar its VAE sample and its noise, then the source's, then whatever the scheduler draws.
     trace: filled with one Trace per step. Raises InputError for shapes that do not fit.
     """
-    patient = prepare(backbone, source, exemplars, edit_maps, surgery, generator)  # l. 4-8; 2: l. 4-11
-    z = loop(backbone, patient, surgery, generator, trace)  # l. 9-17; 2: l. 12-22
+    patient = prepare(backbone, source, exemplars, edit_maps, surgery, generator)  # l. 4-6; 2: l. 4-8
+    z = loop(backbone, patient, surgery, generator, trace)  # l. 7-17; 2: l. 9-22
     if surgery.composite == "latent":
         z = torch.where(least(patient.mus) > patient.tau[-1], patient.z_source, z)
     edited = backbone.decode(z)  # l. 18-20; 2: l. 23-25
@@ -130,10 +130,10 @@ def prepare(
     backbone: Backbone, source: Tensor, exemplars: list[Tensor], edit_maps: list[Tensor], surgery: Surgery,
     generator: Generators,
 ) -> Patient:  # fmt: skip
-    """Lines 4 to 8: pictures to latents, maps to the latent grid, the noise that both will get; arguments as of edit.
+    """Lines 4 to 6: pictures to latents, maps to the latent grid; and the noise that lines 7, 8 and 13 will add, on the
+    fly, so that no noised trajectories are stored. Arguments as of edit.
 
-    Noise is added in the loop, on the fly: no noised trajectories are stored. Raises InputError for shapes that do not
-    fit, and warns of maps without black.
+    Raises InputError for shapes that do not fit, and warns of maps without black.
     """
     if not exemplars or len(exemplars) != len(edit_maps):
         raise InputError(f"{len(exemplars)} exemplars and {len(edit_maps)} maps: each exemplar needs a map of its own")
@@ -178,7 +178,7 @@ def prepare(
 def loop(
     backbone: Backbone, patient: Patient, surgery: Surgery, generator: Generators, trace: list[Trace] | None = None
 ) -> Tensor:
-    """Lines 9 to 17: the surgical latent, denoised, with the source put back ever less. Gives z_mix^0 [B, 4, h, w]."""
+    """Lines 7 to 17: the surgical latent, denoised, with the source put back ever less. Gives z_mix^0 [B, 4, h, w]."""
     z_source, noise, tau = patient.z_source, patient.noise, patient.tau
     signal, sigma, mu = patient.signal, patient.sigma, least(patient.mus)
     step = stepper(backbone.scheduler, generator)

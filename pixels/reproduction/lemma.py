@@ -5,8 +5,8 @@ In VE coordinates x = z / sqrt(alpha_bar), sigma = sqrt((1 - alpha_bar) / alpha_
 
     sigma^4 B + sigma^2 (k + 2 sqrt(-k ln p) - 2 ln p).
 
-Its proof takes |a + b|^2 <= |a|^2 + |b|^2 for drift a and noise b, which is false (and puts an expectation inside the
-probability). The triangle inequality gives, under the same assumptions, the square of
+Its proof takes |a + b|^2 <= |a|^2 + |b|^2 for drift a and noise b (Eq. 5), which is false (and puts an expectation
+inside the probability). The triangle inequality gives, under the same assumptions, the square of
 
     sigma^2 sqrt(B) + sigma sqrt(k + 2 sqrt(-k ln p) - 2 ln p),
 
@@ -42,7 +42,7 @@ def paper_bound(sigma: float, score_bound: float, k: int, p: float) -> float:
 
 
 def corrected_bound(sigma: float, score_bound: float, k: int, p: float) -> float:
-    """The same with a valid inequality for the square of a sum: Eq. 6 to 8 bound its two terms."""
+    """The same with a valid inequality for the square of a sum in the place of Eq. 5; Eq. 6 to 8 bound its terms."""
     return (sigma**2 * math.sqrt(score_bound) + sigma * math.sqrt(chi_square_tail(k, p))) ** 2
 
 
@@ -59,7 +59,8 @@ class Trial:
 
 @torch.no_grad()
 def experiment(backbone: Backbone, latents: Tensor, generator: torch.Generator) -> list[Trial]:
-    """Noise the surgical latents [B, 4, h, w] to the backbone's first timestep, and run the reverse VE-SDE to 0.
+    """Noise the surgical latents [B, 4, h, w] to the backbone's first timestep (Eq. 2 without its drift, which is VE),
+    and run the reverse SDE (Eq. 3) from there to 0, which is the integral of Eq. 4.
 
     No source is put back and no solver is used but the ancestral Euler step of Eq. 3, of which the lemma speaks:
     x_next = x + (sigma^2 - sigma_next^2) s + sqrt(sigma^2 - sigma_next^2) n. One Trial per latent.
