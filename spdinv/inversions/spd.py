@@ -96,8 +96,9 @@ def algorithm_1(
                 z_t[i].grad = gradient
             optimizer.step()  # Alg. 1, l. 5: z_t := z_t - eta nabla L
             spent[level, searching] += 1
+            # Alg. 1, l. 6: if L < delta, break, each image by itself
             searching = [i for i, loss in zip(searching, L.tolist(), strict=True) if not loss < delta]
-            if not searching:  # Alg. 1, l. 6
+            if not searching:
                 break
         trajectory.append(torch.cat(z_t).detach())
     return Inversion(torch.stack(trajectory), spent)
