@@ -89,8 +89,8 @@ ENTRIES = (
         _exact("guidance_scale", 1.0, "while inverting", _scale),
     )),
     Entry("spd", "SPDInv", "paper, Alg. 1", (
-        setting("solver", "adamw", "adamw: the released code; sgd: the printed formula; descent: fewer "
-                "evaluations, step lengths of its own; anderson: no gradient",
+        setting("solver", "adamw", "adamw: the released code; sgd: the printed lines 4 and 5, with "
+                "--spd_guess t-1 line 2; descent: fewer evaluations, step lengths of its own; anderson: no gradient",
                 choices=("adamw", "sgd", "descent", "anderson")),
         _spd("guess", "t", "timestep that the network is shown for the guess of line 2: t, as released, or t-1, as "
              "printed (adamw and sgd)", choices=("t", "t-1")),

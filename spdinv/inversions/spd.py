@@ -41,9 +41,9 @@ def invert(
     """Invert clean `latents` [B,4,h,w] (float32) under the source prompt `cond`, without classifier-free guidance.
 
     rounds: K; 0 is DDIM inversion. learning_rate: eta. threshold: delta, compared with the loss before the step just
-    taken; 0 never stops early. solver: "adamw" is the released code, "sgd" the printed formula; "descent" and
+    taken; 0 never stops early. solver: "adamw" is the released code, "sgd" the printed lines 4 and 5; "descent" and
     "anderson" find the same fixed point with fewer evaluations (solvers.py). guess: which timestep the network is shown
-    in line 2, "t" as released or "t-1" as printed.
+    in line 2, "t" as released or "t-1" as printed, with adamw as with sgd.
     Images share network calls and nothing else: each has its own loss, its own optimiser state and its own stop.
     """
     if solver in ("adamw", "sgd"):
