@@ -4,7 +4,7 @@ import argparse
 import hashlib
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +32,17 @@ def number(kind: type, low: float, high: float | None = None) -> Callable[[str],
 
     parse.bounds = (kind, low, high)
     return parse
+
+
+def as_flags(given: Mapping[str, Any]) -> list[str]:
+    """The command line that says `given`; what is None is left out."""
+    words: list[str] = []
+    for name, value in given.items():
+        if isinstance(value, bool):
+            words.append(f"--{name}" if value else f"--no-{name}")
+        elif value is not None:
+            words += [f"--{name}", *(map(str, value) if isinstance(value, list | tuple) else [str(value)])]
+    return words
 
 
 class Shard(NamedTuple):

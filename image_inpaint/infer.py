@@ -9,7 +9,7 @@ import argparse
 import json
 from pathlib import Path
 
-from common.flags import is_picturebook_folder, number
+from common.flags import as_flags, is_picturebook_folder, number
 from common.runs import InputError, make_parser, measure, script, write_config, write_json
 from image_inpaint import options
 
@@ -75,13 +75,8 @@ def benchmark_inputs():
 def inpaint(image_path: str, mask_path: str, reference_path: str, **flags):
     """The picture (PIL) with the reference's subject in its hole. flags: of this script, such as lora="…", seed=1,
     composite=False. Raises InputError."""
-    words = ["--image_path", image_path, "--mask_path", mask_path, "--reference_path", reference_path]
-    for name, value in flags.items():
-        if isinstance(value, bool):
-            words.append(f"--{name}" if value else f"--no-{name}")
-        else:
-            words += [f"--{name}", str(value)]
-    args = parse([str(word) for word in words])
+    given = {"image_path": image_path, "mask_path": mask_path, "reference_path": reference_path}
+    args = parse(as_flags(given | flags))
     return run(args, *read_inputs(args))[0][0]
 
 

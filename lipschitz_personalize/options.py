@@ -145,17 +145,6 @@ def sampling_of(trained: dict[str, Any], args: argparse.Namespace) -> tuple[int,
     return args.num_inference_steps or steps, guidance if args.guidance_scale is None else args.guidance_scale
 
 
-def as_flags(given: dict[str, Any]) -> list[str]:
-    """The command line that says `given`; what is None is left out."""
-    words: list[str] = []
-    for name, value in given.items():
-        if isinstance(value, bool):
-            words.append(f"--{name}" if value else f"--no-{name}")
-        elif value is not None:
-            words += [f"--{name}", *(map(str, value) if isinstance(value, list) else [str(value)])]
-    return words
-
-
 def layer_weight(text: str) -> tuple[str, float]:
     """An argparse type: REGEX=FACTOR."""
     pattern, equals, factor = text.rpartition("=")

@@ -12,6 +12,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+from common.flags import as_flags
 from common.runs import InputError, measure, script, write_config, write_json
 from lipschitz_personalize import options
 
@@ -186,7 +187,7 @@ def personalise(pictures: str, prompt: str, output_dir: str = "outputs/lipschitz
     from lipschitz_personalize.loading import load_trained
 
     given = {"instance_data_dir": pictures, "instance_prompt": prompt, "output_dir": output_dir, **flags}
-    train(options.parse(options.as_flags(given)))
+    train(options.parse(as_flags(given)))
     return load_trained(output_dir, flags.get("pretrained_model_name_or_path", "picturebook"), flags.get("device"))
 
 

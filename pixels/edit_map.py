@@ -35,17 +35,12 @@ def read(path: str | Path, white: str = "keep") -> Tensor:
     return polarity(read_grey(path, edit=float(white == "edit"))[None, None], white)
 
 
-def read_depth(path: str | Path) -> Tensor:
-    """The values [H, W] of a depth picture or array, on any scale."""
-    return read_grey(path, any_scale=True)
-
-
-def check(edit_map: Tensor, name: str = "the edit map") -> Tensor:
+def check(edit_map: Tensor) -> Tensor:
     """The map itself; InputError unless it is [B, 1, H, W] with values in [0, 1]."""
     if edit_map.ndim != 4 or edit_map.shape[1] != 1:
-        raise InputError(f"{name} has the shape {tuple(edit_map.shape)}; [1, 1, H, W] is needed")
+        raise InputError(f"the edit map has the shape {tuple(edit_map.shape)}; [1, 1, H, W] is needed")
     if not (edit_map.min() >= 0 and edit_map.max() <= 1):  # also false for NaN
-        raise InputError(f"{name} has values outside [0, 1], or NaN; 0 is black and 1 is white")
+        raise InputError("the edit map has values outside [0, 1], or NaN; 0 is black and 1 is white")
     return edit_map
 
 
@@ -88,39 +83,32 @@ def gradient(size: tuple[int, int], exemplar: str = "right", start: float = 0.0,
     return (line[None, :] if exemplar in ("left", "right") else line[:, None]).expand(size)[None, None].contiguous()
 
 
-def from_depth(depth: Tensor, edit: str = "far", low: float = 0.1, high: float = 0.9) -> Tensor:
-    """A map from a depth picture [H, W] whose larger values are nearer, as monocular estimators draw it.
+def from_depth(depth: Tensor, edit: str = "far") -> Tensor:
+    """A map from a depth picture [H, W], on any scale, whose larger values are nearer, as estimators draw it.
 
-    edit: which end takes the exemplar, "far" or "near". The nearest and farthest parts, up to the quantiles low and
-    high of the values, are wholly black or white; in between the map is linear. InputError for a flat depth.
+    edit: which end takes the exemplar, "far" or "near". The nearest and the farthest tenth of the pixels are wholly
+    black or white; in between the map is linear. InputError for a flat depth.
     """
-    if edit not in ("far", "near"):
-        raise InputError(f"edit is {edit!r}; of a depth picture either the 'far' or the 'near' end takes the exemplar")
-    first, last = np.quantile(depth.numpy(), (low, high))
+    first, last = np.quantile(depth.numpy(), (0.1, 0.9))
     if not first < last:
         raise InputError("the depth picture is flat between its quantiles; it has no near and far")
     nearness = ((depth.float() - first) / (last - first)).clamp(0, 1)
     return (nearness if edit == "far" else 1 - nearness)[None, None]
 
 
-def histogram(
-    edit_map: Tensor, black_point: float = 0.0, white_point: float = 1.0, gamma: float = 1.0, equalize: bool = False
-) -> Tensor:
+def histogram(edit_map: Tensor, black_point: float = 0.0, gamma: float = 1.0, equalize: bool = False) -> Tensor:
     """A map with another histogram ("simple histogram transformations", paper, Implementation Details).
 
     First, `equalize` makes all greys equally frequent (the darkest becomes 0). Then what is at or below `black_point`
-    becomes 0, what is at or above `white_point` 1, linear in between, and the result is raised to the power `gamma`.
+    becomes 0, linear from there to white, and the result is raised to the power `gamma`.
     """
-    if not 0 <= black_point < white_point <= 1 or gamma <= 0:
-        raise InputError(
-            f"black point {black_point}, white point {white_point}, gamma {gamma}: 0 <= black < white <= 1 and gamma"
-            " above 0 are needed"
-        )
+    if not 0 <= black_point < 1 or gamma <= 0:
+        raise InputError(f"black point {black_point}, gamma {gamma}: 0 <= black < 1 and gamma above 0 are needed")
     if equalize:
         _, rank, counts = edit_map.unique(return_inverse=True, return_counts=True)
         below = counts.cumsum(0) - counts  # pixels darker than this grey
         edit_map = below.to(edit_map.dtype)[rank] / max(edit_map.numel() - int(counts[-1]), 1)
-    return (((edit_map - black_point) / (white_point - black_point)).clamp(0, 1)) ** gamma
+    return (((edit_map - black_point) / (1 - black_point)).clamp(0, 1)) ** gamma
 
 
 def binarize(edit_map: Tensor, level: float = 0.5) -> Tensor:
@@ -137,30 +125,15 @@ def to_latent_grid(edit_map: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 # ------------------------------------------------------------------------------------------------------- thresholds
-# i: number of the step, 0 ... N-1 (integer tensor); n: N, or what the schedule counts in its place.
 
-
-def linear(i: Tensor, n: int) -> Tensor:
-    return i / n
-
-
-def quadratic(i: Tensor, n: int) -> Tensor:
-    return (i / n) ** 2
-
-
-def cubic(i: Tensor, n: int) -> Tensor:
-    return (i / n) ** 3
-
-
-def log(i: Tensor, n: int) -> Tensor:
-    return torch.log1p(i) / torch.log1p(torch.tensor(n))
-
-
-def sigmoid(i: Tensor, n: int) -> Tensor:
-    return torch.sigmoid(i / n * 6 - 3)
-
-
-THRESHOLDS = {"linear": linear, "quadratic": quadratic, "cubic": cubic, "log": log, "sigmoid": sigmoid}  # Appendix 5
+# Appendix 5, as printed. i: numbers of the steps, 0 ... N-1 (integers); n: N, or what the schedule counts in its place.
+THRESHOLDS = {
+    "linear": lambda i, n: i / n,
+    "quadratic": lambda i, n: (i / n) ** 2,
+    "cubic": lambda i, n: (i / n) ** 3,
+    "log": lambda i, n: torch.log1p(i) / torch.log1p(torch.tensor(n)),
+    "sigmoid": lambda i, n: torch.sigmoid(i / n * 6 - 3),
+}
 Threshold = str | Callable[[Tensor, int], Tensor]
 
 
@@ -196,11 +169,9 @@ class Coverage:
         return self.exemplar + self.released + self.kept
 
     def __str__(self) -> str:
-        share = 100 * self.exemplar / self.total
-        return (
-            f"{self.exemplar} of {self.total} latent cells ({share:.1f} %) take the exemplar, {self.released} are "
-            f"released on the way, {self.kept} keep the source"
-        )
+        share = f"{100 * self.exemplar / self.total:.1f} %"
+        return (f"{self.exemplar} of {self.total} latent cells ({share}) take the exemplar, {self.released} are "
+                f"released on the way, {self.kept} keep the source")  # fmt: skip
 
 
 def coverage(mu: Tensor, tau: Tensor) -> Coverage:

@@ -11,6 +11,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+from common.flags import as_flags
 from common.runs import InputError, make_parser, measure, script, write_config, write_json
 from pixels import options
 
@@ -21,8 +22,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = make_parser(__doc__.splitlines()[0])
     add = parser.add_argument
     add("--image_path", help="the source picture, of any size")
-    add("--exemplar_path", action="append", help="a picture to take from; repeat for several")
-    add("--edit_map_path", action="append",
+    add("--exemplar_path", action="extend", nargs="+", help="a picture to take from; repeat for several")
+    add("--edit_map_path", action="extend", nargs="+",
         help="a grey picture, drawn on the source, or an array (.npy); or gradient:left, :right, :top or :bottom, "
         "black on that side; one per exemplar, in the same order")  # fmt: skip
     add("--map_white", choices=("keep", "edit"), help="what white means in the maps (released: keep, the default)")
@@ -32,12 +33,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--map_ramp", type=options.number(float, 0, 10_000), default=0, help="of a mask: pixels from black to white")
     add("--map_blur", type=options.number(float, 0, 10_000), default=0, help="of a mask: deviation in pixels, last")
     add("--map_gamma", type=options.number(float, 0.01, 100), default=1, help="power on all greys; above 1 darkens")
-    add("--map_equalize", action="store_true", help="make all greys equally frequent first")
+    add("--map_equalize", action=argparse.BooleanOptionalAction, default=False, help="make all greys equally frequent "
+        "first")  # fmt: skip
     add("--exemplar_box", action="append", nargs=4, type=options.number(float, 0, 1), metavar=("L", "T", "R", "B"),
         help="place the exemplar in this part of the frame, black around it; one each (paper, App. 3)")  # fmt: skip
     add("--fit", choices=("squash", "crop"), default="squash", help="how source, exemplars and maps come into the "
         "frame (released: pictures squashed)")  # fmt: skip
-    add("--iterative", action="store_true", help="one exemplar after the other, not all in one pass (Appendix 2)")
+    add("--iterative", action=argparse.BooleanOptionalAction, default=False, help="one exemplar after the other, not "
+        "all in one pass (Appendix 2)")  # fmt: skip
     options.add_method_flags(parser)
     options.add_model_flags(parser, output_dir="outputs/pixels")
     args = options.parse(parser, argv)
@@ -52,15 +55,13 @@ def check_inputs(args: argparse.Namespace) -> None:
         if len(named) > 1:
             raise InputError("--exemplar_path and --edit_map_path change a picture: give --image_path too")
         if not options.is_picturebook_folder(args.pretrained_model_name_or_path):
-            raise InputError(
-                "give --image_path, --exemplar_path and --edit_map_path; only the picturebook brings its own"
-            )
+            raise InputError("give --image_path, --exemplar_path and --edit_map_path; only the picturebook brings its "
+                             "own")  # fmt: skip
         return
     exemplars, maps = args.exemplar_path or [], args.edit_map_path or []
     if not exemplars or len(exemplars) != len(maps):
-        raise InputError(
-            f"{len(exemplars)} --exemplar_path and {len(maps)} --edit_map_path: give each exemplar a map of its own"
-        )
+        raise InputError(f"{len(exemplars)} --exemplar_path and {len(maps)} --edit_map_path: give each exemplar a map "
+                         "of its own")  # fmt: skip
     if args.exemplar_box and len(args.exemplar_box) != len(exemplars):
         raise InputError(f"{len(args.exemplar_box)} --exemplar_box for {len(exemplars)} exemplars: give one for each")
     for flag, paths in (("image_path", [args.image_path]), ("exemplar_path", exemplars), ("edit_map_path", maps)):
@@ -90,6 +91,7 @@ def use_benchmark_item(args: argparse.Namespace) -> None:
 
 def read_map(path: str, args: argparse.Namespace, size: tuple[int, int], source_size: tuple[int, int]):
     """One --edit_map_path as a map over the frame, float32 [1, 1, H, W], white = keep."""
+    from common.masks import read_grey
     from pixels import edit_map, frames
 
     white = args.map_white or "keep"
@@ -100,7 +102,7 @@ def read_map(path: str, args: argparse.Namespace, size: tuple[int, int], source_
         mask = edit_map.binarize(edit_map.read(path, white))[0, 0]
         grey = edit_map.from_mask(mask, args.map_grow, args.map_ramp, args.map_blur)
     elif args.map_kind == "depth":
-        grey = edit_map.from_depth(edit_map.read_depth(path), "far" if white == "keep" else "near")
+        grey = edit_map.from_depth(read_grey(path, any_scale=True), "far" if white == "keep" else "near")
     else:
         grey = edit_map.read(path, white)
     frames.check_alignment(source_size, grey.shape[-2:], path)
@@ -111,11 +113,8 @@ def read_map(path: str, args: argparse.Namespace, size: tuple[int, int], source_
 def edit_pictures(image_path: str, exemplar_paths: list[str], edit_map_paths: list[str], **flags):
     """The edited picture (PIL) of one source, its exemplars and their maps. flags: of this script, such as
     threshold="log", seed=1, pretrained_model_name_or_path="…". Raises InputError."""
-    words = ["--image_path", image_path]
-    words += [word for path in exemplar_paths for word in ("--exemplar_path", path)]
-    words += [word for path in edit_map_paths for word in ("--edit_map_path", path)]
-    words += [word for name, value in flags.items() for word in (f"--{name}", str(value))]
-    return run(parse([str(word) for word in words]))[0]["edited"]
+    given = {"image_path": image_path, "exemplar_path": exemplar_paths, "edit_map_path": edit_map_paths}
+    return run(parse(as_flags(given | flags)))[0]["edited"]
 
 
 def run(args: argparse.Namespace) -> tuple[dict, dict, dict]:
@@ -124,9 +123,9 @@ def run(args: argparse.Namespace) -> tuple[dict, dict, dict]:
 
     from common.images import grid, load_image, to_tensor
     from common.metrics import psnr
-    from pixels import frames
+    from pixels import backbones, frames
     from pixels.edit_map import injections
-    from pixels.preview import preview
+    from pixels.preview import cells, preview
     from pixels.surgery import Surgery, edit, edit_iteratively
 
     image = load_image(args.image_path)
@@ -141,7 +140,7 @@ def run(args: argparse.Namespace) -> tuple[dict, dict, dict]:
         for photo, box in zip(photographs, boxes, strict=True)
     ]
     maps = [read_map(path, args, size, image.size[::-1]) for path in args.edit_map_path]
-    backbone = options.bind(model, sampling, size, args.seed, exemplars[-1])
+    backbone = backbones.bind(model, sampling, size, seed=args.seed, exemplar=exemplars[-1])
     generator = torch.Generator().manual_seed(args.seed)
     with measure() as cost:
         if args.iterative:
@@ -154,7 +153,7 @@ def run(args: argparse.Namespace) -> tuple[dict, dict, dict]:
     pictures |= {f"exemplar_{k}": frames.to_picture(exemplar) for k, exemplar in enumerate(exemplars, start=1)}
     pictures["edited"] = frames.to_picture(last.edited)
     seen = to_tensor(pictures["edited"])  # scores see what the file holds
-    always = frames_of_cells(injections(last.mu.cpu(), last.tau) == len(last.tau), size)
+    always = cells(injections(last.mu.cpu(), last.tau) == len(last.tau), seen)
     metrics = {
         "cells": [asdict(one.coverage) for one in edits],
         "thresholds": last.tau.tolist(),
@@ -196,13 +195,6 @@ def main(argv: list[str] | None = None) -> None:
     write_json(folder / "metrics.json", metrics)
     steps = len(metrics["thresholds"])
     print(f"{metrics['seconds']:.1f} s, {steps} steps; pictures in {folder}, preview.png explains the map")
-
-
-def frames_of_cells(cells, size: tuple[int, int]):
-    """bool cells [1, 1, h, w] as a weight [1, 1, *size]."""
-    import torch.nn.functional as F
-
-    return F.interpolate(cells.float(), size, mode="nearest")
 
 
 if __name__ == "__main__":

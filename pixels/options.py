@@ -18,16 +18,15 @@ RELEASED_NEGATIVE = "blurry, shadow polaroid photo, scary angry pose"
 
 @dataclass(frozen=True)
 class Sampling:
-    """What the backbone is told. Fields left at None are filled from PRESETS once the kind of model is known.
-
-    strength or, if given, denoising_start: t_ds^max. negative_prompt None: the model's null text.
+    """What a backbone is told. strength or, if given, denoising_start: t_ds^max. negative_prompt None: the null text.
+    guidance_scale: up to 1 the prompt alone is run. refiner_start: of SDXL's two stages; image_embedding: Kandinsky's.
     """
 
     prompt: str = ""
     negative_prompt: str | None = None
-    guidance_scale: float | None = None
-    num_inference_steps: int | None = None
-    strength: float | None = None
+    guidance_scale: float = 5.0
+    num_inference_steps: int = 50
+    strength: float | None = 1.0
     denoising_start: float | None = None
     refiner_start: float = 0.8
     image_embedding: str = "prior"
@@ -191,27 +190,3 @@ def load(args: argparse.Namespace):
         if side % model.factor:
             raise InputError(f"--{name} {side} is no multiple of {model.factor} pixels, which this model needs")
     return model, kind, size
-
-
-def check_steps(model, sampling: Sampling) -> None:
-    """InputError, before anything is written, if the strength leaves no step to run."""
-    from pixels.backbones import select_timesteps
-
-    strength = 1.0 if sampling.strength is None else sampling.strength
-    select_timesteps(model.scheduler, "cpu", sampling.num_inference_steps, strength, sampling.denoising_start)
-
-
-def bind(model, sampling: Sampling, size: tuple[int, int], seed: int = 0, exemplar=None, batch: int = 1):
-    """A Backbone from a loaded model and complete Sampling settings. exemplar [B, 3, H, W]: what Kandinsky is shown if
-    image_embedding asks for it."""
-    from pixels.backbones import bind as bind_model
-
-    settings = asdict(sampling)
-    shown = exemplar if settings.pop("image_embedding") == "exemplar" else None
-    prompt, negative = settings.pop("prompt"), settings.pop("negative_prompt")
-    settings["strength"] = 1.0 if settings["strength"] is None else settings["strength"]
-    negatives = None if negative is None else [negative] * batch
-    return bind_model(
-        model, prompts=[prompt] * batch, negative_prompts=negatives, size=size, seed=seed, image_embedding=shown,
-        **settings,
-    )  # fmt: skip

@@ -33,10 +33,9 @@ def overlay(source: Tensor, mu: Tensor, tau: Tensor) -> Tensor:
 
 
 def cells(values: Tensor, like: Tensor) -> Tensor:
-    """Latent cells as blocks of pixels."""
-    return F.interpolate(values.float(), like.shape[-2:], mode="nearest").to(
-        torch.bool if values.dtype == torch.bool else torch.float32
-    )
+    """Latent cells [1, C, h, w] as blocks of the pixels of a picture; truth values stay such."""
+    blocks = F.interpolate(values.float(), like.shape[-2:], mode="nearest")
+    return blocks.bool() if values.dtype == torch.bool else blocks
 
 
 def preview(source: Tensor, exemplars: list[Tensor], mus: list[Tensor], tau: Tensor) -> Image.Image:

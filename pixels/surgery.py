@@ -5,6 +5,8 @@ option of `Surgery`. Algorithm 1 is Algorithm 2 with one exemplar. Its line numb
 those of Algorithm 2 as "2: l. 14".
 """
 
+from __future__ import annotations  # what is given back stands last
+
 import inspect
 import logging
 from collections.abc import Callable
@@ -27,8 +29,8 @@ class Surgery:
     """What a user may choose besides prompt, strength and guidance, which belong to the backbone.
 
     threshold: a key of edit_map.THRESHOLDS or a function. schedule: "released" or "paper" (edit_map.thresholds).
-    noise: "fixed", one per picture (released); "fresh", the source gets a new one at every
-    step (as l. 13 may be read); "shared", the exemplars use the source's. posterior: "sample" (released) or "mean".
+    noise: "fixed", one per picture (released); "fresh", the source gets a new one at every step (as l. 13 may be read);
+    "shared", the exemplars use the source's. posterior: "sample" (released) or "mean".
     composite: "none" (both), "latent" or "pixel": put the source back once more where white keeps it to the end.
     black_point: grey levels up to it count as black.
     """
@@ -41,66 +43,14 @@ class Surgery:
     black_point: float = 0.0
 
 
-@dataclass(frozen=True, eq=False)
-class Edit:
-    """edited [B, 3, H, W] in [0, 1]; mus: the K maps on the latent grid, [B or 1, 1, h, w] each; tau [N];
-    distances [B, K]: Euclidean, of each exemplar's latents from the source's (Fig. 6)."""
-
-    edited: Tensor
-    mus: list[Tensor]
-    tau: Tensor
-    distances: Tensor
-
-    @property
-    def mu(self) -> Tensor:
-        """The least of the maps."""
-        return least(self.mus)
-
-    @property
-    def coverage(self) -> Coverage:
-        """Of the batch's first picture."""
-        return coverage(self.mu[:1], self.tau)
-
-
-@dataclass(frozen=True, eq=False)
-class Trace:
-    """One step of the loop, for Figure 3: what line 15 mixes. noised, residue [B, 4, h, w]; keep [B or 1, 1, h, w]."""
-
-    timestep: float
-    noised: Tensor  # z_1^t
-    residue: Tensor  # z_mix^(t+1)
-    keep: Tensor  # mask_t
-
-
-@dataclass(frozen=True, eq=False)
-class Patient:
-    """What lines 4 to 8 make of the pictures, once. Latents and noises [B, 4, h, w]; maps [B or 1, 1, h, w].
-
-    signal, sigma [N]: factors of add_noise(z, eps, t_i) = signal_i z + sigma_i eps.
-    """
-
-    z_source: Tensor  # z_1^init
-    z_exemplars: list[Tensor]  # z_2^init, ...
-    noise: Tensor  # the source's
-    exemplar_noises: list[Tensor]
-    maps: list[Tensor]  # as given, black point applied
-    mus: list[Tensor]  # on the latent grid
-    tau: Tensor  # [N]
-    timesteps: Tensor
-    signal: Tensor
-    sigma: Tensor
+DEFAULTS = Surgery()
 
 
 @torch.no_grad()
 def edit(
-    backbone: Backbone,
-    source: Tensor,
-    exemplars: list[Tensor],
-    edit_maps: list[Tensor],
-    surgery: Surgery = Surgery(),  # noqa: B008  (frozen)
-    generator: Generators = None,
-    trace: list[Trace] | None = None,
-) -> Edit:
+    backbone: Backbone, source: Tensor, exemplars: list[Tensor], edit_maps: list[Tensor],
+    surgery: Surgery = DEFAULTS, generator: Generators = None, trace: list[Trace] | None = None,
+) -> Edit:  # fmt: skip
     """Edit source [B, 3, H, W] in [0, 1] after K exemplars of the same shape, under K maps [1 or B, 1, any size]
     (l. 1-3; 2: l. 1-3).
 
@@ -227,16 +177,65 @@ def noise_levels(scheduler, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Te
 
 
 def edit_iteratively(
-    backbone: Backbone,
-    source: Tensor,
-    exemplars: list[Tensor],
-    edit_maps: list[Tensor],
-    surgery: Surgery = Surgery(),  # noqa: B008  (frozen)
-    generator: Generators = None,
-) -> list[Edit]:
+    backbone: Backbone, source: Tensor, exemplars: list[Tensor], edit_maps: list[Tensor],
+    surgery: Surgery = DEFAULTS, generator: Generators = None,
+) -> list[Edit]:  # fmt: skip
     """One exemplar at a time, each edit being the next one's source (Appendix 2); the last one is the result."""
     edits: list[Edit] = []
     for exemplar, edit_map in zip(exemplars, edit_maps, strict=True):
         edits.append(edit(backbone, source, [exemplar], [edit_map], surgery, generator))
         source = edits[-1].edited.to(source)
     return edits
+
+
+# -------------------------------------------------------------------------------------------------- what is given back
+
+
+@dataclass(frozen=True, eq=False)
+class Edit:
+    """edited [B, 3, H, W] in [0, 1]; mus: the K maps on the latent grid, [B or 1, 1, h, w] each; tau [N];
+    distances [B, K]: Euclidean, of each exemplar's latents from the source's (Fig. 6)."""
+
+    edited: Tensor
+    mus: list[Tensor]
+    tau: Tensor
+    distances: Tensor
+
+    @property
+    def mu(self) -> Tensor:
+        """The least of the maps."""
+        return least(self.mus)
+
+    @property
+    def coverage(self) -> Coverage:
+        """Of the batch's first picture."""
+        return coverage(self.mu[:1], self.tau)
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """One step of the loop, for Figure 3: what line 15 mixes. noised, residue [B, 4, h, w]; keep [B or 1, 1, h, w]."""
+
+    timestep: float
+    noised: Tensor  # z_1^t
+    residue: Tensor  # z_mix^(t+1)
+    keep: Tensor  # mask_t
+
+
+@dataclass(frozen=True, eq=False)
+class Patient:
+    """What lines 4 to 8 make of the pictures, once. Latents and noises [B, 4, h, w]; maps [B or 1, 1, h, w].
+
+    signal, sigma [N]: factors of add_noise(z, eps, t_i) = signal_i z + sigma_i eps.
+    """
+
+    z_source: Tensor  # z_1^init
+    z_exemplars: list[Tensor]  # z_2^init, ...
+    noise: Tensor  # the source's
+    exemplar_noises: list[Tensor]
+    maps: list[Tensor]  # as given, black point applied
+    mus: list[Tensor]  # on the latent grid
+    tau: Tensor  # [N]
+    timesteps: Tensor
+    signal: Tensor
+    sigma: Tensor

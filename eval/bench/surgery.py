@@ -13,9 +13,9 @@ def run(pipe, args: argparse.Namespace) -> dict[str, list[dict]]:
     from diffusers import AutoPipelineForImage2Image, StableDiffusionPipeline
 
     from common.pipelines import native_resolution
-    from pixels.backbones import Model
+    from pixels.backbones import Model, bind
     from pixels.edit_map import gradient
-    from pixels.options import Sampling, bind
+    from pixels.options import Sampling
     from pixels.surgery import Surgery, edit
 
     steps, guidance, side = args.num_inference_steps, args.guidance_scale, native_resolution(pipe)

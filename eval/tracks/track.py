@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from common.flags import as_flags
 from common.runs import append_row, atomic_path, read_json, read_rows, write_json
 from eval.report.measures import find
 
@@ -88,8 +89,7 @@ class Track:
 
 def given(args: argparse.Namespace, *names: str, **others: Any) -> list[str]:
     """These flags as words of a command line, and others with values of their own, where they have a value."""
-    values = {name: getattr(args, name) for name in names} | others
-    return [word for name, value in values.items() if value is not None for word in (f"--{name}", str(value))]
+    return as_flags({name: getattr(args, name) for name in names} | others)
 
 
 def runs_of(name: str, output: Path, rows: list[dict]) -> list[Run]:

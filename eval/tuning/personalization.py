@@ -12,12 +12,11 @@ import argparse
 import shutil
 from statistics import harmonic_mean
 
-from common.flags import Shard, number, shard
+from common.flags import Shard, as_flags, number, shard
 from common.runs import progress, run_rows, script
 from eval.tracks.personalization import options
 from eval.tracks.personalization.methods import TRAINED
 from eval.tuning.tuner import Setting, grid, label, make_tuning_parser, measured, tune, write_tuned
-from lipschitz_personalize.options import as_flags
 
 GRIDS: dict[str, list[Setting]] = {name: grid(**method.tries) for name, method in TRAINED.items()}
 

@@ -6,7 +6,7 @@ A name is the method's, and after @ what departs from its own settings: dreamboo
 import argparse
 from typing import Any
 
-from common.flags import is_picturebook_folder
+from common.flags import as_flags, is_picturebook_folder
 from common.runs import InputError
 from common.tables import published_table
 from lipschitz_personalize import options
@@ -79,7 +79,7 @@ def training_flags(args: argparse.Namespace, name: str, subject=None, seed: int 
             "checkpointing_steps": NEVER,
             "output_dir": output_dir,
         }
-    return [*options.as_flags(given), *args.train_args]
+    return [*as_flags(given), *args.train_args]
 
 
 def lambda_sweep(model: str) -> list[str]:

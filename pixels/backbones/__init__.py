@@ -4,20 +4,26 @@
 surgery.py knows of a model.
 """
 
+from torch import Tensor
+
 from pixels.backbones.backbone import Backbone, select_timesteps
 from pixels.backbones.kandinsky import bind_kandinsky
 from pixels.backbones.loading import Model, load_model
 from pixels.backbones.stable_diffusion import bind_stable_diffusion
+from pixels.options import Sampling
 
 __all__ = ["Backbone", "Model", "bind", "load_model", "select_timesteps"]
 
 
-def bind(model: Model, **settings) -> Backbone:
-    """A Backbone from a loaded model. settings: of bind_stable_diffusion and bind_kandinsky; what concerns the other
-    kind of model alone is left out."""
+def bind(
+    model: Model, sampling: Sampling, size: tuple[int, int], batch: int = 1, seed: int = 0,
+    exemplar: Tensor | None = None,
+) -> Backbone:  # fmt: skip
+    """A loaded model, told what to do with `batch` pictures of `size` (height, width).
+
+    seed, exemplar [batch, 3, H, W] in [0, 1]: of Kandinsky alone, whose prior draws; it is shown the exemplar where
+    sampling.image_embedding asks for that.
+    """
     if model.kind == "kandinsky":
-        settings.pop("refiner_start", None)
-        return bind_kandinsky(model, **settings)
-    for name in ("seed", "image_embedding"):
-        settings.pop(name, None)
-    return bind_stable_diffusion(model, **settings)
+        return bind_kandinsky(model, sampling, batch, seed, exemplar)
+    return bind_stable_diffusion(model, sampling, size, batch)

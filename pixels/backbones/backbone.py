@@ -8,6 +8,7 @@ from diffusers import SchedulerMixin
 from torch import Tensor
 
 from common.runs import InputError
+from pixels.options import Sampling
 
 Generators = torch.Generator | list[torch.Generator] | None
 
@@ -37,29 +38,24 @@ class Backbone:
         return batch, 4, height // self.factor, width // self.factor
 
 
-def select_timesteps(
-    scheduler: SchedulerMixin,
-    device: torch.device | str,
-    num_inference_steps: int,
-    strength: float = 1.0,
-    denoising_start: float | None = None,
-) -> Tensor:
+def select_timesteps(scheduler: SchedulerMixin, device: torch.device | str, sampling: Sampling) -> Tensor:
     """Set the scheduler's timesteps and keep those of the highest edit strength t_ds^max, as the released code does.
 
     strength: the last int(steps * strength) of the steps; int() cuts, so that 100 * 0.29 makes 28. denoising_start, if
     given, replaces it: timesteps below round((1 - denoising_start) * 1000). With "leading" spacing, strength 1 is short
     of pure noise, and fewer steps start lower: 3 of PNDM at 667. Raises InputError if no step is left.
     """
-    scheduler.set_timesteps(num_inference_steps, device=device)
+    steps, strength, start = sampling.num_inference_steps, sampling.strength, sampling.denoising_start
+    scheduler.set_timesteps(steps, device=device)
     timesteps = scheduler.timesteps
-    if denoising_start is not None:
+    if start is not None:
         training_steps = scheduler.config.num_train_timesteps
-        chosen = timesteps[timesteps < round(training_steps - denoising_start * training_steps)]
-        reason = f"--denoising_start {denoising_start}"
+        chosen = timesteps[timesteps < round(training_steps - start * training_steps)]
+        reason = f"--denoising_start {start}"
     else:
-        count = min(int(num_inference_steps * strength), num_inference_steps)
-        chosen = timesteps[max(num_inference_steps - count, 0) * scheduler.order :]
+        count = min(int(steps * strength), steps)
+        chosen = timesteps[(steps - count) * scheduler.order :]
         reason = f"strength {strength}"
     if not len(chosen):
-        raise InputError(f"{reason} leaves none of {num_inference_steps} steps: take a higher strength or more steps")
+        raise InputError(f"{reason} leaves none of {steps} steps: take a higher strength or more steps")
     return chosen

@@ -10,29 +10,16 @@ from common.pipelines import warn_of_lost_words
 from common.runs import InputError
 from pixels.backbones.backbone import Backbone, Generators, select_timesteps
 from pixels.backbones.loading import Model
+from pixels.options import Sampling
 
 
-def bind_kandinsky(
-    model: Model,
-    prompts: list[str],
-    size: tuple[int, int],
-    negative_prompts: list[str] | None = None,
-    guidance_scale: float = 4.0,
-    num_inference_steps: int = 100,
-    strength: float = 0.3,
-    denoising_start: float | None = None,
-    seed: int = 0,
-    image_embedding: Tensor | None = None,
-) -> Backbone:
-    """The decoder told what to do, for a batch of len(prompts) pictures; size does not matter to it.
-
-    image_embedding: the exemplar [B, 3, H, W] in [0, 1], whose own CLIP embedding then takes the place of the prior's
-    drawing from the prompts. seed: of the prior's draws alone (released: both embeddings from the prior, on "").
-    """
-    pipe = model.pipe
+def bind_kandinsky(model: Model, sampling: Sampling, batch: int, seed: int, exemplar: Tensor | None) -> Backbone:
+    """The decoder told what to do, as backbones.bind; the size of the pictures does not matter to it. Released: both
+    embeddings are the prior's drawings, on ""."""
+    pipe, guided = model.pipe, sampling.guidance_scale > 1
+    shown = exemplar if sampling.image_embedding == "exemplar" else None
     with torch.no_grad():
-        cond, uncond = embeddings(model, prompts, negative_prompts or [""] * len(prompts), seed, image_embedding)
-    guided = guidance_scale > 1
+        cond, uncond = embeddings(model, sampling, batch, seed, shown)
     embeds = (torch.cat([uncond, cond]) if guided else cond).to(pipe.device, pipe.unet.dtype)
     takes = inspect.signature(type(model.scheduler).__init__).parameters  # configs keep what other classes had
     learned = "variance_type" in takes and model.scheduler.config.variance_type in ("learned", "learned_range")
@@ -44,7 +31,7 @@ def bind_kandinsky(
         eps, variance = output.chunk(2, dim=1)
         if guided:  # of the noise alone; the variance is the conditional one
             eps_uncond, eps_cond = eps.chunk(2)
-            eps, variance = eps_uncond + guidance_scale * (eps_cond - eps_uncond), variance.chunk(2)[1]
+            eps, variance = eps_uncond + sampling.guidance_scale * (eps_cond - eps_uncond), variance.chunk(2)[1]
         return torch.cat([eps, variance], dim=1) if learned else eps
 
     def encode(picture: Tensor, sample: bool, generator: Generators) -> Tensor:
@@ -57,7 +44,7 @@ def bind_kandinsky(
 
     return Backbone(
         scheduler=model.scheduler,
-        start=lambda: select_timesteps(model.scheduler, pipe.device, num_inference_steps, strength, denoising_start),
+        start=lambda: select_timesteps(model.scheduler, pipe.device, sampling),
         encode=encode,
         predict=predict,
         decode=decode,
@@ -67,17 +54,18 @@ def bind_kandinsky(
 
 
 def embeddings(
-    model: Model, prompts: list[str], negative_prompts: list[str], seed: int, exemplar: Tensor | None
+    model: Model, sampling: Sampling, batch: int, seed: int, exemplar: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """(conditional, unconditional) image embeddings [B, D]."""
-    prior = model.prior
+    """(conditional, unconditional) image embeddings [B, D]. exemplar [B, 3, H, W]: its own CLIP embedding takes the
+    place of the prior's drawing from the prompt."""
+    prior, negative = model.prior, sampling.negative_prompt or ""
     if prior is None:
         raise InputError("Kandinsky 2.2 needs its prior: give --prior_model_name_or_path")
-    for text in [*prompts, *negative_prompts]:
+    for text in (sampling.prompt, negative):
         warn_of_lost_words(prior.tokenizer, text)
     prior.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(seed)
-    drawn = prior(prompts, negative_prompt=negative_prompts, generator=generator)
+    drawn = prior([sampling.prompt] * batch, negative_prompt=[negative] * batch, generator=generator)
     if exemplar is None:
         return drawn.image_embeds, drawn.negative_image_embeds
     shown = [to_pil(picture, rounding="nearest") for picture in exemplar]

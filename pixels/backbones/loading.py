@@ -14,6 +14,7 @@ from common.flags import chosen_device
 from common.model_files import MODELS, PIPELINES, find_folder, inspect_folder, load_whole
 from common.pipelines import load_pipeline
 from common.runs import InputError
+from pixels.options import PIPELINE_KINDS
 
 logger = logging.getLogger(__name__)
 
@@ -64,13 +65,9 @@ class Model:
 
 
 def load_model(
-    name: str,
-    scheduler: str = "own",
-    refiner: str | None = None,
-    prior: str | None = None,
-    device: str | None = None,
+    name: str, scheduler: str = "own", refiner: str | None = None, prior: str | None = None, device: str | None = None,
     dtype: torch.dtype = torch.float32,
-) -> Model:
+) -> Model:  # fmt: skip
     """Load a model by name (picturebook, folder, hub id), frozen, with its own or another scheduler.
 
     refiner: SDXL's second stage after a base. prior: Kandinsky's. Raises InputError, in one sentence, for what cannot
@@ -78,17 +75,12 @@ def load_model(
     """
     device = chosen_device(device)
     folder = find_folder(str(name), accepted=PIPELINES | REFINER | KANDINSKY)
-    pipeline_class, _ = inspect_folder(folder, PIPELINES | REFINER | KANDINSKY, ())
-    if pipeline_class in PIPELINES.values():
-        kind = "sd" if pipeline_class is diffusers.StableDiffusionPipeline else "sdxl"
+    kind = PIPELINE_KINDS[inspect_folder(folder, PIPELINES | REFINER | KANDINSKY, ())[0].__name__]
+    if kind in ("sd", "sdxl"):
         pipe = load_pipeline(folder, device, dtype)
         pipe.scheduler = own_scheduler(folder)
     else:
-        kind, accepted, models = (
-            ("refiner", REFINER, MODELS)
-            if pipeline_class in REFINER.values()
-            else ("kandinsky", KANDINSKY, DECODER_MODELS)
-        )
+        accepted, models = (REFINER, MODELS) if kind == "refiner" else (KANDINSKY, DECODER_MODELS)
         pipe = load_whole(folder, accepted, models, dtype).to(device)
     if refiner and kind != "sdxl":
         raise InputError(f"a refiner follows an SDXL base, and {name} is of the kind {kind}")
@@ -111,9 +103,7 @@ def own_scheduler(folder: Path) -> SchedulerMixin:
     name = config.get("_class_name")
     cls = getattr(diffusers, name, None) if isinstance(name, str) else None
     if not (isinstance(cls, type) and issubclass(cls, SchedulerMixin)):
-        raise InputError(
-            f"{folder} names the scheduler {name!r}, which diffusers {diffusers.__version__} does not have"
-        )
+        raise InputError(f"{folder} names the scheduler {name!r}, which diffusers {diffusers.__version__} has not")
     return cls.from_config(config)
 
 

@@ -51,9 +51,8 @@ def plan(args: argparse.Namespace) -> dict:
     sampling, surgery = options.sampling_of(args, kind), options.surgery_of(args)
     native, factor = frame_of(args.pretrained_model_name_or_path, kind)
     size = (args.height or native, args.width or native)
-    strength = 1.0 if sampling.strength is None else sampling.strength
     scheduler = scheduler_of(args.pretrained_model_name_or_path, kind, args.scheduler)
-    count = len(select_timesteps(scheduler, "cpu", sampling.num_inference_steps, strength, sampling.denoising_start))
+    count = len(select_timesteps(scheduler, "cpu", sampling))
     taus = {name: thresholds(name, count, surgery["schedule"]).tolist() for name in THRESHOLDS}
     return {
         "grid": [side // factor for side in size], "taus": taus, "threshold": args.threshold,

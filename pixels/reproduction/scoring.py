@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from common.encoders import DREAMBOOTH_ENCODERS, Encoders, load_encoders
 from common.images import load_image, to_tensor
 from common.runs import measure
-from pixels import edit_map, frames, options
+from pixels import backbones, edit_map, frames, options
 from pixels.reproduction.baselines import METHODS, TRUE
 from pixels.reproduction.measures import edit_scores
 from pixels.reproduction.pairs import Pair
@@ -39,7 +39,8 @@ class Bench:
     def bind(self, loaded: dict[str, Any], **changes: Any):
         """The model told what to do with a loaded pair. changes: fields of Sampling."""
         sampling = replace(self.sampling, **changes)
-        return options.bind(self.model, sampling, self.size, self.args.seed, loaded["exemplars"][-1])
+        exemplar = loaded["exemplars"][-1]
+        return backbones.bind(self.model, sampling, self.size, seed=self.args.seed, exemplar=exemplar)
 
     def edit(self, method: str, loaded: dict[str, Any], **changes: Any) -> torch.Tensor:
         """The picture [1, 3, H, W] that a method makes of a loaded pair. changes: fields of Sampling and Surgery."""
@@ -61,7 +62,7 @@ def load_bench(
     model, kind, size = options.load(args)
     sampling = options.sampling_of(args, kind)
     options.announce(kind, sampling)
-    options.check_steps(model, sampling)
+    backbones.select_timesteps(model.scheduler, "cpu", sampling)  # refuses too few, before anything is written
     eyes, surgery = load_eyes(args.metric_encoders, args.device), Surgery(**options.surgery_of(args))
     return Bench(args, model, size, sampling, surgery, eyes, Path(args.output_dir), methods, own or {})
 

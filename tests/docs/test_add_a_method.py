@@ -46,7 +46,7 @@ def run(project: Path, *words: str) -> str:
 def test_the_page_has_its_four_blocks_and_the_inversion_has_25_lines():
     inversion, line, method, threshold = blocks()
     assert len(inversion.strip().splitlines()) <= 25 and line.startswith("Entry(") and method.startswith('"custom_')
-    assert threshold.startswith("def cosine")
+    assert threshold.startswith('"cosine": lambda')
 
 
 @pytest.mark.slow
@@ -74,8 +74,7 @@ def test_a_personalization_method(project):
 @pytest.mark.slow
 def test_a_threshold(project):
     file = project / "pixels" / "edit_map.py"
-    insert(file, "THRESHOLDS = {", blocks()[3] + "\n\n")
-    insert(file, '"linear": linear,', '"cosine": cosine, ')
+    insert(file, '    "linear": lambda', f"    {blocks()[3]}\n")
     names = project / "pixels" / "options.py"
     insert(names, '"linear", "quadratic"', '"cosine", ')
     assert '"threshold": "cosine"' in run(project, "-m", "pixels.infer", "--threshold", "cosine", "--print_config")

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from common.encoders import Clip, Dino
+from common.flags import as_flags
 from common.images import load_image
 from common.runs import read_rows
 from common.tables import by_method, published_table
@@ -128,7 +129,7 @@ def test_print_config_resolves_whole_tables(capsys, dataset, encoders):
 
 def test_baselines_have_their_own_recipes_and_changes_follow_the_name():
     def settings(name, model):
-        words = options.as_flags(plan.settings_of(name, model))
+        words = as_flags(plan.settings_of(name, model))
         return vars(options.parse([*words, "--pretrained_model_name_or_path", model, "--print_config"]))
 
     sd, sd3 = "owner/sd", "owner/stable-diffusion-3"

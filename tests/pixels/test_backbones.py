@@ -9,7 +9,7 @@ import torch
 from common.runs import InputError
 from pixels.backbones import bind, load_model, select_timesteps
 from pixels.backbones.loading import SCHEDULERS, make_scheduler
-from pixels.options import SCHEDULER_NAMES
+from pixels.options import SCHEDULER_NAMES, Sampling
 from pixels.surgery import Surgery, edit
 from tests.pixels.tiny_models import LATENT, write_kandinsky, write_refiner, write_sd2, write_sdxl
 from tests.tiny_encoders import pictures
@@ -17,6 +17,10 @@ from tests.tiny_encoders import pictures
 SOURCE, EXEMPLAR = pictures(2, size=64).split(1)
 BLACK, WHITE = torch.zeros(1, 1, 64, 64), torch.ones(1, 1, 64, 64)
 SIZE = (64, 64)
+
+
+def bound(model, batch=1, seed=0, exemplar=None, **told):
+    return bind(model, Sampling(**told), SIZE, batch, seed, exemplar)
 
 
 def seeded(seed=0):
@@ -43,7 +47,7 @@ def test_stable_diffusion_2_runs_pndm_as_released(folders):
     model = load_model(folders["sd2"], device="cpu")
     assert model.kind == "sd" and model.native_resolution == 32
     assert type(model.scheduler) is diffusers.PNDMScheduler
-    backbone = bind(model, prompts=[""], size=SIZE, guidance_scale=0, num_inference_steps=3)
+    backbone = bound(model, guidance_scale=0, num_inference_steps=3)
     assert backbone.start().tolist() == [667, 334, 334, 1]
     ours = edit(backbone, SOURCE, [EXEMPLAR], [BLACK], generator=seeded())
     assert ours.tau.tolist() == [0, 0.25, 0.5, 0.75]
@@ -56,25 +60,25 @@ def test_stable_diffusion_2_runs_pndm_as_released(folders):
 
 def test_stable_diffusion_with_text_and_guidance(folders):
     model = load_model(folders["sd2"], "ddim", device="cpu")
-    backbone = bind(model, prompts=["a red cat"], negative_prompts=["a dog"], size=SIZE, guidance_scale=7.5,
-                    num_inference_steps=10, strength=0.5)  # fmt: skip
+    told = dict(guidance_scale=7.5, num_inference_steps=10, strength=0.5)
+    backbone = bound(model, prompt="a red cat", negative_prompt="a dog", **told)
     ours = edit(backbone, SOURCE, [EXEMPLAR], [BLACK], generator=seeded()).edited
     pipe = diffusers.StableDiffusionImg2ImgPipeline(**model.pipe.components)
     pipe.scheduler = diffusers.DDIMScheduler.from_config(model.scheduler.config)
     theirs = pipe(prompt="a red cat", negative_prompt="a dog", image=EXEMPLAR, strength=0.5, num_inference_steps=10,
                   guidance_scale=7.5, generator=seeded(), output_type="pt").images  # fmt: skip
     assert (ours - theirs).abs().max() < 1e-5
-    other = bind(model, prompts=["a house"], size=SIZE, guidance_scale=7.5, num_inference_steps=10, strength=0.5)
+    other = bound(model, prompt="a house", **told)
     assert (edit(other, SOURCE, [EXEMPLAR], [BLACK], generator=seeded()).edited - ours).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("negative", [None, [""], ["blurry"]])
+@pytest.mark.parametrize("negative", [None, "", "blurry"])
 @pytest.mark.parametrize("name, prompt", [("sdxl", ""), ("sdxl", "a cat"), ("refiner", "")])
 def test_sdxl_and_its_refiner_alone(folders, name, prompt, negative):
     """denoising_start as in the released demo; the empty prompt is encoded, a negative prompt not given is zeros."""
     model = load_model(folders[name], device="cpu")
-    backbone = bind(model, prompts=[prompt], negative_prompts=negative, size=SIZE, guidance_scale=17.5,
-                    num_inference_steps=10, denoising_start=0.6)  # fmt: skip
+    backbone = bound(model, prompt=prompt, negative_prompt=negative, guidance_scale=17.5, num_inference_steps=10,
+                     denoising_start=0.6)  # fmt: skip
     assert backbone.start().tolist() == [301, 201, 101, 1] and backbone.discarded_draws == (torch.float32,)
     ours = edit(backbone, SOURCE, [EXEMPLAR], [BLACK], generator=seeded()).edited
     parts = {
@@ -86,7 +90,7 @@ def test_sdxl_and_its_refiner_alone(folders, name, prompt, negative):
     )  # fmt: skip
     pipe.scheduler = diffusers.EulerDiscreteScheduler.from_config(model.scheduler.config)
     theirs = pipe(
-        prompt=[prompt], negative_prompt=negative, image=EXEMPLAR, strength=0.41, num_inference_steps=10,
+        prompt=prompt, negative_prompt=negative, image=EXEMPLAR, strength=0.41, num_inference_steps=10,
         guidance_scale=17.5, generator=skipped((1, 4, 16, 16), [torch.float32]), output_type="pt",
     ).images  # fmt: skip
     assert (ours - theirs).abs().max() < 2e-4
@@ -95,8 +99,7 @@ def test_sdxl_and_its_refiner_alone(folders, name, prompt, negative):
 def test_sdxl_base_then_refiner_share_one_loop(folders):
     def run(refiner_start, refiner=folders["refiner"], name="sdxl"):
         model = load_model(folders[name], device="cpu", refiner=refiner)
-        backbone = bind(model, prompts=[""], size=SIZE, num_inference_steps=10, strength=0.5,
-                        refiner_start=refiner_start)  # fmt: skip
+        backbone = bound(model, num_inference_steps=10, strength=0.5, refiner_start=refiner_start)
         seen = []
         for number, stage in enumerate(model.stages):
             stage.unet.register_forward_pre_hook(lambda unet, inputs, number=number: seen.append(number))
@@ -110,15 +113,15 @@ def test_sdxl_base_then_refiner_share_one_loop(folders):
 
 def test_sdxl_draws_a_second_latent_without_denoising_start(folders):
     model = load_model(folders["sdxl"], device="cpu")
-    assert bind(model, prompts=[""], size=SIZE, strength=0.5).discarded_draws == (torch.float32, torch.float32)
+    assert bound(model, strength=0.5).discarded_draws == (torch.float32, torch.float32)
 
 
 def test_kandinsky(folders):
     """Against diffusers' img2img with DDPM's own draws: ours draws the source's noise in between."""
     model = load_model(folders["decoder"], prior=folders["prior"], device="cpu")
     assert model.kind == "kandinsky" and model.native_resolution == 64
-    settings = dict(prompts=[""], size=SIZE, guidance_scale=4.0, num_inference_steps=20, strength=0.3, seed=4)
-    ours = edit(bind(model, **settings), SOURCE, [EXEMPLAR], [BLACK], generator=seeded()).edited
+    settings = dict(guidance_scale=4.0, num_inference_steps=20, strength=0.3, seed=4)
+    ours = edit(bound(model, **settings), SOURCE, [EXEMPLAR], [BLACK], generator=seeded()).edited
     drawn = model.prior([""], negative_prompt=[""], generator=seeded(4))
     pipe = diffusers.KandinskyV22Img2ImgPipeline(model.pipe.unet, model.scheduler, model.pipe.movq)
 
@@ -139,7 +142,7 @@ def test_kandinsky(folders):
     assert (ours - theirs.clamp(0, 1)).abs().max() < 1e-5
 
     plain = load_model(folders["decoder"], "ddim", prior=folders["prior"], device="cpu")  # no learned variance
-    ours = edit(bind(plain, **settings), SOURCE, [EXEMPLAR], [BLACK], generator=seeded()).edited
+    ours = edit(bound(plain, **settings), SOURCE, [EXEMPLAR], [BLACK], generator=seeded()).edited
     pipe.scheduler = diffusers.DDIMScheduler(beta_start=0.00085, beta_end=0.012, clip_sample_range=2.0)
     theirs = pipe(image=EXEMPLAR, image_embeds=drawn.image_embeds, negative_image_embeds=drawn.negative_image_embeds,
                   height=64, width=64, num_inference_steps=20, strength=0.3, guidance_scale=4.0, generator=seeded(),
@@ -149,22 +152,22 @@ def test_kandinsky(folders):
 
 def test_kandinsky_may_see_the_exemplar(folders):
     model = load_model(folders["decoder"], prior=folders["prior"], device="cpu")
-    settings = dict(prompts=[""], size=SIZE, num_inference_steps=10, strength=0.3)
-    seen, told = [], [None, EXEMPLAR]
+    seen = []
     model.pipe.unet.register_forward_pre_hook(
         lambda unet, inputs, kwargs: seen.append(kwargs["added_cond_kwargs"]["image_embeds"]), with_kwargs=True
     )
-    for exemplar in told:
-        edit(bind(model, image_embedding=exemplar, **settings), SOURCE, [EXEMPLAR], [BLACK], generator=seeded())
+    for shown in ("prior", "exemplar"):
+        backbone = bound(model, exemplar=EXEMPLAR, image_embedding=shown, num_inference_steps=10, strength=0.3)
+        edit(backbone, SOURCE, [EXEMPLAR], [BLACK], generator=seeded())
     assert torch.equal(seen[0][0], seen[-1][0]) and not torch.equal(seen[0][1], seen[-1][1])
     with pytest.raises(InputError, match="needs its prior"):
-        bind(load_model(folders["decoder"], device="cpu"), prompts=[""], size=SIZE)
+        bound(load_model(folders["decoder"], device="cpu"))
 
 
 def test_a_white_map_keeps_the_source_to_the_last_step(folders):
     """Whatever the exemplar, and as little noise as the last step has."""
     model = load_model(folders["sd2"], "ddim", device="cpu")
-    backbone = bind(model, prompts=[""], size=SIZE, guidance_scale=1, num_inference_steps=10)
+    backbone = bound(model, guidance_scale=1, num_inference_steps=10)
     caught = []
     object.__setattr__(backbone, "decode", lambda z: caught.append(z) or torch.zeros_like(SOURCE))
     for exemplar in (EXEMPLAR, 1 - EXEMPLAR):
@@ -177,16 +180,15 @@ def test_a_white_map_keeps_the_source_to_the_last_step(folders):
 @pytest.mark.parametrize("kind", ["sd2", "sdxl", "decoder"])
 def test_batches_give_what_single_pictures_give(folders, kind):
     model = load_model(folders[kind], "ddim", device="cpu", prior=folders["prior"])
-    settings = dict(size=SIZE, num_inference_steps=4, strength=0.5, guidance_scale=3.0)
+    settings = dict(prompt="a cat", num_inference_steps=4, strength=0.5, guidance_scale=3.0)
     sources, exemplars = torch.cat([SOURCE, EXEMPLAR]), torch.cat([EXEMPLAR, SOURCE])
     if kind == "decoder":  # one prior's draw belongs to a batch; the exemplars' embeddings do not
-        settings["image_embedding"] = exemplars
-    together = edit(bind(model, prompts=["a cat", "a cat"], **settings), sources, [exemplars], [WHITE * 0.4],
+        settings |= {"image_embedding": "exemplar", "exemplar": exemplars}
+    together = edit(bound(model, 2, **settings), sources, [exemplars], [WHITE * 0.4],
                     generator=[seeded(1), seeded(2)]).edited  # fmt: skip
     assert together.shape == (2, 3, 64, 64) and together.isfinite().all()
     if kind != "decoder":
-        alone = edit(bind(model, prompts=["a cat"], **settings), EXEMPLAR, [SOURCE], [WHITE * 0.4],
-                     generator=[seeded(2)]).edited  # fmt: skip
+        alone = edit(bound(model, **settings), EXEMPLAR, [SOURCE], [WHITE * 0.4], generator=[seeded(2)]).edited
         assert (together[1:] - alone).abs().max() < 1e-4
 
 
@@ -200,7 +202,7 @@ def test_schedulers_with_a_memory_are_warned_of(caplog, name):
         scheduler = make_scheduler(name, own)
     assert ("belong to another latent" in caplog.text) == warned
     assert torch.allclose(scheduler.alphas_cumprod, own.alphas_cumprod)
-    backbone_steps = select_timesteps(scheduler, "cpu", 10, strength=0.4)
+    backbone_steps = select_timesteps(scheduler, "cpu", Sampling(num_inference_steps=10, strength=0.4))
     assert 4 <= len(backbone_steps) <= 5 and backbone_steps[0] > backbone_steps[-1]
     z = scheduler.step(torch.zeros(1, 4, 2, 2), backbone_steps[0], torch.ones(1, 4, 2, 2)).prev_sample
     assert z.isfinite().all()
@@ -212,15 +214,16 @@ def test_names_offered_are_names_known():
 
 def test_strength_and_start_as_released():
     scheduler = diffusers.EulerDiscreteScheduler(**LATENT, timestep_spacing="leading")
-    chosen = select_timesteps(scheduler, "cpu", 100, strength=0.1, denoising_start=0.6)
+    pndm = diffusers.PNDMScheduler(**LATENT, skip_prk_steps=True)
+    chosen = select_timesteps(scheduler, "cpu", Sampling(num_inference_steps=100, strength=0.1, denoising_start=0.6))
     assert len(chosen) == 40 and chosen[0] == 391 and chosen[-1] == 1  # strength is ignored
-    assert len(select_timesteps(scheduler, "cpu", 100, strength=0.29)) == 28  # int() cuts
-    firsts = [select_timesteps(diffusers.PNDMScheduler(**LATENT, skip_prk_steps=True), "cpu", n)[0].item()
+    assert len(select_timesteps(scheduler, "cpu", Sampling(num_inference_steps=100, strength=0.29))) == 28  # int() cuts
+    firsts = [select_timesteps(pndm, "cpu", Sampling(num_inference_steps=n))[0].item()
               for n in (1, 2, 3, 4, 5, 10, 20, 50, 100)]  # fmt: skip
     assert firsts == [1, 501, 667, 751, 801, 901, 951, 981, 991]
     for wrong in ({"strength": 0.009}, {"denoising_start": 1.0}):
         with pytest.raises(InputError, match="leaves none of 100 steps"):
-            select_timesteps(scheduler, "cpu", 100, **wrong)
+            select_timesteps(scheduler, "cpu", Sampling(num_inference_steps=100, **wrong))
 
 
 def test_folders_that_do_not_belong_together(folders, tmp_path):

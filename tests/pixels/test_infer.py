@@ -83,8 +83,8 @@ def test_the_picture_is_the_one_of_the_method(tiny_folder, files, tmp_path):
     from pixels.surgery import Surgery, edit
 
     run(tiny_folder, files, tmp_path / "out", "--seed", "7", "--threshold", "cubic")
-    backbone = bind(load_model(tiny_folder, device="cpu"), prompts=[""], negative_prompts=[""], size=(64, 64),
-                    guidance_scale=1, num_inference_steps=4)  # fmt: skip
+    told = options.Sampling(negative_prompt="", guidance_scale=1, num_inference_steps=4)
+    backbone = bind(load_model(tiny_folder, device="cpu"), told, (64, 64))
     source, exemplar = (to_tensor(load_image(files[name])) for name in ("source", "exemplar"))
     result = edit(backbone, source, [exemplar], [edit_map.read(files["map"])], Surgery("cubic"),
                   torch.Generator().manual_seed(7))  # fmt: skip

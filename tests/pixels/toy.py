@@ -6,6 +6,7 @@ from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler
 from diffusers.utils.torch_utils import randn_tensor
 
 from pixels.backbones.backbone import Backbone, select_timesteps
+from pixels.options import Sampling
 
 CONFIG = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1,
           "timestep_spacing": "leading"}  # fmt: skip
@@ -45,5 +46,6 @@ def toy_backbone(kind="ddim", steps=10, strength=1.0, discarded=(), **config) ->
     def decode(z):
         return torch.nn.functional.interpolate(z[:, :3] / 2 + 0.5, scale_factor=8).float()
 
-    return Backbone(scheduler, lambda: select_timesteps(scheduler, "cpu", steps, strength), encode, predict, decode,
-                    8, torch.device("cpu"), discarded)  # fmt: skip
+    told = Sampling(num_inference_steps=steps, strength=strength)
+    return Backbone(scheduler, lambda: select_timesteps(scheduler, "cpu", told), encode, predict, decode, 8,
+                    torch.device("cpu"), discarded)  # fmt: skip

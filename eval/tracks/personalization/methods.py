@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common.flags import as_flags
 from common.runs import write_json
-from lipschitz_personalize.options import NEW_WORD, TOKEN, as_flags
+from lipschitz_personalize.options import NEW_WORD, TOKEN
 from lipschitz_personalize.reproduction import plan
 
 if TYPE_CHECKING:

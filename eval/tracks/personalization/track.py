@@ -5,14 +5,13 @@ import shlex
 from pathlib import Path
 
 from common.data import Subject, fill_prompt, read_subject_prompts
-from common.flags import is_picturebook_folder
+from common.flags import as_flags, is_picturebook_folder
 from common.runs import read_json, run_rows, write_json
 from eval.tracks.personalization import methods, options
 from eval.tracks.personalization.arena import REAL, picture_path, prepare, run_subject
 from eval.tracks.personalization.matched import curve_of
 from eval.tracks.personalization.variants import CURVES, tuned_settings
 from eval.tracks.track import Item, Picture, Run, Track, date_of, earlier_results
-from lipschitz_personalize.options import as_flags
 
 NAME = "personalization"
 QUICK = ["dreambooth", "dreambooth+penalty"]  # what eval.compare trains by itself, on one subject: a minute each

@@ -15,10 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from common.flags import is_picturebook_folder
+from common.flags import as_flags, is_picturebook_folder
 from common.runs import InputError
 from eval.tracks.personalization.methods import METHODS
-from lipschitz_personalize.options import as_flags
 from lipschitz_personalize.reproduction.plan import with_recipe
 
 SETTINGS = Path(__file__).parents[2] / "tuning/personalization.toml"  # tuned on the validation split

@@ -8,6 +8,7 @@ from diffusers import DDIMScheduler, EulerDiscreteScheduler
 from scipy import stats
 
 from pixels.backbones.backbone import Backbone, select_timesteps
+from pixels.options import Sampling
 from pixels.reproduction.lemma import chi_square_tail, corrected_bound, epsilon, experiment, paper_bound
 from pixels.surgery import noise_levels
 from tests.pixels.toy import CONFIG, toy_backbone
@@ -20,7 +21,8 @@ def holds(trial, bound, p):
 def backbone_of(network, kind="ddim", steps=20, strength=0.6, prediction_type="epsilon"):
     cls = {"ddim": DDIMScheduler, "euler": EulerDiscreteScheduler}[kind]
     scheduler = cls(**CONFIG, prediction_type=prediction_type)
-    return Backbone(scheduler, lambda: select_timesteps(scheduler, "cpu", steps, strength), None, network, None, 8,
+    told = Sampling(num_inference_steps=steps, strength=strength)
+    return Backbone(scheduler, lambda: select_timesteps(scheduler, "cpu", told), None, network, None, 8,
                     torch.device("cpu"))  # fmt: skip
 
 
