@@ -13,6 +13,7 @@ from common.files import InputError, check_writable  # noqa: F401
 PICTUREBOOK = "picturebook"
 PICTUREBOOK_FOLDER = Path(__file__).parent / "picturebook" / "models"
 
+PICTURES = ("image_path", "mask_path", "exemplar_path", "reference_path")  # flags that name one or several
 MOST = {int: 10**9, float: 10**6}  # of flags without a bound of their own
 
 
@@ -68,13 +69,18 @@ def shard(text: str) -> Shard:
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """What holds for a flag in every script that has it: the output folder can be written, the device is there, a model
-    or encoders that are named as a folder are one. Raises InputError."""
+    """What holds for a flag in every script that has it: the output folder can be written, the device is there,
+    pictures are files, a model or encoders that are named as a folder are one. Raises InputError."""
     if not getattr(args, "print_config", False):
         if isinstance(folder := getattr(args, "output_dir", None), str):
             check_writable(Path(folder))
         if isinstance(device := getattr(args, "device", None), str):
             check_device(device)
+    for name in PICTURES:
+        paths = getattr(args, name, None) or []
+        for path in [paths] if isinstance(paths, str) else paths:
+            if not Path(path).is_file():
+                raise InputError(f"--{name} {path} is no file; give a picture")
     for name, value in vars(args).items():
         if name.endswith("model_name_or_path") and isinstance(value, str):
             if value[:1] in ("", ".", "/", "~", "-") and not Path(value).exists():

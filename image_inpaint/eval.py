@@ -233,22 +233,6 @@ def report(args: argparse.Namespace, items: list, rows: list[dict]) -> None:
     print(f"{len(rows)} rows; everything in {output}, pictures in {output / 'grid.png'}")
 
 
-def print_storage() -> None:
-    """What the paper's 2 to 40 MB can be, on Stable Diffusion 1.x with nine channels, and the whole UNet beside it."""
-    from common.tables import text_table
-    from image_inpaint.lora import TARGETS, storage
-
-    lines = [["targets", "rank", "parameters", "share", "file, float32"]]
-    for targets in TARGETS:
-        for rank in (1, 4, 16, 50):
-            found = storage(rank, targets)
-            lines.append([targets, str(rank), f"{found['parameters']:,}", f"{found['share_percent']:.4f} %",
-                          f"{found['megabytes']:.2f} MB"])  # fmt: skip
-    print(text_table(lines))
-    whole, rank16 = 4 * storage(16, "attention")["total"] / 1e6, storage(16, "attention")["megabytes"]
-    print(f"\nwhole UNet, float32: {whole:,.0f} MB, {whole / rank16:.0f} times the file of rank 16 on attention")
-
-
 @script
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
@@ -256,7 +240,9 @@ def main(argv: list[str] | None = None) -> None:
         print(json.dumps(vars(args), indent=2))
         return
     if args.storage:
-        print_storage()
+        from image_inpaint.reproduction.storage import table
+
+        print(table())
         return
     items, rows = run_all(args, Painter(args))
     report(args, items, [row for row in rows if row["method"] in args.methods])

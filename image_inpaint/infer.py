@@ -33,11 +33,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         raise InputError("give --image_path, --mask_path and --reference_path; only the picturebook brings its own")
     if args.reference_box and (not args.reference_path or len(args.reference_path) > 1):
         raise InputError("--reference_box is of one --reference_path")
-    for flag, paths in (("image_path", [args.image_path]), ("mask_path", [args.mask_path]),
-                        ("reference_path", args.reference_path or [])):  # fmt: skip
-        for path in paths:
-            if path and not Path(path).is_file():
-                raise InputError(f"--{flag} {path} is no file; give a picture")
     if args.lora and not Path(args.lora).exists():
         raise InputError(f"--lora {args.lora} is not there; python -m image_inpaint.train makes it")
     options.check_sampling(args)

@@ -22,7 +22,7 @@ from transformers import CLIPImageProcessor
 
 from common.encoders import load_clip
 from common.files import refused_as
-from common.flags import check_device
+from common.flags import chosen_device
 from common.model_files import check_weights, find_folder, inspect_folder, load_model
 from common.pipelines import is_picturebook, load_pipeline
 from common.runs import InputError, atomic_path
@@ -73,12 +73,11 @@ def load(
 
 def assemble(unet, vae, encoder, scheduler, processor, folder: Path, device: str | None) -> PaintByExamplePipeline:
     """The five parts in one pipeline, moved to the device."""
-    check_device(device)
     with without_remarks():
         pipe = PaintByExamplePipeline(vae, encoder, unet, scheduler, None, processor, requires_safety_checker=False)
     pipe.register_to_config(_name_or_path=str(folder))
     pipe.set_progress_bar_config(disable=True)
-    return pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return pipe.to(chosen_device(device))
 
 
 @contextlib.contextmanager

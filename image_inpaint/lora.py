@@ -2,11 +2,9 @@
 
 peft adds them; files are diffusers' pytorch_lora_weights.safetensors with peft's settings in their header, so that
 diffusers' own load_lora_adapter (and StableDiffusionInpaintPipeline.load_lora_weights) reads them onto a UNet of nine
-channels. The paper gives neither rank nor targets: `storage` says what each choice takes, README.md what the paper's
-2 to 40 MB and "0.0002 %" can mean.
+channels. The paper gives neither rank nor targets: reproduction/storage.py says what each choice takes.
 """
 
-import functools
 import json
 import re
 from pathlib import Path
@@ -93,29 +91,3 @@ def load_lora(unet: UNet2DConditionModel, file: str | Path) -> None:
         unet.load_lora_adapter(str(file.parent), prefix="unet", weight_name=file.name)
     unet.fuse_lora()
     unet.unload_lora()
-
-
-@functools.cache
-def stable_diffusion() -> UNet2DConditionModel:
-    """Stable Diffusion 1.x with nine channels, without memory for its weights."""
-    with torch.device("meta"):
-        return UNet2DConditionModel(
-            sample_size=64, in_channels=9, cross_attention_dim=768, attention_head_dim=8,
-            block_out_channels=(320, 640, 1280, 1280), layers_per_block=2,
-        )  # fmt: skip
-
-
-@functools.cache
-def numbers_of_rank_1(targets: str) -> int:
-    """How many an update of rank 1 has; one of rank r has r times as many."""
-    with torch.device("meta"):
-        updates = add_lora(stable_diffusion(), 1, 1, targets)
-    stable_diffusion().delete_adapters("default")
-    return sum(p.numel() for p in updates.values())
-
-
-def storage(rank: int, targets: str) -> dict[str, float]:
-    """Trained parameters, their share of the whole, and file size in MB (10^6 bytes, float32) of updates of Stable
-    Diffusion, as README.md and Table 1 speak of them."""
-    count, total = rank * numbers_of_rank_1(targets), sum(p.numel() for p in stable_diffusion().parameters())
-    return {"parameters": count, "share_percent": 100 * count / total, "megabytes": 4 * count / 1e6, "total": total}

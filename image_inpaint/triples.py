@@ -83,8 +83,8 @@ def make_triple(
     turned, moved = augment_source(source, region, augmentation.source, generator)
     if moved.any():  # a rotation can carry a thing at the edge out of the picture
         source, box = turned, box_of(moved[0, 0])
-    fill, outer = training_mask(box, size, generator, augmentation.mask)
-    reference = cut(source, padded(box, size, max(1, round(REFERENCE_PADDING * min(size)))))
+    fill, outer = training_mask(box, size, generator, augmentation.mask)  # I_m
+    reference = cut(source, padded(box, size, max(1, round(REFERENCE_PADDING * min(size)))))  # I_r = I_m * I_s
     reference = augment_reference(resized(reference, reference_size), augmentation.reference, generator)
     fill = fill[None, None]
     if augmentation.crop and (window := square_window(outer, size, generator)):
@@ -119,7 +119,7 @@ class Views:
 
 
 @torch.no_grad()
-def encode(pipe, triples: Sequence[Triple], resize: str = "bilinear") -> Views:
+def encode(pipe, triples: Sequence[Triple]) -> Views:
     """The triples through the VAE, a few at a time, and through CLIP."""
     source = torch.stack([triple.source for triple in triples])
     fill = torch.stack([triple.fill for triple in triples])
@@ -132,8 +132,7 @@ def encode(pipe, triples: Sequence[Triple], resize: str = "bilinear") -> Views:
     mean, masked_mean, std, masked_std = (torch.cat(part) for part in zip(*encoded, strict=True))
     pixels = reference_pixels(torch.stack([triple.reference for triple in triples]), pipe)
     tokens = class_tokens(pipe.image_encoder, pixels).float().cpu()
-    keep = keep_on_latents(fill, mean.shape[-2:], resize)
-    return Views(mean, std, masked_mean, masked_std, keep, tokens)
+    return Views(mean, std, masked_mean, masked_std, keep_on_latents(fill, mean.shape[-2:]), tokens)
 
 
 def draw_latents(mean: Tensor, std: Tensor, generator: torch.Generator) -> Tensor:

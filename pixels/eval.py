@@ -167,9 +167,12 @@ def run_all(bench, pairs: list, name: str = "rows.jsonl") -> None:
 
 def report(bench, pairs: list) -> None:
     """results.csv, results.json and grid.png of the items and methods at hand, and the tables on the screen."""
+    from common import claims
     from common.images import grid, load_image, save_png
     from common.tables import by_method, score_table
+    from pixels.backbones import select_timesteps
     from pixels.reproduction import tables
+    from pixels.reproduction.scoring import frechet_distances
 
     args, output = bench.args, bench.output
     found = {(row["item"], row["method"]): row for row in run_rows(output)}
@@ -179,7 +182,7 @@ def report(bench, pairs: list) -> None:
         methods = [method for method in methods if method not in OF_TRUTH]
     rows = [found[pair.id, method] for pair in pairs for method in methods]
     summary = by_method(rows)
-    for method, scores in frechet(bench, pairs, methods).items():
+    for method, scores in frechet_distances(bench, pairs, methods).items():
         summary[method] |= scores
     tables.write_csv(output / "results.csv", rows)
     write_json(output / "results.json", summary)
@@ -188,49 +191,19 @@ def report(bench, pairs: list) -> None:
     save_png(output / "grid.png", grid(sheet, [pair.kind or pair.id for pair in pairs[:12]], columns))
     print(score_table(summary), end="\n\n")
     if args.figure in ("7", "10"):
-        print(tables.threshold_areas(bench), tables.threshold_changes(rows), sep="\n\n", end="\n\n")
+        count = len(select_timesteps(bench.model.scheduler, "cpu", bench.sampling))
+        print(tables.threshold_areas(count, bench.surgery.schedule), end="\n\n")
     if args.table:
         dataset = Path(args.dataset).name
         measured_on = f"measured: {dataset}, {Path(args.metric_encoders).name} encoders"
         print(tables.beside_published(args.table, {measured_on: summary}), end="\n\n")
+    print(claims.report(claims.tried("pixels", rows)), end="\n\n")
     if args.user_study:
         from pixels.reproduction.study import write_study
 
         ranked = [method for method in methods if method not in METHOD_NAMES[:6] or method == "paste"]
         print(f"open {write_study(output, pairs, ranked, args.seed)}")
     print(f"{len(rows)} rows; everything in {output}, pictures in {output / 'grid.png'}")
-
-
-def frechet(bench, pairs: list, methods: list[str]) -> dict[str, dict]:
-    """{method: {"FID (encoder)": …}} of the edited pictures against the sources themselves, at the size of the method's
-    pictures (not all methods have the frame's), in every embedder of eyes.
-
-    A single value of a set has no interval over items; n is the number of pictures."""
-    import torch
-
-    from common.images import load_image, to_tensor
-    from common.metrics import frechet_distance
-    from pixels.frames import frame_tensor
-    from pixels.reproduction.scoring import frechet_encoders
-
-    if len(pairs) < 2:
-        return {}
-
-    def edited(pair, method: str):
-        return to_tensor(load_image(bench.output / "pictures" / pair.id / f"{method}.png"))
-
-    result: dict[str, dict] = {method: {} for method in methods}
-    for embedder in frechet_encoders(bench.eyes):
-        sources: dict[tuple[int, int], torch.Tensor] = {}
-        for method in methods:
-            size = tuple(edited(pairs[0], method).shape[-2:])
-            if size not in sources:
-                pictures = (frame_tensor(load_image(pair.source), size, "squash") for pair in pairs)
-                sources[size] = torch.cat([embedder.embed(picture) for picture in pictures])
-            features = torch.cat([embedder.embed(edited(pair, method)) for pair in pairs])
-            score = frechet_distance(sources[size], features, embedder.label)
-            result[method][score.key] = {"mean": score.value, "low": score.value, "high": score.value, "n": score.n}
-    return result
 
 
 if __name__ == "__main__":

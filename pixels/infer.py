@@ -50,9 +50,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def check_inputs(args: argparse.Namespace) -> None:
     """What belongs together is there; on the picturebook alone, everything may be missing."""
-    named = [args.image_path, *(args.exemplar_path or []), *(args.edit_map_path or [])]
     if args.image_path is None:
-        if len(named) > 1:
+        if args.exemplar_path or args.edit_map_path:
             raise InputError("--exemplar_path and --edit_map_path change a picture: give --image_path too")
         if not options.is_picturebook_folder(args.pretrained_model_name_or_path):
             raise InputError("give --image_path, --exemplar_path and --edit_map_path; only the picturebook brings its "
@@ -64,14 +63,12 @@ def check_inputs(args: argparse.Namespace) -> None:
                          "of its own")  # fmt: skip
     if args.exemplar_box and len(args.exemplar_box) != len(exemplars):
         raise InputError(f"{len(args.exemplar_box)} --exemplar_box for {len(exemplars)} exemplars: give one for each")
-    for flag, paths in (("image_path", [args.image_path]), ("exemplar_path", exemplars), ("edit_map_path", maps)):
-        for path in paths:
-            side = path.removeprefix("gradient:")
-            if flag == "edit_map_path" and side != path:
-                if side not in SIDES:
-                    raise InputError(f"--edit_map_path {path}: a gradient goes to one of {', '.join(SIDES)}")
-            elif not Path(path).is_file():
-                raise InputError(f"--{flag} {path} is no file; give a picture")
+    for path in maps:
+        side = path.removeprefix("gradient:")
+        if side == path and not Path(path).is_file():
+            raise InputError(f"--edit_map_path {path} is no file; give a picture, or gradient:right and the like")
+        if side != path and side not in SIDES:
+            raise InputError(f"--edit_map_path {path}: a gradient goes to one of {', '.join(SIDES)}")
     if args.map_kind != "mask" and (args.map_grow or args.map_ramp or args.map_blur):
         raise InputError("--map_grow, --map_ramp and --map_blur shape a --map_kind mask")
 

@@ -41,8 +41,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
             raise InputError("give --image_path, --source_prompt and --target_prompt; only the picturebook brings its "
                              "own")  # fmt: skip
     else:
-        if not Path(args.image_path).is_file():
-            raise InputError(f"--image_path {args.image_path} is no file; give a picture")
         if args.source_prompt is None or (args.target_prompt is None and args.engine != "none"):
             raise InputError("--image_path needs --source_prompt and --target_prompt (or --engine none without a "
                              "target)")  # fmt: skip

@@ -88,8 +88,6 @@ def check(args: argparse.Namespace) -> None:
         if getattr(args, name) is not None and not getattr(args, other):
             flag = f"no-{name}" if getattr(args, name) is False else name
             raise InputError(f"--{flag} does nothing without --{other}: give that as well, or leave --{flag} out")
-    if args.image_path and not Path(args.image_path).is_file():
-        raise InputError(f"--image_path {args.image_path} is no file; give a picture")
     if args.image_path and not args.prompt and not args.export_merged:
         raise InputError("--image_path needs --prompt, which says what the edited picture should show")
     if args.slerp_alpha is not None and args.ddim_inversion is False:

@@ -167,8 +167,6 @@ def resolve_training(args: argparse.Namespace) -> None:
     if args.image_path:
         leave_out(args, ("concepts_list", "instance_data_dir", "class_data_dir", "class_prompt"),
                   "--image_path is a training picture of its own, without prior")  # fmt: skip
-        if not Path(args.image_path).is_file():
-            raise InputError(f"--image_path {args.image_path} is no file; give a picture")
         if not args.instance_prompt:
             raise InputError("--image_path needs --instance_prompt, the picture's caption")
         args.with_prior_preservation = False  # lambda = 0 (Sec. 3.2)

@@ -9,6 +9,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from common.files import InputError, read_object, refused_as
+from common.flags import chosen_device
 from image_inpaint.masks import Box, box_of, check_box
 from image_inpaint.options import DETECTOR
 
@@ -52,7 +53,7 @@ class Detector:
     def __init__(self, args: argparse.Namespace):
         from transformers import DetrForObjectDetection, DetrImageProcessor
 
-        name, device = args.detector, args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        name, device = args.detector, chosen_device(args.device)
         revision = REVISION if name == DETECTOR and not Path(name).is_dir() else "main"
         with refused_as(f"no detector at {name}: give its folder or hub id, or --boxes file"):
             self.model = DetrForObjectDetection.from_pretrained(name, revision=revision).to(device).eval()

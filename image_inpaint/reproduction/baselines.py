@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from common.files import refused_as
+from common.flags import chosen_device
 from common.model_files import find_folder, inspect_folder, load_whole
 from common.pipelines import load_pipeline
 from image_inpaint.options import TEXT_GUIDANCE
@@ -29,7 +30,7 @@ def load_text_inpainting(name: str, device: str | None = None) -> StableDiffusio
         return from_text_to_image(load_pipeline(str(folder), device))
     pipe = load_whole(folder, classes, safety_checker=None, requires_safety_checker=False)
     pipe.set_progress_bar_config(disable=True)
-    return pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return pipe.to(chosen_device(device))
 
 
 def from_text_to_image(pipe: StableDiffusionPipeline) -> StableDiffusionInpaintPipeline:
@@ -69,7 +70,7 @@ class Captioner:
         )
 
         place = CAPTIONERS.get(name, name)
-        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = chosen_device(device)
         with refused_as(f"no captioner at {place}: give a folder or hub id; it said"):
             if "vit-gpt2" in place:
                 self.model = VisionEncoderDecoderModel.from_pretrained(place)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from common.flags import as_flags
 from common.runs import read_json
 from image_inpaint import options
 
@@ -102,15 +103,14 @@ class Painter:
         if METHODS[method].training is None:
             return None, {}
         folder = weights_folder(args, method, subject)
-        flags = [
-            "--pretrained_model_name_or_path", args.pretrained_model_name_or_path, "--instance_data_dir",
-            str(subject.folder), "--output_dir", str(folder), "--seed", str(args.seed), "--boxes", args.boxes,
-            "--detector", args.detector, "--detector_threshold", str(args.detector_threshold), "--labels", *args.labels,
-            "--checkpoints_total_limit", "1", "--resume_from_checkpoint", "latest", *METHODS[method].training,
-            *shlex.split(args.training_flags), *(["--device", args.device.partition(":")[0]] if args.device else []),
-        ]  # fmt: skip
+        flags = as_flags({
+            "pretrained_model_name_or_path": args.pretrained_model_name_or_path, "instance_data_dir": subject.folder,
+            "output_dir": folder, "seed": args.seed, "boxes": args.boxes, "detector": args.detector,
+            "detector_threshold": args.detector_threshold, "labels": args.labels, "checkpoints_total_limit": 1,
+            "resume_from_checkpoint": "latest", "device": args.device and args.device.partition(":")[0],
+        })  # fmt: skip
         if not (folder / "metrics.json").is_file():
-            train.main(flags)
+            train.main([*flags, *METHODS[method].training, *shlex.split(args.training_flags)])
         found = read_json(folder / "metrics.json")
         return folder, {
             "training_seconds": found["seconds"],

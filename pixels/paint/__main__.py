@@ -29,9 +29,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     options.add_method_flags(parser)
     options.add_model_flags(parser, output_dir="outputs/pixels")
     args = options.parse(parser, argv)
-    for path in (args.image_path, args.exemplar_path):
-        if path and not Path(path).is_file():
-            raise InputError(f"{path} is no file; give a picture")
     if Path(args.page).suffix.lower() not in (".html", ".htm"):
         raise InputError(f"--page {args.page} has to end in .html")
     return args

@@ -5,6 +5,7 @@ reads, black point and all, so that they are given the same region.
 """
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,12 +16,7 @@ from torch import Tensor
 
 from pixels.backbones.backbone import Backbone, Generators
 from pixels.edit_map import binarize, histogram, to_latent_grid
-from pixels.surgery import Surgery, edit, noise_levels, stepper
-
-
-def never_again(i: Tensor, n: int) -> Tensor:
-    """A threshold that puts nothing back after the first step: no map is above 1."""
-    return (i > 0).float()
+from pixels.surgery import Surgery, edit, least, noise_levels, stepper
 
 
 def reduced(edit_maps: list[Tensor], size, surgery: Surgery) -> list[Tensor]:
@@ -28,14 +24,12 @@ def reduced(edit_maps: list[Tensor], size, surgery: Surgery) -> list[Tensor]:
     return [to_latent_grid(histogram(edit_map, surgery.black_point), size) for edit_map in edit_maps]
 
 
+# ----------------------------------------------------------------------------------------------------- without a model
+
+
 def nothing(backbone, source: Tensor, exemplars, edit_maps, surgery: Surgery, generator: Generators) -> Tensor:
     """The source as it is."""
     return source
-
-
-def through_vae(backbone: Backbone, picture: Tensor) -> Tensor:
-    """A picture encoded and decoded: what the best of edits could be."""
-    return backbone.decode(backbone.encode(picture, False, None))
 
 
 def paste(backbone, source: Tensor, exemplars, edit_maps, surgery: Surgery, generator: Generators) -> Tensor:
@@ -88,53 +82,52 @@ def seamless(target: np.ndarray, guide: np.ndarray, inside: np.ndarray) -> np.nd
     return result
 
 
+# ---------------------------------------------------------------------------------------------------- with the model's
+
+
 def cell_masks(backbone: Backbone, source: Tensor, edit_maps: list[Tensor], surgery: Surgery) -> list[Tensor]:
     """mask_T on the latent grid (l. 9), 0 = exemplar, 1 = source: controls start from the same latents as PIXELS."""
     size = backbone.latent_shape(source)[-2:]
     return [(mu > 0).float() for mu in reduced(edit_maps, size, surgery)]
 
 
-@torch.no_grad()
-def latent_paste(
+def surgical_latent(
     backbone: Backbone, source: Tensor, exemplars: list[Tensor], edit_maps: list[Tensor], surgery: Surgery,
-    generator: Generators,
+    sample: bool = False, generator: Generators = None,
 ) -> Tensor:  # fmt: skip
+    """z_surgical (Sec. "A Naive Solution"): the source's latents, replaced by each exemplar's under its mask."""
+    z = backbone.encode(source, sample, generator)
+    for exemplar, mask in zip(exemplars, cell_masks(backbone, source, edit_maps, surgery), strict=True):
+        z = torch.where(mask.to(z.device) > 0, z, backbone.encode(exemplar, sample, generator))
+    return z
+
+
+@torch.no_grad()
+def latent_paste(backbone: Backbone, source: Tensor, exemplars, edit_maps, surgery: Surgery, generator) -> Tensor:
     """The naive solution (Sec. "A Naive Solution", Fig. 2): latents replaced under a binary mask, and decoded. The
     paper has it denoised too, but from no noise: at t = 0 there is no step to take."""
-    z = backbone.encode(source, False, None)
-    for exemplar, mask in zip(exemplars, cell_masks(backbone, source, edit_maps, surgery), strict=True):
-        z = torch.where(mask.to(z.device) > 0, z, backbone.encode(exemplar, False, None))
-    return backbone.decode(z)
+    return backbone.decode(surgical_latent(backbone, source, exemplars, edit_maps, surgery))
 
 
-def perturbed(
-    backbone: Backbone, source: Tensor, exemplars: list[Tensor], edit_maps: list[Tensor], surgery: Surgery,
-    generator: Generators,
-) -> Tensor:  # fmt: skip
+def perturbed(backbone: Backbone, source: Tensor, exemplars, edit_maps, surgery: Surgery, generator) -> Tensor:
     """The naive solution under noise (Sec. "Traversing to the Real Image Manifold", the setting of Lemma 1): the
-    surgical latent is noised to t_ds as a whole and denoised, and no source is put back."""
-    masks = cell_masks(backbone, source, edit_maps, surgery)
-    plain = replace(surgery, threshold=never_again, schedule="released", black_point=0.0, composite="none")
+    surgical latent is noised to t_ds as a whole and denoised, and no source is put back: no map is above 1."""
+    masks, never = cell_masks(backbone, source, edit_maps, surgery), lambda i, n: (i > 0).float()
+    plain = replace(surgery, threshold=never, schedule="released", black_point=0.0, composite="none")
     return edit(backbone, source, exemplars, masks, plain, generator).edited
 
 
 @torch.no_grad()
-def noise_scaling(
-    backbone: Backbone, source: Tensor, exemplars: list[Tensor], edit_maps: list[Tensor], surgery: Surgery,
-    generator: Generators,
-) -> Tensor:  # fmt: skip
+def noise_scaling(backbone: Backbone, source: Tensor, exemplars, edit_maps, surgery: Surgery, generator) -> Tensor:
     """Sec. "Spatially Adjusting Noise": the noise of the surgical latent multiplied by the map (here 1 - mu, so that
     what changes most gets most), then plain denoising. It "tends to cause convergence to random single-color images".
     """
     timesteps, scheduler = backbone.start(), backbone.scheduler
-    z = backbone.encode(source, surgery.posterior == "sample", generator)
-    size = z.shape[-2:]
-    mus = reduced([edit_map.to(z.device) for edit_map in edit_maps], size, surgery)
-    for exemplar, mask in zip(exemplars, cell_masks(backbone, source, edit_maps, surgery), strict=True):
-        z = torch.where(mask.to(z.device) > 0, z, backbone.encode(exemplar, surgery.posterior == "sample", generator))
+    z = surgical_latent(backbone, source, exemplars, edit_maps, surgery, surgery.posterior == "sample", generator)
+    mu = least(reduced([edit_map.to(z.device) for edit_map in edit_maps], z.shape[-2:], surgery))
     signal, sigma = noise_levels(scheduler, timesteps, z)
     noise = randn_tensor(z.shape, generator, z.device, z.dtype)
-    z = signal[0] * z + sigma[0] * noise * (1 - torch.stack(torch.broadcast_tensors(*mus)).amin(0)).to(z.dtype)
+    z = signal[0] * z + sigma[0] * noise * (1 - mu).to(z.dtype)
     step = stepper(scheduler, generator)
     for t in timesteps:
         z = step(backbone.predict(z, t), t, z)
@@ -142,20 +135,16 @@ def noise_scaling(
 
 
 def pixels(
-    backbone: Backbone, source: Tensor, exemplars: list[Tensor], edit_maps: list[Tensor], surgery: Surgery,
-    generator: Generators,
-) -> Tensor:  # fmt: skip
-    """The paper's method, surgery.edit."""
+    backbone: Backbone, source: Tensor, exemplars, edit_maps, surgery: Surgery, generator, threshold: str | None = None
+) -> Tensor:
+    """The paper's method, surgery.edit; under another threshold for Figures 7 and 10."""
+    surgery = replace(surgery, threshold=threshold or surgery.threshold)
     return edit(backbone, source, exemplars, edit_maps, surgery, generator).edited
 
 
-def with_threshold(name: str):
-    """The paper's method under another threshold (Fig. 7, 10)."""
-
-    def run(backbone, source, exemplars, edit_maps, surgery, generator):
-        return pixels(backbone, source, exemplars, edit_maps, replace(surgery, threshold=name), generator)
-
-    return run
+def through_vae(backbone: Backbone, picture: Tensor) -> Tensor:
+    """A picture encoded and decoded: what the best of edits could be."""
+    return backbone.decode(backbone.encode(picture, False, None))
 
 
 TRUE = {"truth": lambda backbone, truth: truth, "truth_vae": through_vae}  # of the true picture, where it is known
@@ -169,5 +158,5 @@ METHODS = {
     "perturbed": perturbed,
     "noise_scaling": noise_scaling,
     "pixels": pixels,
-    **{f"pixels_{name}": with_threshold(name) for name in ("quadratic", "cubic", "log", "sigmoid")},
+    **{f"pixels_{name}": partial(pixels, threshold=name) for name in ("quadratic", "cubic", "log", "sigmoid")},
 }

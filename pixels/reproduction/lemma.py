@@ -24,7 +24,7 @@ from tqdm import tqdm
 from common.runs import write_json
 from common.tables import text_table
 from pixels.backbones.backbone import Backbone
-from pixels.reproduction.baselines import cell_masks
+from pixels.reproduction.baselines import surgical_latent
 from pixels.reproduction.pairs import Pair
 from pixels.reproduction.scoring import Bench, load_pair
 from pixels.surgery import noise_levels
@@ -115,10 +115,7 @@ def lemma(bench: Bench, pairs: list[Pair], p: float = 0.05) -> None:
         ):
             loaded = load_pair(pair, bench.size)
             backbone = bench.bind(loaded, strength=strength, denoising_start=None)
-            z = backbone.encode(loaded["source"], False, None)
-            masks = cell_masks(backbone, loaded["source"], loaded["maps"], bench.surgery)
-            for exemplar, mask in zip(loaded["exemplars"], masks, strict=True):
-                z = torch.where(mask.to(z.device) > 0, z, backbone.encode(exemplar, False, None))
+            z = surgical_latent(backbone, loaded["source"], loaded["exemplars"], loaded["maps"], bench.surgery)
             generator = torch.Generator().manual_seed(bench.args.seed + number)
             trials += experiment(backbone, z, generator)
         first, count = trials[0], len(trials)

@@ -31,18 +31,18 @@ def edit_scores(
     all maps. Likeness is to the nearest exemplar. truth: the true composite, where there is one.
     """
     full = F.interpolate(edit_map, source.shape[-2:], mode="bilinear", align_corners=False)
-    white = (full >= 1).float()
-    kept = bool(white.any())
-    scores = clip_likeness(exemplars, edited, full, encoders.clip)
-    scores["psnr_kept"] = psnr(source, edited, white).item() if kept else math.nan
-    scores["mse_kept"] = mse(source, edited, white).item() if kept else math.nan
-    key = Score("lpips_kept", 0.0, encoders.lpips.label).key
+    white, grey = (full >= 1).float(), ((full > 0) & (full < 1)).float()
     compared = torch.where(white > 0, edited, source)  # no receptive field reaches into the edit
-    scores[key] = lpips_distance(source, compared, encoders.lpips, white).item() if kept else math.nan
-    grey = ((full > 0) & (full < 1)).float()
-    scores["mse_grey"] = mse(source, edited, grey).item()  # how much the released zone left the source; NaN without one
-    scores["contrast"] = contrast(edited, exemplars, full)
-    scores["seam"] = seam(edited, [source, *exemplars], full)
+    scores = {
+        **clip_likeness(exemplars, edited, full, encoders.clip),
+        "psnr_kept": psnr(source, edited, white).item(),
+        "mse_kept": mse(source, edited, white).item(),
+        Score("lpips_kept", 0, encoders.lpips.label).key:
+            lpips_distance(source, compared, encoders.lpips, white).item(),
+        "mse_grey": mse(source, edited, grey).item(),  # how much the released zone left the source
+        "contrast": contrast(edited, exemplars, full),
+        "seam": seam(edited, [source, *exemplars], full),
+    }  # fmt: skip
     if truth is not None:
         scores["psnr_truth"] = psnr(truth, edited).item()
         scores[Score("lpips_truth", 0.0, encoders.lpips.label).key] = lpips_distance(
@@ -68,25 +68,23 @@ def region_box(edit_map: Tensor) -> tuple[int, int, int, int] | None:
 def clip_likeness(exemplars: list[Tensor], edited: Tensor, edit_map: Tensor, clip: Clip) -> dict[str, float]:
     """CLIP-I of the edited region, two readings of the paper's words: against the same box of the exemplar, and against
     the whole exemplar (as Paint-by-Example's tool does). Cosines; the best over the exemplars."""
-    box = region_box(edit_map)
-    same = whole = math.nan
-    if box is not None:
-        region = clip.embed(crop(edited, box))
-        same = max((region @ clip.embed(crop(exemplar, box)).T).item() for exemplar in exemplars)
-        whole = max((region @ clip.embed(squash(exemplar)).T).item() for exemplar in exemplars)
-    return {
-        Score("CLIP-I", same, clip.label, "same_box").key: same,
-        Score("CLIP-I", whole, clip.label, "whole_exemplar").key: whole,
-    }
+    box, whole = region_box(edit_map), (0, edited.shape[-2], 0, edited.shape[-1])
+    region = None if box is None else clip.embed(squashed(edited, box))
+
+    def likeness(place: tuple[int, int, int, int]) -> float:
+        if region is None:
+            return math.nan
+        return max((region @ clip.embed(squashed(exemplar, place)).T).item() for exemplar in exemplars)
+
+    return {Score("CLIP-I", 0, clip.label, protocol).key: likeness(place)
+            for protocol, place in (("same_box", box), ("whole_exemplar", whole))}  # fmt: skip
 
 
-def crop(picture: Tensor, box: tuple[int, int, int, int]) -> Tensor:
+def squashed(picture: Tensor, box: tuple[int, int, int, int]) -> Tensor:
+    """The box (as of region_box) of a picture, as a square for CLIP."""
     top, bottom, left, right = box
-    return squash(picture[..., top:bottom, left:right])
-
-
-def squash(picture: Tensor) -> Tensor:
-    return F.interpolate(picture, (SQUARE, SQUARE), mode="bilinear", align_corners=False, antialias=True)
+    part = picture[..., top:bottom, left:right]
+    return F.interpolate(part, (SQUARE, SQUARE), mode="bilinear", align_corners=False, antialias=True)
 
 
 def contrast(edited: Tensor, exemplars: list[Tensor], edit_map: Tensor) -> float:

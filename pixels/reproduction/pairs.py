@@ -5,7 +5,6 @@ it (or absolute, for pictures that are not copied), or, without that file, sourc
 """
 
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -160,15 +159,15 @@ def draw_maps(folder: Path, count: int = 60, side: int = 256, seed: int = 0) -> 
     rng = random.Random(f"maps {seed}")
     places = []
     for number in range(count):
-        grey = next(_gradients(rng, side)) if number % 3 == 0 else _blob(rng, side)
+        grey = _ramp(rng, side) if number % 3 == 0 else _blob(rng, side)
         places.append(folder / f"map_{number:03d}.png")
         save_png(places[-1], Image.fromarray((255 * grey[0, 0].numpy()).round().astype(np.uint8)))
     return places
 
 
-def _gradients(rng: random.Random, side: int) -> Iterator[torch.Tensor]:
+def _ramp(rng: random.Random, side: int) -> torch.Tensor:
     start = rng.uniform(0, 0.5)
-    yield gradient((side, side), rng.choice(("left", "right", "top", "bottom")), start, start + rng.uniform(0.2, 0.5))
+    return gradient((side, side), rng.choice(("left", "right", "top", "bottom")), start, start + rng.uniform(0.2, 0.5))
 
 
 def _blob(rng: random.Random, side: int) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """One edit of one pair, scored: what every table and figure of pixels.eval is made of."""
 
 import argparse
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 
 from common.encoders import DREAMBOOTH_ENCODERS, Encoders, load_encoders
 from common.images import load_image, to_tensor
+from common.metrics import frechet_distance
 from common.runs import measure
 from pixels import backbones, edit_map, frames, options
 from pixels.reproduction.baselines import METHODS, TRUE
@@ -94,11 +96,6 @@ def load_eyes(name: str, device: str | None) -> Encoders:
     return load_encoders(name, device, published)
 
 
-def frechet_encoders(eyes: Encoders) -> list:
-    """The networks that Frechet distances are taken in: Inception and CLIP, or the picturebook's classifier."""
-    return [eyes.features] if eyes.classifier else [eyes.features, eyes.clip]
-
-
 def run_item(bench: Bench, pair: Pair, method: str) -> tuple[dict, dict]:
     """Edit one Pair with one method and score it: a result row (common.runs), and {"source", "exemplar_1", ..., "map",
     "edited"} as pictures."""
@@ -132,3 +129,22 @@ def seen_by_classifier(item, edited: torch.Tensor) -> dict[str, float]:
     seen = halves_seen(Composition.from_dict(item.extras["composition"]), edited)
     halves = {f"{name}_half_seen (picturebook)": float(value) for name, value in seen.items()}
     return {"edit_success (picturebook)": float(all(seen.values())), **halves}
+
+
+def frechet_distances(bench: Bench, pairs: list[Pair], methods: list[str]) -> dict[str, dict]:
+    """{method: {"FID (encoder)": …}} of the edited pictures against the sources themselves, at the size of the method's
+    pictures (not all methods have the frame's), in Inception's and CLIP's features or those of the picturebook's
+    classifier. A single value of a set has no interval over items; n is the number of pictures."""
+    result: dict[str, dict] = {method: {} for method in methods}
+    for embedder in [bench.eyes.features, *([] if bench.eyes.classifier else [bench.eyes.clip])]:
+
+        @functools.cache
+        def of_sources(size: tuple[int, int], embedder=embedder) -> torch.Tensor:
+            return torch.cat([embedder.embed(frames.frame_tensor(load_image(p.source), size, "squash")) for p in pairs])
+
+        for method in methods if len(pairs) > 1 else ():
+            files = [bench.output / "pictures" / pair.id / f"{method}.png" for pair in pairs]
+            features = torch.cat([embedder.embed(to_tensor(load_image(file))) for file in files])
+            score = frechet_distance(of_sources(load_image(files[0]).size[::-1]), features, embedder.label)
+            result[method][score.key] = {"mean": score.value, "low": score.value, "high": score.value, "n": score.n}
+    return result

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from image_inpaint import lora, masks
+from image_inpaint import masks
 from image_inpaint.conditioning import nine_channels
+from image_inpaint.reproduction import storage
 from tests import lectures
 
 
@@ -27,9 +28,9 @@ def test_2_the_numbers_of_an_update():
     def stored(d: int, k: int, r: int) -> int:
         return r * (d + k)
 
-    unet = lora.stable_diffusion()
+    unet = storage.stable_diffusion()
     layers = [layer for name, layer in unet.named_modules() if name.endswith((".to_q", ".to_v"))]
-    assert lora.storage(4, "qv")["parameters"] == sum(stored(*layer.weight.shape, 4) for layer in layers)
+    assert storage.storage(4, "qv")["parameters"] == sum(stored(*layer.weight.shape, 4) for layer in layers)
     assert next(r for r in range(1, 99) if stored(32, 32, r) > 32 * 32) == 17  # r > d k / (d + k)
 
 

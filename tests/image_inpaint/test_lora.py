@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from common.runs import InputError
 from image_inpaint import loading, lora
+from image_inpaint.reproduction.storage import storage
 from tests.image_inpaint.models import tiny_inpainter
 from tests.tiny import tiny_sd
 
@@ -129,7 +130,7 @@ def test_whole_model_weights_go_and_come(base, tmp_path):
      (4, "attention+ff", None, 5.98), (16, "attention+ff", None, 23.9), (16, "cross_kv", None, 3.17)],
 )  # fmt: skip
 def test_storage_on_stable_diffusion_shapes(rank, targets, parameters, megabytes):
-    found = lora.storage(rank, targets)
+    found = storage(rank, targets)
     assert found["total"] == 859_535_364
     assert parameters is None or found["parameters"] == parameters
     assert found["megabytes"] == pytest.approx(megabytes, rel=0.005)

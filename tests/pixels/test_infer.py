@@ -272,7 +272,7 @@ def test_wrong_input_is_one_sentence_and_leaves_nothing(tiny_folder, files, tmp_
     "flags, message",
     [
         ([], "give --image_path"),
-        (["--exemplar_path", "x.png"], "give --image_path too"),
+        (["--exemplar_path", "PICTURE"], "give --image_path too"),
         (["--image_path", "PICTURE"], "0 --exemplar_path and 0 --edit_map_path"),
     ],
 )
