@@ -35,17 +35,6 @@ def number(kind: type, low: float, high: float | None = None) -> Callable[[str],
     return parse
 
 
-def as_flags(given: Mapping[str, Any]) -> list[str]:
-    """The command line that says `given`; what is None is left out."""
-    words: list[str] = []
-    for name, value in given.items():
-        if isinstance(value, bool):
-            words.append(f"--{name}" if value else f"--no-{name}")
-        elif value is not None:
-            words += [f"--{name}", *(map(str, value) if isinstance(value, list | tuple) else [str(value)])]
-    return words
-
-
 class Shard(NamedTuple):
     """The `index`-th, from 1, of `count` parts of a run, each for a process of its own."""
 
@@ -128,6 +117,17 @@ def weights_of(name: str) -> str | None:
     if not is_picturebook_folder(name) or not file.is_file():
         return None
     return hashlib.sha256(file.read_bytes()).hexdigest()[:12]
+
+
+def as_flags(given: Mapping[str, Any]) -> list[str]:
+    """The command line that says `given`; what is None is left out."""
+    words: list[str] = []
+    for name, value in given.items():
+        if isinstance(value, bool):
+            words.append(f"--{name}" if value else f"--no-{name}")
+        elif value is not None:
+            words += [f"--{name}", *(map(str, value) if isinstance(value, list | tuple) else [str(value)])]
+    return words
 
 
 def say_preset(preset: dict[str, Any]) -> None:

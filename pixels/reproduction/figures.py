@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from scipy.stats import spearmanr
 from tqdm import tqdm
@@ -13,6 +12,7 @@ from common.runs import InputError, write_json
 from common.tables import text_table
 from pixels.frames import frame_tensor, to_picture
 from pixels.options import DRAWN
+from pixels.preview import cells
 from pixels.reproduction import realism
 from pixels.reproduction.measures import seam, transition
 from pixels.reproduction.pairs import Pair
@@ -62,8 +62,7 @@ def figure_3(bench: Bench, pairs: list[Pair]) -> None:
     shown = [trace[round(k * (len(trace) - 1) / 5)] for k in range(6)]
 
     def shown_part(latents: torch.Tensor, mask: torch.Tensor):
-        area = F.interpolate(mask.float(), bench.size, mode="nearest")
-        return to_picture(backbone.decode(latents).cpu() * area.cpu())
+        return to_picture(backbone.decode(latents).cpu() * cells(mask.cpu(), loaded["source"]))
 
     sheet = [
         [shown_part(step.noised, step.keep) for step in shown],
@@ -92,49 +91,39 @@ def figure_5(bench: Bench, pairs: list[Pair]) -> None:
     finish(bench, "figure_5", sheet, [pair.id for pair in pairs[:4]], labels, {"prompts": prompts})
 
 
+COUNT = 6  # sources, and exemplars of each
+
+
 @torch.no_grad()
-def strength_runs(bench: Bench, pairs: list[Pair], sources: int, exemplars: int) -> tuple[list[dict], list, float]:
-    """For each source and each of its exemplars, edits of rising strength until one looks as real as the inputs do on
-    average. Rows {"source", "exemplar", "distance", "needed", "scores", …}, pictures alike, and the threshold."""
-    looks_real = realism.fit_reference(bench, pairs)
-    pool = pairs[: max(exemplars * 4, sources)]
-    inputs_seen = [
-        frame_tensor(load_image(path), bench.size, "squash") for p in pool for path in (p.source, p.exemplars[0])
-    ]
-    threshold = sum(map(looks_real, inputs_seen)) / len(inputs_seen)
-    strengths = [k / 10 for k in range(1, 11)]
+def figure_6(bench: Bench, pairs: list[Pair]) -> None:
+    """The strength that an edit needs to look real grows with the distance of source and exemplar: for six sources and
+    six exemplars of each, edits of rising strength until one looks as real as the inputs do on average. The rank
+    correlation is the claim."""
+    looks_real, pool = realism.fit_reference(bench, pairs), pairs[: 4 * COUNT]
+    given = [frame_tensor(load_image(path), bench.size, "squash") for p in pool for path in (p.source, p.exemplars[0])]
+    threshold = sum(map(looks_real, given)) / len(given)
     rows, sheet = [], []
-    for pair in tqdm(pool[:sources], "strengths", disable=None):
+    for pair in tqdm(pool[:COUNT], "strengths", disable=None):
         loaded = load_pair(pair, bench.size)
         ranked = realism.distances(bench, pool, loaded)
-        chosen = [ranked[round(k * (len(ranked) - 1) / (exemplars - 1))] for k in range(exemplars)]
-        pictures = []
-        for distance, other in chosen:
-            given = realism.with_exemplar(loaded, other, bench.size)
-            scores, best = [], None
-            for strength in strengths:
-                best = bench.edit("pixels", given, strength=strength, denoising_start=None)
-                scores.append(looks_real(best))
+        sheet.append([to_picture(loaded["source"])])
+        for distance, other in (ranked[round(k * (len(ranked) - 1) / (COUNT - 1))] for k in range(COUNT)):
+            scores, needed = [], None
+            for strength in (k / 10 for k in range(1, 11)):
+                edited = bench.edit("pixels", realism.with_exemplar(loaded, other, bench.size), strength=strength,
+                                    denoising_start=None)  # fmt: skip
+                scores.append(looks_real(edited))
                 if scores[-1] >= threshold:
+                    needed = strength
                     break
-            needed = strengths[len(scores) - 1] if scores[-1] >= threshold else None
-            rows.append(
-                {"source": pair.id, "exemplar": other.id, "distance": distance, "needed": needed, "scores": scores}
-            )
-            pictures.append(to_picture(best))
-        sheet.append([to_picture(loaded["source"]), *pictures])
-    return rows, sheet, threshold
-
-
-def figure_6(bench: Bench, pairs: list[Pair]) -> None:
-    """The strength that an edit needs to look real grows with the distance of source and exemplar: six sources, six
-    exemplars each; the rank correlation is the claim."""
-    rows, sheet, threshold = strength_runs(bench, pairs, sources=min(6, len(pairs)), exemplars=6)
+            rows.append({"source": pair.id, "exemplar": other.id, "distance": distance, "needed": needed,
+                         "scores": scores})  # fmt: skip
+            sheet[-1].append(to_picture(edited))
     needed = [1.1 if row["needed"] is None else row["needed"] for row in rows]  # never: above all strengths
     rank = spearmanr([row["distance"] for row in rows], needed)
-    labels = ["source", *(f"exemplar {number}" for number in range(1, 7))]
+    labels = ["source", *(f"exemplar {number}" for number in range(1, COUNT + 1))]
     numbers = {"threshold": threshold, "spearman": rank.statistic, "p": rank.pvalue, "rows": rows}
-    finish(bench, "figure_6", sheet, [row["source"] for row in rows[::6]], labels, numbers)
+    finish(bench, "figure_6", sheet, [row["source"] for row in rows[::COUNT]], labels, numbers)
     lines = [[r["source"], r["exemplar"], f"{r['distance']:.1f}", str(r["needed"] or "none"), f"{r['scores'][-1]:.3f}"]
              for r in rows]  # fmt: skip
     print(text_table([["source", "exemplar", "latent distance", "needed strength", "realism"], *lines]))

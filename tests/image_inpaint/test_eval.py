@@ -3,15 +3,13 @@
 import json
 import math
 
-import numpy as np
 import pytest
 from PIL import Image
 
 from common.runs import InputError, read_rows
-from common.tables import by_method, published_table
+from common.tables import published_table
 from image_inpaint import eval as script
 from image_inpaint.options import parse_train
-from image_inpaint.reproduction import tables
 from image_inpaint.reproduction.methods import FIGURES, METHODS, REFERENCES, TABLES, Painter
 from tests.image_inpaint.models import tiny_inpainter
 from tests.image_inpaint.test_infer import hole, photograph
@@ -204,10 +202,3 @@ def test_the_rows_of_table_3_add_one_thing_each():
         "mask_augmentation": True
     }
     assert both == plain | pictures | {"mask_augmentation": True} and settings("full") == both | {"tuning": "full"}
-
-
-def test_means_and_intervals_stand_beside_the_published():
-    rows = [{"method": "lora", "metrics": {"DINO/region (x)": value}, "seconds": 1.0} for value in (0.5, 0.7)]
-    shown = tables.beside_published("2", {"here": by_method(rows)})
-    assert "60 [50, 70]" in shown and "Table 3" in shown
-    assert np.isclose(by_method(rows)["lora"]["seconds"]["mean"], 1)

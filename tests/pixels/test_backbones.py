@@ -80,6 +80,7 @@ def test_sdxl_and_its_refiner_alone(folders, name, prompt, negative):
     backbone = bound(model, prompt=prompt, negative_prompt=negative, guidance_scale=17.5, num_inference_steps=10,
                      denoising_start=0.6)  # fmt: skip
     assert backbone.start().tolist() == [301, 201, 101, 1] and backbone.discarded_draws == (torch.float32,)
+    assert bound(model, strength=0.5).discarded_draws == (torch.float32, torch.float32)  # without denoising_start
     ours = edit(backbone, SOURCE, [EXEMPLAR], [BLACK], generator=seeded()).edited
     parts = {
         key: part for key, part in model.pipe.components.items() if key not in ("image_encoder", "feature_extractor")
@@ -109,11 +110,6 @@ def test_sdxl_base_then_refiner_share_one_loop(folders):
     assert seen == [0, 0, 0, 1, 1]  # 401, 301, 201 are not below 200; 101 and 1 are
     assert torch.equal(run(1.0)[0], run(0.8, refiner=None)[0])
     assert run(0.0)[1] == [1] * 5 and (both - run(1.0)[0]).abs().max() > 1e-3
-
-
-def test_sdxl_draws_a_second_latent_without_denoising_start(folders):
-    model = load_model(folders["sdxl"], device="cpu")
-    assert bound(model, strength=0.5).discarded_draws == (torch.float32, torch.float32)
 
 
 def test_kandinsky(folders):
@@ -208,11 +204,8 @@ def test_schedulers_with_a_memory_are_warned_of(caplog, name):
     assert z.isfinite().all()
 
 
-def test_names_offered_are_names_known():
-    assert SCHEDULER_NAMES == ("own", *SCHEDULERS)
-
-
 def test_strength_and_start_as_released():
+    assert SCHEDULER_NAMES == ("own", *SCHEDULERS)
     scheduler = diffusers.EulerDiscreteScheduler(**LATENT, timestep_spacing="leading")
     pndm = diffusers.PNDMScheduler(**LATENT, skip_prk_steps=True)
     chosen = select_timesteps(scheduler, "cpu", Sampling(num_inference_steps=100, strength=0.1, denoising_start=0.6))

@@ -7,7 +7,7 @@ from PIL import Image
 
 from common.runs import InputError
 from pixels.edit_map import thresholds, to_latent_grid
-from pixels.frames import central_box, fit, fit_map, place, to_picture
+from pixels.frames import fit, fit_map, place, to_picture
 from pixels.preview import EXEMPLAR_COLOR, RELEASED_COLOR, STRENGTH, entered, overlay, preview
 
 
@@ -26,14 +26,6 @@ def test_picture_and_map_stay_together(mode, width, height):
     reduced = to_latent_grid(fit_map(edit_map, (96, 128), mode), (12, 16))[0, 0]
     over_cells = fitted.reshape(12, 8, 16, 8).mean((1, 3))
     assert (reduced - over_cells).abs().max() < 0.02
-
-
-def test_boxes():
-    assert central_box(100, 200, (64, 64)) == (50, 0, 150, 100)
-    assert central_box(300, 100, (96, 128)) == (0, 112, 100, 187)
-    assert central_box(64, 64, (64, 64)) == (0, 0, 64, 64)
-    same = Image.new("RGB", (8, 8))
-    assert fit(same, (8, 8)) is same
 
 
 def test_placing_an_exemplar():

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from common.runs import InputError
-from pixels.surgery import Surgery, edit, edit_iteratively, noise_levels
+from pixels.surgery import Surgery, edit, edit_iteratively
 from tests.pixels.toy import SPREAD, alpha_bars, mean_latents, network, toy_backbone
 
 GENERATOR = np.random.default_rng(3)
@@ -156,14 +156,6 @@ def test_algorithm_2_as_printed_for_two_exemplars():
     assert np.abs(found - z).max() < 2e-5
 
 
-def test_a_threshold_may_be_any_function_and_start_at_any_strength():
-    never = lambda i, n: (i > 0).float()  # noqa: E731  nothing is put back after the start
-    backbone, trace = toy_backbone(strength=0.5), []
-    result = edit(backbone, SOURCE, [FIRST], [MAP], Surgery(threshold=never), seeded(), trace)
-    assert len(trace) == 4 and [step.timestep for step in trace] == [301, 201, 101, 1]
-    assert all(not step.keep.any() for step in trace) and result.tau.tolist() == [0, 1, 1, 1, 1]
-
-
 def test_the_trace_holds_what_line_15_mixes():
     trace, backbone = [], toy_backbone()
     result = edit(backbone, SOURCE, [FIRST], [MAP], Surgery(), seeded(), trace)
@@ -219,8 +211,7 @@ def test_a_map_without_black_is_warned_of_and_a_black_point_helps(caplog):
     helped = edit(toy_backbone(), SOURCE, [FIRST], [noisy], Surgery(black_point=0.03), seeded())
     assert helped.coverage.exemplar == 4 and not caplog.text
     released = edit(toy_backbone(), SOURCE, [FIRST], [MAP], Surgery(), seeded())
-    assert torch.equal(helped.edited == released.edited, torch.ones(1, 3, 32, 48, dtype=bool)) or (
-        helped.edited - released.edited).abs().max() < 1e-3  # fmt: skip
+    assert (helped.edited - released.edited).abs().max() < 1e-3
 
 
 @pytest.mark.parametrize(
@@ -237,21 +228,6 @@ def test_a_map_without_black_is_warned_of_and_a_black_point_helps(caplog):
 def test_wrong_shapes_and_values_are_refused(exemplars, maps, message):
     with pytest.raises(InputError, match=message):
         edit(toy_backbone(), SOURCE, exemplars, maps)
-
-
-def test_no_step_to_run_is_refused():
-    with pytest.raises(InputError, match="leaves none of 10 steps"):
-        edit(toy_backbone(strength=0.05), SOURCE, [FIRST], [MAP])
-
-
-def test_noise_levels_are_the_schedulers():
-    for kind in ("ddim", "euler"):
-        backbone = toy_backbone(kind, steps=7)
-        timesteps, z, e = backbone.start(), torch.rand(2, 4, 3, 3), torch.rand(2, 4, 3, 3)
-        a, s = noise_levels(backbone.scheduler, timesteps, z)
-        for i, t in enumerate(timesteps):
-            expected = backbone.scheduler.add_noise(z, e, t[None])
-            assert torch.allclose(a[i] * z + s[i] * e, expected, atol=1e-6)
 
 
 def test_strict_comparison_at_a_level_of_the_map():

@@ -1,18 +1,10 @@
 """The controls: pasting, the naive solution, the noised surgical latent, scaled noise."""
 
 import numpy as np
+import pytest
 import torch
 
-from pixels.reproduction.baselines import (
-    METHODS,
-    alpha,
-    latent_paste,
-    noise_scaling,
-    paste,
-    perturbed,
-    poisson,
-    seamless,
-)
+from pixels.reproduction.baselines import METHODS, alpha, paste, poisson, seamless
 from pixels.surgery import Surgery, edit
 from tests.pixels.test_surgery import FIRST, MAP, OTHER, SECOND, SIZE, SOURCE, reduce, seeded
 from tests.pixels.toy import SPREAD, alpha_bars, mean_latents, network, toy_backbone
@@ -65,36 +57,31 @@ def test_poisson_against_a_dense_system():
     assert torch.equal(same[(MAP >= 0.5).expand_as(SOURCE)], SOURCE[(MAP >= 0.5).expand_as(SOURCE)])
 
 
-def test_the_naive_solution_replaces_latents():
-    found = latent_paste(toy_backbone(), SOURCE, [FIRST], [MAP], Surgery(), seeded())
-    z = np.where(cells(MAP), mean_latents(SOURCE.numpy()), mean_latents(FIRST.numpy()))
-    expected = torch.nn.functional.interpolate(torch.from_numpy(z[:, :3] / 2 + 0.5), scale_factor=8)
-    assert (found - expected).abs().max() < 1e-6
-
-
-def naive(scaled):
-    """Surgical latent, noised to the start, denoised to the end; nothing put back."""
+def naive(method):
+    """Surgical latent; noised to the start and denoised to the end, but for latent_paste; nothing put back."""
     random, ab = seeded(), alpha_bars()
     draw = lambda: torch.randn(SIZE, generator=random, dtype=torch.float64).numpy()  # noqa: E731
-    if scaled:
-        source, exemplar = (mean_latents(p.numpy()) + SPREAD * draw() for p in (SOURCE, FIRST))
+    source, exemplar = (mean_latents(p.numpy()) for p in (SOURCE, FIRST))
+    if method == "noise_scaling":
+        source, exemplar = source + SPREAD * draw(), exemplar + SPREAD * draw()
         eps = draw() * (1 - reduce(MAP))
-        z = np.sqrt(ab[901]) * np.where(cells(MAP), source, exemplar) + np.sqrt(1 - ab[901]) * eps
-    else:
-        exemplar, e_exemplar = mean_latents(FIRST.numpy()) + SPREAD * draw(), draw()
-        source, e_source = mean_latents(SOURCE.numpy()) + SPREAD * draw(), draw()
-        mixed = np.where(cells(MAP), source, exemplar), np.where(cells(MAP), e_source, e_exemplar)
-        z = np.sqrt(ab[901]) * mixed[0] + np.sqrt(1 - ab[901]) * mixed[1]
-    for t in range(901, 0, -100):
-        e, below = network(z, t), ab[max(t - 100, 0)]
-        z = np.sqrt(below) * (z - np.sqrt(1 - ab[t]) * e) / np.sqrt(ab[t]) + np.sqrt(1 - below) * e
+    elif method == "perturbed":  # each picture with a noise of its own
+        exemplar, e_exemplar = exemplar + SPREAD * draw(), draw()
+        source, e_source = source + SPREAD * draw(), draw()
+        eps = np.where(cells(MAP), e_source, e_exemplar)
+    z = np.where(cells(MAP), source, exemplar)
+    if method != "latent_paste":
+        z = np.sqrt(ab[901]) * z + np.sqrt(1 - ab[901]) * eps
+        for t in range(901, 0, -100):
+            e, below = network(z, t), ab[max(t - 100, 0)]
+            z = np.sqrt(below) * (z - np.sqrt(1 - ab[t]) * e) / np.sqrt(ab[t]) + np.sqrt(1 - below) * e
     return torch.nn.functional.interpolate(torch.from_numpy(z[:, :3] / 2 + 0.5), scale_factor=8)
 
 
-def test_perturbed_and_scaled():
-    for method, scaled in ((perturbed, False), (noise_scaling, True)):
-        found = method(toy_backbone(), SOURCE, [FIRST], [MAP], Surgery(composite="latent"), seeded())
-        assert (found - naive(scaled)).abs().max() < 2e-5
+@pytest.mark.parametrize("method", ["latent_paste", "perturbed", "noise_scaling"])
+def test_the_naive_solutions(method):
+    found = METHODS[method](toy_backbone(), SOURCE, [FIRST], [MAP], Surgery(composite="latent"), seeded())
+    assert (found - naive(method)).abs().max() < 2e-5
 
 
 def test_the_method_itself_and_its_thresholds():
