@@ -197,7 +197,9 @@ def report(bench, pairs: list) -> None:
         dataset = Path(args.dataset).name
         measured_on = f"measured: {dataset}, {Path(args.metric_encoders).name} encoders"
         print(tables.beside_published(args.table, {measured_on: summary}), end="\n\n")
-    print(claims.report(claims.tried("pixels", rows)), end="\n\n")
+    experiment = "pixels.compositions" if args.dataset == "compositions" else "exemplar_editing"
+    judged = claims.tried("pixels", rows, "pixels.thresholds" if args.figure in ("7", "10") else experiment)
+    print(claims.report(judged), end="\n\n")
     if args.user_study:
         from pixels.reproduction.study import write_study
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from statistics import fmean
 
 from common import user_study
-from common.runs import bootstrap_interval
+from common.tables import by_method
 from pixels.reproduction.pairs import Pair
 from pixels.reproduction.tables import beside_published
 
@@ -29,18 +29,9 @@ def write_study(output: Path, pairs: list[Pair], methods: list[str], seed: int =
     return user_study.write_study(output, INTRO, CRITERIA, groups, seed)
 
 
-def average_ranks(people: list[dict[str, dict[str, list[int]]]]) -> dict[str, dict[str, list[float]]]:
-    """{method: {criterion: the average rank of each participant}}. people: of user_study.read_answers."""
-    return {method: {criterion: [fmean(person[method][criterion]) for person in people] for criterion in CRITERIA}
-            for method in people[0]}  # fmt: skip
-
-
 def print_ranks(files: list[str], output: Path) -> None:
     """Table 1b with the averages of answer files, intervals over participants."""
-    summary: dict[str, dict[str, dict[str, float]]] = {}
-    for method, criteria in average_ranks(user_study.read_answers(files, output)).items():
-        for criterion, ranks in criteria.items():
-            mean, low, high = bootstrap_interval(ranks)
-            found = {"mean": mean, "low": low, "high": high, "n": len(ranks)}
-            summary.setdefault(method, {})[criterion] = found
-    print(beside_published("1b", {f"measured: {len(files)} participants": summary}))
+    people = user_study.read_answers(files, output)
+    rows = [{"method": method, "metrics": {criterion: fmean(given) for criterion, given in ranks.items()}}
+            for person in people for method, ranks in person.items()]  # fmt: skip
+    print(beside_published("1b", {f"measured: {len(files)} participants": by_method(rows)}))
