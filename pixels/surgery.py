@@ -116,10 +116,8 @@ def prepare(
     if not (least(mus) <= tau[0]).any():
         logger.warning(
             "No cell of the map is black on the %d x %d latent grid (the darkest is %.4f), so the exemplar does not "
-            "enter; paint it wholly black, or raise the black point",
-            *size,
-            least(mus).min(),
-        )
+            "enter; paint it wholly black, or raise the black point", *size, least(mus).min(),
+        )  # fmt: skip
     levels = noise_levels(backbone.scheduler, timesteps, z_source)  # of l. 7-8 and l. 13
     return Patient(z_source, z_exemplars, noise, exemplar_noises, maps, mus, tau, timesteps, *levels)
 

@@ -58,17 +58,10 @@ def write_refiner(folder: Path) -> Path:
             dict(base.unet.config) | {"cross_attention_dim": 48, "projection_class_embeddings_input_dim": 5 * 8 + 40}
         )
     pipe = StableDiffusionXLImg2ImgPipeline(
-        vae=base.vae,
-        text_encoder=None,
-        text_encoder_2=base.text_encoder_2,
-        tokenizer=None,
-        tokenizer_2=base.tokenizer_2,
-        unet=unet,
-        scheduler=EulerDiscreteScheduler(**LATENT, timestep_spacing="leading"),
-        requires_aesthetics_score=True,
-        force_zeros_for_empty_prompt=False,
-        add_watermarker=False,
-    )
+        vae=base.vae, text_encoder=None, text_encoder_2=base.text_encoder_2, tokenizer=None,
+        tokenizer_2=base.tokenizer_2, unet=unet, requires_aesthetics_score=True, force_zeros_for_empty_prompt=False,
+        scheduler=EulerDiscreteScheduler(**LATENT, timestep_spacing="leading"), add_watermarker=False,
+    )  # fmt: skip
     pipe.save_pretrained(folder)
     index = json.loads((folder / "model_index.json").read_text())
     assert index["text_encoder"] == [None, None] and index["requires_aesthetics_score"] is True
@@ -80,32 +73,19 @@ def write_kandinsky(folder: Path) -> tuple[Path, Path]:
     with torch.random.fork_rng():
         torch.manual_seed(2)
         unet = UNet2DConditionModel(
-            sample_size=8,
-            in_channels=4,
-            out_channels=8,  # noise and variance
+            sample_size=8, in_channels=4, out_channels=8,  # noise and variance
             down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
-            up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetDownsampleBlock2D".replace("Down", "Up")),
-            mid_block_type="UNetMidBlock2DSimpleCrossAttn",
-            block_out_channels=(16, 32),
-            layers_per_block=1,
-            encoder_hid_dim=12,
-            encoder_hid_dim_type="image_proj",
-            addition_embed_type="image",
-            cross_attention_dim=8,
-            attention_head_dim=4,
-            norm_num_groups=8,
-            resnet_time_scale_shift="scale_shift",
-        )
+            up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
+            mid_block_type="UNetMidBlock2DSimpleCrossAttn", block_out_channels=(16, 32), layers_per_block=1,
+            encoder_hid_dim=12, encoder_hid_dim_type="image_proj", addition_embed_type="image", cross_attention_dim=8,
+            attention_head_dim=4, norm_num_groups=8, resnet_time_scale_shift="scale_shift",
+        )  # fmt: skip
         movq = VQModel(
-            block_out_channels=(32, 32, 32, 32),
+            block_out_channels=(32, 32, 32, 32), latent_channels=4, vq_embed_dim=4, num_vq_embeddings=16,
             down_block_types=("DownEncoderBlock2D",) * 3 + ("AttnDownEncoderBlock2D",),
-            up_block_types=("AttnUpDecoderBlock2D",) + ("UpDecoderBlock2D",) * 3,
-            latent_channels=4,
-            vq_embed_dim=4,
-            num_vq_embeddings=16,
-            norm_num_groups=4,
+            up_block_types=("AttnUpDecoderBlock2D",) + ("UpDecoderBlock2D",) * 3, norm_num_groups=4,
             norm_type="spatial",
-        )
+        )  # fmt: skip
         scheduler = DDPMScheduler(
             beta_schedule="linear", beta_start=0.00085, beta_end=0.012, variance_type="learned_range",
             prediction_type="epsilon", clip_sample=True, clip_sample_range=2.0,
@@ -120,10 +100,8 @@ def write_kandinsky(folder: Path) -> tuple[Path, Path]:
         prior = PriorTransformer(num_attention_heads=2, attention_head_dim=6, embedding_dim=12, num_layers=1)
         prior.clip_std.data.fill_(1)
         pipe_prior = KandinskyV22PriorPipeline(
-            prior=prior,
-            image_encoder=CLIPVisionModelWithProjection(vision),
-            text_encoder=CLIPTextModelWithProjection(text),
-            tokenizer=tokenizer,
+            prior=prior, image_encoder=CLIPVisionModelWithProjection(vision),
+            text_encoder=CLIPTextModelWithProjection(text), tokenizer=tokenizer,
             scheduler=UnCLIPScheduler(variance_type="fixed_small_log", prediction_type="sample", clip_sample=True,
                                       clip_sample_range=5.0),
             image_processor=CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}),
