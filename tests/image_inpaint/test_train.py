@@ -129,23 +129,6 @@ def test_lora_trains_the_updates_and_full_the_unet_the_mapper_and_the_vector(pla
     assert len(list((tmp_path / "full" / "samples").iterdir())) == 2
 
 
-def pretraining(tiny_folder, encoders, place) -> list[str]:
-    return ["--stage", "pretrain", "--pretrained_model_name_or_path", str(tiny_folder), "--train_data_dir",
-            str(place / "subject"), "--clip_model_name_or_path", str(encoders / "clip-vit-large-patch14"), "--boxes",
-            "whole", "--train_batch_size", "2", "--device", "cpu", "--max_train_steps"]  # fmt: skip
-
-
-def test_a_killed_pretraining_without_a_prior_ends_in_the_same_bytes(tiny_folder, encoders, place, tmp_path):
-    base = [*pretraining(tiny_folder, encoders, place), "2", "--prior", "none"]
-    train.main([*base, "--output_dir", str(tmp_path / "whole"), "--checkpointing_steps", "1"])
-    shutil.copytree(tmp_path / "whole" / "checkpoint-1", tmp_path / "parts" / "checkpoint-1")
-    torch.manual_seed(99)
-    train.main([*base, "--output_dir", str(tmp_path / "parts"), "--resume_from_checkpoint", "latest"])
-    whole, parts = (tmp_path / name / "model" for name in ("whole", "parts"))
-    files = [path.relative_to(whole) for path in whole.rglob("*.safetensors")]
-    assert len(files) == 3 and all((whole / file).read_bytes() == (parts / file).read_bytes() for file in files)
-
-
 def test_a_training_resumed_at_its_last_step_has_a_time(place, tmp_path):
     run(place, tmp_path / "whole", "--max_train_steps", "2", "--checkpointing_steps", "1", "--lr_scheduler", "constant")
     shutil.copytree(tmp_path / "whole" / "checkpoint-1", tmp_path / "parts" / "checkpoint-1")
@@ -174,19 +157,30 @@ def test_a_resumed_training_asks_what_the_pictures_and_boxes_are_not_where(place
     assert "1.png is another picture now" in capsys.readouterr().err
 
 
-def test_pretraining_starts_from_a_text_to_image_model_or_from_nothing(tiny_folder, encoders, place, tmp_path):
-    base = [*pretraining(tiny_folder, encoders, place), "1"]
-    train.main([*base, "--output_dir", str(tmp_path / "prior")])
-    train.main([*base, "--output_dir", str(tmp_path / "none"), "--prior", "none"])
-    text = loading.load_pipeline(str(tiny_folder))
-    prior, none = (loading.load(str(tmp_path / name / "model"), "cpu") for name in ("prior", "none"))
-    assert (prior.unet.conv_in.weight[:, :4] - text.unet.conv_in.weight).abs().max() < 1e-4
-    assert (none.unet.conv_in.weight[:, :4] - text.unet.conv_in.weight).abs().max() > 1e-2
-    assert torch.equal(prior.vae.quant_conv.weight, text.vae.quant_conv.weight)
-    again = ["--stage", "pretrain", "--prior", "inpainting", "--pretrained_model_name_or_path",
-             str(tmp_path / "prior" / "model"), *base[4:], "--output_dir", str(tmp_path / "again")]  # fmt: skip
-    train.main(again)
-    assert (tmp_path / "again" / "model" / "model_index.json").is_file()
+def test_pretraining_starts_from_a_text_to_image_model_or_from_nothing_and_survives_a_kill(
+    tiny_folder, encoders, place, tmp_path
+):
+    shared = ["--stage", "pretrain", "--train_data_dir", str(place / "subject"), "--clip_model_name_or_path",
+              str(encoders / "clip-vit-large-patch14"), "--boxes", "whole", "--train_batch_size", "2",
+              "--max_train_steps", "2", "--checkpointing_steps", "1", "--device", "cpu"]  # fmt: skip
+
+    def pretrain(name, prior, model=tiny_folder, *more):
+        train.main([*shared, "--prior", prior, "--pretrained_model_name_or_path", str(model), "--output_dir",
+                    str(tmp_path / name), *more])  # fmt: skip
+        return tmp_path / name / "model"
+
+    prior, none = pretrain("prior", "text_to_image"), pretrain("none", "none")
+    text, first, second = loading.load_pipeline(str(tiny_folder)), *(loading.load(str(m), "cpu") for m in (prior, none))
+    assert (first.unet.conv_in.weight[:, :4] - text.unet.conv_in.weight).abs().max() < 1e-4
+    assert (second.unet.conv_in.weight[:, :4] - text.unet.conv_in.weight).abs().max() > 1e-2
+    assert torch.equal(first.vae.quant_conv.weight, text.vae.quant_conv.weight)
+    assert (pretrain("again", "inpainting", prior) / "model_index.json").is_file()
+
+    shutil.copytree(tmp_path / "none" / "checkpoint-1", tmp_path / "parts" / "checkpoint-1")
+    torch.manual_seed(99)
+    parts = pretrain("parts", "none", tiny_folder, "--resume_from_checkpoint", "latest")
+    files = [path.relative_to(none) for path in none.rglob("*.safetensors")]
+    assert len(files) == 3 and all((none / file).read_bytes() == (parts / file).read_bytes() for file in files)
 
 
 def test_paper_scale(capsys):
