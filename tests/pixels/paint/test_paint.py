@@ -62,7 +62,8 @@ def test_the_page_stands_alone(tiny_folder, tmp_path):
     assert "http" not in text and "{data}" not in text and text.count("data:image/") == 2
 
 
-def test_thresholds_are_those_of_the_command(tiny_folder, tmp_path):
+def test_thresholds_are_those_of_the_command(tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(photograph(tmp_path / "EXEMPLAR.jpg").parent)  # what the command asks for where none was given
     flags = ["--pretrained_model_name_or_path", str(tiny_folder), "--num_inference_steps", "8", "--strength", "0.5"]
     args = paint.parse([str(photograph(tmp_path / "a.png")), *flags, "--threshold", "log"])
     found = paint.plan(args)
