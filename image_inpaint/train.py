@@ -12,7 +12,7 @@ import json
 import time
 from pathlib import Path
 
-from common.runs import check_replaced, digest_of, measure, script, write_config, write_json
+from common.runs import measure, script, write_config, write_json
 from image_inpaint import options
 
 
@@ -49,7 +49,7 @@ def make_trainable(pipe, args: argparse.Namespace) -> dict:
     return trained
 
 
-def make_examples(args: argparse.Namespace, rank: int, processes: int, wait):
+def make_examples(args: argparse.Namespace, accelerator):
     """(examples, what the sample sheet shows)."""
     from common.picturebook.benchmarks import ensure_subjects
     from image_inpaint import samples
@@ -60,7 +60,8 @@ def make_examples(args: argparse.Namespace, rank: int, processes: int, wait):
         found, photographs = examples.subject_examples(args)
         return found, samples.of_subject(args, photographs)
     if args.train_data_dir:
-        found = examples.domain_examples(args, rank, processes, wait)
+        processes = accelerator.process_index, accelerator.num_processes
+        found = examples.domain_examples(args, *processes, accelerator.wait_for_everyone)
     else:
         found = examples.scene_examples(args.num_pictures)
     return found, samples.of_domain(found, args.num_validation_images)
@@ -68,85 +69,82 @@ def make_examples(args: argparse.Namespace, rank: int, processes: int, wait):
 
 def train(args: argparse.Namespace) -> dict:
     """Trains, and writes weights, checkpoints, config.json, metrics.json and grid.png. Returns the metrics."""
-    import torch
-
-    from common import training
+    from common import training, training_run
     from common.images import save_png
     from common.pipelines import chosen_resolution
-    from common.runs import progress
     from image_inpaint.objective import loss
     from image_inpaint.samples import sheet
-    from image_inpaint.triples import Augmentation, Views, encode, make_triple
 
     accelerator = training.make_accelerator(args, "image_inpaint")
-    rank, processes = accelerator.process_index, accelerator.num_processes
-    examples, shown = make_examples(args, rank, processes, accelerator.wait_for_everyone)
+    examples, shown = make_examples(args, accelerator)
     pipe = load_model(args, str(accelerator.device))
-    micros, batch_size = args.gradient_accumulation_steps, args.train_batch_size
-    resolution, side = chosen_resolution(pipe, args.resolution), pipe.image_encoder.config.image_size
-    args.max_train_steps = options.training_steps(args, examples.count, processes)
-    who = training.identity(
-        args, examples.paths, examples=examples.about, model=training.fingerprint(pipe.unet.state_dict())
-    )
-    if not args.resume_from_checkpoint:
-        check_replaced(args.output_dir, who)
-    trained = make_trainable(pipe, args)
-    optimizer, schedule = training.make_optimizer(trained.values(), args, processes)
-    optimizer, losses = accelerator.prepare(optimizer), []
-    saved = (trained, optimizer, schedule, who, accelerator.scaler, losses)
-    first = training.resume_training(args, *saved)
+    resolution, base = chosen_resolution(pipe, args.resolution), training.fingerprint(pipe.unet.state_dict())
+    args.max_train_steps = options.training_steps(args, examples.count, accelerator.num_processes)
+    who = training.identity(args, examples.paths, examples=examples.about, model=base)
+    run = training_run.begin(accelerator, args, make_trainable(pipe, args), who)
     if args.gradient_checkpointing:
         pipe.unet.enable_gradient_checkpointing()
     pipe.unet.train()
+    dropout = (args.condition_dropout, args.condition_dropout_per, args.layer_dropout)
+    with measure() as cost:
+        views_of = view_source(pipe, examples, resolution, args, accelerator)
+        start = time.perf_counter()
+        for step in run.steps():
+            losses = []
+            for micro in range(args.gradient_accumulation_steps):
+                generator = run.generator(step, micro)
+                with accelerator.autocast():
+                    views = views_of(step, micro, generator)  # I_s, I_r and I_m, augmented (Sec. 4.1 and 4.3)
+                    losses.append(loss(pipe, views, generator, *dropout))  # Eq. 6
+                run.backward(losses[-1])
+            accelerator.log({"loss": run.update(losses, step)}, step=step)
+            run.save(step + 1)
+            if accelerator.is_main_process and args.validation_steps and (step + 1) % args.validation_steps == 0:
+                save_png(Path(args.output_dir) / "samples" / f"{step + 1}.png", sheet(pipe, shown, args.seed))
+        stepping, steps = time.perf_counter() - start, args.max_train_steps - run.first
+    accelerator.wait_for_everyone()
+    metrics = {
+        "steps": args.max_train_steps,
+        "loss": run.last_loss,
+        "trained_parameters": sum(p.numel() for p in run.weights.values()),
+        "seconds": run.seconds(cost.seconds),
+        "seconds_per_step": stepping / steps if steps > 0 else None,
+        "peak_memory_mb": cost.peak_memory_mb,
+    }
+    if accelerator.is_main_process:
+        finish(pipe, args, shown, metrics, run.digest)
+    accelerator.end_training()
+    return metrics
+
+
+def view_source(pipe, examples, resolution: int, args: argparse.Namespace, accelerator):
+    """(step, micro, generator) -> a batch of views, drawn anew or from --cache_views that are drawn here."""
+    import torch
+
+    from common.training import picture_indices
+    from image_inpaint.triples import Augmentation, Views, encode, make_triple
+
+    side, processes = pipe.image_encoder.config.image_size, (accelerator.process_index, accelerator.num_processes)
     augmentation = Augmentation(
         tuple(args.augment_source), tuple(args.augment_reference), args.mask_augmentation, args.random_crop
     )
-    dropout = (args.condition_dropout, args.condition_dropout_per, args.layer_dropout)
 
     def new_view(index: int, generator):
         picture, box = examples.get(index, generator)
         return make_triple(picture, box, resolution, side, augmentation, generator)
 
-    with measure() as cost:
-        cached = range(examples.count if args.cache_views else 0)
-        cache = [cached_views(pipe, new_view, index, args) for index in cached]
-        start, main_process = time.perf_counter(), accelerator.is_main_process
-        for step in progress(range(first, args.max_train_steps), "training", shown=main_process):
-            scalars = []
-            for micro in range(micros):
-                generator = training.step_generator(args.seed, step, micro, rank)
-                chosen = training.picture_indices(
-                    examples.count, batch_size, args.seed, step, micro, micros, rank, processes
-                )
-                with accelerator.autocast():
-                    if cache:
-                        rows = torch.randint(args.cache_views, (batch_size,), generator=generator).tolist()
-                        views = Views.cat([cache[index][[row]] for index, row in zip(chosen, rows, strict=True)])
-                    else:
-                        views = encode(pipe, [new_view(index, generator) for index in chosen])
-                    scalars.append(loss(pipe, views, generator, *dropout))  # Eq. 6
-                accelerator.backward(scalars[-1] / micros)
-            losses.append(training.update(accelerator, optimizer, schedule, scalars, args.max_grad_norm, step))
-            accelerator.log({"loss": losses[-1]}, step=step)
-            done = step + 1
-            if main_process and done % args.checkpointing_steps == 0 and done < args.max_train_steps:
-                training.save_training(args, done, *saved)
-            if main_process and args.validation_steps and done % args.validation_steps == 0:
-                save_png(Path(args.output_dir) / "samples" / f"{done}.png", sheet(pipe, shown, args.seed))
-        stepping = time.perf_counter() - start
-    accelerator.wait_for_everyone()
-    metrics = {
-        "steps": args.max_train_steps,
-        "loss": sum(losses[-50:]) / len(losses[-50:]) if losses else None,  # mean of the last fifty
-        "trained_parameters": sum(p.numel() for p in trained.values()),
-        "seconds": training.whole_seconds(cost.seconds, first, args.max_train_steps),
-        "seconds_per_step": stepping / (args.max_train_steps - first) if first < args.max_train_steps else None,
-        "peak_memory_mb": cost.peak_memory_mb,
-    }
-    if main_process:
-        finish(pipe, args, shown, metrics, digest_of(who))
-    accelerator.end_training()
-    return metrics
+    cached = range(examples.count if args.cache_views else 0)
+    cache = [cached_views(pipe, new_view, index, args) for index in cached]
+
+    def views_of(step: int, micro: int, generator) -> Views:
+        micros, batch = args.gradient_accumulation_steps, args.train_batch_size
+        chosen = picture_indices(examples.count, batch, args.seed, step, micro, micros, *processes)
+        if not cache:
+            return encode(pipe, [new_view(index, generator) for index in chosen])
+        rows = torch.randint(args.cache_views, (batch,), generator=generator).tolist()
+        return Views.cat([cache[index][[row]] for index, row in zip(chosen, rows, strict=True)])
+
+    return views_of
 
 
 def cached_views(pipe, new_view, index: int, args: argparse.Namespace):
