@@ -96,18 +96,14 @@ def from_depth(depth: Tensor, edit: str = "far") -> Tensor:
     return (nearness if edit == "far" else 1 - nearness)[None, None]
 
 
-def histogram(edit_map: Tensor, black_point: float = 0.0, gamma: float = 1.0, equalize: bool = False) -> Tensor:
+def histogram(edit_map: Tensor, black_point: float = 0.0, gamma: float = 1.0) -> Tensor:
     """A map with another histogram ("simple histogram transformations", paper, Implementation Details).
 
-    First, `equalize` makes all greys equally frequent (the darkest becomes 0). Then what is at or below `black_point`
-    becomes 0, linear from there to white, and the result is raised to the power `gamma`.
+    What is at or below `black_point` becomes 0, linear from there to white, and the result is raised to the power
+    `gamma`.
     """
     if not 0 <= black_point < 1 or gamma <= 0:
         raise InputError(f"black point {black_point}, gamma {gamma}: 0 <= black < 1 and gamma above 0 are needed")
-    if equalize:
-        _, rank, counts = edit_map.unique(return_inverse=True, return_counts=True)
-        below = counts.cumsum(0) - counts  # pixels darker than this grey
-        edit_map = below.to(edit_map.dtype)[rank] / max(edit_map.numel() - int(counts[-1]), 1)
     return (((edit_map - black_point) / (1 - black_point)).clamp(0, 1)) ** gamma
 
 

@@ -33,8 +33,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--map_ramp", type=options.number(float, 0, 10_000), default=0, help="of a mask: pixels from black to white")
     add("--map_blur", type=options.number(float, 0, 10_000), default=0, help="of a mask: deviation in pixels, last")
     add("--map_gamma", type=options.number(float, 0.01, 100), default=1, help="power on all greys; above 1 darkens")
-    add("--map_equalize", action=argparse.BooleanOptionalAction, default=False, help="make all greys equally frequent "
-        "first")  # fmt: skip
     add("--exemplar_box", action="append", nargs=4, type=options.number(float, 0, 1), metavar=("L", "T", "R", "B"),
         help="place the exemplar in this part of the frame, black around it; one each (paper, App. 3)")  # fmt: skip
     add("--fit", choices=("squash", "crop"), default="squash", help="how source, exemplars and maps come into the "
@@ -93,8 +91,8 @@ def read_map(path: str, args: argparse.Namespace, size: tuple[int, int], source_
 
     white = args.map_white or "keep"
     if path.startswith("gradient:"):
-        grey = edit_map.gradient(size, path.removeprefix("gradient:"))
-        return edit_map.histogram(edit_map.polarity(grey, white), gamma=args.map_gamma)
+        grey = edit_map.polarity(edit_map.gradient(size, path.removeprefix("gradient:")), white)
+        return edit_map.histogram(grey, gamma=args.map_gamma)
     if args.map_kind == "mask":
         mask = edit_map.binarize(edit_map.read(path, white))[0, 0]
         grey = edit_map.from_mask(mask, args.map_grow, args.map_ramp, args.map_blur)
@@ -103,8 +101,7 @@ def read_map(path: str, args: argparse.Namespace, size: tuple[int, int], source_
     else:
         grey = edit_map.read(path, white)
     frames.check_alignment(source_size, grey.shape[-2:], path)
-    grey = edit_map.histogram(grey, gamma=args.map_gamma, equalize=args.map_equalize)
-    return frames.fit_map(grey, size, args.fit)
+    return frames.fit_map(edit_map.histogram(grey, gamma=args.map_gamma), size, args.fit)
 
 
 def edit_pictures(image_path: str, exemplar_paths: list[str], edit_map_paths: list[str], **flags):

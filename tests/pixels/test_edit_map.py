@@ -15,24 +15,11 @@ TEN = {  # values of the released code for N = 10
     "log": [0, 0.2891, 0.4582, 0.5781, 0.6712, 0.7472, 0.8115, 0.8672, 0.9163, 0.9603],
     "sigmoid": [0.0474, 0.0832, 0.1419, 0.2315, 0.3543, 0.5, 0.6457, 0.7685, 0.8581, 0.9168],
 }
-MEANS = {  # area under the threshold curve for N = 10, 40, 100
-    "linear": (0.450, 0.4875, 0.495),
-    "quadratic": (0.285, 0.3209, 0.3283),
-    "cubic": (0.2025, 0.2377, 0.245),
-    "log": (0.630, 0.743, 0.788),
-    "sigmoid": (0.455, 0.4887, 0.4955),
-}
 
 
 @pytest.mark.parametrize("name", TEN)
 def test_thresholds_of_ten_steps(name):
     assert em.thresholds(name, 10).tolist() == pytest.approx(TEN[name], abs=5e-5)
-
-
-@pytest.mark.parametrize("name", MEANS)
-def test_area_under_the_curve(name):
-    means = [em.thresholds(name, n).mean().item() for n in (10, 40, 100)]
-    assert means == pytest.approx(MEANS[name], abs=6e-4)
 
 
 CLOSED = {
@@ -174,13 +161,6 @@ def test_histogram():
     found = em.histogram(values, 0.1, 2.0).flatten().tolist()
     assert found == pytest.approx([0, 0, (0.1 / 0.9) ** 2, (0.4 / 0.9) ** 2, (0.7 / 0.9) ** 2, 1], abs=1e-6)
     assert torch.equal(em.histogram(values), values)
-    skewed = torch.rand(1, 1, 50, 40, generator=torch.Generator().manual_seed(1)) ** 4
-    flat = em.histogram(skewed, equalize=True)
-    assert flat.min() == 0 and flat.max() == 1 and flat.mean() == pytest.approx(0.5, abs=0.01)
-    assert torch.equal(flat.flatten().argsort(), skewed.flatten().argsort())
-    tied = em.histogram(torch.tensor([0.2, 0.2, 0.9, 0.9]).reshape(1, 1, 2, 2), equalize=True)
-    assert tied.flatten().tolist() == [0, 0, 1, 1]
-    assert em.histogram(torch.full((1, 1, 2, 2), 0.4), equalize=True).eq(0).all()
     for wrong in ({"black_point": 1}, {"gamma": 0}, {"black_point": -0.1}):
         with pytest.raises(InputError, match="are needed"):
             em.histogram(values, **wrong)

@@ -109,7 +109,6 @@ def test_several_exemplars_in_one_pass_or_one_after_the_other(tiny_folder, files
         (["--map_kind", "mask", "--map_white", "edit", "--map_grow", "8", "--map_ramp", "8"], 128),
         (["--map_kind", "depth"], 128),
         (["--map_gamma", "3"], 128),
-        (["--map_equalize"], 128),
         (["--black_point", "0.3"], 144),
         (["--black_point", "0.25", "gradient:right"], 64),  # needs no file
     ],
