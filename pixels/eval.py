@@ -166,7 +166,7 @@ def run_all(bench, pairs: list, name: str = "rows.jsonl") -> None:
 
 
 def report(bench, pairs: list) -> None:
-    """results.csv, results.json and grid.png of the items and methods at hand, and the tables on the screen."""
+    """results.json and grid.png of the items and methods at hand, and the tables on the screen."""
     from common import claims
     from common.images import grid, load_image, save_png
     from common.tables import by_method, score_table
@@ -184,7 +184,6 @@ def report(bench, pairs: list) -> None:
     summary = by_method(rows)
     for method, scores in frechet_distances(bench, pairs, methods).items():
         summary[method] |= scores
-    tables.write_csv(output / "results.csv", rows)
     write_json(output / "results.json", summary)
     columns = ["source", "exemplar_1", "map", *methods]
     sheet = [[load_image(output / "pictures" / pair.id / f"{name}.png") for name in columns] for pair in pairs[:12]]

@@ -1,27 +1,11 @@
 """Result rows to tables: means with intervals, published beside measured."""
 
-import csv
-import io
-from pathlib import Path
-
 from common import tables
-from common.runs import write_text
 from common.tables import Summary, text_table
 from pixels.edit_map import THRESHOLDS, thresholds
 
 FACTORS = {"CLIP-I": 100.0}  # printed value over stored value
 PROTOCOLS = {"CLIP-I": "same_box"}  # the reading that stands in the paper's table
-
-
-def write_csv(path: str | Path, rows: list[dict]) -> None:
-    """One line per item and method."""
-    keys = list(dict.fromkeys(key for row in rows for key in row["metrics"]))
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["item", "method", *keys])
-    for row in rows:
-        writer.writerow([row["item"], row["method"], *(row["metrics"].get(key, "") for key in keys)])
-    write_text(path, text.getvalue())
 
 
 def of_methods(name: str, summary: dict[str, Summary]) -> dict[str, Summary]:
