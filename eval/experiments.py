@@ -4,6 +4,7 @@
     python -m eval.experiments --run                tier 1, what is missing or stale (make results); or --run ID …
     python -m eval.experiments --render             tables, verdicts and figures into the READMEs
     python -m eval.experiments --check              fails where a README is not what the rows say
+    python -m eval.experiments --export FOLDER      every table as CSV and LaTeX
     python -m eval.experiments --quick              everything with two items and two steps: has anything rotted?
     python -m eval.experiments --import FOLDER --as ID     rows of real weights or data, made elsewhere
 
@@ -51,6 +52,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--quick", nargs="*", metavar="ID", help="run with two items and two steps, and keep nothing")
     add("--render", action="store_true", help="fill the marked parts of every README")
     add("--check", action="store_true", help="fail if a README is not what --render would write")
+    add("--export", metavar="FOLDER", help="write tables as CSV and LaTeX")
     add("--import", dest="imported", metavar="FOLDER", help="keep rows that were made elsewhere: a folder of the "
         "command of an experiment, with config.json")  # fmt: skip
     add("--as", dest="name", metavar="ID", help="the experiment that imported rows belong to")
@@ -65,9 +67,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         raise InputError(f"--import {args.imported} is no folder")
     if args.shard and args.run is None:
         raise InputError("--shard is for --run")
-    asked = args.list or args.render or args.check or args.imported
+    asked = args.list or args.render or args.check or args.export or args.imported
     if not asked and args.run is None and args.quick is None:
-        raise InputError("nothing to do: give --list, --run, --render, --check, --quick or --import")
+        raise InputError("nothing to do: give --list, --run, --render, --check, --quick, --export or --import")
     return args
 
 
@@ -220,6 +222,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.render:
         for path in rendering.render():
             print(f"rendered {path.relative_to(ROOT)}")
+    if args.export:
+        print("\n".join(f"wrote {path}" for path in rendering.export(Path(args.export))))
     if args.check:
         if wrong := rendering.differing():
             names = ", ".join(str(path.relative_to(ROOT)) for path in wrong)

@@ -1,4 +1,4 @@
-"""Rows into the READMEs: tables, verdicts and figures between <!-- results: ID --> and <!-- end -->.
+"""Rows into the READMEs: tables, verdicts and figures between <!-- results: ID --> and <!-- end -->; CSV and LaTeX.
 
 What an ID may be:
     <experiment>             its table: reference rows apart, the contest on the items that all its methods have
@@ -10,6 +10,7 @@ What an ID may be:
     held, held:<paper>       the headline claims of all papers in few words; a paper's, at most five rows
 """
 
+import csv
 import functools
 import importlib
 import os
@@ -20,7 +21,7 @@ from pathlib import Path
 
 from common import claims
 from common.claims import PAPERS, Finding, Interval, common_items
-from common.runs import InputError, read_object, read_rows, write_text
+from common.runs import InputError, atomic_path, read_object, read_rows, write_text
 from eval import freshness
 from eval.claims import counts, findings, ledger
 from eval.freshness import FRESH, ROOT, STALE, Experiment, experiments, state
@@ -29,6 +30,8 @@ from eval.report.measures import Measure, best_method, find, mean_interval, meas
 MARKER = re.compile(r"(<!-- results: (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 PAGES = ("*.md", "*/README.md", "*/reproduction/*.md", "docs/*.md")  # that may have markers
 ASSETS = ROOT / "assets"
+LATEX = {"%": r"\%", "&": r"\&", "_": r"\_", "#": r"\#", "−": "$-$", "↑": r"$\uparrow$", "↓": r"$\downarrow$",
+         "–": "--", "\u202f": r"\,"}  # fmt: skip
 Grid = list[list[str]]  # a table's head and lines
 
 
@@ -198,7 +201,7 @@ def judged(paper: str) -> list[Finding]:
     return ledger(paper)
 
 
-# ------------------------------------------------------------------------------------------------------------ READMEs
+# -------------------------------------------------------------------------------------------------- READMEs and files
 
 
 def rendered(path: Path) -> str:
@@ -222,3 +225,30 @@ def render(root: Path = ROOT) -> list[Path]:
     for path, text in pages.items():
         write_text(path, text)
     return list(pages)
+
+
+def export(folder: Path) -> list[Path]:
+    """<id>.csv and <id>.tex of every fresh experiment, and claims.csv."""
+    tables = {"claims": claims.table(one for paper in PAPERS for one in ledger(paper))}
+    written = [folder / "claims.csv"]
+    for one in experiments().values():
+        if one.rows and state(one)[0] == FRESH:
+            lines, _ = table_of(one, read_rows(one.kept))
+            tables[one.id] = [[text.strip("*") for text in line] for line in lines]
+            written += [folder / f"{one.id}.csv", folder / f"{one.id}.tex"]
+    for path in written:
+        with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+            if path.suffix == ".csv":
+                csv.writer(file, lineterminator="\n").writerows(tables[path.stem])
+            else:
+                file.write(as_latex(tables[path.stem]))
+    return written
+
+
+def as_latex(lines: Grid) -> str:
+    """A tabular with booktabs' rules."""
+    head, *rest = (" & ".join("".join(LATEX.get(letter, letter) for letter in cell) for cell in line) + r" \\"
+                   for line in lines)  # fmt: skip
+    columns = "l" + "r" * (len(lines[0]) - 1)
+    return "\n".join([rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *rest, r"\bottomrule",
+                      r"\end{tabular}", ""])  # fmt: skip
