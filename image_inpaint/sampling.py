@@ -68,7 +68,7 @@ def sample(
         if guidance > 1:
             noise_uncond, noise_cond = noise.chunk(2)
             noise = noise_uncond + guidance * (noise_cond - noise_uncond)  # classifier-free guidance
-        z = scheduler.step(noise, t, z, return_dict=False)[0]  # Eq. 5, by way of f_theta
+        z = scheduler.step(noise, t, z, return_dict=False)[0]  # Eq. 5 under ddim
     if not z.isfinite().all():
         raise InputError("the model gave latents that are not finite: lower --guidance_scale, or use float32")
     return decode_latents(pipe, z)

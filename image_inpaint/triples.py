@@ -1,7 +1,8 @@
 """From a picture and the box of a thing to what training reads: source, reference and hole (Sec. 4.1), and from there
 to what the UNet reads: latents of the picture with and without its hole, keep mask, class token.
 
-The picture is its own target: the reference is the thing cut out of it, I_r = I_m * I_s, and the hole is where it was.
+The picture is its own target: the reference I_r is the box of the thing cut out of it (as in Paint-by-Example; Sec. 4.1
+prints I_m * I_s), and the hole I_m is where it was.
 VAE and CLIP are frozen, so that views can be encoded once and kept (--cache_views).
 """
 
@@ -84,7 +85,7 @@ def make_triple(
     if moved.any():  # a rotation can carry a thing at the edge out of the picture
         source, box = turned, box_of(moved[0, 0])
     fill, outer = training_mask(box, size, generator, augmentation.mask)  # I_m
-    reference = cut(source, padded(box, size, max(1, round(REFERENCE_PADDING * min(size)))))  # I_r = I_m * I_s
+    reference = cut(source, padded(box, size, max(1, round(REFERENCE_PADDING * min(size)))))  # I_r
     reference = augment_reference(resized(reference, reference_size), augmentation.reference, generator)
     fill = fill[None, None]
     if augmentation.crop and (window := square_window(outer, size, generator)):
