@@ -23,6 +23,15 @@ def pairs(key, baseline, method):
     ]
 
 
+def refused(main, words, capsys) -> str:
+    """What a script says of wrong input, with exit code 2."""
+    with pytest.raises(SystemExit) as stop:
+        main([str(word) for word in words])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and "Traceback" not in error
+    return error
+
+
 @pytest.fixture
 def track(tmp_path):
     """A track of ten synthetic items with pictures, ready for the report."""

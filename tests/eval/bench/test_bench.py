@@ -5,6 +5,7 @@ import json
 import pytest
 
 from eval.bench import __main__ as bench
+from tests.eval.conftest import refused
 
 
 def test_bench(tiny_folder, benchmark, tmp_path, capsys, monkeypatch):
@@ -30,6 +31,5 @@ def test_bench(tiny_folder, benchmark, tmp_path, capsys, monkeypatch):
 
 
 def test_wrong_input(tmp_path, capsys):
-    with pytest.raises(SystemExit) as stop:
-        bench.main(["--output_dir", str(tmp_path / "out"), "--dataset", "/nowhere"])
-    assert stop.value.code == 2 and "mapping_file.json" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    words = ["--output_dir", tmp_path / "out", "--dataset", "/nowhere"]
+    assert "mapping_file.json" in refused(bench.main, words, capsys) and not (tmp_path / "out").exists()
