@@ -1,6 +1,5 @@
 """A headless Chromium, driven over the WebDriver protocol by plain HTTP; tests skip where there is none."""
 
-import base64
 import json
 import re
 import shutil
@@ -79,9 +78,6 @@ class Browser:
     def resize(self, width: int, height: int) -> None:
         """The size of the page, narrower than a window can be too."""
         self.cdp("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
-
-    def screenshot(self, path: Path) -> None:
-        path.write_bytes(base64.b64decode(self.ask("GET", f"{self.session}/screenshot")))
 
     def messages(self) -> list[str]:
         """What was written to the console since the last call."""

@@ -1,12 +1,10 @@
 """Are the tests any good? Breaks marked lines of method code one at a time, runs only that folder's tests, counts red.
 
     python -m tests.mutations            all of tests/mutations.toml; keeps what came out in tests/mutations.json
-    python -m tests.mutations --first 3  some
 
 Works on a copy, so that nothing of the checkout is ever broken.
 """
 
-import argparse
 import shlex
 import shutil
 import subprocess
@@ -19,7 +17,7 @@ from queue import SimpleQueue
 
 from common.files import ROOT, write_json
 
-MUTATIONS = ROOT / "tests" / "mutations.toml"
+MUTATIONS, PROCESSES = ROOT / "tests" / "mutations.toml", 2  # copies that are tested at once
 
 
 def mutations() -> list[dict[str, str]]:
@@ -54,15 +52,10 @@ def is_red(place: Path, mutation: dict[str, str]) -> bool:
     return done.returncode == 1
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--first", type=int, help="so many of them; all by default")
-    parser.add_argument("--processes", type=int, default=2, help="copies that are tested at once")
-    args = parser.parse_args(argv)
-    chosen = mutations()[: args.first]
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(args.processes) as pool:
+def main() -> int:
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(PROCESSES) as pool:
         copies: SimpleQueue[Path] = SimpleQueue()
-        for number in range(args.processes):
+        for number in range(PROCESSES):
             copies.put(copy_checkout(Path(folder) / str(number)))
 
         def run(mutation: dict[str, str]) -> bool:
@@ -73,13 +66,12 @@ def main(argv: list[str] | None = None) -> int:
                 copies.put(place)
 
         found = []
-        for mutation, red in zip(chosen, pool.map(run, chosen), strict=True):
+        for mutation, red in zip(mutations(), pool.map(run, mutations()), strict=True):
             found.append({"file": mutation["file"], "line": mutation["line"].splitlines()[0], "red": red})
             print("red  " if red else "GREEN", mutation["file"], mutation["line"].splitlines()[0], flush=True)
     count = sum(one["red"] for one in found)
     print(f"{count} of {len(found)} broken lines are noticed")
-    if args.first is None:
-        write_json(MUTATIONS.with_suffix(".json"), {"noticed": count, "of": len(found), "lines": found})
+    write_json(MUTATIONS.with_suffix(".json"), {"noticed": count, "of": len(found), "lines": found})
     return int(count < 28 / 30 * len(found))
 
 
