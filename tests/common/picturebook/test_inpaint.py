@@ -141,36 +141,27 @@ def test_a_training_goes_on_from_the_shipped_inpainter(parts, trained, tmp_path,
 
 
 @torch.no_grad()
-def test_the_folders_load_in_diffusers_under_published_names(trained):
+def test_the_folders_load_in_diffusers_and_in_the_papers_folder_under_published_names(trained):
     from safetensors import safe_open
 
+    from common.pipelines import is_picturebook
+    from image_inpaint.loading import load
+
     models, model = trained
-    pipe = shipping.shipped_inpainting(models)
+    papers = load(str(models), "cpu")
+    assert is_picturebook(papers) and list(papers.feature_extractor.image_mean) == [0.5, 0.5, 0.5]
     channels, t, context = torch.randn(1, 9, 16, 16), 500, torch.randn(1, 1, 128)
-    ours, theirs = model["unet"](channels, t, context).sample, pipe.unet(channels, t, context).sample
-    assert (ours - theirs).abs().max() < 0.02 * ours.abs().max()
     pixels = torch.rand(2, 3, 64, 64) * 2 - 1
-    ours, theirs = model["encoder"](pixels), pipe.image_encoder(pixels)
-    assert ours.shape == (2, 1, 128) and (ours - theirs).abs().max() < 0.02 * ours.abs().max()
+    for pipe in (papers, shipping.shipped_inpainting(models)):
+        ours, theirs = model["unet"](channels, t, context).sample, pipe.unet(channels, t, context).sample
+        assert (ours - theirs).abs().max() < 0.02 * ours.abs().max()
+        ours, theirs = model["encoder"](pixels), pipe.image_encoder(pixels)
+        assert ours.shape == (2, 1, 128) and (ours - theirs).abs().max() < 0.02 * ours.abs().max()
     with safe_open(models / "inpaint_image_encoder" / "model.safetensors", "pt") as file:
         names = set(file.keys())
     assert {"uncond_vector", "proj_out.weight", "final_layer_norm.bias", "mapper.blocks.0.attn1.to_q.weight"} <= names
     assert "model.vision_model.encoder.layers.0.self_attn.q_proj.weight" in names
     assert max(path.stat().st_size for path in models.rglob("*.safetensors")) < 15_000_000
-
-
-@torch.no_grad()
-def test_the_paper_folder_loads_the_same_networks(trained):
-    from common.pipelines import is_picturebook
-    from image_inpaint.loading import load
-
-    models, model = trained
-    pipe = load(str(models), "cpu")
-    assert is_picturebook(pipe) and pipe.unet.config.in_channels == 9
-    assert list(pipe.feature_extractor.image_mean) == [0.5, 0.5, 0.5]
-    pixels = torch.rand(1, 3, 64, 64) * 2 - 1
-    ours, theirs = model["encoder"](pixels), pipe.image_encoder(pixels)
-    assert (ours - theirs).abs().max() < 0.02 * ours.abs().max()
 
 
 def test_the_check_measures_thing_background_and_seam(trained, monkeypatch):
