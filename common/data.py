@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from common.files import InputError, atomic_path, check_file_name, read_object, read_text, write_json, write_text
-from common.images import list_pictures
+from common.flags import check_prompt
+from common.images import list_pictures, load_image
 from common.masks import check_same_size
 
 # PIE-Bench's editing_type_id (Ju et al., PnP Inversion, ICLR 2024)
@@ -152,6 +152,8 @@ def _edit_item(folder: Path, key: str, entry: Any, border: int) -> EditItem:
         raise InputError("prompts, instruction and blended_word have to be text")
     if str(edit_type) not in EDIT_TYPES:
         raise InputError(f"editing_type_id is {edit_type!r}; 0 to 9 are known")
+    for text in (source, target, blended):
+        check_prompt(text, "a prompt")
     words = blended.split()[:2]  # "source target"; further words are ignored, as in the published runs
     if len(words) == 1:
         raise InputError(f"blended_word is {blended!r}; one word of the source and one of the target are needed")
@@ -166,8 +168,7 @@ def _edit_item(folder: Path, key: str, entry: Any, border: int) -> EditItem:
     path = _inside(folder / "annotation_images", image_path, "image_path")
     if not path.is_file():
         raise InputError(f"image_path names {path}, which is missing")
-    if (picture_size := _size_of(path)) is not None:
-        check_same_size("the mask (picture_size, 512x512 by default)", size, str(path), picture_size)
+    check_same_size("the mask (picture_size, 512x512 by default)", size, str(path), load_image(path).size[::-1])
     return EditItem(
         id=key,
         image_path=path,
@@ -181,16 +182,6 @@ def _edit_item(folder: Path, key: str, entry: Any, border: int) -> EditItem:
         border=border,
         extras=extras,
     )
-
-
-def _size_of(path: Path) -> tuple[int, int] | None:
-    """(height, width) of a picture as shown, from its header; None for what cannot be read, which is told later."""
-    try:
-        with Image.open(path) as picture:
-            turned = picture.getexif().get(0x0112, 1) > 4
-            return picture.size if turned else picture.size[::-1]
-    except Exception:
-        return None
 
 
 def _whole_numbers(values: Any) -> bool:
@@ -239,22 +230,34 @@ def read_subjects(
 
     The published list has the columns "subject_name,class" and nothing on who is alive: cats and dogs are. A third
     column "live" of 0 or 1 says so for other classes. `names` picks some, so that the rest need not be there. needed:
-    those whose pictures have to be there (all by default); the others come without any where they are not.
+    those whose pictures have to be there (all by default), and whole; the others come without any where they are not.
     """
     folder = Path(folder)
     listed, _ = _read_subject_file(folder)
-    wanted = list(listed if names is None else names)
+    wanted = list(dict.fromkeys(listed if names is None else names))
     needed = set(wanted if needed is None else needed)
     if unknown := {*wanted, *needed} - listed.keys():
         raise InputError(f"subjects {sorted(unknown)} are not in {folder}; there are {', '.join(listed)}")
     there = [name for name in wanted if name in needed or (folder / name).is_dir()]
     paths = {name: tuple(list_pictures(folder / name)) for name in there}
+    for path in (path for name in needed for path in paths[name]):
+        load_image(path)  # a damaged one is told of before anything is trained or written
     return [Subject(name, *listed[name], paths.get(name, ())) for name in wanted]
 
 
 def read_subject_prompts(folder: str | Path) -> dict[str, list[str]]:
-    """The prompt templates of folder/prompts_and_classes.txt, "a {0} {1} in the jungle", under "object" and "live"."""
-    return _read_subject_file(Path(folder))[1]
+    """The prompt templates of folder/prompts_and_classes.txt, "a {0} {1} in the jungle", under "object" and "live".
+
+    InputError where a kind of the listed subjects has none, or one names neither token nor class.
+    """
+    listed, prompts = _read_subject_file(Path(folder))
+    path = Path(folder) / "prompts_and_classes.txt"
+    for kind in {"live" if live else "object" for _, live in listed.values()}:
+        if not prompts[kind]:
+            raise InputError(f"{path} has no prompts for {kind} subjects, such as it lists")
+    if wrong := [text for of_kind in prompts.values() for text in of_kind if "{0}" not in text or "{1}" not in text]:
+        raise InputError(f"{path}: {wrong[0]!r} lacks {{0}} for the subject's token or {{1}} for its class")
+    return prompts
 
 
 def fill_prompt(template: str, token: str, class_name: str) -> str:
@@ -285,7 +288,10 @@ def _read_subject_file(folder: Path) -> tuple[dict[str, tuple[str, bool]], dict[
 def _literals(text: str) -> list[str]:
     """The quoted text in front of each .format( of a Python list; nothing is evaluated."""
     try:
-        return [ast.literal_eval(quoted) for quoted in re.findall(r"""^(["'].*["'])\.format\(""", text, re.MULTILINE)]
+        found = [ast.literal_eval(quoted) for quoted in re.findall(r"""^(["'].*["'])\.format\(""", text, re.MULTILINE)]
+        return [check_prompt(prompt, "prompts_and_classes.txt") for prompt in found]
+    except InputError:
+        raise
     except (ValueError, SyntaxError):
         raise InputError("prompts_and_classes.txt holds a prompt with a stray quotation mark or backslash") from None
 

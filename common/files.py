@@ -13,6 +13,7 @@ import platform
 import re
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,11 @@ def write_problem(problem: BaseException) -> str | None:
 
 
 # ---------------------------------------------------------------------------------------------------- whole or absent
+
+
+def locked(path: Path) -> FileLock:
+    """A context in which no other process changes this file or folder."""
+    return FileLock(path.with_name(f".{path.name}.lock"))
 
 
 def _here() -> str:
@@ -202,7 +208,7 @@ def write_once(path: str | Path, write: Callable[[Path], Any]) -> Path:
         return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_name(f".{path.name}.lock")):
+        with locked(path):
             if not path.is_file():
                 with atomic_path(path) as temporary:
                     write(temporary)
@@ -243,6 +249,17 @@ def write_json(path: str | Path, obj: Any, indent: int | None = 2) -> None:
     write_text(path, json.dumps(obj, indent=indent, ensure_ascii=False, default=_plain) + "\n")
 
 
+def parse_json(text: str) -> Any:
+    """What a JSON text says. ValueError for none, and for an object with a key twice: one value would be lost."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(found := dict(pairs)) < len(pairs):
+            raise ValueError(f"the key {Counter(name for name, _ in pairs).most_common(1)[0][0]!r} stands in it twice")
+        return found
+
+    return json.loads(text, object_pairs_hook=once)
+
+
 RUN_FILES = {"config.json", "metrics.json", "results.json", "cost.json"}  # of a run: each holds one object
 
 
@@ -250,7 +267,7 @@ def read_json(path: str | Path) -> Any:
     """Read a JSON file; InputError if it is missing, is not UTF-8 or is not JSON, or if a run's file is no object."""
     text = read_text(path)
     try:
-        found = json.loads(text)
+        found = parse_json(text)
     except (ValueError, RecursionError) as problem:
         raise InputError(f"{path} is not a JSON file: {problem}") from None
     return _object(path, found) if Path(path).name in RUN_FILES else found
@@ -271,7 +288,7 @@ def check_file_name(name: Any, what: str) -> str:
     """`name`, which will name output files; InputError unless it can, on every usual system."""
     if not isinstance(name, str) or not name.strip() or name in (".", ".."):
         raise InputError(f"{what} is {name!r}; a plain file name is needed")
-    if bad := re.search(r'[/\\"\x00-\x1f\ud800-\udfff]', name):  # the last are of names that are no UTF-8
+    if bad := re.search(r'[/\\"|\x00-\x1f\ud800-\udfff]', name):  # the last are of names that are no UTF-8
         raise InputError(f"{what} is {name!r}, and names files: it cannot hold {bad[0]!r}")
     if len(name.encode()) > 150:
         raise InputError(f"{what} has {len(name)} letters ({name[:20]!r}…), and names files: 150 bytes at most")
@@ -282,18 +299,15 @@ def check_file_name(name: Any, what: str) -> str:
 
 
 def append_row(path: str | Path, row: dict[str, Any]) -> None:
-    """Append one measured item to a JSON-lines file and force it to disk, one process at a time.
-
-    Keys that every row has (ROW_KEYS): paper, method, item, seed, metrics (name -> float), seconds, peak_memory_mb.
-    A torn last line, left by a run that was killed while it wrote, is cut off first.
-    """
+    """Append one measured item, with ROW_KEYS (metrics: name -> float), to a JSON-lines file and force it to disk, one
+    process at a time. A torn last line, left by a run that was killed while it wrote, is cut off first."""
     if missing := ROW_KEYS - row.keys():
         raise ValueError(f"a result row needs the keys {sorted(missing)}")
     path = Path(path)
     line = json.dumps(row, ensure_ascii=False, default=_plain).encode("utf-8", "backslashreplace") + b"\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_name(f".{path.name}.lock")), open(path, "ab+") as file:
+        with locked(path), open(path, "ab+") as file:
             file.seek(0)
             file.truncate(file.read().rfind(b"\n") + 1)
             file.write(line)
@@ -328,12 +342,6 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
             raise InputError(f"{path}, line {number} is not a result row: remove the line and run again")
         rows.append(row)
     return rows
-
-
-def run_rows(folder: str | Path) -> list[dict[str, Any]]:
-    """The rows in a run's folder, those of all its shards, each (method, item, seed) once."""
-    rows = [row for path in sorted(Path(folder).glob("rows*.jsonl")) for row in read_rows(path)]
-    return list({(row["method"], row["item"], row.get("seed")): row for row in rows}.values())
 
 
 def done_items(path: str | Path, method: str) -> set[str]:

@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from common.files import InputError, check_writable  # noqa: F401
 
@@ -35,33 +35,13 @@ def number(kind: type, low: float, high: float | None = None) -> Callable[[str],
     return parse
 
 
-class Shard(NamedTuple):
-    """The `index`-th, from 1, of `count` parts of a run, each for a process of its own."""
-
-    index: int = 1
-    count: int = 1
-
-    def __str__(self) -> str:
-        return f"{self.index}/{self.count}"
-
-    def of(self, things: Sequence) -> list:
-        """This part of them: every count-th."""
-        return list(things[self.index - 1 :: self.count])
-
-
-def shard(text: str) -> Shard:
-    """An argparse type: I/N, I from 1 to N."""
-    found = re.fullmatch(r"(\d+)/(\d+)", text)
-    if not found or not 1 <= int(found[1]) <= int(found[2]):
-        raise argparse.ArgumentTypeError(f"{text!r} is not I/N with I from 1 to N, such as 2/4")
-    return Shard(int(found[1]), int(found[2]))
-
-
 def check_arguments(args: argparse.Namespace) -> None:
     """What holds for a flag in every script that has it: the output folder can be written, the device is there,
     pictures are files, a model or encoders that are named as a folder are one. Raises InputError."""
     if not getattr(args, "print_config", False):
         if isinstance(folder := getattr(args, "output_dir", None), str):
+            if not folder.strip():
+                raise InputError("--output_dir is empty (a variable that is not set?); name a folder")
             check_writable(Path(folder))
         if isinstance(device := getattr(args, "device", None), str):
             check_device(device)
@@ -74,9 +54,32 @@ def check_arguments(args: argparse.Namespace) -> None:
         if name.endswith("model_name_or_path") and isinstance(value, str):
             if value[:1] in ("", ".", "/", "~", "-") and not Path(value).exists():
                 raise InputError(f"No folder {value} for --{name}; give a folder in diffusers layout, or a hub id")
+        if "prompt" in name or "words" in name:
+            for text in value if isinstance(value, list) else [value]:
+                check_prompt(text, f"--{name}")
     encoders = getattr(args, "metric_encoders", None)
     if isinstance(encoders, str) and "/" in encoders and not Path(encoders).is_dir():
         raise InputError(f"--metric_encoders {encoders} is no folder; give one, or a name that --help lists")
+
+
+# What an evaluation says itself to the trainings that it runs.
+OF_EVALUATIONS = {"pretrained_model_name_or_path", "instance_data_dir", "instance_prompt", "class_prompt", "seed",
+                  "output_dir", "resume_from_checkpoint", "device", "print_config", "stage", "tuning"}  # fmt: skip
+
+
+def check_handed_on(flag: str, words: Sequence[str]) -> None:
+    """Raises InputError for a flag, handed on by `flag` to every training, that would replace the evaluation's own."""
+    for word in words:
+        name = word.split("=")[0].strip("-").removeprefix("no-")
+        if word.startswith("--") and name in OF_EVALUATIONS:
+            raise InputError(f"{flag}: --{name} is said to each training by the evaluation itself; leave it out")
+
+
+def check_prompt(text: Any, what: str) -> Any:
+    """`text` itself. InputError for bytes that are no character and halves of one, which no tokenizer takes."""
+    if isinstance(text, str) and re.search("[\ud800-\udfff]", text):
+        raise InputError(f"{what} holds {text!a}, which is not all text: save it, or type it, as UTF-8")
+    return text
 
 
 def check_device(name: Any) -> None:
@@ -86,7 +89,7 @@ def check_device(name: Any) -> None:
     import torch
 
     try:
-        torch.empty(0, device=name)
+        torch.empty(1, device=name).item()  # of the device "meta" there are no values
     except (RuntimeError, AssertionError):  # torch was built without it, or there is no such thing
         gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
         raise InputError(f"There is no device {str(name)!r} here ({gpus} GPUs); leave it out, or take cpu") from None

@@ -39,13 +39,13 @@ from common.files import (  # noqa: F401  (a run's files, under one roof with th
     read_object,
     read_rows,
     read_text,
-    run_rows,
     write_json,
     write_once,
     write_problem,
     write_text,
 )
 from common.flags import check_arguments
+from common.shards import run_rows  # noqa: F401
 
 try:
     import resource
@@ -58,12 +58,28 @@ COSTS = ("inversion_seconds", "seconds", "peak_memory_mb")  # of a row, not of i
 # ---------------------------------------------------------------------------------------------------------- scripts
 
 
+_new_folders: list[Path] = []  # --output_dir of the scripts at work, where there was none
+# Of a run that has begun: what took time to make.
+MADE = ("rows*.jsonl", "metrics.json", "checkpoint-*", "*.safetensors", "class_pictures.json", "boxes_*.json",
+        "bench.json", "results.json", "tuning.json")  # fmt: skip
+
+
+def _leave_nothing(folders: list[Path]) -> None:
+    """Remove the new folders of runs that were refused before they had made anything."""
+    for folder in folders:
+        if not any(path for name in MADE for path in folder.rglob(name)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 class _Parser(argparse.ArgumentParser):
     def parse_args(self, args=None, namespace=None):
         namespace, unknown = self.parse_known_args(args, namespace)
         for name, value in vars(namespace).items():  # the shell leaves the ~ of --flag=~/x alone
             setattr(namespace, name, _home(value))
         check_arguments(namespace)
+        folder, shard = (getattr(namespace, name, None) for name in ("output_dir", "shard"))
+        if isinstance(folder, str) and not os.path.exists(folder) and (shard is None or shard.count == 1):
+            _new_folders.append(Path(folder))
         if unknown:
             wrong = next((word for word in unknown if word.startswith("-")), unknown[0]).split("=")[0]
             near = difflib.get_close_matches(wrong, self._option_string_actions, n=1)
@@ -88,22 +104,30 @@ def make_parser(description: str, **kwargs: Any) -> argparse.ArgumentParser:
 
 def script(main: Callable[..., int | None]) -> Callable[..., int | None]:
     """Decorator of every `main(argv=None)`: bad input, a full disk and too little memory become one line on stderr and
-    exit code 2, Ctrl-C 130."""
+    exit code 2, Ctrl-C 130. A run that is refused before it has made anything leaves no folder behind."""
 
     @functools.wraps(main)
     def wrapper(argv: list[str] | None = None) -> int | None:
         for stream in (sys.stdout, sys.stderr):  # names of files may be no text
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="backslashreplace")
+        before, code = len(_new_folders), None
         try:
             code = main(argv)
         except KeyboardInterrupt:
             code = 130
+        except SystemExit as stop:  # of the parser, or of a script that this one runs
+            code = stop.code
+            raise
         except Exception as problem:
             if not (said := _in_words(problem)):
                 raise
             print(f"error: {' '.join(said.split())}", file=sys.stderr)
             code = 2
+        finally:
+            if code == 2:
+                _leave_nothing(_new_folders[before:])
+            del _new_folders[before:]
         if code:
             raise SystemExit(code)
         return code
@@ -163,8 +187,10 @@ def provenance() -> dict[str, Any]:
 
 
 def write_config(output_dir: str | Path, args: argparse.Namespace | dict[str, Any], **extra: Any) -> None:
-    """Write config.json: every flag, then `extra` (what the flags resolved to), then provenance."""
+    """Write config.json: every flag but --shard (parts of a run share it), then `extra` (what the flags resolved to),
+    then provenance."""
     flags = vars(args) if isinstance(args, argparse.Namespace) else args
+    flags = {name: value for name, value in flags.items() if name != "shard"}
     write_json(Path(output_dir) / "config.json", {**flags, **extra, "provenance": provenance()})
 
 

@@ -23,7 +23,6 @@ import sys
 import time
 from pathlib import Path
 
-from common.flags import Shard, shard
 from common.runs import (
     InputError,
     cache_folder,
@@ -35,6 +34,7 @@ from common.runs import (
     write_json,
     write_text,
 )  # fmt: skip
+from common.shards import Shard, add_shard_flag
 from eval import freshness
 from eval.freshness import FRESH, ROOT, Experiment, digest, experiments, fingerprint, state
 
@@ -48,7 +48,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--list", action="store_true", help="every experiment and its state")
     add("--run", nargs="*", metavar="ID", help="run these if they are missing or stale; all of --tier without a name")
     add("--tier", type=int, choices=(1, 2), default=1, help="of --run without a name: 1, or 2 for everything")
-    add("--shard", type=shard, metavar="I/N", help="of --run: the I-th of N parts, for N processes; then once without")
+    add_shard_flag(parser, "items of what --run runs; then once without")
     add("--quick", nargs="*", metavar="ID", help="run with two items and two steps, and keep nothing")
     add("--render", action="store_true", help="fill the marked parts of every README")
     add("--check", action="store_true", help="fail if a README is not what --render would write")
@@ -65,7 +65,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         raise InputError("--import FOLDER and --as ID go together: the rows, and the experiment that they belong to")
     if args.imported and not Path(args.imported).is_dir():
         raise InputError(f"--import {args.imported} is no folder")
-    if args.shard and args.run is None:
+    if args.shard.count > 1 and args.run is None:
         raise InputError("--shard is for --run")
     asked = args.list or args.render or args.check or args.export or args.imported
     if not asked and args.run is None and args.quick is None:
@@ -76,7 +76,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 # ---------------------------------------------------------------------------------------------------------------- run
 
 
-def run(ids: list[str], output: Path, part: Shard | None) -> None:
+def run(ids: list[str], output: Path, part: Shard) -> None:
     """What is not fresh, one after the other. Where one fails the others go on; InputError says in the end which."""
     failed = []
     for name in ids:
@@ -93,13 +93,13 @@ def run(ids: list[str], output: Path, part: Shard | None) -> None:
         raise InputError(f"{', '.join(failed)} stopped; the same command goes on from here")
 
 
-def run_one(one: Experiment, output: Path, part: Shard | None) -> None:
+def run_one(one: Experiment, output: Path, part: Shard) -> None:
     """Run an experiment and keep its rows. The folder is named after what rows depend on, so that no row of another
     world is ever continued."""
     before, began = fingerprint(one), time.time()
     place = output / f"{one.id}-{digest(before)[:6]}"
-    start(one, place, ["--shard", str(part)] if part and one.shards else [])
-    if part:
+    start(one, place, ["--shard", str(part)] if part.count > 1 and one.shards else [])
+    if part.count > 1:
         return
     if fingerprint(one) != before:
         raise InputError(f"weights, drawing or settings changed while {one.id} ran: run it again")
@@ -121,7 +121,7 @@ def start(one: Experiment, output: Path, more: list[str]) -> None:
 
 def command_lines(one: Experiment, output: Path, more: list[str]) -> list[list[str]]:
     """The commands as they are started. more: further flags, such as those that make them short."""
-    return [[sys.executable, "-m", *shlex.split(command), *more, "--output_dir", str(output)]
+    return [[sys.executable, "-m", *shlex.split(command), "--output_dir", str(output), *more]
             for command in one.commands]  # fmt: skip
 
 
@@ -149,7 +149,7 @@ def write_rows(path: Path, rows: list[dict]) -> None:
 
 
 def gathered(file: Path) -> list[dict]:
-    """The rows of a run, of all its shards, each (method, item, seed) once. InputError if there are none."""
+    """The rows of a run, each (method, item, seed) once. InputError if there are none."""
     if not (rows := run_rows(file.parent)):
         raise InputError(f"{file} holds no rows")
     return rows
@@ -189,6 +189,8 @@ def listing() -> list[list[str]]:
 
 def import_rows(folder: Path, one: Experiment, label: str | None) -> Path:
     """Keep rows that were made elsewhere, with their provenance, beside the experiment's own."""
+    if not one.rows:
+        raise InputError(f"{one.id} keeps no rows, so that there are none to import")
     config, name = read_object(folder / "config.json"), folder.resolve().name
     file = folder / Path(one.rows).name
     rows = gathered(file if file.exists() else folder / one.rows)
@@ -197,6 +199,8 @@ def import_rows(folder: Path, one: Experiment, label: str | None) -> Path:
     made = ("pretrained_model_name_or_path", "dataset", "metric_encoders", "git_revision", "torch", "gpu")
     made_with = ", ".join(f"{key} {told[key]}" for key in made if told.get(key) is not None)
     target = freshness.RESULTS / "imported" / f"{one.id}--{name}.jsonl"
+    if target.exists() and read_object(target.with_suffix(".json")).get("config") != config:
+        raise InputError(f"{target} holds rows of another run in a folder of this name: rename the folder")
     write_rows(target, rows)
     write_json(target.with_suffix(".json"),
                {"experiment": one.id, "label": label or name, "made_with": made_with, "config": config})  # fmt: skip

@@ -5,15 +5,16 @@
     python -m image_inpaint.eval --figure 4               the ablation, drawn
     python -m image_inpaint.eval --storage                file sizes of low-rank updates of Stable Diffusion
 
-An interrupted run goes on where it stopped: start it again with the same flags.
+An interrupted run goes on where it stopped: start it again with the same flags. --shard 1/8 to 8/8 share a run.
 """
 
 import argparse
 import hashlib
 import json
+import shlex
 from pathlib import Path
 
-from common.flags import is_picturebook_folder, local_folder, number
+from common.flags import check_handed_on, is_picturebook_folder, local_folder, number
 from common.runs import (
     InputError,
     append_row,
@@ -26,12 +27,13 @@ from common.runs import (
     write_config,
     write_json,
 )  # fmt: skip
+from common.shards import add_shard_flag, all_done
 from image_inpaint import options
 from image_inpaint.reproduction.methods import DEFAULT, FIGURES, METHODS, REFERENCES, TABLES, Painter
 
 # Flags that change no row (or those of one method); of all others a folder knows one value.
 FREE = ("methods", "items", "table", "figure", "storage", "dreambooth", "output_dir", "device", "print_config",
-        "no_prior_model")  # fmt: skip
+        "no_prior_model", "shard")  # fmt: skip
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -58,6 +60,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--scenes", help="a folder of pictures <name>.png with holes <name>_mask.png; by default the picturebook's")
     add("--split", choices=("test", "validation"), default="test", help="of the picturebook; tune on validation only")
     add("--items", type=number(int, 1), default=12, help="pictures per method (the paper: 240 = 12 subjects x 20)")
+    add_shard_flag(parser, "subjects and methods")
     options.add_box_flags(parser)
     options.add_sampling_flags(parser)
     options.add_model_flags(parser, output_dir="outputs/image_inpaint_eval")
@@ -78,6 +81,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         raise InputError("--methods no_prior needs --no_prior_model, made by train.py --stage pretrain --prior none")
     if "3" in args.figure and not args.dreambooth:
         raise InputError("--figure 3 needs --dreambooth, a folder <subject>/*.png of DreamBooth's pictures")
+    check_training_flags(args)
     text_model = "picturebook" if on_picturebook else "stable-diffusion-v1-5/stable-diffusion-inpainting"
     args.text_model = args.text_model or text_model
     if args.text_guidance_scale is None:
@@ -86,6 +90,18 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args.metric_encoders = args.metric_encoders or ("picturebook" if on_picturebook else "paper")
     options.check_sampling(args)
     return args
+
+
+def check_training_flags(args: argparse.Namespace) -> None:
+    """Raises InputError for --training_flags that train.py refuses, before anything is paid for."""
+    try:
+        words = shlex.split(args.training_flags)
+    except ValueError as problem:
+        raise InputError(f"--training_flags {args.training_flags!r} cannot be read: {problem}") from None
+    check_handed_on("--training_flags", words)
+    if words:
+        model = ["--pretrained_model_name_or_path", args.pretrained_model_name_or_path]
+        options.parse_train([*model, *words, "--print_config"])
 
 
 def weights_of(name: str) -> str | None:
@@ -138,7 +154,8 @@ def keep_pictures(output: Path, item, method: str, picture) -> None:
 def run_all(args: argparse.Namespace, painter) -> tuple[list, list[dict]]:
     """Train, paint and score what is missing of args.methods; one row per picture and method.
 
-    painter: what trains and paints these methods, a methods.Painter or its like. Returns all items and their rows.
+    painter: what trains and paints these methods, a methods.Painter or its like. Returns all items and their rows; no
+    rows for a shard that ends before others.
     """
     from tqdm import tqdm
 
@@ -150,14 +167,16 @@ def run_all(args: argparse.Namespace, painter) -> tuple[list, list[dict]]:
     output = Path(args.output_dir)
     rows = output / "rows.jsonl"
     done = {method: done_items(rows, method) for method in args.methods}
+    mine = args.shard.of([(subject.name, method) for subject in subjects for method in args.methods])
     for subject in tqdm(subjects, "subjects", disable=None):
         own = [item for item in items if item.subject == subject.name]
-        missing = {method: [item for item in own if item.id not in done[method]] for method in args.methods}
+        missing = {method: [item for item in own if item.id not in done[method]]
+                   for method in args.methods if (subject.name, method) in mine}  # fmt: skip
         if not any(missing.values()):
             continue
         eyes = load_eyes(args.metric_encoders, args.device)
         scale = anchors(subject, items, eyes)
-        for method in [method for method in args.methods if missing[method]]:
+        for method in [method for method in missing if missing[method]]:
             weights, about = painter.train(method, subject)
             with measure() as cost:
                 painted = painter.paint(method, weights, missing[method], subject)
@@ -170,7 +189,10 @@ def run_all(args: argparse.Namespace, painter) -> tuple[list, list[dict]]:
                     "seconds": cost.seconds / len(painted), "peak_memory_mb": cost.peak_memory_mb,
                 })  # fmt: skip
     known = {item.id for item in items}
-    return items, [row for row in read_rows(rows) if row["item"] in known]
+    wanted = [(method, item.id, args.seed) for subject in subjects for method in args.methods
+              for item in items if item.subject == subject.name]  # fmt: skip
+    found = read_rows(rows) if all_done(rows, wanted, args.shard) else []
+    return items, [row for row in found if row["item"] in known]
 
 
 def sets_of(args: argparse.Namespace, items: list) -> dict[str, dict]:
@@ -245,7 +267,8 @@ def main(argv: list[str] | None = None) -> None:
         print(table())
         return
     items, rows = run_all(args, Painter(args))
-    report(args, items, [row for row in rows if row["method"] in args.methods])
+    if rows:
+        report(args, items, [row for row in rows if row["method"] in args.methods])
 
 
 if __name__ == "__main__":

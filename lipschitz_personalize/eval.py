@@ -3,7 +3,9 @@
     python -m lipschitz_personalize.eval --table 1                  # own rows inside the whole published table
     python -m lipschitz_personalize.eval --figure 2 4 5 --drift     # lambda against drift and scores
 
+
 Without arguments: DreamBooth, plain, with prior preservation and with the penalty, on one picturebook subject.
+An interrupted run goes on where it stopped: start it again with the same flags. --shard 1/8 to 8/8 share a run.
 """
 
 import argparse
@@ -11,8 +13,9 @@ import json
 from pathlib import Path
 
 from common.files import InputError, append_row, read_rows, write_json
-from common.flags import is_picturebook_folder, number, weights_of
+from common.flags import check_handed_on, is_picturebook_folder, number, weights_of
 from common.runs import joined_config, make_parser, script, write_config
+from common.shards import add_shard_flag, all_done
 from lipschitz_personalize import options
 from lipschitz_personalize.reproduction import plan
 
@@ -43,12 +46,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--metric_encoders", help="picturebook, or a folder with clip-vit-base-patch32/ and dino-vits16/, and for "
         "the FID inception-2015-12-05.pt; by default the picturebook's for the picturebook, the published ones for "
         "other models")  # fmt: skip
+    add_shard_flag(parser, "trainings")
     add("--keep_weights", action="store_true", help="keep every training's weights")
     add("--output_dir", default="outputs/lipschitz_personalize/eval", help="folder for results; what is done is kept")
     add("--device", choices=("cpu", "cuda"), help="a GPU if there is one by default")
     add("--print_config", action="store_true", help="print what every training resolves to, and stop")
     add("--train_args", nargs=argparse.REMAINDER, default=[], help="everything after it goes to every training")
     args = parser.parse_args(argv)
+    check_handed_on("--train_args", args.train_args)
+    args.seeds = list(dict.fromkeys(args.seeds))
     if args.full:
         args.prompts, args.num_images = 10**6, 4
     on_picturebook = is_picturebook_folder(args.pretrained_model_name_or_path)
@@ -92,7 +98,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.print_config:
         print(json.dumps({**vars(args), "methods": settings}, indent=2))
         return
-    if 1 in args.figure:
+    if 1 in args.figure and args.shard.index == 1:
         from lipschitz_personalize.reproduction import toy
 
         toy.main(["--output_dir", str(output / "figure_1")])
@@ -109,15 +115,17 @@ def main(argv: list[str] | None = None) -> None:
     done = {(row["method"], row["item"]) for row in read_rows(output / "rows.jsonl")}
     items = [(name, subject, seed) for subject in bench.subjects for seed in args.seeds for name in names]
     kept, last = {}, None
-    for name, subject, seed in tqdm(items, "trainings", disable=None):
+    for name, subject, seed in tqdm(args.shard.of(items), "trainings", disable=None):
         if (subject.class_name, seed) != last:  # the base's pictures for drift are the same for all methods
             kept, last = {}, (subject.class_name, seed)
         if (name, f"{subject.name}/{seed}") not in done:
             append_row(output / "rows.jsonl", run_item(args, bench, name, subject, seed, kept))
         if not args.keep_weights:
             drop_weights(folder_of(args, name, subject, seed))
-    at_hand = {(name, f"{subject.name}/{seed}") for name, subject, seed in items}
-    rows = [row for row in read_rows(output / "rows.jsonl") if (row["method"], row["item"]) in at_hand]
+    at_hand = [(name, f"{subject.name}/{seed}", seed) for name, subject, seed in items]
+    if not all_done(output / "rows.jsonl", at_hand, args.shard):
+        return
+    rows = [row for row in read_rows(output / "rows.jsonl") if (row["method"], row["item"], row.get("seed")) in at_hand]
     report(args, rows)
     figures.draw(args, names, rows, bench, picture_path)
     print(f"{len(rows)} rows; everything in {output}, pictures in {output / 'grid.png'}")

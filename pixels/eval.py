@@ -4,7 +4,7 @@
     python -m pixels.eval --figure 7
 
 An interrupted run goes on where it stopped: start it again with the same flags. Large runs are shared among processes:
---shard 1/8 to --shard 8/8, each with the same flags, then once without --shard for the tables.
+--shard 1/8 to --shard 8/8, each with the same flags; the last one makes the tables.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from common.flags import shard, weights_of
+from common.flags import weights_of
 from common.runs import (
     InputError,
     append_row,
@@ -24,6 +24,7 @@ from common.runs import (
     write_config,
     write_json,
 )
+from common.shards import add_shard_flag, all_done
 from pixels import options
 
 # Keys of baselines.TRUE and baselines.METHODS, which are heavy to import; the first six are reference rows.
@@ -60,7 +61,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--methods", nargs="+", choices=METHOD_NAMES,
         help="each is run; by default those that the table or figure needs")  # fmt: skip
     add("--limit", type=options.number(int, 1), help="take only so many items")
-    add("--shard", type=shard, metavar="I/N", help="take only the I-th of N parts of the pairs, for N processes")
+    add_shard_flag(parser, "pairs")
     add("--metric_encoders", help="picturebook; paper: CLIP ViT-B/32, LPIPS, and for FID also Inception; or a folder "
         "with copies of these; default: by the model")  # fmt: skip
     add("--prompts", nargs="+", help="of --figure 5")
@@ -127,42 +128,44 @@ def main(argv: list[str] | None = None) -> None:
         return
     config = config_of(output, args)
     from pixels.reproduction.pairs import find_pairs
-    from pixels.reproduction.scoring import load_bench
+    from pixels.reproduction.scoring import load_bench, load_pair
 
     pairs = find_pairs(args.dataset, args.split, args.full, args.map_white, args.limit)
     bench = load_bench(args)
+    for pair in pairs:  # what is refused is refused before anything is written
+        load_pair(pair, bench.size)
     write_config(output, config, sampling=asdict(bench.sampling), surgery=asdict(bench.surgery))
     if args.lemma or (args.figure and args.figure not in ("4", "7", "10")):
         from pixels.reproduction.figures import FIGURES
         from pixels.reproduction.lemma import lemma
 
-        (lemma if args.lemma else FIGURES[args.figure])(bench, pairs)
+        if args.shard.index == 1:  # there are no rows of these to share
+            (lemma if args.lemma else FIGURES[args.figure])(bench, pairs)
         return
-    run_all(bench, pairs)
-    if not args.shard:
+    if run_all(bench, pairs):
         report(bench, pairs)
 
 
-def run_all(bench, pairs: list, name: str = "rows.jsonl") -> None:
-    """Every method on every pair that has no row yet; rows go to output/<name>, or to a file of the shard's own."""
+def run_all(bench, pairs: list, name: str = "rows.jsonl") -> bool:
+    """Every method on every pair of the shard that has no row yet; rows go to output/<name>. Whether all are there."""
     from tqdm import tqdm
 
     from common.images import save_png
     from pixels.reproduction.scoring import run_item
 
     args, output = bench.args, bench.output
-    mine = args.shard.of(pairs) if args.shard else pairs
-    rows = output / (f"rows-{args.shard.index}of{args.shard.count}.jsonl" if args.shard else name)
-    done = {(row["item"], row["method"]) for row in run_rows(output)}
-    for pair in tqdm(mine, "items", disable=None):
-        for method in args.methods:
-            if (pair.id, method) in done or (method in OF_TRUTH and not pair.truth):
+    rows, done = output / name, {(row["method"], row["item"]) for row in run_rows(output)}
+    methods = {pair.id: [one for one in args.methods if pair.truth or one not in OF_TRUTH] for pair in pairs}
+    for pair in tqdm(args.shard.of(pairs), "items", disable=None):
+        for method in methods[pair.id]:
+            if (method, pair.id) in done:
                 continue
             row, pictures = run_item(bench, pair, method)
             place = output / "pictures" / pair.id
             for name, picture in pictures.items():
                 save_png(place / f"{method if name == 'edited' else name}.png", picture)
             append_row(rows, row)
+    return all_done(rows, [(method, pair.id, args.seed) for pair in pairs for method in methods[pair.id]], args.shard)
 
 
 def report(bench, pairs: list) -> None:

@@ -4,7 +4,7 @@
     python -m spdinv.eval --table 1                           all rows of Table 1
     python -m spdinv.eval --experiment noise_gap              what the paper argues beside its tables
 
-An interrupted run goes on where it stopped: start it again with the same flags.
+An interrupted run goes on where it stopped: start it again with the same flags. --shard 1/8 to 8/8 share a run.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from common.runs import (
     write_config,
     write_json,
 )
+from common.shards import add_shard_flag, all_done
 from common.tables import published_table
 from spdinv import options, presets
 from spdinv.engines import ENGINES
@@ -57,6 +58,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--edit_types", nargs="+", choices=list("0123456789"), help="PIE-Bench edit types; all by default, and 0 for "
         "table 3, as published")  # fmt: skip
     add("--limit", type=number(int, 1), help="take only so many items")
+    add_shard_flag(parser, "items")
     add("--table", choices=TABLES, help="run the rows of this table of the paper, and print them inside it")
     add("--presets", nargs="+", choices=presets.PRESETS, help="run under each of these in place of --preset; of a "
         "table, only rows with the paper's own inversion: no other was published with extras")  # fmt: skip
@@ -171,13 +173,14 @@ def main(argv: list[str] | None = None) -> None:
     if args.experiment:
         experiment = importlib.import_module(f"spdinv.reproduction.experiments.{args.experiment}")
         results = experiment.run(Task(args, methods, pipe, resolution, items, encoders, output))
-        write_json(output / "results.json", results)
-        print(f"{len(items)} pictures; everything in {output}")
+        if results:
+            write_json(output / "results.json", results)
+            print(f"{len(items)} pictures; everything in {output}")
         return
     bench = Bench(pipe, encoders, folder, resolution, args.seed)
     draws = baselines.load(args, pipe, elite) if others else {}
     done = {name: done_items(output / "rows.jsonl", name) for name in methods | others}
-    for item in tqdm(items, "items", disable=None):
+    for item in tqdm(args.shard.of(items), "items", disable=None):
         if elite and not args.reference_image_path:
             add_subject(pipe, elite, load_image(item.image_path), words_of(args))
         inverted: dict = {}
@@ -192,7 +195,9 @@ def main(argv: list[str] | None = None) -> None:
             for shown, picture in pictures.items():
                 save_png(output / "pictures" / item.id / f"{files[shown]}.png", picture)
             append_row(output / "rows.jsonl", row)
-    report(args, items, list(methods | others), "picturebook" if args.dataset == "picturebook" else folder.name)
+    wanted = [(name, item.id, args.seed) for item in items for name in methods | others]
+    if all_done(output / "rows.jsonl", wanted, args.shard):
+        report(args, items, list(methods | others), "picturebook" if args.dataset == "picturebook" else folder.name)
 
 
 def report(args: argparse.Namespace, items: list, methods: list[str], dataset: str) -> None:

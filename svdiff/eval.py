@@ -4,7 +4,7 @@
     python -m svdiff.eval --figure 5 6 7         trains what is missing, draws, scores, judges the claims
     python -m svdiff.eval --figure study         the user study of Sec. 4.2 as a page to fill in
 
-An interrupted run goes on where it stopped: start it again with the same flags.
+An interrupted run goes on where it stopped: start it again with the same flags. --shard 1/8 to 8/8 share a run.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+from common.files import locked
 from common.flags import is_picturebook_folder, number
 from common.runs import (
     InputError,
@@ -24,6 +25,7 @@ from common.runs import (
     write_config,
     write_json,
 )  # fmt: skip
+from common.shards import add_shard_flag
 from svdiff import options
 from svdiff.reproduction import FIGURES, folder_name
 
@@ -73,6 +75,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     options.add_sampling_flags(parser)
     add("--answers", nargs="+", metavar="FILE", help="answers to the user study's page, to be counted")
     add("--metric_encoders", help="picturebook, pie, or a folder; by default those that suit the model")
+    add_shard_flag(parser, "lines of a figure")
     add("--output_dir", default="outputs/svdiff_eval", help="folder for trainings, pictures, rows, results.json")
     add("--seed", type=number(int, 0, 2**31), default=0, help="of trainings, and of the first picture")
     add("--device", choices=("cpu", "cuda"), help="a GPU if there is one by default")
@@ -177,10 +180,16 @@ def main(argv: list[str] | None = None) -> None:
         return
     study = open_study(args)
     write_config(output, args)
-    results = read_json(output / "results.json") if (output / "results.json").is_file() else {}
+    from svdiff.reproduction.study import Unfinished
+
     for name in args.figure:
-        results[name] = run_figure(study, name)
-        write_json(output / "results.json", results)
+        try:
+            found = run_figure(study, name)
+        except Unfinished:
+            continue
+        with locked(output / "results.json"):
+            results = read_json(output / "results.json") if (output / "results.json").is_file() else {}
+            write_json(output / "results.json", {**results, name: found})
     print(json.dumps({name: str(output / folder_name(name)) for name in args.figure}))
 
 

@@ -10,7 +10,7 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any
 
-from common.flags import is_picturebook_folder, number
+from common.flags import check_prompt, is_picturebook_folder, number
 from common.runs import InputError, cache_folder, read_json
 
 OUTPUT_DIR = "outputs/svdiff"  # of the training, where infer looks when it is not told
@@ -64,6 +64,8 @@ def read_concepts(path: str, prior: bool) -> list[Concept]:
             raise InputError(f"{where}: there is no {unknown[0]}; known are {', '.join(known)}")
         if wrong := [name for name, value in entry.items() if not isinstance(value, str | None)]:
             raise InputError(f"{where}: {wrong[0]} has to be text")
+        for name in ("instance_prompt", "class_prompt"):
+            check_prompt(entry.get(name), f"{where}: {name}")
         if missing := [name for name in wanted if not (entry.get(name) or "").strip()]:
             raise InputError(f"{where}: {missing[0]} is missing")
         if not Path(entry["instance_data_dir"]).is_dir():
@@ -94,7 +96,7 @@ def add_svdiff_flags(parser: argparse.ArgumentParser) -> None:
     add("--parameter_subset", choices=SUBSET_NAMES, default="UNet", help="of the UNet's weights (Table 1)")
     add("--train_text_encoder", action=argparse.BooleanOptionalAction, help="tune the text encoder too, embeddings "
         "included (in the paper's 1.7 MB); the default, but for lora")  # fmt: skip
-    add("--rank", type=number(int, 1), default=4, help="of --parameter_space lora")
+    add("--rank", type=number(int, 1, 1024), default=4, help="of --parameter_space lora")
     add("--basis_dir", help="where singular bases are kept; outputs/spectral_basis of the project by default")
     add = parser.add_argument_group("one picture, many subjects").add_argument
     add("--subject", default=PICTUREBOOK_SUBJECT, help="of the picturebook's validation split, where no pictures are "

@@ -139,7 +139,7 @@ def test_output_folders_that_cannot_be(script, parsers, capsys, tmp_path):
         pytest.skip("writes no folder")
     (tmp_path / "file").write_text("mine")
     needed = needed_by(parsers[script])
-    for place in (tmp_path / "file", tmp_path / "file" / "inside", "/proc/none/such", "a\0b", "x" * 300):
+    for place in (tmp_path / "file", tmp_path / "file" / "inside", "/proc/none/such", "a\0b", "x" * 300, ""):
         problem, said = refusal(script, [*needed, f"--output_dir={place}"], capsys)
         assert problem is None and "--output_dir" in said, (place, problem, said)
     assert (tmp_path / "file").read_text() == "mine"
@@ -149,9 +149,18 @@ def test_output_folders_that_cannot_be(script, parsers, capsys, tmp_path):
 def test_devices_that_are_not_there(script, parsers, capsys):
     if not any("--device" in action.option_strings for action in flags_of(parsers[script])):
         pytest.skip("has no device")
-    for device in ("abacus", "cuda:99", *(() if torch.cuda.is_available() else ("cuda",))):
+    for device in ("abacus", "cuda:99", "meta", *(() if torch.cuda.is_available() else ("cuda",))):
         problem, said = refusal(script, [*needed_by(parsers[script]), "--device", device], capsys)
         assert problem is None and ("device" in said), (device, problem, said)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_prompts_that_are_not_all_text(script, parsers, capsys):
+    """Bytes of another encoding on the command line, which Python hands on as halves of characters."""
+    for action in flags_of(parsers[script]):
+        if "prompt" in action.dest and action.nargs != 0 and action.type is None:
+            problem, said = refusal(script, [*needed_by(parsers[script]), action.option_strings[0], "a \udcff"], capsys)
+            assert problem is None and "not all text" in said, (action.dest, problem, said)
 
 
 # Flags that name what is read. What they name is not there.

@@ -20,7 +20,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SHARED = {"pixels.eval": (1, 2, 3)}  # evaluations with --shard: into how many parts
+SHARED = {  # evaluations that take --shard: with which flags beside those of tests.kills
+    "pixels.eval": [], "spdinv.eval": [], "lipschitz.eval": [], "image_inpaint.eval": [],
+    "svdiff.eval": ["--figure", "7", "--items_dir", "../data/bench", "--items", "2"],
+}  # fmt: skip
 TWICE = {  # trainings: on how many processes
     "svdiff.shifts": 2, "svdiff.lora": 3, "svdiff.full": 2, "lipschitz.full": 3, "lipschitz.prior": 2,
     "lipschitz.custom_diffusion": 2, "image_inpaint.lora": 2, "image_inpaint.full": 2, "textual_inversion": 2, "oft": 2,
@@ -68,16 +71,16 @@ def trained(name: str, count: int, place: Path) -> dict[str, str]:
 
 
 def scored(name: str, count: int, place: Path) -> dict[str, str]:
-    """What an evaluation in `count` shards, and then once without, leaves; its rows by what they are of."""
-    from tests.kills import RUNS, read_rows, state_of, without_costs
+    """What an evaluation in `count` shards leaves: two are told by --shard, three by torchrun."""
+    from tests.kills import RUNS, state_of
 
     script, words = RUNS[name]
-    main = import_module(script).main
-    if count > 1:
-        together([(main, [*words, "--shard", f"{part}/{count}"]) for part in range(1, count + 1)], place)
-    together([(main, words)], place)
-    rows = [repr(without_costs(row)) for path in (place / "out").glob("rows*.jsonl") for row in read_rows(path)]
-    return {"rows": repr(sorted(rows))} | {key: value for key, value in state_of(place).items() if "rows" not in key}
+    words, main = [*words, *SHARED[name]], import_module(script).main
+    if count == 2:
+        together([(main, ["--shard", f"{part}/2", *words]) for part in (1, 2)], place)
+    else:
+        together([(ranked(main, rank, count, 0), words) for rank in range(count)], place)
+    return state_of(place)
 
 
 def main(names: list[str]) -> int:
@@ -90,13 +93,13 @@ def main(names: list[str]) -> int:
             kills.write_data(Path(root))
         kills.shorten()
         for name in names or [*TWICE, *SHARED]:
-            made = [scored(name, count, Path(root) / f"{name}.{count}") for count in SHARED.get(name, ())]
+            made = [scored(name, count, Path(root) / f"{name}.{count}") for count in (1, 2, 3) if name in SHARED]
             made += [trained(name, TWICE[name], Path(root) / f"{name}.{time}") for time in range(2 * (name in TWICE))]
             keys = {key for one in made for key in one}
             differing = sorted(key for key in keys if len({one.get(key) for one in made}) > 1)
             wrong += bool(differing)
-            counts = SHARED.get(name) or TWICE[name]
-            print(f"{name:28} {counts} processes: {differing or f'equal in {len(made[0])} files'}", flush=True)
+            end = differing or f"equal in {len(made[0])} files"
+            print(f"{name:28} {TWICE.get(name, '1, 2, 3')} processes: {end}", flush=True)
     return int(bool(wrong))
 
 

@@ -134,6 +134,7 @@ def run(args: argparse.Namespace) -> Track | None:
     args: the flags of eval.compare. InputError for input that pixels.eval refuses.
     """
     from pixels.reproduction.pairs import find_pairs
+    from pixels.reproduction.scoring import load_pair
 
     pairs = find_pairs(args.dataset, limit=args.items)
     if not pairs:
@@ -150,7 +151,10 @@ def run(args: argparse.Namespace) -> Track | None:
         own = own_settings(options.is_picturebook_folder(settings.pretrained_model_name_or_path), args.dataset)
         bench = make_bench(settings, own)
         resolved = {name: {**asdict(bench.sampling), **asdict(bench.surgery), **own.get(name, {})} for name in methods}
-        write_config(output, pixels_eval.config_of(output, settings, methods=resolved))
+        config = pixels_eval.config_of(output, settings, methods=resolved)
+        for pair in pairs:  # what is refused is refused before anything is written
+            load_pair(pair, bench.size)
+        write_config(output, config)
         pixels_eval.run_all(bench, pairs)
     rows = [row for row in read_rows(output / "rows.jsonl") if row["item"] in wanted and row["method"] in methods]
     whole = "python -m eval.compare --tracks exemplar_editing --items " + str(args.items)

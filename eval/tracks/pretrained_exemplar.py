@@ -12,6 +12,7 @@ from pathlib import Path
 
 from common.flags import number
 from common.runs import InputError, make_parser, script
+from common.shards import Shard
 
 METHODS = ("paint_by_example", "ip_adapter", "versatile_diffusion")  # of eval.baselines.exemplar_pipelines
 
@@ -31,7 +32,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if not args.dataset or not Path(args.dataset).is_dir():
         raise InputError(f"--dataset {args.dataset} is no folder; python -m pixels.eval --pairs writes one")
-    args.shard = None
+    args.shard = Shard()
     return args
 
 

@@ -8,11 +8,11 @@ interrupted run goes on.
 """
 
 import argparse
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from common.flags import number
-from common.runs import script
+from common.runs import joined_config, script, write_config
 from eval.tracks import exemplar_editing
 from eval.tracks.track import given
 from eval.tuning.tuner import Setting, grid, label, least, make_tuning_parser, measured, tune, write_tuned
@@ -51,6 +51,8 @@ def main(argv: list[str] | None = None) -> None:
     output = Path(args.output_dir) / args.dataset
     settings = pixels_eval.parse(given(args, "device", "num_inference_steps", output_dir=output))
     bench = exemplar_editing.make_bench(settings, exemplar_editing.own_settings(on_picturebook=False))
+    told = {"weights": settings.weights, "sampling": asdict(bench.sampling)}
+    write_config(output, joined_config(output, vars(args) | told, told))
     pairs = {pair.id: pair for pair in find_pairs(args.dataset, "validation", limit=args.items)}
 
     def rows_of(method: str, setting: Setting) -> list[dict]:

@@ -1,7 +1,7 @@
 """Tune every method of the arena on the picturebook's validation subjects, six settings for each.
 
     python -m eval.tuning.personalization
-    python -m eval.tuning.personalization --shard 1/4 & … --shard 4/4        then once more without --shard
+    python -m eval.tuning.personalization --shard 1/4 & … --shard 4/4        the last one writes the file
 
 Writes eval/tuning/personalization.toml, to be committed before the test subjects are run. An interrupted run goes on.
 The score is the harmonic mean of two shares: of the way that DINO goes from the base model's pictures to the real ones,
@@ -12,8 +12,9 @@ import argparse
 import shutil
 from statistics import harmonic_mean
 
-from common.flags import Shard, as_flags, number, shard
+from common.flags import as_flags, number
 from common.runs import progress, run_rows, script
+from common.shards import add_shard_flag, all_done
 from eval.tracks.personalization import options
 from eval.tracks.personalization.methods import TRAINED
 from eval.tuning.tuner import Setting, grid, label, make_tuning_parser, measured, tune, write_tuned
@@ -27,7 +28,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--limit", type=number(int, 1), default=2, help="validation subjects")
     add("--images_per_prompt", type=number(int, 1, 1000), default=1, help="pictures")
     add("--num_inference_steps", type=number(int, 1, 1000), help="of sampling; the arena's by default")
-    add("--shard", type=shard, metavar="I/N", help="take only the I-th of N parts of the settings, for N processes")
+    add_shard_flag(parser, "settings")
     return parser.parse_args(argv)
 
 
@@ -43,7 +44,8 @@ def score(row: dict, base: dict, real: dict) -> float:
 
 def arena_flags(args: argparse.Namespace) -> list[str]:
     """The arena's command line for the methods as they are, on validation subjects."""
-    own = {"split": "validation", "methods": ["base", *args.methods], "curves": [], "follow": None}
+    own = {"split": "validation", "methods": ["base", *args.methods], "curves": [], "follow": None,
+           "shard": str(args.shard)}  # fmt: skip
     return as_flags(vars(args) | own)
 
 
@@ -57,7 +59,7 @@ def main(argv: list[str] | None = None) -> None:
     from eval.tracks.personalization import scoring, variants
 
     arena, subjects = arenas.prepare(settings, tuned={})
-    shared, mine = arena.settings, args.shard or Shard()
+    shared, mine = arena.settings, args.shard
     if mine.index == 1:
         arena.variants = [variants.Variant("base", "base")]
         for subject in subjects:
@@ -76,12 +78,14 @@ def main(argv: list[str] | None = None) -> None:
 
         return measured(arena.rows, variant.name, {subject.name: subject for subject in own}, run)
 
-    if args.shard:
+    if mine.count > 1:
         wanted = [(method, setting, [one]) for method in args.methods for setting in GRIDS[method] for one in subjects]
         for one in progress(mine.of(wanted), "settings"):
             rows_of(*one)
-        print(f"shard {args.shard} is done; start without --shard for the settings when all are")
-        return
+        keys = [(name, one.name, 0) for name in (arenas.REAL, "base") for one in subjects]
+        keys += [(label(method, setting), own[0].name, 0) for method, setting, own in wanted]
+        if not all_done(arena.rows, keys, mine):
+            return
     known = {(row["method"], row["item"]): row for row in run_rows(arena.output)}
     balance = lambda row: score(row, known["base", row["item"]], known["real", row["item"]])  # noqa: E731
     found = tune({method: GRIDS[method] for method in args.methods}, rows_of, balance, args.follow)

@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 from common.flags import number
-from common.runs import script
+from common.runs import joined_config, script, write_config
 from eval.tracks.track import given
 from eval.tuning.tuner import Setting, grid, label, least, make_tuning_parser, measured, tune
 
@@ -57,6 +57,8 @@ def main(argv: list[str] | None = None) -> None:
     folder = find_dataset(settings)
     pipe, resolution, _ = load(settings)
     bench = Bench(pipe, load_encoders(settings.metric_encoders, args.device), folder, resolution)
+    args.weights = settings.weights
+    write_config(args.output_dir, joined_config(args.output_dir, vars(args), ["weights"]))
     items = {item.id: item for item in read_items(folder, settings)}
 
     def rows_of(name: str, setting: Setting) -> list[dict]:

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from common.data import read_subjects
+from common.files import check_file_name
 from common.images import list_pictures, load_image
 from common.masks import load_mask
 from common.runs import InputError, read_object
@@ -129,18 +130,26 @@ def folder_subjects(args: argparse.Namespace) -> list[Subject]:
     if not places:
         raise InputError(f"--subjects {args.subjects} holds no folders; one folder of photographs per subject is "
                          "needed")  # fmt: skip
+    for place in places:
+        check_file_name(place.name, f"a subject of {args.subjects}")
     return [read_subject(place, place.name.rstrip("0123456789"), args.boxes, args) for place in places]
 
 
 def folder_rooms(folder: Path) -> list[tuple[str, Image.Image, Tensor]]:
     """Name, picture and hole of scenes <name>.* with masks <name>_mask.*, white = fill, of equal size."""
-    paths = {path.stem: path for path in list_pictures(folder)}
+    paths: dict[str, Path] = {}
+    for path in list_pictures(folder):
+        if (other := paths.setdefault(path.stem, path)) != path:
+            raise InputError(f"{folder} holds {other.name} and {path.name}, and one of them is meant: remove the other")
     rooms = []
     for name, path in paths.items():
         if name.endswith("_mask"):
+            if name.removesuffix("_mask") not in paths:
+                raise InputError(f"{path} is a mask without its picture; put it beside, or remove the mask")
             continue
         if f"{name}_mask" not in paths:
             raise InputError(f"{path} has no mask; put {name}_mask.png, white where to fill, beside it")
+        check_file_name(name, f"a scene of {folder}")
         picture = load_image(path)
         rooms.append((name, picture, load_mask(paths[f"{name}_mask"], picture=picture)))
     if not rooms:

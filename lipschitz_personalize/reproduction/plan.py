@@ -6,7 +6,7 @@ A name is the method's, and after @ what departs from its own settings: dreamboo
 import argparse
 from typing import Any
 
-from common.flags import as_flags, is_picturebook_folder
+from common.flags import as_flags, check_handed_on, is_picturebook_folder
 from common.runs import InputError
 from common.tables import published_table
 from lipschitz_personalize import options
@@ -46,6 +46,7 @@ def settings_of(name: str, model: str) -> dict[str, Any]:
     method, _, changes = name.partition("@")
     if method not in METHODS:
         raise InputError(f"there is no method {method!r}; take one of {', '.join(METHODS)}")
+    check_handed_on(f"--methods {name}", [f"--{change}" for change in changes.split(",")])
     changed = (change.partition("=") for change in filter(None, changes.split(",")))
     return with_recipe(METHODS[method], model) | {key: value if equals else True for key, equals, value in changed}
 
@@ -91,7 +92,7 @@ def lambda_sweep(model: str) -> list[str]:
 def wanted(args: argparse.Namespace) -> list[str]:
     """The methods that the flags of lipschitz_personalize.eval ask for."""
     if args.methods:
-        return args.methods
+        return list(dict.fromkeys(args.methods))
     names: list[str] = []
     if args.table:
         rows = published_table("lipschitz_personalize", args.table)["rows"]

@@ -15,6 +15,7 @@ from PIL import Image
 
 from common.data import of_each_kind, read_pie_bench
 from common.files import check_file_name
+from common.flags import check_prompt
 from common.images import is_picture, list_pictures, save_png
 from common.runs import InputError, read_json, write_json
 from pixels.edit_map import from_mask, gradient
@@ -83,7 +84,8 @@ def read_pairs(folder: str | Path, white: str = "keep", limit: int | None = None
         try:
             name, source = str(entry["name"]), existing(folder, entry["source"])
             exemplars, maps = (tuple(existing(folder, path) for path in entry[k]) for k in ("exemplars", "edit_maps"))
-            more = {"prompt": str(entry.get("prompt") or ""), "any_map": bool(entry.get("any_map", False))}
+            told = check_prompt(str(entry.get("prompt") or ""), f"{file}, entry {number}: the prompt")
+            more = {"prompt": told, "any_map": bool(entry.get("any_map", False))}
         except (KeyError, TypeError, AttributeError):
             raise InputError(f"{file}, entry {number}: name, source, exemplars and edit_maps are needed") from None
         if not exemplars or len(exemplars) != len(maps):
@@ -102,7 +104,8 @@ def named_pairs(folder: Path) -> list[dict[str, Any]]:
     for file in names:
         kind, _, name = Path(file).stem.partition("_")
         if name and kind in ("source", "exemplar", "map"):
-            found.setdefault(name, {})[kind] = file
+            if (other := found.setdefault(name, {}).setdefault(kind, file)) != file:
+                raise InputError(f"{folder} holds {other} and {file}, and one of them is meant: remove the other")
     for name, files in found.items():
         for kind in ("source", "exemplar", "map"):
             if kind not in files:

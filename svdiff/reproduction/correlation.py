@@ -1,20 +1,26 @@
 """Fig. 9a: cosines between the shifts of subjects, averaged over layers; on the diagonal two runs of one subject."""
 
+import json
 from itertools import combinations
 
 import numpy as np
 
-from common.runs import atomic_path, write_json
+from common.runs import atomic_path, write_json, write_text
 from svdiff import combine, options
 from svdiff.merging import of_part
-from svdiff.reproduction.study import SPACES, Study
+from svdiff.reproduction.study import SPACES, Study, row_of
 
 
 def correlation(study: Study) -> None:
     """figure9a.png, correlation.json; Fig. 9b is made of the pictures of Fig. 5, in figures.py."""
-    rate = str(options.learning_rates(study.args.pretrained_model_name_or_path)["svdiff"] / 2)
-    half = "svdiff-half-rate", *SPACES["svdiff"], "--learning_rate", rate
-    shifts, again = ([of_part(study.tuned(subject, *flags)) for subject in study.subjects] for flags in ((), half))
+    half = str(options.learning_rates(study.args.pretrained_model_name_or_path)["svdiff"] / 2)
+    runs = {"svdiff": [], "svdiff-half-rate": [*SPACES["svdiff"], "--learning_rate", half]}
+    for subject in study.args.shard.of(study.subjects):
+        for run in runs.items():
+            study.tuned(subject, run[0], *run[1])
+    study.check_trained(f"{subject.name}-{name}" for subject in study.subjects for name in runs)
+    shifts, again = ([of_part(study.tuned(subject, name, *flags)) for subject in study.subjects]
+                     for name, flags in runs.items())  # fmt: skip
     cosines = np.array([[combine.correlation(one, again[i] if i == j else two) for j, two in enumerate(shifts)]
                         for i, one in enumerate(shifts)])  # fmt: skip
     names, classes = zip(*((subject.name, subject.class_name) for subject in study.subjects), strict=True)
@@ -33,13 +39,13 @@ def correlation(study: Study) -> None:
 def record(study: Study, names: tuple[str, ...], classes: tuple[str, ...], cosines: np.ndarray) -> None:
     """A row per pair of one class: its cosine less the mean of those that either has with other classes. Earlier rows,
     which may be of other subjects, go."""
-    study.rows.unlink(missing_ok=True)
-    other = np.array([[one != two for two in classes] for one in classes])
+    rows, other = [], np.array([[one != two for two in classes] for one in classes])
     for i, j in combinations(range(len(names)), 2):
         if not other[i, j] and other[i].any():
             apart = np.concatenate([cosines[i, other[i]], cosines[j, other[i]]])
-            study.record("svdiff", f"{names[i]}+{names[j]}", study.args.seed,
-                         {"related": float(cosines[i, j] - apart.mean())})  # fmt: skip
+            rows.append(row_of("svdiff", f"{names[i]}+{names[j]}", study.args.seed,
+                               {"related": float(cosines[i, j] - apart.mean())}))  # fmt: skip
+    write_text(study.rows, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def draw_matrix(study: Study, names: tuple[str, ...], cosines: np.ndarray) -> None:

@@ -11,8 +11,10 @@ from scipy.stats import spearmanr
 
 from common.claims import find_key
 from common.data import Subject
+from common.files import locked
 from common.images import load_image
 from common.runs import InputError, atomic_path, read_rows, write_json
+from common.shards import Shard
 from svdiff import combine, merging, options
 from svdiff.reproduction.scores import likeness, load_eye, seam, seen_in, sides, usual_color
 from svdiff.reproduction.study import SPACES, Method, Panel, Scorer, Study, pair_name
@@ -170,8 +172,10 @@ def told_colours(study: Study, subjects: tuple) -> list[Method]:
 def gate(study: Study, found: list[tuple[str, tuple]], told: dict[tuple, list[Method]]) -> bool:
     """Whether the untuned model, told the colours, shows all subjects in at least --gate of the pictures: where it
     cannot draw them in words that it knows, no training on them can be judged. Kept in gate.json."""
-    study.compare([pair_panel(study, kind, subjects, told[subjects], told[subjects][0].prompts,
-                              together(study, subjects)) for kind, subjects in found], "gate.png")  # fmt: skip
+    panels = [pair_panel(study, kind, subjects, told[subjects], told[subjects][0].prompts, together(study, subjects))
+              for kind, subjects in found]  # fmt: skip
+    with locked(study.output / "gate.json"):  # every shard has to know it
+        study.compare(panels, "gate.png", Shard())
     shown = [row["metrics"]["both_present"] for row in read_rows(study.rows) if row["method"] == TOLD]
     shown = [value for value in shown if not math.isnan(value)]
     share = sum(shown) / len(shown) if shown else 0.0
@@ -237,9 +241,10 @@ def interpolation(study: Study) -> None:
         drawn = [(pair_name(subjects), told, partial(sides, study, subjects))]
         panels.append(Panel(pair_name(subjects), inputs, methods, drawn))
     study.compare(panels, "figure11.png")
-    for subjects in chosen:
-        for space in ("svdiff", "full"):
-            order(study, space, pair_name(subjects))
+    with locked(study.output / "order"):  # of two shards that end at once
+        for subjects in chosen:
+            for space in ("svdiff", "full"):
+                order(study, space, pair_name(subjects))
 
 
 def order(study: Study, space: str, name: str) -> None:

@@ -13,9 +13,11 @@ from torch import Tensor
 
 from common.data import Subject, fill_prompt
 from common.encoders import Encoders
+from common.files import locked
 from common.images import grid, load_image, save_png, to_tensor
 from common.pipelines import is_picturebook
 from common.runs import InputError, append_row, measure, read_json, read_rows, write_json
+from common.shards import Shard, all_done
 from svdiff import editing, merging, options, train
 from svdiff.basis import Bases
 
@@ -25,6 +27,10 @@ SPACES = {space: ["--parameter_space", space] for space in options.PARAMETER_SPA
 
 Maker = Callable[[list[int]], Tensor]  # of seeds: pictures [n,3,H,W] in [0,1]
 Scorer = Callable[[Tensor], dict[str, float]]  # of a picture [1,3,H,W] in [0,1]
+
+
+class Unfinished(Exception):
+    """A shard has done its part of a figure, and others have not."""
 
 
 @dataclass(frozen=True)
@@ -132,17 +138,25 @@ class Study:
         words = [*flags, *(f"--{name}={value}" for name, value in given.items()
                            if value is not None and f"--{name}" not in flags)]  # fmt: skip
         order = {"flags": words, "concepts": [vars(one) for one in concepts]}
-        if (folder / "order.json").is_file():
-            if read_json(folder / "order.json") == order:
-                return folder
-            raise InputError(f"{folder} was trained with other flags; take the same ones, or another --output_dir")
         folder.parent.mkdir(parents=True, exist_ok=True)
-        write_json(listed, order["concepts"])
-        print(f"training {name}")
-        interrupted = "--resume_from_checkpoint" not in flags and list(folder.glob("checkpoint-*"))
-        train.main([*words, *(["--resume_from_checkpoint", "latest"] if interrupted else [])])
-        write_json(folder / "order.json", order)
+        with locked(folder):  # two shards may need it
+            if (folder / "order.json").is_file():
+                if read_json(folder / "order.json") == order:
+                    return folder
+                raise InputError(f"{folder} was trained with other flags; take the same ones, or another --output_dir")
+            write_json(listed, order["concepts"])
+            print(f"training {name}")
+            interrupted = "--resume_from_checkpoint" not in flags and list(folder.glob("checkpoint-*"))
+            train.main([*words, *(["--resume_from_checkpoint", "latest"] if interrupted else [])])
+            write_json(folder / "order.json", order)
         return folder
+
+    def check_trained(self, names: Iterable[str]) -> None:
+        """Raises Unfinished unless all of these trainings are there, of other shards too."""
+        places = [Path(self.args.output_dir) / "trainings" / name / "order.json" for name in names]
+        if missing := sum(not place.is_file() for place in places):
+            print(f"shard {self.args.shard} is done; {missing} trainings are the other shards'")
+            raise Unfinished
 
     def trained(self, name: str, concepts: list[options.Concept], *flags: str) -> merging.Change:
         """What a training changes."""
@@ -182,17 +196,15 @@ class Study:
                 self.record(method, item, seed, score(to_tensor(load_image(path))), cost.seconds / len(self.seeds),
                             cost.peak_memory_mb, **about)  # fmt: skip
 
-    def record(self, method: str, item: str, seed: int, metrics: dict[str, float], seconds: float = 0.0,
-               peak_memory_mb: float = 0.0, **about: Any) -> None:  # fmt: skip
-        """A row of scores."""
-        append_row(self.rows, {"paper": "svdiff", "method": method, "item": item, "seed": seed, "metrics": metrics,
-                               "seconds": seconds, "peak_memory_mb": peak_memory_mb, **about})  # fmt: skip
+    def record(self, *given: Any, **about: Any) -> None:
+        """Keep a row of scores; see row_of."""
+        append_row(self.rows, row_of(*given, **about))
 
-    def compare(self, panels: list[Panel], file: str) -> None:
-        """Draw and score what is missing, then the sheet: a line per panel."""
-        inputs, sheet = max((list(panel.inputs) for panel in panels), key=len), []
-        for panel in panels:
-            row = [*panel.inputs.values(), *[None] * (len(inputs) - len(panel.inputs))]
+    def compare(self, panels: list[Panel], file: str, part: Shard | None = None) -> None:
+        """Draw and score what is missing in the part's panels (by default the shard's), then the sheet: a line per
+        panel. Raises Unfinished where other shards have panels to draw."""
+        part = part or self.args.shard
+        for panel in part.of(panels):
             for method in panel.methods:
                 prompts = method.prompts or [prompt for _, prompt, _ in panel.drawn]
                 if any(self.missing(method.name, item) for item, _, _ in panel.drawn):
@@ -200,11 +212,25 @@ class Study:
                         for (item, _, score), prompt in zip(panel.drawn, prompts, strict=True):
                             make = (method.make or self.sampled)(prompt)
                             self.draw(method.name, item, make, score, prompt=prompt, **panel.about)
+        wanted = [(method.name, item, seed) for panel in panels for method in panel.methods
+                  for item, _, _ in panel.drawn for seed in self.seeds]  # fmt: skip
+        if not all_done(self.rows, wanted, part):
+            raise Unfinished
+        inputs, sheet = max((list(panel.inputs) for panel in panels), key=len), []
+        for panel in panels:
+            row = [*panel.inputs.values(), *[None] * (len(inputs) - len(panel.inputs))]
+            for method in panel.methods:
                 if method.shown:
                     row += [self.pictures(method.name, panel.drawn[place][0])[seed] for place, seed in panel.shown]
             sheet.append(row)
         shown = [method.name for method in panels[0].methods if method.shown for _ in panels[0].shown]
         save_png(self.output / file, grid(sheet, [panel.label for panel in panels], [*inputs, *shown]))
+
+
+def row_of(method: str, item: str, seed: int, metrics: dict[str, float], seconds: float = 0.0,
+           peak_memory_mb: float = 0.0, **about: Any) -> dict[str, Any]:  # fmt: skip
+    return {"paper": "svdiff", "method": method, "item": item, "seed": seed, "metrics": metrics,
+            "seconds": seconds, "peak_memory_mb": peak_memory_mb, **about}  # fmt: skip
 
 
 def pair_name(pair: Iterable[Subject]) -> str:

@@ -167,11 +167,14 @@ HOSTILE = {
     "empty size": {"picture_size": []},
     "huge size": {"picture_size": [10**9, 10**9]},
     "size is text": {"picture_size": "64"},
+    "half a character": {"editing_prompt": "a \ud800"},
+    "picture is cut": {"image_path": "cut.jpg"},
 }
 
 
 def test_hostile_entries_are_refused_and_named(tmp_path):
     pie_folder(tmp_path, {"good": ENTRY, "bad": ENTRY})
+    (tmp_path / "annotation_images" / "cut.jpg").write_bytes(b"\xff\xd8\xff\xe0")
     lacking = {key: {k: v for k, v in ENTRY.items() if k != key}
                for key in ("image_path", "original_prompt", "editing_prompt", "editing_type_id", "mask")}  # fmt: skip
     for why, entry in ({why: ENTRY | change for why, change in HOSTILE.items()} | lacking).items():
@@ -203,10 +206,19 @@ def test_mask_and_picture_agree_in_size(tmp_path, size, told):
     assert data.read_pie_bench(folder)[0].mask.shape == (size[1], size[0])
 
 
-@pytest.mark.parametrize("text", ["", "not json", "[]", "{}", '"text"', '{"0": []}', '{"../0": {}}', '{"": {}}'])
+@pytest.mark.parametrize("text", ["", "not json", "[]", "{}", '"text"', '{"0": []}', '{"../0": {}}', '{"": {}}',
+                                  '{"a|b": {}}'])  # fmt: skip
 def test_hostile_mapping_files_are_refused(tmp_path, text):
     (tmp_path / "mapping_file.json").write_text(text)
     with pytest.raises(InputError):
+        data.read_pie_bench(tmp_path)
+
+
+def test_an_entry_is_not_lost_to_another_of_its_name(tmp_path):
+    pie_folder(tmp_path, {"0": ENTRY})
+    entry = json.dumps(ENTRY)
+    (tmp_path / "mapping_file.json").write_text(f'{{"0": {entry}, "1": {entry}, "0": {entry}}}')
+    with pytest.raises(InputError, match="mapping_file.json.*'0' stands in it twice"):
         data.read_pie_bench(tmp_path)
 
 
@@ -292,8 +304,11 @@ def test_pictures_of_subjects_that_are_not_needed_may_be_missing(subject_folder)
 
 def test_part_of_the_subjects(subject_folder):
     shutil.rmtree(subject_folder / "backpack")
-    (cat,) = data.read_subjects(subject_folder, names=["cat2"])
+    (cat,) = data.read_subjects(subject_folder, names=["cat2", "cat2"])
     assert cat.class_name == "cat"
+    cat.paths[-1].write_bytes(cat.paths[-1].read_bytes()[:200])
+    with pytest.raises(InputError, match="cannot be read as a picture"):
+        data.read_subjects(subject_folder, names=["cat2"])
     with pytest.raises(InputError, match="cat3.*backpack, bear_plushie, cat2"):
         data.read_subjects(subject_folder, names=["cat3"])
 
@@ -321,11 +336,14 @@ def test_subjects_round_trip(subject_folder, tmp_path, usual):
     ("cat2,cat", "cat2"), ("cat2,cat", "../cat2,cat"), ("cat2,cat", "/etc,cat"), ("cat2,cat", "cat2,cat,maybe"),
     ("subject_name,class", "names"), ("'a cube shaped {0} {1}'", "'a cube\\x shaped {0} {1}'"),
     ("'a cube shaped {0} {1}'", "'a' + __import__('os').name + 'b'"),
+    ("'a cube shaped {0} {1}'", "'a cube \\ud800 {0} {1}'"), ("a cube shaped {0} {1}", "a cube shaped {1}"),
+    (SUBJECT_FILE.partition("Live Subject Prompts")[2], ""),
 ])  # fmt: skip
 def test_damaged_subject_files_are_refused(subject_folder, old, new):
     (subject_folder / "prompts_and_classes.txt").write_text(SUBJECT_FILE.replace(old, new))
     with pytest.raises(InputError, match="prompts_and_classes.txt"):
         data.read_subjects(subject_folder)
+        data.read_subject_prompts(subject_folder)
 
 
 def test_relative_folders_work(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -132,6 +133,33 @@ def test_a_damaged_config_beside_rows_is_one_sentence(tmp_path, damaged):
     (tmp_path / "config.json").write_text(damaged if isinstance(damaged, str) else json.dumps(damaged))
     with pytest.raises(InputError, match="config.json"):
         runs.joined_config(tmp_path, {}, (), methods={})
+
+
+@pytest.mark.parametrize("wrote, kept", [("config.json", False), ("pictures/a.png", False), ("a/rows.jsonl", True),
+                                         ("checkpoint-3/state.pt", True), ("class_pictures.json", True)])  # fmt: skip
+def test_what_is_refused_before_it_has_made_anything_leaves_no_folder(tmp_path, wrote, kept, capsys):
+    def script(then):
+        @runs.script
+        def main(argv=None):
+            parser = runs.make_parser("test")
+            parser.add_argument("--output_dir")
+            folder = Path(parser.parse_args(argv).output_dir)
+            (folder / wrote).parent.mkdir(parents=True, exist_ok=True)
+            (folder / wrote).write_text("")
+            then(folder)
+            raise InputError("no")
+
+        return main
+
+    (tmp_path / "mine").mkdir()
+    inner = script(lambda folder: None)
+    outer = script(lambda folder: inner(["--output_dir", str(folder.parent / "inside")]))
+    for main, name in ((inner, "new"), (inner, "mine"), (outer, "outer")):
+        with pytest.raises(SystemExit) as stop:
+            main(["--output_dir", str(tmp_path / name)])
+        assert stop.value.code == 2 and capsys.readouterr().err == "error: no\n"
+    assert {path.name for path in tmp_path.iterdir()} == {"mine", *(["new", "outer", "inside"] if kept else [])}
+    assert (tmp_path / "mine" / wrote).exists()
 
 
 # ------------------------------------------------------------------------------------------------------ checkpoints

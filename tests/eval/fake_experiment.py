@@ -14,11 +14,10 @@ if args.fail:
     raise SystemExit(2)
 args.output_dir.mkdir(parents=True, exist_ok=True)
 mine = range(args.limit)
-name = "rows.jsonl"
 if args.shard:
     part, count = map(int, args.shard.split("/"))
-    mine, name = mine[part - 1 :: count], f"rows-{part}of{count}.jsonl"
-with open(args.output_dir / name, "w") as file:
+    mine = mine[part - 1 :: count]
+with open(args.output_dir / "rows.jsonl", "a" if args.shard else "w") as file:
     for item in mine:
         for method, value in (("spd+p2p", 20.0 + item), ("ddim+p2p", 18.5 + item + 0.05 * item)):
             row = {"method": method, "item": str(item), "seed": 0, "seen": "x", "metrics": {"psnr/pie_official": value},

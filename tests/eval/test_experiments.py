@@ -160,12 +160,12 @@ def test_the_readmes_are_what_the_rows_say():
 @pytest.mark.parametrize("name", freshness.experiments())
 def test_every_command_is_one_that_its_script_takes(name, tmp_path):
     one = freshness.experiments()[name]
-    for more in ("", one.quick):
+    for more in ("", one.quick, "--shard 2/3" * one.shards):
         for words in experiments.command_lines(one, tmp_path / "out", shlex.split(more)):
             module = importlib.import_module(words[2] + (".__main__" if words[2] == "eval.bench" else ""))
-            at = words.index("--output_dir")
-            module.parse([*words[3:at], *words[at:]] if "--train_args" not in words else words[3 : words.index(
-                "--train_args")])  # fmt: skip
+            args = module.parse(words[3:])
+            assert args.output_dir == str(tmp_path / "out")
+            assert not one.shards or str(args.shard) == ("2/3" if "2/3" in more else "1/1")
     assert all(freshness.digest(freshness.settings_of(place)) for place in one.settings)
 
 

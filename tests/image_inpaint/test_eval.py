@@ -88,25 +88,30 @@ WRONG = [
     (["--subjects", "/no/such", "--scenes", "SCENES"], "is no folder"),
     (["--subjects", "SCENES", "--scenes", "SCENES"], "holds no folders"),
     (["--subjects", "SUBJECTS", "--scenes", "NOMASK", "--boxes", "whole"], "has no mask"),
+    (["--subjects", "SUBJECTS", "--scenes", "MASK", "--boxes", "whole"], "a mask without its picture"),
+    (["--subjects", "SUBJECTS", "--scenes", "TWO", "--boxes", "whole"], "a.jpg and a.png, and one of them is meant"),
     (["--subjects", "SUBJECTS", "--scenes", "SCENES", "--boxes", "detr", "--detector", "/no"], "no detector"),
     (["--pretrained_model_name_or_path", "PLAIN"], "only the picturebook brings its own"),
     (["--methods", "no_prior"], "--no_prior_model"),
     (["--figure", "3"], "--dreambooth"),
     (["--methods", "lora", "--training_flags", "--rank zero"], "not an integer"),
+    (["--methods", "lora", "--training_flags", "--rank '4"], "cannot be read: No closing quotation"),
+    (["--methods", "lora", "--training_flags", "--output_dir elsewhere"], "by the evaluation itself"),
 ]
 
 
 @pytest.mark.parametrize("flags, message", WRONG, ids=[" ".join(flags) for flags, _ in WRONG])
 def test_wrong_input_is_one_sentence(place, tiny_folder, tmp_path, capsys, flags, message):
-    (tmp_path / "nomask").mkdir()
-    photograph(tmp_path / "nomask" / "a.png")
-    places = {"SUBJECTS": place / "subjects", "SCENES": place / "scenes", "NOMASK": tmp_path / "nomask",
-              "PLAIN": place / "plain"}  # fmt: skip
+    for name in ("nomask/a.png", "mask/a_mask.png", "two/a.png", "two/a.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        photograph(tmp_path / name)
+    places = {name.upper(): tmp_path / name for name in ("nomask", "mask", "two")}
+    places |= {name.upper(): place / name for name in ("subjects", "scenes", "plain")}
     with pytest.raises(SystemExit) as stop:
         run(place, tmp_path / "out", tiny_folder, *(str(places.get(flag, flag)) for flag in flags))
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert stop.value.code == 2 and message in error and error.startswith("error: ")
-    assert not (tmp_path / "out" / "rows.jsonl").exists()
+    assert not (tmp_path / "out").exists()
 
 
 def test_rows_of_other_settings_are_not_mixed_in(place, tiny_folder, tmp_path, capsys):

@@ -197,6 +197,8 @@ def test_a_measured_row_stands_under_its_published_one_of_the_same_backbone():
     (["--dataset", "/nowhere"], "prompts_and_classes.txt"),
     (["--dataset", "picturebook"], "for the picturebook"),
     (["--methods", "dreambooth+penalty@l2_reg_weight=-1"], "from 0"),
+    (["--methods", "dreambooth@seed=3"], "--seed is said to each training by the evaluation itself"),
+    (["--train_args", "--instance_data_dir=elsewhere"], "--instance_data_dir is said to each training by the"),
     (["--pretrained_model_name_or_path", "picturebook", "--dataset", "picturebook", "--held_out_classes", "unicorn"],
      "--held_out_classes unicorn: the picturebook knows"),
 ])  # fmt: skip

@@ -139,13 +139,12 @@ def test_an_interrupted_run_goes_on_and_ends_in_the_same_bytes(run, whole, tmp_p
 
 def test_shards_share_a_run(run, whole, tmp_path):
     out = tmp_path / "out"
-    for number in (1, 2):
-        printed = run(out, "--shard", f"{number}/2").out
-        assert "items" not in printed
-    assert [row["item"] for row in read_rows(out / "rows-1of2.jsonl")][::8] == ["p0", "p2"]
-    assert not (out / "results.json").exists()
-    run(out)
-    assert scored(out) == scored(whole) and not (out / "rows.jsonl").exists() and (out / "results.json").exists()
+    assert "16 rows are the other shards'" in run(out, "--shard", "2/2").out
+    assert {row["item"] for row in read_rows(out / "rows.jsonl")} == {"p1"} and not (out / "results.json").exists()
+    assert "everything in" in run(out, "--shard", "1/2").out  # the last one reports
+    assert scored(out) == scored(whole) and (out / "results.json").exists()
+    assert (out / "grid.png").read_bytes() == (whole / "grid.png").read_bytes()
+    assert [row["item"] for row in read_rows(out / "rows.jsonl")[::8]] == ["p0", "p1", "p2"]
 
 
 def test_other_settings_need_another_folder(run, whole, capsys):
@@ -234,11 +233,20 @@ def test_pairs_are_written(run, dataset, tmp_path):
         (["--pairs", "/no/such/place", "--dataset", "picturebook"], "name a folder"),
         (["--strength", "0.1"], "leaves none of 4 steps"),
         (["--height", "63"], "no multiple of 4"),
+        (["--dataset", "NUMBERED"], "map of numbered regions"),
+        (["--dataset", "ASKEW"], "the map would lie askew"),
+        (["--dataset", "CUT"], "5.png cannot be read"),
     ],
 )
 def test_wrong_input_is_one_sentence(run, tmp_path, capsys, flags, message):
+    """What is wrong with the last of the pairs, too, leaves nothing behind."""
     (tmp_path / "EMPTY").mkdir()
-    flags = [str(tmp_path / flag) if flag == "EMPTY" else flag for flag in flags]
+    for name in ("NUMBERED", "ASKEW", "CUT"):
+        write_pairs(tmp_path / name)
+    Image.new("L", (64, 64), 7).save(tmp_path / "NUMBERED" / "b.png")
+    Image.new("L", (32, 64), 255).save(tmp_path / "ASKEW" / "b.png")
+    (tmp_path / "CUT" / "5.png").write_bytes((tmp_path / "CUT" / "5.png").read_bytes()[:2000])
+    flags = [str(tmp_path / flag) if flag.isupper() else flag for flag in flags]
     with pytest.raises(SystemExit) as stop:
         run(tmp_path / "out", *flags)
     error = capsys.readouterr().err

@@ -21,7 +21,8 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from common.files import atomic_path, check_file_name, read_text
+from common.files import atomic_path, check_file_name, parse_json, read_text
+from common.flags import check_prompt
 from common.runs import InputError
 
 KEYS = ("picture", "source_prompt", "target_prompt", "mask", "words", "exemplar", "edit_map", "truth", "name")
@@ -65,10 +66,12 @@ def parse_list(path: Path) -> list[Any]:
     text = read_text(path)
     try:
         if path.suffix.lower() == ".jsonl":
-            return [json.loads(line) for line in text.split("\n") if line.strip()]
+            return [parse_json(line) for line in text.split("\n") if line.strip()]
         if path.suffix.lower() == ".toml":
             return tomllib.loads(text).get("picture", [])
         rows = csv.DictReader(io.StringIO(text), skipinitialspace=True, strict=True)
+        if len(set(rows.fieldnames or ())) < len(rows.fieldnames or ()):
+            raise ValueError("two columns have one name")
         return [{key or "a value beyond the last column": value for key, value in row.items() if value} for row in rows]
     except (ValueError, RecursionError, csv.Error) as problem:
         raise InputError(f"{path} cannot be read: {problem}") from None
@@ -93,7 +96,7 @@ def check_entry(entry: Any, folder: Path) -> Entry:
         if not file.is_file():
             raise InputError(f"{key} {file} is missing")
     name = check_file_name(entry.get("name") or files["picture"].stem, "the name")
-    prompts = {key: entry.get(key, "") for key in ("source_prompt", "target_prompt")}
+    prompts = {key: check_prompt(entry.get(key, ""), key) for key in ("source_prompt", "target_prompt")}
     return {**prompts, **files, "words": words, "name": name}
 
 

@@ -81,13 +81,13 @@ def run(args: argparse.Namespace) -> Track:
         "weights": weights_of(args.pretrained_model_name_or_path), "num_inference_steps": args.num_inference_steps,
     }  # fmt: skip
     config = joined_config(output, config, config, pictures=digests(entries))
-    write_pie_bench_folder(entries, output / "pie_bench")
     notice = notice_of(args.pretrained_model_name_or_path, entries)
     print(notice)
     done = {(row["method"], row["item"], row["seed"]) for row in read_rows(output / "rows.jsonl")}
     wanted = [(method, entry["name"], seed) for method in methods  # method by method: one model is loaded at a time
-              for seed in (args.seeds if method.kind.random else args.seeds[:1])
+              for seed in dict.fromkeys(args.seeds if method.kind.random else args.seeds[:1])
               for entry in entries if method.kind.suits(entry)]  # fmt: skip
+    write_pie_bench_folder(entries, output / "pie_bench")
     write_config(output, {**config, "seeds": args.seeds})
     if missing := [one for one in wanted if (one[0].name, *one[1:]) not in done]:
         run_missing(args, output, config["metric_encoders"], missing)

@@ -1,7 +1,7 @@
 """One subject and seed through the arena: train, sample, score, one row per variant; what is done is left alone.
 
-A run's folder: rows*.jsonl (one file per shard), pictures/<method>/<subject>/<seed>/<prompt>_<k>.png, config.json, and,
-while a variant is at work or with --keep_weights, weights/<subject>/<seed>/<variant>/.
+A run's folder: rows.jsonl, pictures/<method>/<subject>/<seed>/<prompt>_<k>.png, config.json, and, while a variant is at
+work or with --keep_weights, weights/<subject>/<seed>/<variant>/.
 """
 
 import argparse
@@ -20,12 +20,12 @@ import torch
 from safetensors import safe_open
 
 from common.data import Subject, read_subjects
-from common.files import append_row, read_object, run_rows, write_json
-from common.flags import Shard, is_picturebook_folder, weights_of
+from common.files import append_row, read_object, write_json
+from common.flags import is_picturebook_folder, weights_of
 from common.images import save_png
 from common.picturebook.benchmarks import ensure_subjects, ensure_truths
 from common.picturebook.scenes import KINDS
-from common.runs import InputError, joined_config, measure, progress, write_config
+from common.runs import InputError, joined_config, measure, progress, run_rows, write_config
 from common.training import picture_hashes, step_generator
 from eval.tracks.personalization import own, protocol, scoring, variants
 from eval.tracks.personalization.methods import METHODS, Method
@@ -99,7 +99,7 @@ def prepare(args: argparse.Namespace, tuned: dict[str, dict] | None = None) -> t
         else:  # a user's own, of a class that the picturebook does not know
             eyes = replace(eyes, classifier=None)
     how = protocol.Sampling(args.num_inference_steps, args.guidance_scale, args.images_per_prompt)
-    arena = Arena(args, output, folder, classes, how, wanted, settings, eyes, rows_of(output, args.shard), truths)
+    arena = Arena(args, output, folder, classes, how, wanted, settings, eyes, output / "rows.jsonl", truths)
     names = {variant.name for variant in wanted}
     if any(names - arena.done(subject, seed) for subject in subjects for seed in args.seeds):
         arena.base()  # a model that is not there is reported before anything is written
@@ -117,11 +117,6 @@ def plain(flags: dict) -> dict:
     """Flags without the places that every run has its own of."""
     places = {"output_dir", "instance_data_dir", "class_data_dir", "print_config", "device"}
     return {name: value for name, value in flags.items() if name not in places}
-
-
-def rows_of(output: Path, shard: Shard | None) -> Path:
-    """The file of a run's rows, or of one of its shards."""
-    return output / (f"rows-{shard.index}of{shard.count}.jsonl" if shard else "rows.jsonl")
 
 
 def run_subject(arena: Arena, subject: Subject, seed: int) -> None:

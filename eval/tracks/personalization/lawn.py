@@ -22,8 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import harmonic_mean
 
-from common.flags import check_writable, number, shard
+from common.flags import check_writable, number
 from common.runs import InputError, make_parser, script
+from common.shards import add_shard_flag
 from common.tables import by, by_method, score_table
 from eval.tuning.tuner import write_settings
 
@@ -80,7 +81,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--guidance_scale", type=number(float, 0), default=7.5, help="of sampling")
     add("--pretrained_model_name_or_path", default="picturebook", help="picturebook, or a folder with its marker")
     add("--output_dir", default="outputs/lawn", help="folder for rows and pictures; what is done is kept")
-    add("--shard", type=shard, metavar="I/N", help="take the I-th of N parts of the trainings, for N processes")
+    add_shard_flag(parser, "trainings")
     add("--device", help="cpu, cuda; a GPU if there is one by default")
     args = parser.parse_args(argv)
     args.limit = args.limit or {"validation": 3, "test": 8}[args.split]
@@ -163,9 +164,7 @@ def main(argv: list[str] | None = None) -> None:
     settings = settings_of(args.arms) if args.split == "validation" else chosen_settings(args)
     from eval.tracks.personalization.lawn_run import run
 
-    rows = run(args, settings, curves_of)
-    if args.shard:
-        print(f"shard {args.shard} is done; start without --shard for the choice when all are")
+    if not (rows := run(args, settings, curves_of)):
         return
     print(table(rows))
     if any(row["arm"] == "plain" for row in rows):

@@ -11,17 +11,21 @@ import torch
 
 from common.data import Subject, read_subjects
 from common.files import append_row
-from common.flags import Shard, weights_of
+from common.flags import weights_of
 from common.picturebook.benchmarks import ensure_lawn, ensure_truths
 from common.picturebook.scenes import BACKGROUND_WORDS, COLORS, HELD_OUT
-from common.runs import run_rows, write_config
+from common.runs import joined_config, run_rows, write_config
+from common.shards import all_done
 from eval.tracks.personalization import protocol, scoring
 from eval.tracks.personalization.along import train_along
-from eval.tracks.personalization.arena import row_of, rows_of
+from eval.tracks.personalization.arena import row_of
 from eval.tracks.personalization.methods import METHODS
 from lipschitz_personalize.loading import load_trained
 from lipschitz_personalize.objectives import load_backbone
 
+# What all rows of a folder have in common.
+SAME = ("pretrained_model_name_or_path", "weights", "steps", "images_per_prompt", "num_inference_steps",
+        "guidance_scale")  # fmt: skip
 STRENGTHS = (0.25, 0.5, 0.75)  # of the way from the base to the plain weights
 OTHERS = 4  # further things of the subject's class, in other colours
 SEED_OF_OTHERS = 900
@@ -107,20 +111,24 @@ def score(pipe, token: str, data: Data, eyes: scoring.Encoders, how: protocol.Sa
 
 
 def run(args: argparse.Namespace, settings: list, curves_of: Callable[..., dict[str, float]]) -> list[dict]:
-    """Train, sample and score what is missing of lawn.Settings; all rows. curves_of: see lawn.py."""
+    """Train, sample and score what is missing of lawn.Settings; all rows, none for a shard that ends before others.
+    curves_of: see lawn.py."""
     output = Path(args.output_dir) / args.split
     folder, truths = ensure_lawn(args.split), ensure_truths(args.split)
     subjects = read_subjects(folder)[: args.limit]
-    write_config(output, args, weights=weights_of(args.pretrained_model_name_or_path))
-    eyes, file = scoring.load_eyes("picturebook", args.device), rows_of(output, args.shard)
+    args.weights = weights_of(args.pretrained_model_name_or_path)
+    write_config(output, joined_config(output, vars(args), SAME))
+    eyes, file = scoring.load_eyes("picturebook", args.device), output / "rows.jsonl"
     work = [(setting, subject, seed) for seed in args.seeds for subject in subjects for setting in settings]
-    for setting, subject, seed in (args.shard or Shard()).of(work):
+    for setting, subject, seed in args.shard.of(work):
         done = {(row["method"], row["item"], row["seed"]) for row in run_rows(output)}
         if (f"{setting.name} all", subject.name, seed) not in done:
             data = read_data(folder, truths, subject, eyes.classifier)
-            for row in rows_along(args, setting, data, seed, eyes, curves_of, output / "weights" / file.stem):
+            place = output / "weights" / f"shard-{args.shard.index}"
+            for row in rows_along(args, setting, data, seed, eyes, curves_of, place):
                 append_row(file, row)
-    return [row for row in run_rows(output) if row["metrics"]]
+    wanted = [(f"{setting.name} all", subject.name, seed) for setting, subject, seed in work]
+    return [row for row in run_rows(output) if row["metrics"]] if all_done(file, wanted, args.shard) else []
 
 
 def rows_along(args: argparse.Namespace, setting, data: Data, seed: int, eyes, curves_of, place: Path) -> list[dict]:

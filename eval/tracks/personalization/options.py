@@ -5,8 +5,9 @@ import difflib
 import sys
 from pathlib import Path
 
-from common.flags import check_writable, is_picturebook_folder, number, shard
+from common.flags import check_writable, is_picturebook_folder, number
 from common.runs import InputError, make_parser
+from common.shards import add_shard_flag
 from eval.tracks.personalization.methods import METHODS
 from eval.tracks.personalization.variants import CURVES
 
@@ -41,7 +42,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--metric_encoders", help="picturebook, paper (DreamBench's), or a folder with copies of these; by default "
         "those that suit model and dataset")  # fmt: skip
     add("--output_dir", default="outputs/personalize", help="folder for rows, pictures and index.html")
-    add("--shard", type=shard, metavar="I/N", help="take the I-th of N parts of subjects and seeds, for N processes")
+    add_shard_flag(parser, "subjects and seeds")
     add("--keep_weights", action="store_true", help="keep every training's weights (weights/ of --output_dir)")
     add("--save_results", action="store_true", help="keep the rows in eval/results, to be shown by eval.compare")
     add("--device", help="cpu, cuda; a GPU if there is one by default")
@@ -55,6 +56,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     if on_picturebook:
         parser.set_defaults(**PICTUREBOOK_PRESET)
         args = parser.parse_args(argv)
+    args.seeds = list(dict.fromkeys(args.seeds))
     if args.metric_encoders is None:
         args.metric_encoders = "picturebook" if on_picturebook and args.dataset == "picturebook" else "paper"
     check(args, on_picturebook)
@@ -74,7 +76,7 @@ def check(args: argparse.Namespace, on_picturebook: bool) -> None:
     """Raises InputError, before anything heavy is imported."""
     if args.metric_encoders == "picturebook" and args.dataset != "picturebook":
         raise InputError("--metric_encoders picturebook knows the picturebook's pictures only; take paper")
-    if args.shard and args.save_results:
+    if args.shard.count > 1 and args.save_results:
         raise InputError("--save_results wants all rows: run once more without --shard when all shards are done")
     if args.print_config:
         return

@@ -9,6 +9,7 @@ import csv
 import hashlib
 import io
 import json
+from collections import Counter
 from pathlib import Path
 
 from common.data import LIVE_CLASSES, Subject, read_subject_prompts, write_subjects
@@ -64,6 +65,8 @@ def read_classes(path: Path) -> dict[str, str]:
         raise InputError(f"{path} cannot be read: {problem}") from None
     if not rows or any(not row.get("subject") or not row.get("class") for row in rows):
         raise InputError(f"{path} needs the heading subject,class and both in every line")
+    if twice := [name for name, count in Counter(row["subject"] for row in rows).items() if count > 1]:
+        raise InputError(f"{path} tells the class of {twice[0]!r} twice; remove one of the lines")
     return {row["subject"]: row["class"].strip() for row in rows}
 
 

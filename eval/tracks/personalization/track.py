@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> Track | None:
 def track_of(output: Path, subjects: list[Subject], dataset: Path, settings: argparse.Namespace) -> Track:
     """What a folder of rows shows; subjects: those to show pictures of."""
     rows, config = run_rows(output), read_json(output / "config.json")
-    config["date"] = max(date_of(path) for path in output.glob("rows*.jsonl"))
+    config["date"] = date_of(output / "rows.jsonl")
     runs = [Run("this run", rows, config), *earlier_results(NAME, config)]
     measured = {row["method"] for run in runs for row in run.rows}
     shown = {name: title for name, title in METHODS.items() if name in measured}

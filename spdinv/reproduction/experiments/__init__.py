@@ -1,6 +1,7 @@
 """What the paper argues beside its tables, measured on pictures of which the true noise is known.
 
-Each module has run(task: Task) for spdinv.eval; it skips what is done, prints its tables, and returns results.json.
+Each module has run(task: Task) for spdinv.eval; it skips what is done, prints its tables, and returns results.json; {}
+for a shard that ends before others.
 """
 
 import argparse
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from common.runs import append_row, read_rows
+from common.shards import all_done
 
 EXPERIMENTS = ("noise_gap", "premise", "convergence")  # modules here, imported when they are run
 
@@ -32,3 +34,8 @@ class Task:
     def append(self, method: str, item: str, **row: Any) -> None:
         own = {"paper": "spdinv", "method": method, "item": item, "seed": self.args.seed}
         append_row(self.output / "rows.jsonl", own | row)
+
+    def done(self, wanted: list[tuple[str, str]]) -> bool:
+        """Whether all (method, item) are there to be reported (common/shards.py)."""
+        keys = [(method, item, self.args.seed) for method, item in wanted]
+        return all_done(self.output / "rows.jsonl", keys, self.args.shard)

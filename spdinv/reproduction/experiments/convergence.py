@@ -75,7 +75,7 @@ def run(task: Task) -> dict:
     schedule = make_schedule(pipe.scheduler, args.num_inference_steps)
     names = {method.inversion: method.inversion_options for method in task.methods.values()}
     done = task.rows()
-    for item in progress(task.items, "items"):
+    for item in progress(args.shard.of(task.items), "items"):
         missing = [name for name in names if (name, item.id) not in done]
         if missing:
             picture = to_tensor(center_crop_resize(load_image(item.image_path), task.resolution)).to(pipe.device)
@@ -89,7 +89,8 @@ def run(task: Task) -> dict:
                 inversion_seconds=inversion.cost["seconds"], peak_memory_mb=cost.peak_memory_mb,
                 residuals=losses, rounds_per_step=rounds,
             )  # fmt: skip
-    return report(task, list(names))
+    wanted = [(name, item.id) for item in task.items for name in names]
+    return report(task, list(names)) if task.done(wanted) else {}
 
 
 def summarise(losses: list[list[float]], rounds: list[int], threshold: float) -> dict[str, float]:

@@ -63,7 +63,7 @@ def run(task: Task) -> dict:
     schedule = make_schedule(pipe.scheduler, args.num_inference_steps)
     inversions = {method.inversion: method.inversion_options for method in task.methods.values()}
     jobs = [(inversion, *setting) for setting in settings(args) for inversion in inversions]
-    done = task.rows()
+    done, every = task.rows(), batches(task.items, args.batch_size)
 
     def is_done(name: str, batch: list) -> bool:
         return all((name, item.id) in done for item in batch)
@@ -77,7 +77,7 @@ def run(task: Task) -> dict:
             metrics = {**row["metrics"], **statistics(code), **clip_score(pipe, code[None], item, task.encoders)}
             task.append(name, item.id, **{**row, "metrics": metrics})
 
-    for batch in progress(batches(task.items, args.batch_size), "batches"):
+    for batch in progress(args.shard.of(every), "batches"):
         prompts = [item.source_prompt for item in batch]
         noise = ideal_noise(pipe, [item.id for item in batch], args.seed, task.resolution)
         if not is_done(GAUSSIAN, batch):
@@ -94,7 +94,9 @@ def run(task: Task) -> dict:
             shared = {"seconds": cost.seconds / len(batch), "peak_memory_mb": cost.peak_memory_mb,
                       "inversion_seconds": found.cost["seconds"] / len(batch)}  # fmt: skip
             keep(name_of(inversion, scale, start), batch, found.noise, [row | shared for row in known])
-    return report(task, list(inversions))
+    wanted = [(name, item.id) for batch in every for name in (GAUSSIAN, *(name_of(*job) for job in jobs))
+              for item in batch]  # fmt: skip
+    return report(task, list(inversions)) if task.done(wanted) else {}
 
 
 def describe(true: torch.Tensor, latents: torch.Tensor, found: Inversion, back: torch.Tensor) -> list[dict[str, Any]]:

@@ -37,8 +37,8 @@ def run(task: Task) -> dict:
     args, pipe = task.args, task.pipe
     schedule = make_schedule(pipe.scheduler, args.num_inference_steps)
     arms = arms_of(task.methods, scales_of(args))
-    done = task.rows()
-    for batch in progress(batches(task.items, args.batch_size), "batches"):
+    done, every = task.rows(), batches(task.items, args.batch_size)
+    for batch in progress(args.shard.of(every), "batches"):
         noise = ideal_noise(pipe, [item.id for item in batch], args.seed, task.resolution)
         cond = encode_prompt(pipe, [item.source_prompt for item in batch])
         for scale in scales_of(args):
@@ -53,7 +53,9 @@ def run(task: Task) -> dict:
                         inversions[arm] = INVERSIONS[arm](pipe, schedule, true[0], cond, **options)
                 for i, name in missing:
                     edit_one(task, name, arms, batch[i], true[:, i : i + 1], inversions[arms[name][0]].picture(i))
-    return report(task, arms)
+    wanted = [(name, item.id) for batch in every for scale in scales_of(args) for item in batch
+              for name, arm in arms.items() if arm[2] == scale]  # fmt: skip
+    return report(task, arms) if task.done(wanted) else {}
 
 
 Arms = dict[str, tuple[str, Method, float]]  # row's name: (arm, method, scale of the drawing)

@@ -185,6 +185,7 @@ def test_constrained_oft_reaches_the_authors_radius_and_is_loaded_as_it_was_trai
 
 @pytest.mark.parametrize("script, more, words", [
     (textual_inversion, ["--initializer_token", "dogs and cats"], "tokens of this model"),
+    (textual_inversion, ["--placeholder_token", "cat", "--initializer_token", "dog"], "known to this model already"),
     (textual_inversion, [], "give --initializer_token"),
     (textual_inversion, ["--initializer_token", "dog", "--with_prior_preservation", "--class_prompt", "a dog"],
      "leave out --with_prior_preservation"),

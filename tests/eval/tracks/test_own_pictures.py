@@ -63,6 +63,7 @@ def test_every_form_of_a_list_says_the_same(mine):
     ({"picture": "cat.png", "exemplar": "cat.png"}, "belong together"),
     ({"picture": "cat.png", "target_prompt": 3}, "has to be text"),
     ({"picture": "cat.png", "name": "../cat"}, "../cat"),
+    ({"picture": "cat.png", "target_prompt": "a \ud800"}, "not all text"),
     (["cat.png"], "picture"),
 ])  # fmt: skip
 def test_an_entry_that_is_wrong_is_named(mine, entry, words, capsys):
@@ -95,6 +96,8 @@ def test_a_method_that_no_picture_suits_says_what_it_needs(mine):
     ("deep.jsonl", "[" * 100_000, "cannot be read"),
     ("deep.toml", "a = " + "[" * 20_000, "cannot be read"),
     ("wide.csv", "picture,source_prompt\ncat.png,a,b\n", "a value beyond the last column"),
+    ("twice.csv", "picture,target_prompt,target_prompt\ncat.png,a,b\n", "two columns have one name"),
+    ("twice.jsonl", '{"picture": "cat.png", "words": "a b", "words": "b a"}', "the key 'words' stands in it twice"),
     ("long.jsonl", json.dumps({"picture": "x" * 5000}), "the name is too long"),
 ])  # fmt: skip
 def test_lists_that_cannot_be_read(mine, name, text, words, capsys):

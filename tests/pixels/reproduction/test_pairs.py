@@ -76,6 +76,7 @@ GOOD = {"name": "a", "source": "s.png", "exemplars": ["e.png"], "edit_maps": ["m
         ([GOOD | {"name": "../a"}], "cannot hold"),
         ([GOOD | {"name": ".."}], "a plain file name"),
         ([GOOD, GOOD], "two entries of one name"),
+        ([GOOD | {"prompt": "a \ud800"}], "not all text"),
     ],
 )
 def test_damaged_lists_are_refused(tmp_path, entries, message):

@@ -15,7 +15,7 @@ from common.runs import InputError, append_row, bootstrap_interval, run_rows
 from eval.claims import findings
 from eval.report.headlines import claim_view
 from eval.report.measures import difference, interval, resampling_weights
-from eval.tracks.personalization import arena, matched, protocol, scoring, track, variants
+from eval.tracks.personalization import arena, matched, options, protocol, scoring, track, variants
 from eval.tracks.personalization.methods import METHODS
 from eval.tracks.personalization.track import QUICK
 from eval.tuning import personalization as tune_personalization
@@ -322,3 +322,5 @@ def test_a_tuning_goes_on_and_a_diverged_training_counts_as_nothing(tmp_path, mo
     assert run_rows(tmp_path)[-1]["metrics"] == {}
     tune_personalization.main(["--output_dir", str(tmp_path), "--limit", "1"])
     assert len(ran) == 3  # all was done
+    asked = [tune_personalization.arena_flags(tune_personalization.parse(words)) for words in ([], ["--shard", "2/3"])]
+    assert [options.parse(words).shard for words in asked] == [(1, 1), (2, 3)]
