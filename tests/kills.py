@@ -9,6 +9,7 @@ stands under a final name has to be whole.
 """
 
 import argparse
+import functools
 import hashlib
 import io
 import json
@@ -21,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import nullcontext, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +93,9 @@ RUNS: dict[str, tuple[str, list[str]]] = {
         *INPAINTER, "--subjects", "../data/subjects", "--scenes", "../data/scenes", "--boxes", "whole", *PAIR,
         "--metric_encoders", "picturebook", "--methods", "untuned", "lora", "--items", "2", "--training_flags",
         "--max_train_steps 2 --train_batch_size 1 --cache_views 0 --checkpointing_steps 1"]),
-    "picturebook.dino": ("common.picturebook.build",
-                         ["dino", "--steps", "6", "--work", "checkpoint-dino", "--threads", "1"]),
+    **{f"picturebook.{stage}": ("common.picturebook.build", [stage, "--steps", "6", "--work", f"checkpoint-{stage}",
+                                                             "--threads", "1"])
+       for stage in ("vae", "clip", "unet", "classifier", "dino", "inpaint")},
 }  # fmt: skip
 
 
@@ -120,20 +122,35 @@ def write_data(root: Path) -> None:
     shutil.copytree(data / "encoders" / "dino-vitb8", data / "eyes" / "dino-vits16")
 
 
+class InThisProcess(nullcontext):
+    """In place of a pool of processes."""
+
+    def __enter__(self):
+        return self
+
+    def map(self, function, things, **how):
+        return map(function, things)
+
+
 def shorten() -> None:
-    """Pictures at the end of a training are drawn in two steps in place of fifty."""
+    """Pictures at the end of a training are drawn in two steps in place of fifty; the picturebook has 24 scenes."""
     import image_inpaint.samples
     import svdiff.editing as editing
     from common import encoders
     from common.picturebook import shipping
-    from common.picturebook.stages import dino, training
+    from common.picturebook.stages import classifier, clip, corpus, dino, inpaint, training, unet, vae
 
     encoders.load_inception = lambda *where: few_numbers()
-    training.SAVED_EVERY, dino.INDIVIDUALS, dino.BATCH = 1, 24, 4  # two of each kind
+    training.SAVED_EVERY, dino.INDIVIDUALS = 1, 24  # two of each kind
     dino.album = lambda work: np.stack([dino.draw_views(number) for number in range(24)])
-    ship = shipping.ship_dino
-    shipping.ship_dino = lambda model: ship(model, Path("out"))
-    shipping.ship_tokenizer_and_scheduler = lambda: None
+    for stage in (vae, clip, unet, classifier, dino, inpaint):
+        stage.BATCH = 4
+    classifier.HELD_OUT_BATCH, classifier.SOFT, vae.scaling_factor = 2, 16, lambda *given: 1.0
+    corpus.ProcessPoolExecutor = inpaint.ProcessPoolExecutor = InThisProcess
+    scenes = corpus.Corpus
+    corpus.Corpus = lambda work, count, *split: scenes(work, 24, *split)
+    for name in [name for name in vars(shipping) if name.startswith("ship_")]:
+        setattr(shipping, name, functools.partial(getattr(shipping, name), models=Path("out")))
     image_inpaint.samples.STEPS, draw = 2, editing.draw
     editing.draw = lambda pipe, prompt, seeds, how, *rest: draw(pipe, prompt, seeds, editing.Sampling(2), *rest)
 
@@ -168,9 +185,9 @@ def wait(process: int, seconds: float | None = None) -> int | None:
 
 
 def without_costs(value: Any) -> Any:
-    """A JSON value without what varies from run to run: times, memory, and how often it was taken up."""
+    """A JSON value without what varies from run to run: times, memory, and whether the checkout is being edited."""
     if isinstance(value, dict):
-        kept = [key for key in value if key not in COSTS and not re.search("seconds|memory", key)]
+        kept = [key for key in value if key not in COSTS and not re.search("seconds|memory|^dirty$|git_revision", key)]
         return {key: without_costs(value[key]) for key in kept}
     return [without_costs(one) for one in value] if isinstance(value, list) else value
 

@@ -105,6 +105,14 @@ def build(stage: str, steps: int, work: Path, scenes: int, from_shipped: bool, c
 
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
+    try:
+        return run(args)
+    except OSError as problem:  # a place that cannot be written, a checkpoint that is none, weights that are not there
+        print(f"error: {' '.join(str(problem).split())}", file=sys.stderr)
+        return 2
+
+
+def run(args: argparse.Namespace) -> int:
     import torch
 
     torch.set_num_threads(args.threads)

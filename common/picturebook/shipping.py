@@ -28,8 +28,11 @@ def half(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def write(folder: Path, weights: dict[str, torch.Tensor], config: dict, name: str = "model.safetensors") -> None:
+    """The file of weights stands whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(weights, folder / name, metadata={"format": "pt"})
+    temporary = folder / f"{name}.part"
+    save_file(weights, temporary, metadata={"format": "pt"})
+    temporary.replace(folder / name)
     config = {key: value for key, value in config.items() if key != "_name_or_path"}  # a path of this computer
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 

@@ -35,7 +35,10 @@ def save(path: Path, **state) -> None:
 
 
 def load(path: Path) -> dict:
-    return torch.load(path, weights_only=True, map_location=DEVICE)
+    try:
+        return torch.load(path, weights_only=True, map_location=DEVICE)
+    except Exception as problem:  # torch raises half a dozen kinds for a damaged file
+        raise OSError(f"{path} cannot be read ({type(problem).__name__}); remove it, and it is made anew") from None
 
 
 class Run:
@@ -58,9 +61,12 @@ class Run:
         self.first = 0
         if self.path.exists():
             state = load(self.path)
-            model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.ema, self.first = state["ema"], state["step"]
+            try:
+                model.load_state_dict(state["model"])
+                self.optimizer.load_state_dict(state["optimizer"])
+                self.ema, self.first = state["ema"], state["step"]
+            except (KeyError, TypeError, ValueError, RuntimeError):
+                raise OSError(f"{self.path} is of another network; remove it, or name another --work") from None
         self.start, self.shown = time.time(), {}
 
     def todo(self) -> range:

@@ -2,11 +2,13 @@
 
 import math
 import random
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 
+from common.picturebook import build
 from common.picturebook.classifier import AttributeClassifier
 from common.picturebook.scenes import BACKGROUNDS, COLORS, KINDS, Scene, Thing, sample_scene
 from common.picturebook.stages.classifier import UNKNOWN, targets
@@ -36,6 +38,18 @@ def test_a_killed_training_ends_in_the_same_bytes(tmp_path):
     assert all(
         torch.equal(a, b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True)
     )
+
+
+def test_a_checkpoint_that_is_none_is_one_sentence(tmp_path, monkeypatch, capsys):
+    (tmp_path / "toy.pt").write_bytes(b"junk")
+    with pytest.raises(OSError, match="toy.pt cannot be read") as problem:
+        descend(tmp_path, until=-1)
+    for other in ({"model": {}, "optimizer": {}, "ema": {}, "step": 1}, {"model": 3}, [1]):
+        torch.save(other, tmp_path / "toy.pt")
+        with pytest.raises(OSError, match="toy.pt is of another network"):
+            descend(tmp_path, until=-1)
+    monkeypatch.setattr(build, "run", Mock(side_effect=problem.value))
+    assert build.main(["dino"]) == 2 and capsys.readouterr().err == f"error: {problem.value}\n"
 
 
 def test_the_learning_rate_rises_stays_and_falls_and_its_plateau_ignores_the_total():
