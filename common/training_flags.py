@@ -91,9 +91,9 @@ def parse_training(
     if folder := getattr(args, "instance_data_dir", None):
         if not Path(folder).is_dir():
             raise InputError(f"--instance_data_dir {folder} is no folder; give a folder of pictures")
-        if "instance_prompt" in args and not args.instance_prompt:
+        if "instance_prompt" in args and not (args.instance_prompt or "").strip():
             raise InputError("--instance_data_dir needs --instance_prompt, which says what its pictures show")
-        if getattr(args, "with_prior_preservation", False) and not args.class_prompt:
+        if getattr(args, "with_prior_preservation", False) and not (args.class_prompt or "").strip():
             raise InputError("--with_prior_preservation needs --class_prompt, such as 'a photo of a dog'")
     if args.report_to != "none" and importlib.util.find_spec(args.report_to) is None:
         raise InputError(f"--report_to {args.report_to} is not installed; install it, or leave the flag out")

@@ -5,6 +5,8 @@ group. The key to it is a file of its own. A participant ranks the pictures of e
 """
 
 import base64
+import hashlib
+import json
 import random
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -28,14 +30,14 @@ class Group:
 
 def write_study(output: Path, intro: str, questions: Mapping[str, str], groups: list[Group], seed: int = 0) -> Path:
     """output/study.html, and study_key.json beside it. questions: a name of one word, and how it is asked."""
-    rng = random.Random(f"study {seed} {len(groups)}")
-    study, key, shown = f"{rng.getrandbits(48):012x}", {}, []
+    rng, key, shown = random.Random(f"study {seed} {len(groups)}"), {}, []
     for number, group in enumerate(groups, start=1):
         order = dict(zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", rng.sample(list(group.made), len(group.made)), strict=False))
         key[str(number)] = order
         made = {letter: group.made[method] for letter, method in order.items()}
         shown.append([{name: base64.b64encode(path.read_bytes()).decode() for name, path in pictures.items()}
                       for pictures in (group.given, made)])  # fmt: skip
+    study = hashlib.sha256(json.dumps([dict(questions), key, shown]).encode()).hexdigest()[:12]  # of what is shown
     page = jinja2.Template(PAGE.read_text(encoding="utf-8"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     write_text(output / "study.html", page.render(study=study, intro=intro, questions=dict(questions), groups=shown))
     write_json(output / "study_key.json", {"study": study, "questions": list(questions), "groups": key})
@@ -44,6 +46,9 @@ def write_study(output: Path, intro: str, questions: Mapping[str, str], groups: 
 
 def read_answers(files: Iterable[str | Path], output: Path) -> list[dict[str, dict[str, list[int]]]]:
     """ranks_of every file that participants saved of the page in `output`."""
+    files = [Path(file).resolve() for file in files]
+    if len(set(files)) < len(files):
+        raise InputError("--answers names a file twice, and its participant would count twice; leave one out")
     answers, key = [read_json(file) for file in files], read_json(output / "study_key.json")
     return [ranks_of(answer, key) for answer in answers]
 

@@ -34,8 +34,10 @@ def uniform(generator: torch.Generator, low: float = 0.0, high: float = 1.0) -> 
 def check_box(box: Sequence[float], size: Size, what: str = "the box") -> Box:
     """The box in whole pixels, clipped to the picture. Raises InputError if nothing of it is left."""
     four = isinstance(box, list | tuple) and len(box) == 4
-    if not four or not all(isinstance(side, int | float) and abs(side) < 2**31 for side in box):
+    if not four or not all(type(side) in (int, float) and abs(side) < 2**31 for side in box):
         raise InputError(f"{what} is {box!r}; left, top, right and bottom in pixels are needed")
+    if 0 <= min(box) and max(box) <= 1 and any(side != round(side) for side in box):
+        raise InputError(f"{what} is {list(box)}, which looks like parts of the picture; pixels are needed")
     left, top = max(round(box[0]), 0), max(round(box[1]), 0)
     right, bottom = min(round(box[2]), size[1]), min(round(box[3]), size[0])
     if right <= left or bottom <= top:

@@ -21,7 +21,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--trained_dir", default="outputs/lipschitz_personalize/train", help="--output_dir of a finished training")
     add("--prompt", nargs="+", help="what to draw; by default the training's own prompt, and that with its class alone")
     add("--pretrained_model_name_or_path", help="the base model; by default the one that was trained on")
-    add("--num_images", type=number(int, 1), default=4, help="pictures per prompt")
+    add("--num_images", type=number(int, 1, 10000), default=4, help="pictures per prompt")
     options.add_sampling_flags(parser)
     add("--resolution", type=number(int, 16), help="side of the square picture; by default that of the training")
     add("--strength", type=number(float, 0, 2), default=1.0, help="share of the way from the base: W + s (W' - W)")
@@ -78,6 +78,9 @@ def main(argv: list[str] | None = None) -> None:
                 save_png(output / f"{number:02d}-{picture:02d}.png", image)
             if args.compare_base:
                 rows[number, f"base: {prompt}"] = draw(base, number, prompt)
+    made = {f"{number:02d}-{picture:02d}" for number, _ in enumerate(args.prompt) for picture in range(args.num_images)}
+    for stale in [path for path in output.glob("[0-9]*-[0-9]*.png") if path.stem not in made]:
+        stale.unlink()  # of an earlier run
     save_png(output / "grid.png", grid(list(rows.values()), [label for _, label in rows]))
     write_config(output, args)
     write_json(output / "metrics.json", {"seconds": cost.seconds, "peak_memory_mb": cost.peak_memory_mb})

@@ -102,7 +102,7 @@ def training_parser() -> argparse.ArgumentParser:
     add("--mask_loss", choices=("sum", "mean"), default="sum",
         help="Custom Diffusion's augmented pictures: errors of the channels are summed (its code), or averaged as "
         "everywhere else")  # fmt: skip
-    add("--lora_rank", "--rank", type=number(int, 1), default=4, help="LoRA: r (released: SD 1.5 16, the others 4)")
+    add("--lora_rank", "--rank", type=number(int, 1, 1024), default=4, help="LoRA: r (released: 16 of SD 1.5, else 4)")
     add("--lora_alpha", type=number(float, 0), help="LoRA: additions are scaled by alpha / rank; default: the rank")
     add("--lora_targets", nargs="+", default=QKVO, help="LoRA: ends of the layers' names")
     add("--lora_init", choices=("gaussian", "kaiming"), default="gaussian", help="LoRA: how A begins, normal of "

@@ -146,7 +146,7 @@ def add_word(pipe, tokenizer, encoder, word: str, initializer: str | Tensor) -> 
         if not ids:
             raise InputError(f"--initializer_token {initializer!r} is no word; give one that the model knows")
         initializer = embedding.weight[torch.tensor(ids, device=embedding.weight.device)].float().mean(0)
-    if word in tokenizer.get_vocab():
+    if {word, f"{word.lower()}</w>", f"▁{word}"} & tokenizer.get_vocab().keys():  # CLIP's and T5's whole words
         raise InputError(f"the word {word!r} is known to this model already; take a new one, such as <new1>")
     pipe.load_textual_inversion({word: initializer}, tokenizer=tokenizer, text_encoder=encoder)
     embedding, number = encoder.requires_grad_(False).get_input_embeddings(), tokenizer.convert_tokens_to_ids(word)

@@ -43,6 +43,7 @@ def train(args: argparse.Namespace, space_of=None) -> None:
     paths = options.subject_pictures(args)
     pipe = load(args, accelerator.device)
     args.resolution = chosen_resolution(pipe, args.resolution)
+    training.load_pictures(paths, args.resolution)  # a damaged one is told of before class pictures are drawn
     base = training.fingerprint(network(pipe).state_dict())
     class_seconds = batches.ensure_class_pictures(pipe, args, accelerator)
     space = (space_of or prepare)(pipe, args)

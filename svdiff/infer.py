@@ -13,6 +13,7 @@ as well. Without arguments: what python -m svdiff.train, without arguments, has 
 import argparse
 import math
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from common.flags import number
 from common.runs import InputError, atomic_path, make_parser, measure, read_object, script, write_config, write_json
 from svdiff import options
 
+PICTURE = re.compile(r"(tuned|mixed|alpha_[^_]+)(_scale_[^_]+)?_\d+\.png")  # what is written, by label and seed
 # flag -> the flag without which it does nothing
 ONLY_WITH = {"alpha": "interpolate", "geometry_layers": "style_mix", "ddim_inversion": "image_path",
              "inversion_timestep": "image_path", "slerp_alpha": "image_path"}  # fmt: skip
@@ -61,7 +63,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--slerp_alpha", type=number(float, 0, 1), help="how far that is drawn towards noise (Eq. 7); by default 0")
     options.add_sampling_flags(parser)
     add = parser.add_argument
-    add("--num_images", type=number(int, 1), help="pictures, with seeds from --seed on; by default 4, and 1 for an "
+    add("--num_images", type=number(int, 1, 10000), help="pictures, with seeds from --seed on; 4 by default, 1 for an "
         "edit that draws no random number")  # fmt: skip
     add("--seed", type=number(int, 0, 2**31), default=0, help="of the first picture")
     add("--resolution", type=number(int, 16), help="side of the pictures; the model's own by default")
@@ -169,6 +171,7 @@ def main(argv: list[str] | None = None) -> None:
     dtype = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[args.mixed_precision]
     half = torch.autocast(pipe.device.type, dtype, enabled=args.mixed_precision != "no")
     seeds, sheet, output = [args.seed + k for k in range(args.num_images)], [], Path(args.output_dir)
+    made = set()
     with measure() as cost:
         for label, (change, scale) in models.items():
             with merging.applied(pipe, change, scale, bases), half:
@@ -177,8 +180,11 @@ def main(argv: list[str] | None = None) -> None:
                 else:
                     drawn = editing.edit(pipe, picture, args.prompt, how, args.ddim_inversion, args.slerp_alpha, seeds)
             for seed, one in zip(seeds, drawn, strict=True):
-                save_png(output / f"{label.replace(', ', '_').replace(' ', '_')}_{seed}.png", one, "nearest")
+                made.add(path := output / f"{label.replace(', ', '_').replace(' ', '_')}_{seed}.png")
+                save_png(path, one, "nearest")
             sheet.append([to_pil(one, "nearest") for one in (drawn if picture is None else [picture, *drawn])])
+    for stale in [path for path in output.glob("*.png") if PICTURE.fullmatch(path.name) and path not in made]:
+        stale.unlink()  # of an earlier run
     save_png(output / "grid.png", grid(sheet, list(models)))
     write_config(output, args)
     write_json(output / "metrics.json", {"seconds": cost.seconds, "peak_memory_mb": cost.peak_memory_mb,

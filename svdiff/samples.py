@@ -66,6 +66,7 @@ def read_source(args, pipe, concepts: list[Concept], resolution: int, accelerato
     if args.cut_mix_unmix_prob:
         check_length(pipe.tokenizer, [concept.instance_prompt for concept in concepts])
     given = [[Path(args.image_path)] if args.image_path else list_pictures(one.instance_data_dir) for one in concepts]
+    instances = [load_pictures(paths, resolution) for paths in given]
     drawn: list[list[Path]] = []
     for concept in concepts if args.with_prior_preservation else []:
         model = f"{pipe.name_or_path} {base}"
@@ -76,7 +77,7 @@ def read_source(args, pipe, concepts: list[Concept], resolution: int, accelerato
         )  # fmt: skip
         accelerator.wait_for_everyone()
         drawn.append(list_pictures(folder)[: args.num_class_images])
-    instances, classes = ([load_pictures(paths, resolution) for paths in kind] for kind in (given, drawn))
+    classes = [load_pictures(paths, resolution) for paths in drawn]
     source = Source(
         concepts, instances, classes, resolution, args.cut_mix_unmix_prob, args.cut_mix_fit, args.center_crop,
         args.random_flip, args.seed, args.gradient_accumulation_steps, accelerator.process_index,

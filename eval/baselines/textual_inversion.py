@@ -42,7 +42,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--placeholder_token", default=WORD, help="the new word")
     add("--initializer_token", help="word whose vector it starts from; by default that of the picturebook's subject")
-    add("--num_vectors", type=number(int, 1), default=1, help="vectors of the new word; the paper's is 1")
+    add("--num_vectors", type=number(int, 1, 75), default=1, help="vectors of the new word; the paper's is 1")
     add("--prompts", choices=PROMPTS, default="photos", help="contexts that it is trained in: the paper's, or three "
         "that the picturebook knows")  # fmt: skip
     add_training_flags(parser, output_dir="outputs/textual_inversion", max_train_steps=3000, learning_rate=5e-4,
@@ -84,7 +84,7 @@ def add_learned_word(pipe, word: str, initial: str, count: int):
     """Teach the pipeline `word` of `count` tokens, each starting as the vector of `initial`, and return the vectors
     [count, D]: a leaf tensor, float32, in the place of the tokens' rows from now on.
 
-    Raises InputError if `initial` is more than one token of this model, as in diffusers' script.
+    Raises InputError if `initial` is more than one token of this model, or `word` one already, as in diffusers' script.
     """
     import torch
 
@@ -93,6 +93,8 @@ def add_learned_word(pipe, word: str, initial: str, count: int):
     ids = pipe.tokenizer(initial, add_special_tokens=False).input_ids
     if len(ids) != 1:
         raise InputError(f"--initializer_token {initial!r} is {len(ids)} tokens of this model; give a word that is one")
+    if {word, f"{word.lower()}</w>"} & pipe.tokenizer.get_vocab().keys():
+        raise InputError(f"--placeholder_token {word!r} is known to this model already; take a new one, such as <new1>")
     start = pipe.text_encoder.get_input_embeddings().weight[ids[0]].detach().float()
     add_word(pipe, word, start.repeat(count, 1))
     own = pipe.tokenizer(word, add_special_tokens=False).input_ids

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from common.runs import InputError
-from common.user_study import Group, ranks_of, write_study
+from common.user_study import Group, ranks_of, read_answers, write_study
 
 
 @pytest.fixture
@@ -33,6 +33,19 @@ def answer(key, ranks):
 def test_ranks_go_back_to_their_methods(key):
     ranks = {"ours": 1, "theirs": 3, "rival": 2}
     assert ranks_of(answer(key, ranks), key) == {name: {"alike": [rank] * 20} for name, rank in ranks.items()}
+
+
+def test_the_same_order_of_other_pictures_is_another_study(key, tmp_path):
+    files = {name: tmp_path / f"{name}.png" for name in ("ours", "theirs", "rival")}
+    Image.new("RGB", (4, 4), "blue").save(files["ours"])
+    group = Group({"source": tmp_path / "source.png"}, files)
+    write_study(tmp_path, "Look.", {"alike": "Which <one> is it?"}, [group] * 20)
+    other = json.loads((tmp_path / "study_key.json").read_text())
+    assert other["groups"] == key["groups"] and other["study"] != key["study"]
+    (tmp_path / "a.json").write_text(json.dumps(answer(other, {"ours": 1, "theirs": 3, "rival": 2})))
+    assert len(read_answers([tmp_path / "a.json"], tmp_path)) == 1
+    with pytest.raises(InputError, match="twice"):
+        read_answers([tmp_path / "a.json", str(tmp_path / "a.json")], tmp_path)
 
 
 def test_other_answers_are_refused(key):

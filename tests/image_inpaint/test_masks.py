@@ -69,7 +69,8 @@ def test_without_augmentation_the_hole_is_the_box_and_with_it_both_shapes_come()
     "box, message",
     [(7, "left, top"), (None, "left, top"), ([[1, 2, 3, 4]], "left, top"),
      ((5, 5, 5, 9), "nothing of it"), ((900, 0, 950, 20), "nothing of it"), ((1, 2, 3), "left, top"),
-     ((0, 0, math.nan, 4), "left, top"), ((0, 0, 10**400, 4), "left, top"), (("a", 0, 1, 1), "left, top")],
+     ((0, 0, math.nan, 4), "left, top"), ((0, 0, 10**400, 4), "left, top"), (("a", 0, 1, 1), "left, top"),
+     ((0, False, True, 9), "left, top"), ((0.1, 0.2, 0.9, 1), "parts of the picture; pixels are needed")],
 )  # fmt: skip
 def test_boxes_outside_are_refused(box, message):
     with pytest.raises(InputError, match=message):

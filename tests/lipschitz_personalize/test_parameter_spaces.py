@@ -173,8 +173,9 @@ def test_what_does_not_fit_is_refused(models, tmp_path):
         parameter_spaces.lora(load(models, "sd"), 2, 2, ["to_nothing"])
     with pytest.raises(InputError, match="the layer .*conv1 is a Conv2d, and LoRA here is of linear layers"):
         parameter_spaces.lora(load(models, "sd"), 2, 2, ["to_q", "conv1"])
-    with pytest.raises(InputError, match="known to this model"):
-        parameter_spaces.custom_diffusion(load(models, "sd"), "cat</w>", "dog")
+    for known in ("cat</w>", "cat", "Cat"):  # a whole word would stand for the subject in every prompt
+        with pytest.raises(InputError, match="known to this model"):
+            parameter_spaces.custom_diffusion(load(models, "sd"), known, "dog")
     with pytest.raises(InputError, match="holds no finished training"):
         load_trained(tmp_path, str(models["sd"]))
     pipe = load(models, "sd")
