@@ -19,6 +19,7 @@ from common.metrics import Score, lpips_distance, mse, psnr
 from pixels.edit_map import binarize
 
 LEAST_CHANGE = 1e-3  # mean square, of pixels that source and truth differ in
+MOST_UNDONE = 0.5  # of the way from the source to the true edit, in an edit whose seam is judged
 SQUARE = 224  # crops are squashed to this before CLIP, whose own processor would cut a long crop's ends off
 
 
@@ -48,9 +49,10 @@ def edit_scores(
         scores[Score("lpips_truth", 0.0, encoders.lpips.label).key] = lpips_distance(
             truth, edited, encoders.lpips
         ).item()
-        scores["seam_gap"] = seam_gap(edited, truth, full)
         scores["sharpness"] = sharpness(edited, truth, full)
         scores["transition_gap"] = transition_gap(edited, truth, source, full)
+        undone = scores["transition_gap"] > MOST_UNDONE  # where nothing is put in, there is no seam to be judged
+        scores["seam_gap"] = math.nan if undone else seam_gap(edited, truth, full)
     return scores
 
 

@@ -85,6 +85,8 @@ def test_all_scores_of_one_edit(small):
     assert scores["lpips_kept (squeeze)"] == 0  # although a network near the edit would see it
     assert scores["seam_gap"] == scores["transition_gap"] == 0 and scores["sharpness"] == 1
     assert {"seam", "lpips_kept (squeeze)", "lpips_truth (squeeze)"} <= scores.keys()
+    left_alone = measures.edit_scores(source, [exemplar], source, RAMP, small, truth=pasted)
+    assert left_alone["transition_gap"] == 1 and math.isnan(left_alone["seam_gap"])  # no edit, no seam to be judged
     white = RAMP[0, 0] >= 1
     noisy = (source + 0.1).clamp(0, 1)
     expected = ((noisy - source)[0][:, white] ** 2).mean().item()
