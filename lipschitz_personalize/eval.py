@@ -9,12 +9,11 @@ An interrupted run goes on where it stopped: start it again with the same flags.
 """
 
 import argparse
-import json
 from pathlib import Path
 
 from common.files import InputError, append_row, read_rows, write_json
 from common.flags import check_handed_on, is_picturebook_folder, number, weights_of
-from common.runs import joined_config, make_parser, script, write_config
+from common.runs import joined_config, make_parser, script, show_config, write_config
 from common.shards import add_shard_flag, all_done
 from lipschitz_personalize import options
 from lipschitz_personalize.reproduction import plan
@@ -95,8 +94,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     names, output = plan.wanted(args), Path(args.output_dir)
     settings = {name: vars(options.parse([*plan.training_flags(args, name), "--print_config"])) for name in names}
-    if args.print_config:
-        print(json.dumps({**vars(args), "methods": settings}, indent=2))
+    if show_config(args, methods=settings):
         return
     if 1 in args.figure and args.shard.index == 1:
         from lipschitz_personalize.reproduction import toy

@@ -7,11 +7,10 @@ Without arguments: the training that `python -m lipschitz_personalize.train` wro
 """
 
 import argparse
-import json
 from pathlib import Path
 
 from common.flags import number
-from common.runs import InputError, make_parser, measure, read_json, script, write_config, write_json
+from common.runs import InputError, make_parser, measure, read_json, script, show_config, write_config, write_json
 from lipschitz_personalize import options
 
 
@@ -42,8 +41,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 @script
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
-    if args.print_config:
-        print(json.dumps(vars(args), indent=2))
+    if show_config(args):
         return
     import torch
 

@@ -7,13 +7,12 @@ With --l2_reg_weight 0 this is plain DreamBooth, Custom Diffusion or DreamBooth-
 """
 
 import argparse
-import json
 import sys
 from functools import partial
 from pathlib import Path
 
 from common.flags import as_flags
-from common.runs import InputError, measure, script, write_config, write_json
+from common.runs import InputError, measure, script, show_config, write_config, write_json
 from lipschitz_personalize import options
 
 LOOKS, INERT = 20, 0.01  # how often a training measures its penalty, and the share of the gradient that is too little
@@ -26,8 +25,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def train(args: argparse.Namespace, space_of=None) -> None:
     """Alg. 1, from the flags to the files in --output_dir. space_of(pipe, args): what is trained (`prepare`)."""
-    if args.print_config:
-        print(json.dumps(vars(args), indent=2))
+    if show_config(args):
         return
     import torch
 

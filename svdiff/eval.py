@@ -13,18 +13,9 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from common.files import locked
+from common.files import InputError, locked, read_json, read_rows, write_json
 from common.flags import is_picturebook_folder, number
-from common.runs import (
-    InputError,
-    joined_config,
-    make_parser,
-    read_json,
-    read_rows,
-    script,
-    write_config,
-    write_json,
-)  # fmt: skip
+from common.runs import joined_config, make_parser, script, show_config, write_config
 from common.shards import add_shard_flag
 from svdiff import options
 from svdiff.reproduction import FIGURES, folder_name
@@ -169,8 +160,7 @@ def run_figure(study, name: str) -> dict:
 @script
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
-    if args.print_config:
-        options.show_config(args)
+    if show_config(args):
         return
     output = Path(args.output_dir)
     if not args.figure:

@@ -18,8 +18,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from common.files import InputError, atomic_path, read_object, write_json
 from common.flags import number
-from common.runs import InputError, atomic_path, make_parser, measure, read_object, script, write_config, write_json
+from common.runs import make_parser, measure, script, show_config, write_config
 from svdiff import options
 
 PICTURE = re.compile(r"(tuned|mixed|alpha_[^_]+)(_scale_[^_]+)?_\d+\.png")  # what is written, by label and seed
@@ -148,8 +149,7 @@ def default_prompt(args: argparse.Namespace) -> str:
 @script
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
-    if args.print_config:
-        options.show_config(args)
+    if show_config(args):
         return
     if args.prompt is None and not args.export_merged:
         args.prompt = default_prompt(args)

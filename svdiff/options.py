@@ -2,7 +2,6 @@
 
 import argparse
 import hashlib
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -145,10 +144,6 @@ def sampling_of(args: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments of editing.Sampling."""
     names = "num_inference_steps", "guidance_scale", "eta", "negative_prompt", "inversion_timestep"
     return {name: getattr(args, name) for name in names}
-
-
-def show_config(args: argparse.Namespace, **extra: Any) -> None:
-    print(json.dumps({**vars(args), **extra}, indent=2))
 
 
 def learning_rates(model: str, mixed: bool | None = None) -> dict[str, float]:

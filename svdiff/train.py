@@ -10,7 +10,7 @@ Without arguments: a subject of the picturebook. accelerate launch and torchrun 
 import argparse
 from pathlib import Path
 
-from common.runs import make_parser, script, write_config, write_json
+from common.runs import make_parser, script, show_config, write_config, write_json
 from common.training_flags import add_subject_flags, add_training_flags, parse_training
 from svdiff import options
 
@@ -29,8 +29,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     concepts = options.concepts_of(args)
-    if args.print_config:
-        options.show_config(args, concepts=[vars(concept) for concept in concepts])
+    if show_config(args, concepts=[vars(concept) for concept in concepts]):
         return
     from common import training, training_run
     from common.pipelines import chosen_resolution, load_pipeline

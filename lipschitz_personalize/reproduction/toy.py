@@ -8,7 +8,6 @@ class beside (prior preservation); with the penalty. Settings are those of the r
 
 import argparse
 import copy
-import json
 import math
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from torch import nn
 from tqdm import tqdm
 
 from common.flags import number
-from common.runs import atomic_path, make_parser, measure, script, write_config, write_json
+from common.runs import atomic_path, make_parser, measure, script, show_config, write_config, write_json
 from lipschitz_personalize.regularizer import make_regularizer
 
 METHODS = ("naive", "prior", "ours")
@@ -173,8 +172,7 @@ def picture(panels: dict, path: Path) -> None:
 @script
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
-    if args.print_config:
-        print(json.dumps(vars(args), indent=2))
+    if show_config(args):
         return
     with measure() as cost:
         data, alpha_bar, model, optimizer, generator = pretrain(args)
