@@ -63,15 +63,12 @@ class Run:
 
     def save(self, done: int) -> None:
         """A checkpoint after `done` steps, where one is due; none after the last."""
-        if self._due(done, self.args.checkpointing_steps) and done < self.args.max_train_steps:
+        if self.due(done, self.args.checkpointing_steps) and done < self.args.max_train_steps:
             training.save_training(self.args, done, self.weights, self.optimizer, self.schedule, self.who,
                                    self.accelerator.scaler, self.losses)  # fmt: skip
 
-    def shows(self, done: int) -> bool:
-        """Whether pictures of --validation_prompt are due, on this process."""
-        return bool(self.args.validation_prompt) and self._due(done, self.args.validation_steps)
-
-    def _due(self, done: int, every: int | None) -> bool:
+    def due(self, done: int, every: int | None) -> bool:
+        """Whether what comes every so many steps comes now, and is this process's to do. every: None for never."""
         return self.accelerator.is_main_process and bool(every) and done % every == 0
 
     def seconds(self, spent: float | None = None) -> float:

@@ -99,7 +99,7 @@ def train(args: argparse.Namespace) -> dict:
                 run.backward(losses[-1])
             accelerator.log({"loss": run.update(losses, step)}, step=step)
             run.save(step + 1)
-            if accelerator.is_main_process and args.validation_steps and (step + 1) % args.validation_steps == 0:
+            if run.due(step + 1, args.validation_steps):
                 save_png(Path(args.output_dir) / "samples" / f"{step + 1}.png", sheet(pipe, shown, args.seed))
         stepping, steps = time.perf_counter() - start, args.max_train_steps - run.first
     accelerator.wait_for_everyone()

@@ -72,7 +72,7 @@ def train(args: argparse.Namespace, space_of=None) -> None:
             mean = run.update(losses, step, partial(pull, step) if regularizer else None)
             accelerator.log({"loss": mean, "lr": run.rate, **(looks[-1] if looks else {})}, step)
             run.save(step + 1)
-            if run.shows(step + 1):
+            if args.validation_prompt and run.due(step + 1, args.validation_steps):
                 picture = grid([draw(pipe, args, args.validation_prompt)])
                 save_png(output / "validation" / f"{step + 1:06d}.png", picture)
     accelerator.end_training()

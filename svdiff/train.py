@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> None:
         if args.report_to != "none":
             accelerator.log({"loss": mean, "learning_rate": run.rate, **tuned.dead()}, step + 1)
         run.save(step + 1)
-        if run.shows(step + 1):
+        if args.validation_prompt and run.due(step + 1, args.validation_steps):
             with accelerator.autocast():
                 show(args, pipe, concepts, source, f"validation-{step + 1}.png")
 
