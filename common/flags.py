@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import json
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -137,3 +138,10 @@ def say_preset(preset: dict[str, Any]) -> None:
     """One line where settings tuned on the picturebook take the place of the paper's defaults."""
     if preset:
         print(f"picturebook preset: {len(preset)} settings of its own; --print_config shows them", file=sys.stderr)
+
+
+def show_config(args: argparse.Namespace, **resolved: Any) -> bool:
+    """Whether --print_config asks for no more than what every flag resolves to, which is printed then."""
+    if args.print_config:
+        print(json.dumps({**vars(args), **resolved}, indent=2))
+    return args.print_config

@@ -194,13 +194,6 @@ def write_config(output_dir: str | Path, args: argparse.Namespace | dict[str, An
     write_json(Path(output_dir) / "config.json", {**flags, **extra, "provenance": provenance()})
 
 
-def show_config(args: argparse.Namespace, **resolved: Any) -> bool:
-    """Whether --print_config asks for no more than what every flag resolves to, which is printed then."""
-    if args.print_config:
-        print(json.dumps({**vars(args), **resolved}, indent=2))
-    return args.print_config
-
-
 def joined_config(
     folder: str | Path, flags: Mapping[str, Any], same: Iterable[str], rows: list[dict] | None = None,
     **settings: Mapping[str, Any],

@@ -12,8 +12,8 @@ import argparse
 from pathlib import Path
 
 from common.files import InputError, append_row, read_rows, write_json
-from common.flags import check_handed_on, is_picturebook_folder, number, weights_of
-from common.runs import joined_config, make_parser, script, show_config, write_config
+from common.flags import check_handed_on, is_picturebook_folder, number, show_config, weights_of
+from common.runs import joined_config, make_parser, script, write_config
 from common.shards import add_shard_flag, all_done
 from lipschitz_personalize import options
 from lipschitz_personalize.reproduction import plan

@@ -9,8 +9,8 @@ Without arguments: the training that `python -m lipschitz_personalize.train` wro
 import argparse
 from pathlib import Path
 
-from common.flags import number
-from common.runs import InputError, make_parser, measure, read_json, script, show_config, write_config, write_json
+from common.flags import number, show_config
+from common.runs import InputError, make_parser, measure, read_json, script, write_config, write_json
 from lipschitz_personalize import options
 
 

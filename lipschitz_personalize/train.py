@@ -11,8 +11,8 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from common.flags import as_flags
-from common.runs import InputError, measure, script, show_config, write_config, write_json
+from common.flags import as_flags, show_config
+from common.runs import InputError, measure, script, write_config, write_json
 from lipschitz_personalize import options
 
 LOOKS, INERT = 20, 0.01  # how often a training measures its penalty, and the share of the gradient that is too little

@@ -14,8 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from common.files import InputError, locked, read_json, read_rows, write_json
-from common.flags import is_picturebook_folder, number
-from common.runs import joined_config, make_parser, script, show_config, write_config
+from common.flags import is_picturebook_folder, number, show_config
+from common.runs import joined_config, make_parser, script, write_config
 from common.shards import add_shard_flag
 from svdiff import options
 from svdiff.reproduction import FIGURES, folder_name

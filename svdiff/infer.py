@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from common.files import InputError, atomic_path, read_object, write_json
-from common.flags import number
-from common.runs import make_parser, measure, script, show_config, write_config
+from common.flags import number, show_config
+from common.runs import make_parser, measure, script, write_config
 from svdiff import options
 
 PICTURE = re.compile(r"(tuned|mixed|alpha_[^_]+)(_scale_[^_]+)?_\d+\.png")  # what is written, by label and seed

@@ -10,7 +10,8 @@ Without arguments: a subject of the picturebook. accelerate launch and torchrun 
 import argparse
 from pathlib import Path
 
-from common.runs import make_parser, script, show_config, write_config, write_json
+from common.flags import show_config
+from common.runs import make_parser, script, write_config, write_json
 from common.training_flags import add_subject_flags, add_training_flags, parse_training
 from svdiff import options
 

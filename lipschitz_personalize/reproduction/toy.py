@@ -15,8 +15,8 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from common.flags import number
-from common.runs import atomic_path, make_parser, measure, script, show_config, write_config, write_json
+from common.flags import number, show_config
+from common.runs import atomic_path, make_parser, measure, script, write_config, write_json
 from lipschitz_personalize.regularizer import make_regularizer
 
 METHODS = ("naive", "prior", "ours")
