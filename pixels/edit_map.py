@@ -22,6 +22,7 @@ from torch import Tensor
 
 from common.masks import read_grey
 from common.runs import InputError
+from pixels.thresholds import THRESHOLDS
 
 # ------------------------------------------------------------------------------------------------------------- maps
 
@@ -122,21 +123,13 @@ def to_latent_grid(edit_map: Tensor, size: tuple[int, int]) -> Tensor:
 
 # ------------------------------------------------------------------------------------------------------- thresholds
 
-# Appendix 5, as printed. i: numbers of the steps, 0 ... N-1 (integers); n: N, or what the schedule counts in its place.
-THRESHOLDS = {
-    "linear": lambda i, n: i / n,
-    "quadratic": lambda i, n: (i / n) ** 2,
-    "cubic": lambda i, n: (i / n) ** 3,
-    "log": lambda i, n: torch.log1p(i) / torch.log1p(torch.tensor(n)),
-    "sigmoid": lambda i, n: torch.sigmoid(i / n * 6 - 3),
-}
 Threshold = str | Callable[[Tensor, int], Tensor]
 
 
 def thresholds(threshold: Threshold, count: int, schedule: str = "released") -> Tensor:
     """tau [count], float32: step i keeps the source where mu > tau_i.
 
-    threshold: a key of THRESHOLDS, or any function of (i, n) as above. schedule: "released" runs over i / N for the N
+    threshold: a key of THRESHOLDS, or any function of (i, n) as there. schedule: "released" runs over i / N for the N
     network calls, so that white is kept to the end. "paper" is Alg. 1 to the letter: with T + 1 calls the thresholds
     are 0, 1/T, ..., 1, the first is 0 whatever the function (l. 9), and the last lets even white go.
     """

@@ -26,11 +26,12 @@ from common.runs import (
 )
 from common.shards import add_shard_flag, all_done
 from pixels import options
+from pixels.thresholds import THRESHOLDS
 
+OTHER_THRESHOLDS = [f"pixels_{name}" for name in THRESHOLDS if name != "linear"]
 # Keys of baselines.TRUE and baselines.METHODS, which are heavy to import; the first six are reference rows.
 METHOD_NAMES = ("truth", "truth_vae", "nothing", "paste", "alpha", "poisson", "latent_paste", "perturbed",
-                "noise_scaling", "pixels", "pixels_quadratic", "pixels_cubic", "pixels_log",
-                "pixels_sigmoid")  # fmt: skip
+                "noise_scaling", "pixels", *OTHER_THRESHOLDS)  # fmt: skip
 OF_TRUTH = METHOD_NAMES[:2]
 TABLES = ("1a", "1b", "overhead")
 FIGURES = ("2", "3", "4", "5", "6", "7", "8", "10", "gradient")
@@ -85,7 +86,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def default_methods(args: argparse.Namespace) -> list[str]:
     if args.figure in ("7", "10"):
-        return ["pixels", "pixels_quadratic", "pixels_cubic", "pixels_log", "pixels_sigmoid"]
+        return ["pixels", *OTHER_THRESHOLDS]
     return [name for name in METHOD_NAMES if not name.startswith("pixels_")]
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from common.flags import check_writable, is_picturebook_folder, number
 from common.runs import InputError
+from pixels.thresholds import THRESHOLDS
 
 DRAWN = ("picturebook", "compositions")  # data sets that need no folder
-THRESHOLD_NAMES = ("linear", "quadratic", "cubic", "log", "sigmoid")  # keys of edit_map.THRESHOLDS
 SCHEDULER_NAMES = ("own", "ddim", "euler", "ddpm", "pndm")
 RELEASED_NEGATIVE = "blurry, shadow polaroid photo, scary angry pose"
 
@@ -87,7 +87,7 @@ def add_model_flags(parser: argparse.ArgumentParser, output_dir: str) -> None:
 
 def add_method_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--threshold", choices=THRESHOLD_NAMES, default="linear", help="how fast greys are let go (paper: linear)")
+    add("--threshold", choices=THRESHOLDS, default="linear", help="how fast greys are let go (paper: linear)")
     add("--num_inference_steps", type=number(int, 1, 1000), help="of the whole schedule (released: 100 on SDXL's "
         "refiner and Kandinsky, 3 on SD 2)")  # fmt: skip
     add("--strength", type=number(float, 0, 1), help="t_ds^max: the last such part of the steps is run "

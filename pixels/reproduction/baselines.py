@@ -17,6 +17,7 @@ from torch import Tensor
 from pixels.backbones.backbone import Backbone, Generators
 from pixels.edit_map import binarize, histogram, to_latent_grid
 from pixels.surgery import Surgery, edit, least, noise_levels, stepper
+from pixels.thresholds import THRESHOLDS
 
 
 def reduced(edit_maps: list[Tensor], size, surgery: Surgery) -> list[Tensor]:
@@ -158,5 +159,5 @@ METHODS = {
     "perturbed": perturbed,
     "noise_scaling": noise_scaling,
     "pixels": pixels,
-    **{f"pixels_{name}": partial(pixels, threshold=name) for name in ("quadratic", "cubic", "log", "sigmoid")},
+    **{f"pixels_{name}": partial(pixels, threshold=name) for name in THRESHOLDS if name != "linear"},
 }

@@ -73,11 +73,9 @@ def test_a_personalization_method(project):
 
 @pytest.mark.slow
 def test_a_threshold(project):
-    file = project / "pixels" / "edit_map.py"
-    insert(file, '    "linear": lambda', f"    {blocks()[3]}\n")
-    names = project / "pixels" / "options.py"
-    insert(names, '"linear", "quadratic"', '"cosine", ')
+    insert(project / "pixels" / "thresholds.py", '    "quadratic": lambda', f"    {blocks()[3]}\n")
     assert '"threshold": "cosine"' in run(project, "-m", "pixels.infer", "--threshold", "cosine", "--print_config")
+    assert '"pixels_cosine"' in run(project, "-m", "pixels.eval", "--figure", "7", "--print_config")
 
 
 def test_heuns_rule_against_its_equations_in_float64():

@@ -11,7 +11,6 @@ from common.images import load_image
 from common.metrics import psnr
 from common.runs import InputError
 from pixels import infer, options
-from pixels.edit_map import THRESHOLDS
 from tests.pixels.tiny_models import write_kandinsky, write_refiner, write_sdxl
 
 FAST = ["--num_inference_steps", "4", "--strength", "1", "--guidance_scale", "1"]
@@ -186,7 +185,6 @@ def test_flags_override_a_preset_and_an_algorithm():
     assert (surgery["schedule"], surgery["noise"], surgery["posterior"]) == ("paper", "fixed", "mean")
     sampling = options.sampling_of(args, "refiner")
     assert sampling.strength == 0.25 and sampling.denoising_start is None and sampling.num_inference_steps == 100
-    assert options.THRESHOLD_NAMES == tuple(THRESHOLDS)
 
 
 @pytest.mark.parametrize(
