@@ -88,7 +88,7 @@ def measured(file: Path, name: str, items: Mapping[str, Any], run: Callable[[Any
     What ends in one sentence, as a diverged training or a value that a flag refuses, has a row without metrics.
     """
     rows = {row["item"]: row for row in run_rows(file.parent) if row["method"] == name}
-    for key in items.keys() - rows.keys():
+    for key in [key for key in items if key not in rows]:
         try:
             row = run(items[key]) | {"method": name}
         except (InputError, SystemExit) as stop:
