@@ -31,4 +31,5 @@ def invert(
     starting point takes part in the acceleration, and AIDI_E keeps f of the older point (the port evaluates it again).
     AIDI's "blended guidance" belongs to editing, its schedule is not known, and it is left out.
     """
-    return solvers.search(pipe, schedule, latents, cond, partial(solvers.iterate, MODES[mode]), rounds, threshold)
+    solve = partial(solvers.iterate, MODES[mode])
+    return solvers.search(pipe, schedule, latents, cond, solve, rounds, threshold, remember_start=True)

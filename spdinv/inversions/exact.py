@@ -23,4 +23,5 @@ def invert(
     rounds: evaluations per timestep, at most. threshold: mean square of the residual to stop at. guidance_scale: of
     classifier-free guidance inside eps; the way back is exact for the same one, where the search converges.
     """
-    return solvers.search(pipe, schedule, latents, cond, solvers.ANDERSON, rounds, threshold, guidance_scale, True)
+    solve = solvers.ANDERSON
+    return solvers.search(pipe, schedule, latents, cond, solve, rounds, threshold, guidance_scale, thrifty=True)

@@ -29,5 +29,5 @@ def invert(
     threshold: see solvers.iterate; the released code has no such test.
     The demo's preparation of the picture (image-to-image at strength 0.05) is no part of the inversion and left out.
     """
-    solve = partial(solvers.afresh, solvers.plain)
+    solve = partial(solvers.iterate, solvers.plain)
     return solvers.search(pipe, schedule, latents, cond, solve, rounds, threshold, guidance_scale)

@@ -1,7 +1,7 @@
 """Solving x = f(x) faster than Algorithm 1 does, and the inversions that are such a search at every level.
 
-Each solver: solve(f, x, rounds, threshold, before, network_dtype) -> (x, rounds of each image).
-f(x [n,4,h,w], images) is Eq. 3 for the n listed images of the batch.
+Each solver: solve(f, x, rounds, threshold) -> (x, rounds of each image); f(x [n,4,h,w], images) is Eq. 3 for the n
+listed images of the batch.
 """
 
 from collections.abc import Callable
@@ -35,6 +35,7 @@ def search(
     threshold: float,
     guidance_scale: float = 1.0,
     thrifty: bool = False,
+    remember_start: bool = False,
 ) -> Inversion:
     """Invert clean `latents` [B,4,h,w] under the source prompt `cond`: at every level the guess, then `solve` from it.
 
@@ -42,6 +43,7 @@ def search(
     guidance inside eps; at 1 the network is not asked about "".
     thrifty: from the second level on the guess costs nothing: it is the step by the noise that the network saw last, at
     the level below, in the latent that was found there. That is nearer than DDIM's guess.
+    remember_start: `solve` is told of z_{t-1} and f(z_{t-1}), the guess, as the first point and value.
     """
     null = encode_prompt(pipe, [""])[[0] * len(latents)] if guidance_scale != 1 else cond
     trajectory, spent, everyone = [latents], [], list(range(len(latents)))
@@ -56,7 +58,7 @@ def search(
 
         free = thrifty and rounds > 0 and level > 0
         guess = ddim_inverse_step(schedule, z, noise, t) if free else f(z, everyone)
-        x, rounds_here = solve(f, guess, rounds, threshold, ([z], [guess]), pipe.unet.dtype)
+        x, rounds_here = solve(f, guess, rounds, threshold, **({"before": ([z], [guess])} if remember_start else {}))
         trajectory.append(x)
         spent.append(rounds_here)
     return Inversion(torch.stack(trajectory), torch.tensor(spent))
@@ -102,7 +104,6 @@ def iterate(
     rounds: int,
     threshold: float = 0.0,
     before: tuple[Latents, Latents] = ((), ()),
-    network_dtype: torch.dtype | None = None,
 ) -> Solved:
     """Search from x [B,4,h,w] with at most `rounds` evaluations and no gradient; 0 returns x.
 
@@ -127,9 +128,7 @@ def iterate(
     return found, spent
 
 
-def afresh(propose, f, x, rounds, threshold, before, network_dtype) -> Solved:
-    """iterate without the point that the guess was made in."""
-    return iterate(propose, f, x, rounds, threshold)
+ANDERSON = partial(iterate, anderson)
 
 
 # ---------------------------------------------------------------------------------------------- with the gradient
@@ -149,7 +148,6 @@ def descend(
     x: torch.Tensor,
     rounds: int,
     threshold: float = 0.0,
-    before: tuple[Latents, Latents] | None = None,
     network_dtype: torch.dtype = torch.float32,
 ) -> Solved:
     """Minimise |x - f(x)|^2 / 2 from x [B,4,h,w] without a learning rate, the gradient going through f.
@@ -176,6 +174,3 @@ def descend(
         before, x = (x, g), x - lengths * g
         searching = [searching[k] for k in going]
     return found, spent
-
-
-ANDERSON = partial(afresh, anderson)

@@ -1,11 +1,10 @@
-"""Source Prompt Disentangled Inversion (paper, Sec. 3.2): Algorithm 1, as released and as printed.
+"""Source Prompt Disentangled Inversion (paper, Sec. 3.2): Eq. 1, 3 and 4, and Algorithm 1, as released and as printed.
 
-Each inversion step is a search for the fixed point
-
-    x = f(x),   f(x) = C_{t,1} z_{t-1} + C_{t,2} eps(x, t, c)                                                   (Eq. 3)
-
-by gradient descent on its residual, the gradient going through the network.
+Each inversion step is a search for the fixed point x = f(x) in x = z_t by gradient descent on its residual, the
+gradient going through the network.
 """
+
+from functools import partial
 
 import torch
 from diffusers import DiffusionPipeline
@@ -14,7 +13,7 @@ from tqdm import tqdm
 from common.ddim import Schedule, ddim_inverse_step, inversion_timestep
 from common.pipelines import Conditioning, predict_noise
 from spdinv.inversions import solvers
-from spdinv.inversions.residual import gradients, mean_square, norm
+from spdinv.inversions.residual import gradients, mean_square
 from spdinv.inversions.result import Inversion
 
 SHOWN = {"t": "target", "t-1": "source"}  # the guess's timestep in the words of common.ddim.inversion_timestep
@@ -24,6 +23,34 @@ def coefficients(schedule: Schedule, t: int) -> tuple[torch.Tensor, torch.Tensor
     """C_{t,1} and C_{t,2} of Eq. 1, float32."""
     alpha_t, alpha_before = schedule.alpha_bar_at(t), schedule.alpha_bar_at(schedule.previous(t))
     return (alpha_t / alpha_before) ** 0.5, alpha_t**0.5 * ((1 / alpha_t - 1) ** 0.5 - (1 / alpha_before - 1) ** 0.5)
+
+
+def f_theta(
+    pipe: DiffusionPipeline,
+    schedule: Schedule,
+    z: torch.Tensor,
+    t: int,
+    cond: Conditioning,
+    x: torch.Tensor,
+    images: list[int],
+    printed: bool = False,
+    shown: int | None = None,
+) -> torch.Tensor:
+    """f(x) = C_{t,1} z_{t-1} + C_{t,2} eps(x, t, c) (Eq. 3), for the n listed `images` of the batch: z [B,4,h,w] is
+    z_{t-1} of all, x [n,4,h,w] stands for their z_t.
+
+    shown: the timestep that the network is told, t by default; with x = z_{t-1} and shown = t-1 this is Eq. 2.
+    """
+    eps = predict_noise(pipe, schedule, x, t if shown is None else shown, cond[images])
+    if printed:
+        C_t1, C_t2 = coefficients(schedule, t)
+        return C_t2 * eps + C_t1 * z[images]
+    return ddim_inverse_step(schedule, z[images], eps, t)  # the same by way of x_0, as released; it rounds differently
+
+
+def norm(residual: torch.Tensor) -> torch.Tensor:
+    """Per image: the unsquared L2 norm of residual [B,4,h,w]; the loss that the paper prints (Eq. 4)."""
+    return torch.linalg.vector_norm(residual, dim=(1, 2, 3))
 
 
 @torch.no_grad()
@@ -49,7 +76,7 @@ def invert(
     if solver in ("adamw", "sgd"):
         printed = solver == "sgd"
         return algorithm_1(pipe, schedule, latents, cond, rounds, threshold, learning_rate, printed, guess)
-    solve = solvers.descend if solver == "descent" else solvers.ANDERSON
+    solve = partial(solvers.descend, network_dtype=pipe.unet.dtype) if solver == "descent" else solvers.ANDERSON
     return solvers.search(pipe, schedule, latents, cond, solve, rounds, threshold, thrifty=True)
 
 
@@ -67,30 +94,24 @@ def algorithm_1(
     """Algorithm 1 for z_0 [B,4,h,w] and source prompts p_s. printed: lines 4 and 5 and the form of Eq. 1 to the letter.
     guess: the timestep of line 2, "t" as released or "t-1" as printed.
 
-    Otherwise as released: the loss is a mean square; AdamW, with torch's weight decay of 0.01 and afresh at every
-    timestep, takes the place of the plain step; Eq. 1 goes through the predicted x_0, which rounds differently.
+    Otherwise as released: the loss is a mean square, and AdamW, with torch's weight decay of 0.01 and afresh at every
+    timestep, takes the place of the plain step.
     In both the test comes after the step, on the loss before it, and the last iterate is kept.
     """
     everyone = list(range(len(z_0)))
     norm_of, optimizer_of = (norm, torch.optim.SGD) if printed else (mean_square, torch.optim.AdamW)
     trajectory, spent = [z_0], torch.zeros(len(schedule.timesteps), len(z_0), dtype=torch.int64)
-
-    def f_theta(x, t, shown, images):  # Eq. 3; shown: the timestep that the network is told
-        C_t1, C_t2 = coefficients(schedule, t)
-        z_before, eps = trajectory[-1][images], predict_noise(pipe, schedule, x, shown, p_s[images])
-        if printed:
-            return C_t2 * eps + C_t1 * z_before
-        return ddim_inverse_step(schedule, z_before, eps, t)  # the same, by way of x_0
-
     for level, t in enumerate(tqdm(schedule.timesteps[::-1], "SPDInv", leave=False, disable=None)):  # Alg. 1, l. 1
-        z_t = f_theta(trajectory[-1], t, inversion_timestep(schedule, t, SHOWN[guess]), everyone)  # Alg. 1, l. 2: Eq. 2
+        z = trajectory[-1]
+        f = partial(f_theta, pipe, schedule, z, t, p_s, printed=printed)
+        z_t = f(z, everyone, shown=inversion_timestep(schedule, t, SHOWN[guess]))  # Alg. 1, l. 2: Eq. 2
         z_t = [image.clone().requires_grad_() for image in z_t.split(1)]
         optimizer, searching = optimizer_of(z_t, lr=eta), everyone
         for _ in range(K):  # Alg. 1, l. 3
             optimizer.zero_grad()  # images that have stopped keep no gradient, so the optimiser passes them by
             with torch.enable_grad():
                 x = torch.cat([z_t[i] for i in searching])
-                L = norm_of(f_theta(x, t, t, searching) - x)  # Alg. 1, l. 4: Eq. 4
+                L = norm_of(f(x, searching) - x)  # Alg. 1, l. 4: Eq. 4
                 nabla_L = gradients(L, [z_t[i] for i in searching], pipe.unet.dtype)
             for i, gradient in zip(searching, nabla_L, strict=True):
                 z_t[i].grad = gradient

@@ -5,7 +5,8 @@ import torch
 
 from common.ddim import ddim_inverse_step, inversion_timestep
 from common.pipelines import predict_noise
-from spdinv.inversions.residual import f_theta, mean_square
+from spdinv.inversions.residual import mean_square
+from spdinv.inversions.spd import f_theta
 from tests import lectures
 
 

@@ -26,8 +26,9 @@ from common.pipelines import Conditioning, encode_image, encode_prompt
 from common.runs import bootstrap_interval, measure, progress
 from common.tables import intervals, score_table
 from spdinv.inversions import INVERSIONS
-from spdinv.inversions.residual import f_theta, mean_square
+from spdinv.inversions.residual import mean_square
 from spdinv.inversions.result import Inversion
+from spdinv.inversions.spd import f_theta
 from spdinv.reproduction.experiments import Task, draw
 
 
