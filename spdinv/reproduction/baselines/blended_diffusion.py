@@ -1,57 +1,21 @@
-"""Blended diffusion: text draws inside the mask, and at every noise level the picture itself is put back outside of it.
+"""Blended diffusion (Avrahami et al., CVPR 2022, arXiv 2111.14818): text draws inside the mask, and at every noise
+level the picture itself is put back outside of it. Table 2's BlendDM.
 
-edit_pixels: Avrahami et al., CVPR 2022 (arXiv 2111.14818), Alg. 2, with the released code's settings: an unconditional
-model of pixels, led by CLIP. This is Table 2's BlendDM. edit_latents: Avrahami, Fried, Lischinski, SIGGRAPH 2023 (arXiv
-2206.02779), the same idea in the latents of Stable Diffusion, led by the prompt itself.
-
-In both, as released, the picture is put back with the noise of the level that the step came from, not of the one it
-reached, so the surroundings are one level noisier than what is drawn.
+Alg. 2, with the released code's settings: an unconditional model of pixels, led by CLIP. As released, the picture is
+put back with the noise of the level that the step came from, not of the one it reached, so the surroundings are one
+level noisier than what is drawn.
 """
 
 import torch
 import torch.nn.functional as F
-from diffusers import DiffusionPipeline, UNet2DModel
+from diffusers import UNet2DModel
 from torchvision.transforms import InterpolationMode, RandomAffine, RandomApply, RandomPerspective
 from tqdm import tqdm
 
-from common.ddim import add_noise, ddim_step, guide, make_schedule
 from common.encoders import Clip
-from common.pipelines import Conditioning, decode_latents, encode_image, encode_prompt, predict_noise
 
 
-@torch.no_grad()
-def edit_latents(
-    pipe: DiffusionPipeline,
-    picture: torch.Tensor,
-    mask: torch.Tensor,
-    prompt: str,
-    num_inference_steps: int = 50,
-    guidance_scale: float = 7.5,
-    start: float = 0.25,
-    seed: int = 0,
-) -> torch.Tensor:
-    """Draw `prompt` where `mask` [1,1,H,W] is 1 into `picture` [1,3,H,W] in [0,1]; returns such a picture.
-
-    start: the fraction of the steps that is left out, from the noisy end; what is left starts from pure noise.
-    """
-    schedule = make_schedule(pipe.scheduler, num_inference_steps)
-    z_source = encode_image(pipe, picture).float()
-    m = F.interpolate(mask.to(z_source), z_source.shape[-2:], mode="nearest-exact")  # what Pillow calls nearest
-    both = Conditioning.cat(encode_prompt(pipe, [""]), encode_prompt(pipe, [prompt]))
-    generator = torch.Generator().manual_seed(seed)
-
-    def noise() -> torch.Tensor:
-        return torch.randn(z_source.shape, generator=generator).to(z_source)
-
-    z = noise()
-    for t in tqdm(schedule.timesteps[int(num_inference_steps * start) :], "blended latents", leave=False, disable=None):
-        eps_uncond, eps_cond = predict_noise(pipe, schedule, torch.cat([z, z]), t, both).chunk(2)
-        z_drawn = ddim_step(schedule, z, guide(eps_uncond, eps_cond, guidance_scale), t)
-        z = z_drawn * m + add_noise(schedule, z_source, noise(), t) * (1 - m)
-    return decode_latents(pipe, z)
-
-
-def edit_pixels(
+def edit(
     unet: UNet2DModel,
     alpha_bar: torch.Tensor,
     clip: Clip,

@@ -10,7 +10,7 @@ from common.runs import InputError, measure
 from spdinv.reproduction.items import Bench, square_mask
 
 # Names in result rows; what the published settings are stands in each function's signature.
-BASELINES = ("blended_diffusion", "blended_latents", "instruct_pix2pix", "elite")
+BASELINES = ("blended_diffusion", "instruct_pix2pix", "elite")
 
 
 @dataclass(frozen=True)
@@ -57,14 +57,11 @@ def load(args: argparse.Namespace, pipe, elite) -> dict[str, Callable]:
     from spdinv.customised.elite import trained_key_values
     from spdinv.reproduction.baselines import blended_diffusion, from_noise, guided_diffusion, instruct_pix2pix
 
-    def latents(item, picture, mask):
-        return blended_diffusion.edit_latents(pipe, picture, mask, item.target_prompt, seed=args.seed)
-
     def from_elite(item, picture, mask):
         with trained_key_values(pipe, elite, args.elite):
             return from_noise.draw(pipe, item.target_prompt, resolution=picture.shape[-1], seed=args.seed)
 
-    draws = {"blended_latents": latents, "elite": from_elite}
+    draws = {"elite": from_elite}
     if "blended_diffusion" in args.baselines:
         unet, alpha_bar = guided_diffusion.load_unconditional(args.unconditional_model, pipe.device)
         clip = load_clip(args.guiding_clip, args.device)
@@ -73,9 +70,7 @@ def load(args: argparse.Namespace, pipe, elite) -> dict[str, Callable]:
             side = (unet.config.sample_size,) * 2  # the model's own size, there and back
             small = F.interpolate(picture, side, mode="bicubic", antialias=True).clamp(0, 1)
             mask = F.interpolate(mask, side, mode="nearest-exact")
-            edited = blended_diffusion.edit_pixels(
-                unet, alpha_bar, clip, small, mask, item.target_prompt, seed=args.seed
-            )
+            edited = blended_diffusion.edit(unet, alpha_bar, clip, small, mask, item.target_prompt, seed=args.seed)
             return F.interpolate(edited, picture.shape[-2:], mode="bicubic", antialias=True).clamp(0, 1)
 
         draws["blended_diffusion"] = pixels
