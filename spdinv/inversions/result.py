@@ -14,7 +14,8 @@ class Inversion:
 
     trajectory: [T + 1, B, 4, h, w], clean latent z_0 first, noise z_T last; float32 (edict: float64).
     rounds: int64 [T, B], optimisation rounds spent to reach level 1 ... T, per image; none by default.
-    cost: see `counted`; inversions.Entry fills it in.
+    cost: see `counted`; inversions.Entry fills it in. None by default: the ideal inversion of a picture that was drawn
+        along the trajectory had nothing to find.
     uncond_embeds: [T, B, L, D] in sampling order (noise first), an unconditional embedding for each sampling step,
         where the method finds one (null-text inversion and its kin); None means the embedding of "".
     uncond_pooled: [B, P], the same for SDXL's pooled text; None means that of "".
@@ -27,7 +28,7 @@ class Inversion:
 
     trajectory: torch.Tensor
     rounds: torch.Tensor | None = None
-    cost: dict[str, float] = field(default_factory=dict)
+    cost: dict[str, float] = field(default_factory=lambda: {"forward": 0, "backward": 0, "seconds": 0.0})
     uncond_embeds: torch.Tensor | None = None
     uncond_pooled: torch.Tensor | None = None
     corrections: torch.Tensor | None = None

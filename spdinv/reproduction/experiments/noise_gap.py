@@ -10,7 +10,6 @@ The inversion called exact solves Eq. 3 to rounding: from z_0 it has no gap but 
 gap is all the VAE's. Claims and how they are judged: claims.toml.
 """
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -23,13 +22,13 @@ from safetensors.torch import load_file, save_file
 from common.ddim import make_schedule
 from common.encoders import Encoders
 from common.metrics import Score, clip_text_similarity
-from common.pipelines import decode_latents, encode_prompt
-from common.runs import atomic_path, measure, progress, write_text
+from common.pipelines import decode_latents
+from common.runs import atomic_path, measure, write_text
 from common.tables import cell, intervals, score_table, text_table
 from spdinv.inversions import INVERSIONS
 from spdinv.inversions.result import Inversion
 from spdinv.reproduction.experiments import Task, draw
-from spdinv.reproduction.experiments.generated import batches, ideal_noise, through_a_file
+from spdinv.reproduction.experiments.generated import drawings, in_order, scales_of, through_a_file
 from spdinv.reproduction.experiments.probe import attributes, probe_all, shares_read
 from spdinv.reproduction.tables import beside_published, interval_of, of_methods
 from spdinv.sampling import generate
@@ -44,12 +43,6 @@ def noise_gap(true: torch.Tensor, inverted: torch.Tensor) -> torch.Tensor:
     return (inverted - true).square().mean(dim=(2, 3, 4))
 
 
-def settings(args: argparse.Namespace) -> list[tuple[float, str]]:
-    """(guidance scale of the drawing, start of the inversion)."""
-    scales = args.drawing_scale or (1.0, args.guidance_scale)
-    return [(scale, start) for scale in dict.fromkeys(scales) for start in STARTS]
-
-
 def name_of(inversion: str, scale: float, start: str) -> str:
     return f"{inversion}@cfg{scale:g}-{start}"
 
@@ -59,44 +52,36 @@ def run(task: Task) -> dict:
 
     latent_mse is of the way back without guidance, as the inversion went.
     """
-    args, pipe = task.args, task.pipe
+    args, pipe, done = task.args, task.pipe, set(task.rows())
     schedule = make_schedule(pipe.scheduler, args.num_inference_steps)
     inversions = {method.inversion: method.inversion_options for method in task.methods.values()}
-    jobs = [(inversion, *setting) for setting in settings(args) for inversion in inversions]
-    done, every = task.rows(), batches(task.items, args.batch_size)
+    names = {scale: [GAUSSIAN, *(name_of(one, scale, start) for start in STARTS for one in inversions)]
+             for scale in scales_of(args, 1.0, args.guidance_scale)}  # fmt: skip
 
-    def is_done(name: str, batch: list) -> bool:
-        return all((name, item.id) in done for item in batch)
+    def keep(name: str, batch: list, codes: torch.Tensor, rows: list[dict]) -> None:
+        for item, code, row in zip(batch, codes.float(), rows, strict=True):
+            if (name, item.id) not in done:
+                with atomic_path(code_path(task.output, name, item.id)) as path:  # what has a row has a code
+                    save_file({"noise": code.cpu().contiguous()}, path)
+                metrics = {**row["metrics"], **statistics(code), **clip_score(pipe, code[None], item, task.encoders)}
+                task.append(name, item.id, **{**row, "metrics": metrics})
+                done.add((name, item.id))
 
-    def keep(name: str, batch: list, codes: torch.Tensor, known: list[dict]) -> None:
-        for item, code, row in zip(batch, codes.float(), known, strict=True):
-            if (name, item.id) in done:
-                continue
-            with atomic_path(code_path(task.output, name, item.id)) as path:  # what has a row has a code
-                save_file({"noise": code.cpu().contiguous()}, path)
-            metrics = {**row["metrics"], **statistics(code), **clip_score(pipe, code[None], item, task.encoders)}
-            task.append(name, item.id, **{**row, "metrics": metrics})
-
-    for batch in progress(args.shard.of(every), "batches"):
-        prompts = [item.source_prompt for item in batch]
-        noise = ideal_noise(pipe, [item.id for item in batch], args.seed, task.resolution)
-        if not is_done(GAUSSIAN, batch):
-            keep(GAUSSIAN, batch, noise, [{"metrics": {}, "seconds": 0.0, "peak_memory_mb": 0.0}] * len(batch))
-        missing = [job for job in jobs if not is_done(name_of(*job), batch)]
-        scales = dict.fromkeys(scale for _, scale, _ in missing)
-        true = {scale: generate(pipe, schedule, noise, encode_prompt(pipe, prompts), scale) for scale in scales}
-        for inversion, scale, start in missing:
-            latents = true[scale][0] if start == "latents" else through_a_file(pipe, true[scale][0])
-            cond = encode_prompt(pipe, prompts)
-            with measure() as cost:
-                found = INVERSIONS[inversion](pipe, schedule, latents, cond, **inversions[inversion])
-            known = describe(true[scale], latents, found, generate(pipe, schedule, found.noise, cond, 1.0)[0])
-            shared = {"seconds": cost.seconds / len(batch), "peak_memory_mb": cost.peak_memory_mb,
-                      "inversion_seconds": found.cost["seconds"] / len(batch)}  # fmt: skip
-            keep(name_of(inversion, scale, start), batch, found.noise, [row | shared for row in known])
-    wanted = [(name, item.id) for batch in every for name in (GAUSSIAN, *(name_of(*job) for job in jobs))
-              for item in batch]  # fmt: skip
-    return report(task, list(inversions)) if task.done(wanted) else {}
+    for batch, scale, cond, true in drawings(task, names, done):
+        keep(GAUSSIAN, batch, true[-1], [{"metrics": {}, "seconds": 0.0, "peak_memory_mb": 0.0}] * len(batch))
+        for start in STARTS:
+            latents = true[0] if start == "latents" else through_a_file(pipe, true[0])
+            for inversion, settings in inversions.items():
+                name = name_of(inversion, scale, start)
+                if all((name, item.id) in done for item in batch):
+                    continue
+                with measure() as cost:
+                    found = INVERSIONS[inversion](pipe, schedule, latents, cond, **settings)
+                rows = describe(true, latents, found, generate(pipe, schedule, found.noise, cond, 1.0)[0])
+                shared = {"seconds": cost.seconds / len(batch), "peak_memory_mb": cost.peak_memory_mb,
+                          "inversion_seconds": found.cost["seconds"] / len(batch)}  # fmt: skip
+                keep(name, batch, found.noise, [row | shared for row in rows])
+    return report(task, list(inversions)) if task.done(in_order(task, names)) else {}
 
 
 def describe(true: torch.Tensor, latents: torch.Tensor, found: Inversion, back: torch.Tensor) -> list[dict[str, Any]]:
@@ -143,8 +128,8 @@ def report(task: Task, inversions: list[str]) -> dict:
     ids = [item.id for item in items]
     panels = {  # title -> inversion -> name of its rows
         f"drawn at CFG {scale:g}, inverted from {start}": {one: name_of(one, scale, start) for one in inversions}
-        for scale, start in settings(task.args)
-    }
+        for scale in scales_of(task.args, 1.0, task.args.guidance_scale) for start in STARTS
+    }  # fmt: skip
     names = [GAUSSIAN, *(name for panel in panels.values() for name in panel.values())]
     summary = {name: intervals([rows[name, item] for item in ids]) for name in names}
     curves = {name: np.array([rows[name, item]["gap"] for item in ids]) for name in names[1:]}

@@ -7,16 +7,15 @@ it; above, only "exact", which inverts with the drawing's guidance. Rows are nam
 ideal+p2p@drawn1: the pictures are not the items' own. Claims and how they are judged: claims.toml.
 """
 
-import argparse
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from common.claims import difference
 from common.ddim import make_schedule
 from common.encoders import Encoders
 from common.images import grid, load_image, save_png, to_pil, to_tensor
 from common.metrics import Score, clip_text_similarity, lpips_distance, psnr, structure_distance
-from common.pipelines import decode_latents, encode_prompt
-from common.runs import measure, progress
+from common.pipelines import decode_latents
+from common.runs import measure
 from common.tables import intervals, score_table
 from spdinv.editing import edit_picture
 from spdinv.engines import ENGINES
@@ -24,55 +23,51 @@ from spdinv.inversions import INVERSIONS
 from spdinv.inversions.result import Inversion
 from spdinv.options import Method
 from spdinv.reproduction.experiments import Task
-from spdinv.reproduction.experiments.generated import batches, ideal_noise, known
+from spdinv.reproduction.experiments.generated import drawings, in_order, scales_of
 from spdinv.reproduction.experiments.noise_gap import noise_gap
 from spdinv.reproduction.items import with_words
-from spdinv.sampling import generate
 
 IDEAL = "ideal"
 
 
+@dataclass(frozen=True)
+class Arm:
+    """found: the inversion that the noise comes from, or IDEAL. scale: of the drawing."""
+
+    found: str
+    method: Method
+    scale: float
+
+
+Arms = dict[str, Arm]  # by the name of its rows
+
+
 def run(task: Task) -> dict:
     """Rows, pictures and tables in the output folder; what has a row is not run again."""
-    args, pipe = task.args, task.pipe
-    schedule = make_schedule(pipe.scheduler, args.num_inference_steps)
-    arms = arms_of(task.methods, scales_of(args))
-    done, every = task.rows(), batches(task.items, args.batch_size)
-    for batch in progress(args.shard.of(every), "batches"):
-        noise = ideal_noise(pipe, [item.id for item in batch], args.seed, task.resolution)
-        cond = encode_prompt(pipe, [item.source_prompt for item in batch])
-        for scale in scales_of(args):
-            missing = [(i, name) for i, item in enumerate(batch) for name, (_, method, drawn) in arms.items()
-                       if drawn == scale and (name, item.id) not in done]  # fmt: skip
-            if missing:
-                true = generate(pipe, schedule, noise, cond, scale)
-                inversions = {IDEAL: known(true)}
-                for arm, method, drawn in arms.values():
-                    if drawn == scale and arm not in inversions:
-                        options = method.inversion_options
-                        inversions[arm] = INVERSIONS[arm](pipe, schedule, true[0], cond, **options)
-                for i, name in missing:
-                    edit_one(task, name, arms, batch[i], true[:, i : i + 1], inversions[arms[name][0]].picture(i))
-    wanted = [(name, item.id) for batch in every for scale in scales_of(args) for item in batch
-              for name, arm in arms.items() if arm[2] == scale]  # fmt: skip
-    return report(task, arms) if task.done(wanted) else {}
-
-
-Arms = dict[str, tuple[str, Method, float]]  # row's name: (arm, method, scale of the drawing)
-
-
-def scales_of(args: argparse.Namespace) -> list[float]:
-    return list(dict.fromkeys(args.drawing_scale or [args.guidance_scale]))
+    pipe, done, scales = task.pipe, set(task.rows()), scales_of(task.args, task.args.guidance_scale)
+    schedule, arms = make_schedule(pipe.scheduler, task.args.num_inference_steps), arms_of(task.methods, scales)
+    names = {scale: [name for name, arm in arms.items() if arm.scale == scale] for scale in scales}
+    for batch, scale, cond, true in drawings(task, names, done):
+        inversions = {IDEAL: Inversion(true)}
+        for arm in (arms[name] for name in names[scale]):
+            if arm.found not in inversions:
+                settings = arm.method.inversion_options
+                inversions[arm.found] = INVERSIONS[arm.found](pipe, schedule, true[0], cond, **settings)
+        for name in names[scale]:
+            for i, item in enumerate(batch):
+                if (name, item.id) not in done:
+                    edit_one(task, name, arms, item, true[:, i : i + 1], inversions[arms[name].found].picture(i))
+    return report(task, arms) if task.done(in_order(task, names)) else {}
 
 
 def arms_of(methods: dict[str, Method], scales: list[float]) -> Arms:
     """The ideal noise's first, within each scale. methods: by name, which may have a tag after @."""
     found: Arms = {}
     for scale in scales:
-        at_scale = {name: at(method, scale) for name, method in methods.items()}
-        ideal = {name.replace(m.inversion, IDEAL, 1): (IDEAL, m, scale) for name, m in at_scale.items()}
-        arms = ideal | {name: (m.inversion, m, scale) for name, m in at_scale.items()}
-        found |= {f"{name}{',' if '@' in name else '@'}drawn{scale:g}": arm for name, arm in arms.items()}
+        own = {name: Arm(method.inversion, at(method, scale), scale) for name, method in methods.items()}
+        ideal = {name.replace(arm.found, IDEAL, 1): replace(arm, found=IDEAL) for name, arm in own.items()}
+        for name, arm in (ideal | own).items():
+            found[f"{name}{',' if '@' in name else '@'}drawn{scale:g}"] = arm
     return found
 
 
@@ -88,18 +83,17 @@ def at(method: Method, scale: float) -> Method:
 
 def edit_one(task: Task, name: str, arms: Arms, item, true, inversion: Inversion) -> None:
     """Edit the picture drawn along `true` [T+1,1,4,h,w] from the noise that the arm found; keep row and pictures."""
-    pipe, method = task.pipe, arms[name][1]
-    drawn = decode_latents(pipe, true[0])
-    method = with_words(pipe, item, method)
+    pipe, arm = task.pipe, arms[name]
+    drawn, method = decode_latents(pipe, true[0]), with_words(pipe, item, arm.method)
     with measure() as cost:
         edit = edit_picture(pipe, drawn, item.source_prompt, item.target_prompt, method, inversion=inversion)
-    place, scale = task.output / "pictures" / item.id, arms[name][2]
-    pictures = {f"source_{scale:g}": drawn, f"{name}_reconstruction": edit.reconstruction, name: edit.edited}
+    place = task.output / "pictures" / item.id
+    pictures = {f"source_{arm.scale:g}": drawn, f"{name}_reconstruction": edit.reconstruction, name: edit.edited}
     for called, picture in pictures.items():
         save_png(place / f"{called}.png", picture)
     shown = [to_tensor(to_pil(picture)) for picture in pictures.values()]  # scores see what the files hold
-    first = next(one for one, (arm, own, at) in arms.items() if (arm, own.engine, at) == (IDEAL, method.engine, scale))
-    ideal = to_tensor(load_image(place / f"{first}.png"))  # an item's first edit at this scale
+    first = next(one for one, other in arms.items() if alike(arm, other))  # the ideal noise's, edited before
+    ideal = to_tensor(load_image(place / f"{first}.png"))
     gap = noise_gap(true, inversion.trajectory)[-1].item()
     task.append(
         name, item.id, edit_type=item.edit_type,
@@ -129,11 +123,15 @@ def scores(item, drawn, reconstruction, edited, ideal, encoders: Encoders) -> di
     return found | {score.key: score.value for score in named}
 
 
+def alike(one: Arm, other: Arm) -> bool:
+    return (one.method.engine, one.scale) == (other.method.engine, other.scale)
+
+
 def report(task: Task, arms: Arms) -> dict:
     """grid.png, and on the screen the arms' means and all their paired differences."""
     found, ids, output = task.rows(), [item.id for item in task.items], task.output
     summary = {name: intervals([found[name, item] for item in ids]) for name in arms}
-    columns = [*(f"source_{scale:g}" for scale in scales_of(task.args)), *arms]
+    columns = [*(f"source_{scale:g}" for scale in dict.fromkeys(arm.scale for arm in arms.values())), *arms]
     sheet = [[load_image(output / "pictures" / item / f"{name}.png") for name in columns] for item in ids[:12]]
     labels = [f"{item.source_prompt} -> {item.target_prompt}" for item in task.items[:12]]
     save_png(output / "grid.png", grid(sheet, labels, columns))
@@ -151,9 +149,7 @@ def report(task: Task, arms: Arms) -> dict:
 def pairs_of(arms: Arms) -> list[tuple[str, str]]:
     """(better by the paper's argument, worse) within engine and scale: ideal and each inversion, each and the first."""
     pairs = []
-    for ideal in [name for name, (arm, *_) in arms.items() if arm == IDEAL]:
-        same = [name for name, (arm, m, at) in arms.items()
-                if arm != IDEAL and (m.engine, at) == (arms[ideal][1].engine, arms[ideal][2])]  # fmt: skip
-        first, *others = same
+    for ideal in (name for name, arm in arms.items() if arm.found == IDEAL):
+        first, *others = (name for name, arm in arms.items() if arm.found != IDEAL and alike(arm, arms[ideal]))
         pairs += [(ideal, first), *((ideal, other) for other in others), *((other, first) for other in others)]
     return pairs

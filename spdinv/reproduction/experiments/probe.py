@@ -31,14 +31,7 @@ def attributes(item) -> dict[str, str]:
     }
 
 
-def usable(labels: list[str]) -> np.ndarray:
-    """Which items belong to a class of at least LEAST, if there are two such classes; bool [N]."""
-    counts = Counter(labels)
-    kept = np.array([counts[label] >= LEAST for label in labels], dtype=bool)
-    return kept if len({label for label in labels if counts[label] >= LEAST}) > 1 else np.zeros_like(kept)
-
-
-def read_off(codes: np.ndarray, labels: list[str]) -> np.ndarray:
+def read_off(codes: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Whether a ridge classifier reads each label off its code, trained on the other folds; bool [N].
 
     codes: float [N, D], standardised per dimension within the training folds. Folds are stratified and always the same.
@@ -50,28 +43,24 @@ def read_off(codes: np.ndarray, labels: list[str]) -> np.ndarray:
 
     probe = make_pipeline(StandardScaler(), RidgeClassifierCV(STRENGTHS))
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
-    return cross_val_predict(probe, codes.astype(np.float64), labels, cv=folds) == np.array(labels)
-
-
-def chance(labels: list[str]) -> float:
-    """What always naming the commonest label gets right."""
-    return max(Counter(labels).values()) / len(labels)
+    return cross_val_predict(probe, codes.astype(np.float64), labels, cv=folds) == labels
 
 
 def probe_all(codes: dict[str, np.ndarray], said: list[dict[str, str]]) -> dict[str, dict[str, Any]]:
-    """Per attribute {"n", "chance", "kept": bool [N], "right": {name of the codes: bool [n]}}; attributes too rare to
-    probe are left out.
+    """Per attribute {"n", "chance": what always naming the commonest label gets right, "kept": bool [N], the items of a
+    class of at least LEAST, "right": {name of the codes: bool [n]}}. Attributes without two such classes are left out.
 
     codes: by name [N, ...] for the same N items; said: the items' attributes.
     """
     found = {}
     for attribute in dict.fromkeys(name for one in said for name in one):
-        labels = [one.get(attribute, "") for one in said]
-        kept = usable(labels)
-        if kept.any():
-            labels = [label for label, keep in zip(labels, kept, strict=True) if keep]
-            right = {name: read_off(all_.reshape(len(all_), -1)[kept], labels) for name, all_ in codes.items()}
-            found[attribute] = {"n": len(labels), "chance": chance(labels), "kept": kept, "right": right}
+        labels = np.array([one.get(attribute, "") for one in said])
+        sizes = {label: count for label, count in Counter(labels.tolist()).items() if count >= LEAST}
+        kept = np.isin(labels, list(sizes))
+        if len(sizes) > 1:
+            right = {name: read_off(all_.reshape(len(all_), -1)[kept], labels[kept]) for name, all_ in codes.items()}
+            n = int(kept.sum())
+            found[attribute] = {"n": n, "chance": max(sizes.values()) / n, "kept": kept, "right": right}
     return found
 
 

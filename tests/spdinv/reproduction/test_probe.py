@@ -23,16 +23,17 @@ def test_what_is_written_in_is_read_off_and_pure_noise_is_not():
 def test_labels_are_only_learned_from_other_items():
     """Every item a class mark of its own would be read off perfectly by a probe that saw it in training."""
     rng = np.random.default_rng(1)
-    labels = [str(i % 2) for i in range(60)]
+    labels = np.array([str(i % 2) for i in range(60)])
     assert probe.read_off(np.eye(60) * 10 + rng.normal(0, 1e-3, (60, 60)), labels).mean() < 0.7
 
 
 def test_rare_classes_are_left_out():
-    labels = ["cat"] * 12 + ["dog"] * 10 + ["fish"] * 9
-    assert probe.usable(labels).tolist() == [True] * 22 + [False] * 9
-    assert not probe.usable(["cat"] * 30 + ["dog"] * 9).any()  # one class says nothing
-    codes = np.random.default_rng(0).standard_normal((30, 4))
-    assert probe.probe_all({"a": codes}, [{"kind": "cat"}] * 30) == {}
+    codes, labels = np.random.default_rng(0).standard_normal((39, 4)), ["cat"] * 12 + ["dog"] * 10 + ["fish"] * 9
+    found = probe.probe_all({"a": codes[:31]}, [{"kind": label} for label in labels])["kind"]
+    assert found["kept"].tolist() == [True] * 22 + [False] * 9 and found["n"] == 22
+    for others in (0, 9):  # one class says nothing
+        said = [{"kind": "cat"}] * 30 + [{"kind": "dog"}] * others
+        assert probe.probe_all({"a": codes[: 30 + others]}, said) == {}
 
 
 def test_attributes_are_those_of_the_source_prompt(tmp_path):
