@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageOps
 from transformers import PreTrainedTokenizerBase
 
 from common.images import grid
@@ -18,7 +18,6 @@ from spdinv.engines.alignment import word_tokens
 from spdinv.engines.attention import Control, token_grid
 
 CELL = 160  # pixels
-WORDS_PER_ROW = 8
 
 
 class Recorder(Control):
@@ -82,33 +81,20 @@ def heat(word_map: torch.Tensor, picture: Image.Image) -> Image.Image:
     return Image.blend(ImageOps.grayscale(picture).convert("RGB"), colours, 0.65)
 
 
-def draw(found: dict, pictures: dict[str, Image.Image], prompts: list[str]) -> Image.Image:
-    """One sheet: per branch its prompt, then the words with their maps under them, finest resolution first.
+def draw(found: dict, pictures: dict[str, Image.Image]) -> Image.Image:
+    """One sheet: a block for each branch, its words with their maps under them, finest resolution first. Yellow is a
+    word's own maximum.
 
     pictures: by branch, what the maps are laid over.
     """
     blocks = []
-    for branch, prompt in zip(("source", "target"), prompts, strict=False):
-        if branch not in found:
-            continue
-        words, by_size = found[branch]
+    for branch, (words, by_size) in found.items():
         picture = pictures[branch].resize((CELL, CELL), Image.Resampling.LANCZOS)
-        blocks.append(line_of_text(f"{branch}: {prompt}"))
-        for start in range(0, len(words), WORDS_PER_ROW):
-            part = slice(start, start + WORDS_PER_ROW)
-            rows = [[picture, *(heat(word_map, picture) for word_map in maps[part])] for maps in by_size.values()]
-            blocks.append(grid(rows, [f"{h} x {w} places" for h, w in by_size], [branch, *words[part]]))
-    blocks.append(line_of_text("Yellow: a word's own maximum. Mean over steps, layers and heads."))
+        rows = [[picture, *(heat(word_map, picture) for word_map in maps)] for maps in by_size.values()]
+        blocks.append(grid(rows, [f"{h} x {w} places" for h, w in by_size], [branch, *words]))
     sheet = Image.new("RGB", (max(b.width for b in blocks), sum(b.height for b in blocks)), "white")
     top = 0
     for block in blocks:
         sheet.paste(block, (0, top))
         top += block.height
     return sheet
-
-
-def line_of_text(text: str) -> Image.Image:
-    font = ImageFont.load_default(size=18)
-    image = Image.new("RGB", (int(font.getlength(text)) + 8, 34), "white")
-    ImageDraw.Draw(image).text((4, 8), text, "black", font)
-    return image

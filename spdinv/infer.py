@@ -144,7 +144,7 @@ def write(folder: Path, args: argparse.Namespace, pictures: dict, edit, attentio
     shown = {**pictures, "grid": grid([list(pictures.values())], column_labels=list(pictures))}
     if attention:
         under = {"source": pictures["source"], "target": pictures.get("edited")}
-        shown["attention"] = attention_maps.draw(attention, under, [args.source_prompt, args.target_prompt])
+        shown["attention"] = attention_maps.draw(attention, under)
         attention_maps.save(folder / "attention.safetensors", attention)
     for name, picture in shown.items():
         save_png(folder / f"{name}.png", picture)

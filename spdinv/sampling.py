@@ -1,7 +1,6 @@
 """The way back: one sampling step with classifier-free guidance, which inversions' own steps are variations of."""
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from diffusers import DiffusionPipeline
@@ -29,11 +28,6 @@ class Drawing:
     @property
     def steps(self) -> int:
         return len(self.schedule.timesteps)
-
-    @cached_property
-    def texts(self) -> Conditioning:
-        """Both halves, where the unconditional one is the same at every step."""
-        return Conditioning.cat(self.uncond, self.cond)
 
     def step(self, z: torch.Tensor, step: int) -> torch.Tensor:
         """z [P,4,h,w] after sampling step 0 ... T-1, as the inversion takes it: its own step, or the guided one."""
@@ -81,12 +75,18 @@ def unconditional(drawing: Drawing, step: int) -> Conditioning:
     return uncond
 
 
-def predict_both(drawing: Drawing, z: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """eps_uncond and eps_cond [P,4,h,w] at sampling step 0 ... T-1, from one UNet call on the batch
+def predict_pair(
+    pipe: DiffusionPipeline, schedule: Schedule, z: torch.Tensor, t: int, uncond: Conditioning, cond: Conditioning
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """eps_uncond and eps_cond, each [P,4,h,w] as z, from one UNet call at timestep t on the batch
     [uncond_src, uncond_tgt, cond_src, cond_tgt], as in all Prompt-to-Prompt code."""
-    uncond, t = unconditional(drawing, step), drawing.schedule.timesteps[step]
-    both = drawing.texts if uncond is drawing.uncond else Conditioning.cat(uncond, drawing.cond)
-    return predict_noise(drawing.pipe, drawing.schedule, torch.cat([z, z]), t, both).chunk(2)
+    return predict_noise(pipe, schedule, torch.cat([z, z]), t, Conditioning.cat(uncond, cond)).chunk(2)
+
+
+def predict_both(drawing: Drawing, z: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """predict_pair for the branches z [P,4,h,w] at sampling step 0 ... T-1."""
+    t, uncond = drawing.schedule.timesteps[step], unconditional(drawing, step)
+    return predict_pair(drawing.pipe, drawing.schedule, z, t, uncond, drawing.cond)
 
 
 def correct(drawing: Drawing, z: torch.Tensor, step: int) -> torch.Tensor:
@@ -113,8 +113,7 @@ def guided_noise(
     """eps [B,4,h,w] with classifier-free guidance, for B pictures at timestep t; at scale 1 only `cond` is asked."""
     if guidance_scale == 1:
         return predict_noise(pipe, schedule, z, t, cond)
-    both = predict_noise(pipe, schedule, torch.cat([z, z]), t, Conditioning.cat(uncond, cond))
-    return guide(*both.chunk(2), guidance_scale)
+    return guide(*predict_pair(pipe, schedule, z, t, uncond, cond), guidance_scale)
 
 
 @torch.no_grad()

@@ -39,26 +39,6 @@ def test_maps_are_means_over_calls_and_heads_and_sums_over_a_words_tokens():
             torch.testing.assert_close(word_map, naive.reshape(4, 6) / 6)
 
 
-@pytest.mark.parametrize("engine, options, branches", [
-    ("none", {}, ["source"]), ("p2p", {}, ["source", "target"]),
-    ("masactrl", {"start_step": 0}, ["source", "target"]), ("pnp", {}, ["target"]),
-])  # fmt: skip
-def test_looking_changes_nothing_and_leaves_no_hook(pipe, engine, options, branches):
-    schedule, prompts = make_schedule(pipe.scheduler, 2), PROMPTS[:1] if engine == "none" else PROMPTS
-    before = pipe.unet.attn_processors
-    plain = ENGINES[engine](pipe, schedule, inverted(2), prompts, 3.0, **options)
-    recorder = Recorder(engine)
-    with hooked(pipe.unet, recorder, layers(pipe.unet, "attn2")):
-        watched = ENGINES[engine](pipe, schedule, inverted(2), prompts, 3.0, **options)
-    torch.testing.assert_close(watched, plain, rtol=1e-3, atol=1e-3)
-    after = pipe.unet.attn_processors
-    assert all(after[path] is before[path] for path in before)
-    found = recorder.words(pipe.tokenizer, prompts, (16, 16))
-    assert list(found) == branches and all(list(sizes) == [(16, 16), (8, 8), (4, 4)] for _, sizes in found.values())
-    # two steps of three (16x16), three (8x8) and one layer (4x4)
-    assert recorder.counts == {256: 6, 64: 6, 16: 2}
-
-
 def test_the_maps_shown_are_those_after_the_engines_control(pipe, monkeypatch):
     edited = []
     original = p2p.PromptToPrompt.edit_cross

@@ -11,7 +11,7 @@ from common.ddim import make_schedule
 from common.pipelines import Conditioning, encode_prompt
 from spdinv.engines.attention import Control
 from spdinv.inversions.result import Inversion
-from spdinv.reproduction.toy import SCHEDULER
+from spdinv.reproduction.toy import SCHEDULER, tokenizer
 from spdinv.sampling import Drawing
 
 MEANS = {"": -0.3, "a cat": 0.1, "a dog": 0.7}  # of the embeddings of the prompts that the toy knows
@@ -56,20 +56,13 @@ def coefficients(schedule, t):
     return (a_t / a_s) ** 0.5, a_t**0.5 * ((1 / a_t - 1) ** 0.5 - (1 / a_s - 1) ** 0.5)
 
 
-def toy_tokenizer(text, **options):
-    return {"offset_mapping": []}
-
-
-toy_tokenizer.model_max_length = 77
-
-
 def toy_pipe(weight=WEIGHT, squash=torch.tanh):
     unet = ToyUnet(weight, squash)
 
     def encode_prompt(prompts, **options):
         return toy_cond([MEANS[text] for text in prompts]).embeds.to(unet.dtype), None
 
-    return SimpleNamespace(unet=unet, tokenizer=toy_tokenizer, encode_prompt=encode_prompt, device="cpu")
+    return SimpleNamespace(unet=unet, tokenizer=tokenizer, encode_prompt=encode_prompt, device="cpu")
 
 
 def toy_schedule(steps):
