@@ -131,43 +131,40 @@ def attention_layers(pipe):
             yield "text_encoder", path, module
 
 
+def lora_name(form, part, path):
+    """The published name of a layer."""
+    text = path if part == "unet" else f"text_model.{path}"  # of transformers before version 5.6
+    block, _, layer = path.removesuffix(".0").rpartition(".")
+    return {
+        "first diffusers": f"{block}.processor.{layer}_lora",  # unet.save_attn_procs of the first example scripts
+        "diffusers": f"{part}.{text}." + ("lora" if part == "unet" else "lora_linear_layer"),
+        "kohya": ("lora_unet_" if part == "unet" else "lora_te_") + text.replace(".", "_"),
+    }.get(form, f"{part}.{text}")
+
+
 def lora_file(pipe, form):
     """Published keys of a rank-2 LoRA, and the weights that the model should end up with (in float64)."""
     keys, expected = {}, {name: value.double() for name, value in weights_of(pipe).items()}
-    for number, (part, path, module) in enumerate(attention_layers(pipe)):
-        if form == "first diffusers" and part == "text_encoder":
-            continue
+    ends = {"kohya": ("lora_down", "lora_up"), "peft": ("lora_A", "lora_B"), "peft with a header": ("lora_A", "lora_B")}
+    scale = {"kohya": 3 / RANK, "peft with a header": 2.0}.get(form, 1.0)
+    layers = [one for one in attention_layers(pipe) if form != "first diffusers" or one[0] == "unet"]
+    for number, (part, path, module) in enumerate(layers):
         down, up = random(RANK, module.in_features, seed=number), random(module.out_features, RANK, seed=-number)
-        down, up = down / 8, up / 8
-        scale = 3 / RANK if form == "kohya" else 2.0 if form == "peft with a header" else 1.0
+        down, up, name = down / 8, up / 8, lora_name(form, part, path)
         expected[f"{part}.{path}.weight"] += scale * up.double() @ down.double()
-        text = path if part == "unet" else f"text_model.{path}"  # of transformers before version 5.6
-        if form == "first diffusers":  # unet.save_attn_procs of the first example scripts
-            block, _, layer = path.removesuffix(".0").rpartition(".")
-            name, ends = f"{block}.processor.{layer}_lora", ("down.weight", "up.weight")
-        elif form == "diffusers":
-            name, ends = (
-                f"{part}.{text}." + ("lora" if part == "unet" else "lora_linear_layer"),
-                ("down.weight", "up.weight"),
-            )
-        elif form == "kohya":
-            name = ("lora_unet_" if part == "unet" else "lora_te_") + text.replace(".", "_")
-            ends = ("lora_down.weight", "lora_up.weight")
+        for end, value in zip(ends.get(form, ("down", "up")), (down, up), strict=True):
+            keys[f"{name}.{end}.weight"] = value
+        if form == "kohya":
             keys[f"{name}.alpha"] = torch.tensor(3.0)
-        else:
-            name, ends = f"{part}.{text}", ("lora_A.weight", "lora_B.weight")
-        keys |= {f"{name}.{ends[0]}": down, f"{name}.{ends[1]}": up}
-    header = None
-    if form == "peft with a header":
-        layers = list(attention_layers(pipe))
-        config = {
-            f"{part}.{key}": value
-            for part in ("unet", "text_encoder")
-            for key, value in (("r", RANK), ("lora_alpha", 2 * RANK),
-                               ("target_modules", [path for of, path, _ in layers if of == part]))
-        }  # fmt: skip
-        header = {"format": "pt", "lora_adapter_metadata": json.dumps(config)}
-    return keys, header, expected
+    if form != "peft with a header":
+        return keys, None, expected
+    config = {
+        f"{part}.{key}": value
+        for part in ("unet", "text_encoder")
+        for key, value in (("r", RANK), ("lora_alpha", 2 * RANK),
+                           ("target_modules", [path for of, path, _ in layers if of == part]))
+    }  # fmt: skip
+    return keys, {"format": "pt", "lora_adapter_metadata": json.dumps(config)}, expected
 
 
 @pytest.mark.parametrize("form", ["diffusers", "first diffusers", "peft", "peft with a header", "kohya"])
@@ -284,16 +281,10 @@ class Bomb:
         return os.mkdir, ("exploded",)
 
 
-def other_model(pipe):
-    return {key.replace("down_blocks.0", "down_blocks.7"): value for key, value in lora_file(pipe, "peft")[0].items()}
-
-
-def wrong_shape(pipe):
-    return {key: value[:, :1] if "lora_A" in key else value for key, value in lora_file(pipe, "peft")[0].items()}
-
-
-def nan_lora(pipe):
-    return {key: value * float("nan") for key, value in lora_file(pipe, "peft")[0].items()}
+def spoilt(**changed):
+    """A LoRA whose keys, or tensors, a function has changed."""
+    key_of, value_of = (changed.get(name, lambda one: one) for name in ("key", "value"))
+    return lambda pipe: {key_of(key): value_of(value) for key, value in lora_file(pipe, "peft")[0].items()}
 
 
 WRONG = {
@@ -305,9 +296,9 @@ WRONG = {
     "empty": (lambda pipe: {}, "none of LoRA"),
     "wide word": (lambda pipe: {"<cat>": torch.zeros(768)}, "shape [1, 768]"),
     "no vectors": (lambda pipe: {"string_to_param": {}, "name": "x"}, "none of LoRA"),
-    "other lora": (other_model, "does not fit this model"),
-    "wide lora": (wrong_shape, "does not fit this model"),
-    "nan lora": (nan_lora, "does not fit this model"),
+    "other lora": (spoilt(key=lambda key: key.replace("down_blocks.0", "down_blocks.7")), "does not fit this model"),
+    "wide lora": (spoilt(value=lambda value: value[:, :1]), "does not fit this model"),
+    "nan lora": (spoilt(value=lambda value: value * float("nan")), "does not fit this model"),
     "other custom": (lambda pipe: {"unet": {"mid_block.attn2.to_k.weight": torch.zeros(1)}}, "made for another model"),
     "a word of bytes": (lambda pipe: {"<cat>": torch.ones(32, dtype=torch.uint8)}, "no plain tensor"),
     "a word of nothing": (lambda pipe: {"<cat>": torch.zeros(0, 32)}, "shape [0, 32]"),

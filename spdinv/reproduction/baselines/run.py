@@ -9,8 +9,12 @@ from typing import Any
 from common.runs import InputError, measure
 from spdinv.reproduction.items import Bench, square_mask
 
-# Names in result rows; what the published settings are stands in each function's signature.
-BASELINES = ("blended_diffusion", "instruct_pix2pix", "elite")
+# Names in result rows, and the flags that name their models; the published settings are each function's defaults.
+BASELINES = {
+    "blended_diffusion": ("unconditional_model", "guiding_clip"),
+    "instruct_pix2pix": ("instruct_pix2pix",),
+    "elite": ("elite",),
+}
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,7 @@ class Baseline:
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("baselines that invert nothing (paper, Table 2)").add_argument
-    add("--baselines", nargs="+", choices=BASELINES, default=[], help="run these too")
+    add("--baselines", nargs="+", choices=tuple(BASELINES), default=[], help="run these too")
     add("--unconditional_model", metavar="PATH",
         help="of blended_diffusion: OpenAI's 256x256_diffusion_uncond.pt, or a folder with a UNet2DModel")  # fmt: skip
     add("--guiding_clip", default="openai/clip-vit-base-patch16", help="of blended_diffusion")
@@ -38,12 +42,7 @@ def chosen(args: argparse.Namespace) -> dict[str, Baseline]:
         raise InputError(f"--unconditional_model {args.unconditional_model} does not exist; give a file or folder")
     if "elite" in args.baselines and not args.elite:
         raise InputError("baseline elite needs ELITE's weights: give --elite")
-    models = {
-        "blended_diffusion": {"unconditional_model": args.unconditional_model, "guiding_clip": args.guiding_clip},
-        "instruct_pix2pix": {"instruct_pix2pix": args.instruct_pix2pix},
-        "elite": {"elite": args.elite},
-    }
-    return {name: Baseline(name, models.get(name, {})) for name in args.baselines}
+    return {name: Baseline(name, {flag: getattr(args, flag) for flag in BASELINES[name]}) for name in args.baselines}
 
 
 def load(args: argparse.Namespace, pipe, elite) -> dict[str, Callable]:
