@@ -4,8 +4,7 @@ A cell is (spd instead of ddim, *each of rows.FACTORS on). Everything is paired:
 every cell, effects are computed item by item, and the interval is the bootstrap over items.
 """
 
-from itertools import combinations
-from math import factorial as factorial_of
+from itertools import permutations
 
 import numpy as np
 
@@ -42,19 +41,12 @@ def shares(scores: dict[Cell, np.ndarray], start: Cell = PLAIN, end: Cell = RELE
     Shapley's value: the change that switching the factor makes, averaged over all orders of switching.
     """
     players = [factor for factor, (a, b) in enumerate(zip(start, end, strict=True)) if a != b]
-
-    def at(switched: tuple[int, ...]) -> np.ndarray:
-        return scores[tuple(end[i] if i in switched else start[i] for i in range(len(start)))]
-
-    found = {}
-    for player in players:
-        others = [other for other in players if other != player]
-        found[player] = sum(
-            factorial_of(size) * factorial_of(len(others) - size) / factorial_of(len(players))
-            * (at((*some, player)) - at(some))
-            for size in range(len(players))
-            for some in combinations(others, size)
-        )  # fmt: skip
+    found, orders = dict.fromkeys(players, 0.0), list(permutations(players))
+    for order in orders:
+        cell = list(start)
+        for player in order:
+            before, cell[player] = scores[tuple(cell)], end[player]
+            found[player] = found[player] + (scores[tuple(cell)] - before) / len(orders)
     return found
 
 
