@@ -22,7 +22,7 @@ class MutualSelfAttention(Control):
     In steps start_step ... T - 1 and layers start_layer and up, the target's queries attend to the keys and values of
     the source item of the same half.
 
-    pipe: for the layout of its UNet. prompts, latent_size: of no interest. steps: T.
+    pipe: for the layout of its UNet. steps: T. prompts, latent_size: what every engine's check is told; not used here.
     start_layer: counted from 0 in the order of the calls, all self-attention layers of the UNet; None is 10 of 16, in
     other UNets round(10 / 16 of their number): 44 of SDXL's 70, 4 of the picturebook's 7.
     inject_uncond, inject_cond: what the target sees in each half, the source ("src"), source and target ("joint", the

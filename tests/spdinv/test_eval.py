@@ -20,16 +20,10 @@ from spdinv.inversions import Entry
 from spdinv.options import Method
 from spdinv.reproduction import items
 
-PAIR = ("--inversions", "ddim", "spd", "--engines", "p2p", "--spd_rounds", "2")
 
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    return tmp_path_factory.mktemp("results") / "whole"
-
-
-def test_rows_pictures_and_tables(run, finished):
-    shown = run(finished, "--table", "1", *PAIR).out
+def test_rows_pictures_and_tables(run, tmp_path, monkeypatch):
+    finished, pair = tmp_path / "out", ("--inversions", "ddim", "spd", "--engines", "p2p", "--spd_rounds", "2")
+    shown = run(finished, "--table", "1", *pair).out
     rows = read_rows(finished / "rows.jsonl")
     order = [(item, method) for item in "012" for method in ("ddim+p2p", "spd+p2p")]
     assert [(row["item"][-1], row["method"]) for row in rows] == order
@@ -59,31 +53,8 @@ def test_rows_pictures_and_tables(run, finished):
     mse = summary["overall"]["ddim+p2p"]["mse/pie_official"]["mean"] * 1e4
     assert any(line[:4] == ["DDIM", "P2P", "measured,", "inversion_only:"] and f"{mse:.4g}" in line for line in lines)
     assert sum("measured," in line for line in lines) == 2
-
-
-def test_an_interrupted_run_goes_on_and_ends_in_the_same_bytes(run, finished, tmp_path, monkeypatch):
-    if not finished.exists():
-        run(finished, *PAIR)
-    original, calls = spdinv_eval.run_item, []
-
-    def interrupted(*args, **kwargs):
-        calls.append(args)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return original(*args, **kwargs)
-
-    monkeypatch.setattr(spdinv_eval, "run_item", interrupted)
-    with pytest.raises(SystemExit) as stop:
-        run(tmp_path / "out", *PAIR)
-    assert stop.value.code == 130 and len(read_rows(tmp_path / "out" / "rows.jsonl")) == 3
-    with open(tmp_path / "out" / "rows.jsonl", "a") as file:
-        file.write('{"paper": "spdinv", "met')  # killed while writing
-    run(tmp_path / "out", *PAIR)
-    assert len(calls) == 4 + 3
-    for name in ("results.csv", "grid.png"):
-        assert (tmp_path / "out" / name).read_bytes() == (finished / name).read_bytes()
-    run(tmp_path / "out", *PAIR)
-    assert len(calls) == 7  # nothing left to do
+    monkeypatch.setattr(spdinv_eval, "run_item", lambda *a: pytest.fail("nothing was left to do"))
+    run(finished, *pair)
 
 
 def test_limit_types_and_other_settings(run, tmp_path, capsys):
