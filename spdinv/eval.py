@@ -34,7 +34,7 @@ from spdinv.inversions import INVERSIONS, OWN
 from spdinv.reproduction import rows
 from spdinv.reproduction.baselines import run as baselines
 from spdinv.reproduction.experiments import EXPERIMENTS, Task
-from spdinv.reproduction.items import Bench, find_dataset, read_items, run_item
+from spdinv.reproduction.items import Bench, find_dataset, read_items, run_item, save_grid
 
 TABLES = ("1", "2", "3", "s1", "s2")
 # What all rows of one folder have in common, beside the settings of each method; --full has the quick subset's items
@@ -201,7 +201,6 @@ def main(argv: list[str] | None = None) -> None:
 def report(args: argparse.Namespace, items: list, methods: list[str], dataset: str) -> None:
     """results.csv, results.json and grid.png of the items and methods at hand, and the tables on the screen."""
     from common import claims
-    from common.images import grid, load_image, save_png
     from common.tables import score_table
     from spdinv.reproduction import factorial, tables
     from spdinv.reproduction.experiments import draw
@@ -211,10 +210,7 @@ def report(args: argparse.Namespace, items: list, methods: list[str], dataset: s
     measured = [found[item.id, method] for item in items for method in methods]
     summary = tables.summarise(measured)
     tables.write_csv(output / "results.csv", measured)
-    columns = ["source", *methods[:16]]  # what a person can look at
-    sheet = [[load_image(output / "pictures" / item.id / f"{name}.png") for name in columns] for item in items[:12]]
-    labels = [f"{item.source_prompt} -> {item.target_prompt}" for item in items[:12]]
-    save_png(output / "grid.png", grid(sheet, labels, columns))
+    save_grid(output, items, ["source", *methods[:16]])
 
     if len(args.presets) > 1 and not args.table:
         draw.what_helps(output / "presets.png", {name: summary["overall"][name] for name in rows.order(methods)})

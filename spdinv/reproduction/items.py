@@ -121,6 +121,15 @@ def scores(item, pictures: dict, encoders, folder: Path | None) -> dict[str, flo
     return result
 
 
+def save_grid(output: Path, items: list, columns: list[str]) -> None:
+    """grid.png of these pictures of the first items: what a person can look at."""
+    from common.images import grid, load_image, save_png
+
+    sheet = [[load_image(output / "pictures" / item.id / f"{name}.png") for name in columns] for item in items[:12]]
+    labels = [f"{item.source_prompt} -> {item.target_prompt}" for item in items[:12]]
+    save_png(output / "grid.png", grid(sheet, labels, columns))
+
+
 def square_mask(item, size: tuple[int, int]):
     """The item's mask [1,1,height,width]: its central square, as of the picture, resized by nearest neighbour."""
     import torch.nn.functional as F

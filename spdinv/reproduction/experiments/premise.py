@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from common.claims import difference
 from common.ddim import make_schedule
 from common.encoders import Encoders
-from common.images import grid, load_image, save_png, to_pil, to_tensor
+from common.images import load_image, save_png, to_pil, to_tensor
 from common.metrics import Score, clip_text_similarity, lpips_distance, psnr, structure_distance
 from common.pipelines import decode_latents
 from common.runs import measure
@@ -25,7 +25,7 @@ from spdinv.options import Method
 from spdinv.reproduction.experiments import Task
 from spdinv.reproduction.experiments.generated import drawings, in_order, scales_of
 from spdinv.reproduction.experiments.noise_gap import noise_gap
-from spdinv.reproduction.items import with_words
+from spdinv.reproduction.items import save_grid, with_words
 
 IDEAL = "ideal"
 
@@ -129,12 +129,10 @@ def alike(one: Arm, other: Arm) -> bool:
 
 def report(task: Task, arms: Arms) -> dict:
     """grid.png, and on the screen the arms' means and all their paired differences."""
-    found, ids, output = task.rows(), [item.id for item in task.items], task.output
+    found, ids = task.rows(), [item.id for item in task.items]
     summary = {name: intervals([found[name, item] for item in ids]) for name in arms}
     columns = [*(f"source_{scale:g}" for scale in dict.fromkeys(arm.scale for arm in arms.values())), *arms]
-    sheet = [[load_image(output / "pictures" / item / f"{name}.png") for name in columns] for item in ids[:12]]
-    labels = [f"{item.source_prompt} -> {item.target_prompt}" for item in task.items[:12]]
-    save_png(output / "grid.png", grid(sheet, labels, columns))
+    save_grid(task.output, task.items, columns)
     print(score_table(summary), end="\n\n")
     differences: dict[str, dict[str, dict]] = {}
     for a, b in pairs_of(arms):
