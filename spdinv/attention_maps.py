@@ -24,6 +24,7 @@ class Recorder(Control):
     """An attention control that changes nothing, and sums up what it sees (after the engine's own control)."""
 
     def __init__(self, engine: str):
+        super().__init__()
         self.batch, self.items = ENGINES[engine].batch, ENGINES[engine].sees
         self.sums: dict[int, torch.Tensor] = {}  # tokens -> [branches, tokens, L]
         self.counts: dict[int, int] = {}
