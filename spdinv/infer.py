@@ -30,8 +30,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--save_trajectory", action="store_true", help="write trajectory.safetensors: latents of all levels, rounds")
     add("--save_attention", action="store_true", help="write attention.png and attention.safetensors: where each word "
         "of the prompts attends")  # fmt: skip
-    add("--clip_model", help="CLIP for text scores: picturebook, a folder or hub id; default: the picturebook's for "
-        "the picturebook, none for other models")  # fmt: skip
     args, given = options.parse(parser, argv)
     options.check(args, given, [args.engine], [args.inversion])
     if args.image_path is None:
@@ -67,18 +65,6 @@ def compare(source, picture) -> dict[str, float]:
     return {score.__name__: score(source, picture).item() for score in (psnr, mse, ssim)}
 
 
-def clip_scores(clip, pictures: dict, prompts: dict[str, str | None]) -> dict[str, float]:
-    """Cosine of each picture with each prompt, by a name that says with which CLIP."""
-    from common.metrics import Score, clip_text_similarity
-
-    return {
-        Score(f"CLIP-T of {shown} with {told}", 0.0, clip.label).key: clip_text_similarity(picture, [text], clip).item()
-        for shown, picture in pictures.items()
-        for told, text in prompts.items()
-        if text
-    }
-
-
 @script
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
@@ -86,9 +72,7 @@ def main(argv: list[str] | None = None) -> None:
         method = options.method_of(args, args.inversion, args.engine)
         print(json.dumps({**vars(args), "method": asdict(method)}, indent=2))
         return
-    from common.encoders import load_clip
     from common.images import center_crop_resize, load_image, to_pil, to_tensor
-    from common.pipelines import is_picturebook
     from spdinv.attention_maps import Recorder
     from spdinv.customised import load
     from spdinv.editing import edit_picture
@@ -101,15 +85,11 @@ def main(argv: list[str] | None = None) -> None:
     method = options.with_words(method, args.blended_words, dict(args.equalizer or []))
     pipe, resolution, _ = load(args)
     image = center_crop_resize(image, resolution)
-    clip_model = args.clip_model or ("picturebook" if is_picturebook(pipe) else None)
-    clip = load_clip(clip_model, args.device) if clip_model else None
-    prompts = {"source_prompt": args.source_prompt, "target_prompt": args.target_prompt}
+    prompts = [args.source_prompt, args.target_prompt]
     recorder = Recorder(args.engine) if args.save_attention else None
     print(f"{args.image_path}: {args.source_prompt!r} -> {args.target_prompt!r}, {method.name}")
     with measure() as cost:
-        edit = edit_picture(
-            pipe, to_tensor(image).to(pipe.device), args.source_prompt, args.target_prompt, method, recorder
-        )
+        edit = edit_picture(pipe, to_tensor(image).to(pipe.device), *prompts, method, recorder)
 
     pictures = {"source": image, "reconstruction": to_pil(edit.reconstruction)}
     if edit.edited is not None:
@@ -118,13 +98,12 @@ def main(argv: list[str] | None = None) -> None:
     metrics = {
         **{name: compare(seen["source"], seen[name]) for name in list(seen)[1:]},
         "latent_mse": edit.latent_mse,
-        "clip": clip_scores(clip, seen, prompts) if clip else {},
         "rounds": edit.inversion.rounds[:, 0].tolist(),
         "inversion_cost": edit.inversion.cost,
         "seconds": cost.seconds,
         "peak_memory_mb": cost.peak_memory_mb,
     }
-    attention = recorder.words(pipe.tokenizer, list(prompts.values()), edit.latents.shape[-2:]) if recorder else None
+    attention = recorder.words(pipe.tokenizer, prompts, edit.latents.shape[-2:]) if recorder else None
     write(Path(args.output_dir), args, pictures, edit, attention)
     write_config(args.output_dir, args, method=settings)
     write_json(Path(args.output_dir) / "metrics.json", metrics)

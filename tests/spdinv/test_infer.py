@@ -133,7 +133,6 @@ WRONG = [
     (["--preset", "as_released", "--no-inversion_guidance", "--proximal_dilation", "1"], "--inversion_guidance"),
     (["--engine", "none", "--color_fix"], "leave it out"),
     (["--inversion", "edict", "--preset", "as_released"], "samples in its own way"),
-    (["--clip_model", MISSING], MISSING),
     (["--elite", MISSING], f"--elite {MISSING} does not exist"),
     (["--reference_image_path", "PICTURE"], "give --elite too"),
     (["--elite", "PICTURE"], "use that word in --target_prompt"),
