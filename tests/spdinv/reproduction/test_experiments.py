@@ -242,10 +242,10 @@ def test_arms_and_pairs():
                for inversion in ("ddim", "spd", "exact", "direct")}  # fmt: skip
     arms = premise.arms_of(methods, [1.0, 7.5])
     assert list(arms)[:2] == ["ideal+p2p@drawn1", "ideal+pnp@drawn1"] and len(arms) == 2 * 2 * 5
-    assert arms["spd+p2p@drawn1"][1].engine_options == {"source_guidance_scale": 1.0}
-    assert arms["spd+p2p@drawn1"][1].inversion_options == arms["spd+pnp@drawn1"][1].engine_options == {}
-    assert arms["exact+pnp@drawn7.5"][1].inversion_options == {"guidance_scale": 7.5}
-    assert arms["direct+p2p@drawn7.5"][1].inversion_options == {"guidance_scale": 7.5}
+    assert arms["spd+p2p@drawn1"].method.engine_options == {"source_guidance_scale": 1.0}
+    assert arms["spd+p2p@drawn1"].method.inversion_options == arms["spd+pnp@drawn1"].method.engine_options == {}
+    assert arms["exact+pnp@drawn7.5"].method.inversion_options == {"guidance_scale": 7.5}
+    assert arms["direct+p2p@drawn7.5"].method.inversion_options == {"guidance_scale": 7.5}
     pairs = premise.pairs_of(arms)
     assert len(pairs) == 4 * 7 and ("spd+pnp@drawn1", "ddim+pnp@drawn1") in pairs
     assert all(a.split("+")[1] == b.split("+")[1] for a, b in pairs)
