@@ -90,13 +90,6 @@ def default_methods(args: argparse.Namespace) -> list[str]:
     return [name for name in METHOD_NAMES if not name.startswith("pixels_")]
 
 
-def settings_of(args: argparse.Namespace) -> dict[str, Any]:
-    """What the flags resolve to, as far as it is known before the model is loaded."""
-    kind = options.kind_of(args.pretrained_model_name_or_path)
-    sampling = asdict(options.sampling_of(args, kind))
-    return {"kind": kind, "sampling": sampling, "surgery": options.surgery_of(args)}
-
-
 def config_of(output: Path, args: argparse.Namespace, **settings: Any) -> dict[str, Any]:
     """What config.json is to hold (common.runs.joined_config). Raises InputError if the folder holds rows of other
     settings; those of eval.tracks.pretrained_exemplar, which knows none of them, do not count."""
@@ -109,7 +102,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     output = Path(args.output_dir)
     if args.print_config:
-        print(json.dumps({**vars(args), **settings_of(args)}, indent=2))
+        print(json.dumps({**vars(args), **options.resolved(args)}, indent=2))
         return
     if args.pairs:
         from pixels.reproduction.pairs import build_pairs

@@ -167,11 +167,8 @@ def run(args: argparse.Namespace) -> tuple[dict, dict, dict]:
 @script
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
-    kind = options.kind_of(args.pretrained_model_name_or_path)
     if args.print_config:
-        sampling = asdict(options.sampling_of(args, kind))
-        resolved = {"kind": kind, "sampling": sampling, "surgery": options.surgery_of(args)}
-        print(json.dumps({**vars(args), **resolved}, indent=2))
+        print(json.dumps({**vars(args), **options.resolved(args)}, indent=2))
         return
     from common.images import save_png
 

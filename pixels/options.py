@@ -155,6 +155,12 @@ def surgery_of(args: argparse.Namespace) -> dict[str, Any]:
     return chosen | {"threshold": args.threshold, "composite": args.composite, "black_point": args.black_point}
 
 
+def resolved(args: argparse.Namespace) -> dict[str, Any]:
+    """What the flags come to, as far as it is known before the model is loaded."""
+    kind = kind_of(args.pretrained_model_name_or_path)
+    return {"kind": kind, "sampling": asdict(sampling_of(args, kind)), "surgery": surgery_of(args)}
+
+
 def announce(kind: str, sampling: Sampling) -> None:
     """One line: which preset applies, and what flags have made of it."""
     values = [f"{name} {value!r}" for name, value in asdict(sampling).items() if value is not None]
