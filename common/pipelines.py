@@ -23,6 +23,8 @@ from common.model_files import PICTUREBOOK, find_folder, load_whole, match_token
 
 log = logging.getLogger(__name__)
 
+PRECISIONS = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}  # of --mixed_precision
+
 
 @dataclass(frozen=True, eq=False)
 class Conditioning:

@@ -91,11 +91,6 @@ def without_remarks() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
-def in_precision(pipe: PaintByExamplePipeline, name: str) -> PaintByExamplePipeline:
-    """--mixed_precision of sampling: all networks in that number format (nothing to do for "no")."""
-    return pipe if name == "no" else pipe.to(dtype={"fp16": torch.float16, "bf16": torch.bfloat16}[name])
-
-
 def from_text_to_image(
     name: str, clip: str | None = None, device: str | None = None, sd_prior: bool = True
 ) -> PaintByExamplePipeline:

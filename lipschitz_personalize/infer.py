@@ -43,9 +43,9 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     if show_config(args):
         return
-    import torch
 
     from common.images import grid, save_png
+    from common.pipelines import PRECISIONS
     from common.training import draw_pictures, step_generator
     from lipschitz_personalize.loading import load_trained
     from lipschitz_personalize.objectives import chosen_resolution, load_backbone
@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
     args.num_inference_steps, args.guidance_scale = options.sampling_of(trained, args)
     args.pretrained_model_name_or_path = args.pretrained_model_name_or_path or trained["pretrained_model_name_or_path"]
     args.prompt = args.prompt or list(filter(None, (trained["instance_prompt"], trained["class_prompt"])))
-    dtype = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[args.mixed_precision]
+    dtype = PRECISIONS[args.mixed_precision]
     pipe = load_trained(args.trained_dir, args.pretrained_model_name_or_path, args.device, args.strength, dtype)
     args.resolution = chosen_resolution(pipe, args.resolution or trained["resolution"])
     base = load_backbone(args.pretrained_model_name_or_path, args.device, dtype) if args.compare_base else None

@@ -92,9 +92,10 @@ def load(args: argparse.Namespace, device):
     import torch
     from diffusers.models.attention_processor import AttnProcessor
 
+    from common.pipelines import PRECISIONS
     from lipschitz_personalize.objectives import backbone_of, load_backbone
 
-    half = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[args.mixed_precision]
+    half = PRECISIONS[args.mixed_precision]
     dtype = half if args.parameter_space in ("custom_diffusion", "lora") else torch.float32
     pipe = load_backbone(args.pretrained_model_name_or_path, device, dtype)
     if backbone_of(pipe) != args.backbone:

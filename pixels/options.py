@@ -180,11 +180,10 @@ def check_kind(args: argparse.Namespace, kind: str) -> None:
 
 def load(args: argparse.Namespace):
     """(Model, kind of preset, frame (height, width)) that the flags name."""
-    import torch
-
+    from common.pipelines import PRECISIONS
     from pixels.backbones import load_model
 
-    dtype = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[args.mixed_precision]
+    dtype = PRECISIONS[args.mixed_precision]
     model = load_model(
         args.pretrained_model_name_or_path, args.scheduler, args.refiner_model_name_or_path,
         args.prior_model_name_or_path, args.device, dtype,

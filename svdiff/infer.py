@@ -156,7 +156,7 @@ def main(argv: list[str] | None = None) -> None:
     import torch
 
     from common.images import grid, load_image, save_png, to_pil
-    from common.pipelines import chosen_resolution, load_pipeline
+    from common.pipelines import PRECISIONS, chosen_resolution, load_pipeline
     from svdiff import editing, merging
     from svdiff.basis import Bases
 
@@ -168,7 +168,7 @@ def main(argv: list[str] | None = None) -> None:
         export(pipe, *next(iter(models.values())), bases, Path(args.export_merged))
         return
     picture = source and editing.fitted(pipe, source, resolution)
-    dtype = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[args.mixed_precision]
+    dtype = PRECISIONS[args.mixed_precision]
     half = torch.autocast(pipe.device.type, dtype, enabled=args.mixed_precision != "no")
     seeds, sheet, output = [args.seed + k for k in range(args.num_images)], [], Path(args.output_dir)
     made = set()

@@ -90,12 +90,11 @@ def main(argv: list[str] | None = None) -> None:
 
 def prepare(pipe, args: argparse.Namespace, concepts: list, tuned) -> list:
     """What the flags ask of the UNet besides its parameter space; the keepers of attention maps, for the unmix loss."""
-    import torch
-
+    from common.pipelines import PRECISIONS
     from svdiff import unmix
 
     if args.parameter_space != "full" and args.mixed_precision != "no":  # frozen weights in half; shifts stay float32
-        pipe.unet.to({"fp16": torch.float16, "bf16": torch.bfloat16}[args.mixed_precision])
+        pipe.unet.to(PRECISIONS[args.mixed_precision])
         for weight in tuned.weights.values():
             weight.data = weight.data.float()
     if args.gradient_checkpointing:

@@ -59,6 +59,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     import torch
 
+    from common.pipelines import PRECISIONS
     from eval.baselines.exemplar_pipelines import PIPELINES, SIDE
     from pixels import options
     from pixels.eval import run_all
@@ -69,7 +70,7 @@ def main(argv: list[str] | None = None) -> None:
     pairs = read_pairs(args.dataset, args.map_white, args.limit)
     eyes = load_eyes(args.metric_encoders, args.device)
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[args.mixed_precision]
+    dtype = PRECISIONS[args.mixed_precision]
     wanted, output = args.methods, Path(args.output_dir)
     for name in wanted:  # one set of weights at a time
         function = as_method(PIPELINES[name].edit, PIPELINES[name].load(device=device, dtype=dtype))

@@ -139,13 +139,14 @@ class Painter:
         return paint(self.pipeline(method, weights), *given, references, seeds, sampling, **self.where)
 
     def pipeline(self, method: str, weights: Path | None):
-        from image_inpaint.loading import in_precision, load, load_weights
+        from common.pipelines import PRECISIONS
+        from image_inpaint.loading import load, load_weights
 
         name = self.args.no_prior_model if method == "no_prior" else self.args.pretrained_model_name_or_path
         pipe = load(name, self.args.device)
         if weights:
             load_weights(pipe, weights)
-        return in_precision(pipe, self.args.mixed_precision)
+        return pipe.to(dtype=PRECISIONS[self.args.mixed_precision])
 
     def reference(self, name: str, item: Item) -> Image.Image:
         """A row that no model of the contest painted."""

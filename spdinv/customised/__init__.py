@@ -7,7 +7,7 @@ from diffusers import DiffusionPipeline
 
 from common.encoders import load_clip
 from common.images import load_image
-from common.pipelines import chosen_resolution, load_pipeline
+from common.pipelines import PRECISIONS, chosen_resolution, load_pipeline
 from spdinv.customised.elite import Elite, add_subject, load_elite, use_key_values
 from spdinv.customised.loading import load_adapter
 
@@ -18,9 +18,8 @@ def load(args: argparse.Namespace) -> tuple[DiffusionPipeline, int, Elite | None
     What --adapter and --elite ask for is done to the pipeline, and what was found is said. Where --elite has no picture
     of the subject yet, what comes back is for `add_subject`, once there is one.
     """
-    dtype = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[args.mixed_precision]
     torch.manual_seed(args.seed)
-    pipe = load_pipeline(args.pretrained_model_name_or_path, args.device, dtype)
+    pipe = load_pipeline(args.pretrained_model_name_or_path, args.device, PRECISIONS[args.mixed_precision])
     resolution, elite = chosen_resolution(pipe, args.resolution), None
     for path in args.adapter or []:
         print(f"{path}: {load_adapter(pipe, path)}")
