@@ -45,14 +45,15 @@ def edit_scores(
         "seam": seam(edited, [source, *exemplars], full),
     }  # fmt: skip
     if truth is not None:
-        scores["psnr_truth"] = psnr(truth, edited).item()
-        scores[Score("lpips_truth", 0.0, encoders.lpips.label).key] = lpips_distance(
-            truth, edited, encoders.lpips
-        ).item()
-        scores["sharpness"] = sharpness(edited, truth, full)
-        scores["transition_gap"] = transition_gap(edited, truth, source, full)
-        undone = scores["transition_gap"] > MOST_UNDONE  # where nothing is put in, there is no seam to be judged
-        scores["seam_gap"] = math.nan if undone else seam_gap(edited, truth, full)
+        gap = transition_gap(edited, truth, source, full)
+        scores |= {
+            "psnr_truth": psnr(truth, edited).item(),
+            Score("lpips_truth", 0, encoders.lpips.label).key: lpips_distance(truth, edited, encoders.lpips).item(),
+            "sharpness": sharpness(edited, truth, full),
+            "transition_gap": gap,
+            # where nothing is put in, there is no seam to be judged
+            "seam_gap": math.nan if gap > MOST_UNDONE else seam_gap(edited, truth, full),
+        }
     return scores
 
 
