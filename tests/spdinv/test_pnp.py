@@ -94,7 +94,7 @@ def test_with_the_sources_own_text_and_latents_the_target_is_the_source(make):
     for t in schedule.timesteps:
         z.append(ddim_step(schedule, z[-1], predict_noise(pipe, schedule, z[-1], t, cond), t))
     inversion = Inversion(torch.stack(z[::-1]), torch.zeros(3, 1), {})
-    source, target = ENGINES["pnp"](pipe, schedule, inversion, [PROMPTS[0], ""], 7.5, **FULL)
+    source, target = ENGINES["pnp"](pipe, schedule, inversion, [PROMPTS[0], ""], 7.5, negative_prompt="", **FULL)
     torch.testing.assert_close(target, source, rtol=1e-4, atol=1e-4)
 
 
