@@ -36,6 +36,9 @@ def test_wrong_flag_names_the_near_one(capsys):
 
 def test_a_home_folder_is_found_in_every_flag(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.png", "b~.png"):
+        Path(name).write_bytes(b"")
     parser = runs.make_parser("test")
     parser.add_argument("--output_dir")
     parser.add_argument("--reference_path", nargs="*")
