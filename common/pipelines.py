@@ -87,6 +87,8 @@ def load_pipeline(
     )
     if pipe.unet.config.in_channels != pipe.vae.config.latent_channels:
         raise InputError(f"{folder} is no text-to-image model: its UNet takes more than latents (inpainting? depth?).")
+    if (predicted := pipe.scheduler.config.prediction_type) not in ("epsilon", "v_prediction", "sample"):
+        raise InputError(f"{folder}: the model predicts {predicted!r}; epsilon, v_prediction and sample are known.")
     logging.getLogger(type(pipe).__module__).setLevel(logging.ERROR)  # encode_prompt itself names the lost words
     return pipe.to(device)
 

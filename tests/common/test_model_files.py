@@ -222,6 +222,7 @@ def without_weight(path):
         (lambda f: (f / "unet" / "config.json").unlink(), "Cannot load"),
         (lambda f: cut(f / "tokenizer" / "tokenizer_config.json"), "not valid JSON"),
         (lambda f: shutil.rmtree(f / "tokenizer"), "holds no vocabulary"),
+        (lambda f: edit_json(f / "scheduler" / "scheduler_config.json", prediction_type="flow"), "predicts 'flow'"),
         (lambda f: shutil.rmtree(f / "scheduler"), "Cannot load"),
         (lambda f: without_weight(f / UNET_FILE), "lacks 1 of the model's weights, conv_in.weight"),
         (lambda f: edit_json(f / "unet" / "config.json", block_out_channels=[16, 32, 64]), "Cannot load"),
