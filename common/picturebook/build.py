@@ -54,6 +54,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         )
     if unknown := [name for name in args.only if name not in CHECKS]:
         parser.error(f"there is no check {unknown[0]}; they are {', '.join(CHECKS)}")
+    if args.sheet and (args.sheet.suffix.lower() not in (".png", ".jpg", ".webp") or args.sheet.is_dir()):
+        parser.error("--sheet names a picture file, such as samples.png")
     if args.only and not args.check:
         parser.error("--only goes with --check")
     if args.scenes < 1000 or args.samples < 2 or args.threads < 1:
