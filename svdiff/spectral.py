@@ -1,7 +1,8 @@
 """Spectral shifts (paper, Sec. 3.2): a layer's weight is U diag(ReLU(sigma + delta)) V^T, and delta alone is trained.
 
-Two forms of the same thing. `rebuilt` writes the new weight out, as Eq. 2 does: the readable reference, used to merge.
-The layers below apply the three factors to the activations one after the other,
+Two forms of the same thing. `SpectralLayer.matrix` writes the new weight out as Eq. 2 is printed; `rebuilt`, used to
+merge, adds to W what changes, U diag(ReLU(sigma + delta) - sigma) V^T. The layers below apply the three factors to the
+activations one after the other,
 
     y = U (s * (V^T x)),  s = ReLU(sigma + delta),
 
