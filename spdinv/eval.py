@@ -52,7 +52,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--split", choices=("test", "validation"), default="test", help="of the picturebook; tune on validation only")
     add("--full", action="store_true", help="all items of the picturebook's benchmark, not the quick subset")
     add("--inversions", nargs="+", choices=tuple(INVERSIONS), help="each is run; ddim and spd by default, and of "
-        "a table all that it has")  # fmt: skip
+        f"a table all that it has: {options.titled(INVERSIONS)}")  # fmt: skip
     add("--engines", nargs="+", choices=tuple(ENGINES)[1:], help="each is run; p2p by default, and of a table "
         "all that it has")  # fmt: skip
     add("--edit_types", nargs="+", choices=list("0123456789"), help="PIE-Bench edit types; all by default, and 0 for "

@@ -22,7 +22,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--image_path", help="the picture; any size and mode, its central square is used")
     add("--source_prompt", help="what the picture shows")
     add("--target_prompt", help="what it should show")
-    add("--inversion", choices=tuple(INVERSIONS), default="spd", help="way from the picture to its noise")
+    add("--inversion", choices=tuple(INVERSIONS), default="spd", help="way from the picture to its noise: "
+        + options.titled(INVERSIONS))  # fmt: skip
     add("--engine", choices=tuple(ENGINES), default="p2p", help="way back; none: invert and reconstruct only")
     options.add_method_flags(parser)
     options.add_picture_flags(parser)

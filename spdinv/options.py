@@ -55,7 +55,7 @@ class Method:
 # -------------------------------------------------------------------------------------------------- settings as flags
 
 GROUPS: dict[str, tuple[Setting, ...]] = {
-    **{f"inversion {one.name} ({one.source})": one.settings for one in INVERSIONS.values()},
+    **{f"inversion {one.name}" + f" ({one.source})" * bool(one.source): one.settings for one in INVERSIONS.values()},
     **{f"engine {one.name} ({one.title})": one.settings for one in ENGINES.values()},
     "extras, for any engine and inversion": SWITCH_SETTINGS,
     "settings of --proximal, --inversion_guidance and the inversion called proximal": PROXIMAL_SETTINGS,
@@ -89,6 +89,11 @@ def add_method_flags(parser: argparse.ArgumentParser) -> None:
                 group.add_argument(f"--{one.flag}", help=f"{one.help} {described(one)}", default=argparse.SUPPRESS,
                                    **one.options)  # fmt: skip
                 added.add(one.flag)
+
+
+def titled(entries: dict) -> str:
+    """What --help says of the names of INVERSIONS or ENGINES: "ddim, null_text (NTI), …"."""
+    return ", ".join(name + f" ({one.title})" * (one.title.lower() != name) for name, one in entries.items())
 
 
 def described(one: Setting) -> str:

@@ -16,7 +16,8 @@ from spdinv.flags import Setting, setting
 
 @dataclass(frozen=True)
 class Entry:
-    """title: in tables. source: where the defaults come from. settings: keyword arguments of `invert`, with flags.
+    """title: in tables. source: where the settings' defaults come from, for --help. settings: keyword arguments of
+    `invert`, with flags.
 
     own_step: whether it has a sampling step in the place of the guided one.
     fitted: `invert` wants the guidance_scale of the source branch on the way back.
@@ -24,7 +25,7 @@ class Entry:
 
     name: str
     title: str
-    source: str = "paper"
+    source: str = ""
     settings: tuple[Setting, ...] = ()
     own_step: bool = False
     fitted: bool = False

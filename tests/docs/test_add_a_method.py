@@ -14,7 +14,8 @@ ROOT = Path(__file__).parents[2]
 
 
 def blocks() -> list[str]:
-    """The indented blocks of the page, in order: file and line of an inversion, a method's line, a threshold."""
+    """The indented blocks of the page, in order: file and line of an inversion, both with a setting, a method's line, a
+    threshold."""
     text = (ROOT / "docs" / "ADD_A_METHOD.md").read_text(encoding="utf-8")
     found = re.findall(r"(?:^(?: {4}.*)?\n)*^ {4}\S.*\n(?:(?: {4}.*)?\n)*", text, re.MULTILINE)
     return [textwrap.dedent(one).strip("\n") for one in found]
@@ -43,28 +44,40 @@ def run(project: Path, *words: str) -> str:
     return done.stdout + done.stderr
 
 
-def test_the_page_has_its_four_blocks_and_the_inversion_has_25_lines():
-    inversion, line, method, threshold = blocks()
+def test_the_page_has_its_five_blocks_and_the_inversion_has_25_lines():
+    inversion, line, setting, method, threshold = blocks()
     assert len(inversion.strip().splitlines()) <= 25 and line.startswith("Entry(") and method.startswith('"custom_')
+    assert setting.startswith("def invert")
     assert threshold.startswith('"cosine": lambda')
 
 
 @pytest.mark.slow
-def test_an_inversion(project):
+@pytest.mark.parametrize("with_setting", [False, True])
+def test_an_inversion(project, with_setting):
     """The tests of all inversions take it, and spdinv.eval knows it and its title."""
-    source, line, *_ = blocks()
+    source, line, setting, *_ = blocks()
+    flag = []
+    if with_setting:
+        head, step, line = setting.split("\n\n")
+        for start, new in (("def invert", head), ("        trajectory.append", step)):
+            (old,) = [one for one in source.splitlines() if one.startswith(start)]
+            source = source.replace(old, new)
+        flag = ["--heun_weight", "0.25"]
     (project / "spdinv" / "inversions" / "heun.py").write_text(source)
-    insert(project / "spdinv" / "inversions" / "__init__.py", '    Entry("null_text"', f"    {line.strip()},\n")
-    tested = run(project, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/spdinv/test_inversions_all.py")
+    entries = project / "spdinv" / "inversions" / "__init__.py"
+    insert(entries, '    Entry("null_text"', textwrap.indent(line, "    ") + "\n")
+    tests = (f"tests/spdinv/test_inversions_{what}.py" for what in ("all", "models"))
+    tested = run(project, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "heun or entry", *tests)
     assert re.search(r"\d+ passed", tested)
-    assert '"heun+p2p"' in run(project, "-m", "spdinv.eval", "--inversions", "heun", "--print_config")
+    shown = run(project, "-m", "spdinv.eval", "--inversions", "heun", *flag, "--print_config")
+    assert '"heun+p2p"' in shown and ('"weight": 0.25' in shown) == with_setting
     page = "from eval.tracks.text_editing import METHODS, grouped; print(grouped(['heun+p2p']), METHODS['heun+p2p'])"
     assert "[['heun+p2p']] Heun's rule + P2P" in run(project, "-c", page)
 
 
 @pytest.mark.slow
 def test_a_personalization_method(project):
-    line = blocks()[2]
+    line = blocks()[3]
     insert(project / "eval" / "tracks" / "personalization" / "methods.py", '    "custom_diffusion+prior":',
            f"    {line.strip()},\n")  # fmt: skip
     shown = run(project, "-m", "eval.personalize", "--methods", "custom_diffusion", "--print_config")
@@ -73,7 +86,7 @@ def test_a_personalization_method(project):
 
 @pytest.mark.slow
 def test_a_threshold(project):
-    insert(project / "pixels" / "thresholds.py", '    "quadratic": lambda', f"    {blocks()[3]}\n")
+    insert(project / "pixels" / "thresholds.py", '    "quadratic": lambda', f"    {blocks()[4]}\n")
     assert '"threshold": "cosine"' in run(project, "-m", "pixels.infer", "--threshold", "cosine", "--print_config")
     assert '"pixels_cosine"' in run(project, "-m", "pixels.eval", "--figure", "7", "--print_config")
 
