@@ -34,7 +34,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--tracks", nargs="+", choices=TRACKS, default=list(TRACKS), help="what to run and show")
     add("--methods", nargs="+", metavar="METHOD", default=["ddim+p2p", "spd+p2p"], help="of text-driven editing: an "
         "inversion and an engine; on --pictures of any track: svdiff, pixels, sdedit, untuned, …")  # fmt: skip
-    add("--items", type=number(int, 1), default=12, help="items to run; results of longer runs are shown beside")
+    add("--items", type=number(int, 1), default=12, help="items to run; committed rows of the same model, data and "
+        "steps, of more items, are shown beside")  # fmt: skip
     add("--pretrained_model_name_or_path", default="picturebook", help="picturebook, a local folder or a hub id")
     add("--dataset", default="picturebook", help="picturebook, a PIE-Bench folder, or compositions (exemplar "
         "editing alone)")  # fmt: skip
@@ -43,7 +44,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--output_dir", default="outputs/compare", help="folder for rows, pictures and index.html")
     add("--seed", type=number(int, 0, 2**31), default=0, help="seed of every track")
     add("--device", help="cpu, cuda, cuda:1, ...; a GPU if there is one by default")
-    add("--save_results", action="store_true", help="keep the rows in eval/results, to be shown beside later runs")
     add("--table", metavar="PAPER:TABLE", help="print this published table with what was measured here, and stop")
     own = parser.add_argument_group("pictures of your own")
     own.add_argument("--pictures", metavar="LIST", help="a .jsonl, .csv or .toml of pictures and prompts, or a folder "
@@ -59,7 +59,7 @@ def print_table(name: str, output: Path) -> None:
     """A published table joined with the rows at hand: those in `output`, and otherwise the committed ones."""
     from common.runs import read_json, read_rows
     from common.tables import by_method, published_table
-    from eval.tracks.track import RESULTS
+    from eval import freshness
 
     paper, _, number = name.partition(":")
     track, tables = TABLES[paper], importlib.import_module(f"{paper}.reproduction.tables")
@@ -67,10 +67,11 @@ def print_table(name: str, output: Path) -> None:
         published_table(paper, number)
     except KeyError:
         raise InputError(f"--table {name}: {paper}/reproduction/published.toml has no table {number!r}") from None
-    places = [(output / track / "rows.jsonl", output / track / "config.json"),
-              (RESULTS / f"{track}.jsonl", RESULTS / f"{track}.json")]  # fmt: skip
-    rows, config = next(((read_rows(r), read_json(c)) for r, c in places if read_rows(r)), ([], {}))
-    measured_on = f"measured: {Path(config.get('dataset', '')).name}, {config.get('metric_encoders')} encoders"
+    if rows := read_rows(output / track / "rows.jsonl"):
+        config = read_json(output / track / "config.json")
+    else:
+        rows, config = freshness.fresh_rows(track), {"dataset": "picturebook", "metric_encoders": "picturebook"}
+    measured_on = f"measured: {Path(config['dataset']).name}, {config['metric_encoders']} encoders"
     print(tables.beside_published(number, {measured_on: tables.of_methods(number, by_method(rows))}))
     if not rows:
         print("\nNothing was measured yet: python -m eval.compare runs it.")
@@ -100,14 +101,8 @@ def main(argv: list[str] | None = None) -> None:
         print_table(args.table, output)
         return
     from eval.report.report import write_page
-    from eval.tracks.kept import keep_pictures
-    from eval.tracks.track import save_results
 
-    tracks = run_tracks(args)
-    if args.save_results:
-        for track in [track for track in tracks if track.keep]:
-            print(f"kept {save_results(track.name, track.runs[0])} and {keep_pictures(track)}")
-    print(f"open {write_page(output / 'index.html', tracks)}")
+    print(f"open {write_page(output / 'index.html', run_tracks(args))}")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ An interrupted run goes on where it stopped: start it again with the same flags.
 """
 
 import json
-from dataclasses import replace
 
 from common.runs import script
 from common.shards import all_done
@@ -40,12 +39,8 @@ def main(argv: list[str] | None = None) -> None:
         return
     from eval.report.report import write_page
     from eval.tracks.personalization.track import track_of
-    from eval.tracks.track import save_results
 
     track = track_of(arena.output, subjects, arena.dataset, args)
-    if args.save_results:
-        rows = [{key: value for key, value in row.items() if key != "seen"} for row in track.runs[0].rows]
-        print(f"kept {save_results(track.name, replace(track.runs[0], rows=rows))}")
     print(f"open {write_page(arena.output / 'index.html', [track])}")
 
 

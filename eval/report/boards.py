@@ -34,9 +34,8 @@ def contestants(track: Track, run: Run) -> dict[str, str]:
 
 
 def papers_own(track: Track, run: Run) -> str | None:
-    """The method of the track's paper; None where nothing competes."""
-    rivals = list(contestants(track, run))
-    return track.own if track.own in rivals else rivals[-1] if rivals else None
+    """The method of the track's paper; None where it has no rows."""
+    return track.own if track.own in contestants(track, run) else None
 
 
 def columns_of(track: Track, rows: list[dict]) -> list[Measure]:
@@ -85,20 +84,22 @@ def counted(rows: list[dict], method: str) -> str:
 
 
 def breakdown(track: Track, run: Run) -> dict[str, Any] | None:
-    """Means of the baseline and of the paper's own per edit type, or None where rows have none."""
+    """Per edit type the means of the baseline, of the methods asked for and of the paper's own (without any, of the
+    last), or None where rows have no edit type."""
     kinds, rivals = sorted({row["edit_type"] for row in run.rows if "edit_type" in row}), list(contestants(track, run))
     if not kinds or not track.breakdown or len(rivals) < 2:
         return None
     from common.data import EDIT_TYPES
 
     columns = [measure(key) for key in (find(run.rows, name) for name in track.breakdown) if key]
-    baseline, own = rivals[0], papers_own(track, run)
+    named = [method for method in (*track.asked, papers_own(track, run)) if method in rivals] or rivals[-1:]
+    methods = list(dict.fromkeys([rivals[0], *named]))
     lines = []
     for kind in kinds:
         rows = [row for row in run.rows if row.get("edit_type") == kind]
-        cells = [cell(rows, column, method) for column in columns for method in (baseline, own)]
+        cells = [cell(rows, column, method) for column in columns for method in methods]
         lines.append({"kind": EDIT_TYPES[kind], "items": len({row["item"] for row in rows}), "cells": cells})
-    return {"columns": columns, "lines": lines, "methods": [track.methods[baseline], track.methods[own]]}
+    return {"columns": columns, "lines": lines, "methods": [track.methods[name] for name in methods]}
 
 
 def published_view(track: Track) -> dict[str, Any] | None:

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from common.claims import FAILS, HOLDS, PAPERS, Finding, published_text
+from common.claims import FAILS, HOLDS, LEAST, PAPERS, Finding, published_text
 from eval.claims import findings
 from eval.report.boards import contestants
 from eval.report.measures import difference, find, mean_interval, measure
@@ -32,11 +32,11 @@ def claim_view(found: Finding, anchor: str) -> dict[str, Any]:
         "rule": rule,
         "published": published_text(claim) if claim.get("published", "").partition(":")[0] in PAPERS else "",
         "text": f"{column.text(gap.mean, signed=True)} {column.gap_unit}".strip(),
-        "spread": column.span(gap.low, gap.high, signed=True),
+        "spread": column.span(gap.low, gap.high, signed=True) if gap.n > 1 else "",
         "n": gap.n,
         "subjects": gap.subjects,
-        "verdict": found.verdict,
-        "class": CLASSES.get(found.verdict, "unsure"),
+        "verdict": found.verdict if found.gap.n else "not measured",
+        "class": CLASSES.get(found.verdict, "unsure") if found.gap.n else "none",
     }
 
 
@@ -56,7 +56,7 @@ def better_ones(track: Track, run: Run, claim: dict) -> str:
     for method, name in contestants(track, run).items():
         if method not in (claim["baseline"], claim["method"]):
             gap = difference(run.rows, column.key, method, claim["baseline"])
-            if gap.n > 1 and gap.excludes_zero and gap.mean * column.sign > 0:
+            if gap.independent >= LEAST and gap.excludes_zero and gap.mean * column.sign > 0:
                 winners.append(name)
     shown = winners[:4] + ([f"{len(winners) - 4} more"] if len(winners) > 4 else [])
     return f"Better than {track.methods[claim['baseline']]} in this: {listed(shown)}." if winners else ""
@@ -81,7 +81,8 @@ def listed(words: Sequence[str]) -> str:
 
 
 def tally(claims: Sequence[dict[str, Any]]) -> str:
-    """How many claims have which verdict: "1 holds, 4 do not hold, 3 inconclusive"."""
+    """How many claims have which verdict: "1 holds, 4 do not hold, 3 inconclusive, 2 not measured"."""
     counts = Counter(one["class"] for one in claims)
-    words = {"holds": ("holds", "hold"), "fails": ("does not hold", "do not hold"), "unsure": ("inconclusive",) * 2}
+    words = {"holds": ("holds", "hold"), "fails": ("does not hold", "do not hold"), "unsure": ("inconclusive",) * 2,
+             "none": ("not measured",) * 2}  # fmt: skip
     return ", ".join(f"{counts[kind]} {words[kind][counts[kind] > 1]}" for kind in words if counts[kind])

@@ -10,8 +10,7 @@ from typing import Any
 from PIL import Image
 
 from common.images import load_image
-from eval.tracks.kept import kept_items
-from eval.tracks.track import Item, Picture, Track
+from eval.tracks.track import Item, Picture
 
 # (largest side, quality), the first at which all pictures fit their budget; pictures are reduced, never enlarged.
 # None: pictures of up to LOSSLESS pixels a side are kept exactly, larger ones at 90.
@@ -48,17 +47,6 @@ def encode_all(paths: Iterable[Path], budget: int) -> dict[Path, Encoded]:
         else:
             break
     return found
-
-
-def with_kept(track: Track) -> list[Item]:
-    """The track's items, each with the kept pictures of methods that did not run here; then kept items that did not."""
-    kept = {item.id: item for item in kept_items(track.name)} if len(track.runs) > 1 else {}
-    merged = []
-    for item in track.items:
-        own = {picture.method for picture in item.pictures}
-        more = [picture for picture in getattr(kept.pop(item.id, None), "pictures", ()) if picture.method not in own]
-        merged.append(Item(item.id, item.kind, item.source_prompt, item.target_prompt, [*item.pictures, *more]))
-    return [*merged, *kept.values()]
 
 
 def paths_of(items: Iterable[Item]) -> list[Path]:

@@ -17,9 +17,8 @@ STRIP = 3  # methods on the first screen, per track
 
 def write_page(path: Path, tracks: Sequence[Track]) -> Path:
     """Write the page atomically and return its path. No file beside it is needed to read it."""
-    items = {track.name: pictures.with_kept(track) for track in tracks}
-    encoded = pictures.encode_all((path for own in items.values() for path in pictures.paths_of(own)), PICTURES)
-    views = [track_view(track, items[track.name], encoded) for track in tracks]
+    encoded = pictures.encode_all((path for track in tracks for path in pictures.paths_of(track.items)), PICTURES)
+    views = [track_view(track, encoded) for track in tracks]
     used = {column.key: column for view in views for board in view["boards"] for column in board["columns"]}
     html = plots.environment().get_template("report.html.j2").render(
         tracks=views, definitions=definitions(used.values()), groups=GROUPS,
@@ -34,41 +33,50 @@ def write_page(path: Path, tracks: Sequence[Track]) -> Path:
     return path
 
 
-def track_view(track: Track, items: list, encoded: dict) -> dict[str, Any]:
-    """Everything the template shows of one track, as text, numbers and SVG. Runs: the one with most rows first."""
-    runs = sorted(track.runs, key=lambda run: -len(run.rows))
-    largest = runs[0]
+def track_view(track: Track, encoded: dict) -> dict[str, Any]:
+    """Everything the template shows of one track, as text, numbers and SVG. Claims are judged on the run with most
+    rows; tables and plots begin with the live run where it has a method that no other has."""
+    largest = max(track.runs, key=lambda run: len(run.rows))
+    live, *others = track.runs
+    known = {row["method"] for run in others for row in run.rows}
+    first = largest if {row["method"] for row in live.rows} <= known else live
     claims = headlines.claim_views(track, largest)
-    shown = [pictures.item_view(item, track.methods, encoded) for item in items]
+    shown = [pictures.item_view(item, track.methods, encoded) for item in track.items]
     return {
         "track": track,
-        "run": run_head(largest),
-        "boards": [run_head(run) | boards.board(track, run) for run in runs],
+        "run": run_head(first),
+        "judged_on": run_head(largest),
+        "boards": [run_head(run) | boards.board(track, run)
+                   for run in (first, *(run for run in track.runs if run is not first))],
         "claims": claims,
         "verdicts": headlines.tally(claims),
-        "headline": headlines.headline(track, largest, claims),
+        "headline": headlines.headline(track, first, claims),
         "strip": pictures.strip(shown, strip_methods(track, shown)),
-        "fronts": drawings.fronts(track, largest),
-        "forests": drawings.forests(track, largest),
+        "fronts": drawings.fronts(track, first),
+        "forests": drawings.forests(track, first),
+        "alone": len({(row["item"], row["seed"]) for row in first.rows}) == 1,
         "items": shown,
         "given": list(dict.fromkeys(cell["name"] for view in shown for cell in view["given"] if cell["image"])),
         "prompted": any(view["target"] for view in shown),
         "judged": any(cell["success"] is not None for view in shown for cell in view["cells"]),
         "reconstructed": any(cell["before"] for view in shown for cell in view["cells"]),
-        "breakdown": boards.breakdown(track, largest),
+        "breakdown": boards.breakdown(track, first),
         "published": boards.published_view(track),
         "commands": commands(track),
-        "settings": settings_view(track.runs[0].config),
-    }
+        "settings": settings_view(live.config),
+    }  # fmt: skip
 
 
 def strip_methods(track: Track, views: list[dict[str, Any]]) -> list[str]:
-    """Titles of the baseline, of another and of the paper's own, as far as the items have pictures of them."""
+    """Titles of the methods asked for, of the paper's own, of the baseline and of another, as many as there is room for
+    and as far as the items have pictures of them; in the page's order."""
     drawn = {cell["name"] for view in views for cell in view["cells"] if cell["image"]}
-    names = [name for method, name in track.methods.items() if name in drawn and method not in track.references]
-    own = [name for name in names if name == track.methods.get(track.own)] or names[-1:]
-    middle = [name for name in names[1:] if name not in own]
-    return list(dict.fromkeys(names[:1] + middle[len(middle) // 2 :][:1] + own))[:STRIP]
+    names = {method: name for method, name in track.methods.items() if name in drawn and method not in track.references}
+    own = [method for method in names if method == track.own] or [*names][-1:]
+    middle = [method for method in [*names][1:] if method not in own]
+    asked = [method for method in track.asked if method in names]
+    chosen = list(dict.fromkeys([*asked, *own, *[*names][:1], *middle[len(middle) // 2 :][:1]]))[:STRIP]
+    return [name for method, name in names.items() if method in chosen]
 
 
 def run_head(run: Run) -> dict[str, Any]:

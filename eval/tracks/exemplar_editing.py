@@ -11,6 +11,7 @@ import numpy as np
 
 from common.flags import local_folder
 from common.runs import done_items, read_rows, write_config
+from eval import compare
 from eval.tracks.track import Item, Picture, Track, given, judged, runs_of
 from pixels import eval as pixels_eval
 from pixels import options
@@ -61,6 +62,11 @@ def command(args: argparse.Namespace) -> list[str]:
     encoders = "paper" if args.metric_encoders == "pie" else args.metric_encoders
     return given(args, "pretrained_model_name_or_path", "num_inference_steps", "seed", "device", limit=args.items,
                  metric_encoders=encoders, output_dir=Path(args.output_dir) / NAME)  # fmt: skip
+
+
+def flags_behind(words: list[str]) -> argparse.Namespace:
+    """The flags of pixels.eval behind a command of eval.compare."""
+    return pixels_eval.parse(command(compare.parse(words)))
 
 
 def methods_of(model: str) -> dict[str, str]:
@@ -168,7 +174,8 @@ def run(args: argparse.Namespace) -> Track | None:
         methods=methods,
         references=tuple(name for name in REFERENCES if name in methods),
         columns=COLUMNS,
-        runs=runs_of(NAME, output, rows),
+        runs=runs_of(NAME, output, rows, flags_behind),
+        own="pixels",
         fronts=[("seam", "CLIP-I/same_box"), ("seam_gap", "lpips_truth"), ("psnr_kept", "lpips_truth")],
         items=[shown(pair, output, rows, methods) for pair in pairs],
         commands={

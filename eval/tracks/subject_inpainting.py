@@ -74,7 +74,8 @@ def run(args: argparse.Namespace) -> Track | None:
         methods=methods,
         references=tuple(name for name in own.REFERENCES if name in methods),
         columns=COLUMNS,
-        runs=runs_of(NAME, output, rows),
+        runs=runs_of(NAME, output, rows, inpaint_eval.parse),
+        own="lora",
         items=[shown(item, output, rows, methods) for item in items],
         commands={
             name: further + name if name in PERSONALISED

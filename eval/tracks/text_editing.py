@@ -1,6 +1,7 @@
 """Track "text-driven editing": inversions and engines, on items in PIE-Bench's format."""
 
 import argparse
+import difflib
 import shlex
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from common.runs import InputError, done_items, read_rows
 from common.tables import by
 from eval.tracks.track import Item, Picture, Track, given, judged, runs_of
 from spdinv import eval as spdinv_eval
+from spdinv.engines import ENGINES
+from spdinv.inversions import INVERSIONS
 from spdinv.reproduction import rows
 
 NAME = "text_editing"
@@ -56,8 +59,11 @@ def grouped(methods: list[str]) -> list[list[str]]:
     groups: dict[str, list[str]] = {}
     for name in methods:
         if name not in METHODS or name.startswith("svdiff"):
-            raise InputError(f"--methods {name} is no inversion and engine, such as spd+p2p; on pictures of your own "
-                             "(--pictures) methods of every kind run")  # fmt: skip
+            near = difflib.get_close_matches(name, rows.every(), n=3)
+            known = f"there are {', '.join(INVERSIONS)} and {', '.join([*ENGINES][1:])}"
+            hint = f"did you mean {' or '.join(near)}?" if near else f"{known}."
+            raise InputError(f"--methods {name} is no inversion and engine, such as spd+p2p; {hint} On pictures of "
+                             "your own (--pictures) methods of every kind run")  # fmt: skip
         groups.setdefault(name.partition("+")[2], []).append(name)
     return list(groups.values())
 
@@ -82,9 +88,14 @@ def run(args: argparse.Namespace) -> Track:
     done = {name: {row["item"] for row in same} for name, same in by(found, "method").items() if name in METHODS}
     shown_here = [name for name in METHODS if 2 * len(done.get(name, ())) >= len(wanted)]
     kept = [row for row in found if row["method"] in shown_here]
-    partial = [f"{METHODS[name]}: {len(done[name])}" for name in shown_here if done[name] < wanted]
-    fewer = [f"Methods that ran on fewer than {len(wanted)} items: {', '.join(partial)}."] if partial else []
-    runs = runs_of(NAME, output, kept)
+    partial = {name: f"{METHODS[name]}: {len(own)}" for name, own in done.items() if own < wanted}
+    fewer = {
+        f"Methods that ran on fewer than {len(wanted)} items": [
+            partial[name] for name in shown_here if name in partial
+        ],
+        "Left out, for they ran on fewer than half": [partial[one] for one in partial if one not in shown_here],
+    }
+    runs = runs_of(NAME, output, kept, spdinv_eval.parse)
     measured, settings_of = {row["method"] for run in runs for row in run.rows}, runs[0].config["methods"]
     methods = {name: called for name, called in METHODS.items() if name in measured}
     return Track(
@@ -106,8 +117,9 @@ def run(args: argparse.Namespace) -> Track:
         },
         published="spdinv:1",
         breakdown=["edit_success", "psnr_truth", "psnr/pie_official", "structure/pie_official"],
-        notes=[*NOTES, *fewer],
+        notes=[*NOTES, *(f"{what}: {', '.join(which)}." for what, which in fewer.items() if which)],
         own=RUN[-1],
+        asked=tuple(args.methods),
     )  # fmt: skip
 
 

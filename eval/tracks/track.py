@@ -1,17 +1,19 @@
 """What a track hands to the report: plain data, whatever paper it comes from; and what tracks share to gather it."""
 
 import argparse
+import shlex
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from common.flags import as_flags
-from common.runs import append_row, atomic_path, read_json, read_rows, write_json
+from common.runs import COSTS, read_json, read_object
+from eval import freshness
 from eval.report.measures import find
 
-RESULTS = Path(__file__).parents[1] / "results"  # committed: rows of longer runs, shown beside a live one
-# A committed run is shown beside a live one only if these agree.
+# A committed run is shown beside a live one only if these agree, as far as a track has them.
 SAME = (
     "pretrained_model_name_or_path",
     "weights",
@@ -20,7 +22,12 @@ SAME = (
     "metric_encoders",
     "resolution",
     "mixed_precision",
+    "num_inference_steps",
+    "guidance_scale",
 )
+
+
+Parse = Callable[[list[str]], argparse.Namespace]  # from the words of an experiment's command to the flags, resolved
 
 
 @dataclass(frozen=True)
@@ -55,12 +62,11 @@ class Item:
 class Track:
     """One kind of task, with every method that ran.
 
-    methods: name in result rows -> name on the page; the first is the baseline. own: the paper's own method, by
-    default the last that competes.
+    methods: name in result rows -> name on the page; the first is the baseline. own: the paper's own method, "" where
+    there is none. asked: those that --methods names, if it names any.
     columns: scores of the main table, without encoders (eval.report.measures.find). runs: the live one, then earlier.
     published: "<paper>:<table>" of that paper's published.toml. commands: method -> the command that makes its rows.
-    keep: whether --save_results is to keep the live rows; not where they are a quick look at what a command of its own
-    measures in full. notices: what a reader has to see first, such as that photographs went through the drawn world.
+    notices: what a reader has to see first, such as that photographs went through the drawn world.
     references: those among the methods that do not compete, such as the true picture. families: method -> what the page
     can filter by. fronts: pairs of scores (across, up) of the plot; by default pairs of the first columns. curves:
     title -> methods that one knob's turning makes, in its order.
@@ -79,12 +85,12 @@ class Track:
     breakdown: list[str] = field(default_factory=list)  # scores of the table per edit type
     notes: list[str] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
-    keep: bool = True
     references: tuple[str, ...] = ()
     families: dict[str, str] = field(default_factory=dict)
     fronts: list[tuple[str, str]] = field(default_factory=list)
     curves: dict[str, list[str]] = field(default_factory=dict)
     own: str = ""
+    asked: tuple[str, ...] = ()
 
 
 def given(args: argparse.Namespace, *names: str, **others: Any) -> list[str]:
@@ -92,10 +98,38 @@ def given(args: argparse.Namespace, *names: str, **others: Any) -> list[str]:
     return as_flags({name: getattr(args, name) for name in names} | others)
 
 
-def runs_of(name: str, output: Path, rows: list[dict]) -> list[Run]:
+def runs_of(name: str, output: Path, rows: list[dict], parse: Parse) -> list[Run]:
     """These rows of the folder with its dated configuration; then the committed run, if there is one of the same."""
-    config = read_json(output / "config.json") | {"date": date_of(output / "rows.jsonl")}
-    return [Run("this run", rows, config), *earlier_results(name, config)]
+    live = Run("this run", rows, read_json(output / "config.json") | {"date": date_of(output / "rows.jsonl")})
+    committed = committed_run(name, output, live.config, parse)
+    return [beside(live, committed), committed] if committed else [live]
+
+
+def committed_run(name: str, output: Path, config: dict, parse: Parse) -> Run | None:
+    """What eval.experiments keeps of this track, if it is fresh and was made with the model, pictures, encoders and
+    settings of `config`; else None, after a line that says what differs."""
+    rows = freshness.fresh_rows(name)
+    if not rows:
+        return None
+    one = freshness.find(name)
+    then = vars(parse([*shlex.split(one.commands[0])[1:], "--output_dir", str(output)]))
+    both = [flag for flag in SAME if flag in config and flag in then]
+    if changed := next((flag for flag in both if config[flag] != then[flag]), None):
+        print(f"  committed rows ({one.n} items) are not shown beside: another --{changed} ({then[changed]})")
+        return None
+    return Run("committed run", rows, read_object(one.about))
+
+
+def beside(live: Run, other: Run) -> Run:
+    """The live run; where it has a method that the other lacks, with the other's rows of the same items, so that they
+    can be compared. These have no costs: those are of another machine."""
+    ran = {row["method"] for row in live.rows}
+    if ran <= {row["method"] for row in other.rows}:
+        return live
+    pairs = {(row["item"], row["seed"]) for row in live.rows}
+    more = [{key: value for key, value in row.items() if key not in COSTS} for row in other.rows
+            if row["method"] not in ran and (row["item"], row["seed"]) in pairs]  # fmt: skip
+    return replace(live, label="this run and committed rows of its items", rows=[*live.rows, *more]) if more else live
 
 
 def judged(rows: list[dict], item: str, score: str) -> dict[str, bool | None]:
@@ -107,25 +141,3 @@ def judged(rows: list[dict], item: str, score: str) -> dict[str, bool | None]:
 
 def date_of(path: Path) -> str:
     return time.strftime("%Y-%m-%d", time.gmtime(path.stat().st_mtime))
-
-
-def save_results(name: str, run: Run) -> Path:
-    """Keep a run's rows and configuration in eval/results, to be committed."""
-    path = RESULTS / f"{name}.jsonl"
-    with atomic_path(path) as temporary:
-        for row in run.rows:
-            append_row(temporary, row)
-    write_json(path.with_suffix(".json"), run.config)
-    return path
-
-
-def earlier_results(name: str, config: dict) -> list[Run]:
-    """The committed run of this track, if it is of the same model, pictures, encoders and settings as `config`."""
-    rows = read_rows(RESULTS / f"{name}.jsonl")
-    if not rows:
-        return []
-    before = read_json(RESULTS / f"{name}.json")
-    then, now = before.get("methods", {}), config.get("methods", {})  # what the flags resolved to
-    same = all(before.get(key) == config.get(key) for key in SAME)
-    same = same and all(then[method] == now[method] for method in then.keys() & now.keys())
-    return [Run("earlier run", rows, before)] if same else []

@@ -56,5 +56,6 @@ def track(tmp_path):
         columns=["edit_success", "psnr/pie_official", "lpips/pie_official", "psnr_reconstruction", "seconds"],
         runs=[Run("this run", rows, config)], items=items,
         commands={name: f"python -m spdinv.eval --inversions {name}" for name in METHODS},
-        papers={"A paper": "https://arxiv.org/abs/2403.11105"}, published="spdinv:1", breakdown=["psnr/pie_official"],
+        papers={"A paper": "https://arxiv.org/abs/2403.11105"}, published="spdinv:1",
+        breakdown=["psnr/pie_official"], own="spd+p2p",
     )  # fmt: skip

@@ -1,20 +1,19 @@
 """eval.compare from end to end on a small random model: the page, skipping, kept results, tables, wrong input."""
 
-import json
+from collections import Counter
 
 import pytest
 
 from common.runs import read_rows
-from eval import compare
-from eval.tracks import track
+from eval import compare, freshness
+from eval.freshness import RESULTS
+from eval.tracks import exemplar_editing, track
 from spdinv import eval as spdinv_eval
 from tests.eval.conftest import refused
 
 
 @pytest.fixture
-def run(tiny_folder, benchmark, encoders, tmp_path, monkeypatch):
-    monkeypatch.setattr(track, "RESULTS", tmp_path / "results")
-
+def run(tiny_folder, benchmark, encoders, tmp_path):
     def run(*flags):
         compare.main(["--pretrained_model_name_or_path", str(tiny_folder), "--dataset", str(benchmark),
                       "--metric_encoders", str(encoders), "--output_dir", str(tmp_path / "out"), "--device", "cpu",
@@ -24,8 +23,8 @@ def run(tiny_folder, benchmark, encoders, tmp_path, monkeypatch):
     return run
 
 
-def test_run_skip_keep_and_table(run, tmp_path, monkeypatch, capsys):
-    original, calls = spdinv_eval.run_item, []
+def test_run_skip_and_table(run, benchmark, tmp_path, monkeypatch, capsys):
+    original, calls, kept = spdinv_eval.run_item, [], listing(RESULTS)
 
     def counted(*args, **kwargs):
         calls.append(args[1].id)
@@ -38,34 +37,72 @@ def test_run_skip_keep_and_table(run, tmp_path, monkeypatch, capsys):
     assert html.count('<figure class="given"') == 2 and html.count('<figure class="made"') == 2  # source, true edit
     assert "DDIM + P2P" in html and "SPDInv + P2P" in html and "item-text_editing-000000000000" in html
 
-    run("--items", "2", "--save_results")
+    run("--items", "2")
     assert calls[2:] == ["000000000001"] * 2  # the first item was done
-    assert len(read_rows(tmp_path / "results" / "text_editing.jsonl")) == 4
-
+    with pytest.raises(SystemExit):
+        run("--items", "1", "--save_results")  # once replaced the committed rows by these
+    capsys.readouterr()
     html = (run("--items", "1") / "index.html").read_text()
-    assert len(calls) == 4 and "this run: 1 item," in html and "earlier run: 2 items" in html
+    assert len(calls) == 4 and "this run: 1 item," in html and "committed run" not in html
+    assert "another --pretrained_model_name_or_path (picturebook)" in capsys.readouterr().out
     command = spdinv_eval.parse(html.split("python -m spdinv.eval ")[1].split("</code>")[0].split())
     assert command.limit == 1 and command.num_inference_steps == 1 and command.inversions == ["ddim"]
 
     run("--items", "1", "--methods", "exact+p2p")
     assert "fewer than 2 items: exact + P2P: 1." in (run("--items", "2") / "index.html").read_text()
-    assert len(calls) == 5
+    assert len(calls) == 5 and listing(RESULTS) == kept
 
-    capsys.readouterr()
-    compare.main(["--table", "spdinv:1", "--output_dir", str(tmp_path / "nothing")])
-    shown = capsys.readouterr().out  # from the kept results
-    assert shown.count("measured: ") == 2 and "137.54" in shown
+    for folder, read in ((output, benchmark.name), (tmp_path / "nothing", "picturebook")):  # live; otherwise committed
+        capsys.readouterr()
+        compare.main(["--table", "spdinv:1", "--output_dir", str(folder)])
+        shown = capsys.readouterr().out
+        assert shown.count("measured: ") == 2 and "137.54" in shown and f"measured: {read}, " in shown
 
-    config = tmp_path / "results" / "text_editing.json"
-    kept = json.loads(config.read_text())
-    slower = {name: method | {"num_inference_steps": 50} for name, method in kept["methods"].items()}
-    for other in ({"metric_encoders": "others"}, {"methods": slower}):  # not to be compared with this one
-        config.write_text(json.dumps(kept | other))
-        assert "earlier run" not in (run("--items", "1") / "index.html").read_text()
+
+def listing(folder):
+    return {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(folder.rglob("*"))}
+
+
+@pytest.fixture
+def live(tmp_path):
+    """A run of the picturebook on the first two items, with the rows that are committed: DDIM's, and a newcomer's."""
+    if freshness.state(freshness.find("text_editing"))[0] != freshness.FRESH:
+        pytest.skip("the committed rows are of another world")
+    output = tmp_path / "text_editing"
+    spdinv_eval.write_config(output, spdinv_eval.parse(["--output_dir", str(output)]))
+    (output / "rows.jsonl").touch()
+    rows = [row for row in read_rows(RESULTS / "text_editing.jsonl") if row["method"] == "ddim+p2p"][:2]
+    return output, rows, [{**row, "method": "new+p2p"} for row in rows]
+
+
+def test_the_committed_rows_stand_beside_those_of_the_same_world(live, capsys):
+    output, known, new = live
+    seen, committed = track.runs_of("text_editing", output, known, spdinv_eval.parse)
+    assert seen.rows == known and len(committed.rows) == 480 and committed.config["date"]
+
+    seen, committed = track.runs_of("text_editing", output, [*known, *new], spdinv_eval.parse)
+    counts = Counter(row["method"] for row in seen.rows)
+    assert len(counts) == 13 and set(counts.values()) == {2}  # all on the two items
+    assert [row["method"] for row in seen.rows if "seconds" in row] == ["ddim+p2p"] * 2 + ["new+p2p"] * 2
+    assert len(committed.rows) == 480 and "seconds" in committed.rows[0]
+
+    args = spdinv_eval.parse(["--output_dir", str(output), "--num_inference_steps", "10"])
+    spdinv_eval.write_config(output, args)
+    assert len(track.runs_of("text_editing", output, known, spdinv_eval.parse)) == 1
+    assert "(40 items) are not shown beside: another --num_inference_steps (50)" in capsys.readouterr().out
+
+
+def test_the_committed_exemplar_edits_stand_beside_those_of_the_same_data(tmp_path):
+    (tmp_path / "rows.jsonl").touch()
+    for dataset, runs in (("picturebook", 2), ("compositions", 1)):
+        flags = exemplar_editing.flags_behind(["--output_dir", str(tmp_path)])
+        spdinv_eval.write_config(tmp_path, flags, dataset=dataset)
+        found = track.runs_of("exemplar_editing", tmp_path, [], exemplar_editing.flags_behind)
+        assert len(found) == (runs if freshness.fresh_rows("exemplar_editing") else 1)
 
 
 def test_table_without_rows(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(track, "RESULTS", tmp_path)
+    monkeypatch.setattr(track.freshness, "RESULTS", tmp_path)
     compare.main(["--table", "spdinv:s2", "--output_dir", str(tmp_path / "nothing")])
     assert "Nothing was measured yet" in capsys.readouterr().out
 
@@ -75,6 +112,8 @@ def test_table_without_rows(tmp_path, monkeypatch, capsys):
     (["--table", "spdinv:99"], "no table '99'"),
     (["--tracks", "cooking"], "text_editing"),
     (["--methods", "spd+p2p", "svdiff"], "svdiff is no inversion and engine"),
+    (["--methods", "spd+p2"], "did you mean spd+p2p"),
+    (["--methods", "nobody"], "there are ddim, null_text"),
     (["--dataset", "/nowhere"], "mapping_file.json"),
     (["--pretrained_model_name_or_path", "/nowhere"], "/nowhere"),
 ])  # fmt: skip

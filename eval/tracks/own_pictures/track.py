@@ -170,7 +170,7 @@ def track_of(args: argparse.Namespace, output: Path, methods: list[Method], entr
         name=NAME, title="Your pictures", methods=names, columns=COLUMNS, runs=[Run("this run", rows, config)],
         about=f"{len(entries)} picture{'s' * (len(entries) > 1)}, edited by {len(names)} methods.",
         items=[shown(entry, output, methods, args.seeds[0]) for entry in entries],
-        commands=dict.fromkeys(names, command), keep=False, notes=unscored(entries), notices=[notice],
+        commands=dict.fromkeys(names, command), notes=unscored(entries), notices=[notice],
     )  # fmt: skip
 
 

@@ -44,7 +44,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--output_dir", default="outputs/personalize", help="folder for rows, pictures and index.html")
     add_shard_flag(parser, "subjects and seeds")
     add("--keep_weights", action="store_true", help="keep every training's weights (weights/ of --output_dir)")
-    add("--save_results", action="store_true", help="keep the rows in eval/results, to be shown by eval.compare")
     add("--device", help="cpu, cuda; a GPU if there is one by default")
     add("--print_config", action="store_true", help="print what every method's flags resolve to, at the paper's scale "
         "unless a model is given, and stop")  # fmt: skip
@@ -76,8 +75,6 @@ def check(args: argparse.Namespace, on_picturebook: bool) -> None:
     """Raises InputError, before anything heavy is imported."""
     if args.metric_encoders == "picturebook" and args.dataset != "picturebook":
         raise InputError("--metric_encoders picturebook knows the picturebook's pictures only; take paper")
-    if args.shard.count > 1 and args.save_results:
-        raise InputError("--save_results wants all rows: run once more without --shard when all shards are done")
     if args.print_config:
         return
     if args.subjects_dir and args.dataset != "picturebook":

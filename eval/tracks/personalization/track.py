@@ -6,12 +6,12 @@ from pathlib import Path
 
 from common.data import Subject, fill_prompt, read_subject_prompts
 from common.flags import as_flags, is_picturebook_folder
-from common.runs import read_json, run_rows, write_json
+from common.runs import run_rows, write_json
 from eval.tracks.personalization import methods, options
 from eval.tracks.personalization.arena import REAL, picture_path, prepare, run_subject
 from eval.tracks.personalization.matched import curve_of
 from eval.tracks.personalization.variants import CURVES, tuned_settings
-from eval.tracks.track import Item, Picture, Run, Track, date_of, earlier_results
+from eval.tracks.track import Item, Picture, Track, runs_of
 
 NAME = "personalization"
 QUICK = ["dreambooth", "dreambooth+penalty"]  # what eval.compare trains by itself, on one subject: a minute each
@@ -84,9 +84,8 @@ def run(args: argparse.Namespace) -> Track | None:
 
 def track_of(output: Path, subjects: list[Subject], dataset: Path, settings: argparse.Namespace) -> Track:
     """What a folder of rows shows; subjects: those to show pictures of."""
-    rows, config = run_rows(output), read_json(output / "config.json")
-    config["date"] = date_of(output / "rows.jsonl")
-    runs = [Run("this run", rows, config), *earlier_results(NAME, config)]
+    rows = run_rows(output)
+    runs = runs_of(NAME, output, rows, options.parse)
     measured = {row["method"] for run in runs for row in run.rows}
     shown = {name: title for name, title in METHODS.items() if name in measured}
     largest = max(runs, key=lambda run: len(run.rows))
@@ -123,7 +122,7 @@ def track_of(output: Path, subjects: list[Subject], dataset: Path, settings: arg
         families={name: method.family for name, method in methods.METHODS.items()},
         fronts=FRONTS,
         curves=curves(largest.rows),
-        keep=settings.curves != [] or settings.methods != QUICK,
+        own="dreambooth+penalty",
     )
 
 

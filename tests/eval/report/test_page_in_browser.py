@@ -5,7 +5,6 @@ import base64
 import pytest
 
 from eval.report.report import write_page
-from eval.tracks import kept
 from tests.browser import Browser, needs_browser
 
 pytestmark = needs_browser
@@ -20,9 +19,8 @@ def browser(tmp_path_factory):
 
 
 @pytest.fixture
-def shown(browser, track, tmp_path, monkeypatch):
+def shown(browser, track, tmp_path):
     """The page of a small track, opened at 1440 pixels."""
-    monkeypatch.setattr(kept, "RESULTS", tmp_path / "results")
     browser.resize(1440, 900)
     browser.open(write_page(tmp_path / "index.html", [track]))
     return browser

@@ -11,7 +11,6 @@ from PIL import Image
 from eval.report import boards, pictures, plots
 from eval.report.measures import Interval, measure
 from eval.report.report import write_page
-from eval.tracks import kept
 from eval.tracks.track import Run
 
 VOID = {"meta", "img", "link", "br", "hr", "input"}
@@ -45,9 +44,7 @@ class Checker(HTMLParser):
 
 
 @pytest.fixture
-def page(tmp_path, monkeypatch):
-    monkeypatch.setattr(kept, "RESULTS", tmp_path / "results")
-
+def page(tmp_path):
     def page(*tracks):
         path = write_page(tmp_path / "out" / "index.html", tracks)
         assert [file.name for file in path.parent.iterdir()] == ["index.html"]
@@ -101,8 +98,8 @@ def test_best_values_and_verdicts(page, track):
     html, seen = page(track)
     assert html.count('class="star"') == 3  # both PSNRs and LPIPS; edit success and seconds are equal
     text = " ".join("".join(seen.text).split())
-    assert re.search(r"11 claims: 4 hold, 7 \w+", text)  # with edit success no worse
-    assert "not measured" in text and "holds SPDInv keeps the background" in text
+    assert re.search(r"11 claims: 4 hold, 7 not measured;", text)  # with edit success no worse
+    assert "inconclusive" not in text and "holds SPDInv keeps the background" in text
 
 
 def test_reference_rows_stand_apart_and_win_nothing(page, track):
@@ -112,11 +109,20 @@ def test_reference_rows_stand_apart_and_win_nothing(page, track):
     assert "SPDInv + P2P" in part and "DDIM + P2P" not in part and 'class="star"' not in html
 
 
-def test_the_papers_own_method_is_the_last_unless_a_track_names_it(track):
+def test_no_other_method_stands_in_for_the_papers_own(page, track):
     run = track.runs[0]
-    assert boards.papers_own(track, run) == "spd+p2p" == list(track.methods)[-1]
-    assert boards.papers_own(replace(track, own="ddim+p2p"), run) == "ddim+p2p"
-    assert boards.papers_own(replace(track, own="none that ran"), run) == "spd+p2p"
+    assert 'own"' in page(track)[0] and boards.papers_own(track, run) == "spd+p2p"
+    for stranger in ("", "none that ran"):
+        html, seen = page(replace(track, own=stranger))
+        assert boards.papers_own(replace(track, own=stranger), run) is None and ' own"' not in html
+        assert boards.breakdown(replace(track, own=stranger), run)["methods"] == list(track.methods.values())
+
+
+def test_claims_of_methods_that_did_not_run_are_not_measured(page, track):
+    rows = [row for row in track.runs[0].rows if row["method"] == "ddim+p2p"]
+    _, seen = page(replace(track, runs=[Run("this run", rows, {})]))
+    text = " ".join("".join(seen.text).split())
+    assert "11 claims: 11 not measured;" in text and "inconclusive" not in text
 
 
 def test_rows_of_different_items_have_no_best_value(page, track):
@@ -141,7 +147,9 @@ def test_missing_parts(page, track):
     alone = {"ddim+p2p": "DDIM + P2P"}
     run = Run("this run", rows, {})
     html, _ = page(replace(track, runs=[run], methods=alone, published=None, papers={}))
-    assert "no picture" in html and "Published:" not in html
+    assert "no picture" in html and "Published:" not in html and "This run has one item" not in html
+    html, _ = page(replace(track, runs=[Run("this run", [row for row in rows if row["item"] == "item1"], {})]))
+    assert "This run has one item" in html
     page(replace(track, runs=[Run("this run", [], {})], items=[]))
     page()
 
@@ -170,24 +178,29 @@ def test_hostile_text_stays_text(page, track):
 
 def test_of_two_runs_the_longer_is_shown_and_the_other_folded(page, track):
     longer = [row | {"seed": seed} for row in track.runs[0].rows for seed in (0, 1)]
-    before = Run("earlier run", longer, track.runs[0].config | {"date": "2025-05-05"})
+    before = Run("committed run", longer, track.runs[0].config | {"date": "2025-05-05"})
     html, seen = page(replace(track, runs=[*track.runs, before]))
     text = "".join(seen.text)
-    assert text.index("earlier run: 10 items, 2025-05-05, revision 0123456789") < text.index("this run: 10 items")
+    assert text.index("committed run: 10 items, 2025-05-05, revision 0123456789") < text.index("this run: 10 items")
     assert re.search(r"<details><summary>Notes, and the scores of this run", html)
 
 
-def test_kept_pictures_of_other_methods_are_shown_beside(page, track):
-    """A run that has one method's pictures shows the other's from those that are kept, and the kept items beside."""
-    kept.keep_pictures(track)
-    short = [replace(item, pictures=[p for p in item.pictures if p.method != "spd+p2p"]) for item in track.items[:2]]
-    both = replace(track, items=short, runs=[*track.runs, Run("earlier run", track.runs[0].rows, {})])
-    html, seen = page(both)
-    assert len(re.findall(r'<article class="item', html)) == 10
-    first = html[html.index('id="item-text_editing-item0"') :].partition("</article>")[0]
-    assert "DDIM + P2P" in first and "SPDInv + P2P" in first and first.count("<img") == 3
-    html, _ = page(replace(both, runs=track.runs))  # without the longer run's rows none of its pictures
-    assert len(re.findall(r'<article class="item', html)) == 2
+def test_a_run_with_a_new_method_comes_first_and_the_longer_one_judges(page, track):
+    """Beside the committed rows: the newcomer is in the first table, the plots and the strip."""
+    new = [row | {"method": "new+p2p"} for row in track.runs[0].rows if row["method"] == "ddim+p2p"]
+    few = [row for row in [*track.runs[0].rows, *new] if row["item"] in ("item0", "item1")]
+    runs = [Run("this run", few, track.runs[0].config), Run("committed run", track.runs[0].rows, {})]
+    methods = {"ddim+p2p": "DDIM + P2P", "third+p2p": "Third", "new+p2p": "New + P2P", "spd+p2p": "SPDInv + P2P"}
+    drawn = [replace(track.items[0].pictures[1], method=name) for name in methods]
+    items = [replace(item, pictures=[item.pictures[0], *drawn]) for item in track.items]
+    asked = replace(track, methods=methods, runs=runs, items=items, asked=("ddim+p2p", "new+p2p"))
+    html, seen = page(asked)
+    text = " ".join("".join(seen.text).split())
+    assert "11 claims: 4 hold, 7 not measured (committed run, 10 items); this run, 2 items." in text
+    assert text.index("this run: 2 items") < text.index("committed run: 10 items")
+    assert "New + P2P" in seen.tables[0] and html.count("New + P2P: ") > 2  # pictures, and lines of forests
+    strip = html[html.index('class="strip-row"') :].partition("</div>")[0]
+    assert re.findall("<figcaption>(.*?)</figcaption>", strip)[1:] == ["DDIM + P2P", "New + P2P", "SPDInv + P2P"]
 
 
 def test_pictures_are_whole_while_they_fit_and_reduced_together_when_not(tmp_path):
@@ -228,8 +241,8 @@ def test_a_front_shows_every_point_with_its_intervals():
 
 def test_every_committed_score_has_a_name_for_readers():
     from common.runs import read_rows
+    from eval.freshness import RESULTS
     from eval.report.measures import keys
-    from eval.tracks.track import RESULTS
 
     for path in RESULTS.glob("*.jsonl"):
         unnamed = [key for key in keys(read_rows(path)) if not measure(key).definition]

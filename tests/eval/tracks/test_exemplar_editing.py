@@ -13,7 +13,7 @@ from common.runs import InputError, read_rows, write_json
 from eval import compare
 from eval.baselines import exemplar_pipelines
 from eval.report.report import write_page
-from eval.tracks import exemplar_editing, pretrained_exemplar, track
+from eval.tracks import exemplar_editing, pretrained_exemplar
 from eval.tuning import exemplar_editing as tune_exemplar
 from eval.tuning import tuner
 from pixels.reproduction import scoring
@@ -39,7 +39,6 @@ def flags(tiny_folder, encoders, tmp_path, monkeypatch):
     judge = classifier.AttributeClassifier().eval()
     monkeypatch.setattr(benchmarks, "load_classifier", lambda *device: judge)
     monkeypatch.setattr("common.encoders.load_inception", lambda *where: few_numbers())
-    monkeypatch.setattr(track, "RESULTS", tmp_path / "results")
     (tmp_path / "eyes").mkdir()
     return Namespace(
         pretrained_model_name_or_path=str(tiny_folder), items=12, num_inference_steps=4, device="cpu", seed=0,

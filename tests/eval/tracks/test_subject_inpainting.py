@@ -10,7 +10,7 @@ from PIL import Image
 from common.runs import InputError, read_json, read_rows
 from eval.bench import inpainting as inpainting_bench
 from eval.report.report import write_page
-from eval.tracks import subject_inpainting, track
+from eval.tracks import subject_inpainting
 from eval.tuning import subject_inpainting as tune_inpainting
 from image_inpaint import eval as inpaint_eval
 from image_inpaint import options
@@ -25,7 +25,6 @@ def flags(tmp_path, tiny_folder, monkeypatch):
     """Those of eval.compare, of which this track takes two items of one subject; trainings of one step."""
     tiny_inpainter(tmp_path / "model")
     (tmp_path / "model" / "picturebook.json").write_text("{}")
-    monkeypatch.setattr(track, "RESULTS", tmp_path / "results")
     monkeypatch.setattr("image_inpaint.samples.STEPS", 2)
     small = ["--training_flags", "--max_train_steps 1 --train_batch_size 1 --cache_views 0", "--text_model",
              str(tiny_folder)]  # fmt: skip

@@ -4,11 +4,10 @@ import pytest
 
 from common.runs import read_rows
 from eval import compare
-from eval.tracks import svdiff_editing, track
+from eval.tracks import svdiff_editing
 
 
 def test_rows_join_the_track(tiny_folder, benchmark, encoders, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(track, "RESULTS", tmp_path / "results")
     monkeypatch.setenv("STEERING_CACHE", str(tmp_path / "cache"))
     flags = ["--pretrained_model_name_or_path", str(tiny_folder), "--dataset", str(benchmark), "--metric_encoders",
              str(encoders), "--output_dir", str(tmp_path / "out"), "--device", "cpu", "--num_inference_steps", "1",

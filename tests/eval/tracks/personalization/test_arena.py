@@ -16,7 +16,6 @@ from safetensors.torch import save_file
 from common.data import Subject
 from common.runs import Cost, InputError, read_rows
 from eval import compare, personalize
-from eval.tracks import track
 from eval.tracks.personalization import arena, methods, options, scoring, variants
 from eval.tracks.personalization import track as personalization
 from tests.eval.conftest import refused
@@ -94,7 +93,6 @@ def calls(loaded, monkeypatch, tmp_path):
     for module in (options, variants, personalization, arena):
         monkeypatch.setattr(module, "is_picturebook_folder", lambda name: True)  # so that these settings hold
     monkeypatch.setattr(options, "PICTUREBOOK_PRESET", {"num_inference_steps": 1})
-    monkeypatch.setattr(track, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(arena, "DRIFT_PROMPTS", 1)
     return calls
 
@@ -125,7 +123,7 @@ def test_a_training_that_diverges_leaves_its_row_out_and_the_others_go_on(run, t
 
 def test_rows_pictures_costs_and_the_page(run, calls, model, tmp_path, capsys):
     tmp_path = tmp_path / "personalization"
-    run(tmp_path, *PAIR, "interpolation", "--save_results")
+    run(tmp_path, *PAIR, "interpolation")
     rows = {(row["method"], row["item"]): row for row in read_rows(tmp_path / "rows.jsonl")}
     names = ["real", "base", "dreambooth+prior", "dreambooth+penalty", "dreambooth", "dreambooth@interpolationx0.4"]
     assert list(rows) == [(name, subject) for subject in ("dog2", "vase") for name in names]
@@ -145,7 +143,6 @@ def test_rows_pictures_costs_and_the_page(run, calls, model, tmp_path, capsys):
 
     html = (tmp_path / "index.html").read_text()
     assert "DreamBooth + penalty" in html and "interpolation to the base" in html and "0.6394" in html
-    assert len(read_rows(tmp_path.parent / "results" / "personalization.jsonl")) == 12
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["dreambooth+penalty"]["DINO/dreambench (toy)"]["n"] == 2
 
@@ -242,18 +239,15 @@ def test_rows_of_other_settings_are_not_mixed(run, tmp_path, capsys, monkeypatch
     assert "another learning_rate of dreambooth+penalty" in capsys.readouterr().err
 
 
-def test_the_quick_track_trains_a_pair_beside_the_kept_arena(run, calls, model, dataset, tmp_path, monkeypatch):
+def test_the_quick_track_trains_a_pair(calls, model, dataset, tmp_path, monkeypatch):
     monkeypatch.setattr(personalization, "QUICK", [*PAIR[2:4]])
     monkeypatch.setattr(personalization, "command", lambda args: flags(model, dataset, args.output_dir, "--limit", "1",
                                                                        *PAIR[:1], *PAIR[2:]))  # fmt: skip
-    run(tmp_path / "full", *PAIR, "--save_results")
-    before = len(calls)
     args = Namespace(dataset="picturebook", output_dir=str(tmp_path / "quick"), seed=0,
                      pretrained_model_name_or_path=str(model))  # fmt: skip
     found = personalization.run(args)
-    assert [call[:2] for call in calls[before:]] == [("dreambooth+prior", "dog2"), ("dreambooth+penalty", "dog2")]
-    assert [run.label for run in found.runs] == ["this run", "earlier run"] and len(found.runs[1].rows) == 8
-    assert not found.keep and "personalization" in compare.TRACKS
+    assert [call[:2] for call in calls] == [("dreambooth+prior", "dog2"), ("dreambooth+penalty", "dog2")]
+    assert [run.label for run in found.runs] == ["this run"] and found.own in found.methods
     assert personalization.run(Namespace(dataset="/some/pie/bench")) is None
 
 
@@ -272,7 +266,6 @@ def test_the_quick_commands_flags_are_understood():
     (["--subjects_dir", "/nowhere"], "is no folder"),
     (["--subjects_dir", ".", "--dataset", "set"], "two sources"),
     (["--shard", "3/2"], "is not I/N with I from 1 to N"),
-    (["--shard", "1/2", "--save_results"], "without --shard"),
     (["--methods", "ip_adapter"], "needs weights"),
     (["--subjects", "unicorn"], "unicorn"),
     (["--dataset", "/nowhere"], "prompts_and_classes.txt"),
