@@ -15,12 +15,12 @@ from common.images import grid
 from common.runs import InputError, atomic_path
 from spdinv.engines import ENGINES
 from spdinv.engines.alignment import word_tokens
-from spdinv.engines.attention import Control, token_grid
+from spdinv.engines.attention import token_grid
 
 CELL = 160  # pixels
 
 
-class Recorder(Control):
+class Recorder:
     """An attention control that changes nothing, and sums up what it sees (after the engine's own control)."""
 
     def __init__(self, engine: str):
@@ -28,6 +28,9 @@ class Recorder(Control):
         self.batch, self.items = ENGINES[engine].batch, ENGINES[engine].sees
         self.sums: dict[int, torch.Tensor] = {}  # tokens -> [branches, tokens, L]
         self.counts: dict[int, int] = {}
+
+    def wants_self(self, tokens: int) -> bool:
+        return False
 
     def wants_cross(self, tokens: int) -> bool:
         return True

@@ -1,15 +1,17 @@
 """From a picture and two prompts to the edited picture: encode, invert, edit, decode."""
 
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 
-from common.ddim import make_schedule
+from common.ddim import Schedule, make_schedule
 from common.images import center_crop_resize, to_pil, to_tensor
 from common.pipelines import decode_latents, encode_image, encode_prompt, native_resolution
+from common.runs import InputError
 from spdinv import extras
 from spdinv.attention_maps import Recorder
 from spdinv.engines import ENGINES
@@ -63,13 +65,18 @@ def edit_picture(
     method's options do not fit together, before the inversion is paid for.
     """
     schedule = make_schedule(pipe.scheduler, method.num_inference_steps)
+    fine = make_schedule(pipe.scheduler, method.inversion_steps or method.num_inference_steps)
+    if not set(schedule.timesteps) <= set(fine.timesteps):
+        raise InputError(f"an inversion of {method.inversion_steps} steps does not pass all timesteps of "
+                         f"{method.num_inference_steps} sampling steps: take a multiple of these, or 999")  # fmt: skip
     latents = encode_image(pipe, picture).float()
     prompts = [source_prompt] if method.engine == "none" else [source_prompt, target_prompt]
     engine = ENGINES[method.engine]
     engine.check(pipe, prompts, method.num_inference_steps, latents.shape[-2:], **method.engine_options)
     cond = encode_prompt(pipe, [source_prompt])  # once for the whole inversion
     if inversion is None:
-        inversion = INVERSIONS[method.inversion](pipe, schedule, latents, cond, **method.inversion_options)
+        inversion = INVERSIONS[method.inversion](pipe, fine, latents, cond, **method.inversion_options)
+        inversion = thin(inversion, fine, schedule)
     switches = {name: value for name, value in method.extras.items() if name != "color_fix"}
     adapted = extras.apply(pipe, inversion, cond, method.engine, **switches)
     with hooked(pipe.unet, recorder, layers(pipe.unet, "attn2")) if recorder else nullcontext():
@@ -79,3 +86,13 @@ def edit_picture(
     if method.extras.get("color_fix") and edited is not None:
         edited = extras.color_fix(edited, picture.to(edited))
     return Edit(pictures[:1], edited, inversion, latents, z[:1])
+
+
+def thin(inversion: Inversion, fine: Schedule, schedule: Schedule) -> Inversion:
+    """Of an inversion over the steps of `fine` the levels that the sampler of `schedule` visits; the rounds in between
+    are added up. (Plug-and-Play inverts in 999 steps and samples in 50.)"""
+    if fine.timesteps == schedule.timesteps:
+        return inversion
+    levels = [0, *(1 + fine.timesteps[::-1].index(t) for t in schedule.timesteps[::-1])]
+    rounds = torch.stack([inversion.rounds[low:high].sum(0) for low, high in pairwise(levels)])
+    return replace(inversion, trajectory=inversion.trajectory[levels], rounds=rounds)

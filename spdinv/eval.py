@@ -93,6 +93,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         raise InputError("--drawing_scale is for --experiment noise_gap and premise: leave it out")
     if args.experiment and baselines.chosen(args):
         raise InputError("--baselines edit, and an experiment inverts: leave out --baselines or --experiment")
+    if args.experiment and args.inversion_steps:
+        raise InputError("--inversion_steps is for edits: an experiment compares level with level, so leave it out")
     if args.table == "3" and not args.edit_types:
         args.edit_types = ["0"]
     args.presets = args.presets or [args.preset]

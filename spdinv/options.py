@@ -25,8 +25,8 @@ class Method:
 
     inversion: a key of inversions.INVERSIONS; inversion_options: keyword arguments of its `invert`.
     engine: a key of engines.ENGINES; engine_options: keyword arguments of its function.
-    extras: what is done on top (extras.apply, and color_fix). null_source_prompt: an item's source prompt is not told
-    (items.run_item).
+    extras: what is done on top (extras.apply, and color_fix). inversion_steps: of the inversion, where they are more
+    than the sampler's (see editing.thin). null_source_prompt: an item's source prompt is not told (items.run_item).
     Raises InputError for what does not go together.
     """
 
@@ -37,11 +37,16 @@ class Method:
     inversion_options: dict[str, Any] = field(default_factory=dict)
     engine_options: dict[str, Any] = field(default_factory=dict)
     extras: dict[str, Any] = field(default_factory=dict)
+    inversion_steps: int | None = None
     null_source_prompt: bool = False
 
     def __post_init__(self):
-        own_step = INVERSIONS[self.inversion].own_step
-        if own_step and (self.extras.get("proximal") or self.extras.get("inversion_guidance")):
+        way_back = INVERSIONS[self.inversion].way_back
+        if self.inversion_steps and way_back != "plain":
+            plain = ", ".join(name for name, entry in INVERSIONS.items() if entry.way_back == "plain")
+            raise InputError(f"inversion {self.inversion} serves the sampling steps one by one: leave out "
+                             f"--inversion_steps, or take one of {plain}")  # fmt: skip
+        if way_back == "own" and (self.extras.get("proximal") or self.extras.get("inversion_guidance")):
             raise InputError(f"inversion {self.inversion} samples in its own way: leave out --proximal and "
                              "--inversion_guidance (and a preset that has them)")  # fmt: skip
         if (self.inversion, self.engine) == ("nmg", "pnp"):
@@ -61,14 +66,12 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
     "settings of --proximal, --inversion_guidance and the inversion called proximal": PROXIMAL_SETTINGS,
 }
 DEFAULTS = {one.flag: one.default for entry in INVERSIONS.values() for one in entry.settings if one.flag not in EXTRAS}
-PICTURE = ("blended_words", "equalizer")  # settings of p2p that belong to one picture
-# flag -> ("inversion" or "engine", names of those that it steers)
-OWNERS: dict[str, tuple[str, list[str]]] = {flag: ("engine", ["p2p"]) for flag in PICTURE}
+OWNERS: dict[str, tuple[str, list[str]]] = {}  # flag -> ("inversion" or "engine", names of those that it steers)
 for _kind, _entries in (("inversion", INVERSIONS), ("engine", ENGINES)):
     for _entry in _entries.values():
-        for _one in _entry.settings:
-            if _one.flag not in EXTRAS:
-                OWNERS.setdefault(_one.flag, (_kind, []))[1].append(_entry.name)
+        for _flag in (*(one.flag for one in _entry.settings), *getattr(_entry, "picture", ())):
+            if _flag not in EXTRAS:
+                OWNERS.setdefault(_flag, (_kind, []))[1].append(_entry.name)
 
 
 def add_method_flags(parser: argparse.ArgumentParser) -> None:
@@ -77,6 +80,8 @@ def add_method_flags(parser: argparse.ArgumentParser) -> None:
     add("--num_inference_steps", type=number(int, 1, 1000), default=50, help="T, DDIM steps (paper, Sec. 4.1)")
     add("--guidance_scale", type=number(float, 0), default=7.5, help="of classifier-free guidance while editing, not "
         "while inverting (paper, Sec. 4.1)")  # fmt: skip
+    add("--inversion_steps", type=number(int, 1, 1000), help="steps of the inversion, if more than of the sampling, "
+        "which must be among them (Plug-and-Play: 999)")  # fmt: skip
     add("--preset", choices=tuple(PRESETS), default="inversion_only",
         help="inversion_only: plain engine, no extras: the inversion alone is compared; as_released: the extras "
         "of SPDInv's released code; npi: the source prompt as unconditional text, nothing else; source_guidance_1: the "
@@ -105,11 +110,15 @@ def described(one: Setting) -> str:
 
 def add_picture_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of what belongs to one picture and its prompts."""
-    add = parser.add_argument_group("words of the picture (engine p2p)").add_argument
-    add("--blended_words", nargs=2, metavar=("SRC", "TGT"), help="edit only where these words of the prompts attend "
-        "(LocalBlend)")  # fmt: skip
-    add("--equalizer", nargs="+", type=word_number, metavar="WORD=FACTOR",
-        help="reweight the attention of words of the target prompt (PIE-Bench: 2 on the blended one)")  # fmt: skip
+    add = parser.add_argument_group("words and masks of the picture (engines p2p and masactrl)").add_argument
+    pair = {"nargs": 2, "metavar": ("SRC", "TGT")}
+    add("--blended_words", **pair, help="p2p: edit only where these words of the prompts attend (LocalBlend)")
+    add("--substruct_words", **pair, help="p2p: but not where these words attend")
+    add("--equalizer", nargs="+", type=word_number(0), metavar="WORD=FACTOR",
+        help="p2p: reweight the attention of words of the target prompt (PIE-Bench: 2 on the blended one)")  # fmt: skip
+    add("--mask_words", **pair, help="masactrl: keep foreground and background apart, by the attention of these words")
+    add("--source_mask", metavar="FILE", help="masactrl: the source's foreground, white, instead of --mask_words")
+    add("--target_mask", metavar="FILE", help="masactrl: the foreground that the target is to have")
 
 
 def add_model_flags(parser: argparse.ArgumentParser, output_dir: str) -> None:
@@ -180,6 +189,12 @@ def check(args: argparse.Namespace, given: set[str], engines: list[str], inversi
             raise InputError(f"--{flag} is a setting of --{needs}: switch that on, or leave it out")
     if args.color_fix and set(engines) == {"none"}:
         raise InputError("--color_fix corrects the edited picture, and --engine none makes none: leave it out")
+    if "substruct_words" in given and "blended_words" not in given:
+        raise InputError("--substruct_words are spared within --blended_words: give these too")
+    if len(given & {"source_mask", "target_mask"}) == 1:
+        raise InputError("--source_mask and --target_mask go together: give both, or neither")
+    if {"mask_words", "source_mask"} <= given:
+        raise InputError("--mask_words makes the masks that --source_mask and --target_mask give: take one way")
 
 
 def check_customised(args: argparse.Namespace) -> None:
@@ -200,7 +215,11 @@ def resolve(args: argparse.Namespace, engine: str, preset: str) -> tuple[dict, d
     values tuned for the model at hand, and these before the defaults."""
     flags = {name: value for name, value in vars(args).items() if value is not None}
     defaults = {one.name: one.default for one in ENGINES[engine].settings}
-    merged = EXTRAS | defaults | tuned_for(args) | PRESETS[preset].get(engine, {}) | flags
+    merged = EXTRAS | defaults | tuned_for(args) | PRESETS[preset].get(engine, {})
+    if per_word := dict(flags.pop("cross_replace_steps", [])):
+        per_word = {"default_": merged.get("cross_replace_steps"), **per_word}
+        flags["cross_replace_steps"] = per_word if len(per_word) > 1 else per_word["default_"]
+    merged |= flags
     return {name: merged[name] for name in defaults}, {name: merged[name] for name in EXTRAS}
 
 
@@ -215,12 +234,22 @@ def method_of(args: argparse.Namespace, inversion: str, engine: str) -> Method:
         own = engine_options.get("source_guidance_scale")
         settings["guidance_scale"] = args.guidance_scale if own is None else own
     return Method(inversion, engine, args.num_inference_steps, args.guidance_scale, settings, engine_options,
-                  extras, given.get("null_source_prompt", False))  # fmt: skip
+                  extras, args.inversion_steps, given.get("null_source_prompt", False))  # fmt: skip
 
 
-def with_words(method: Method, blended_words, equalizer: dict[str, float] | None) -> Method:
-    """The method with the words of the picture at hand, which Prompt-to-Prompt alone heeds."""
-    if method.engine != "p2p":
-        return method
-    words = {"blended_words": blended_words, "equalizer": equalizer}
-    return replace(method, engine_options={**method.engine_options, **words})
+def with_picture(method: Method, args: argparse.Namespace, image) -> Method:
+    """The method with what the flags say of the picture at hand, the PIL `image`; masks are read from their files, of
+    its size, and cut to its central square. Raises InputError for another size."""
+    own = {name: getattr(args, name) for name in ENGINES[method.engine].picture}
+    if method.engine == "p2p":
+        own["equalizer"] = dict(own["equalizer"] or [])
+    if method.engine == "masactrl":
+        paths = own.pop("source_mask"), own.pop("target_mask")
+        if all(paths):
+            from common.masks import load_mask
+
+            masks = [load_mask(path, picture=image) for path in paths]
+            side = min(masks[0].shape)
+            top, left = ((length - side) // 2 for length in masks[0].shape)
+            own["masks"] = tuple(mask[top : top + side, left : left + side] for mask in masks)
+    return replace(method, engine_options={**method.engine_options, **own})

@@ -22,9 +22,11 @@ SWITCH_SETTINGS = (
 PROXIMAL_SETTINGS = (
     setting("proximal_mode", "soft", "soft: what the released code does under the name l0; hard: what l0 means",
             choices=("soft", "hard")),
-    setting("proximal_quantile", 0.7, "of the guidance's size, taken as threshold", number(float, 0, 1)),
+    setting("proximal_quantile", 0.7, "of the guidance's size, taken as threshold; a negative number -x means x "
+            "itself", number(float, -1000, 1)),
     setting("proximal_recon_lr", 1.0, "how far latents are drawn back; 1 is all the way", number(float, 0)),
-    setting("proximal_recon_t", 400, "timesteps below it are held", number(int, 0, 1000)),
+    setting("proximal_recon_t", 400, "timesteps below it are held; of a negative one -t, those above t",
+            number(int, -1000, 1000)),
     setting("proximal_dilation", 1, "places around an edited one that are free too", number(int, 0, 64)),
 )  # fmt: skip
 EXTRAS: dict[str, Any] = {one.name: one.default for one in SWITCH_SETTINGS + PROXIMAL_SETTINGS}

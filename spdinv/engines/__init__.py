@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from importlib import import_module
 
 from common.flags import number
-from spdinv.flags import Setting, setting
+from spdinv.flags import Setting, setting, word_number
 
 
 @dataclass(frozen=True)
 class Entry:
-    """title: in tables. settings: keyword arguments of `edit`, with flags.
+    """title: in tables. settings: keyword arguments of `edit`, with flags. picture: those that belong to one picture.
 
     batch: the size of the UNet's batch; sees: which of its items see the source and the target prompt.
     """
@@ -22,6 +22,7 @@ class Entry:
     name: str
     title: str
     settings: tuple[Setting, ...] = ()
+    picture: tuple[str, ...] = ()
     batch: int = 4
     sees: dict[str, int] = field(default_factory=lambda: {"source": 2, "target": 3})
 
@@ -59,10 +60,12 @@ ENTRIES = (
     Entry("p2p", "P2P", (
         setting("controller", "refine", "refine: tokens aligned (PIE-Bench and the released SPDInv); replace: word "
                 "for word", choices=("refine", "replace")),
-        _fraction("cross_replace_steps", 0.4, "cross-attention (PIE-Bench: 0.4)"),
+        setting("cross_replace_steps", 0.4, "fraction of the steps, from the noisy end, with the source's "
+                "cross-attention, and of words of the target prompt that have their own (PIE-Bench: 0.4)",
+                word_number(0, 1, bare="default_"), nargs="+", metavar="FRACTION|WORD=FRACTION"),
         _fraction("self_replace_steps", 0.6, "self-attention (PIE-Bench: 0.6)"),
         _source_scale,
-    )),
+    ), ("blended_words", "substruct_words", "equalizer")),
     Entry("masactrl", "MasaCtrl", (
         setting("start_step", 4, "first step under control, counted from 0", number(int, 0)),
         setting("start_layer", None, "first self-attention layer under control, counted from 0 as they are called; "
@@ -70,7 +73,7 @@ ENTRIES = (
         _seen("inject_uncond"),
         _seen("inject_cond"),
         _source_scale,
-    )),
+    ), ("mask_words", "source_mask", "target_mask")),
     Entry("pnp", "PnP", (
         _fraction("feature_steps", 0.8, "features"),
         _fraction("attention_steps", 0.5, "self-attention queries and keys"),

@@ -1,4 +1,4 @@
-"""From words to tokens: which token of the source prompt each token of the target prompt corresponds to.
+"""From words to tokens: which token of the source prompt each token of the target prompt corresponds to, and when.
 
 Prompt-to-Prompt (arXiv 2208.01626), Sec. 3.2, as its released code does it. L is the tokenizer's maximal length, 77
 for CLIP; token 0 is the start token. Prompts are cut to L as common.pipelines.encode_prompt cuts them.
@@ -118,3 +118,22 @@ def word_mask(tokenizer: PreTrainedTokenizerBase, prompts: list[str], words: lis
         if word is not None:
             row[find_word(tokenizer, prompt, word)] = 1
     return mask
+
+
+def cross_replace_schedule(
+    tokenizer: PreTrainedTokenizerBase, target: str, steps: int, cross_replace_steps: float | dict[str, float]
+) -> torch.Tensor:
+    """Which target tokens take edited cross-attention maps, and when: [steps + 1, L] of 0 and 1.
+
+    A fraction c means the first int(c * (steps + 1)) steps: 20 of 50 at 0.4, 40 at 0.8. A dict gives words of the
+    target prompt fractions of their own; "default_" is that of all others, 1 if left out.
+    Raises InputError for a word that the target prompt lacks.
+    """
+    fractions = cross_replace_steps if isinstance(cross_replace_steps, dict) else {"default_": cross_replace_steps}
+    schedule = torch.zeros(steps + 1, tokenizer.model_max_length)
+    schedule[: int(fractions.get("default_", 1.0) * (steps + 1))] = 1
+    for word, fraction in fractions.items():
+        if word != "default_":
+            tokens = torch.tensor(find_word(tokenizer, target, word))
+            schedule[:, tokens] = (torch.arange(steps + 1) < int(fraction * (steps + 1))).float()[:, None]
+    return schedule

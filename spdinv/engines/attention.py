@@ -7,6 +7,7 @@ they attend over at the moment of the call; never by class name or by position i
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -16,36 +17,23 @@ from diffusers.models.attention_processor import Attention
 from common.runs import InputError
 
 
-class Control:
-    """What an engine does to attention, step by step. `tokens` is the number of picture tokens of the layer, B the
-    UNet's batch, H its heads. The wants_ methods decide layer by layer whether the matching edit_ method is called;
-    layers that nobody wants keep their own (fast) processor. seen: kinds of layers that came by in this step."""
+class Control(Protocol):
+    """What an engine does to attention. `tokens` is the number of picture tokens of the layer, B the UNet's batch,
+    H its heads. The wants_ methods decide layer by layer whether the matching edit_ method is called; layers that
+    nobody wants keep their own (fast) processor."""
 
-    def __init__(self):
-        self.step, self.seen = 0, set()
-
-    def wants_self(self, tokens: int) -> bool:
-        return False
+    def wants_self(self, tokens: int) -> bool: ...
 
     def edit_self(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """query, key, value [B, H, tokens, d] of a self-attention layer; returns those to attend with instead, keys and
-        values of any number."""
-        return query, key, value
+        values of any number, and, where wanted, a bool mask [B, 1, queries, keys] of who may see whom."""
+        ...
 
-    def wants_cross(self, tokens: int) -> bool:
-        return False
+    def wants_cross(self, tokens: int) -> bool: ...
 
     def edit_cross(self, maps: torch.Tensor) -> torch.Tensor:
         """maps [B, H, tokens, L], rows summing to 1, of a cross-attention layer, to be used instead."""
-        return maps
-
-    def end_step(self, due: dict[str, bool]) -> None:
-        """To be called after each step. due: the kinds of layers that had to come by in it.
-        Raises InputError if the UNet has none of them: a hook that catches nothing must not pass in silence."""
-        if missed := [kind for kind, is_due in due.items() if is_due and kind not in self.seen]:
-            raise InputError(f"The engine's hooks caught no {' and no '.join(missed)} layer of this UNet.")
-        self.seen.clear()
-        self.step += 1
+        ...
 
 
 class HookedAttention:
@@ -76,9 +64,10 @@ class HookedAttention:
                 maps = control.edit_cross(maps)
             out = maps @ value
         else:
+            mask = []
             for control in acting:
-                query, key, value = control.edit_self(query, key, value)
-            out = F.scaled_dot_product_attention(query, key, value)
+                query, key, value, *mask = control.edit_self(query, key, value)
+            out = F.scaled_dot_product_attention(query, key, value, *mask)
         return attn.to_out[1](attn.to_out[0](out.transpose(1, 2).flatten(2)))
 
 

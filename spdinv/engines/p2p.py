@@ -8,25 +8,26 @@ import torch
 from diffusers import DiffusionPipeline
 from tqdm import tqdm
 
-from spdinv.engines.alignment import equalizer_weights, refine_mapper, replace_matrix, word_mask
-from spdinv.engines.attention import Control, hooked, level_size
+from common.runs import InputError
+from spdinv.engines.alignment import cross_replace_schedule, equalizer_weights, refine_mapper, replace_matrix, word_mask
+from spdinv.engines.attention import hooked, level_size
 from spdinv.engines.local_blend import LocalBlend
 from spdinv.sampling import Drawing
 
 
-class PromptToPrompt(Control):
+class PromptToPrompt:
     """Attention control over a UNet batch [uncond_src, uncond_tgt, cond_src, cond_tgt]; only the last half is touched.
 
     Self-attention: for the first int(T * self_replace_steps) steps, layers of at most 32x32 tokens give the target the
-    source's map. Cross-attention: layers of every size, for the first int((T + 1) * cross_replace_steps) steps: 20 of
-    50 at 0.4, 40 at 0.8.
+    source's map. Cross-attention: layers of every size, for the steps and words of cross_replace_schedule.
     (Sizes are those at 64x64 latents; attention.level_size says what they are elsewhere.)
 
     pipe: for its tokenizer and the layout of its UNet. prompts: [source, target]. steps: T. latent_size: (h, w).
     controller: "refine" (tokens aligned, new ones free) or "replace" (word for word, equally many words).
-    cross_replace_steps, self_replace_steps: fraction of the steps, from the noisy end, under control.
-    blended_words: (source word, target word), edit only where they are. equalizer: {word of the target prompt: factor
-    on its attention}.
+    cross_replace_steps, self_replace_steps: fraction of the steps, from the noisy end, under control; the first may
+    be a dict from words to fractions, see alignment.cross_replace_schedule.
+    blended_words: (source word, target word), edit only where they are; substruct_words: (source word, target word)
+    to spare. equalizer: {word of the target prompt: factor on its attention}.
     Raises InputError for words missing in their prompt and for prompts that the controller cannot match.
     """
 
@@ -37,23 +38,27 @@ class PromptToPrompt(Control):
         steps: int,
         latent_size: tuple[int, int],
         controller: str = "refine",
-        cross_replace_steps: float = 0.4,
+        cross_replace_steps: float | dict[str, float] = 0.4,
         self_replace_steps: float = 0.6,
         blended_words: tuple[str, str] | None = None,
+        substruct_words: tuple[str, str] | None = None,
         equalizer: dict[str, float] | None = None,
     ):
-        super().__init__()
         tokenizer, (source, target) = pipe.tokenizer, prompts
         self.replace = replace_matrix(tokenizer, source, target) if controller == "replace" else None
         self.refine = refine_mapper(tokenizer, source, target) if controller == "refine" else None
         self.equalizer = equalizer_weights(tokenizer, target, equalizer or {})
-        self.cross_replace_until = int((steps + 1) * cross_replace_steps)
+        self.cross_alpha = cross_replace_schedule(tokenizer, target, steps, cross_replace_steps)
         self.self_replace_until = int(steps * self_replace_steps)
         self.self_size = level_size(pipe.unet, latent_size, 1)
         self.blend_size = level_size(pipe.unet, latent_size, 2)
         self.local_blend = None
         if blended_words:
-            self.local_blend = LocalBlend(word_mask(tokenizer, prompts, blended_words), self.blend_size, steps)
+            words = word_mask(tokenizer, prompts, blended_words)
+            spared = word_mask(tokenizer, prompts, substruct_words) if substruct_words else None
+            self.local_blend = LocalBlend(words, self.blend_size, steps, spared)
+        self.step = 0
+        self.seen = set()  # kinds of layers that came by in this step
 
     def wants_self(self, tokens: int) -> bool:
         small = tokens <= self.self_size[0] * self.self_size[1]
@@ -70,13 +75,13 @@ class PromptToPrompt(Control):
         return self.local_blend is not None and tokens == self.blend_size[0] * self.blend_size[1]
 
     def wants_cross(self, tokens: int) -> bool:
-        return self.step < self.cross_replace_until or self.blends(tokens)
+        return bool(self.cross_alpha[self.step].any()) or self.blends(tokens)
 
     def edit_cross(self, maps):
         self.seen.add("cross-attention")
         source, target = maps[len(maps) // 2 :]  # [H, tokens, L] each
-        if self.step < self.cross_replace_until:
-            maps[-1] = self.edited(source, target)
+        alpha = self.cross_alpha[self.step].to(maps)
+        maps[-1] = alpha * self.edited(source, target) + (1 - alpha) * target
         if self.blends(maps.shape[2]):
             self.seen.add("LocalBlend")
             self.local_blend.add(maps[len(maps) // 2 :])  # the edited maps, as released
@@ -91,13 +96,21 @@ class PromptToPrompt(Control):
             target = source[..., mapper] * aligned + target * (1 - aligned)
         return target * self.equalizer.to(target)  # rows no longer sum to 1, as released
 
-    def blend(self, z: torch.Tensor) -> torch.Tensor:
-        """z [2,4,h,w] of the scheduler, after LocalBlend; ends the step."""
-        self.end_step({
+    def end_step(self, z: torch.Tensor) -> torch.Tensor:
+        """After the scheduler: LocalBlend. Raises InputError if the UNet has none of the layers to be controlled."""
+        due = {
             "self-attention": self.step < self.self_replace_until,
-            "cross-attention": self.step < self.cross_replace_until,
+            "cross-attention": bool(self.cross_alpha[self.step].any()),
             "LocalBlend": self.local_blend is not None,
-        })  # fmt: skip
+        }
+        missed = [kind for kind, is_due in due.items() if is_due and kind not in self.seen]
+        if missed:
+            raise InputError(
+                f"Prompt-to-Prompt found no {' and no '.join(missed)} layers in this UNet: it looked for "
+                f"self-attention up to {self.self_size} tokens, LocalBlend maps of {self.blend_size}."
+            )
+        self.seen.clear()
+        self.step += 1
         return self.local_blend(z) if self.local_blend else z
 
 
@@ -110,5 +123,5 @@ def edit(drawing: Drawing, z: torch.Tensor, prompts: list[str], **settings) -> t
     control = PromptToPrompt(drawing.pipe, prompts, drawing.steps, z.shape[-2:], **settings)
     with hooked(drawing.pipe.unet, control):
         for step in tqdm(range(drawing.steps), "Prompt-to-Prompt", leave=False, disable=None):
-            z = control.blend(drawing.step(z, step))
+            z = control.end_step(drawing.step(z, step))
     return z

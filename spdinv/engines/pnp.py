@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from common.pipelines import Conditioning, encode_prompt
 from common.runs import InputError
-from spdinv.engines.attention import Control, hooked, layers
+from spdinv.engines.attention import hooked, layers
 from spdinv.inversions import nmg
 from spdinv.sampling import Drawing, generate
 
@@ -35,7 +35,7 @@ def feature_layer(unet: UNet2DConditionModel) -> tuple[str, list[str]]:
     return f"up_blocks.{block}.resnets.1", [".".join(path) for path in after]
 
 
-class Injection(Control):
+class Injection:
     """Adds the source item to every UNet call, and gives the other items its features, queries and keys.
 
     told: what the source item is told. steps: T. feature_steps, attention_steps: fraction of the steps, from the noisy
@@ -43,10 +43,11 @@ class Injection(Control):
     """
 
     def __init__(self, told: Conditioning, steps: int, feature_steps: float, attention_steps: float):
-        super().__init__()
         self.told = told
         self.feature_until, self.attention_until = int(steps * feature_steps), int(steps * attention_steps)
         self.latent = None  # of the source [1,4,h,w], at the level of this step
+        self.step = 0
+        self.seen = set()
 
     def join(self, unet: UNet2DConditionModel, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         """Before a UNet call: the source item goes first."""
@@ -73,6 +74,15 @@ class Injection(Control):
     def edit_self(self, query, key, value):
         self.seen.add("self-attention")
         return query[:1].expand_as(query), key[:1].expand_as(key), value
+
+    def end_step(self) -> None:
+        """Raises InputError if the UNet did not come by with the layers to be injected into."""
+        due = {"feature": self.step < self.feature_until, "self-attention": self.step < self.attention_until}
+        missed = [kind for kind, is_due in due.items() if is_due and kind not in self.seen]
+        if missed:
+            raise InputError(f"Plug-and-Play's hooks caught no {' and no '.join(missed)} layer of this UNet.")
+        self.seen.clear()
+        self.step += 1
 
 
 @contextmanager
@@ -129,6 +139,5 @@ def edit(
         for step in tqdm(range(steps), "Plug-and-Play", leave=False, disable=None):
             injection.latent = source[steps - step]
             z = target.step(z, step)
-            injection.end_step({"feature": step < injection.feature_until,
-                                "self-attention": step < injection.attention_until})  # fmt: skip
+            injection.end_step()
     return torch.cat([source[0], z])

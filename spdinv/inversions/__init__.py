@@ -19,7 +19,8 @@ class Entry:
     """title: in tables. source: where the settings' defaults come from, for --help. settings: keyword arguments of
     `invert`, with flags.
 
-    own_step: whether it has a sampling step in the place of the guided one.
+    way_back: what the sampler gets beside the trajectory. "plain": nothing. "guided": something that its guided steps
+    take in, step by step. "own": a sampling step in the place of the guided one.
     fitted: `invert` wants the guidance_scale of the source branch on the way back.
     """
 
@@ -27,7 +28,7 @@ class Entry:
     title: str
     source: str = ""
     settings: tuple[Setting, ...] = ()
-    own_step: bool = False
+    way_back: str = "plain"
     fitted: bool = False
 
     def __call__(self, pipe, schedule, latents, cond, **settings):
@@ -53,8 +54,8 @@ ENTRIES = (
         _nti("learning_rate", 1e-2, "at sampling step 0; falls from there", _scale),
         _nti("threshold", 1e-5, "loss to stop at, at sampling step 0; grows by 2e-5 per step; 0 never stops early",
              _scale),
-    ), fitted=True),
-    Entry("negative_prompt", "NPI", "released code", (_interpolation,)),
+    ), way_back="guided", fitted=True),
+    Entry("negative_prompt", "NPI", "released code", (_interpolation,), way_back="guided"),
     Entry("aidi", "AIDI", "unofficial port; there is no official code", (
         _aidi("mode", "anderson", "AIDI_A or AIDI_E", choices=("anderson", "empirical")),
         _aidi("rounds", 5, "after the first evaluation; 0 is DDIM inversion", _count),
@@ -65,15 +66,15 @@ ENTRIES = (
         _nmg("noise_map_scale", 10.0, "guidance by the noise map", _scale),
         _nmg("reference", "current", "level compared with the steered latent: as released, or the one it has (the "
              "paper)", choices=("current", "previous")),
-    ), own_step=True),
-    Entry("direct", "DirectINV", fitted=True),
+    ), way_back="own"),
+    Entry("direct", "DirectINV", way_back="guided", fitted=True),
     Entry("proximal", "ProxEdit", "the recipe in its released README", (
         _interpolation,
         _prox("guidance", "inversion", "how unedited places are held to the picture: by the inversion's latents, by "
               "z_0, or not", choices=("inversion", "reconstruction", "none")),
         *(_prox(name, default) for name, default in  # flags of the extras of the same name, see presets.EXTRAS
           {"mode": "soft", "quantile": 0.7, "recon_lr": 1.0, "recon_t": 400, "dilation": 1}.items()),
-    )),
+    ), way_back="guided"),
     Entry("fixed_point", "FPI", "released demo", (
         _fpi("rounds", 19, "after the first evaluation; 0 is DDIM inversion", _count),
         _fpi("guidance_scale", 2.0, "while inverting; reconstructs with the same --guidance_scale", _scale),
@@ -82,7 +83,7 @@ ENTRIES = (
     Entry("edict", "EDICT", "released code", (
         _edict("mixing", 0.93, "p", number(float, 0.5, 1)),
         _edict("guidance_scale", 3.0, "while inverting; reconstructs exactly with the same --guidance_scale", _scale),
-    ), own_step=True),
+    ), way_back="own"),
     Entry("exact", "exact", "this project's control", (
         _exact("rounds", 50, "evaluations per timestep, at most", _count),
         _exact("threshold", 1e-10, "mean square of the residual to stop at", _scale),

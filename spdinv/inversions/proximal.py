@@ -66,20 +66,22 @@ def step(
     """sampling.guided_step with proximal guidance; the defaults are the recipe in the README of ProxEdit's code.
 
     mode: see shrink. quantile: of |d|, taken over all branches, the source's included (its d is 0 under NPI, so 0.7 of
-    two branches is 0.4 of the target's). branches="target": taken over the others and applied to them, as its MasaCtrl
-    does. guidance: "inversion" draws the latent, after the step, to the trajectory's at the same level;
-    "reconstruction" draws the predicted x_0 to z_0 before the step; "none". recon_lr: how far, 1 is all the way.
-    recon_t: at timesteps below it. dilation: see edited_region.
+    two branches is 0.4 of the target's); a negative one -x is the threshold x itself. branches="target": taken over the
+    others and applied to them, as its MasaCtrl does. guidance: "inversion" draws the latent, after the step, to the
+    trajectory's at the same level; "reconstruction" draws the predicted x_0 to z_0 before the step; "none".
+    recon_lr: how far, 1 is all the way. recon_t: at timesteps below it; a negative one -t: above t. dilation: see
+    edited_region.
     """
     schedule, t = drawing.schedule, drawing.schedule.timesteps[step]
     eps_uncond, eps_cond = predict_both(drawing, z, step)
     delta = eps_cond - eps_uncond
     first = 1 if branches == "target" and len(z) > 1 else 0
-    threshold = delta[first:].abs().quantile(quantile)
+    threshold = delta[first:].abs().quantile(quantile) if quantile > 0 else delta.new_tensor(-quantile)
     delta = torch.cat([delta[:first], shrink(delta[first:], threshold, mode)])
     eps = eps_uncond + drawing.guidance_scale * delta
     z_next = correct(drawing, ddim_step(schedule, z, eps, t), step)
-    if guidance == "none" or t >= recon_t:
+    active = t < recon_t if recon_t > 0 else t > -recon_t
+    if guidance == "none" or not active:
         return z_next
     outside = recon_lr * (1 - edited_region(delta, threshold, dilation))
     if guidance == "inversion":

@@ -57,7 +57,8 @@ def run_item(bench: Bench, item, method: options.Method, name: str | None = None
 
     (image, picture), method = bench.square(item), with_words(bench.pipe, item, method)
     source_prompt = "" if method.null_source_prompt else item.source_prompt
-    key = json.dumps([source_prompt, method.inversion, method.inversion_options, method.num_inference_steps])
+    key = json.dumps([source_prompt, method.inversion, method.inversion_options, method.num_inference_steps,
+                      method.inversion_steps])  # fmt: skip
     before, memory = (inverted or {}).get(key, (None, 0.0))
     with measure() as cost:
         edit = edit_picture(bench.pipe, picture, source_prompt, item.target_prompt, method, inversion=before)
@@ -75,8 +76,11 @@ def run_item(bench: Bench, item, method: options.Method, name: str | None = None
 
 def with_words(pipe, item, method: options.Method) -> options.Method:
     """The method with the item's words for LocalBlend and reweighting, as PIE-Bench's runs have them (p2p only)."""
-    words = blended_words(pipe, item) if method.engine == "p2p" else None
-    return options.with_words(method, words, {words[1]: EQUALIZER} if words and words[1] else None)
+    if method.engine != "p2p":
+        return method
+    words = blended_words(pipe, item)
+    equalizer = {words[1]: EQUALIZER} if words and words[1] else None
+    return replace(method, engine_options={**method.engine_options, "blended_words": words, "equalizer": equalizer})
 
 
 def blended_words(pipe, item) -> tuple[str | None, str | None] | None:

@@ -7,7 +7,15 @@ import torch
 from transformers import CLIPTokenizer
 
 from common.runs import InputError
-from spdinv.engines.alignment import equalizer_weights, find_word, refine_mapper, replace_matrix, token_ids, word_mask
+from spdinv.engines.alignment import (
+    cross_replace_schedule,
+    equalizer_weights,
+    find_word,
+    refine_mapper,
+    replace_matrix,
+    token_ids,
+    word_mask,
+)
 from tests.tiny import WORDS, tiny_tokenizer, write_tokenizer
 
 
@@ -115,3 +123,15 @@ def test_equalizer_and_word_mask(tokenizer):
         equalizer_weights(tokenizer, "a cat", {"dog": 2.0})
     with pytest.raises(InputError):
         word_mask(tokenizer, ["a cat", "a red dog"], ["dog", "dog"])
+
+
+def test_cross_replacement_lasts_so_many_steps_and_words_may_have_their_own(tokenizer):
+    for fraction, expected in ((0.4, 20), (0.8, 40), (0.0, 0), (1.0, 51)):
+        schedule = cross_replace_schedule(tokenizer, "a cat", 50, fraction)
+        assert schedule.shape == (51, 77)
+        assert (schedule == (torch.arange(51) < expected).float()[:, None]).all()
+    schedule = cross_replace_schedule(tokenizer, "a red cat", 50, {"default_": 0.4, "cat": 0.8, "red": 0.0})
+    assert schedule.sum(0)[:5].tolist() == [20, 20, 0, 40, 20]
+    assert cross_replace_schedule(tokenizer, "a red cat", 50, {"cat": 0.4}).sum(0)[:4].tolist() == [51, 51, 51, 20]
+    with pytest.raises(InputError):
+        cross_replace_schedule(tokenizer, "a red cat", 50, {"dog": 0.4})

@@ -80,9 +80,10 @@ def test_file_and_heat(tmp_path):
 
 @pytest.mark.parametrize("engine, flags, branches", [
     ("none", [], ["source"]),
-    ("p2p", ["--blended_words", "red", "blue"], ["source", "target"]),
-    ("masactrl", ["--start_step", "1"], ["source", "target"]),
-    ("pnp", ["--preset", "as_released"], ["target"]),
+    ("p2p", ["--substruct_words", "cat", "cat", "--blended_words", "red", "blue"], ["source", "target"]),
+    ("masactrl", ["--start_step", "1", "--mask_words", "cat", "cat"], ["source", "target"]),
+    ("masactrl", ["--start_step", "1", "--source_mask", "MASK", "--target_mask", "MASK"], ["source", "target"]),
+    ("pnp", ["--inversion_steps", "9", "--preset", "as_released"], ["target"]),
 ])  # fmt: skip
 def test_every_engine_and_its_attention_maps(tiny_folder, tmp_path, engine, flags, branches):
     output, picture = tmp_path / "out", tmp_path / "in.png"
@@ -90,6 +91,7 @@ def test_every_engine_and_its_attention_maps(tiny_folder, tmp_path, engine, flag
     base = ["--pretrained_model_name_or_path", str(tiny_folder), "--image_path", str(picture), "--output_dir",
             str(output), "--num_inference_steps", "3", "--spd_rounds", "1", "--engine", engine, "--source_prompt",
             "a red cat on grass", "--target_prompt", "a blue cat on grass"]  # fmt: skip
+    flags = [str(picture) if flag == "MASK" else flag for flag in flags]
     infer.main([*base, *flags, "--save_attention"])
     metrics = json.loads((output / "metrics.json").read_text())
     assert len(metrics["rounds"]) == 3 and metrics["reconstruction"]["psnr"] > 0

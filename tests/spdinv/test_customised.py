@@ -268,7 +268,7 @@ def test_under_the_hooks_the_customised_keys_and_values_act(base, pipe, tmp_path
         hooked_output = ours.unet(z, 500, text).sample
     with torch.no_grad():
         expected, plain = theirs.unet(z, 500, text).sample, base.unet(z, 500, text).sample
-    assert len(control.came) == len(ours.unet.attn_processors)
+    assert len(control.seen) == len(ours.unet.attn_processors)
     torch.testing.assert_close(hooked_output, expected, rtol=1e-4, atol=1e-4)
     assert (plain - expected).abs().max() > 0.01
 

@@ -36,7 +36,7 @@ def test_guided_sampling_written_out(pipe):
 @pytest.mark.parametrize("engine, settings", [
     ("p2p", {"controller": "refine", "blended_words": ("cat", "cat")}),
     ("p2p", {"controller": "replace", "blended_words": ("cat", "cat")}),
-    ("masactrl", FROM_THE_FIRST),
+    ("masactrl", FROM_THE_FIRST), ("masactrl", {"masks": (torch.ones(16, 16), torch.ones(16, 16)), **FROM_THE_FIRST}),
 ])  # fmt: skip
 def test_the_same_prompt_twice_gives_the_same_picture_twice(make, engine, settings):
     source, target = draw(make(), engine, prompts=PROMPTS[:1] * 2, **settings)
@@ -85,7 +85,7 @@ def test_looking_changes_nothing_and_hooks_come_off(make, cross):
     with hooked(pipe.unet, onlooker):
         watched = predict_noise(pipe, schedule, z, 501, cond)
     torch.testing.assert_close(watched, plain, rtol=1e-4, atol=1e-5)
-    assert {tokens for kind, tokens, _ in onlooker.came if kind == "cross"} >= cross
+    assert {tokens for kind, tokens, _ in onlooker.seen if kind == "cross"} >= cross
     after = pipe.unet.attn_processors
     assert before.keys() == after.keys() and all(after[path] is before[path] for path in before)
 

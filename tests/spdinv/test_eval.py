@@ -160,13 +160,14 @@ def test_an_item_that_would_leave_its_folder_is_refused(run, benchmark, tmp_path
     (["--inversions", "ddim", "--spd_rounds", "3"], "inversion spd"),
     (["--engines", "p2p", "--start_step", "3"], "engine masactrl"),
     (["--experiment", "noise_gap", "--table", "1"], "by itself"),
+    (["--experiment", "premise", "--inversion_steps", "10"], "--inversion_steps"),
     (["--experiment", "convergence", "--self_replace_steps", "0.5"], "engine p2p"),
     (["--null_source_prompt"], "under masactrl and pnp"),
     (["--null_source_prompt", "--engines", "masactrl", "--experiment", "premise"], "under masactrl and pnp"),
     (["--baselines", "blended_diffusion"], "give --unconditional_model"),
     (["--baselines", "blended_diffusion", "--unconditional_model", "/no/such/place"], "does not exist"),
     (["--baselines", "elite"], "give --elite"),
-    (["--baselines", "instruct_pix2pix", "--experiment", "noise_gap"], "leave out --baselines"),
+    (["--baselines", "blended_latents", "--experiment", "noise_gap"], "leave out --baselines"),
 ])  # fmt: skip
 def test_wrong_input_is_one_sentence_and_leaves_nothing(run, tmp_path, capsys, flags, message):
     with pytest.raises(SystemExit) as stop:

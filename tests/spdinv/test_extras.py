@@ -10,9 +10,10 @@ from common.ddim import make_schedule
 from common.pipelines import encode_prompt
 from common.runs import InputError
 from spdinv import extras, infer, options
-from spdinv.editing import edit_picture
+from spdinv.editing import edit_picture, thin
 from spdinv.engines import ENGINES
-from spdinv.inversions import nmg, proximal
+from spdinv.inversions import ddim, nmg, proximal
+from spdinv.inversions.result import Inversion
 from tests.spdinv.toy import PROMPTS, inverted
 from tests.tiny import tiny_sd, tiny_sdxl
 
@@ -176,3 +177,24 @@ def test_color_fix_is_for_the_edited_picture_alone(pipe):
     assert torch.equal(fixed.reconstruction, plain.reconstruction)
     torch.testing.assert_close(fixed.edited, extras.color_fix(plain.edited, picture))
     assert (fixed.edited - plain.edited).abs().max() > 0.01
+
+
+# -------------------------------------------------------------------------------------------- finer inversion steps
+
+
+def test_the_levels_of_the_sampler_are_taken_out_of_a_finer_inversion(pipe):
+    fine, schedule = (make_schedule(pipe.scheduler, steps) for steps in (999, 50))
+    assert fine.timesteps == list(range(999, 0, -1))
+    every = Inversion(torch.arange(1000.0).reshape(1000, 1, 1, 1, 1), torch.ones(999, 1, dtype=torch.int64), {})
+    found = thin(every, fine, schedule)
+    assert found.trajectory.flatten().tolist() == [0, *range(1, 982, 20)]  # z_0, then the timesteps sampled at
+    assert found.rounds.flatten().tolist() == [1] + [20] * 49
+
+
+def test_a_finer_inversion_starts_the_sampler_at_its_own_level(pipe):
+    picture = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    method = options.Method("ddim", "none", 3, extras={}, inversion_steps=9)
+    edit = edit_picture(pipe, picture, PROMPTS[0], None, method)
+    cond = encode_prompt(pipe, PROMPTS[:1])
+    whole = ddim.invert(pipe, make_schedule(pipe.scheduler, 9), edit.latents, cond).trajectory
+    torch.testing.assert_close(edit.inversion.trajectory, whole[[0, 1, 4, 7]])  # timesteps 1, 334, 667

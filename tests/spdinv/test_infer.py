@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from common.images import center_crop_resize, load_image, to_tensor
 from common.metrics import psnr
 from common.pipelines import encode_image
-from spdinv import infer
+from spdinv import infer, options
 from tests.published import write_sd, write_sdxl
 
 FAST = ["--num_inference_steps", "3"]
@@ -108,6 +108,18 @@ def test_print_config_runs_nothing(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_words_may_have_schedules_of_their_own(capsys):
+    """--cross_replace_steps 0.4 WORD=0.2, and the preset's value for the others where none is given."""
+    for flags, expected in [
+        (["0.6"], 0.6),
+        (["0.4", "cat=0.2", "blue=0"], {"default_": 0.4, "cat": 0.2, "blue": 0.0}),
+        (["cat=0.2"], {"default_": 0.8, "cat": 0.2}),
+    ]:
+        infer.main(["--print_config", "--preset", "as_released", "--cross_replace_steps", *flags])
+        options = json.loads(capsys.readouterr().out)["method"]["engine_options"]
+        assert options["cross_replace_steps"] == expected
+
+
 MISSING = "/no/such/place"
 WRONG = [
     (["--image_path", "TEXT"], "cannot be read as a picture"),
@@ -117,6 +129,10 @@ WRONG = [
     (["--blended_words", "red"], "expected 2 arguments"),
     (["--blended_words", "red", "green"], "'green' is not in the prompt"),
     (["--equalizer", "blue"], "WORD=NUMBER"),
+    (["--cross_replace_steps", "=0.2"], "WORD=NUMBER"),
+    (["--cross_replace_steps", "0.4", "green=0.2"], "'green' is not in the prompt"),
+    (["--substruct_words", "cat", "cat"], "give these too"),
+    (["--blended_words", "red", "blue", "--substruct_words", "cat", "dog"], "'dog' is not in the prompt"),
     (["--controller", "replace", "--target_prompt", "a cat"], "equally many words"),
     (["--resolution", "65"], "multiple"),
     (["--engine", "none", "--blended_words", "red", "blue"], "engine p2p"),
@@ -124,6 +140,15 @@ WRONG = [
     (["--start_step", "0"], "engine masactrl"),
     (["--engine", "masactrl"], "touch no step"),
     (["--engine", "masactrl", "--start_step", "0", "--start_layer", "7"], "touch no layer"),
+    (["--engine", "masactrl", "--start_step", "0", "--mask_words", "red", "green"], "'green' is not in the prompt"),
+    (["--engine", "masactrl", "--source_mask", "PICTURE"], "go together"),
+    (
+        ["--engine", "masactrl", "--source_mask", "PICTURE", "--target_mask", "PICTURE", "--mask_words", "red", "blue"],
+        "take one way",
+    ),
+    (["--engine", "masactrl", "--source_mask", MISSING, "--target_mask", "PICTURE"], MISSING),
+    (["--engine", "masactrl", "--source_mask", "TEXT", "--target_mask", "PICTURE"], "cannot be read as a picture"),
+    (["--engine", "masactrl", "--source_mask", "SMALL", "--target_mask", "PICTURE"], "both must have one size"),
     (["--engine", "pnp", "--inversion", "nmg"], "take inversion ddim"),
     (["--inversion", "ddim", "--spd_rounds", "25"], "--spd_rounds is a setting of inversion spd"),
     (["--negative_prompt_interpolation", "0"], "of inversion negative_prompt and proximal"),
@@ -133,6 +158,8 @@ WRONG = [
     (["--preset", "as_released", "--no-inversion_guidance", "--proximal_dilation", "1"], "--inversion_guidance"),
     (["--engine", "none", "--color_fix"], "leave it out"),
     (["--inversion", "edict", "--preset", "as_released"], "samples in its own way"),
+    (["--inversion", "null_text", "--inversion_steps", "9"], "leave out --inversion_steps"),
+    (["--inversion_steps", "7"], "take a multiple"),
     (["--elite", MISSING], f"--elite {MISSING} does not exist"),
     (["--reference_image_path", "PICTURE"], "give --elite too"),
     (["--elite", "PICTURE"], "use that word in --target_prompt"),
@@ -143,18 +170,34 @@ WRONG = [
 ]  # after a whole command; None first: alone
 
 
+def test_masks_are_cut_as_their_picture_is(tmp_path):
+    picture, mask = Image.new("RGB", (96, 64)), Image.new("L", (96, 64))
+    mask.paste(255, (70, 10, 90, 30))
+    mask.save(tmp_path / "mask.png")
+    flags = ["--engine", "masactrl", "--source_mask", str(tmp_path / "mask.png"), "--target_mask",
+             str(tmp_path / "mask.png"), "--print_config"]  # fmt: skip
+    found = options.with_picture(options.Method(engine="masactrl"), infer.parse(flags), picture).engine_options["masks"]
+    expected = np.array(center_crop_resize(mask.convert("RGB"), 64))[..., 0] / 255
+    assert all(np.array_equal(one.numpy(), expected) for one in found)
+
+
 @pytest.mark.parametrize("flags, message", WRONG)
 def test_wrong_input_is_one_sentence_and_leaves_nothing(tiny_folder, tmp_path, capsys, flags, message):
     """What tests/test_hostile_inputs.py does not ask of every script."""
     picture = photograph(tmp_path / "in.png")
     (tmp_path / "text.png").write_text("hello")
     (tmp_path / "cut.png").write_bytes(picture.read_bytes()[:3000])
-    places = {"TEXT": tmp_path / "text.png", "CUT": tmp_path / "cut.png", "PICTURE": picture}
+    places = {"TEXT": tmp_path / "text.png", "CUT": tmp_path / "cut.png", "PICTURE": picture,
+              "SMALL": photograph(tmp_path / "small.png", "L", (32, 64))}  # fmt: skip
     base = ["--pretrained_model_name_or_path", str(tiny_folder), *FAST]
     base += ["--image_path", str(picture), *PROMPTS] if flags[:1] != [None] else []
-    flags = [str(places.get(flag, flag)) for flag in flags if flag]
+
+    def at(flag):
+        place, _, rest = flag.partition("/")
+        return str(places[place] / rest) if place in places else flag
+
     with pytest.raises(SystemExit) as stop:
-        infer.main([*base, "--output_dir", str(tmp_path / "out"), *flags])
+        infer.main([*base, "--output_dir", str(tmp_path / "out"), *(at(flag) for flag in flags if flag)])
     error = capsys.readouterr().err
     assert stop.value.code == 2 and message in error
     assert error.startswith("error: ") and error.count("\n") == 1

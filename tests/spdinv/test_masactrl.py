@@ -1,4 +1,4 @@
-"""MasaCtrl against naive readings: whose keys and values are seen, where and when."""
+"""MasaCtrl against naive readings: whose keys and values are seen, where and when, with masks; hooks come off."""
 
 import math
 from types import SimpleNamespace
@@ -48,6 +48,49 @@ def test_the_target_sees_what_it_is_told_to(pipe, inject_uncond, inject_cond):
     for item, head in torch.cartesian_prod(torch.arange(4), torch.arange(2)).tolist():
         keys, values = (torch.cat([x[other, head] for other in items[item]]) for x in (key, value))
         torch.testing.assert_close(out[item, head], naive_attention(query[item, head], keys, values))
+
+
+@pytest.mark.parametrize("inject, others", [("src", [0]), ("joint", [0, 1])])
+def test_given_masks_keep_foreground_and_background_apart(pipe, inject, others):
+    """16 tokens under a 16x16 latent; masks of a 64-pixel picture; own keys are never masked."""
+    source, target = torch.zeros(64, 64), torch.zeros(64, 64)
+    source[:32], target[:, 16:] = 1, 1
+    control = control_of(pipe, masks=(source, target), inject_uncond=inject, inject_cond=inject)
+    query, key, value = (random(4, 1, 16, 3, seed=s).double() for s in range(3))
+    out = run_edit(control, query, key, value)
+    in_source, in_target = (torch.tensor(rows).flatten() for rows in (
+        [[1] * 4, [1] * 4, [0] * 4, [0] * 4], [[0, 1, 1, 1]] * 4))  # fmt: skip
+    for half in (0, 2):
+        torch.testing.assert_close(out[half, 0], naive_attention(query[half, 0], key[half, 0], value[half, 0]))
+        for token in range(16):
+            kept = in_source == in_target[token]
+            keys, values = (torch.cat([x[half, 0][kept], *(x[half + o, 0] for o in others[1:])]) for x in (key, value))
+            expected = naive_attention(query[half + 1, 0, token : token + 1], keys, values)
+            torch.testing.assert_close(out[half + 1, 0, token : token + 1], expected)
+
+
+def test_a_foreground_that_the_source_lacks_sees_everything(pipe):
+    control = control_of(pipe, masks=(torch.zeros(8, 8), torch.ones(8, 8)))
+    query, key, value = (random(4, 1, 16, 3, seed=s).double() for s in range(3))
+    torch.testing.assert_close(run_edit(control, query, key, value), run_edit(control_of(pipe), query, key, value))
+
+
+def test_masks_read_off_the_words_of_this_step(pipe):
+    """Token maps of source and target, summed over a word's tokens and over layers, scaled to [0,1], above 0.1."""
+    control = control_of(pipe, mask_words=("red", "grass"))  # token 2 of the source; token 6 of the target
+    control.step = 4
+    assert control.wants_cross(256) and not control.wants_cross(64)
+    assert control.masks_at(256) is None  # no map yet: unmasked
+    maps = [torch.rand(4, 2, 256, 77) ** 8 for _ in range(2)]
+    for layer in maps:
+        assert control.edit_cross(layer) is layer
+    for mask, item, token in zip(control.masks_at(64), (2, 3), (2, 6), strict=True):
+        total = sum(layer[item, :, :, token].mean(0) for layer in maps).reshape(16, 16)
+        scaled = (total - total.min()) / (total.max() - total.min())
+        assert torch.equal(mask, (scaled >= 0.1)[::2, ::2].flatten()) and 0 < mask.float().mean() < 1
+    control.seen = 1
+    control.end_step()
+    assert control.masks_at(64) is None
 
 
 # ------------------------------------------------------------------------------------------------- where and when
@@ -109,7 +152,7 @@ def test_the_source_branch_is_plain_sampling_and_the_target_is_not(make):
     pipe = make()
     schedule = make_schedule(pipe.scheduler, 3)
     plain = ENGINES["none"](pipe, schedule, inverted(3), PROMPTS, 3.0)
-    for options in ({}, {"inject_uncond": "joint"}):
+    for options in ({}, {"inject_uncond": "joint"}, {"mask_words": ("red", "blue")}):
         edited = ENGINES["masactrl"](pipe, schedule, inverted(3), PROMPTS, 3.0, start_step=1, start_layer=0, **options)
         torch.testing.assert_close(edited[0], plain[0], rtol=1e-4, atol=1e-4)
         assert (edited[1] - plain[1]).abs().max() > 1e-3
@@ -117,6 +160,7 @@ def test_the_source_branch_is_plain_sampling_and_the_target_is_not(make):
 
 @pytest.mark.parametrize("options, message", [
     ({"start_layer": 7}, "touch no layer"), ({"start_step": 50}, "touch no step"),
+    ({"mask_words": ("red", "green")}, "'green' is not in the prompt"),
 ])  # fmt: skip
 def test_what_would_do_nothing_is_refused(pipe, options, message):
     with pytest.raises(InputError, match=message):

@@ -84,4 +84,4 @@ def test_attention_is_left_alone_for_the_gradient_only(pipe):
         hooks = list(pipe.unet.attn_processors.values())
         drawing_of(pipe, schedule, inversion, ["a cat", "a dog"], 7.5).step(latents.repeat(2, 1, 1, 1), 0)
         assert list(pipe.unet.attn_processors.values()) == hooks
-    assert {batch for *_, batch in onlooker.came} == {4} and len(onlooker.came) == len(hooks)
+    assert {batch for *_, batch in onlooker.seen} == {4} and len(onlooker.seen) == len(hooks)

@@ -24,11 +24,13 @@ def control_of(pipe, steps=50, latent_size=(16, 16), prompts=PROMPTS, **options)
 # ------------------------------------------------------------------------------------------- what is done to a map
 
 
-def naive_cross(maps, mapper, aligned, factors):
+def naive_cross(maps, mapper, aligned, factors, alpha):
     """[4, H, Q, L], element by element, float64."""
     out = maps.clone()
     for h, q, n in np.ndindex(*maps.shape[1:]):
-        out[3, h, q, n] = (maps[2, h, q, mapper[n]] if aligned[n] else maps[3, h, q, n]) * factors[n]
+        target = maps[3, h, q, n]
+        edited = maps[2, h, q, mapper[n]] if aligned[n] else target
+        out[3, h, q, n] = alpha[n] * edited * factors[n] + (1 - alpha[n]) * target
     return out
 
 
@@ -38,9 +40,10 @@ def test_refine_and_reweight_during_the_cross_replace_steps_only(pipe):
     # start a red cat on grass end -> start a blue cat on the grass end
     mapper = [0, 1, -1, 3, 4, -1, 5, 6, *range(8, 77)]
     aligned = [index >= 0 for index in mapper]
-    edited = naive_cross(maps, mapper, aligned, [2.0 if n == 2 else 1.0 for n in range(77)])
-    for step, expected in [(0, edited), (19, edited), (20, maps), (49, maps)]:
+    factors = [2.0 if n == 2 else 1.0 for n in range(77)]
+    for step, alpha in [(0, 1), (19, 1), (20, 0), (49, 0)]:
         control.step = step
+        expected = naive_cross(maps, mapper, aligned, factors, [alpha] * 77)
         torch.testing.assert_close(control.edit_cross(maps.clone()), expected)
 
 
@@ -51,6 +54,14 @@ def test_replace_takes_the_source_maps(pipe):
     torch.testing.assert_close(out[3, ..., 2:5], maps[2, ..., 2:3].expand(-1, -1, 3) / 3)
     torch.testing.assert_close(out[3, ..., 5:], maps[2, ..., 5:])
     assert torch.equal(out[:3], maps[:3])
+
+
+def test_a_word_may_keep_its_source_map_longer(pipe):
+    control = control_of(pipe, cross_replace_steps={"default_": 0.0, "cat": 1.0})
+    maps = torch.rand(4, 2, 16, 77)
+    out = control.edit_cross(maps.clone())
+    changed = (out[3] != maps[3]).any(0).any(0).nonzero().flatten().tolist()
+    assert changed == [3] and torch.equal(out[3, ..., 3], maps[2, ..., 3])
 
 
 def test_self_replacement_is_the_source_map_on_the_target_values(pipe):
@@ -66,11 +77,11 @@ def test_self_replacement_window_and_sizes():
     paths = [f"down_blocks.{i}.attentions.0.transformer_blocks.0.attn2.processor" for i in range(3)]
     stable = SimpleNamespace(attn_processors=dict.fromkeys(paths))
     pipe64 = SimpleNamespace(unet=stable, tokenizer=tiny_sd().tokenizer)
-    for fraction, last in ((0.4, 20), (0.8, 40), (0.0, 0), (1.0, 50)):
-        control = control_of(pipe64, latent_size=(64, 64), cross_replace_steps=fraction)
-        for control.step in range(50):
-            assert [control.wants_self(n * n) for n in (64, 32, 16, 8)] == [False, *[control.step < 30] * 3]
-            assert all(control.wants_cross(n * n) == (control.step < last) for n in (64, 32, 16, 8))
+    control = control_of(pipe64, latent_size=(64, 64))
+    for step in range(50):
+        control.step = step
+        assert [control.wants_self(n * n) for n in (64, 32, 16, 8)] == [False, *[step < 30] * 3]
+        assert all(control.wants_cross(n * n) == (step < 20) for n in (64, 32, 16, 8))
 
 
 def fake_unet(*levels):
@@ -94,27 +105,44 @@ def test_official_sizes_at_64_and_sensible_ones_elsewhere(levels, latent_size, h
 # ------------------------------------------------------------------------------------------------------ LocalBlend
 
 
-def naive_blend(z, maps, tokens, size):
+def naive_blend(z, maps, tokens, size, spared=None):
     """z [2,4,h,w]; maps: one [2, heads, mh*mw, L] per layer and step; tokens per prompt; numpy, pixel by pixel."""
-    mask = False
-    for item in range(2):
-        total = sum(m[item][..., tokens[item]].sum(-1).mean(0) for m in maps).reshape(size)
-        padded = np.pad(total, 1, constant_values=-np.inf)
-        total = np.array([[padded[i : i + 3, j : j + 3].max() for j in range(size[1])] for i in range(size[0])])
-        factor = z.shape[2] // size[0]
-        total = total.repeat(factor, 0).repeat(factor, 1)
-        mask = mask | (total / total.max() > 0.3)
-    return np.stack([z[0], np.where(mask, z[1], z[0])]), mask
+
+    def mask_of(words, pool):
+        masks = []
+        for item in range(2):
+            total = sum(m[item][..., words[item]].sum(-1).mean(0) for m in maps).reshape(size)
+            if pool:
+                padded = np.pad(total, 1, constant_values=-np.inf)
+                total = np.array([[padded[i : i + 3, j : j + 3].max() for j in range(size[1])] for i in range(size[0])])
+            factor = z.shape[2] // size[0]
+            total = total.repeat(factor, 0).repeat(factor, 1)
+            masks.append(total / total.max() > 0.3)
+        return masks[0] | masks[1]
+
+    mask = mask_of(tokens, True)
+    if spared:
+        mask &= ~mask_of(spared, False)
+    out = z.copy()
+    out[1] = np.where(mask, z[1], z[0])
+    return out, mask
+
+
+BOTH = [[2], [2, 3]]
 
 
 @pytest.mark.filterwarnings("ignore:invalid value")  # of a missing word: 0 / 0 in numpy
-@pytest.mark.parametrize("tokens", [[[2], [2, 3]], [[], [2, 3]], [[2], []]])
-def test_local_blend_pastes_the_source_outside_the_words(tokens):
+@pytest.mark.parametrize("tokens, spared", [
+    (BOTH, None), (BOTH, [[5], [6, 7]]), ([[], [2, 3]], None), ([[2], []], None),
+])  # fmt: skip
+def test_local_blend_pastes_the_source_outside_the_words(tokens, spared):
     generator = np.random.default_rng(0)
-    words = torch.zeros(2, 77)
+    words, other = torch.zeros(2, 77), torch.zeros(2, 77)
     for item in range(2):
         words[item, tokens[item]] = 1
-    blend = LocalBlend(words, (8, 8), steps=10)
+        if spared:
+            other[item, spared[item]] = 1
+    blend = LocalBlend(words, (8, 8), steps=10, substruct_words=other if spared else None)
     hot = generator.random((2, 1, 64, 77)) > 0.97
     maps = []
     for step in range(1, 5):
@@ -124,7 +152,7 @@ def test_local_blend_pastes_the_source_outside_the_words(tokens):
             maps.append(layer)
             blend.add(torch.from_numpy(layer))
         out = blend(torch.from_numpy(z)).numpy()
-        expected, mask = naive_blend(z, maps, tokens, (8, 8))
+        expected, mask = naive_blend(z, maps, tokens, (8, 8), spared)
         assert 0 < mask.mean() < 1
         if step <= 2:  # int(0.2 * 10): untouched up to and including the second call
             assert np.array_equal(out, z)
@@ -137,7 +165,7 @@ def test_local_blend_sees_the_edited_maps(pipe):
     control = control_of(pipe, **BLEND)
     maps = torch.rand(4, 2, 256, 77)
     out = control.edit_cross(maps.clone())
-    source, target = control.local_blend.total
+    source, target = control.local_blend.total[0]
     torch.testing.assert_close(source, maps[2, ..., 2].sum(0))
     torch.testing.assert_close(target, out[3, ..., 2].sum(0))
     assert not torch.allclose(target, maps[3, ..., 2].sum(0))
@@ -163,11 +191,11 @@ def test_layers_of_a_stable_diffusion_sized_unet(monkeypatch):
     LocalBlend looks at 16x16."""
     pipe = tiny_sd(latent=64, channels=(8, 8, 8, 8))
     seen = {"edit_self": set(), "edit_cross": set()}
-    for name in seen:
+    for name, index in (("edit_self", 2), ("edit_cross", 2)):
         original = getattr(p2p.PromptToPrompt, name)
 
-        def spy(self, *tensors, name=name, original=original):
-            seen[name].add(tensors[0].shape[2])
+        def spy(self, *tensors, name=name, index=index, original=original):
+            seen[name].add(tensors[0].shape[index])
             return original(self, *tensors)
 
         monkeypatch.setattr(p2p.PromptToPrompt, name, spy)

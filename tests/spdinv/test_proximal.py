@@ -28,7 +28,7 @@ def naive_step(trajectory, z, step, scale, negative, mode, quantile, branches, g
     looked_at = np.sort(np.abs(delta[1:] if branches == "target" else delta).ravel())
     place = quantile * (len(looked_at) - 1)
     low = looked_at[int(np.floor(place))]
-    threshold = low + (looked_at[int(np.ceil(place))] - low) * (place % 1)
+    threshold = low + (looked_at[int(np.ceil(place))] - low) * (place % 1) if quantile > 0 else -quantile
     for index, d in np.ndenumerate(delta):
         if index[0] == 0 and branches == "target":
             continue
@@ -41,11 +41,12 @@ def naive_step(trajectory, z, step, scale, negative, mode, quantile, branches, g
     for p, c, y, x in np.ndindex(*delta.shape):
         rows, columns = slice(max(y - dilation, 0), y + dilation + 1), slice(max(x - dilation, 0), x + dilation + 1)
         outside[p, c, y, x] = not (np.abs(delta[p, c, rows, columns]) > threshold).any()
+    active = t < recon_t if recon_t > 0 else t > -recon_t
     x0 = (z - (1 - a_t) ** 0.5 * noise) / a_t**0.5
-    if guidance == "reconstruction" and t < recon_t:
+    if guidance == "reconstruction" and active:
         x0 = x0 - recon_lr * (x0 - trajectory[0]) * outside
     z = a_s**0.5 * x0 + (1 - a_s) ** 0.5 * noise
-    if guidance == "inversion" and t < recon_t:
+    if guidance == "inversion" and active:
         z = z - recon_lr * (z - trajectory[STEPS - 1 - step]) * outside
     return z
 
@@ -57,7 +58,7 @@ VARIANTS = [
     dict(mode="none", recon_lr=0.3),
     dict(branches="target", quantile=0.6, guidance="none"),
     dict(guidance="reconstruction", recon_lr=0.4, dilation=2, recon_t=700),
-    dict(dilation=0, recon_t=700),
+    dict(quantile=-0.15, dilation=0, recon_t=-300),
 ]
 
 

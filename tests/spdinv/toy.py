@@ -9,7 +9,6 @@ from diffusers import UNet2DConditionModel
 
 from common.ddim import make_schedule
 from common.pipelines import Conditioning, encode_prompt
-from spdinv.engines.attention import Control
 from spdinv.inversions.result import Inversion
 from spdinv.reproduction.toy import SCHEDULER, tokenizer
 from spdinv.sampling import Drawing
@@ -88,24 +87,24 @@ def inverted(steps, latent=16, **extras):
     return Inversion(random(steps + 1, 1, 4, latent, latent), **extras)
 
 
-class Onlooker(Control):
-    """An attention control that wants to see everything and changes nothing; `came`: (kind, tokens, batch) per call."""
+class Onlooker:
+    """An attention control that wants to see everything and changes nothing. seen: (kind, tokens, batch) per call."""
 
     def __init__(self):
-        super().__init__()
-        self.came = []
+        self.seen = []
 
     def wants_self(self, tokens):
         return True
 
-    wants_cross = wants_self
+    def wants_cross(self, tokens):
+        return True
 
     def edit_self(self, query, key, value):
-        self.came.append(("self", query.shape[2], len(query)))
+        self.seen.append(("self", query.shape[2], len(query)))
         return query, key, value
 
     def edit_cross(self, maps):
-        self.came.append(("cross", maps.shape[2], len(maps)))
+        self.seen.append(("cross", maps.shape[2], len(maps)))
         torch.testing.assert_close(maps.sum(-1), torch.ones_like(maps[..., 0]))
         return maps
 
