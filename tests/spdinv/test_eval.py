@@ -167,7 +167,7 @@ def test_an_item_that_would_leave_its_folder_is_refused(run, benchmark, tmp_path
     (["--baselines", "blended_diffusion"], "give --unconditional_model"),
     (["--baselines", "blended_diffusion", "--unconditional_model", "/no/such/place"], "does not exist"),
     (["--baselines", "elite"], "give --elite"),
-    (["--baselines", "blended_latents", "--experiment", "noise_gap"], "leave out --baselines"),
+    (["--baselines", "instruct_pix2pix", "--experiment", "noise_gap"], "leave out --baselines"),
 ])  # fmt: skip
 def test_wrong_input_is_one_sentence_and_leaves_nothing(run, tmp_path, capsys, flags, message):
     with pytest.raises(SystemExit) as stop:
