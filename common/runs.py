@@ -76,14 +76,14 @@ class _Parser(argparse.ArgumentParser):
         namespace, unknown = self.parse_known_args(args, namespace)
         for name, value in vars(namespace).items():  # the shell leaves the ~ of --flag=~/x alone
             setattr(namespace, name, _home(value))
-        check_arguments(namespace)
-        folder, shard = (getattr(namespace, name, None) for name in ("output_dir", "shard"))
-        if isinstance(folder, str) and not os.path.exists(folder) and (shard is None or shard.count == 1):
-            _new_folders.append(Path(folder))
         if unknown:
             wrong = next((word for word in unknown if word.startswith("-")), unknown[0]).split("=")[0]
             near = difflib.get_close_matches(wrong, self._option_string_actions, n=1)
             self.error(f"unknown argument {wrong}" + (f"; did you mean {near[0]}?" if near else ""))
+        check_arguments(namespace)
+        folder, shard = (getattr(namespace, name, None) for name in ("output_dir", "shard"))
+        if isinstance(folder, str) and not os.path.exists(folder) and (shard is None or shard.count == 1):
+            _new_folders.append(Path(folder))
         return namespace
 
     def error(self, message: str) -> NoReturn:

@@ -25,7 +25,7 @@ METHODS: dict[str, dict[str, Any]] = {
 RECIPES: dict[str, dict[str, Any]] = {
     "full": {"learning_rate": 5e-6, "adam_weight_decay": 1e-2, "max_grad_norm": 1.0, "max_train_steps": 800,
              "squash": False, "cache_latents": False},
-    "custom_diffusion": {"learning_rate": 2e-5, "max_train_steps": 500},  # times batch 2: 4e-5
+    "custom_diffusion": {"learning_rate": 2e-5, "max_train_steps": 500, "mask_loss": "sum"},  # times batch 2: 4e-5
     "lora": {"learning_rate": 1e-4, "adam_weight_decay": 1e-2, "lora_rank": 4, "lora_alpha": 4, "train_batch_size": 1,
              "lora_init": "gaussian"},
 }  # fmt: skip
@@ -36,9 +36,11 @@ def with_recipe(flags: dict[str, Any], model: str) -> dict[str, Any]:
     """A method's flags; of a baseline with its recipe, over the trainer's defaults, which are those of the penalty."""
     if flags.get("l2_reg_weight") != 0 or is_picturebook_folder(model):
         return flags
+    other = {  # the penalty's LoRA is of queries and values alone; SD3's Custom Diffusion has no masks
+        ("sd", "lora"): {"lora_targets": options.QKVO}, ("sd3", "custom_diffusion"): {"mask_loss": "mean"},
+    }  # fmt: skip
     space = flags["parameter_space"]
-    sd_lora = space == "lora" and options.guess_backbone(model) == "sd"  # the penalty's is of queries and values alone
-    return flags | RECIPES[space] | ({"lora_targets": options.QKVO} if sd_lora else {})
+    return flags | RECIPES[space] | other.get((options.guess_backbone(model), space), {})
 
 
 def settings_of(name: str, model: str) -> dict[str, Any]:

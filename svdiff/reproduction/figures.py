@@ -9,7 +9,7 @@ from statistics import fmean
 
 from scipy.stats import spearmanr
 
-from common.claims import find_key
+from common.claims import key_of
 from common.data import Subject
 from common.files import locked
 from common.images import load_image
@@ -70,7 +70,7 @@ def scatter(study: Study) -> None:
     from matplotlib.figure import Figure
 
     rows, figure = read_rows(study.rows), Figure((5, 4), layout="constrained")
-    axis, keys = figure.subplots(), [find_key(rows, name) for name in ("CLIP-T", "image_alignment")]
+    axis, keys = figure.subplots(), [key_of(rows, name) for name in ("CLIP-T", "image_alignment")]
     for method, color in zip(ONE_SUBJECT, color_sequences["tab10"], strict=False):
         text, image = ([row["metrics"][key] for row in rows if row["method"] == method] for key in keys)
         axis.scatter(text, image, s=8, alpha=0.4, color=color)

@@ -12,7 +12,7 @@ from functools import partial
 from statistics import fmean, harmonic_mean
 from typing import NamedTuple
 
-from common.claims import find_key
+from common.claims import key_of
 from common.data import Subject
 from common.runs import InputError, read_rows, write_json
 from common.tables import by, subject_of, text_table
@@ -93,7 +93,7 @@ def tuning(study: Study) -> None:
 
 def score_of(rows: list[dict], method: str) -> float:
     """The mean over subjects of a setting's score, 0 to 1. Raises InputError where rows are missing."""
-    keys = [find_key(rows, name) for name in ("DINO", "CLIP-T")]
+    keys = [key_of(rows, name) for name in ("DINO", "CLIP-T")]
     values = {name: by((row for row in rows if row["method"] == name), "item") for name in (BASE, OWN, method)}
     subjects: dict[str, list[float]] = {}
     for item in values[BASE]:

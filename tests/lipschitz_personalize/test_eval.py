@@ -139,7 +139,8 @@ def test_baselines_have_their_own_recipes_and_changes_follow_the_name():
     full = settings("dreambooth+prior@learning_rate=3,l2_lipschitz", sd)
     assert not full["squash"] and not full["cache_latents"] and full["adam_weight_decay"] == 1e-2
     assert full["learning_rate"] == 3 and full["l2_lipschitz"]
-    assert settings("custom_diffusion+prior", "owner/sdxl")["mask_loss"] == "sum"
+    losses = [settings("custom_diffusion+prior", model)["mask_loss"] for model in (sd, "owner/sdxl", sd3)]
+    assert losses == ["sum", "sum", "mean"]
 
 
 def test_pictures_are_drawn_in_parts_from_their_own_noise():

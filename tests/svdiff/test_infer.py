@@ -67,10 +67,10 @@ def test_scale_0_is_the_base_model(infer, shifts, tiny_folder):
 
 def test_interpolation_ends_are_the_trainings(infer, shifts):
     both = infer("--interpolate", shifts / "a", shifts / "b", "--alpha", "1", "0.5", "--prompt", "a", "--num_images", 1)
-    ends = load_image(both / "alpha_1_0.png")
+    ends, between = load_image(both / "alpha_1_0.png"), (both / "alpha_0.5_0.png").exists()
     alone = infer("--spectral_shifts", shifts / "a", "--prompt", "a", "--num_images", 1)
     assert np.array_equal(np.asarray(ends), np.asarray(load_image(alone / "tuned_0.png")))
-    assert (both / "alpha_0.5_0.png").exists()
+    assert between
 
 
 def test_scales_that_differ_in_a_late_digit_are_two_models(infer, shifts):

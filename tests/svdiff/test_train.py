@@ -184,7 +184,7 @@ WRONG = [
     (["--unmix_weight", "1"], "--concepts_list"),
     ([ONE, "--unmix_weight", "1"], "has only one"),
     ([ONE, "--unmix_weight", "1", "--cut_mix_unmix_prob", "0"], "above 0"),
-    (["--image_path", "/nowhere.png"], "leave out --instance_data_dir"),
+    (["--image_path", __file__], "leave out --instance_data_dir"),
     (["--concepts_list", "/nowhere.json"], "leave out --instance_data_dir"),
     (["--parameter_space", "lora", "--parameter_subset", "UNet-1D"], "leave it out with lora"),
     (["--parameter_space", "lora", "--train_text_encoder"], "leave out --train_text_encoder"),
