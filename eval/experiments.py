@@ -130,7 +130,8 @@ def keep(one: Experiment, place: Path, world: dict, minutes: float) -> None:
     if one.rows:
         write_rows(one.kept, gathered(place / one.rows))
     else:
-        write_text(one.kept, (place / PRINTED).read_text(encoding="utf-8"))
+        said = (place / PRINTED).read_text(encoding="utf-8").splitlines(keepends=True)
+        write_text(one.kept, "".join(line for line in said if str(place) not in line))  # where it lay is nobody's
     if (place / MINUTES).is_file():  # of runs that were interrupted, or of another machine's part
         minutes += read_object(place / MINUTES)["minutes"]
     took = {"minutes": round(minutes, 1)}
