@@ -59,15 +59,15 @@ COSTS = ("inversion_seconds", "seconds", "peak_memory_mb")  # of a row, not of i
 
 
 _new_folders: list[Path] = []  # --output_dir of the scripts at work, where there was none
-# Of a run that has begun: what took time to make.
-MADE = ("rows*.jsonl", "metrics.json", "checkpoint-*", "*.safetensors", "class_pictures.json", "boxes_*.json",
-        "bench.json", "results.json", "tuning.json")  # fmt: skip
+BEGUN = ("config.json", "*.json.lock", "*.jsonl.lock")  # all that a run may have written before it is refused
 
 
 def _leave_nothing(folders: list[Path]) -> None:
-    """Remove the new folders of runs that were refused before they had made anything."""
+    """Remove the new folders of runs that were refused before they had made anything: where there is any other file,
+    this run's or somebody else's, the folder stays."""
     for folder in folders:
-        if not any(path for name in MADE for path in folder.rglob(name)):
+        files = [path for path in folder.rglob("*") if not path.is_dir() or path.is_symlink()]
+        if all(any(path.match(name) for name in BEGUN) for path in files):
             shutil.rmtree(folder, ignore_errors=True)
 
 

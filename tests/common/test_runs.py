@@ -138,8 +138,10 @@ def test_a_damaged_config_beside_rows_is_one_sentence(tmp_path, damaged):
         runs.joined_config(tmp_path, {}, (), methods={})
 
 
-@pytest.mark.parametrize("wrote, kept", [("config.json", False), ("pictures/a.png", False), ("a/rows.jsonl", True),
-                                         ("checkpoint-3/state.pt", True), ("class_pictures.json", True)])  # fmt: skip
+@pytest.mark.parametrize("wrote, kept", [
+    ("config.json", False), ("sub/config.json", False), (".rows.jsonl.lock", False), ("a/rows.jsonl", True),
+    ("checkpoint-3/state.pt", True), ("pictures/a.png", True), ("somebody's notes.txt", True),
+])  # fmt: skip
 def test_what_is_refused_before_it_has_made_anything_leaves_no_folder(tmp_path, wrote, kept, capsys):
     def script(then):
         @runs.script
