@@ -29,7 +29,7 @@ from common.tables import by, by_method, score_table
 from eval.tuning.tuner import write_settings
 
 RATES, PRIORS, LAMBDAS = (1e-4, 3e-4, 1e-3), (0.3, 1.0, 3.0), (5.0, 50.0, 500.0)
-STEPS = (50, 100, 200, 300)
+STEPS = (100, 200, 400)
 ARMS = ("plain", "prior", "penalty", "interpolation", "random")
 TRAINED = {  # arm -> method, and the flag of its weight
     "plain": ("dreambooth", ""), "prior": ("dreambooth+prior", "prior_loss_weight"),
