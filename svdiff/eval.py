@@ -61,7 +61,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "of a space, to follow a winner beyond an edge")  # fmt: skip
     add("--num_class_images", type=number(int, 1), help="of every training; the model's preset by default")
     add("--gate", type=number(float, 0, 1), default=0.8, help="of figure 6: the share of pictures in which the untuned "
-        "model, told the colours, has to show all subjects")  # fmt: skip
+        "model, told the colours, has to show all of a pair, or it is left out")  # fmt: skip
     add("--unmix_weight", type=number(float, 0), default=0.1, help="of the rows with the unmix regularisation")
     options.add_sampling_flags(parser)
     add("--answers", nargs="+", metavar="FILE", help="answers to the user study's page, to be counted")

@@ -16,7 +16,16 @@ from common.images import load_image
 from common.runs import InputError, atomic_path, read_rows, write_json
 from common.shards import Shard
 from svdiff import combine, merging, options
-from svdiff.reproduction.scores import likeness, load_eye, seam, seen_in, sides, usual_color
+from svdiff.reproduction.scores import (
+    likeness,
+    load_eye,
+    scenes_of,
+    seam,
+    seen_in,
+    sides,
+    true_pictures,
+    usual_color,
+)
 from svdiff.reproduction.study import SPACES, Method, Panel, Scorer, Study, pair_name
 
 SHARES = (0.05, 0.1, 0.25, 0.5, 1.0)  # of the rank analysis
@@ -122,30 +131,31 @@ def prompts_of(study: Study, phrases: list[str]) -> list[str]:
     return options.inference_prompts(study.args.pretrained_model_name_or_path, phrases)[: study.args.prompts]
 
 
-def groups(study: Study) -> list[tuple[str, tuple]]:
-    """Similar and dissimilar pairs, and one group of three."""
-    found = study.pairs()
+def groups(study: Study, fit: Callable[[tuple], bool]) -> list[tuple[str, tuple]]:
+    """Similar and dissimilar pairs, and one group of three, that are `fit`."""
+    found = study.pairs(fit)
     first = dict(reversed(found))  # the first pair of each kind
     if len(first) == 2:
         third = [subject for subject in first["dissimilar"] if subject not in first["similar"]]
-        found += [("three", (*first["similar"], subject)) for subject in third[:1]]
+        found += [("three", three) for subject in third[:1] if fit(three := (*first["similar"], subject))]
     return found
 
 
 def multi(study: Study) -> None:
     """Fig. 6: two and three subjects in one picture, with and without Cut-Mix-Unmix, shifts and full weights."""
-    found, panels = groups(study), []
-    told = {subjects: told_colours(study, subjects) for _, subjects in found}
-    if load_eye(study) and not gate(study, found, told):
-        return
+    gate, panels = Gate(study), []
     negative = replace(study.how, negative_prompt=NEGATIVE)
-    for kind, subjects in found:
+    for kind, subjects in groups(study, gate.passed):
         methods = [Method(name, partial(of_several, study, subjects, name)) for name in SEVERAL]
         methods.append(Method("svdiff+cut_mix+negative", methods[0].change, shown=False,
                               make=lambda prompt: study.sampled(prompt, negative)))  # fmt: skip
         prompts = prompts_of(study, [study.phrase(subject) for subject in subjects])
-        panels.append(pair_panel(study, kind, subjects, methods + told[subjects], prompts, together(study, subjects)))
-    study.compare(panels, "figure6.png")
+        methods += reference_rows(study, subjects)
+        panels.append(pair_panel(study, kind, subjects, methods, prompts, together(study, subjects)))
+    if panels:
+        study.compare(panels, "figure6.png")
+    else:
+        print("nothing is trained (--gate 0 does)")
 
 
 def of_several(study: Study, subjects: tuple, method: str) -> merging.Change:
@@ -158,32 +168,44 @@ def together(study: Study, subjects: tuple) -> Scorer:
     return lambda picture: {**seen_in(study, subjects, picture), "seam": seam(picture)}
 
 
-def told_colours(study: Study, subjects: tuple) -> list[Method]:
-    """The untuned model, told in words that it knows: kind and colour. None without a classifier that knows them."""
+def reference_rows(study: Study, subjects: tuple) -> list[Method]:
+    """What the picturebook knows of a group: the untuned model's pictures, told in words that it knows (kind and
+    colour), and drawings: of all of the group, which are to be seen, and of the first alone, over and over, which is
+    not all of them. None without a classifier that knows them."""
     from common.picturebook.scenes import Thing, thing_words
 
     if (eye := load_eye(study)) is None:
         return []
     things = [Thing(subject.class_name, usual_color(subject, eye)) for subject in subjects]
     looks = [thing_words(thing, mention=lambda attribute: attribute != "facing") for thing in things]
-    return [Method(TOLD, prompts=prompts_of(study, looks))]
+    drawings = {"true picture": subjects, "the first, repeated": subjects[:1] * len(subjects)}
+    return [Method(TOLD, prompts=prompts_of(study, looks))] + [
+        Method(name, shown=False, make=lambda prompt, drawn=drawn: partial(true_pictures, drawn, prompt))
+        for name, drawn in drawings.items() if scenes_of(subjects)
+    ]  # fmt: skip
 
 
-def gate(study: Study, found: list[tuple[str, tuple]], told: dict[tuple, list[Method]]) -> bool:
-    """Whether the untuned model, told the colours, shows all subjects in at least --gate of the pictures: where it
-    cannot draw them in words that it knows, no training on them can be judged. Kept in gate.json."""
-    panels = [pair_panel(study, kind, subjects, told[subjects], told[subjects][0].prompts, together(study, subjects))
-              for kind, subjects in found]  # fmt: skip
-    with locked(study.output / "gate.json"):  # every shard has to know it
-        study.compare(panels, "gate.png", Shard())
-    shown = [row["metrics"]["both_present"] for row in read_rows(study.rows) if row["method"] == TOLD]
-    shown = [value for value in shown if not math.isnan(value)]
-    share = sum(shown) / len(shown) if shown else 0.0
-    passed = share >= study.args.gate
-    write_json(study.output / "gate.json", {"shown": share, "least": study.args.gate, "passed": passed})
-    print(f"gate: told the colours, the untuned model shows all subjects in {100 * share:.0f} % of the pictures, asked "
-          f"for are {100 * study.args.gate:.0f}{'' if passed else ': nothing is trained (--gate 0 does)'}")  # fmt: skip
-    return passed
+class Gate:
+    """Where the untuned model, told the colours, does not show all of a group in at least --gate of the pictures, no
+    training on that group can be judged: it cannot draw them in words that it knows. Kept in gate.json."""
+
+    def __init__(self, study: Study):
+        self.study, self.panels, self.shown = study, [], {}
+
+    def passed(self, subjects: tuple) -> bool:
+        study, name, least = self.study, pair_name(subjects), self.study.args.gate
+        if not (told := reference_rows(study, subjects)[:1]):
+            return True
+        self.panels.append(pair_panel(study, "gate", subjects, told, told[0].prompts, together(study, subjects)))
+        with locked(study.output / "gate.json"):  # every shard has to know it
+            study.compare(self.panels, "gate.png", Shard())
+        seen = [row["metrics"]["both_present"] for row in read_rows(study.rows)
+                if row["method"] == TOLD and row["item"].startswith(f"{name}|")]  # fmt: skip
+        share = self.shown[name] = 0.0 if any(map(math.isnan, seen)) else fmean(seen)
+        write_json(study.output / "gate.json", {"least": least, "shown": self.shown})
+        print(f"gate: told the colours, the untuned model shows all of {name} in {100 * share:.0f} % of the pictures, "
+              f"asked for are {100 * least:.0f}{'' if share >= least else ': left out'}")  # fmt: skip
+        return share >= least
 
 
 def combination(study: Study) -> None:

@@ -1,7 +1,11 @@
 """Scores of pictures: likeness and prompt following; on the picturebook, what its attribute classifier sees."""
 
 import math
+import random
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
+from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -10,6 +14,7 @@ from common.data import Subject
 from common.images import center_crop_resize, load_image, to_tensor
 from common.metrics import Score, clip_image_similarity, clip_text_similarity, dino_similarity, lpips_distance
 from common.pipelines import is_picturebook
+from common.runs import read_json
 from svdiff.reproduction.study import Scorer, Study
 
 
@@ -55,7 +60,7 @@ def usual_color(subject: Subject, classifier) -> str:
     return max(seen, key=seen.count)
 
 
-def presences(subjects: list[Subject], picture: Tensor, classifier) -> list[float]:
+def presences(subjects: Sequence[Subject], picture: Tensor, classifier) -> list[float]:
     """How sure the classifier is of each subject's kind in that subject's own colour, 0 to 1."""
     from common.picturebook.scenes import COLORS, KINDS
 
@@ -64,18 +69,52 @@ def presences(subjects: list[Subject], picture: Tensor, classifier) -> list[floa
     return [found[place].item() for place in places]
 
 
-def seen_in(study: Study, subjects: list[Subject], picture: Tensor) -> dict[str, float]:
+def scenes_of(subjects: Sequence[Subject]) -> list[dict]:
+    """The scene of each subject's first picture, as the picturebook has drawn it; [] of pictures by others."""
+    file = subjects[0].paths[0].parents[1] / "scenes.json"
+    known = read_json(file) if file.is_file() else {}
+    names = [f"{one.name}/{one.paths[0].name}" for one in subjects]
+    return [known[name] for name in names] if known.keys() >= set(names) else []
+
+
+def true_pictures(subjects: Sequence[Subject], prompt: str, seeds: list[int]) -> Tensor:
+    """These individuals drawn side by side in any order and anywhere, a picture per seed and prompt, [n,3,H,W]."""
+    from common.picturebook.drawing import draw
+    from common.picturebook.scenes import BACKGROUNDS, Scene, layout
+
+    things, drawn = [Scene.from_dict(scene).things[0] for scene in scenes_of(subjects)], []
+    for seed in seeds:
+        rng = random.Random(f"{prompt} {seed}")
+        order = rng.sample(things, len(things))
+        placed = tuple(replace(thing, **place) for thing, place in zip(order, layout(rng, len(order)), strict=True))
+        drawn.append(to_tensor(draw(Scene(placed, rng.choice(BACKGROUNDS), seed=rng.randrange(1 << 30))).picture))
+    return torch.cat(drawn)
+
+
+@cache
+def least_presences(subjects: tuple[Subject, ...], classifier) -> list[float]:
+    """From where on each subject counts as there: 0.5; of several in one picture, half as sure as the classifier is, on
+    average, of 16 true pictures of all of them (where an individual is small, its marking can outweigh its colour)."""
+    if len(subjects) == 1 or not scenes_of(subjects):
+        return [0.5] * len(subjects)
+    pictures = true_pictures(subjects, "how sure", list(range(16)))
+    sure = [presences(subjects, picture[None], classifier) for picture in pictures]
+    return [fmean(own) / 2 for own in zip(*sure, strict=True)]
+
+
+def seen_in(study: Study, subjects: Sequence[Subject], picture: Tensor) -> dict[str, float]:
     """{"present": share of the subjects that are there, "both_present": 1 if all are}; nothing without a classifier.
     NaN for subjects of one kind and colour, which it cannot tell apart."""
     if (classifier := load_eye(study)) is None:
         return {}
     if len({(one.class_name, usual_color(one, classifier)) for one in subjects}) < len(subjects):
         return {"present": math.nan, "both_present": math.nan}
-    there = [presence > 0.5 for presence in presences(subjects, picture, classifier)]
+    least = least_presences(tuple(subjects), classifier)
+    there = [sure > enough for sure, enough in zip(presences(subjects, picture, classifier), least, strict=True)]
     return {"present": sum(there) / len(there), "both_present": float(all(there))}
 
 
-def sides(study: Study, subjects: list[Subject], picture: Tensor) -> dict[str, float]:
+def sides(study: Study, subjects: Sequence[Subject], picture: Tensor) -> dict[str, float]:
     """How much more the classifier sees of A than of B, -1 to 1; nothing without one."""
     if (classifier := load_eye(study)) is None:
         return {}

@@ -4,7 +4,7 @@ import argparse
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from itertools import combinations
+from itertools import combinations, islice
 from pathlib import Path
 from typing import Any
 
@@ -105,23 +105,19 @@ class Study:
         word, token = word or subject.class_name, token or self.token(subject)
         return options.Concept(str(subject.paths[0].parent), f"{before}a {token} {word}", None, f"{before}a {word}")
 
-    def pairs(self) -> list[tuple[str, tuple[Subject, Subject]]]:
-        """("similar" or "dissimilar", two subjects): --pairs of each kind, of the subjects that --subjects names or of
-        all. Similar: of one class, which come first, or both alive; dissimilar ones share no subject as long as there
-        are others. Raises InputError if there is no pair."""
-        stock = self.subjects if self.args.subjects else self.every
-        found = sorted(combinations(stock, 2), key=lambda pair: pair[0].class_name != pair[1].class_name)
-        similar = [(one, two) for one, two in found if one.class_name == two.class_name or (one.live and two.live)]
-        dissimilar, used = [], set()
-        for pair in found:
-            if pair not in similar and not used & set(names := [subject.name for subject in pair]):
-                dissimilar.append(pair)
-                used.update(names)
-        dissimilar += [pair for pair in found if pair not in similar + dissimilar]
-        similar, dissimilar = similar[: self.args.pairs[0]], dissimilar[: self.args.pairs[-1]]
-        if not similar + dissimilar:
+    def pairs(self, fit: Callable[[tuple], bool] = lambda pair: True) -> list[tuple[str, tuple[Subject, Subject]]]:
+        """("similar" or "dissimilar", two subjects): the first --pairs of each kind that are `fit`, of --subjects or of
+        all. Similar: of one class, which come first, or both alive; pairs that share no subject
+        come before others. Raises InputError if there is no pair."""
+        found = list(combinations(self.subjects if self.args.subjects else self.every, 2))
+        one_class = [pair for pair in found if pair[0].class_name == pair[1].class_name]
+        alive = [(one, two) for one, two in found if one.live and two.live and (one, two) not in one_class]
+        others = [pair for pair in found if pair not in one_class + alive]
+        kinds = {"similar": (one_class + apart(alive), self.args.pairs[0]),
+                 "dissimilar": (apart(others), self.args.pairs[-1])}  # fmt: skip
+        if not any(wanted and pairs for pairs, wanted in kinds.values()):
             raise InputError("this figure takes pairs: name two subjects at least, or leave out --subjects")
-        return [("similar", pair) for pair in similar] + [("dissimilar", pair) for pair in dissimilar]
+        return [(kind, pair) for kind, (pairs, wanted) in kinds.items() for pair in islice(filter(fit, pairs), wanted)]
 
     # ---------------------------------------------------------------------------------------------------- trainings
 
@@ -231,6 +227,16 @@ def row_of(method: str, item: str, seed: int, metrics: dict[str, float], seconds
            peak_memory_mb: float = 0.0, **about: Any) -> dict[str, Any]:  # fmt: skip
     return {"paper": "svdiff", "method": method, "item": item, "seed": seed, "metrics": metrics,
             "seconds": seconds, "peak_memory_mb": peak_memory_mb, **about}  # fmt: skip
+
+
+def apart(pairs: list[tuple[Subject, Subject]]) -> list[tuple[Subject, Subject]]:
+    """The same pairs; those that share no subject with an earlier one of these come first."""
+    first, used = [], set()
+    for pair in pairs:
+        if not used & (names := {subject.name for subject in pair}):
+            first.append(pair)
+            used |= names
+    return first + [pair for pair in pairs if pair not in first]
 
 
 def pair_name(pair: Iterable[Subject]) -> str:

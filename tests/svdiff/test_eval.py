@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from common.data import Subject
+from common.data import Subject, read_subjects
 from common.flags import PICTUREBOOK_FOLDER
 from common.images import save_png, to_tensor
+from common.picturebook.benchmarks import ensure_twins
 from common.picturebook.drawing import draw as paint
 from common.picturebook.scenes import Scene, Thing
 from common.pipelines import load_pipeline
@@ -111,10 +112,12 @@ def test_the_untuned_picturebook_is_told_the_colours_first(tmp_path, monkeypatch
     monkeypatch.setattr(study.train, "main", quick_training)
     monkeypatch.setenv("STEERING_CACHE", str(tmp_path / "drawn"))
     svdiff_eval.main(["--figure", "6", "--dataset", "picturebook-twins", "--pairs", "1", "0", "--prompts", "1",
+                      "--subjects", "cat", "cat2",
                       "--images_per_prompt", "1", "--num_inference_steps", "2", "--device", "cpu", "--gate", gate,
                       "--basis_dir", str(tmp_path / "basis"), "--output_dir", str(tmp_path / "out")])  # fmt: skip
     rows = {row["method"]: row for row in read_rows(tmp_path / "out" / "multi" / "rows.jsonl")}
-    assert json.loads((tmp_path / "out" / "multi" / "gate.json").read_text())["passed"] == (gate == "0")
+    kept = json.loads((tmp_path / "out" / "multi" / "gate.json").read_text())
+    assert kept["least"] == float(gate) and set(kept["shown"]) == {"cat+cat2"}
     if gate == "1":
         assert set(rows) == {figures.TOLD} and "nothing is trained" in capsys.readouterr().out
         return
@@ -122,6 +125,7 @@ def test_the_untuned_picturebook_is_told_the_colours_first(tmp_path, monkeypatch
     assert one != two and one.endswith(" cat") and two.endswith(" cat") and len(one.split()) == len(two.split()) == 3
     assert rows["svdiff+cut_mix"]["prompt"] == "a sks cat and a qwe cat in a meadow"
     assert all({"present", "both_present", "seam"} <= row["metrics"].keys() for row in rows.values())
+    assert rows["the first, repeated"]["metrics"]["both_present"] == 0
 
 
 def test_tuning_tries_the_whole_grid_and_names_the_best(evaluate, monkeypatch, capsys):
@@ -226,6 +230,19 @@ def test_the_eye_tells_whose_colours_are_where(tmp_path):
     assert seen([0, 1], thing("car", "blue", 0.25), thing("house", "red", 0.75))["both_present"] == 0.0
     assert seen([0, 1], thing("car", "red", 0.5)) == {"present": 0.5, "both_present": 0.0}
     assert np.isnan(seen([0, 0], *both)["both_present"])
+
+
+def test_true_pictures_of_pairs_are_known_as_such(tmp_path, monkeypatch):
+    """Where one individual stands twice, fewer are taken for both: the measure moves when the truth moves."""
+    monkeypatch.setenv("STEERING_CACHE", str(tmp_path))
+    known = SimpleNamespace(pipe=SimpleNamespace(name_or_path=str(PICTUREBOOK_FOLDER)), resolution=64)
+    pair = tuple(read_subjects(ensure_twins(), ["bird", "bird2"]))
+
+    def seen(subjects):
+        drawn = scores.true_pictures(subjects, "a prompt", list(range(8)))
+        return sum(scores.seen_in(known, pair, picture[None])["both_present"] for picture in drawn) / 8
+
+    assert seen(pair) > 0.8 and seen(pair[:1] * 2) < 0.2
 
 
 def test_the_seam_stands_out():
