@@ -145,9 +145,13 @@ def curves_of(arm: str, setting: Setting, at: float, args: argparse.Namespace) -
 
 
 def chosen_settings(args: argparse.Namespace) -> list[Setting]:
-    """The trainings of the test split: plain at all rates, of which the free rivals are made, and each arm's chosen."""
-    mine = {arm: Setting(arm, **values) for arm, values in read_choice(args).items() if arm in TRAINED}
-    return [one for one in settings_of(args.arms) if one.arm == "plain" or one == mine.get(one.arm)]
+    """The trainings of the test split: what was chosen of each arm (interpolation and the random change are made of
+    plain ones); every plain one where nothing was chosen."""
+    chosen, wanted = read_choice(args), []
+    for arm in args.arms:
+        if values := chosen.get("plain" if arm == "random" else arm):
+            wanted.append(Setting(arm if arm in TRAINED else "plain", **values))
+    return [setting for setting in settings_of(args.arms) if setting in wanted or not chosen]
 
 
 def table(rows: list[dict]) -> str:
