@@ -165,6 +165,17 @@ def check_weights(file: Path, weights: Any) -> None:
             raise InputError(f"{file} holds NaN or infinity in {name}; train it again, or take another file")
 
 
+def read_weights(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """(tensors by name, metadata) of a safetensors file. Raises InputError for a damaged one, and as `check_weights`
+    does."""
+    with refused_as(f"{file} cannot be read as weights, it is damaged or no safetensors file"):
+        with safe_open(file, "pt") as opened:
+            metadata = opened.metadata() or {}
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}
+    check_weights(file, tensors)
+    return tensors, metadata
+
+
 def load_whole(
     folder: Path, accepted: dict[str, type] = PIPELINES, models: dict[str, type] = MODELS,
     dtype: torch.dtype = torch.float32, **more,

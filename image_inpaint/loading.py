@@ -17,17 +17,18 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from diffusers.pipelines.deprecated import paint_by_example as module
 from diffusers.pipelines.deprecated.paint_by_example import PaintByExamplePipeline
 from diffusers.pipelines.deprecated.paint_by_example.image_encoder import PaintByExampleImageEncoder
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from transformers import CLIPImageProcessor
 
 from common.encoders import load_clip
 from common.files import refused_as
 from common.flags import chosen_device
-from common.model_files import check_weights, find_folder, inspect_folder, load_model
+from common.lora import LORA_FILE
+from common.model_files import find_folder, inspect_folder, load_model, read_weights
 from common.pipelines import is_picturebook, load_pipeline
 from common.runs import InputError, atomic_path
 from image_inpaint.conditioning import CHANNELS, new_encoder, trained_part, widen
-from image_inpaint.lora import LORA_FILE, load_lora
+from image_inpaint.lora import load_lora
 
 CLASSES = {cls.__name__: cls for cls in (PaintByExamplePipeline, StableDiffusionPipeline)}
 CLIP = "openai/clip-vit-large-patch14"  # whose tower Paint-by-Example reads references with
@@ -152,9 +153,7 @@ def load_weights(pipe: PaintByExamplePipeline, path: str | Path) -> str:
         )
     for part, own in (("unet", pipe.unet.state_dict()), ("image_encoder", trained_part(pipe.image_encoder))):
         file = path / part / FULL[part]
-        with refused_as(f"{file} is damaged; train again"):
-            weights = load_file(file)
-        check_weights(file, weights)
+        weights, _ = read_weights(file)
         if own.keys() != weights.keys() or any(own[name].shape != weights[name].shape for name in own):
             raise InputError(f"{file} was trained on another model: names or shapes of its weights differ")
         getattr(pipe, part).load_state_dict(weights, strict=False)

@@ -6,19 +6,15 @@ channels. The paper gives neither rank nor targets: reproduction/storage.py says
 """
 
 import json
-import re
 from pathlib import Path
 
 import torch
 from diffusers import UNet2DConditionModel
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
-from common.files import refused_as
-from common.model_files import check_weights
-from common.runs import InputError, atomic_path
-
-LORA_FILE = "pytorch_lora_weights.safetensors"  # diffusers' name
+from common.lora import LORA_FILE, SETTINGS, put_on, read_lora
+from common.runs import atomic_path
 
 # What of every transformer block is updated, as peft's target_modules.
 TARGETS: dict[str, list[str] | str] = {
@@ -57,37 +53,12 @@ def save_lora(unet: UNet2DConditionModel, folder: str | Path) -> Path:
         for name, value in unet.peft_config["default"].to_dict().items()
     }
     with atomic_path(path) as temporary:
-        save_file(weights, temporary, metadata={"lora_adapter_metadata": json.dumps(settings, sort_keys=True)})
+        save_file(weights, temporary, metadata={SETTINGS: json.dumps(settings, sort_keys=True)})
     return path
 
 
-def check_lora(unet: UNet2DConditionModel, file: Path) -> None:
-    """Raises InputError unless the file holds pairs A and B, each of a layer of this UNet and of its width."""
-    with refused_as(f"{file} is damaged or no LoRA file; train again"):
-        tensors = load_file(file)
-    check_weights(file, tensors)
-    layers, pairs = dict(unet.named_modules()), {}
-    for name, tensor in tensors.items():
-        if not (match := re.fullmatch(r"unet\.(.+)\.lora_([AB])\.weight", name)):
-            raise InputError(f"{file} holds {name}, which is no LoRA of a UNet in diffusers' format")
-        pairs.setdefault(match[1], {})[match[2]] = tensor
-    if not pairs:
-        raise InputError(f"{file} holds no update at all")
-    for layer, pair in pairs.items():
-        if pair.keys() != {"A", "B"}:
-            raise InputError(f"{file} lacks the other half of a pair, {layer}")
-        weight, a, b = getattr(layers.get(layer), "weight", None), pair["A"], pair["B"]
-        if weight is None or not weight.ndim == a.ndim == b.ndim or (
-            (b.shape[0], b.shape[1], a.shape[1]) != (weight.shape[0], a.shape[0], weight.shape[1])
-        ):  # fmt: skip
-            raise InputError(f"{file} was trained on another model: {layer} is missing here, or of another width")
-
-
 def load_lora(unet: UNet2DConditionModel, file: str | Path) -> None:
-    """Diffusers' own loader, after a check, with the updates merged into the weights (no cost when sampling)."""
+    """A LoRA's file merged into the weights (no cost when sampling). InputError if it does not fit them."""
     file = Path(file)
-    check_lora(unet, file)
-    with refused_as(f"{file} is no LoRA of this model"):
-        unet.load_lora_adapter(str(file.parent), prefix="unet", weight_name=file.name)
-    unet.fuse_lora()
-    unet.unload_lora()
+    with put_on(unet, file, read_lora(file)):
+        unet.fuse_lora(safe_fusing=True)

@@ -4,14 +4,13 @@ from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline
-from safetensors.torch import load_file
 from torch import Tensor
 
-from common.files import refused_as
-from common.model_files import check_weights
+from common.lora import LORA_FILE, lora_change
+from common.model_files import read_weights
 from common.runs import InputError, read_json
 from lipschitz_personalize.objectives import backbone_of, load_backbone, network
-from lipschitz_personalize.parameter_spaces import CUSTOM_DIFFUSION_FILE, LORA_FILE, WEIGHTS, WORD_KEYS, text_parts
+from lipschitz_personalize.parameter_spaces import CUSTOM_DIFFUSION_FILE, WEIGHTS, WORD_KEYS, text_parts
 
 
 def load_trained(
@@ -33,13 +32,16 @@ def load_trained(
     pipe, file = load_backbone(model, device, dtype), folder / found[0]
     net, words = network(pipe), []
     if file.name == LORA_FILE:
-        weights = merged_lora(net, _read(file), folder)
+        own = net.state_dict()  # W + B A of every layer in the file
+        weights = {name: own[name] + delta.to(own[name]) for name, delta in lora_change(net, file).items()}
     elif file.name == CUSTOM_DIFFUSION_FILE:
         weights = {key.replace(".processor", "").replace("_custom_diffusion", ""): value
-                   for key, value in _read(file).items() if value.numel()}  # fmt: skip
+                   for key, value in read_weights(file)[0].items() if value.numel()}  # fmt: skip
         words = _word_files(folder)
     else:  # a network, which large models split over several files
-        weights = {name: value for part in sorted(file.glob("*.safetensors")) for name, value in _read(part).items()}
+        weights = {}
+        for part in sorted(file.glob("*.safetensors")):
+            weights |= read_weights(part)[0]
         if missing := net.state_dict().keys() - weights.keys():
             raise InputError(f"{file} lacks {min(missing)}: a file is missing, or it is of another model")
     move_weights(net, weights, folder, strength)
@@ -65,31 +67,6 @@ def move_weights(net: torch.nn.Module, weights: dict[str, Tensor], folder: Path,
         own[name].copy_(value if strength == 1 else own[name] + strength * (value - own[name]))
 
 
-def _read(file: Path) -> dict[str, Tensor]:
-    with refused_as(f"{file} is damaged or cut short"):
-        content = load_file(file)
-    check_weights(file, content)
-    return content
-
-
-def merged_lora(net: torch.nn.Module, content: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
-    """W + B A of every layer in the file. (diffusers' own loader only warns of layers that the model does not have.)"""
-    own, merged = net.state_dict(), {}
-    for key, a in content.items():
-        path, down, _ = key.partition(".lora_A.weight")
-        if not down:
-            continue
-        name, b = path.partition(".")[2] + ".weight", content.get(f"{path}.lora_B.weight")
-        fits = b is not None and a.ndim == b.ndim == 2 and a.shape[0] == b.shape[1]
-        if name not in own or not fits or (b.shape[0], a.shape[1]) != tuple(own[name].shape):
-            raise InputError(f"{folder} was trained on another model: the layer {path} does not fit")
-        merged[name] = own[name] + (b.float() @ a.float()).to(own[name])
-    if 2 * len(merged) != len(content):
-        raise InputError(f"{folder / LORA_FILE} holds more than pairs of lora_A and lora_B: it is no file of this "
-                         "trainer")  # fmt: skip
-    return merged
-
-
 def _word_files(folder: Path) -> list[Path]:
     """The file of the word that config.json names, which need not look like <new1>; else all that do."""
     config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
@@ -98,7 +75,7 @@ def _word_files(folder: Path) -> list[Path]:
 
 
 def _add_word(pipe, file: Path) -> None:
-    content, word = _read(file), file.stem
+    (content, _), word = read_weights(file), file.stem
     parts = text_parts(pipe)
     keys = [word] if len(parts) == 1 else WORD_KEYS
     for (_, tokenizer, encoder), key in zip(parts, keys, strict=True):

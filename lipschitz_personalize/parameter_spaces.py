@@ -14,11 +14,11 @@ from diffusers.models.attention_processor import Attention
 from safetensors.torch import save_file
 from torch import Tensor
 
+from common.lora import LORA_FILE
 from common.runs import InputError, atomic_path
 from lipschitz_personalize.objectives import backbone_of, network
 from lipschitz_personalize.regularizer import lora_change
 
-LORA_FILE = "pytorch_lora_weights.safetensors"
 CUSTOM_DIFFUSION_FILE = "pytorch_custom_diffusion_weights.safetensors"
 WORD_KEYS = ["clip_l", "clip_g"]  # under which the ecosystem keeps a word of SDXL's two encoders
 WEIGHTS = ("unet", "transformer", CUSTOM_DIFFUSION_FILE, LORA_FILE)  # one of them is in a training's folder

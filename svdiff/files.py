@@ -10,11 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from common.model_files import check_weights
+from common.model_files import read_weights
 from common.runs import InputError, atomic_path
 from svdiff.basis import tunable
 from svdiff.subsets import shift_length
@@ -43,21 +42,9 @@ def write_shifts(file: Path, shifts: Mapping[str, Tensor], base: str, part: str 
         temporary.write_bytes(as_bytes(shifts, base, part, **about))
 
 
-def read_tensors(file: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """(tensors, metadata) of a file that is to hold a training of this kind. Raises InputError."""
-    try:
-        with safe_open(file, "pt") as opened:
-            metadata = opened.metadata() or {}
-            tensors = {key: opened.get_tensor(key) for key in opened.keys()}
-    except (OSError, SafetensorError) as problem:
-        raise InputError(f"{file} cannot be read as {kind}: {problem}") from None
-    check_weights(file, tensors)
-    return tensors, metadata
-
-
 def read_shifts(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """({layer's path: delta}, metadata) of a file of ours or of the community's. Raises InputError for any other."""
-    tensors, metadata = read_tensors(file, "spectral shifts")
+    tensors, metadata = read_weights(file)
     if not tensors or not all(key.endswith(".delta") and value.ndim == 1 for key, value in tensors.items()):
         raise InputError(f"{file} holds no spectral shifts: their keys end in .delta and each is a vector")
     if (part := metadata.get("part", "unet")) not in PARTS:

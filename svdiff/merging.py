@@ -12,14 +12,13 @@ import torch
 from torch import Tensor
 
 from common.files import refused_as
-from common.model_files import MODELS, check_weights, load_model
+from common.lora import LORA_FILE, lora_change
+from common.model_files import MODELS, check_weights, load_model, read_weights
 from common.runs import InputError, read_object
 from svdiff import combine, files
 from svdiff.basis import Bases, tunable
-from svdiff.lora_file import is_lora, read_lora
 from svdiff.spectral import rebuilt
 
-LORA_FILE = "pytorch_lora_weights.safetensors"
 Change = dict[str, Tensor]
 
 
@@ -45,9 +44,10 @@ def load(pipe, path: str | Path, bases: Bases | None = None) -> Change:
     if (path / "unet" / "config.json").is_file():
         parts = full_weights(pipe, path)
         check_base(path, parts, bases)
-    elif lora.is_file() and is_lora(lora):
-        parts = read_lora(pipe, lora)
-        check_base(lora.parent, parts, bases)
+    elif lora.is_file() and any("lora" in name for name in read_weights(lora)[0]):
+        change = lora_change(pipe, lora)
+        check_base(lora.parent, {name.partition(".")[0] for name in change}, bases)
+        return change
     else:
         parts = read_shifts(pipe, path, bases)
     return {f"{part}.{name}": value for part, changes in parts.items() for name, value in changes.items()}

@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from common.lora import LORA_FILE
 from common.runs import atomic_path
 from svdiff import files
 from svdiff.basis import Bases
-from svdiff.merging import LORA_FILE
 from svdiff.spectral import SpectralLayer, SpectralNorm, attach, dead_share, shifts_of
 from svdiff.subsets import chosen
 

@@ -5,18 +5,15 @@ the place of the base's, learned words join the token table. So inversions, engi
 work on the customised model without knowing, and pay nothing for it. (A full fine-tune is a model of its own.)
 """
 
-import logging
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline
-from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 
 from common.files import InputError, refused_as
+from common.lora import put_on
 from common.model_files import check_weights
 from spdinv.customised.words import add_word
 
@@ -67,7 +64,10 @@ def apply(pipe: DiffusionPipeline, file: Path, content: dict) -> str:
     """Change the pipeline by one file's content, told by its keys."""
     keys = list(content)
     if any("lora" in key for key in keys):
-        return f"LoRA of {load_lora(pipe, file, content)} layers"
+        check_weights(file, content)
+        with put_on(pipe, file, content) as layers, refused_as(f"the LoRA {file} does not fit this model"):
+            pipe.fuse_lora(safe_fusing=True)  # adds B A, times alpha / rank; refuses what is not finite
+        return f"LoRA of {len(layers)} layers"
     if any("_custom_diffusion" in key for key in keys):
         named = {key.replace(".processor", "").replace("_custom_diffusion", ""): content[key] for key in keys}
         layers = {key: value for key, value in named.items() if not is_empty(value)}  # so self-attention is listed
@@ -100,32 +100,6 @@ def learned_word(file: Path, content: dict) -> tuple[str, torch.Tensor]:
             f"folder to --pretrained_model_name_or_path"
         )
     return word, vectors
-
-
-def load_lora(pipe: DiffusionPipeline, file: Path, content: dict) -> int:
-    """Add B A (times alpha / rank) to the weights, through diffusers; returns the number of layers changed."""
-    pairs = sum(key.endswith(("lora_A.weight", "down.weight")) for key in content)
-    first_form = all(".processor." in key and not key.startswith(("unet.", "text_encoder")) for key in content)
-    source = {f"unet.{key}": value for key, value in content.items()} if first_form else str(file.parent)
-    # diffusers warns of every model that a file says nothing about
-    with refused_as(f"the LoRA {file} does not fit this model"), silence():
-        pipe.load_lora_weights(source, weight_name=file.name, local_files_only=True)
-        nets = [pipe.unet, pipe.text_encoder, getattr(pipe, "text_encoder_2", None)]
-        layers = [layer for net in nets if net for layer in net.modules() if isinstance(layer, BaseTunerLayer)]
-        if not pairs or len(layers) != pairs:  # diffusers drops what it cannot place
-            raise ValueError(f"only {len(layers)} of its {pairs} layers are in this model")
-        pipe.fuse_lora(safe_fusing=True)  # refuses NaN
-        pipe.unload_lora_weights()
-    return len(layers)
-
-
-@contextmanager
-def silence() -> Iterator[None]:
-    logging.disable(logging.ERROR)
-    try:
-        yield
-    finally:
-        logging.disable(logging.NOTSET)
 
 
 def is_empty(value) -> bool:

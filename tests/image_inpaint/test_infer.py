@@ -121,7 +121,7 @@ WRONG = [
     (["--mask_path", "WHITE"], "white all over"),
     (["--reference_path", "TEXT"], "cannot be read as a picture"),
     (["--reference_box", "70", "70", "90", "90"], "nothing of it"),
-    (["--lora", "SMALL"], "damaged or no LoRA"),
+    (["--lora", "SMALL"], "damaged or no safetensors"),
     (["--feather", "3", "--no-composite"], "is of --composite"),
     (["--mask_path", "LAYER"], "without transparency"),
     (["--pretrained_model_name_or_path", "SD"], "text-to-image model"),

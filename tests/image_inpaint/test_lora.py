@@ -83,21 +83,22 @@ def test_eq_7_on_one_layer(base, tmp_path):
     assert settings["unet.r"] == 3 and settings["unet.lora_alpha"] == 6.0
 
 
-def test_files_of_other_models_are_refused_before_they_are_loaded(base, tmp_path):
+def test_files_of_other_models_are_refused_and_change_nothing(base, tmp_path):
     path = lora.save_lora(updated(base, "attention+conv_in"), tmp_path)
-    with pytest.raises(InputError, match="another model"):
-        lora.load_lora(tiny_sd().unet, path)  # four channels
-    with pytest.raises(InputError, match="another model"):
-        lora.load_lora(tiny_sd(channels=(16, 24, 24)).unet, path)
-    save_file({"text_encoder.x.lora_A.weight": torch.zeros(1)}, tmp_path / "other.safetensors")
-    with pytest.raises(InputError, match="no LoRA"):
-        lora.load_lora(base.unet, tmp_path / "other.safetensors")
+    for other in (tiny_sd(), tiny_sd(channels=(16, 24, 24))):  # four channels, and another width
+        before = copy.deepcopy(other.unet.state_dict())
+        with pytest.raises(InputError, match="no LoRA of this model"):
+            lora.load_lora(other.unet, path)
+        after = other.unet.state_dict()
+        assert after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)
     whole = load_file(path)
     name = next(key for key in whole if "to_q.lora_A" in key)
     for wrong, said in (
         ({key: value for key, value in whole.items() if key != name}, "half of a pair"),  # A would be drawn at random
         ({key: value for key, value in whole.items() if "lora_A" in key}, "half of a pair"),
-        ({**whole, name: whole[name][:-1]}, "another model"),
+        ({**whole, name: whole[name][:-1]}, "no LoRA of this model"),
+        ({key.replace("unet.", "text_encoder."): value for key, value in whole.items()}, "no LoRA of this model"),
+        (whole | {"unet.conv_in.bias": torch.zeros(16)}, "no part of a LoRA"),
         ({**whole, name: whole[name] * torch.nan}, f"NaN or infinity in {name}"),
         ({**whole, name: whole[name].int()}, "no plain tensor"),
         ({}, "no update at all"),

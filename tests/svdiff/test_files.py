@@ -154,7 +154,7 @@ REFUSED = {  # file, its tensors and metadata, what is said
     "another shape": (factors(up=UP[:3]), {}, "no LoRA of this model"),
     "of no model": (factors("scheduler.a.lora"), {}, "this model"),
     "of another layer": (factors() | factors(LAYER.replace("to_k", "to_x")), {}, "this model"),
-    "half a pair": ({f"{LAYER}_B.weight": UP}, {}, "this model"),
+    "half a pair": ({f"{LAYER}_B.weight": UP}, {}, "other half of a pair"),
     "a part more": (factors() | {"unet.conv_in.bias": UP.clone()}, {}, "no part of a LoRA"),
     "NaN": (factors(up=UP * torch.nan), {}, "NaN"),
     "nothing": ({}, None, "holds no spectral_shifts"),
