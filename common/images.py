@@ -4,6 +4,7 @@
 """
 
 import functools
+import io
 import logging
 import math
 import textwrap
@@ -36,24 +37,31 @@ def is_picture(path: Path) -> bool:
     return path.suffix.lower() in picture_suffixes() and path.name[0] != "."
 
 
-def load_image(path: str | Path) -> Image.Image:
-    """Read a picture file as an RGB picture that looks as a viewer shows it.
+def load_image(path: str | Path, data: bytes | None = None) -> Image.Image:
+    """Read a picture file as an RGB picture that looks as a viewer shows it. data: the file's bytes, where they lie
+    elsewhere.
 
     EXIF rotation is applied, transparency is put on white, 16-bit grey is scaled (not clipped) to 8 bits, of several
     pictures in one file (MPO, GIF, TIFF) the first is taken. InputError if the file is missing, damaged or no picture.
     """
-    return open_picture(path, _to_rgb)
+    return open_picture(path, _to_rgb, data)
 
 
-def open_picture(path: str | Path, read=lambda image: image) -> Image.Image:
+def as_rgb(image: Image.Image) -> Image.Image:
+    """A picture of any mode as load_image would give it. InputError for values without a known range."""
+    return _to_rgb(ImageOps.exif_transpose(image))
+
+
+def open_picture(path: str | Path, read=lambda image: image, data: bytes | None = None) -> Image.Image:
     """read(picture) for a file's picture in its own mode, turned as its EXIF says. InputError as load_image."""
     path = Path(path)
-    if not path.is_file():
+    if data is None and not path.is_file():
         raise InputError(f"{path} is {'a folder' if path.is_dir() else 'missing'}; a picture file is needed here")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # large, and still read
-            with Image.open(path) as file:
+            # not by its name: Pillow 13 maps a turned TIFF of some modes into memory, and garbles it
+            with open(path, "rb") if data is None else io.BytesIO(data) as stream, Image.open(stream) as file:
                 turned = ImageOps.exif_transpose(file)
                 turned.load()
                 return read(turned)

@@ -9,7 +9,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 from common.ddim import Schedule, make_schedule
-from common.images import center_crop_resize, to_pil, to_tensor
+from common.images import as_rgb, center_crop_resize, to_pil, to_tensor
 from common.pipelines import decode_latents, encode_image, encode_prompt, native_resolution
 from common.runs import InputError
 from spdinv import extras
@@ -43,7 +43,7 @@ def edit(
 ) -> Image.Image:
     """The central square of a picture of any size and mode, edited, at the model's own resolution. method: SPDInv under
     Prompt-to-Prompt by default. Raises InputError as edit_picture does."""
-    square = center_crop_resize(picture.convert("RGB"), native_resolution(pipe))
+    square = center_crop_resize(as_rgb(picture), native_resolution(pipe))
     method = method or Method()
     return to_pil(edit_picture(pipe, to_tensor(square).to(pipe.device), source_prompt, target_prompt, method).edited)
 

@@ -1,6 +1,5 @@
 """Pictures of a domain: LSUN's LMDB (values are webp or jpeg files), or any folder of pictures, nested or not."""
 
-import io
 from pathlib import Path
 
 import numpy as np
@@ -52,11 +51,7 @@ class Lmdb:
     def read(self, name: str) -> Image.Image:
         with self.store.begin() as reader:
             data = reader.get(name.encode("latin-1"))
-        try:
-            with Image.open(io.BytesIO(data)) as file:
-                return file.convert("RGB")
-        except Exception as problem:  # Pillow's decoders raise a dozen kinds
-            raise InputError(f"{self.folder} holds a damaged picture, {name}: {problem}") from None
+        return load_image(self.folder / name, data)
 
 
 def open_pictures(folder: str | Path) -> Folder | Lmdb:

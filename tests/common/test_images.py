@@ -108,6 +108,22 @@ def test_exif_rotation_is_applied(tmp_path, name, orientation, turn):
     assert np.abs(got - np.rot90(half, turn)).max() <= 8
 
 
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"])
+@pytest.mark.parametrize("suffix", ["tif", "png"])
+def test_a_turned_picture_of_any_mode_is_read_the_same_from_its_file_and_in_memory(tmp_path, mode, suffix):
+    grey = (np.arange(48, dtype=np.uint8).reshape(6, 8) * 5 > 100).astype(np.uint8) * 255
+    picture = Image.fromarray(grey.astype(np.uint16) * 257) if mode == "I;16" else Image.fromarray(grey)
+    picture = picture if picture.mode == mode else picture.convert("RGB").convert(mode)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter to the right
+    file = tmp_path / f"a.{suffix}"
+    (picture.convert("RGB") if (mode, suffix) == ("CMYK", "png") else picture).save(file, exif=exif)
+    turned = np.rot90(np.repeat(grey[..., None], 3, axis=-1), -1)
+    assert np.array_equal(np.asarray(images.load_image(file)), turned)
+    with open(file, "rb") as stream, Image.open(stream) as opened:
+        assert np.array_equal(np.asarray(images.as_rgb(opened)), turned)
+
+
 @pytest.mark.parametrize("name, kind", [("camera.jpg", "MPO"), ("many.tif", "TIFF"), ("many.gif", "GIF")])
 def test_of_several_pictures_in_a_file_the_first_is_taken(tmp_path, name, kind):
     first, second = Image.new("RGB", (16, 16), (200, 30, 30)), Image.new("RGB", (16, 16), (30, 30, 200))

@@ -33,14 +33,19 @@ def database(tmp_path):
             noise(number).save(file, "WEBP", lossless=True)
             writer.put(f"{number:040x}".encode(), file.getvalue())
         writer.put(b"f" * 40, b"not a picture")
+        file, turned = io.BytesIO(), Image.Exif()
+        turned[0x0112] = 6  # a quarter to the right
+        noise(9).convert("RGBA").save(file, "WEBP", lossless=True, exif=turned)
+        writer.put(b"e" * 40, file.getvalue())
     return place.parent
 
 
 def test_an_lsun_database_is_read(database):
     store = lsun.open_pictures(database)
-    assert len(store.names) == 6 and store.names[3] == f"{3:040x}"
+    assert len(store.names) == 7 and store.names[3] == f"{3:040x}"
     assert np.array_equal(np.asarray(store.read(store.names[3])), np.asarray(noise(3)))
-    with pytest.raises(InputError, match="damaged picture"):
+    assert np.array_equal(np.asarray(store.read("e" * 40)), np.rot90(np.asarray(noise(9)), -1))  # as in a folder
+    with pytest.raises(InputError, match="f" * 40 + " cannot be read as a picture"):
         store.read("f" * 40)
 
 
