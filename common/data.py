@@ -16,6 +16,7 @@ import torch
 from common.files import InputError, atomic_path, check_file_name, read_object, read_text, write_json, write_text
 from common.flags import check_prompt
 from common.images import list_pictures, load_image
+from common.joining import digest_of_data
 from common.masks import check_same_size
 
 # PIE-Bench's editing_type_id (Ju et al., PnP Inversion, ICLR 2024)
@@ -70,6 +71,14 @@ class EditItem:
         if b := self.border:
             mask[:b] = mask[-b:] = mask[:, :b] = mask[:, -b:] = 1
         return mask
+
+
+def edit_digest(item: EditItem, folder: Path) -> str:
+    """Twelve digits of all that an edit of this item of `folder`, and its scores, depend on."""
+    told = [item.source_prompt, item.target_prompt, item.edit_type, item.blended_words, item.mask_runs, item.mask_size,
+            item.border, item.extras]  # fmt: skip
+    named = [folder / place for name, place in item.extras.items() if name.endswith("_path")]
+    return digest_of_data(told, [item.image_path, *filter(Path.is_file, named)])
 
 
 def encode_mask(mask: torch.Tensor | np.ndarray) -> list[int]:

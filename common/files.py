@@ -63,6 +63,7 @@ REASONS = {
     errno.ENAMETOOLONG: "the name is too long",
     errno.EIO: "the disk reports an error",
     errno.ENOTDIR: "a part of its path is a file; name another folder",
+    errno.EEXIST: "a file is there already; name another folder",
 }
 
 

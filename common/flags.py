@@ -9,12 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.files import InputError, check_writable  # noqa: F401
+from common.files import InputError, check_writable, read_object
 
 PICTUREBOOK = "picturebook"
 PICTUREBOOK_FOLDER = Path(__file__).parent / "picturebook" / "models"
 
 PICTURES = ("image_path", "mask_path", "exemplar_path", "reference_path")  # flags that name one or several
+MAPS = ("edit_map_path", "source_mask", "target_mask", "reference_image_path")  # checked by the scripts that have them
+FOLDERS = ("instance_data_dir", "class_data_dir", "train_data_dir", "subjects_dir", "scenes")
 MOST = {int: 10**9, float: 10**6}  # of flags without a bound of their own
 
 
@@ -44,6 +46,7 @@ def check_arguments(args: argparse.Namespace) -> None:
             if not folder.strip():
                 raise InputError("--output_dir is empty (a variable that is not set?); name a folder")
             check_writable(Path(folder))
+            check_apart(args, Path(folder).resolve())
         if isinstance(device := getattr(args, "device", None), str):
             check_device(device)
     for name in PICTURES:
@@ -61,6 +64,26 @@ def check_arguments(args: argparse.Namespace) -> None:
     encoders = getattr(args, "metric_encoders", None)
     if isinstance(encoders, str) and "/" in encoders and not Path(encoders).is_dir():
         raise InputError(f"--metric_encoders {encoders} is no folder; give one, or a name that --help lists")
+
+
+def check_apart(args: argparse.Namespace, output: Path) -> None:
+    """Raises InputError where what is read lies in --output_dir, whose pictures are replaced, and where a script that
+    trains nothing would put its config.json in the place of a training's."""
+    for name in (*PICTURES, *MAPS, *FOLDERS):
+        paths = getattr(args, name, None) or []
+        for path in [paths] if isinstance(paths, str) else paths:
+            place = Path(path).resolve()
+            if output == (place if name in FOLDERS else place.parent) and place.exists():
+                raise InputError(f"--{name} {path} lies in --output_dir {args.output_dir}, where this run writes "
+                                 "pictures of its own; take another --output_dir")  # fmt: skip
+    if "resume_from_checkpoint" not in args and (output / "config.json").is_file():
+        try:
+            trained = "training" in read_object(output / "config.json")
+        except InputError:  # damaged: whoever goes on with it says so
+            return
+        if trained:
+            raise InputError(f"--output_dir {args.output_dir} holds a training, whose config.json this run would "
+                             "replace; take another --output_dir")  # fmt: skip
 
 
 # What an evaluation says itself to the trainings that it runs.
@@ -132,6 +155,17 @@ def as_flags(given: Mapping[str, Any]) -> list[str]:
         elif value is not None:
             words += [f"--{name}", *(map(str, value) if isinstance(value, list | tuple) else [str(value)])]
     return words
+
+
+def say_unheeded(parser: Any, args: argparse.Namespace, table: Mapping[str, tuple[str, Any]]) -> None:
+    """A line for each flag that was given and that this call does not heed. table: flag -> another, and its values with
+    which the flag counts, True for any but none. parser: of common.runs.make_parser."""
+    for flag, (other, values) in table.items():
+        if flag in parser.given and other in args:
+            value = getattr(args, other)
+            if not (value if values is True else value in values):
+                why = f"without --{other}" if values is True else f"with --{other} {value}"
+                print(f"--{flag} does nothing {why}: it is left out", file=sys.stderr)
 
 
 def say_preset(preset: dict[str, Any]) -> None:

@@ -45,6 +45,7 @@ from common.files import (  # noqa: F401  (a run's files, under one roof with th
     write_text,
 )
 from common.flags import check_arguments
+from common.joining import joined_config, resolved  # noqa: F401
 from common.shards import run_rows  # noqa: F401
 
 try:
@@ -73,6 +74,8 @@ def _leave_nothing(folders: list[Path]) -> None:
 
 class _Parser(argparse.ArgumentParser):
     def parse_args(self, args=None, namespace=None):
+        words = [str(word).partition("=")[0] for word in (sys.argv[1:] if args is None else args)]
+        self.given = {self._option_string_actions[word].dest for word in words if word in self._option_string_actions}
         namespace, unknown = self.parse_known_args(args, namespace)
         for name, value in vars(namespace).items():  # the shell leaves the ~ of --flag=~/x alone
             setattr(namespace, name, _home(value))
@@ -108,14 +111,21 @@ def script(main: Callable[..., int | None]) -> Callable[..., int | None]:
 
     @functools.wraps(main)
     def wrapper(argv: list[str] | None = None) -> int | None:
-        for stream in (sys.stdout, sys.stderr):  # names of files may be no text
-            if hasattr(stream, "reconfigure"):
-                stream.reconfigure(errors="backslashreplace")
+        for name in ("stdout", "stderr"):
+            if getattr(sys, name) is None:  # closed by whoever started this
+                setattr(sys, name, open(os.devnull, "w"))
+            if hasattr(stream := getattr(sys, name), "reconfigure"):
+                stream.reconfigure(errors="backslashreplace")  # names of files may be no text
         before, code = len(_new_folders), None
         try:
             code = main(argv)
+            sys.stdout.flush()  # now, where a reader that went away is no fault
         except KeyboardInterrupt:
             code = 130
+        except BrokenPipeError:  # such as "| head"
+            with contextlib.suppress(OSError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            code = 141
         except SystemExit as stop:  # of the parser, or of a script that this one runs
             code = stop.code
             raise
@@ -194,37 +204,12 @@ def write_config(output_dir: str | Path, args: argparse.Namespace | dict[str, An
     write_json(Path(output_dir) / "config.json", {**flags, **extra, "provenance": provenance()})
 
 
-def joined_config(
-    folder: str | Path, flags: Mapping[str, Any], same: Iterable[str], rows: list[dict] | None = None,
-    **settings: Mapping[str, Any],
-) -> dict[str, Any]:  # fmt: skip
-    """What config.json of an evaluation's folder is to hold, once rows made with `flags` join those that lie there.
-
-    same: the flags of which a folder knows one value. settings: what is told per method or item, by name, such as
-    methods={"ddim": {…}}; what the folder told of others is kept. rows: those in the folder, run_rows by default.
-    Raises InputError if such a flag, or what is told of a method or item that has rows, was another one.
-    """
-    file, rows = Path(folder) / "config.json", run_rows(folder) if rows is None else rows
-    before = read_object(file) if rows or file.is_file() else {}
-    now = json.loads(json.dumps({**flags, **settings}, default=str))
-    changed = [f"another {'UNet' if name == 'weights' else '--' + name} ({before.get(name)})"
-               for name in same if before.get(name) != now[name]]  # fmt: skip
-    measured = {row[key] for row in rows for key in ("method", "item")}
-    kept = {}
-    for kind in settings:
-        earlier = before.get(kind, {})
-        if not isinstance(earlier, dict) or not all(isinstance(told, dict | str) for told in earlier.values()):
-            raise InputError(f"{file} is damaged: its {kind} are no objects {{…}}; take another --output_dir")
-        for name in [name for name in now[kind] if name in earlier and name in measured]:
-            then, own = earlier[name], now[kind][name]
-            if isinstance(then, dict) and isinstance(own, dict):
-                changed += [f"another {key} of {name} ({then.get(key)})" for key in own if then.get(key) != own[key]]
-            elif then != own:
-                changed.append(f"other {kind} of {name}")
-        kept[kind] = earlier | now[kind]
-    if rows and changed:
-        raise InputError(f"{folder} holds results with {changed[0]}; take the same, or another --output_dir")
-    return {**flags, **kept}
+def remove_stale(folder: Path, stale: Iterable[Path]) -> None:
+    """Remove files that an earlier run left in its output folder; in a folder without a run's config.json they are
+    somebody's own."""
+    if (folder / "config.json").is_file():
+        for path in stale:
+            path.unlink(missing_ok=True)
 
 
 def digest_of(who: Mapping[str, Any]) -> str:
@@ -240,7 +225,8 @@ def check_replaced(output_dir: str | Path, who: Mapping[str, Any], results: Iter
         return
     before = read_object(folder / "config.json") if "config.json" in there else {}
     if before.get("training") != digest_of(who):
-        other = next((name for name in who if name in before and before[name] != who[name]), "training pictures")
+        changed = (name for name in who if name in before and before[name] != who[name] != resolved(before[name]))
+        other = next(changed, "training pictures")
         raise InputError(f"{folder} holds {there[-1]} of another run (other {other}), which this training would "
                          "replace; take another --output_dir, or remove it")  # fmt: skip
 

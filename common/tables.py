@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from common.joining import subject_of
 from common.runs import COSTS, bootstrap_interval
 
 Summary = dict[str, dict[str, float]]
@@ -27,11 +28,6 @@ def by(rows: Iterable[dict], field: str) -> dict[str, list[dict]]:
     for row in rows:
         groups.setdefault(row[field], []).append(row)
     return groups
-
-
-def subject_of(item: str) -> str:
-    """The "cat" of "cat/03" and of "cat|3", pictures of one training; an item that stands alone is its own."""
-    return item.replace("|", "/").partition("/")[0]
 
 
 def _columns(rows: Iterable[dict], costs: tuple[str, ...]) -> dict[str, list[float]]:

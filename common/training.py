@@ -24,12 +24,13 @@ from torch import Tensor
 from common.files import InputError, read_object, write_json
 from common.flags import check_device
 from common.images import is_picture, list_pictures, load_image, save_png
+from common.joining import resolved
 from common.runs import latest_checkpoint, load_checkpoint, progress, save_checkpoint
 
 # Flags that may differ between a run and its continuation. (Steps may too, where the schedule does not know them.)
 FREE = {"output_dir", "checkpointing_steps", "checkpoints_total_limit", "resume_from_checkpoint", "validation_prompt",
         "validation_steps", "num_validation_images", "report_to", "print_config", "sample_batch_size", "device",
-        "gradient_checkpointing"}  # fmt: skip
+        "gradient_checkpointing", "basis_dir"}  # fmt: skip
 # Where pictures lie. What a run and its continuation have in common is what the pictures are.
 PLACES = {"instance_data_dir", "class_data_dir", "image_path", "data_dir", "concepts_list", "train_data_dir",
           "boxes_file"}  # fmt: skip
@@ -267,7 +268,8 @@ def identity(args: argparse.Namespace, pictures: Iterable[str | Path] | None = N
     free = FREE | ({"max_train_steps"} if args.lr_scheduler.startswith("constant") else set())
     if pictures is not None:
         free, base = free | PLACES, {**base, "pictures": picture_hashes(pictures)}
-    flags = {name: value for name, value in vars(args).items() if name not in free}
+    flags = {name: resolved(value) if name.endswith("_path") else value
+             for name, value in vars(args).items() if name not in free}  # fmt: skip
     flags["processes"] = int(os.environ.get("WORLD_SIZE", 1))  # each draws samples and noise of its own
     return json.loads(json.dumps({**flags, **base}, default=str))
 

@@ -2,14 +2,20 @@
 
 import argparse
 import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from common.flags import check_writable, is_picturebook_folder, number, say_preset
+from common.flags import check_writable, is_picturebook_folder, number, say_preset, say_unheeded
 from common.runs import InputError
 
 LR_SCHEDULERS = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
 TRACKERS = ("none", "tensorboard", "wandb")
+ONLY_WITH = {  # see say_unheeded
+    **dict.fromkeys(("class_data_dir", "num_class_images", "prior_loss_weight", "sample_batch_size"),
+                    ("with_prior_preservation", True)),
+    "lr_warmup_steps": ("lr_scheduler", [name for name in LR_SCHEDULERS if name != "constant"]),
+}  # fmt: skip
 SOURCES = ("instance_data_dir", "concepts_list", "image_path")  # of training pictures; the last two are svdiff's own
 
 
@@ -74,9 +80,11 @@ def set_defaults(parser: argparse.ArgumentParser, defaults: dict[str, Any]) -> N
 
 
 def parse_training(
-    parser: argparse.ArgumentParser, argv: list[str] | None, picturebook_preset: dict[str, Any]
-) -> argparse.Namespace:
+    parser: argparse.ArgumentParser, argv: list[str] | None, picturebook_preset: dict[str, Any],
+    only_with: Mapping[str, tuple[str, Any]] = {},
+) -> argparse.Namespace:  # fmt: skip
     """Parse, and check what needs no model. On a picturebook its preset takes the place of defaults, and is printed.
+    only_with: the script's own flags that count with others alone.
 
     Raises InputError.
     """
@@ -93,6 +101,10 @@ def parse_training(
             raise InputError(f"--instance_data_dir {folder} is no folder; give a folder of pictures")
         if "instance_prompt" in args and not (args.instance_prompt or "").strip():
             raise InputError("--instance_data_dir needs --instance_prompt, which says what its pictures show")
+        classes = getattr(args, "class_data_dir", None)
+        if classes and Path(classes).resolve() == Path(folder).resolve():
+            raise InputError(f"--class_data_dir {classes} is --instance_data_dir too: give class pictures a folder of "
+                             "their own")  # fmt: skip
         if getattr(args, "with_prior_preservation", False) and not (args.class_prompt or "").strip():
             raise InputError("--with_prior_preservation needs --class_prompt, such as 'a photo of a dog'")
     if args.report_to != "none" and importlib.util.find_spec(args.report_to) is None:
@@ -100,6 +112,7 @@ def parse_training(
     if not args.print_config:
         check_writable(Path(args.output_dir))
         check_checkpoints(args)
+        say_unheeded(parser, args, {**ONLY_WITH, **only_with})
     return args
 
 

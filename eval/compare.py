@@ -10,7 +10,7 @@ import argparse
 import importlib
 from pathlib import Path
 
-from common.flags import number
+from common.flags import number, say_unheeded
 from common.runs import InputError, make_parser, script
 
 # name -> module with run(args) -> Track and METHODS; imported when it is run
@@ -52,6 +52,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.table and args.table.partition(":")[0] not in TABLES:
         raise InputError(f"--table {args.table}: there is no such paper; give spdinv:1, pixels:1a or the like")
+    only_with = dict.fromkeys(("tracks", "items", "dataset", "seed"), ("pictures", [None]))
+    say_unheeded(parser, args, {"seeds": ("pictures", True), **only_with})
     return args
 
 

@@ -16,6 +16,7 @@ import contextlib
 import json
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -23,9 +24,12 @@ import sys
 import time
 from pathlib import Path
 
+from common.files import refused_as
 from common.runs import (
+    ROW_KEYS,
     InputError,
     cache_folder,
+    check_file_name,
     make_parser,
     provenance,
     read_object,
@@ -189,12 +193,22 @@ def listing() -> list[list[str]]:
 
 
 def import_rows(folder: Path, one: Experiment, label: str | None) -> Path:
-    """Keep rows that were made elsewhere, with their provenance, beside the experiment's own."""
+    """Keep rows that were made elsewhere, with their provenance, beside the experiment's own. Raises InputError for
+    rows that no page could show."""
+    from eval import rendering
+
     if not one.rows:
         raise InputError(f"{one.id} keeps no rows, so that there are none to import")
     config, name = read_object(folder / "config.json"), folder.resolve().name
     file = folder / Path(one.rows).name
     rows = gathered(file if file.exists() else folder / one.rows)
+    if lacking := sorted(ROW_KEYS - set.intersection(*map(set, rows))):
+        raise InputError(f"{file}: a row lacks {lacking[0]}; give the rows as the experiment's command writes them")
+    check_file_name(name, "--import: the folder's name")
+    if odd := re.search(r"[\n\r<>]|--", label or name):
+        raise InputError(f"--label {label or name!r} stands in a README: it cannot hold {odd[0]!r}; give another")
+    with refused_as(f"the table of {one.id} cannot hold these rows"):
+        rendering.table_of(one, rows)
     elsewhere = config.get("provenance")
     told = {**config, **(elsewhere if isinstance(elsewhere, dict) else {})}
     made = ("pretrained_model_name_or_path", "dataset", "metric_encoders", "git_revision", "torch", "gpu")

@@ -14,7 +14,7 @@ import json
 import shlex
 from pathlib import Path
 
-from common.flags import check_handed_on, is_picturebook_folder, local_folder, number
+from common.flags import check_handed_on, is_picturebook_folder, local_folder, number, say_unheeded
 from common.runs import (
     InputError,
     append_row,
@@ -89,6 +89,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args.weights = weights_of(args.pretrained_model_name_or_path)
     args.metric_encoders = args.metric_encoders or ("picturebook" if on_picturebook else "paper")
     options.check_sampling(args)
+    own = dict.fromkeys(("boxes", "detector", "detector_threshold", "labels", "captioner"), ("subjects", True))
+    say_unheeded(parser, args, {"split": ("subjects", [None]), **own})
     return args
 
 
@@ -127,12 +129,13 @@ def read_data(args: argparse.Namespace):
     return subjects, benchmark.picturebook_items(subjects, each, args.split)
 
 
-def keep_config(args: argparse.Namespace, painter) -> None:
+def keep_config(args: argparse.Namespace, painter, items=()) -> None:
     """config.json, with what each method is trained with. InputError if the folder holds rows of other pictures or
     settings, or of a method that was trained otherwise."""
     methods = {name: painter.settings(name) for name in args.methods}
     same = [name for name in vars(args) if name not in FREE]
-    config = joined_config(args.output_dir, vars(args), same, methods=methods)
+    pictures = {item.id: item.digest for item in items}
+    config = joined_config(args.output_dir, vars(args), same, methods=methods, pictures=pictures)
     write_config(args.output_dir, config, dataset=args.subjects or "picturebook")
 
 
@@ -163,7 +166,7 @@ def run_all(args: argparse.Namespace, painter) -> tuple[list, list[dict]]:
     from image_inpaint.reproduction.scoring import anchors, item_scores, load_eyes
 
     subjects, items = read_data(args)
-    keep_config(args, painter)
+    keep_config(args, painter, items)
     output = Path(args.output_dir)
     rows = output / "rows.jsonl"
     done = {method: done_items(rows, method) for method in args.methods}

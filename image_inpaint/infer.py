@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 from common.flags import as_flags, is_picturebook_folder, number
-from common.runs import InputError, make_parser, measure, script, write_config, write_json
+from common.runs import InputError, make_parser, measure, remove_stale, script, write_config, write_json
 from image_inpaint import options
 
 
@@ -116,8 +116,7 @@ def main(argv: list[str] | None = None) -> None:
     picture, fill, references = read_inputs(args) if args.image_path else benchmark_inputs()
     painted, metrics, settings = run(args, picture, fill, references)
     folder = Path(args.output_dir)
-    for stale in folder.glob("inpainted*.png"):
-        stale.unlink()
+    remove_stale(folder, folder.glob("inpainted*.png"))
     names = ["inpainted", *(f"inpainted_{k}" for k in range(2, len(painted) + 1))]
     shown = comparison([(picture, fill, reference) for reference in references], painted)
     pictures = {"source": picture, "hole": with_hole(picture, fill), **dict(zip(names, painted, strict=True))}

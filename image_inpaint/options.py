@@ -32,6 +32,10 @@ PICTUREBOOK_TUNING: dict[str, dict[str, Any]] = {
     "lora": {"learning_rate": 2e-3, "max_train_steps": 400, "lr_scheduler": "cosine"},
     "full": {"learning_rate": 4e-4, "max_train_steps": 200, "lr_scheduler": "cosine"},
 }
+ONLY_WITH = {  # flags of the training that count with others alone
+    **dict.fromkeys(("rank", "lora_alpha", "lora_targets"), ("tuning", ["lora"])),
+    **dict.fromkeys(("detector", "detector_threshold", "labels"), ("boxes", ["auto", "detr"])),
+}
 GUIDANCE = 5.0  # Paint-by-Example's
 PICTUREBOOK_GUIDANCE = {"untuned": 7.5, "lora": 3.0, "full": 3.0}  # tuned: a model that knows the subject wants less
 TEXT_GUIDANCE, PICTUREBOOK_TEXT_GUIDANCE = 7.5, 3.0  # of the baseline that is told a caption: diffusers'; tuned
@@ -149,7 +153,7 @@ def parse_train(argv: list[str] | None) -> argparse.Namespace:
     preset = PICTUREBOOK_PRESET.get(early.stage, {})
     if early.stage == "subject":
         preset = {**preset, **PICTUREBOOK_TUNING.get(early.tuning, {})}
-    args = parse_training(new_training_parser(early.stage), argv, preset)
+    args = parse_training(new_training_parser(early.stage), argv, preset, ONLY_WITH)
     if args.learning_rate is None:
         args.learning_rate = LEARNING_RATES[args.stage]
     if args.stage == "subject" and args.lora_alpha is None:

@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 
 from common.files import InputError, append_row, read_rows, write_json
-from common.flags import check_handed_on, is_picturebook_folder, number, show_config, weights_of
+from common.flags import check_handed_on, is_picturebook_folder, number, say_unheeded, show_config, weights_of
 from common.runs import joined_config, make_parser, script, write_config
 from common.shards import add_shard_flag, all_done
 from lipschitz_personalize import options
@@ -68,6 +68,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
         if unknown := [name for name in args.held_out_classes if name not in KINDS]:
             raise InputError(f"--held_out_classes {unknown[0]}: the picturebook knows {', '.join(KINDS)}")
+    say_unheeded(parser, args, {"split": ("dataset", ["picturebook"])})
     return args
 
 
@@ -102,14 +103,18 @@ def main(argv: list[str] | None = None) -> None:
         toy.main(["--output_dir", str(output / "figure_1")])
     if not names:
         return
-    write_config(output, joined_config(output, vars(args), SETTINGS, methods=settings))
+    joined_config(output, vars(args), SETTINGS, methods=settings)  # is refused before a model is loaded
 
     from tqdm import tqdm
 
+    from common.joining import digest_of_data
     from lipschitz_personalize.reproduction import figures
     from lipschitz_personalize.reproduction.rows import drop_weights, folder_of, picture_path, read_bench, run_item
 
     bench = read_bench(args)
+    pictures = {one.name: digest_of_data([one.class_name, bench.templates(args, one)], one.paths)
+                for one in bench.subjects}  # fmt: skip
+    write_config(output, joined_config(output, vars(args), SETTINGS, methods=settings, pictures=pictures))
     done = {(row["method"], row["item"]) for row in read_rows(output / "rows.jsonl")}
     items = [(name, subject, seed) for subject in bench.subjects for seed in args.seeds for name in names]
     kept, last = {}, None

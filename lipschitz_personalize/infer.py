@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 from common.flags import number, show_config
-from common.runs import InputError, make_parser, measure, read_json, script, write_config, write_json
+from common.runs import InputError, make_parser, measure, read_json, remove_stale, script, write_config, write_json
 from lipschitz_personalize import options
 
 
@@ -77,8 +77,7 @@ def main(argv: list[str] | None = None) -> None:
             if args.compare_base:
                 rows[number, f"base: {prompt}"] = draw(base, number, prompt)
     made = {f"{number:02d}-{picture:02d}" for number, _ in enumerate(args.prompt) for picture in range(args.num_images)}
-    for stale in [path for path in output.glob("[0-9]*-[0-9]*.png") if path.stem not in made]:
-        stale.unlink()  # of an earlier run
+    remove_stale(output, [path for path in output.glob("[0-9]*-[0-9]*.png") if path.stem not in made])
     save_png(output / "grid.png", grid(list(rows.values()), [label for _, label in rows]))
     write_config(output, args)
     write_json(output / "metrics.json", {"seconds": cost.seconds, "peak_memory_mb": cost.peak_memory_mb})

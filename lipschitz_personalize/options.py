@@ -58,6 +58,14 @@ PUBLISHED: dict[tuple[str, str], dict[str, Any]] = {
 TRAINED = {"parameter_space": str, "backbone": str, "instance_prompt": str, "class_prompt": str | None,
            "resolution": int, "pretrained_model_name_or_path": str}  # fmt: skip
 
+ONLY_WITH = {  # flags that count with others alone
+    **dict.fromkeys(("lora_rank", "lora_alpha", "lora_targets", "lora_init"), ("parameter_space", ["lora"])),
+    **dict.fromkeys(("modifier_token", "initializer_token", "augment", "mask_loss"),
+                    ("parameter_space", ["custom_diffusion"])),
+    **dict.fromkeys(("l2_convention", "l2_layer_weights", "l2_lipschitz", "l2_base_dtype", "l2_base_device"),
+                    ("l2_reg_weight", True)),
+    "validation_steps": ("validation_prompt", True),
+}  # fmt: skip
 # Steps and guidance of the released sampling scripts, where they are not 50 and 7.5.
 SAMPLING = {("sdxl", "custom_diffusion"): (50, 5.0)} | {("sd3", space): (28, 5.0) for space in SPACES}
 
@@ -174,7 +182,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         set_defaults(parser, PUBLISHED[backbone, args.parameter_space])
     elif args.parameter_space == "lora":
         set_defaults(parser, LORA)
-    args = parse_training(parser, argv, PICTUREBOOK_PRESET[args.parameter_space])
+    args = parse_training(parser, argv, PICTUREBOOK_PRESET[args.parameter_space], ONLY_WITH)
     args.backbone = backbone
     args.lora_alpha = float(args.lora_rank) if args.lora_alpha is None else args.lora_alpha
     check(args)

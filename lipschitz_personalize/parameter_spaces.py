@@ -14,6 +14,7 @@ from diffusers.models.attention_processor import Attention
 from safetensors.torch import save_file
 from torch import Tensor
 
+from common.files import refused_as
 from common.lora import LORA_FILE
 from common.runs import InputError, atomic_path
 from lipschitz_personalize.objectives import backbone_of, network
@@ -171,10 +172,11 @@ def lora(pipe: DiffusionPipeline, rank: int, alpha: float, targets: list[str], i
     from peft.tuners.lora import LoraLayer
 
     net, begin = network(pipe), {"gaussian": "gaussian", "kaiming": True}[init]
-    try:
+    ends = [f".{name}" for name, _ in net.named_modules()]
+    if unknown := [target for target in targets if not any(name.endswith(f".{target}") for name in ends)]:
+        raise InputError(f"no layer of this network is called {unknown[0]}; change --lora_targets")
+    with refused_as("LoRA does not fit the layers of --lora_targets"):
         net.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights=begin, target_modules=targets))
-    except ValueError:
-        raise InputError(f"no layer of this network is called {' or '.join(targets)}; change --lora_targets") from None
     parameters = {name: tensor for name, tensor in net.named_parameters() if tensor.requires_grad}
     for tensor in parameters.values():
         tensor.data = tensor.data.float()

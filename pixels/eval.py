@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from common.flags import weights_of
+from common.flags import say_unheeded, weights_of
 from common.runs import (
     InputError,
     append_row,
@@ -35,6 +35,10 @@ METHOD_NAMES = ("truth", "truth_vae", "nothing", "paste", "alpha", "poisson", "l
 OF_TRUTH = METHOD_NAMES[:2]
 TABLES = ("1a", "1b", "overhead")
 FIGURES = ("2", "3", "4", "5", "6", "7", "8", "10", "gradient")
+ONLY_WITH = {  # flags that count with others alone
+    **dict.fromkeys(("maps", "pair_count"), ("pairs", True)), "prompts": ("figure", ["5"]), "repeats": ("lemma", True),
+    "split": ("dataset", options.DRAWN), "full": ("dataset", ["picturebook"]),
+}  # fmt: skip
 # What may change from run to run in one folder; --full has the quick subset's items among its own.
 FREE = set(
     "full methods limit table figure shard device output_dir print_config user_study answers lemma repeats "
@@ -81,6 +85,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     if not args.pairs and args.dataset not in options.DRAWN and not Path(args.dataset).is_dir():
         raise InputError(f"--dataset {args.dataset} is no folder; give one with pairs.json, or see --pairs")
     args.methods = list(dict.fromkeys(args.methods or default_methods(args)))
+    say_unheeded(parser, args, ONLY_WITH)
     return args
 
 
@@ -90,11 +95,13 @@ def default_methods(args: argparse.Namespace) -> list[str]:
     return [name for name in METHOD_NAMES if not name.startswith("pixels_")]
 
 
-def config_of(output: Path, args: argparse.Namespace, **settings: Any) -> dict[str, Any]:
-    """What config.json is to hold (common.runs.joined_config). Raises InputError if the folder holds rows of other
+def config_of(output: Path, args: argparse.Namespace, pairs: list = (), **settings: Any) -> dict[str, Any]:
+    """What config.json is to hold (common.joining). Raises InputError if the folder holds rows of other pictures or
     settings; those of eval.tracks.pretrained_exemplar, which knows none of them, do not count."""
     rows = [row for row in run_rows(output) if row["method"] in METHOD_NAMES]
-    return joined_config(output, vars(args), [name for name in vars(args) if name not in FREE], rows, **settings)
+    pictures = {pair.id: pair.digest for pair in pairs}
+    same = [name for name in vars(args) if name not in FREE]
+    return joined_config(output, vars(args), same, rows, pictures=pictures, **settings)
 
 
 @script
@@ -120,11 +127,11 @@ def main(argv: list[str] | None = None) -> None:
 
         print(beside_published(args.table, {}))
         return
-    config = config_of(output, args)
     from pixels.reproduction.pairs import find_pairs
     from pixels.reproduction.scoring import load_bench, load_pair
 
     pairs = find_pairs(args.dataset, args.split, args.full, args.map_white, args.limit)
+    config = config_of(output, args, pairs)
     bench = load_bench(args)
     for pair in pairs:  # what is refused is refused before anything is written
         load_pair(pair, bench.size)

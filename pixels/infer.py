@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from common.flags import as_flags
-from common.runs import InputError, make_parser, measure, script, write_config, write_json
+from common.runs import InputError, make_parser, measure, remove_stale, script, write_config, write_json
 from pixels import options
 
 SIDES = ("left", "right", "top", "bottom")
@@ -49,8 +49,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def check_inputs(args: argparse.Namespace) -> None:
     """What belongs together is there; on the picturebook alone, everything may be missing."""
     if args.image_path is None:
-        if args.exemplar_path or args.edit_map_path:
-            raise InputError("--exemplar_path and --edit_map_path change a picture: give --image_path too")
+        if args.exemplar_path or args.edit_map_path or args.exemplar_box:
+            raise InputError("--exemplar_path, --edit_map_path and --exemplar_box change a picture: give --image_path "
+                             "too")  # fmt: skip
         if not options.is_picturebook_folder(args.pretrained_model_name_or_path):
             raise InputError("give --image_path, --exemplar_path and --edit_map_path; only the picturebook brings its "
                              "own")  # fmt: skip
@@ -177,9 +178,7 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{args.image_path} <- {', '.join(args.exemplar_path)}")
     pictures, metrics, resolved = run(args)
     folder = Path(args.output_dir)
-    for stale in folder.glob("exemplar_*.png"):
-        if stale.stem not in pictures:
-            stale.unlink()
+    remove_stale(folder, [path for path in folder.glob("exemplar_*.png") if path.stem not in pictures])
     for name, picture in pictures.items():
         save_png(folder / f"{name}.png", picture)
     write_config(folder, args, **resolved)

@@ -14,7 +14,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from common.flags import number, weights_of
+from common.flags import number, say_unheeded, weights_of
 from common.runs import (
     InputError,
     append_row,
@@ -41,7 +41,7 @@ TABLES = ("1", "2", "3", "s1", "s2")
 # among its own.
 SAME = (
     "pretrained_model_name_or_path", "weights", "dataset", "split", "metric_encoders", "resolution", "mixed_precision",
-    "seed", "elite_token_index", "elite_key_values", "reference_image_path",
+    "seed", "adapter", "elite", "elite_clip", "elite_token_index", "elite_key_values", "reference_image_path",
 )  # fmt: skip
 
 
@@ -108,6 +108,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     if args.null_source_prompt and (args.experiment or "p2p" in engines):
         raise InputError("--null_source_prompt is for edits under masactrl and pnp (p2p aligns the words of both "
                          "prompts): leave it out, or give --engines")  # fmt: skip
+    of_picturebook = dict.fromkeys(("split", "full"), ("dataset", ["picturebook"]))
+    own = {"batch_size": ("experiment", True), "preset": ("presets", [[args.preset]])}
+    say_unheeded(parser, args, own | of_picturebook)
     return args
 
 
@@ -138,11 +141,16 @@ def config_at_paper_scale(args: argparse.Namespace, argv: list[str]) -> dict:
     return {**vars(args), **scale, **found}
 
 
-def config_of(output_dir: Path, args: argparse.Namespace, methods: dict[str, options.Method]) -> dict:
+def config_of(
+    output_dir: Path, args: argparse.Namespace, methods: dict[str, options.Method], items=(), folder: Path = Path()
+) -> dict:
     """What config.json is to hold: the flags, and the settings of every method that the folder has rows of. Raises
-    InputError if it has rows of other pictures, another model, or other settings of a method."""
+    InputError if it has rows of other pictures or prompts, another model, or other settings of a method."""
+    from common.data import edit_digest
+
     settings = {name: asdict(method) for name, method in methods.items()}
-    return joined_config(output_dir, vars(args), SAME, methods=settings)
+    pictures = {item.id: edit_digest(item, folder) for item in items}
+    return joined_config(output_dir, vars(args), SAME, methods=settings, pictures=pictures)
 
 
 @script
@@ -154,7 +162,9 @@ def main(argv: list[str] | None = None) -> None:
         return
     methods, others = methods_of(args), baselines.chosen(args)
     output = Path(args.output_dir) / (args.experiment or "")
-    config = config_of(output, args, methods | others)
+    folder = find_dataset(args)
+    items = read_items(folder, args)
+    config = config_of(output, args, methods | others, items, folder)
 
     from tqdm import tqdm
 
@@ -163,8 +173,6 @@ def main(argv: list[str] | None = None) -> None:
     from spdinv.customised import load, words_of
     from spdinv.customised.elite import add_subject
 
-    folder = find_dataset(args)
-    items = read_items(folder, args)
     if args.elite and not any(options.PLACEHOLDER in item.target_prompt.split(" ") for item in items):
         raise InputError(f"no target prompt of {folder} has the word {options.PLACEHOLDER}, ELITE's subject; put it in")
     pipe, resolution, elite = load(args)

@@ -10,7 +10,8 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from common.runs import InputError, atomic_path, make_parser, measure, script, write_config, write_json
+from common.flags import say_unheeded
+from common.runs import InputError, atomic_path, make_parser, measure, remove_stale, script, write_config, write_json
 from spdinv import options
 from spdinv.engines import ENGINES
 from spdinv.inversions import INVERSIONS
@@ -43,6 +44,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         if args.source_prompt is None or (args.target_prompt is None and args.engine != "none"):
             raise InputError("--image_path needs --source_prompt and --target_prompt (or --engine none without a "
                              "target)")  # fmt: skip
+    say_unheeded(parser, args, {"target_prompt": ("engine", list(ENGINES)[1:])})  # the first is none
     return args
 
 
@@ -134,8 +136,7 @@ def write(folder: Path, args: argparse.Namespace, pictures: dict, edit, attentio
             save_file({"latents": latents, "rounds": edit.inversion.rounds[:, 0].contiguous()}, path)
     made = {"edited.png": "edited" in pictures, "trajectory.safetensors": args.save_trajectory,
             "attention.png": attention, "attention.safetensors": attention}  # fmt: skip
-    for name in (name for name, is_made in made.items() if not is_made):
-        (folder / name).unlink(missing_ok=True)
+    remove_stale(folder, (folder / name for name, is_made in made.items() if not is_made))
 
 
 if __name__ == "__main__":

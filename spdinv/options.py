@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from common.flags import check_writable, is_picturebook_folder, number, say_preset
+from common.flags import check_writable, is_picturebook_folder, number, say_preset, say_unheeded
 from common.runs import InputError
 from spdinv.engines import ENGINES
 from spdinv.flags import Setting, word_number
@@ -162,6 +162,7 @@ def parse(parser: argparse.ArgumentParser, argv: list[str] | None) -> tuple[argp
         if flag not in args:
             setattr(args, flag, {**DEFAULTS, **tuned}[flag] if flag in DEFAULTS else None)
     check_customised(args)
+    say_unheeded(parser, args, dict.fromkeys(("elite_token_index", "elite_key_values", "elite_clip"), ("elite", True)))
     if not args.print_config:
         check_writable(Path(args.output_dir))
     return args, given
@@ -174,6 +175,10 @@ def tuned_for(args: argparse.Namespace) -> dict[str, Any]:
 def check(args: argparse.Namespace, given: set[str], engines: list[str], inversions: list[str]) -> None:
     """Raises InputError for flags that nothing to be run heeds, or that lack what they go with."""
     run = {"engine": engines, "inversion": inversions}
+    for flag in ("equalizer", "cross_replace_steps"):
+        words = [word for word, _ in getattr(args, flag, None) or []]
+        if twice := [word for word in words if words.count(word) > 1]:
+            raise InputError(f"--{flag} names {twice[0]!r} twice, with a number each: give one of them")
     for flag in (one for one in OWNERS if one in given):
         kind, names = OWNERS[flag]
         if not set(names) & set(run[kind]):

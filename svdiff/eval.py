@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from common.files import InputError, locked, read_json, read_rows, write_json
-from common.flags import is_picturebook_folder, number, show_config
+from common.flags import is_picturebook_folder, number, say_unheeded, show_config
 from common.runs import joined_config, make_parser, script, write_config
 from common.shards import add_shard_flag
 from svdiff import options
@@ -75,6 +75,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     options.resolve_sampling(args)
     known = is_picturebook_folder(args.pretrained_model_name_or_path)
     args.metric_encoders = args.metric_encoders or ("picturebook" if known else "pie")
+    spaces = [space for space, _ in args.learning_rate or []]
+    if twice := [space for space in spaces if spaces.count(space) > 1]:
+        raise InputError(f"--learning_rate names {twice[0]} twice, with a rate each: give one of them")
     if len(args.pairs) > 2 or not any(args.pairs):
         raise InputError("--pairs takes one number, of 1 or more, or two: of similar pairs and of dissimilar ones")
     if args.answers and args.figure != ["study"]:
@@ -86,6 +89,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         raise InputError(f"--dataset {args.dataset} holds no prompts_and_classes.txt; give a DreamBooth-dataset folder")
     if args.items_dir and not (Path(args.items_dir) / "mapping_file.json").is_file():
         raise InputError(f"--items_dir {args.items_dir} holds no mapping_file.json; give a PIE-Bench folder")
+    if not args.figure:  # Table 1 is counted
+        counted = {"table", "output_dir", "print_config"}
+        say_unheeded(parser, args, dict.fromkeys(sorted(parser.given - counted), ("figure", True)))
     return args
 
 

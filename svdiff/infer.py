@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from common.files import InputError, atomic_path, read_object, write_json
-from common.flags import number, show_config
-from common.runs import make_parser, measure, script, write_config
+from common.flags import number, say_unheeded, show_config
+from common.runs import make_parser, measure, remove_stale, script, write_config
 from svdiff import options
 
 PICTURE = re.compile(r"(tuned|mixed|alpha_[^_]+)(_scale_[^_]+)?_\d+\.png")  # what is written, by label and seed
@@ -74,6 +74,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--print_config", action="store_true", help="print what all flags resolve to, and stop")
     args = parser.parse_args(argv)
     check(args)
+    drawn = ("prompt", "image_path", "num_images", "seed", "negative_prompt", "guidance_scale", "num_inference_steps")
+    say_unheeded(parser, args, dict.fromkeys(drawn, ("export_merged", [None])))
     return args
 
 
@@ -183,8 +185,7 @@ def main(argv: list[str] | None = None) -> None:
                 made.add(path := output / f"{label.replace(', ', '_').replace(' ', '_')}_{seed}.png")
                 save_png(path, one, "nearest")
             sheet.append([to_pil(one, "nearest") for one in (drawn if picture is None else [picture, *drawn])])
-    for stale in [path for path in output.glob("*.png") if PICTURE.fullmatch(path.name) and path not in made]:
-        stale.unlink()  # of an earlier run
+    remove_stale(output, {path for path in output.glob("*.png") if PICTURE.fullmatch(path.name)} - made)
     save_png(output / "grid.png", grid(sheet, list(models)))
     write_config(output, args)
     write_json(output / "metrics.json", {"seconds": cost.seconds, "peak_memory_mb": cost.peak_memory_mb,

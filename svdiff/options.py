@@ -38,6 +38,13 @@ TRAINING_PRESET: dict[str, Any] = {
     "unmix_resolution": 8,
 }
 SAMPLING_PRESET: dict[str, Any] = {"geometry_layers": [(8, "down", 0), (4, "down", 0)]}
+ONLY_WITH = {  # flags of the training that count with others alone
+    "rank": ("parameter_space", ["lora"]),
+    **dict.fromkeys(("learning_rate_1d", "basis_dir"), ("parameter_space", ["svdiff"])),
+    **dict.fromkeys(("cut_mix_unmix_prob", "cut_mix_fit"), ("concepts_list", True)),
+    "unmix_resolution": ("unmix_weight", True),
+    "validation_steps": ("validation_prompt", True),
+}
 GEOMETRY_LAYERS = [(16, "down", 1), (8, "down", 0)]  # of style mixing (Sec. 4.4)
 
 

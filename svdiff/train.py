@@ -21,7 +21,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add_training_flags(parser, output_dir=options.OUTPUT_DIR, max_train_steps=500, train_batch_size=1)
     add_subject_flags(parser, with_prior_preservation=True, num_class_images=200)
     options.add_svdiff_flags(parser)
-    args = parse_training(parser, argv, options.TRAINING_PRESET)
+    args = parse_training(parser, argv, options.TRAINING_PRESET, options.ONLY_WITH)
     options.resolve_training(args)
     return args
 

@@ -209,3 +209,76 @@ def test_files_that_hold_something_else(files, words, said, capsys):
     write_files(files)
     problem, sentence = refusal(words[0], words[1:], capsys)
     assert problem is None and said in sentence, (problem, sentence)
+
+
+# What is read lies where a run writes its own pictures: it would be replaced, or taken for what was read.
+OWN_PICTURE = {"mine/a.png": b"a", "mine/b.png": b"b", "d/c.png": b"c"}
+IN_OUTPUT = [
+    ("spdinv.infer", "--image_path mine/a.png --source_prompt a --target_prompt b"),
+    ("spdinv.infer", "--image_path d/c.png --source_prompt a --target_prompt b --engine masactrl "
+                     "--source_mask mine/b.png --target_mask d/c.png"),
+    ("pixels.infer", "--image_path d/c.png --exemplar_path ./mine/../mine/b.png --edit_map_path d/c.png"),
+    ("pixels.infer", "--image_path d/c.png --exemplar_path d/c.png --edit_map_path mine/b.png"),
+    ("image_inpaint.infer", "--image_path d/c.png --mask_path mine/b.png --reference_path d/c.png"),
+    ("svdiff.infer", "--image_path mine/a.png --prompt a --spectral_shifts d"),
+    ("svdiff.train", "--image_path mine/a.png --instance_prompt a"),
+    ("svdiff.train", "--instance_data_dir mine --instance_prompt a --class_prompt b"),
+    ("lipschitz_personalize.train", "--instance_data_dir d --instance_prompt a --class_data_dir mine/"),
+    ("image_inpaint.train", "--instance_data_dir ./mine"),
+    ("eval.personalize", "--subjects_dir mine"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("script, words", IN_OUTPUT)
+def test_what_is_read_does_not_lie_where_pictures_are_written(script, words, capsys):
+    write_files(OWN_PICTURE)
+    problem, sentence = refusal(script, [*words.split(), "--output_dir", "mine"], capsys)
+    assert problem is None and "lies in --output_dir mine" in sentence, (problem, sentence)
+    assert {name: Path(name).read_bytes() for name in OWN_PICTURE} == OWN_PICTURE
+
+
+@pytest.mark.parametrize("script", [one for one in SCRIPTS if one.endswith(".infer")])
+def test_a_trainings_config_is_not_replaced(script, capsys):
+    write_files({"run/config.json": TRAINED | {"training": "0123456789ab"}})
+    problem, sentence = refusal(script, ["--output_dir", "run"], capsys)
+    assert problem is None and "--output_dir run holds a training" in sentence, (problem, sentence)
+
+
+SUBJECT = "--instance_data_dir d --instance_prompt a_<new1> --class_prompt b"
+UNHEEDED = [  # script, flags, what is said of which of them
+    ("svdiff.train", f"{SUBJECT} --rank 8", "--rank does nothing with --parameter_space svdiff"),
+    ("svdiff.train", f"{SUBJECT} --rank 8 --parameter_space lora", None),
+    ("svdiff.train", f"{SUBJECT} --cut_mix_unmix_prob 0.5", "--cut_mix_unmix_prob does nothing without --concepts"),
+    ("svdiff.train", f"{SUBJECT} --no-with_prior_preservation --class_data_dir c", "--class_data_dir does nothing wit"),
+    ("svdiff.train", f"{SUBJECT} --class_data_dir c", None),
+    ("lipschitz_personalize.train", f"{SUBJECT} --class_data_dir=c", "without --with_prior_preservation"),
+    ("lipschitz_personalize.train", f"{SUBJECT} --class_data_dir=c --with_prior_preservation", None),
+    ("lipschitz_personalize.train", f"{SUBJECT} --no-augment", "--augment does nothing with --parameter_space full"),
+    ("lipschitz_personalize.train", f"{SUBJECT} --no-augment --parameter_space custom_diffusion", None),
+    ("lipschitz_personalize.train", f"{SUBJECT} --l2_weight 0 --l2_lipschitz", "--l2_lipschitz does nothing without"),
+    ("image_inpaint.train", "--instance_data_dir d --tuning full --rank 4", "--rank does nothing with --tuning full"),
+    ("image_inpaint.train", "--instance_data_dir d --boxes whole --labels cat", "--labels does nothing with --boxes"),
+    ("image_inpaint.train", "--instance_data_dir d --lr_warmup_steps 9 --lr_scheduler constant", "--lr_warmup_steps"),
+    ("image_inpaint.train", "--instance_data_dir d --lr_warmup_steps 9 --lr_scheduler linear", None),
+    ("eval.compare", "--pictures d --seed 3", "--seed does nothing with --pictures d"),
+    ("eval.compare", "--seeds 3", "--seeds does nothing without --pictures"), ("eval.compare", "--seed 3", None),
+    ("spdinv.infer", "--image_path d/a.png --source_prompt a --target_prompt b --engine none", "--target_prompt does"),
+    ("spdinv.infer", "--image_path d/a.png --source_prompt a --target_prompt b", None),
+    ("spdinv.infer", "--elite_clip d", "--elite_clip does nothing without --elite"),
+    ("spdinv.eval", "--batch_size 2", "without --experiment"), ("spdinv.eval", "--full --split test", None),
+    ("spdinv.eval", "--presets npi --preset npi", None), ("spdinv.eval", "--presets npi --preset as_released", "does"),
+    ("pixels.eval", "--pair_count 3", "--pair_count does nothing without --pairs"), ("pixels.eval", "--full", None),
+    ("svdiff.eval", "--prompts 3", "--prompts does nothing without --figure"), ("svdiff.eval", "--table 1", None),
+    ("svdiff.infer", "--spectral_shifts d --export_merged m --seed 1", "--seed does nothing with --export_merged m"),
+    ("image_inpaint.eval", "--labels bed", "--labels does nothing without --subjects"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("script, words, said", UNHEEDED)
+def test_a_flag_that_is_not_heeded_is_told(script, words, said, capsys):
+    module = importlib.import_module({"svdiff.train": "svdiff.train"}.get(script, script.replace("train", "options")))
+    write_files({"d/a.png": b""})
+    parse = getattr(module, "parse_train", None) or module.parse
+    parse([*words.split(), "--output_dir", "out"])
+    told = [line for line in capsys.readouterr().err.splitlines() if "does nothing" in line]
+    assert len(told) == (said is not None) and (said or "") in "".join(told)

@@ -151,13 +151,13 @@ def run(args: argparse.Namespace) -> Track | None:
     if not all(pair.truth for pair in pairs):
         methods = {name: title for name, title in methods.items() if name not in pixels_eval.OF_TRUTH}
     settings.methods, settings.dataset = list(methods), args.dataset
-    pixels_eval.config_of(output, settings)
+    pixels_eval.config_of(output, settings, pairs)
     wanted = {pair.id for pair in pairs}
     if not all(wanted <= done_items(output / "rows.jsonl", method) for method in methods):  # else no model is loaded
         own = own_settings(options.is_picturebook_folder(settings.pretrained_model_name_or_path), args.dataset)
         bench = make_bench(settings, own)
         resolved = {name: {**asdict(bench.sampling), **asdict(bench.surgery), **own.get(name, {})} for name in methods}
-        config = pixels_eval.config_of(output, settings, methods=resolved)
+        config = pixels_eval.config_of(output, settings, pairs, methods=resolved)
         for pair in pairs:  # what is refused is refused before anything is written
             load_pair(pair, bench.size)
         write_config(output, config)

@@ -84,6 +84,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     from tqdm import tqdm
 
+    from common.data import edit_digest
     from common.encoders import load_encoders
     from common.images import save_png
     from common.pipelines import load_pipeline
@@ -95,12 +96,14 @@ def main(argv: list[str] | None = None) -> None:
     how = Sampling(num_inference_steps=settings.num_inference_steps, guidance_scale=settings.guidance_scale)
     told = {"parameter_space": "svdiff", "max_train_steps": args.max_train_steps, **vars(how)}
     methods = {name: {**told, "ddim_inversion": inverted} for name, inverted in METHODS.items()}
-    config = joined_config(output, vars(settings), spdinv_eval.SAME, methods=methods)
     folder = find_dataset(settings)
+    items = read_items(folder, settings)
+    pictures = {item.id: edit_digest(item, folder) for item in items}
+    config = joined_config(output, vars(settings), spdinv_eval.SAME, methods=methods, pictures=pictures)
     pipe = load_pipeline(args.pretrained_model_name_or_path, args.device)
     encoders = load_encoders(settings.metric_encoders, args.device)
     write_config(output, config)
-    for item in tqdm(read_items(folder, settings), "items", disable=None):
+    for item in tqdm(items, "items", disable=None):
         missing = [name for name in METHODS if item.id not in done_items(output / "rows.jsonl", name)]
         if not missing:
             continue

@@ -76,9 +76,9 @@ def run(args: argparse.Namespace) -> Track:
     output, groups = Path(args.output_dir) / NAME, grouped(args.methods)
     for names in groups:
         settings = spdinv_eval.parse(command(args, *names))
-        spdinv_eval.config_of(output, settings, spdinv_eval.methods_of(settings))
-    folder = spdinv_eval.find_dataset(settings)
-    items = spdinv_eval.read_items(folder, settings)
+        folder = spdinv_eval.find_dataset(settings)
+        items = spdinv_eval.read_items(folder, settings)
+        spdinv_eval.config_of(output, settings, spdinv_eval.methods_of(settings), items, folder)
     wanted = {item.id for item in items}
     for names in groups:
         if not all(wanted <= done_items(output / "rows.jsonl", name) for name in names):  # else no model is loaded

@@ -16,6 +16,7 @@ from torch import Tensor
 from common.data import read_subjects
 from common.files import check_file_name
 from common.images import list_pictures, load_image
+from common.joining import digest_of_data
 from common.masks import load_mask
 from common.runs import InputError, read_object
 from image_inpaint.data.boxes import find_boxes
@@ -56,6 +57,12 @@ class Item:
     kind: str | None = None
     things: int = 1
     caption: str | None = None
+
+    @property
+    def digest(self) -> str:
+        """Twelve digits of the pictures that it is made of."""
+        pictures = [one.tobytes() for one in (self.source, self.reference, self.truth, self.twin) if one]
+        return digest_of_data(self.source.size, (), self.fill.numpy().tobytes(), *pictures)
 
 
 def crop_to(picture: Image.Image, box: Sequence[int]) -> Image.Image:

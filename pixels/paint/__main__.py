@@ -130,6 +130,9 @@ def page(args: argparse.Namespace) -> str:
 @script
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
+    if args.print_config:
+        print(json.dumps({**vars(args), **options.resolved(args)}, indent=2))
+        return
     text = page(args)
     with atomic_path(args.page) as temporary:
         temporary.write_text(text, encoding="utf-8")

@@ -17,6 +17,7 @@ from common.data import of_each_kind, read_pie_bench
 from common.files import check_file_name
 from common.flags import check_prompt
 from common.images import is_picture, list_pictures, save_png
+from common.joining import digest_of_data
 from common.runs import InputError, read_json, write_json
 from pixels.edit_map import from_mask, gradient
 
@@ -36,6 +37,12 @@ class Pair:
     kind: str = ""
     item: Any = field(default=None, repr=False, compare=False)
     any_map: bool = False
+
+    @property
+    def digest(self) -> str:
+        """Twelve digits of all that an edit of this pair, and its scores, depend on."""
+        files = [self.source, *self.exemplars, *self.edit_maps, *([self.truth] if self.truth else [])]
+        return digest_of_data([self.white, self.prompt, self.kind, self.any_map], files)
 
 
 def find_pairs(
@@ -83,11 +90,16 @@ def read_pairs(folder: str | Path, white: str = "keep", limit: int | None = None
     for number, entry in enumerate(entries[:limit]):
         try:
             name, source = str(entry["name"]), existing(folder, entry["source"])
+            if not all(isinstance(entry[key], list) for key in ("exemplars", "edit_maps")):
+                raise TypeError
             exemplars, maps = (tuple(existing(folder, path) for path in entry[k]) for k in ("exemplars", "edit_maps"))
             told = check_prompt(str(entry.get("prompt") or ""), f"{file}, entry {number}: the prompt")
-            more = {"prompt": told, "any_map": bool(entry.get("any_map", False))}
+            if not isinstance(any_map := entry.get("any_map", False), bool):
+                raise InputError(f"{file}, entry {number}: any_map is {any_map!r}; true or false is needed")
+            more = {"prompt": told, "any_map": any_map}
         except (KeyError, TypeError, AttributeError):
-            raise InputError(f"{file}, entry {number}: name, source, exemplars and edit_maps are needed") from None
+            raise InputError(f"{file}, entry {number}: name, source, and the lists exemplars and edit_maps are "
+                             "needed") from None  # fmt: skip
         if not exemplars or len(exemplars) != len(maps):
             raise InputError(f"{file}, entry {number}: each exemplar needs a map")
         pairs.append(Pair(check_file_name(name, f"{file}: a name"), source, exemplars, maps, white, **more))
@@ -103,7 +115,7 @@ def named_pairs(folder: Path) -> list[dict[str, Any]]:
     found: dict[str, dict[str, str]] = {}
     for file in names:
         kind, _, name = Path(file).stem.partition("_")
-        if name and kind in ("source", "exemplar", "map"):
+        if name and (kind := kind.lower()) in ("source", "exemplar", "map"):
             if (other := found.setdefault(name, {}).setdefault(kind, file)) != file:
                 raise InputError(f"{folder} holds {other} and {file}, and one of them is meant: remove the other")
     for name, files in found.items():
@@ -152,7 +164,10 @@ def build_pairs(
         }
         for number in range(count)
     ]
-    write_json(output / "pairs.json", entries)
+    file = output / "pairs.json"
+    if file.exists() and read_json(file) != entries:
+        raise InputError(f"{file} holds other pairs, which these would replace; name another --dataset")
+    write_json(file, entries)
     return count
 
 

@@ -4,7 +4,7 @@ import argparse
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from itertools import combinations, islice
+from itertools import combinations, islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,11 @@ from torch import Tensor
 from common.data import Subject, fill_prompt
 from common.encoders import Encoders
 from common.files import locked
-from common.images import grid, load_image, save_png, to_tensor
+from common.images import grid, list_pictures, load_image, save_png, to_tensor
 from common.pipelines import is_picturebook
-from common.runs import InputError, append_row, measure, read_json, read_rows, write_json
+from common.runs import InputError, append_row, measure, read_object, read_rows, write_json
 from common.shards import Shard, all_done
+from common.training import picture_hashes
 from svdiff import editing, merging, options, train
 from svdiff.basis import Bases
 
@@ -133,11 +134,13 @@ class Study:
         given |= {"concepts_list": listed} if len(concepts) > 1 else vars(concepts[0]) if concepts else {}
         words = [*flags, *(f"--{name}={value}" for name, value in given.items()
                            if value is not None and f"--{name}" not in flags)]  # fmt: skip
-        order = {"flags": words, "concepts": [vars(one) for one in concepts]}
+        shown = [list_pictures(one.instance_data_dir) for one in concepts]
+        shown += [[path] for flag, path in pairwise(flags) if flag == "--image_path"]
+        order = {"flags": words, "concepts": [vars(one) for one in concepts], "pictures": [*map(picture_hashes, shown)]}
         folder.parent.mkdir(parents=True, exist_ok=True)
         with locked(folder):  # two shards may need it
             if (folder / "order.json").is_file():
-                if read_json(folder / "order.json") == order:
+                if {"pictures": order["pictures"], **read_object(folder / "order.json")} == order:
                     return folder
                 raise InputError(f"{folder} was trained with other flags; take the same ones, or another --output_dir")
             write_json(listed, order["concepts"])
@@ -219,8 +222,7 @@ class Study:
                 if method.shown:
                     row += [self.pictures(method.name, panel.drawn[place][0])[seed] for place, seed in panel.shown]
             sheet.append(row)
-        more = [""] * (len(panels[0].shown) - 1)  # a method's name stands above the first of its pictures
-        shown = [head for method in panels[0].methods if method.shown for head in (method.name, *more)]
+        shown = [method.name for method in panels[0].methods if method.shown for _ in panels[0].shown]
         save_png(self.output / file, grid(sheet, [panel.label for panel in panels], [*inputs, *shown]))
 
 

@@ -111,15 +111,16 @@ SETTINGS = {"methods": {"ddim": {"steps": 5}}, "pictures": {"dog": "1f"}}
     ({"methods": {"begun": {"steps": 6}, "new": {}}}, None),  # without a row
     ({"pictures": {"dog": "2e"}}, "other pictures of dog"),
     ({"pictures": {"cat": "2e"}}, None),
+    ({"pictures": {"dog": "2e"}, "item": "dog/03"}, "other pictures of dog"),  # a subject with several
 ])  # fmt: skip
 def test_rows_join_those_of_the_same_settings_alone(tmp_path, wrong, said):
     settings = {**SETTINGS, "methods": {**SETTINGS["methods"], "begun": {"steps": 5}}}
     first = runs.joined_config(tmp_path, {"seed": 0, "limit": 4}, ["seed"], **settings)
     runs.write_json(tmp_path / "config.json", first)
-    flags = {"seed": 0, "limit": 4} | {name: wrong[name] for name in wrong if name not in SETTINGS}
+    flags = {"seed": 0, "limit": 4} | {name: wrong[name] for name in wrong if name not in {*SETTINGS, "item"}}
     now = {kind: wrong.get(kind, told) for kind, told in SETTINGS.items()}
     assert runs.joined_config(tmp_path, flags, ["seed"], **now)["seed"] == flags["seed"]  # no row yet
-    (tmp_path / "rows-1of2.jsonl").write_text('{"method": "ddim", "item": "dog"}\n')
+    (tmp_path / "rows-1of2.jsonl").write_text(json.dumps({"method": "ddim", "item": wrong.get("item", "dog")}) + "\n")
     if said:
         with pytest.raises(InputError, match=f"{tmp_path} holds results with {said}"):
             runs.joined_config(tmp_path, flags, ["seed"], **now)
@@ -165,6 +166,43 @@ def test_what_is_refused_before_it_has_made_anything_leaves_no_folder(tmp_path, 
         assert stop.value.code == 2 and capsys.readouterr().err == "error: no\n"
     assert {path.name for path in tmp_path.iterdir()} == {"mine", *(["new", "outer", "inside"] if kept else [])}
     assert (tmp_path / "mine" / wrote).exists()
+
+
+@pytest.mark.parametrize("closed, code", [("<&-", 0), (">&-", 0), ("2>&-", 0), ("<&- >&- 2>&-", 0), ("| true", 141)])
+def test_streams_that_are_closed_stop_nothing(tmp_path, closed, code):
+    """cron, nohup, "| head"."""
+    lines = ["import sys, time", "from common import runs", "@runs.script", "def main(argv=None):",
+             "    time.sleep(0.2)", "    print('x')", "    list(runs.progress(range(2), 'steps'))",
+             f"    open({str(tmp_path / 'done')!r}, 'w')", "main()"]  # fmt: skip
+    (tmp_path / "it.py").write_text("\n".join(lines))
+    command = f"set -o pipefail; {sys.executable} {tmp_path / 'it.py'} {closed}"
+    told = subprocess.run(["bash", "-c", command], cwd=runs.ROOT, capture_output=True, text=True,
+                          env={"PYTHONPATH": str(runs.ROOT)})  # fmt: skip
+    assert told.returncode == code and "Error" not in told.stderr
+    assert (tmp_path / "done").exists() or code  # who goes away stops the run
+
+
+def test_only_a_runs_own_pictures_are_removed(tmp_path):
+    mine = tmp_path / "exemplar_9.png"
+    for name in (mine, tmp_path / "edited.png"):
+        name.write_bytes(b"")
+    runs.remove_stale(tmp_path, [mine])
+    assert mine.exists()
+    (tmp_path / "config.json").write_text("{}")
+    runs.remove_stale(tmp_path, [mine, tmp_path / "never there"])
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["config.json", "edited.png"]
+
+
+def test_a_place_spelt_otherwise_is_the_same(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "link").symlink_to("data")
+    runs.write_json(tmp_path / "config.json", {"dataset": "data"})
+    (tmp_path / "rows.jsonl").write_text('{"method": "ddim", "item": "dog"}\n')
+    for spelt in ("data", "./data/", str(tmp_path / "data"), "link"):
+        assert runs.joined_config(tmp_path, {"dataset": spelt}, ["dataset"])["dataset"] == spelt
+    with pytest.raises(InputError, match="another --dataset"):
+        runs.joined_config(tmp_path, {"dataset": "other"}, ["dataset"])
 
 
 # ------------------------------------------------------------------------------------------------------ checkpoints

@@ -242,7 +242,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
         training.resume_training(args, other, None, None, who)
 
 
-def test_a_training_goes_on_with_the_same_pictures_wherever_they_lie(tmp_path):
+def test_a_training_goes_on_with_the_same_pictures_wherever_they_lie(tmp_path, monkeypatch):
     weights = {"a": torch.zeros(1, requires_grad=True)}
     pictures = [tmp_path / "one" / name for name in ("a.png", "b.png")]
     for number, path in enumerate(pictures):
@@ -257,18 +257,21 @@ def test_a_training_goes_on_with_the_same_pictures_wherever_they_lie(tmp_path):
             training.save_training(args, 1, weights, optimizer, schedule, who)
         return training.resume_training(args, weights, optimizer, schedule, who)
 
-    resume(pictures, instance_data_dir="one")
+    (tmp_path / "model").mkdir()
+    monkeypatch.chdir(tmp_path)
+    resume(pictures, instance_data_dir="one", pretrained_model_name_or_path="model")
     moved = (tmp_path / "one").rename(tmp_path / "two")
     (moved / "b.png").rename(moved / "c.png")
     same = [moved / "a.png", moved / "c.png"]
-    assert resume(same, instance_data_dir="./two/") == 1
+    for model in ("./model/", str(tmp_path / "model")):
+        assert resume(same, instance_data_dir="./two/", pretrained_model_name_or_path=model) == 1
     for paths, said in ((same[:1], "b.png is gone"), (same[::-1], "order"), ([*same, tmp_path / "new.png"], "new.png")):
         save_png(tmp_path / "new.png", Image.new("RGB", (4, 4), (9, 9, 9)))
         with pytest.raises(InputError, match=f"other pictures: .*{said}"):
-            resume(paths)
+            resume(paths, pretrained_model_name_or_path="model")
     save_png(same[0], Image.new("RGB", (4, 4), (7, 7, 7)))
     with pytest.raises(InputError, match="a.png is another picture now"):
-        resume(same)
+        resume(same, pretrained_model_name_or_path="model")
 
 
 def test_what_has_diverged_is_not_saved_and_other_processes_do_not_resume(tmp_path, monkeypatch):
@@ -296,6 +299,7 @@ def test_learning_rates_are_scaled_in_every_group(tmp_path):
     ("--instance_data_dir nowhere", "nowhere is no folder"),
     ("--instance_data_dir .", "needs --instance_prompt"),
     ("--instance_data_dir . --instance_prompt a --with_prior_preservation", "needs --class_prompt"),
+    ("--instance_data_dir . --instance_prompt a --class_data_dir ./", "is --instance_data_dir too"),
     ("--pretrained_model_name_or_path owner/name", "only the picturebook brings its own"),
     ("--resume_from_checkpoint checkpoint-9", "is no checkpoint"),
 ])  # fmt: skip

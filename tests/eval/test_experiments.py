@@ -173,7 +173,7 @@ def test_tier_1_takes_at_most_twenty_hours():
     assert sum(one.minutes for one in freshness.experiments().values() if one.tier == 1) <= 20 * 60
 
 
-def test_a_wrong_entry_is_one_sentence(tmp_path, monkeypatch):
+def test_a_wrong_entry_is_one_sentence(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(freshness, "HERE", tmp_path)
     (tmp_path / "experiments.toml").write_text('[[experiment]]\nid = "x"\ntitel = "y"\n')
     with pytest.raises(InputError, match="experiments.toml, 'x'"):
@@ -184,8 +184,14 @@ def test_a_wrong_entry_is_one_sentence(tmp_path, monkeypatch):
     for words in (["--run", "nothing"], ["--import", "/nowhere", "--as", "text_editing"], [], ["--shard", "1/2"]):
         with pytest.raises(SystemExit):
             experiments.main(words)
-    row = {"method": "m", "item": "i", "seed": 0, "metrics": {}}
-    for wrong in ({"seed": [1]}, {"metrics": {"a": "x"}}, {"metrics": {"a": None}}):
-        (tmp_path / "rows.jsonl").write_text(json.dumps(row | wrong) + "\n")
+    row = {"paper": "p", "method": "m", "item": "i", "seed": 0, "metrics": {}, "seconds": 1.0, "peak_memory_mb": 1.0}
+    for wrong, label, said in (
+        ({"seed": [1]}, "a", "line 1 is not a result row"), ({"metrics": {"a": "x"}}, "a", "line 1 is not"),
+        ({"metrics": {"a": None}}, "a", "line 1 is not"), (None, "a", "a row lacks seed"),
+        ({}, "a\nb", "cannot hold"), ({}, "a <!-- end -->", "cannot hold"),
+    ):  # fmt: skip
+        lines = [row, {key: row[key] for key in row if key != "seed"} if wrong is None else row | wrong]
+        (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines[wrong is not None :]))
         with pytest.raises(SystemExit):
-            experiments.main(["--import", str(tmp_path), "--as", "text_editing"])
+            experiments.main(["--import", str(tmp_path), "--as", "text_editing", "--label", label])
+        assert said in capsys.readouterr().err

@@ -124,7 +124,7 @@ def test_rows_of_other_settings_are_not_mixed_in(place, tiny_folder, tmp_path, c
 
 
 def settings(output, *flags):
-    return script.parse(["--subjects", str(output), "--scenes", str(output), "--output_dir", str(output),
+    return script.parse(["--subjects", str(output), "--scenes", str(output.parent), "--output_dir", str(output),
                          "--pretrained_model_name_or_path", "owner/model", *flags])  # fmt: skip
 
 

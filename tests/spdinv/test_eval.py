@@ -83,6 +83,35 @@ def test_the_quick_subset_may_grow_into_all_items(tmp_path):
         spdinv_eval.config_of(tmp_path, args, {})
 
 
+@pytest.mark.parametrize("change, said", [
+    ({}, None), ({"target_prompt": "a dog"}, "other pictures of a"), ({"mask_runs": (3, 4)}, "other pictures of a"),
+    ({"blended_words": ("a", "b")}, "other pictures of a"), ({"a.png": b"2"}, "other pictures of a"),
+    ({"truth.png": b"2"}, "other pictures of a"), ({"adapter": ["cat.safetensors"]}, "another --adapter"),
+    ({"elite": "cat.pt"}, "another --elite"),
+])  # fmt: skip
+def test_rows_of_other_prompts_pictures_and_adapters_are_not_joined(tmp_path, change, said):
+    files = {"a.png": b"1", "truth.png": b"1"}
+    item = EditItem("a", tmp_path / "a.png", "a cat", "a cup", "", "1", None, (1, 2), (8, 8),
+                    extras={"truth_path": "truth.png"})  # fmt: skip
+    flags = {"adapter": None, "elite": None}
+
+    def config(change):
+        for name, content in files.items():
+            (tmp_path / name).write_bytes(change.get(name, content))
+        args = spdinv_eval.parse([])
+        vars(args).update({name: change.get(name) for name in flags})
+        told = {name: value for name, value in change.items() if name not in {**files, **flags}}
+        return spdinv_eval.config_of(tmp_path, args, {}, [replace(item, **told)], tmp_path)
+
+    write_json(tmp_path / "config.json", config({}))
+    (tmp_path / "rows.jsonl").write_text('{"method": "ddim+p2p", "item": "a"}\n')
+    if said is None:
+        assert config(change)["pictures"].keys() == {"a"}
+    else:
+        with pytest.raises(InputError, match=said):
+            config(change)
+
+
 def test_every_row_of_table_1_runs_and_inversions_are_shared(run, tmp_path, monkeypatch):
     calls = []
     invert = Entry.__call__

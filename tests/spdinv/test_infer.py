@@ -129,6 +129,8 @@ WRONG = [
     (["--blended_words", "red"], "expected 2 arguments"),
     (["--blended_words", "red", "green"], "'green' is not in the prompt"),
     (["--equalizer", "blue"], "WORD=NUMBER"),
+    (["--equalizer", "blue=2", "blue=3"], "--equalizer names 'blue' twice"),
+    (["--cross_replace_steps", ".3", ".5"], "--cross_replace_steps names 'default_' twice"),
     (["--cross_replace_steps", "=0.2"], "WORD=NUMBER"),
     (["--cross_replace_steps", "0.4", "green=0.2"], "'green' is not in the prompt"),
     (["--substruct_words", "cat", "cat"], "give these too"),

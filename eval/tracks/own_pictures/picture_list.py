@@ -66,15 +66,29 @@ def parse_list(path: Path) -> list[Any]:
     text = read_text(path)
     try:
         if path.suffix.lower() == ".jsonl":
-            return [parse_json(line) for line in text.split("\n") if line.strip()]
+            return [parse_line(line, number) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
         if path.suffix.lower() == ".toml":
-            return tomllib.loads(text).get("picture", [])
+            found = tomllib.loads(text)
+            if list(found) != ["picture"] or not isinstance(found["picture"], list):
+                raise ValueError("it holds [[picture]] tables and nothing else")
+            return found["picture"]
         rows = csv.DictReader(io.StringIO(text), skipinitialspace=True, strict=True)
+        if "picture" not in (rows.fieldnames or ()):
+            raise ValueError(f"its first line is {','.join(rows.fieldnames or ())!r}; names of columns with commas in "
+                             "between are needed, picture among them")  # fmt: skip
         if len(set(rows.fieldnames or ())) < len(rows.fieldnames or ()):
             raise ValueError("two columns have one name")
         return [{key or "a value beyond the last column": value for key, value in row.items() if value} for row in rows]
     except (ValueError, RecursionError, csv.Error) as problem:
         raise InputError(f"{path} cannot be read: {problem}") from None
+
+
+def parse_line(line: str, number: int) -> Any:
+    """The JSON of a line of a .jsonl. ValueError names the line."""
+    try:
+        return parse_json(line)
+    except (ValueError, RecursionError) as problem:
+        raise ValueError(f"line {number} is no JSON object: {problem}") from None
 
 
 def check_entry(entry: Any, folder: Path) -> Entry:

@@ -46,6 +46,7 @@ def write_own(source: Path, folder: Path, on_picturebook: bool = False) -> Path:
     prompts = read_prompts(source / "prompts.txt")
     if not prompts:
         prompts = read_subject_prompts(ensure_subjects("validation"))["object"] if on_picturebook else PROMPTS
+    print("subjects: " + ", ".join(f"{one.name} ({one.class_name})" for one in subjects))
     content = [[one.name, one.class_name, picture_hashes(one.paths)] for one in subjects]
     digest = hashlib.sha256(json.dumps([content, prompts]).encode()).hexdigest()[:12]
     if not (folder / digest).is_dir():

@@ -53,11 +53,36 @@ def test_pairs_by_the_names_of_their_files(tmp_path):
     (tmp_path / "map_1.jpg").unlink()
     with pytest.raises(InputError, match=r"map_1\.\* is missing$"):
         read_pairs(tmp_path)
-    save(tmp_path / "Map_1.png")
-    with pytest.raises(InputError, match=r"map_1\.\* is missing \(Map_1.png is spelt otherwise\)"):
-        read_pairs(tmp_path)
     np.save(tmp_path / "map_1.npy", np.zeros((8, 8)))
     assert read_pairs(tmp_path)[0].edit_maps == (tmp_path / "map_1.npy",)
+    for name in ("Source_Sea", "EXEMPLAR_Sea", "map_sea"):
+        save(tmp_path / f"{name}.png")
+    with pytest.raises(InputError, match=r"map_Sea\.\* is missing \(map_sea.png is spelt otherwise\)"):
+        read_pairs(tmp_path)
+    save(tmp_path / "Map_Sea.png"), (tmp_path / "map_sea.png").unlink()
+    assert read_pairs(tmp_path)[1].source == tmp_path / "Source_Sea.png"
+
+
+def test_a_pair_is_known_by_all_that_its_scores_depend_on(tmp_path):
+    for name in ("s", "e", "m"):
+        save(tmp_path / f"{name}.png")
+    (tmp_path / "pairs.json").write_text(json.dumps([GOOD, GOOD | {"name": "b"}, GOOD | {"name": "c", "prompt": "a"}]))
+    one, same, other = read_pairs(tmp_path)
+    before = one.digest
+    assert before == same.digest != other.digest
+    for name in ("s", "e", "m"):
+        Image.new("RGB", (8, 8), "red").save(tmp_path / f"{name}.png")
+        assert one.digest != before
+        before = one.digest
+
+
+def test_the_protocol_replaces_no_other_pairs(tmp_path):
+    for name in ("a", "b"):
+        save(tmp_path / "own" / f"{name}.png")
+    assert build_pairs(tmp_path / "own", tmp_path, 1) == build_pairs(tmp_path / "own", tmp_path, 1) == 1
+    (tmp_path / "pairs.json").write_text("[]")
+    with pytest.raises(InputError, match="holds other pairs"):
+        build_pairs(tmp_path / "own", tmp_path, 1)
 
 
 GOOD = {"name": "a", "source": "s.png", "exemplars": ["e.png"], "edit_maps": ["m.png"]}
@@ -72,6 +97,8 @@ GOOD = {"name": "a", "source": "s.png", "exemplars": ["e.png"], "edit_maps": ["m
         ([3], "are needed"),
         ([GOOD | {"source": "missing.png"}], "which is missing"),
         ([GOOD | {"exemplars": []}], "each exemplar needs a map"),
+        ([GOOD | {"exemplars": "e.png"}], "the lists exemplars and edit_maps are needed"),
+        ([GOOD | {"any_map": "false"}], "true or false is needed"),
         ([GOOD | {"edit_maps": ["m.png", "m.png"]}], "each exemplar needs a map"),
         ([GOOD | {"name": "../a"}], "cannot hold"),
         ([GOOD | {"name": ".."}], "a plain file name"),
