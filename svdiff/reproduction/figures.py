@@ -7,7 +7,9 @@ from functools import partial
 from operator import attrgetter
 from statistics import fmean
 
+import torch
 from scipy.stats import spearmanr
+from torch import Tensor
 
 from common.claims import key_of
 from common.data import Subject
@@ -34,6 +36,7 @@ ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 FROZEN = "--no-train_text_encoder"
 # Fig. 5: as the scripts train by default, and all three without the text encoder, like with like
 ONE_SUBJECT = {**SPACES, **{f"{space}+frozen_text": [*SPACES[space], FROZEN] for space in ("svdiff", "full")}}
+DRIFT = 4  # prompts without the subject, of which the drift is the mean
 OFF, ON = ["--cut_mix_unmix_prob", "0"], ["--cut_mix_unmix_prob", "0.6"]
 SEVERAL = {f"{space}{way}": [*SPACES[space], *flags] for space in ("svdiff", "full")
            for way, flags in (("+cut_mix", ON), ("", OFF), ("+unmix", ON))}  # fmt: skip
@@ -66,11 +69,38 @@ def of_subjects(study: Study, methods: Callable[[Subject], list[Method]], file: 
 
 
 def single(study: Study) -> None:
-    """Fig. 5 and 9b: shifts, full weights and LoRA, in new places."""
-    of_subjects(study, lambda subject: [
-        Method(name, partial(study.tuned, subject, name, *flags)) for name, flags in ONE_SUBJECT.items()
-    ], "figure5.png", prompts=2)  # fmt: skip
+    """Fig. 5 and 9b: shifts, full weights and LoRA, in new places; and what else they change."""
+
+    def methods(subject: Subject) -> list[Method]:
+        return [Method(name, partial(study.tuned, subject, name, *flags)) for name, flags in ONE_SUBJECT.items()]
+
+    kept: dict[str, Tensor] = {}
+    for subject in study.args.shard.of(study.subjects):
+        for method in methods(subject):
+            drift(study, subject, method, kept)
+    of_subjects(study, methods, "figure5.png", prompts=2)
     scatter(study)
+
+
+def drift(study: Study, subject: Subject, method: Method, kept: dict[str, Tensor]) -> None:
+    """How far pictures move that do not ask for the subject: prompts without a token, of its class and of the DRIFT - 1
+    subjects after it. (1 - DINO's cosine with the base's picture of the same noise) / 2, the drift score of peft's
+    image benchmark. kept: the base's pictures by prompt."""
+    item, dino = f"{subject.name}|drift", study.encoders.dino
+    if not study.missing(method.name, item):
+        return
+    place = study.every.index(subject)
+    prompts = [study.prompts(one)[0][1] for one in (study.every[place:] + study.every[:place])[:DRIFT]]
+    for prompt in prompts:
+        if prompt not in kept:
+            kept[prompt] = study.sampled(prompt)(study.seeds)
+    with merging.applied(study.pipe, method.change(), bases=study.bases):
+        moved = torch.stack([study.sampled(prompt)(study.seeds) for prompt in prompts])
+    base = torch.stack([kept[prompt] for prompt in prompts])
+    alike = torch.cosine_similarity(*(dino.embed(one.flatten(0, 1)) for one in (moved, base)), dim=-1)
+    for seed, cosine in zip(study.seeds, alike.unflatten(0, base.shape[:2]).mean(0), strict=True):
+        if seed in study.missing(method.name, item):
+            study.record(method.name, item, seed, {f"drift_score ({dino.label})": (1 - cosine.item()) / 2})
 
 
 def scatter(study: Study) -> None:
@@ -81,7 +111,8 @@ def scatter(study: Study) -> None:
     rows, figure = read_rows(study.rows), Figure((5, 4), layout="constrained")
     axis, keys = figure.subplots(), [key_of(rows, name) for name in ("CLIP-T", "image_alignment")]
     for method, color in zip(ONE_SUBJECT, color_sequences["tab10"], strict=False):
-        text, image = ([row["metrics"][key] for row in rows if row["method"] == method] for key in keys)
+        own = [row["metrics"] for row in rows if row["method"] == method]
+        text, image = ([metrics[key] for metrics in own if key in metrics] for key in keys)
         axis.scatter(text, image, s=8, alpha=0.4, color=color)
         axis.scatter(fmean(text), fmean(image), s=90, color=color, label=method)
     axis.set(xlabel="text alignment (CLIP)", ylabel="image alignment (1 - LPIPS)")

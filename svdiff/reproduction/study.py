@@ -222,7 +222,8 @@ class Study:
                 if method.shown:
                     row += [self.pictures(method.name, panel.drawn[place][0])[seed] for place, seed in panel.shown]
             sheet.append(row)
-        shown = [method.name for method in panels[0].methods if method.shown for _ in panels[0].shown]
+        more = [""] * (len(panels[0].shown) - 1)  # a method's name stands above the first of its pictures
+        shown = [head for method in panels[0].methods if method.shown for head in (method.name, *more)]
         save_png(self.output / file, grid(sheet, [panel.label for panel in panels], [*inputs, *shown]))
 
 

@@ -73,7 +73,10 @@ def test_figures_of_single_subjects(evaluate, monkeypatch, capsys):
                  "rank/rank.png", "style/figure10.png"):  # fmt: skip
         assert (output / name).is_file(), name
     rows = read_rows(output / "single" / "rows.jsonl")
-    assert {row["method"] for row in rows} == set(figures.ONE_SUBJECT) and rows[0]["item"] == "cat|0"
+    assert {row["method"] for row in rows} == set(figures.ONE_SUBJECT)
+    drifts, rows = [[row for row in rows if (row["item"] == "cat|drift") == so] for so in (True, False)]
+    assert len(drifts) == len(rows) and all(key.startswith("drift_score") for row in drifts for key in row["metrics"])
+    assert rows[0]["item"] == "cat|0"
     assert rows[0]["prompt"] == "a sks cat on grass"
     assert {name.partition(" (")[0] for name in rows[0]["metrics"]} == {"image_alignment", "CLIP-T", "DINO", "CLIP-I"}
     rates = {(argv[argv.index("--parameter_space") + 1], word.partition("=")[2])
@@ -82,8 +85,25 @@ def test_figures_of_single_subjects(evaluate, monkeypatch, capsys):
     shown, done = capsys.readouterr().out, len(told)
     assert "SVDiff's likeness to the subject" in shown and "inconclusive" in shown
     evaluate("--figure", "5", "--learning_rate", "svdiff=0.25", "full=0.5")
-    assert len(told) == done and len(read_rows(output / "single" / "rows.jsonl")) == len(rows)  # nothing is done twice
+    assert len(told) == done and len(read_rows(output / "single" / "rows.jsonl")) == 2 * len(
+        rows
+    )  # nothing is done twice
     assert set(json.loads((output / "results.json").read_text())) == {"5", "9", "scaling", "rank", "10"}
+
+
+def test_an_unchanged_model_does_not_drift(evaluate, monkeypatch):
+    found = []
+
+    def measured(known):
+        moved = {"unet.conv_out.weight": torch.ones_like(known.pipe.unet.conv_out.weight)}
+        for name, change in (("unchanged", {}), ("moved", moved)):
+            figures.drift(known, known.subjects[0], study.Method(name, lambda change=change: change), {})
+        found.extend(row for row in read_rows(known.rows) if row["method"] in ("unchanged", "moved"))
+
+    monkeypatch.setattr(figures, "scatter", measured)
+    evaluate("--figure", "5")
+    drifts = {row["method"]: value for row in found for value in row["metrics"].values()}
+    assert drifts["unchanged"] == pytest.approx(0, abs=1e-6) and drifts["moved"] > 1e-4
 
 
 @pytest.mark.slow
