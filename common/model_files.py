@@ -101,6 +101,8 @@ def inspect_folder(
     named = [name for name, part in index.items() if isinstance(part, list)]  # what else lies there is somebody's own
     for path in [path for name in named for path in (folder / name).glob("*.json") if path.name[0] != "."]:
         _read_json(path)
+    if "scheduler" in named:
+        check_noise_levels(folder / "scheduler" / "scheduler_config.json", index["scheduler"])
     for part in [part for part in named if part.startswith("tokenizer")]:  # transformers would make an empty one
         if not any((folder / part / name).is_file() for name in ("vocab.json", "tokenizer.json")):
             raise InputError(f"{folder / part} holds no vocabulary (vocab.json); fetch the model again.")
@@ -110,6 +112,17 @@ def inspect_folder(
             with refused_as(f"{path} is damaged or cut short, fetch the file again"), safe_open(path, "pt"):
                 pass
     return pipeline_class, parts
+
+
+def check_noise_levels(file: Path, named: list) -> None:
+    """Raises InputError for a scheduler's config without noise levels, in whose place diffusers would take some of its
+    own, which are no model's here. named: library and class; those that know no betas (of flows, unCLIP) pass."""
+    kind = getattr(diffusers, named[-1], None) if named and isinstance(named[-1], str) else None
+    if isinstance(kind, type) and "beta_start" in inspect.signature(kind).parameters and file.is_file():
+        config = _read_json(file)
+        if not {"beta_start", "beta_end", "beta_schedule"} <= config.keys() and not config.get("trained_betas"):
+            raise InputError(f"{file} does not say the model's noise levels (beta_start, beta_end, beta_schedule); "
+                             "fetch the file again")  # fmt: skip
 
 
 WEIGHTS = re.compile(r"(?:diffusion_pytorch_model|pytorch_model|model)(?:\.(?P<variant>\w+))?(?:-\d{5}-of-\d{5})?"

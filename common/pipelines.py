@@ -102,8 +102,10 @@ def is_picturebook(pipe: DiffusionPipeline) -> bool:
 
 
 def native_resolution(pipe: DiffusionPipeline) -> int:
-    """Side of the square pictures the model was trained on, in pixels."""
-    return pipe.unet.config.sample_size * pipe.vae_scale_factor
+    """Side of the square pictures the model was trained on, in pixels. InputError where its config does not say it."""
+    if not isinstance(side := pipe.unet.config.sample_size, int):
+        raise InputError(f"{pipe.name_or_path}: unet/config.json says {side} for sample_size, the side of its latents")
+    return side * pipe.vae_scale_factor
 
 
 def chosen_resolution(pipe: DiffusionPipeline, resolution: int | None) -> int:

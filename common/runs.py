@@ -26,6 +26,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from common.files import (  # noqa: F401  (a run's files, under one roof with the run)
+    CACHE_VARIABLE,
     ROOT,
     ROW_KEYS,
     InputError,
@@ -154,6 +155,10 @@ def _in_words(problem: Exception) -> str | None:
         return str(problem)
     if isinstance(problem, MemoryError) or "out of memory" in str(problem) or "can't allocate memory" in str(problem):
         return "there is not enough memory: lower --resolution or the batch size, or close other programs"
+    about = getattr(problem, "filename", None)
+    if isinstance(problem, OSError) and about and Path(about).is_relative_to(cache_folder()):
+        reason = write_problem(problem) or problem.strerror
+        return f"cannot use {str(about)[:200]}: {reason} ({CACHE_VARIABLE} moves all caches)"
     if reason := write_problem(problem):
         name = str(getattr(problem, "filename", None) or "a file")
         return f"cannot {'look for' if len(name) > 200 else 'write'} {name[:200]}: {reason}"

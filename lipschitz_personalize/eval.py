@@ -21,6 +21,8 @@ from lipschitz_personalize.reproduction import plan
 SETTINGS = ("pretrained_model_name_or_path", "weights", "dataset", "split", "num_images", "num_inference_steps",
             "guidance_scale", "metric_encoders", "prompts", "held_out_classes")  # fmt: skip
 
+DRIFT = "eps_per_theta all"  # a score that --drift alone measures
+
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = make_parser(__doc__.splitlines()[0])
@@ -104,6 +106,10 @@ def main(argv: list[str] | None = None) -> None:
     if not names:
         return
     joined_config(output, vars(args), SETTINGS, methods=settings)  # is refused before a model is loaded
+    before = [row for row in read_rows(output / "rows.jsonl") if row["method"] in names]
+    if args.drift and any(DRIFT not in row.get("metrics", {}) for row in before):
+        raise InputError(f"{output} holds rows that were measured without --drift; leave it out, or take another "
+                         "--output_dir")  # fmt: skip
 
     from tqdm import tqdm
 

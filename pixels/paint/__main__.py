@@ -47,7 +47,7 @@ def plan(args: argparse.Namespace) -> dict:
                          + ", ".join(options.KNOWN_IDS))  # fmt: skip
     sampling, surgery = options.sampling_of(args, kind), options.surgery_of(args)
     native, factor = frame_of(args.pretrained_model_name_or_path, kind)
-    size = (args.height or native, args.width or native)
+    size = options.frame_size(args, native, factor)
     scheduler = scheduler_of(args.pretrained_model_name_or_path, kind, args.scheduler)
     count = len(select_timesteps(scheduler, "cpu", sampling))
     taus = {name: thresholds(name, count, surgery["schedule"]).tolist() for name in THRESHOLDS}

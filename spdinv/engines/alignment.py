@@ -34,7 +34,11 @@ def find_word(tokenizer: PreTrainedTokenizerBase, prompt: str, word: str) -> lis
     words = zip(prompt.split(" "), word_tokens(tokenizer, prompt), strict=True)
     positions = [p for candidate, tokens in words if candidate == word for p in tokens]
     if not positions:
-        raise InputError(f"the word {word!r} is not in the prompt {prompt!r}; take one of {prompt.split(' ')}.")
+        known = list(dict.fromkeys(prompt.split(" ")))
+        if word in known:
+            room = tokenizer.model_max_length - 2  # start and end tokens
+            raise InputError(f"the word {word!r} lies beyond the {room} tokens that are read of the prompt: shorten it")
+        raise InputError(f"the word {word!r} is not in the prompt {prompt!r}; take one of {known}.")
     return positions
 
 

@@ -224,6 +224,11 @@ def without_weight(path):
         (lambda f: shutil.rmtree(f / "tokenizer"), "holds no vocabulary"),
         (lambda f: edit_json(f / "scheduler" / "scheduler_config.json", prediction_type="flow"), "predicts 'flow'"),
         (lambda f: shutil.rmtree(f / "scheduler"), "Cannot load"),
+        (
+            lambda f: (f / "scheduler" / "scheduler_config.json").write_text('{"_class_name": "DDIMScheduler"}'),
+            "does not say the model's noise levels",
+        ),
+        (lambda f: edit_json(f / "model_index.json", scheduler=["diffusers", "Nobody"]), "Cannot load"),
         (lambda f: without_weight(f / UNET_FILE), "lacks 1 of the model's weights, conv_in.weight"),
         (lambda f: edit_json(f / "unet" / "config.json", block_out_channels=[16, 32, 64]), "Cannot load"),
     ],
@@ -233,6 +238,12 @@ def test_damaged_folders_end_in_one_sentence(folder, damage, wrong):
     with pytest.raises(InputError, match=wrong) as caught:
         load_pipeline(folder)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
+
+
+def test_a_model_that_does_not_say_its_side_is_asked_for_it(folder):
+    edit_json(folder / "unet" / "config.json", sample_size=None)
+    with pytest.raises(InputError, match="says None for sample_size"):
+        native_resolution(load_pipeline(folder))
 
 
 def test_inpainting_unet_is_refused(tmp_path):

@@ -207,6 +207,12 @@ def test_bad_input(models, dataset, encoders, tmp_path, refused, words, said):
     refused(said, run, models["sd"], dataset, encoders, tmp_path / "out", *words)
 
 
+def test_rows_without_drift_are_not_taken_for_rows_with_it(models, dataset, encoders, tmp_path, refused, monkeypatch):
+    monkeypatch.setattr(evaluate, "joined_config", lambda *given, **more: {})
+    (tmp_path / "rows.jsonl").write_text('{"method": "dreambooth", "item": "rex/0", "seed": 0, "metrics": {"a": 1}}\n')
+    refused("without --drift", run, models["sd"], dataset, encoders, tmp_path, "--methods", "dreambooth", "--drift")
+
+
 def test_infer_draws_both_models_and_drift_is_measured_of_a_folder(models, subject, tmp_path, capsys, refused):
     train.main(["--pretrained_model_name_or_path", str(models["sd"]), "--instance_data_dir", str(subject),
                 "--instance_prompt", "a sks cat", "--class_prompt", "a cat", "--output_dir", str(tmp_path / "t"),

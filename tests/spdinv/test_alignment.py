@@ -108,7 +108,7 @@ def test_words_are_matched_whole_and_everywhere(tokenizer):
 def test_words_beyond_the_limit_are_missing():
     short = tiny_tokenizer(max_length=8)
     assert find_word(short, "a red cat on the grass", "grass") == [6]
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match="'grass' lies beyond the 6 tokens"):
         find_word(short, "a big red cat on the grass", "grass")
     mapper, _ = refine_mapper(short, "a cat", "a big red cat on the grass in the snow")
     assert len(mapper) == 8

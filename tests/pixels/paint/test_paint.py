@@ -91,7 +91,7 @@ def _parser():
 @pytest.mark.parametrize(
     "flags, message",
     [(["nothing.png"], "is no file"), (["PHOTO", "--page", "a.txt"], "end in .html"),
-     (["PHOTO", "--kind", "oil"], "invalid choice"),
+     (["PHOTO", "--kind", "oil"], "invalid choice"), (["PHOTO", "--height", "63"], "no multiple of 4"),
      (["PHOTO", "--pretrained_model_name_or_path", "owner/model"], "not known here")],
 )  # fmt: skip
 def test_wrong_input_is_one_sentence(tmp_path, capsys, flags, message):
