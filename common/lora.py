@@ -11,9 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from diffusers import DiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from common.files import InputError, refused_as
+from common.files import InputError, atomic_path, refused_as
 from common.model_files import read_weights
 
 LORA_FILE = "pytorch_lora_weights.safetensors"  # diffusers' name
@@ -29,6 +30,16 @@ KNOWN = {
 }  # fmt: skip
 # A layer's path, or its end, with two gaps .* at most: peft takes any regular expression, but some would run for ever.
 PATTERN = re.compile(r"\^?[\w.]+(\.\*[\w.]+){0,2}")
+
+
+def write_lora(
+    folder: Path, part: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> Path:
+    """A training's tensors, by peft's names inside of a part of the pipeline, as LORA_FILE in a folder; atomically."""
+    content = {f"{part}.{name}": value.detach().float().cpu().contiguous() for name, value in tensors.items()}
+    with atomic_path(folder / LORA_FILE) as temporary:
+        save_file(content, temporary, metadata)
+    return folder / LORA_FILE
 
 
 def read_lora(file: Path) -> dict[str, Tensor]:
@@ -74,7 +85,7 @@ def put_on(model: DiffusionPipeline | nn.Module, file: Path, tensors: Mapping[st
         model.unload_lora_weights() if whole else model.unload_lora()
 
 
-def lora_change(model: DiffusionPipeline | nn.Module, file: Path) -> dict[str, Tensor]:
+def lora_deltas(model: DiffusionPipeline | nn.Module, file: Path) -> dict[str, Tensor]:
     """{parameter: B A times its scale} of a LoRA's file, float32; the model stays as it is. Raises InputError as
     `read_lora` and `put_on` do, and for changes that are not finite."""
     with put_on(model, file, read_lora(file)) as layers:

@@ -133,6 +133,12 @@ def lpips_distance(a: Tensor, b: Tensor, lpips: Lpips, weight: Tensor | None = N
     return sum(_mean(m, weight) for m in maps)
 
 
+def truth_scores(truth: Tensor, edited: Tensor, lpips: Lpips) -> dict[str, float]:
+    """Nearness of an edit to the true picture, [1, 3, H, W] in [0, 1] both, by Score.key."""
+    distance = Score("lpips_truth", lpips_distance(truth, edited, lpips).item(), lpips.label)
+    return {"psnr_truth": psnr(truth, edited).item(), distance.key: distance.value}
+
+
 def clip_image_similarity(pictures: Tensor, references: Tensor, clip: Clip) -> Tensor:
     """CLIP-I: cosines [A, B] of A pictures with B references.
 

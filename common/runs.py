@@ -217,9 +217,9 @@ def remove_stale(folder: Path, stale: Iterable[Path]) -> None:
             path.unlink(missing_ok=True)
 
 
-def digest_of(who: Mapping[str, Any]) -> str:
-    """Twelve digits of a training's identity; config.json keeps them as "training"."""
-    return hashlib.sha256(json.dumps(who, sort_keys=True).encode()).hexdigest()[:12]
+def digest_of(told: Any) -> str:
+    """Twelve digits of what JSON makes of a thing, such as a training's identity ("training" in config.json)."""
+    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
 def check_replaced(output_dir: str | Path, who: Mapping[str, Any], results: Iterable[str] = ()) -> None:

@@ -30,6 +30,7 @@ from common.runs import (
     InputError,
     cache_folder,
     check_file_name,
+    digest_of,
     make_parser,
     provenance,
     read_object,
@@ -40,7 +41,7 @@ from common.runs import (
 )  # fmt: skip
 from common.shards import Shard, add_shard_flag
 from eval import freshness
-from eval.freshness import FRESH, ROOT, Experiment, digest, experiments, fingerprint, state
+from eval.freshness import FRESH, ROOT, Experiment, experiments, fingerprint, state
 
 HEAVY = ("seen", "gap", "trajectory")  # what rows have for figures alone, and results do not keep
 PRINTED, MINUTES = "printed.txt", "minutes.json"  # in a run's folder: what a command without rows says; time so far
@@ -101,7 +102,7 @@ def run_one(one: Experiment, output: Path, part: Shard) -> None:
     """Run an experiment and keep its rows. The folder is named after what rows depend on, so that no row of another
     world is ever continued."""
     before, began = fingerprint(one), time.time()
-    place = output / f"{one.id}-{digest(before)[:6]}"
+    place = output / f"{one.id}-{digest_of(before)[:6]}"
     start(one, place, ["--shard", str(part)] if part.count > 1 and one.shards else [])
     if part.count > 1:
         return

@@ -6,16 +6,14 @@ of code that keeps these makes nothing stale.
 """
 
 import functools
-import hashlib
 import importlib
-import json
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from common.claims import PAPERS, read_claims
-from common.runs import InputError, read_object, read_rows
+from common.runs import InputError, digest_of, read_object, read_rows
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -104,10 +102,6 @@ def settings_of(place: str) -> Any:
     return getattr(importlib.import_module(module), name) if name else read_toml(ROOT / place)
 
 
-def digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:12]
-
-
 def fingerprint(experiment: Experiment) -> dict[str, Any]:
     """All that its rows depend on."""
     from common.picturebook.hashes import data_hash, weights_hash
@@ -115,7 +109,7 @@ def fingerprint(experiment: Experiment) -> dict[str, Any]:
     known = protocols()
     return {
         "commands": experiment.commands,
-        "settings": {place: digest(settings_of(place)) for place in experiment.settings},
+        "settings": {place: digest_of(settings_of(place)) for place in experiment.settings},
         "weights": weights_hash(*experiment.models),
         "drawing": data_hash(),
         "protocols": {name: known.get(name, 1) for name in measures_of(experiment)},

@@ -11,9 +11,10 @@ import argparse
 import os
 
 from common.claims import PAPERS
-from common.flags import number
 from common.runs import InputError, atomic_path, make_parser, script
 from common.tables import ROOT
+
+SECONDS = 3600  # that a cell may take
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -21,7 +22,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("papers", nargs="*", help="folders of papers; all that have a lecture by default")
     add("--quick", action="store_true", help="in quick form (LECTURE_QUICK=1 for the cells), keeping nothing")
-    add("--timeout", type=number(int, 1), default=3600, help="seconds that a cell may take")
     args = parser.parse_args(argv)
     for paper in args.papers:
         if paper not in PAPERS or not lecture(paper).is_file():
@@ -34,14 +34,14 @@ def lecture(paper: str):
     return ROOT / paper / "lecture.ipynb"
 
 
-def run(paper: str, quick: bool, timeout: int) -> None:
+def run(paper: str, quick: bool) -> None:
     """Execute a lecture from its first cell on and write its outputs, unless `quick`. InputError for a failing cell."""
     import nbformat
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError
 
     book = nbformat.read(lecture(paper), as_version=4)
-    client = NotebookClient(book, timeout=timeout, kernel_name="python3", resources={"metadata": {"path": str(ROOT)}})
+    client = NotebookClient(book, timeout=SECONDS, kernel_name="python3", resources={"metadata": {"path": str(ROOT)}})
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **({"LECTURE_QUICK": "1"} if quick else {})}
     try:
         client.execute(env=environment)
@@ -60,7 +60,7 @@ def run(paper: str, quick: bool, timeout: int) -> None:
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     for paper in args.papers:
-        run(paper, args.quick, args.timeout)
+        run(paper, args.quick)
         print(f"{lecture(paper)}: every cell ran" + ("" if args.quick else ", outputs kept"), flush=True)
 
 

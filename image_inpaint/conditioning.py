@@ -73,12 +73,17 @@ def trained_part(encoder: PaintByExampleImageEncoder) -> dict[str, nn.Parameter]
     return {name: p for name, p in encoder.named_parameters() if not name.startswith("model.")}
 
 
+def squashed(pictures: Tensor, side: int) -> Tensor:
+    """[B, C, H, W] as squares, bilinear, averaging where it shrinks."""
+    if pictures.shape[-2:] == (side, side):
+        return pictures
+    return F.interpolate(pictures, (side, side), mode="bilinear", antialias=True, align_corners=False)
+
+
 def reference_pixels(references: Tensor, pipe) -> Tensor:
     """References [B, 3, h, w] in [0, 1] as CLIP wants them: squashed to its size (diffusers cuts the ends of long ones
     off, Paint-by-Example does not), normalised."""
-    side = pipe.image_encoder.config.image_size
-    if references.shape[-2:] != (side, side):
-        references = F.interpolate(references, (side, side), mode="bilinear", antialias=True, align_corners=False)
+    references = squashed(references, pipe.image_encoder.config.image_size)
     processor = pipe.feature_extractor
     mean, std = (references.new_tensor(v).view(1, 3, 1, 1) for v in (processor.image_mean, processor.image_std))
     return ((references.clamp(0, 1) - mean) / std).to(pipe.image_encoder.device, pipe.image_encoder.dtype)

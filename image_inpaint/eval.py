@@ -10,11 +10,10 @@ An interrupted run goes on where it stopped: start it again with the same flags.
 
 import argparse
 import hashlib
-import json
 import shlex
 from pathlib import Path
 
-from common.flags import check_handed_on, is_picturebook_folder, local_folder, number, say_unheeded
+from common.flags import check_handed_on, is_picturebook_folder, local_folder, number, say_unheeded, show_config
 from common.runs import (
     InputError,
     append_row,
@@ -261,8 +260,7 @@ def report(args: argparse.Namespace, items: list, rows: list[dict]) -> None:
 @script
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
-    if args.print_config:
-        print(json.dumps(vars(args), indent=2))
+    if show_config(args):
         return
     if args.storage:
         from image_inpaint.reproduction.storage import table

@@ -6,10 +6,9 @@ White in the mask is what is to be filled. Without arguments: a scene and a subj
 """
 
 import argparse
-import json
 from pathlib import Path
 
-from common.flags import as_flags, is_picturebook_folder, number
+from common.flags import as_flags, is_picturebook_folder, number, show_config
 from common.runs import InputError, make_parser, measure, remove_stale, script, write_config, write_json
 from image_inpaint import options
 
@@ -107,8 +106,7 @@ def run(args: argparse.Namespace, picture, fill, references):
 @script
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
-    if args.print_config:
-        print(json.dumps({**vars(args), "sampling": options.sampling_of(args)}, indent=2))
+    if show_config(args, sampling=options.sampling_of(args)):
         return
     from common.images import save_png
     from image_inpaint.samples import comparison, with_hole

@@ -10,11 +10,9 @@ from pathlib import Path
 
 import torch
 from diffusers import UNet2DConditionModel
-from safetensors.torch import save_file
 from torch import nn
 
-from common.lora import LORA_FILE, SETTINGS, put_on, read_lora
-from common.runs import atomic_path
+from common.lora import SETTINGS, put_on, read_lora, write_lora
 
 # What of every transformer block is updated, as peft's target_modules.
 TARGETS: dict[str, list[str] | str] = {
@@ -46,15 +44,12 @@ def save_lora(unet: UNet2DConditionModel, folder: str | Path) -> Path:
     header's second entry, "format": two entries come in any order, and a training would not end in the same bytes."""
     from peft.utils import get_peft_model_state_dict
 
-    path = Path(folder) / LORA_FILE
-    weights = {f"unet.{name}": p.float().cpu().contiguous() for name, p in get_peft_model_state_dict(unet).items()}
     settings = {
         f"unet.{name}": sorted(value) if isinstance(value, set | list | tuple) else value
         for name, value in unet.peft_config["default"].to_dict().items()
     }
-    with atomic_path(path) as temporary:
-        save_file(weights, temporary, metadata={SETTINGS: json.dumps(settings, sort_keys=True)})
-    return path
+    about = {SETTINGS: json.dumps(settings, sort_keys=True)}
+    return write_lora(Path(folder), "unet", get_peft_model_state_dict(unet), about)
 
 
 def load_lora(unet: UNet2DConditionModel, file: str | Path) -> None:

@@ -8,10 +8,10 @@ Without arguments: a subject of the picturebook.
 """
 
 import argparse
-import json
 import time
 from pathlib import Path
 
+from common.flags import show_config
 from common.runs import measure, script, write_config, write_json
 from image_inpaint import options
 
@@ -183,11 +183,8 @@ def finish(pipe, args: argparse.Namespace, shown: list, metrics: dict, who: str)
 @script
 def main(argv: list[str] | None = None) -> None:
     args = options.parse_train(argv)
-    if args.print_config:
-        steps = args.max_train_steps or f"{args.num_train_epochs} epochs"
-        print(json.dumps({**vars(args), "steps": steps}, indent=2))
-        return
-    train(args)
+    if not show_config(args, steps=args.max_train_steps or f"{args.num_train_epochs} epochs"):
+        train(args)
 
 
 if __name__ == "__main__":

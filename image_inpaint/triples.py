@@ -10,13 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from common.runs import InputError
 from image_inpaint.augment import augment_reference, augment_source
-from image_inpaint.conditioning import class_tokens, keep_on_latents, masked_picture, reference_pixels
-from image_inpaint.masks import Box, box_mask, box_of, integer, padded, training_mask
+from image_inpaint.conditioning import class_tokens, keep_on_latents, masked_picture, reference_pixels, squashed
+from image_inpaint.masks import Box, Size, box_mask, box_of, integer, padded, training_mask
 
 REFERENCE_PADDING = 10 / 512  # of the shorter side, around the box of the reference
 CHUNK = 4  # triples that the VAE takes at once: memory stays that of eight pictures, whatever the batch
@@ -61,11 +60,9 @@ def square_window(box: Box, size: tuple[int, int], generator: torch.Generator) -
     return left + margin, top + margin, left + side - margin, top + side - margin
 
 
-def resized(picture: Tensor, side: int) -> Tensor:
-    """[1, C, H, W] squashed to a square, bilinear, averaging where it shrinks."""
-    if picture.shape[-2:] == (side, side):
-        return picture
-    return F.interpolate(picture, (side, side), mode="bilinear", antialias=True, align_corners=False)
+def reference_box(box: Box, size: Size) -> Box:
+    """What is cut out as the reference: the thing's box with a small margin."""
+    return padded(box, size, max(1, round(REFERENCE_PADDING * min(size))))
 
 
 def cut(picture: Tensor, box: Box) -> Tensor:
@@ -85,12 +82,12 @@ def make_triple(
     if moved.any():  # a rotation can carry a thing at the edge out of the picture
         source, box = turned, box_of(moved[0, 0])
     fill, outer = training_mask(box, size, generator, augmentation.mask)  # I_m
-    reference = cut(source, padded(box, size, max(1, round(REFERENCE_PADDING * min(size)))))  # I_r
-    reference = augment_reference(resized(reference, reference_size), augmentation.reference, generator)
+    reference = cut(source, reference_box(box, size))  # I_r
+    reference = augment_reference(squashed(reference, reference_size), augmentation.reference, generator)
     fill = fill[None, None]
     if augmentation.crop and (window := square_window(outer, size, generator)):
         source, fill = cut(source, window), cut(fill, window)
-    return Triple(resized(source, resolution)[0].clamp(0, 1), reference[0], resized(fill, resolution)[0].clamp(0, 1))
+    return Triple(squashed(source, resolution)[0].clamp(0, 1), reference[0], squashed(fill, resolution)[0].clamp(0, 1))
 
 
 # ----------------------------------------------------------------------------------------------- as the UNet reads

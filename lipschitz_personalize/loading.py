@@ -6,7 +6,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from common.lora import LORA_FILE, lora_change
+from common.lora import LORA_FILE, lora_deltas
 from common.model_files import read_weights
 from common.runs import InputError, read_json
 from lipschitz_personalize.objectives import backbone_of, load_backbone, network
@@ -33,7 +33,7 @@ def load_trained(
     net, words = network(pipe), []
     if file.name == LORA_FILE:
         own = net.state_dict()  # W + B A of every layer in the file
-        weights = {name: own[name] + delta.to(own[name]) for name, delta in lora_change(net, file).items()}
+        weights = {name: own[name] + delta.to(own[name]) for name, delta in lora_deltas(net, file).items()}
     elif file.name == CUSTOM_DIFFUSION_FILE:
         weights = {key.replace(".processor", "").replace("_custom_diffusion", ""): value
                    for key, value in read_weights(file)[0].items() if value.numel()}  # fmt: skip

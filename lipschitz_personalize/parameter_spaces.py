@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from common.files import refused_as
-from common.lora import LORA_FILE
+from common.lora import LORA_FILE, write_lora
 from common.runs import InputError, atomic_path
 from lipschitz_personalize.objectives import backbone_of, network
 from lipschitz_personalize.regularizer import lora_change
@@ -193,9 +193,8 @@ def lora(pipe: DiffusionPipeline, rank: int, alpha: float, targets: list[str], i
     def save(folder: Path) -> None:
         # Loaders differ in where they look for alpha: it is folded into B, and every one of them is right.
         part = "transformer" if backbone_of(pipe) == "sd3" else "unet"
-        content = {f"{part}.{key}": value.detach().float() * (alpha / rank if ".lora_B." in key else 1.0)
-                   for key, value in get_peft_model_state_dict(net).items()}  # fmt: skip
-        with atomic_path(folder / LORA_FILE) as path:
-            save_file({key: value.cpu().contiguous() for key, value in content.items()}, path)
+        state = get_peft_model_state_dict(net)
+        write_lora(folder, part, {key: value.detach().float() * (alpha / rank if ".lora_B." in key else 1.0)
+                                  for key, value in state.items()})  # fmt: skip
 
     return Space(parameters, save, change=change)

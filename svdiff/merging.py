@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from common.files import refused_as
-from common.lora import LORA_FILE, lora_change
+from common.lora import LORA_FILE, lora_deltas
 from common.model_files import MODELS, check_weights, load_model, read_weights
 from common.runs import InputError, read_object
 from svdiff import combine, files
@@ -45,7 +45,7 @@ def load(pipe, path: str | Path, bases: Bases | None = None) -> Change:
         parts = full_weights(pipe, path)
         check_base(path, parts, bases)
     elif lora.is_file() and any("lora" in name for name in read_weights(lora)[0]):
-        change = lora_change(pipe, lora)
+        change = lora_deltas(pipe, lora)
         check_base(lora.parent, {name.partition(".")[0] for name in change}, bases)
         return change
     else:

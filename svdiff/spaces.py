@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from common.lora import LORA_FILE
+from common.lora import LORA_FILE, write_lora
 from common.runs import atomic_path
 from svdiff import files
 from svdiff.basis import Bases
@@ -86,7 +86,6 @@ def lora(pipe, args, bases: Bases) -> Trainable:
     """peft's LoRA on the attention of the UNet, alpha = rank."""
     from diffusers.utils import convert_state_dict_to_diffusers
     from peft import LoraConfig, get_peft_model_state_dict
-    from safetensors.torch import save_file
 
     base = {"unet": bases.base("unet")}
     torch.manual_seed(args.seed)  # A starts at random
@@ -96,10 +95,7 @@ def lora(pipe, args, bases: Bases) -> Trainable:
 
     def save(folder: Path) -> list[Path]:
         state = convert_state_dict_to_diffusers(get_peft_model_state_dict(pipe.unet))
-        tensors = {f"unet.{name}": value.float().cpu().contiguous() for name, value in state.items()}
-        with atomic_path(folder / LORA_FILE) as temporary:
-            save_file(tensors, temporary, {"format": "pt"})
-        return [folder / LORA_FILE]
+        return [write_lora(folder, "unet", state, {"format": "pt"})]
 
     return Trainable([{"params": list(weights.values()), "lr": args.learning_rate}], weights, base, save)
 

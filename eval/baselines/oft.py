@@ -34,8 +34,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--coft", action=argparse.BooleanOptionalAction, default=True, help="keep the rotations near the identity")
     add("--coft_eps", type=number(float, 0), default=6e-5,
         help="how near, see --coft: times the square of a block's side, as the authors' code has it")  # fmt: skip
-    add("--cayley_neumann", action=argparse.BooleanOptionalAction, default=False,
-        help="peft's five-term series in place of the Cayley transform's inverse")  # fmt: skip
     add_training_flags(parser, output_dir="outputs/oft", max_train_steps=2005, learning_rate=6e-5)
     add_subject_flags(parser, with_prior_preservation=True, num_class_images=200)
     return parse_plain(parser, argv, PICTUREBOOK_PRESET, parameter_space="oft")
@@ -70,7 +68,7 @@ def add_rotations(unet, args: argparse.Namespace):
         if name.endswith(tuple(PROJECTIONS)) and layer.in_features % args.blocks:
             raise InputError(f"--blocks {args.blocks} does not divide the {layer.in_features} inputs of {name}")
     config = OFTConfig(r=args.blocks, oft_block_size=0, target_modules=PROJECTIONS, coft=args.coft, eps=args.coft_eps,
-                       use_cayley_neumann=args.cayley_neumann)  # fmt: skip
+                       use_cayley_neumann=False)  # fmt: skip
     return give_authors_radius(get_peft_model(unet, config))
 
 

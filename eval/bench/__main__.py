@@ -11,7 +11,6 @@ from pathlib import Path
 
 from common.flags import number
 from common.runs import InputError, make_parser, script, write_config, write_json
-from eval.bench.inversions import SOLVERS
 
 PARTS = ("inversions", "sampling", "surgery", "penalty", "shifts", "inpainting")  # modules with run(pipe, args) -> rows
 
@@ -23,7 +22,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--pretrained_model_name_or_path", default="picturebook", help="picturebook, a local folder or a hub id")
     add("--dataset", default="picturebook", help="picturebook, or a PIE-Bench folder; its first pictures are used")
     add("--items", type=number(int, 1), default=3, help="pictures to invert")
-    add("--solvers", nargs="+", choices=SOLVERS, default=list(SOLVERS), help="inversions to run")
     add("--num_inference_steps", type=number(int, 1, 1000), default=50, help="DDIM steps")
     add("--guidance_scale", type=number(float, 0), default=7.5, help="of sampling; inversion has none")
     add("--repeats", type=number(int, 1), default=5, help="pairs of samplings, ours and diffusers' in turn")

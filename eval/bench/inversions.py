@@ -19,7 +19,7 @@ def run(pipe, args: argparse.Namespace) -> dict[str, list[dict]]:
     """Measure and print; {name in bench.json: rows}."""
     rows = inversion_rows(pipe, args)
     print(f"Inverting {args.items} pictures under their own prompts, {args.num_inference_steps} steps")
-    print(summary(rows, args.solvers), end="\n\n")
+    print(summary(rows), end="\n\n")
     return {"inversions": rows}
 
 
@@ -52,8 +52,7 @@ def inversion_rows(pipe, args: argparse.Namespace) -> list[dict]:
         noise = ideal_noise(pipe, [item.id], 0, native_resolution(pipe))
         drawn = generate(pipe, schedule, noise, cond, 1.0)[0]
         known = {"noise_gap": drawn, "noise_gap_file": through_a_file(pipe, drawn)}
-        for solver in args.solvers:
-            name, options = SOLVERS[solver]
+        for solver, (name, options) in SOLVERS.items():
             if not any(row["solver"] == solver for row in rows):
                 INVERSIONS[name](pipe, make_schedule(pipe.scheduler, 2), latents, cond, **options)
             with measure() as cost:
@@ -75,14 +74,14 @@ def inversion_rows(pipe, args: argparse.Namespace) -> list[dict]:
     return rows
 
 
-def summary(rows: list[dict], solvers: list[str]) -> str:
+def summary(rows: list[dict]) -> str:
     """Means per solver; seconds as a ratio to the first solver's, picture by picture."""
     from common.tables import by, text_table
 
     columns = [name for name in rows[0] if name not in ("solver", "item")]
-    lines = [["solver", *columns, f"seconds / {solvers[0]}'s, median [least, most]"]]
+    lines = [["solver", *columns, "seconds / ddim's, median [least, most]"]]
     grouped = by(rows, "solver")
-    first = [row["seconds"] for row in grouped[solvers[0]]]
+    first = [row["seconds"] for row in grouped["ddim"]]
     for solver, group in grouped.items():
         means = [f"{statistics.fmean(row[name] for row in group):.4g}" for name in columns]
         ratio = [row["seconds"] / other for row, other in zip(group, first, strict=True)]

@@ -12,7 +12,7 @@ import numpy as np
 from common.flags import local_folder
 from common.runs import done_items, read_rows, write_config
 from eval import compare
-from eval.tracks.track import Item, Picture, Track, given, judged, runs_of
+from eval.tracks.track import Item, Track, given, judged, pictures_of, runs_of
 from pixels import eval as pixels_eval
 from pixels import options
 
@@ -196,10 +196,8 @@ def run(args: argparse.Namespace) -> Track | None:
 def shown(pair, output: Path, rows: list[dict], methods: dict[str, str]) -> Item:
     """One pair for the picture grid: source, exemplar, map, true edit where there is one, and each method's edit."""
     success, place = judged(rows, pair.id, "edit_success"), output / "pictures" / pair.id
-    pictures = [Picture(name, place / f"{file}.png")
-                for name, file in (("source", "source"), ("exemplar", "exemplar_1"), ("map", "map"))]  # fmt: skip
-    if pair.truth:
-        pictures.append(Picture("true edit", pair.truth))
-    pictures += [Picture("edit", place / f"{method}.png", method, success.get(method)) for method in methods]
+    known = {"source": place / "source.png", "exemplar": place / "exemplar_1.png", "map": place / "map.png"}
+    known |= {"true edit": pair.truth} if pair.truth else {}
+    pictures = pictures_of(known, place, success, methods)
     source_prompt = pair.item.source_prompt if pair.item else ""
     return Item(pair.id, pair.kind, source_prompt, pair.prompt, pictures)

@@ -14,7 +14,7 @@ from pathlib import Path
 from common.flags import PICTUREBOOK_FOLDER as MODELS
 from common.flags import is_picturebook_folder, number
 from common.runs import InputError, make_parser, script
-from eval.tracks.track import Item, Picture, Track, given, judged, runs_of
+from eval.tracks.track import Item, Track, given, judged, pictures_of, runs_of
 from image_inpaint import eval as inpaint_eval
 from image_inpaint.reproduction import methods as own
 
@@ -95,10 +95,8 @@ def run(args: argparse.Namespace) -> Track | None:
 def shown(item, output: Path, rows: list[dict], methods: dict[str, str]) -> Item:
     """One item for the picture grid: scene, reference, true picture, each method's picture."""
     success, place = judged(rows, item.id, "thing_seen"), output / "pictures" / item.id
-    pictures = [Picture(name, place / f"{file}.png")
-                for name, file in (("scene and hole", "hole"), ("reference", "reference"), ("true picture", "truth"))
-                if (place / f"{file}.png").is_file()]  # fmt: skip
-    pictures += [Picture("edit", place / f"{method}.png", method, success.get(method)) for method in methods]
+    known = {"scene and hole": "hole.png", "reference": "reference.png", "true picture": "truth.png"}
+    pictures = pictures_of({label: place / file for label, file in known.items()}, place, success, methods)
     return Item(item.id, item.condition, item.subject, item.caption or "", pictures)
 
 

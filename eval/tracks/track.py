@@ -3,7 +3,7 @@
 import argparse
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -137,6 +137,13 @@ def judged(rows: list[dict], item: str, score: str) -> dict[str, bool | None]:
     key = find(rows, score)
     values = {row["method"]: row["metrics"].get(key) for row in rows if row["item"] == item}
     return {method: None if value is None or value != value else value > 0.5 for method, value in values.items()}
+
+
+def pictures_of(given: dict[str, Path], place: Path, passed: dict[str, bool | None], methods: Iterable[str]) -> list:
+    """An item's pictures for the grid: what was given, by label, where it is there; then what each method made of it in
+    a run's folder. passed: method -> whether its picture did (see judged)."""
+    return [*(Picture(label, path) for label, path in given.items() if path.is_file()),
+            *(Picture("edit", place / f"{name}.png", name, passed.get(name)) for name in methods)]  # fmt: skip
 
 
 def date_of(path: Path) -> str:

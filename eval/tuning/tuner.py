@@ -2,10 +2,11 @@
 and where that lies at the edge of its grid, what lies beyond it is tried too."""
 
 import argparse
+import contextlib
 import json
 import math
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import product
 from pathlib import Path
 from statistics import fmean
@@ -82,6 +83,18 @@ def least(key: str) -> Callable[[dict], float]:
     return lambda row: -row["metrics"].get(key, math.inf)
 
 
+@contextlib.contextmanager
+def left_out(said: str) -> Iterator[None]:
+    """What ends in one sentence in the block, as a diverged training does, or a value that a flag refuses, is told
+    after `said`, and what comes after the block goes on."""
+    try:
+        yield
+    except (InputError, SystemExit) as stop:
+        if getattr(stop, "code", 2) != 2:  # Ctrl-C
+            raise
+        print(f"{said}: {stop}", file=sys.stderr)
+
+
 def measured(file: Path, name: str, items: Mapping[str, Any], run: Callable[[Any], dict]) -> list[dict]:
     """The rows of a setting called `name`, one per item (id -> what `run` takes); missing ones are made and kept.
 
@@ -89,14 +102,10 @@ def measured(file: Path, name: str, items: Mapping[str, Any], run: Callable[[Any
     """
     rows = {row["item"]: row for row in run_rows(file.parent) if row["method"] == name}
     for key in [key for key in items if key not in rows]:
-        try:
+        row = {"paper": "eval", "method": name, "item": key, "seed": 0, "metrics": {}, "seconds": math.nan,
+               "peak_memory_mb": math.nan}  # fmt: skip
+        with left_out(f"{name} has no score of {key}"):
             row = run(items[key]) | {"method": name}
-        except (InputError, SystemExit) as stop:
-            if getattr(stop, "code", 2) != 2:  # Ctrl-C
-                raise
-            print(f"{name} has no score of {key}: {stop}", file=sys.stderr)
-            row = {"paper": "eval", "method": name, "item": key, "seed": 0, "metrics": {}, "seconds": math.nan,
-                   "peak_memory_mb": math.nan}  # fmt: skip
         append_row(file, row)
         rows[key] = row
     return [rows[key] for key in items]

@@ -20,8 +20,7 @@ from common.joining import digest_of_data
 from common.masks import load_mask
 from common.runs import InputError, read_object
 from image_inpaint.data.boxes import find_boxes
-from image_inpaint.masks import padded
-from image_inpaint.triples import REFERENCE_PADDING
+from image_inpaint.triples import reference_box
 
 SUBJECTS, SCENES = 12, 20  # Sec. 5.1
 CONDITIONS = ("as photographed", "facing", "light", "pose")
@@ -67,8 +66,7 @@ class Item:
 
 def crop_to(picture: Image.Image, box: Sequence[int]) -> Image.Image:
     """The box with the margin that training references have."""
-    size = (picture.height, picture.width)
-    return picture.crop(padded(tuple(box), size, max(1, round(REFERENCE_PADDING * min(size)))))
+    return picture.crop(reference_box(tuple(box), (picture.height, picture.width)))
 
 
 def read_subject(folder: Path, class_name: str, boxes: str, detection: argparse.Namespace | None = None) -> Subject:

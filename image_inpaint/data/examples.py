@@ -1,8 +1,6 @@
 """What the two trainings read: photographs with boxes, pictures of a domain, scenes of the picturebook."""
 
 import argparse
-import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common.images import list_pictures, load_image, to_tensor
-from common.runs import InputError, read_object, write_json
+from common.runs import InputError, digest_of, read_object, write_json
 from image_inpaint.data.boxes import Detector, find_boxes
 from image_inpaint.masks import Box, box_of, check_box, integer, usable
 
@@ -34,11 +32,6 @@ class Examples:
     about: str
 
 
-def digest(thing) -> str:
-    """Twelve digits of what JSON makes of a thing."""
-    return hashlib.sha256(json.dumps(thing).encode()).hexdigest()[:12]
-
-
 def smaller(picture: Image.Image, box: Box) -> tuple[Image.Image, Box]:
     """At most MOST_PIXELS long, with its box."""
     factor = MOST_PIXELS / max(picture.size)
@@ -57,7 +50,7 @@ def subject_examples(args: argparse.Namespace) -> tuple[Examples, list[tuple[Ima
     boxes = find_boxes(args.boxes, paths, pictures, args.boxes_file, args)
     shown = [smaller(picture, box) for picture, box in zip(pictures, boxes, strict=True)]
     tensors = [(to_tensor(picture)[0], box) for picture, box in shown]
-    return Examples(len(paths), lambda index, generator: tensors[index], paths, digest(boxes)), shown
+    return Examples(len(paths), lambda index, generator: tensors[index], paths, digest_of(boxes)), shown
 
 
 def scene_examples(count: int) -> Examples:
@@ -70,7 +63,7 @@ def scene_examples(count: int) -> Examples:
         masks = [torch.from_numpy(mask) for mask in drawing.masks if mask.any()]
         return to_tensor(drawing.picture)[0], box_of(masks[integer(generator, 0, len(masks) - 1)])
 
-    return Examples(count, get, [], digest(["scenes", count]))
+    return Examples(count, get, [], digest_of(["scenes", count]))
 
 
 def domain_examples(
@@ -107,7 +100,7 @@ def domain_examples(
         picture, box = smaller(picture, check_box(box, (height, width), f"the box of {name}"))
         return to_tensor(picture)[0], box
 
-    return Examples(len(names), get, [], digest([names, known, store.size()]))
+    return Examples(len(names), get, [], digest_of([names, known, store.size()]))
 
 
 def readable(store, names: list[str], index: int) -> tuple[str, Image.Image]:
@@ -132,7 +125,7 @@ def detected(
 ) -> dict[str, list]:
     """name -> usable boxes that the detector finds. They are kept in <output_dir>/boxes_*.json, a file per process: a
     killed run goes on there. The name tells detectors, labels and thresholds apart."""
-    stem = f"boxes_{digest([args.detector, sorted(args.labels), args.detector_threshold])}"
+    stem = f"boxes_{digest_of([args.detector, sorted(args.labels), args.detector_threshold])}"
 
     def known() -> dict[str, list]:
         files = sorted(Path(args.output_dir).glob(f"{stem}_*.json"))

@@ -61,7 +61,7 @@ def item_scores(
     """All scores of one picture, by Score.key. scale: anchors of the subject."""
     region, references = squares([made.crop(box_of(item.fill))]), squares(subject.crops)
     source, picture, fill = to_tensor(item.source), to_tensor(made), item.fill[None, None]
-    like = dino_similarity(region, references, eyes.dino).mean().item()
+    like = likeness(item, subject, made, eyes)
     clip = clip_image_similarity(region, references, eyes.clip).mean().item()
     found = {
         Score("DINO", 0, eyes.dino.label, "region").key: like,

@@ -15,7 +15,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from common.encoders import Clip
-from common.metrics import Score, lpips_distance, mse, psnr
+from common.metrics import Score, lpips_distance, mse, psnr, truth_scores
 from pixels.edit_map import binarize
 
 LEAST_CHANGE = 1e-3  # mean square, of pixels that source and truth differ in
@@ -47,8 +47,7 @@ def edit_scores(
     if truth is not None:
         gap = transition_gap(edited, truth, source, full)
         scores |= {
-            "psnr_truth": psnr(truth, edited).item(),
-            Score("lpips_truth", 0, encoders.lpips.label).key: lpips_distance(truth, edited, encoders.lpips).item(),
+            **truth_scores(truth, edited, encoders.lpips),
             "sharpness": sharpness(edited, truth, full),
             "transition_gap": gap,
             # where nothing is put in, there is no seam to be judged

@@ -104,7 +104,7 @@ def blended_words(pipe, item) -> tuple[str | None, str | None] | None:
 def scores(item, pictures: dict, encoders, folder: Path | None) -> dict[str, float]:
     """All scores of one edit: on the picturebook edit success and nearness to the true edit first, then PIE-Bench's."""
     from common.images import load_image, to_tensor
-    from common.metrics import PIE_PROTOCOLS, Score, lpips_distance, pie_scores, psnr
+    from common.metrics import PIE_PROTOCOLS, pie_scores, psnr, truth_scores
 
     source, edited = to_tensor(pictures["source"]), to_tensor(pictures["edited"])
     result = {}
@@ -114,9 +114,7 @@ def scores(item, pictures: dict, encoders, folder: Path | None) -> dict[str, flo
         result["edit_success (picturebook)"] = float(edit_success(item, edited))
         if folder:
             truth = to_tensor(load_image(folder / item.extras["truth_path"]))
-            result["psnr_truth"] = psnr(truth, edited).item()
-            lpips = lpips_distance(truth, edited, encoders.lpips).item()
-            result[Score("lpips_truth", lpips, encoders.lpips.label).key] = lpips
+            result |= truth_scores(truth, edited, encoders.lpips)
     mask = square_mask(item, source.shape[-2:])
     for protocol in PIE_PROTOCOLS:
         result |= pie_scores(source, edited, mask, item.source_prompt, item.target_prompt, encoders, protocol)

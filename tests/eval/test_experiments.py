@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from common.runs import InputError, read_object, read_rows, write_json
+from common.runs import InputError, digest_of, read_object, read_rows, write_json
 from eval import experiments, freshness, rendering
 from eval.freshness import FRESH, MISSING, STALE, Experiment, state
 
@@ -166,7 +166,7 @@ def test_every_command_is_one_that_its_script_takes(name, tmp_path):
             args = module.parse(words[3:])
             assert args.output_dir == str(tmp_path / "out")
             assert not one.shards or str(args.shard) == ("2/3" if "2/3" in more else "1/1")
-    assert all(freshness.digest(freshness.settings_of(place)) for place in one.settings)
+    assert all(digest_of(freshness.settings_of(place)) for place in one.settings)
 
 
 def test_tier_1_takes_at_most_twenty_hours():

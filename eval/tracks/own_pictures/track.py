@@ -135,7 +135,7 @@ def scores(item, pictures: dict, encoders, folder: Path) -> dict[str, float]:
     """Those of text-driven editing, and nearness to the truth where it is given. Without a mask nothing is said of what
     lies outside of it, and without a prompt nothing of the prompt."""
     from common.images import load_image, to_tensor
-    from common.metrics import Score, lpips_distance, psnr
+    from common.metrics import truth_scores
     from spdinv.reproduction import items
 
     size = pictures["edited"].size
@@ -145,13 +145,8 @@ def scores(item, pictures: dict, encoders, folder: Path) -> dict[str, float]:
     found = {key: value for key, value in items.scores(item, seen, encoders, None).items()
              if needed.get(key.partition("/")[0], True) and value == value}  # fmt: skip
     if "truth_path" in item.extras:
-        truth, edited = (
-            to_tensor(load_image(folder / item.extras["truth_path"]).resize(size)),
-            to_tensor(seen["edited"]),
-        )
-        lpips = lpips_distance(truth, edited, encoders.lpips).item()
-        found |= {"psnr_truth": psnr(truth, edited).item(),
-                  Score("lpips_truth", lpips, encoders.lpips.label).key: lpips}  # fmt: skip
+        truth = to_tensor(load_image(folder / item.extras["truth_path"]).resize(size))
+        found |= truth_scores(truth, to_tensor(seen["edited"]), encoders.lpips)
     return found
 
 

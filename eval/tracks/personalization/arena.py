@@ -6,11 +6,8 @@ work or with --keep_weights, weights/<subject>/<seed>/<variant>/.
 
 import argparse
 import gc
-import hashlib
-import json
 import math
 import shutil
-import sys
 import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,11 +22,12 @@ from common.flags import is_picturebook_folder, weights_of
 from common.images import save_png
 from common.picturebook.benchmarks import ensure_subjects, ensure_truths
 from common.picturebook.scenes import KINDS
-from common.runs import InputError, joined_config, measure, progress, run_rows, write_config
+from common.runs import digest_of, joined_config, measure, progress, run_rows, write_config
 from common.training import picture_hashes, step_generator
 from eval.tracks.personalization import own, protocol, scoring, variants
 from eval.tracks.personalization.methods import METHODS, Method
 from eval.tracks.personalization.variants import Variant
+from eval.tuning.tuner import left_out
 from lipschitz_personalize.objectives import encode_pictures, network
 from lipschitz_personalize.reproduction import drift
 
@@ -89,7 +87,7 @@ def prepare(args: argparse.Namespace, tuned: dict[str, dict] | None = None) -> t
     subjects = read_subjects(folder, args.subjects)[: args.limit]
     args.weights = weights_of(args.pretrained_model_name_or_path)
     methods = {name: plain(whole.get(name, {}) | flags) for name, flags in settings.items()}
-    pictures = {one.name: digest_of(folder, one) for one in subjects}
+    pictures = {one.name: digest_of(told_of(folder, one)) for one in subjects}
     config = joined_config(output, vars(args), SAME, methods=methods, pictures=pictures)
     eyes = scoring.load_eyes(args.metric_encoders, args.device)
     classes = [one.class_name for one in read_subjects(folder)]
@@ -107,10 +105,9 @@ def prepare(args: argparse.Namespace, tuned: dict[str, dict] | None = None) -> t
     return arena, subjects
 
 
-def digest_of(folder: Path, subject: Subject) -> str:
-    """Twelve digits for what a row of a subject depends on: its class, its prompts and its pictures."""
-    told = [subject.class_name, protocol.prompts_of(folder, subject), picture_hashes(subject.paths)]
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:12]
+def told_of(folder: Path, subject: Subject) -> list:
+    """What a row of a subject depends on: its class, its prompts and its pictures."""
+    return [subject.class_name, protocol.prompts_of(folder, subject), picture_hashes(subject.paths)]
 
 
 def plain(flags: dict) -> dict:
@@ -132,12 +129,8 @@ def run_subject(arena: Arena, subject: Subject, seed: int) -> None:
     if REAL not in done:
         append_row(arena.rows, row_of("eval", REAL, subject, seed, scoring.ceiling(references, arena.eyes)))
     for number, variant in enumerate(progress(missing, f"{subject.name}, seed {seed}")):
-        try:
+        with left_out(f"{variant.name} has no row of {subject.name}"):
             append_row(arena.rows, run_variant(arena, variant, subject, seed, references, place))
-        except (InputError, SystemExit) as stop:
-            if getattr(stop, "code", 2) != 2:  # Ctrl-C
-                raise
-            print(f"{variant.name} has no row of {subject.name}: {stop}", file=sys.stderr)
         shared = any(other.trained_as == variant.trained_as for other in missing[number + 1 :])
         if not (arena.args.keep_weights or shared):  # a full model of SD 1.5 is 3.4 GB
             shutil.rmtree(place / variant.trained_as, ignore_errors=True)

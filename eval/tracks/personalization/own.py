@@ -6,9 +6,7 @@ it the ten prompts that DreamBench asks of animals and things alike.
 """
 
 import csv
-import hashlib
 import io
-import json
 from collections import Counter
 from pathlib import Path
 
@@ -16,7 +14,7 @@ from common.data import LIVE_CLASSES, Subject, read_subject_prompts, write_subje
 from common.files import atomic_path, check_file_name, read_text
 from common.images import list_pictures
 from common.picturebook.benchmarks import ensure_subjects
-from common.runs import InputError
+from common.runs import InputError, digest_of
 from common.training import picture_hashes
 
 PROMPTS = [
@@ -48,7 +46,7 @@ def write_own(source: Path, folder: Path, on_picturebook: bool = False) -> Path:
         prompts = read_subject_prompts(ensure_subjects("validation"))["object"] if on_picturebook else PROMPTS
     print("subjects: " + ", ".join(f"{one.name} ({one.class_name})" for one in subjects))
     content = [[one.name, one.class_name, picture_hashes(one.paths)] for one in subjects]
-    digest = hashlib.sha256(json.dumps([content, prompts]).encode()).hexdigest()[:12]
+    digest = digest_of([content, prompts])
     if not (folder / digest).is_dir():
         with atomic_path(folder / digest) as temporary:
             temporary.mkdir()

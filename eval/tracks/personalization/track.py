@@ -5,13 +5,13 @@ import shlex
 from pathlib import Path
 
 from common.data import Subject, fill_prompt, read_subject_prompts
-from common.flags import as_flags, is_picturebook_folder
+from common.flags import is_picturebook_folder
 from common.runs import run_rows, write_json
 from eval.tracks.personalization import methods, options
 from eval.tracks.personalization.arena import REAL, picture_path, prepare, run_subject
 from eval.tracks.personalization.matched import curve_of
 from eval.tracks.personalization.variants import CURVES, tuned_settings
-from eval.tracks.track import Item, Picture, Track, runs_of
+from eval.tracks.track import Item, Picture, Track, given, runs_of
 
 NAME = "personalization"
 QUICK = ["dreambooth", "dreambooth+penalty"]  # what eval.compare trains by itself, on one subject: a minute each
@@ -51,20 +51,11 @@ TUNED = {
 
 def command(args: argparse.Namespace) -> list[str]:
     """The arguments of eval.personalize for the flags of eval.compare: the pair, one subject, a picture per prompt."""
-    given = {
-        "pretrained_model_name_or_path": args.pretrained_model_name_or_path,
-        "num_inference_steps": args.num_inference_steps,
-        "metric_encoders": "paper" if args.metric_encoders == "pie" else args.metric_encoders,
-        "device": args.device,
-        "seeds": args.seed,
-        "limit": 1,
-        "images_per_prompt": 1,
-        "held_out_images": 1,
-        "output_dir": Path(args.output_dir) / NAME,
-        "methods": QUICK,
-        "curves": [],
-    }
-    return as_flags(given)
+    return given(
+        args, "pretrained_model_name_or_path", "num_inference_steps", "device", seeds=args.seed, limit=1,
+        metric_encoders="paper" if args.metric_encoders == "pie" else args.metric_encoders, images_per_prompt=1,
+        held_out_images=1, output_dir=Path(args.output_dir) / NAME, methods=QUICK, curves=[],
+    )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> Track | None:
@@ -90,9 +81,9 @@ def track_of(output: Path, subjects: list[Subject], dataset: Path, settings: arg
     shown = {name: title for name, title in METHODS.items() if name in measured}
     largest = max(runs, key=lambda run: len(run.rows))
     write_json(output / "metrics.json", {name: means(rows, name) for name in dict.fromkeys(r["method"] for r in rows)})
-    same = ("pretrained_model_name_or_path", "dataset", "subjects_dir", "images_per_prompt", "num_inference_steps",
-            "output_dir")  # fmt: skip
-    whole = "python -m eval.personalize " + shlex.join(as_flags({name: getattr(settings, name) for name in same}))
+    flags = given(settings, "pretrained_model_name_or_path", "dataset", "subjects_dir", "images_per_prompt",
+                  "num_inference_steps", "output_dir")  # fmt: skip
+    whole = "python -m eval.personalize " + shlex.join(flags)
     return Track(
         name=NAME,
         title="Personalization",

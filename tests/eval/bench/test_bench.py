@@ -5,20 +5,21 @@ import json
 import pytest
 
 from eval.bench import __main__ as bench
+from eval.bench.inversions import SOLVERS
 from tests.eval.conftest import refused
 
 
 def test_bench(tiny_folder, benchmark, tmp_path, capsys, monkeypatch):
     for solver in ("spd", "spd_paper"):
-        name, options = bench.SOLVERS[solver]
-        monkeypatch.setitem(bench.SOLVERS, solver, (name, options | {"rounds": 4}))
+        name, options = SOLVERS[solver]
+        monkeypatch.setitem(SOLVERS, solver, (name, options | {"rounds": 4}))
     bench.main(["--pretrained_model_name_or_path", str(tiny_folder), "--dataset", str(benchmark), "--items", "1",
                 "--num_inference_steps", "3", "--repeats", "2", "--device", "cpu",
                 "--output_dir", str(tmp_path)])  # fmt: skip
     shown, result = capsys.readouterr().out, json.loads((tmp_path / "bench.json").read_text())
-    assert all(solver in shown for solver in bench.SOLVERS) and "ours" in shown
+    assert all(solver in shown for solver in SOLVERS) and "ours" in shown
     rows = {(row["solver"], row["item"]): row for row in result["inversions"]}
-    assert len(rows) == len(bench.SOLVERS)
+    assert len(rows) == len(SOLVERS)
     ddim, spd = rows["ddim", "000000000000"], rows["spd", "000000000000"]
     assert (ddim["forward"], ddim["backward"]) == (3, 0) and spd["forward"] == 3 + spd["backward"] > 3
     assert spd["residual"] < ddim["residual"] and spd["latent_mse"] < ddim["latent_mse"]
