@@ -231,6 +231,11 @@ class Subject:
     live: bool
     paths: tuple[Path, ...]
 
+    @property
+    def prompt_kind(self) -> str:
+        """Under which its prompts stand (read_subject_prompts)."""
+        return "live" if self.live else "object"
+
 
 def read_subjects(
     folder: str | Path, names: Iterable[str] | None = None, needed: Iterable[str] | None = None

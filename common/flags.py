@@ -13,6 +13,7 @@ from common.files import InputError, check_writable, read_object
 
 PICTUREBOOK = "picturebook"
 PICTUREBOOK_FOLDER = Path(__file__).parent / "picturebook" / "models"
+MARKER = "picturebook.json"  # the file by which a folder is known as a picturebook
 
 PICTURES = ("image_path", "mask_path", "exemplar_path", "reference_path")  # flags that name one or several
 MAPS = ("edit_map_path", "source_mask", "target_mask", "reference_image_path")  # checked by the scripts that have them
@@ -134,7 +135,7 @@ def local_folder(name: str) -> Path:
 
 def is_picturebook_folder(name: str) -> bool:
     """Whether the model is a picturebook, known by its marker file, before anything is loaded."""
-    return (local_folder(name) / "picturebook.json").is_file()
+    return (local_folder(name) / MARKER).is_file()
 
 
 def weights_of(name: str) -> str | None:

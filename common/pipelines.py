@@ -18,7 +18,7 @@ from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline,
 
 from common.ddim import Schedule, to_eps
 from common.files import InputError
-from common.flags import chosen_device
+from common.flags import MARKER, chosen_device
 from common.model_files import PICTUREBOOK, find_folder, load_whole, match_tokenizers
 
 log = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ def load_pipeline(
 
 def is_picturebook(pipe: DiffusionPipeline) -> bool:
     """Whether the pipeline was loaded from a picturebook folder (known by its marker file, not by its name)."""
-    return (Path(pipe.name_or_path or "") / "picturebook.json").is_file()
+    return (Path(pipe.name_or_path or "") / MARKER).is_file()
 
 
 def native_resolution(pipe: DiffusionPipeline) -> int:

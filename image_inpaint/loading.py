@@ -22,7 +22,7 @@ from transformers import CLIPImageProcessor
 
 from common.encoders import load_clip
 from common.files import refused_as
-from common.flags import chosen_device
+from common.flags import MARKER, chosen_device
 from common.lora import LORA_FILE
 from common.model_files import find_folder, inspect_folder, load_model, read_weights
 from common.pipelines import is_picturebook, load_pipeline
@@ -32,7 +32,6 @@ from image_inpaint.lora import load_lora
 
 CLASSES = {cls.__name__: cls for cls in (PaintByExamplePipeline, StableDiffusionPipeline)}
 CLIP = "openai/clip-vit-large-patch14"  # whose tower Paint-by-Example reads references with
-MARKER = "picturebook.json"
 FULL = {"unet": "diffusion_pytorch_model.safetensors", "image_encoder": "model.safetensors"}  # of whole-model tuning
 # The published index names a library "paint_by_example", and diffusers has moved that module.
 diffusers.pipelines.paint_by_example = module

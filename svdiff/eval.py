@@ -134,7 +134,7 @@ def open_study(args: argparse.Namespace):
     every = read_subjects(folder, needed=args.subjects)
     wanted = read_subjects(folder, args.subjects) if args.subjects else every[: args.limit]
     kinds = read_subject_prompts(folder)
-    templates = {subject.name: kinds["live" if subject.live else "object"] for subject in every}
+    templates = {subject.name: kinds[subject.prompt_kind] for subject in every}
     pipe = load_pipeline(args.pretrained_model_name_or_path, args.device)
     bases = Bases(pipe, args.basis_dir)
     args.weights = bases.base("unet")[:12]

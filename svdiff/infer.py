@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from common.files import InputError, atomic_path, read_object, write_json
-from common.flags import number, say_unheeded, show_config
+from common.flags import MARKER, number, say_unheeded, show_config
 from common.runs import make_parser, measure, remove_stale, script, write_config
 from svdiff import options
 
@@ -223,7 +223,7 @@ def export(pipe, change, scale: float, bases, folder: Path) -> None:
     with atomic_path(folder) as temporary:
         pipe.save_pretrained(temporary)
         if is_picturebook(pipe):
-            shutil.copy(Path(pipe.name_or_path) / "picturebook.json", temporary)
+            shutil.copy(Path(pipe.name_or_path) / MARKER, temporary)
     print(f"a diffusers pipeline with the tuned weights is in {folder}")
 
 

@@ -35,7 +35,7 @@ class Bench:
     base: object
 
     def templates(self, args: argparse.Namespace, subject: Subject) -> list[str]:
-        return self.prompts["live" if subject.live else "object"][: args.prompts]
+        return self.prompts[subject.prompt_kind][: args.prompts]
 
 
 def read_bench(args: argparse.Namespace) -> Bench:

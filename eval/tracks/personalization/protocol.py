@@ -30,7 +30,7 @@ class Sampling:
 
 def prompts_of(folder: Path, subject: Subject) -> list[str]:
     """The templates "a {0} {1} in the snow" that the subject is drawn in: {0} the token, {1} the class."""
-    return read_subject_prompts(folder)["live" if subject.live else "object"]
+    return read_subject_prompts(folder)[subject.prompt_kind]
 
 
 # ---------------------------------------------------------------------------------------------------------- sampling

@@ -4,12 +4,13 @@ import argparse
 import shlex
 from pathlib import Path
 
-from common.data import Subject, fill_prompt, read_subject_prompts
+from common.data import Subject, fill_prompt
 from common.flags import is_picturebook_folder
 from common.runs import run_rows, write_json
 from eval.tracks.personalization import methods, options
 from eval.tracks.personalization.arena import REAL, picture_path, prepare, run_subject
 from eval.tracks.personalization.matched import curve_of
+from eval.tracks.personalization.protocol import prompts_of
 from eval.tracks.personalization.variants import CURVES, tuned_settings
 from eval.tracks.track import Item, Picture, Track, given, runs_of
 
@@ -135,9 +136,9 @@ def curves(rows: list[dict]) -> dict[str, list[str]]:
 def items_of(output: Path, subjects: list[Subject], dataset: Path, rows: list[dict], seed: int) -> list[Item]:
     """Some prompts of some subjects, evenly spread: the subject's own pictures and one of each method."""
     seen = {(row["method"], row["item"], row["seed"]): row.get("seen") for row in rows}
-    templates, items = read_subject_prompts(dataset), []
+    items = []
     for place, subject in enumerate(subjects):
-        own = templates["live" if subject.live else "object"]
+        own = prompts_of(dataset, subject)
         step = max(1, len(own) // SHOWN_PROMPTS)
         for number in range(place % step, len(own), step)[:SHOWN_PROMPTS]:
             pictures = [Picture("subject", path) for path in subject.paths[:2]]
