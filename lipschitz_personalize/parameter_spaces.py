@@ -4,7 +4,7 @@
 network's own tensors.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -152,12 +152,19 @@ def add_word(pipe, tokenizer, encoder, word: str, initializer: str | Tensor) -> 
     pipe.load_textual_inversion({word: initializer}, tokenizer=tokenizer, text_encoder=encoder)
     embedding, number = encoder.requires_grad_(False).get_input_embeddings(), tokenizer.convert_tokens_to_ids(word)
     row = torch.nn.Parameter(initializer.detach().to(embedding.weight.device, torch.float32).clone())
-
-    def put_row(layer, inputs, output: Tensor) -> Tensor:
-        return torch.where((inputs[0] == number)[..., None], row.to(output), output)
-
-    embedding.register_forward_hook(put_row)
+    put_rows(embedding, [number], [row])
     return row, embedding.weight.numel()
+
+
+def put_rows(embedding: torch.nn.Embedding, numbers: Sequence[int], rows: Sequence[Tensor]) -> None:
+    """From now on these vectors [D], which may be trained, stand in the place of these rows of the table."""
+
+    def put(layer, inputs, output: Tensor) -> Tensor:
+        for number, row in zip(numbers, rows, strict=True):
+            output = torch.where((inputs[0] == number)[..., None], row.to(output), output)
+        return output
+
+    embedding.register_forward_hook(put)
 
 
 # --------------------------------------------------------------------------------------------------------------- LoRA

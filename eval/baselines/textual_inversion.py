@@ -86,8 +86,7 @@ def add_learned_word(pipe, word: str, initial: str, count: int):
 
     Raises InputError if `initial` is more than one token of this model, or `word` one already, as in diffusers' script.
     """
-    import torch
-
+    from lipschitz_personalize.parameter_spaces import put_rows
     from spdinv.customised.words import add_word
 
     ids = pipe.tokenizer(initial, add_special_tokens=False).input_ids
@@ -99,13 +98,7 @@ def add_learned_word(pipe, word: str, initial: str, count: int):
     add_word(pipe, word, start.repeat(count, 1))
     own = pipe.tokenizer(word, add_special_tokens=False).input_ids
     vectors = start.repeat(count, 1).requires_grad_(True)
-
-    def put_in(layer, inputs, output):
-        for row, token in zip(vectors, own, strict=True):
-            output = torch.where((inputs[0] == token)[..., None], row.to(output), output)
-        return output
-
-    pipe.text_encoder.get_input_embeddings().register_forward_hook(put_in)
+    put_rows(pipe.text_encoder.get_input_embeddings(), own, vectors)
     return vectors
 
 
