@@ -189,6 +189,19 @@ def read_weights(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     return tensors, metadata
 
 
+@torch.no_grad()
+def move_weights(net: torch.nn.Module, weights: Mapping[str, torch.Tensor], file: Path, strength: float = 1.0) -> None:
+    """W + strength (W' - W) for the tensors W' in `weights`, by name. Raises InputError, before any is changed, if one
+    is not in the network, or of another shape."""
+    own = net.state_dict()
+    for name, value in weights.items():
+        if name not in own or own[name].shape != value.shape:
+            raise InputError(f"{file} was made for another model: {name} is not in this one, or of another shape")
+    for name, value in weights.items():
+        value = value.to(own[name])
+        own[name].copy_(value if strength == 1 else own[name] + strength * (value - own[name]))
+
+
 def load_whole(
     folder: Path, accepted: dict[str, type] = PIPELINES, models: dict[str, type] = MODELS,
     dtype: torch.dtype = torch.float32, **more,

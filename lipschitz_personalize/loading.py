@@ -4,10 +4,9 @@ from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline
-from torch import Tensor
 
 from common.lora import LORA_FILE, lora_deltas
-from common.model_files import read_weights
+from common.model_files import move_weights, read_weights
 from common.runs import InputError, read_json
 from lipschitz_personalize.objectives import backbone_of, load_backbone, network
 from lipschitz_personalize.parameter_spaces import CUSTOM_DIFFUSION_FILE, WEIGHTS, WORD_KEYS, text_parts
@@ -44,27 +43,12 @@ def load_trained(
             weights |= read_weights(part)[0]
         if missing := net.state_dict().keys() - weights.keys():
             raise InputError(f"{file} lacks {min(missing)}: a file is missing, or it is of another model")
+    if not weights:
+        raise InputError(f"{folder} holds no weight that was trained; train it again")
     move_weights(net, weights, folder, strength)
     for word in words:
         _add_word(pipe, word)
     return pipe
-
-
-@torch.no_grad()
-def move_weights(net: torch.nn.Module, weights: dict[str, Tensor], folder: Path, strength: float = 1.0) -> None:
-    """W + strength (W' - W) for the tensors in `weights`. Raises InputError, before any is changed, if one does not
-    fit."""
-    own = net.state_dict()
-    if not weights:
-        raise InputError(f"{folder} holds no weight that was trained; train it again")
-    for name, value in weights.items():
-        if name not in own or own[name].shape != value.shape:
-            raise InputError(f"{folder} was trained on another model: {name} is not in this one, or of another shape")
-        if not value.float().isfinite().all():
-            raise InputError(f"{folder} holds NaN or infinity in {name}; train it again with a lower learning rate")
-    for name, value in weights.items():
-        value = value.to(own[name])
-        own[name].copy_(value if strength == 1 else own[name] + strength * (value - own[name]))
 
 
 def _word_files(folder: Path) -> list[Path]:

@@ -19,9 +19,9 @@ from PIL import Image
 
 from common.encoders import Clip
 from common.images import to_tensor
-from common.model_files import check_weights
+from common.model_files import check_weights, move_weights
 from common.runs import InputError
-from spdinv.customised.loading import read, replace_weights
+from spdinv.customised.loading import read
 from spdinv.customised.words import add_word
 from spdinv.options import PLACEHOLDER
 
@@ -102,7 +102,7 @@ def use_key_values(pipe: DiffusionPipeline, elite: Elite, path: str | Path) -> N
     places = {f"{layer}.to_{x}.weight": f"{layer.replace('.', '_')}_to_{x}.weight" for layer in layers for x in "kv"}
     if missing := sorted(set(places.values()) - elite.weights.keys()):
         raise InputError(f"{path} was made for another UNet: it lacks {missing[0]}")
-    replace_weights(pipe.unet, {own: elite.weights[theirs] for own, theirs in places.items()}, Path(path))
+    move_weights(pipe.unet, {own: elite.weights[theirs] for own, theirs in places.items()}, Path(path))
 
 
 @contextmanager
@@ -113,4 +113,4 @@ def trained_key_values(pipe: DiffusionPipeline, elite: Elite, path: str | Path) 
     try:
         yield
     finally:
-        replace_weights(pipe.unet, before, Path(path))
+        move_weights(pipe.unet, before, Path(path))

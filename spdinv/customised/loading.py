@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from common.files import InputError, refused_as
 from common.lora import put_on
-from common.model_files import check_weights
+from common.model_files import check_weights, move_weights
 from spdinv.customised.words import add_word
 
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")  # a file is taken in the first of these that is there
@@ -112,23 +112,11 @@ def custom_diffusion(pipe: DiffusionPipeline, file: Path, layers: dict, words: d
     diffusers' CustomDiffusionAttnProcessor does the same sums with them, but hides them from other processors.
     """
     check_weights(file, words)
-    replace_weights(pipe.unet, layers, file)
+    check_weights(file, layers)
+    move_weights(pipe.unet, layers, file)
     for word, vectors in words.items():
         add_word(pipe, word, vectors)
     return " and ".join(["Custom Diffusion", *words])
-
-
-@torch.no_grad()
-def replace_weights(net: torch.nn.Module, weights: dict[str, torch.Tensor], file: Path) -> None:
-    """Copy tensors over the parameters of the same name. Raises InputError, before any is changed, if one differs in
-    shape, is not there, or holds NaN."""
-    own = dict(net.named_parameters())
-    check_weights(file, weights)
-    for name, value in weights.items():
-        if name not in own or own[name].shape != value.shape:
-            raise InputError(f"{file} was made for another model: {name} is not in this one, or of another shape")
-    for name, value in weights.items():
-        own[name].copy_(value)
 
 
 def from_compvis(name: str) -> str:
