@@ -24,7 +24,7 @@ from common.encoders import load_clip
 from common.files import refused_as
 from common.flags import MARKER, chosen_device
 from common.lora import LORA_FILE
-from common.model_files import find_folder, inspect_folder, load_model, read_weights
+from common.model_files import find_folder, inspect_folder, load_model, move_weights, read_weights
 from common.pipelines import is_picturebook, load_pipeline
 from common.runs import InputError, atomic_path
 from image_inpaint.conditioning import CHANNELS, new_encoder, trained_part, widen
@@ -153,7 +153,7 @@ def load_weights(pipe: PaintByExamplePipeline, path: str | Path) -> str:
     for part, own in (("unet", pipe.unet.state_dict()), ("image_encoder", trained_part(pipe.image_encoder))):
         file = path / part / FULL[part]
         weights, _ = read_weights(file)
-        if own.keys() != weights.keys() or any(own[name].shape != weights[name].shape for name in own):
-            raise InputError(f"{file} was trained on another model: names or shapes of its weights differ")
-        getattr(pipe, part).load_state_dict(weights, strict=False)
+        if alone := own.keys() ^ weights.keys():
+            raise InputError(f"{file} was made for another model: only one of the two has {min(alone)}")
+        move_weights(getattr(pipe, part), weights, file)
     return "full"
