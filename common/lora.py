@@ -4,7 +4,6 @@ Read by diffusers' own loader; what it would leave out in silence, or take from 
 """
 
 import json
-import logging
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from common.files import InputError, atomic_path, refused_as
-from common.model_files import read_weights
+from common.model_files import quietly, read_weights
 
 LORA_FILE = "pytorch_lora_weights.safetensors"  # diffusers' name
 ADAPTER = "read"  # what a file is called while it lies on a model
@@ -66,7 +65,7 @@ def put_on(model: DiffusionPipeline | nn.Module, file: Path, tensors: Mapping[st
     nets = {f"{part}.": getattr(model, part, None) for part in PARTS} if whole else {"": model}
     count = count_pairs(file, tensors)
     try:
-        with refused_as(f"{file} is no LoRA of this model"), silence():  # names, shapes or settings that do not fit
+        with refused_as(f"{file} is no LoRA of this model"), quietly():  # names, shapes or settings that do not fit
             if whole:
                 model.load_lora_weights(
                     prefixed(tensors) or str(file.parent), weight_name=file.name, adapter_name=ADAPTER,
@@ -112,16 +111,6 @@ def prefixed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
     """The tensors of a file by diffusers' first example scripts, which left out that they are the UNet's."""
     first = all(".processor." in name and not name.startswith(("unet.", "text_encoder")) for name in tensors)
     return {f"unet.{name}": value for name, value in tensors.items()} if first else None
-
-
-@contextmanager
-def silence() -> Iterator[None]:
-    """diffusers warns of every part of a pipeline that a file says nothing about."""
-    logging.disable(logging.ERROR)
-    try:
-        yield
-    finally:
-        logging.disable(logging.NOTSET)
 
 
 def check_settings(file: Path, metadata: Mapping[str, str]) -> None:

@@ -3,11 +3,12 @@
 No code from a model's folder is ever run, and old .bin weights are read as plain tensors only.
 """
 
+import contextlib
 import difflib
 import inspect
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,17 @@ def _read_json(path: Path) -> dict:
     if path.read_bytes()[:3] == b"\xef\xbb\xbf":
         raise InputError(f"{path} begins with a byte order mark, which diffusers cannot read; save it as plain UTF-8.")
     return found
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Without the libraries' bars and remarks: that a class is deprecated, that a file says nothing of a part."""
+    transformers.utils.logging.disable_progress_bar()
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def load_model(cls: type, folder: Path, dtype: torch.dtype) -> torch.nn.Module:

@@ -4,15 +4,11 @@ The pipeline class serves as the holder of the five parts (unet, vae, image_enco
 that common.pipelines and diffusers itself can work with it. Its own sampling is not used.
 """
 
-import contextlib
 import json
-import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 import diffusers
 import torch
-import transformers
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.pipelines.deprecated import paint_by_example as module
 from diffusers.pipelines.deprecated.paint_by_example import PaintByExamplePipeline
@@ -24,7 +20,7 @@ from common.encoders import load_clip
 from common.files import refused_as
 from common.flags import MARKER, chosen_device
 from common.lora import LORA_FILE
-from common.model_files import find_folder, inspect_folder, load_model, move_weights, read_weights
+from common.model_files import find_folder, inspect_folder, load_model, move_weights, quietly, read_weights
 from common.pipelines import is_picturebook, load_pipeline
 from common.runs import InputError, atomic_path
 from image_inpaint.conditioning import CHANNELS, new_encoder, trained_part, widen
@@ -57,7 +53,7 @@ def load(
         prefix = "inpaint_"  # the picturebook holds both
         if not (folder / "inpaint_unet").is_dir():
             raise InputError(f"{folder} holds no inpainting model yet: python -m common.picturebook.build inpaint")
-    with refused_as(f"Cannot load the model in {folder}"), without_remarks():
+    with refused_as(f"Cannot load the model in {folder}"), quietly():
         unet = load_model(UNet2DConditionModel, folder / f"{prefix}unet", dtype)
         encoder = load_model(PaintByExampleImageEncoder, folder / f"{prefix}image_encoder", dtype)
         vae = load_model(AutoencoderKL, folder / "vae", dtype)
@@ -73,22 +69,11 @@ def load(
 
 def assemble(unet, vae, encoder, scheduler, processor, folder: Path, device: str | None) -> PaintByExamplePipeline:
     """The five parts in one pipeline, moved to the device."""
-    with without_remarks():
+    with quietly():
         pipe = PaintByExamplePipeline(vae, encoder, unet, scheduler, None, processor, requires_safety_checker=False)
     pipe.register_to_config(_name_or_path=str(folder))
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(chosen_device(device))
-
-
-@contextlib.contextmanager
-def without_remarks() -> Iterator[None]:
-    """The libraries say that the pipeline is deprecated, and that a picture tower is a part of CLIP."""
-    transformers.utils.logging.disable_progress_bar()
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(logging.NOTSET)
 
 
 def from_text_to_image(
