@@ -139,7 +139,9 @@ def judged(rows: list[dict], item: str, score: str) -> dict[str, bool | None]:
     return {method: None if value is None or value != value else value > 0.5 for method, value in values.items()}
 
 
-def pictures_of(given: dict[str, Path], place: Path, passed: dict[str, bool | None], methods: Iterable[str]) -> list:
+def pictures_of(
+    given: dict[str, Path], place: Path, passed: dict[str, bool | None], methods: Iterable[str]
+) -> list[Picture]:
     """An item's pictures for the grid: what was given, by label, where it is there; then what each method made of it in
     a run's folder. passed: method -> whether its picture did (see judged)."""
     return [*(Picture(label, path) for label, path in given.items() if path.is_file()),
