@@ -17,7 +17,8 @@ MARKER = "picturebook.json"  # the file by which a folder is known as a pictureb
 
 PICTURES = ("image_path", "mask_path", "exemplar_path", "reference_path")  # flags that name one or several
 MAPS = ("edit_map_path", "source_mask", "target_mask", "reference_image_path")  # checked by the scripts that have them
-FOLDERS = ("instance_data_dir", "class_data_dir", "train_data_dir", "subjects_dir", "scenes")
+FOLDERS = ("instance_data_dir", "class_data_dir", "scenes")
+TREES = ("train_data_dir", "subjects_dir", "subjects")  # of which folders inside are read too; the last may be names
 MOST = {int: 10**9, float: 10**6}  # of flags without a bound of their own
 
 
@@ -70,13 +71,14 @@ def check_arguments(args: argparse.Namespace) -> None:
 def check_apart(args: argparse.Namespace, output: Path) -> None:
     """Raises InputError where what is read lies in --output_dir, whose pictures are replaced, and where a script that
     trains nothing would put its config.json in the place of a training's."""
-    for name in (*PICTURES, *MAPS, *FOLDERS):
+    for name in (*PICTURES, *MAPS, *FOLDERS, *TREES):
         paths = getattr(args, name, None) or []
-        for path in [paths] if isinstance(paths, str) else paths:
+        for path in [paths] if isinstance(paths, str) else [] if name in TREES else paths:
             place = Path(path).resolve()
-            if output == (place if name in FOLDERS else place.parent) and place.exists():
-                raise InputError(f"--{name} {path} lies in --output_dir {args.output_dir}, where this run writes "
-                                 "pictures of its own; take another --output_dir")  # fmt: skip
+            read = place.parent if name in (*PICTURES, *MAPS) else place
+            if place.exists() and (read == output or name in TREES and read in output.parents):
+                raise InputError(f"--output_dir {args.output_dir} is where --{name} {path} lies, and this run writes "
+                                 "pictures of its own there; take another --output_dir")  # fmt: skip
     if "resume_from_checkpoint" not in args and (output / "config.json").is_file():
         try:
             trained = "training" in read_object(output / "config.json")

@@ -11,8 +11,8 @@ import argparse
 from pathlib import Path
 
 from common.flags import show_config
-from common.runs import make_parser, script, write_config, write_json
-from common.training_flags import add_subject_flags, add_training_flags, parse_training
+from common.runs import InputError, make_parser, script, write_config, write_json
+from common.training_flags import SOURCES, add_subject_flags, add_training_flags, parse_training
 from svdiff import options
 
 
@@ -22,6 +22,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add_subject_flags(parser, with_prior_preservation=True, num_class_images=200)
     options.add_svdiff_flags(parser)
     args = parse_training(parser, argv, options.TRAINING_PRESET, options.ONLY_WITH)
+    if "subject" in parser.given and any(map(vars(args).get, SOURCES)):
+        raise InputError("--subject is one of the picturebook's: leave it out where pictures are given")
+    if args.image_path and args.with_prior_preservation and "with_prior_preservation" in parser.given:
+        raise InputError("--image_path is learned without prior (Sec. 3.2): leave out --with_prior_preservation")
     options.resolve_training(args)
     return args
 

@@ -195,6 +195,8 @@ WRONG_FILES = [
     for wrong in ({"backbone": []}, {"instance_prompt": 5}, {"class_prompt": 5}, {"resolution": "x"},
                   {"resolution": -64}, {"pretrained_model_name_or_path": None})
 ]  # fmt: skip
+WITH_PRIOR = ("svdiff.train", "--image_path", "c.png", "--instance_prompt", "a", "--with_prior_preservation")
+WRONG_FILES.append(({"c.png": b""}, WITH_PRIOR, "is learned without prior"))
 
 
 def write_files(files):
@@ -225,7 +227,9 @@ IN_OUTPUT = [
     ("svdiff.train", "--instance_data_dir mine --instance_prompt a --class_prompt b"),
     ("lipschitz_personalize.train", "--instance_data_dir d --instance_prompt a --class_data_dir mine/"),
     ("image_inpaint.train", "--instance_data_dir ./mine"),
-    ("eval.personalize", "--subjects_dir mine"),
+    ("eval.personalize", "--subjects_dir mine"), ("eval.personalize", "--subjects_dir ."),
+    ("image_inpaint.eval", "--subjects mine --scenes d"), ("image_inpaint.eval", "--subjects d --scenes mine"),
+    ("image_inpaint.train", "--stage pretrain --train_data_dir ./"),
 ]  # fmt: skip
 
 
@@ -233,7 +237,7 @@ IN_OUTPUT = [
 def test_what_is_read_does_not_lie_where_pictures_are_written(script, words, capsys):
     write_files(OWN_PICTURE)
     problem, sentence = refusal(script, [*words.split(), "--output_dir", "mine"], capsys)
-    assert problem is None and "lies in --output_dir mine" in sentence, (problem, sentence)
+    assert problem is None and "--output_dir mine is where --" in sentence, (problem, sentence)
     assert {name: Path(name).read_bytes() for name in OWN_PICTURE} == OWN_PICTURE
 
 

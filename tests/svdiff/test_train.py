@@ -189,6 +189,7 @@ WRONG = [
     (["--parameter_space", "lora", "--parameter_subset", "UNet-1D"], "leave it out with lora"),
     (["--parameter_space", "lora", "--train_text_encoder"], "leave out --train_text_encoder"),
     (["--resolution", "60"], "no multiple of 8"),
+    (["--subject", "cat"], "--subject is one of the picturebook's"),
     (["--pretrained_model_name_or_path", "/nowhere"], "/nowhere"),
 ]
 
