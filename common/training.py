@@ -125,8 +125,8 @@ def generate_class_pictures(
     """
     folder = Path(folder)
     about = {"prompt": prompt, "model": str(pipe.name_or_path), "resolution": resolution, "seed": seed, **sampling}
-    if (folder / CLASS_FILE).is_file() and (before := read_object(folder / CLASS_FILE)) != about:
-        name = next(key for key in about if before.get(key) != about[key])
+    before = read_object(folder / CLASS_FILE) if (folder / CLASS_FILE).is_file() else about
+    for name in (key for key in {**about, **before} if resolved(before.get(key)) != resolved(about.get(key))):
         raise InputError(f"the class pictures in {folder} were drawn with another {name} ({before.get(name)!r}); "
                          "take the same one, or another --class_data_dir")  # fmt: skip
     drawn = [folder / f"class-{number:05d}.png" for number in range(count)]

@@ -1,6 +1,7 @@
 """What the trainings share: randomness by step, pictures, objective, class pictures, exact resume, flags."""
 
 import argparse
+import json
 import types
 
 import numpy as np
@@ -112,7 +113,7 @@ class Painter:
         return types.SimpleNamespace(images=[Image.fromarray(pixels) for pixels in noise])
 
 
-def test_only_missing_class_pictures_are_drawn_and_always_the_same(tmp_path):
+def test_only_missing_class_pictures_are_drawn_and_always_the_same(tmp_path, monkeypatch):
     painter = Painter()
     made = training.generate_class_pictures(painter, "a photo of a dog", tmp_path / "a", 5, 8, batch_size=2)
     assert len(made) == painter.drawn == 5
@@ -130,6 +131,15 @@ def test_only_missing_class_pictures_are_drawn_and_always_the_same(tmp_path):
         training.generate_class_pictures(painter, "a photo of a dog", tmp_path / "odd", 1, 20)
     with pytest.raises(InputError, match="another prompt"):
         training.generate_class_pictures(painter, "a photo of a cat", tmp_path / "a", 5, 8)
+    (tmp_path / painter.name_or_path).mkdir()
+    monkeypatch.chdir(tmp_path)
+    for spelt in (f"./{painter.name_or_path}/", painter.name_or_path):
+        painter.name_or_path = spelt
+        assert training.generate_class_pictures(painter, "a photo of a dog", tmp_path / "a", 5, 8) == []
+    file = tmp_path / "a" / training.CLASS_FILE
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"guidance_scale": 3}))  # of a script that says it
+    with pytest.raises(InputError, match=r"another guidance_scale \(3\)"):
+        training.generate_class_pictures(painter, "a photo of a dog", tmp_path / "a", 5, 8)
 
     (tmp_path / "own").mkdir()
     Image.new("RGB", (9, 9)).save(tmp_path / "own" / "mine.jpg")
