@@ -137,6 +137,8 @@ def folder_subjects(args: argparse.Namespace) -> list[Subject]:
                          "needed")  # fmt: skip
     for place in places:
         check_file_name(place.name, f"a subject of {args.subjects}")
+        if not place.name.strip("0123456789"):
+            raise InputError(f"{place} names no class; call the folder after what its photographs show, such as chair2")
     return [read_subject(place, place.name.rstrip("0123456789"), args.boxes, args) for place in places]
 
 

@@ -87,6 +87,8 @@ def domain_examples(
         else:
             found = detected(args, store, names, rank, processes, wait)
         known = {name: several(found[name]) for name in names if found.get(name)}
+        if left := len(names) - len(known):
+            print(f"left out: {left} of {len(names)} pictures, which have no box")
         names = list(known)
     if not names:
         raise InputError(f"no picture of {args.train_data_dir} has a box of 2 to 80 % of its area; see --labels")

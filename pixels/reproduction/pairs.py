@@ -110,7 +110,7 @@ def read_pairs(folder: str | Path, white: str = "keep", limit: int | None = None
 
 def named_pairs(folder: Path) -> list[dict[str, Any]]:
     """The entries of a folder without pairs.json: source_<name>.*, exemplar_<name>.* and map_<name>.*."""
-    arrays = [path for path in folder.glob("map_*") if path.suffix.lower() == ".npy"]
+    arrays = [path for path in folder.glob("*") if path.suffix.lower() == ".npy" and path.name[0] != "."]
     names = sorted({path.name for path in (*list_pictures(folder), *arrays)})
     found: dict[str, dict[str, str]] = {}
     for file in names:

@@ -87,6 +87,7 @@ WRONG = [
     (["--subjects", "SUBJECTS"], "belong together"),
     (["--subjects", "/no/such", "--scenes", "SCENES"], "is no folder"),
     (["--subjects", "SCENES", "--scenes", "SCENES"], "holds no folders"),
+    (["--subjects", "NUMBERS", "--scenes", "SCENES"], "names no class"),
     (["--subjects", "SUBJECTS", "--scenes", "NOMASK", "--boxes", "whole"], "has no mask"),
     (["--subjects", "SUBJECTS", "--scenes", "MASK", "--boxes", "whole"], "a mask without its picture"),
     (["--subjects", "SUBJECTS", "--scenes", "TWO", "--boxes", "whole"], "a.jpg and a.png, and one of them is meant"),
@@ -102,10 +103,10 @@ WRONG = [
 
 @pytest.mark.parametrize("flags, message", WRONG, ids=[" ".join(flags) for flags, _ in WRONG])
 def test_wrong_input_is_one_sentence(place, tiny_folder, tmp_path, capsys, flags, message):
-    for name in ("nomask/a.png", "mask/a_mask.png", "two/a.png", "two/a.jpg"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+    for name in ("nomask/a.png", "mask/a_mask.png", "two/a.png", "two/a.jpg", "numbers/12/a.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         photograph(tmp_path / name)
-    places = {name.upper(): tmp_path / name for name in ("nomask", "mask", "two")}
+    places = {name.upper(): tmp_path / name for name in ("nomask", "mask", "two", "numbers")}
     places |= {name.upper(): place / name for name in ("subjects", "scenes", "plain")}
     with pytest.raises(SystemExit) as stop:
         run(place, tmp_path / "out", tiny_folder, *(str(places.get(flag, flag)) for flag in flags))

@@ -184,6 +184,13 @@ def test_a_file_of_boxes_of_a_domain_is_checked(tmp_path, content, message):
         assert found.get(0, torch.Generator())[1] == (1, 2, 8, 9)
 
 
+def test_pictures_without_a_box_are_told(tmp_path, capsys):
+    write_domain(tmp_path, 3)
+    (tmp_path / "boxes").write_text(json.dumps({"1.png": [1, 2, 8, 9], "0.png": []}))
+    found = examples.domain_examples(domain(tmp_path, boxes_file=str(tmp_path / "boxes")))
+    assert found.count == 1 and capsys.readouterr().out == "left out: 2 of 3 pictures, which have no box\n"
+
+
 def test_items_are_scenes_without_and_with_the_subject():
     subjects = benchmark.picturebook_subjects("validation", 2)
     items = benchmark.picturebook_items(subjects, 8, "validation")

@@ -53,8 +53,8 @@ def test_pairs_by_the_names_of_their_files(tmp_path):
     (tmp_path / "map_1.jpg").unlink()
     with pytest.raises(InputError, match=r"map_1\.\* is missing$"):
         read_pairs(tmp_path)
-    np.save(tmp_path / "map_1.npy", np.zeros((8, 8)))
-    assert read_pairs(tmp_path)[0].edit_maps == (tmp_path / "map_1.npy",)
+    np.save(tmp_path / "Map_1.npy", np.zeros((8, 8)))
+    assert read_pairs(tmp_path)[0].edit_maps == (tmp_path / "Map_1.npy",)
     for name in ("Source_Sea", "EXEMPLAR_Sea", "map_sea"):
         save(tmp_path / f"{name}.png")
     with pytest.raises(InputError, match=r"map_Sea\.\* is missing \(map_sea.png is spelt otherwise\)"):
