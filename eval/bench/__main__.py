@@ -2,7 +2,7 @@
 the least and the most, and goals with whether they are met.
 
     python -m eval.bench --items 3
-    python -m eval.bench --parts shifts penalty
+    python -m eval.bench --parts shifts --training_shapes sd15
 """
 
 import argparse
@@ -25,6 +25,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--num_inference_steps", type=number(int, 1, 1000), default=50, help="DDIM steps")
     add("--guidance_scale", type=number(float, 0), default=7.5, help="of sampling; inversion has none")
     add("--repeats", type=number(int, 1), default=5, help="pairs of samplings, ours and diffusers' in turn")
+    add("--training_shapes", choices=("model", "sd15"), default="model", help="network of the parts penalty and "
+        "shifts: the model's, or random ones of Stable Diffusion 1.5's shapes (penalty: some 20 GB)")  # fmt: skip
     add("--output_dir", default="outputs/bench", help="folder for bench.json")
     add("--device", help="cpu, cuda, cuda:1, ...; a GPU if there is one by default")
     args = parser.parse_args(argv)

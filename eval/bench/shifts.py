@@ -5,6 +5,7 @@ Schemes take their steps in turn, and ratios are taken round by round.
 
 import argparse
 import copy
+import statistics
 import tempfile
 from collections.abc import Callable
 from itertools import chain
@@ -15,10 +16,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from eval.bench.ratios import against, middle, ratios, rounds
-from svdiff.basis import Basis, find_bases, tunable
+from svdiff.basis import Basis, as_matrix, find_bases, tunable
 from svdiff.spaces import LORA_LAYERS
-from svdiff.spectral import attach, rebuilt
-from svdiff.subsets import shift_length
+from svdiff.spectral import attach, rebuilt, spectral_form
+from svdiff.subsets import shift_length, stable_diffusion_unet
 
 WORDS = 77
 # pair -> (goal, whether it is an upper bound)
@@ -117,10 +118,56 @@ def step_rows(unet: nn.Module, repeats: int, batch: int) -> list[dict]:
     return [about | row for row in rounds(steps, repeats)]
 
 
+def layer_shapes(unet: nn.Module, batch: int) -> dict[tuple, tuple[nn.Module, int]]:
+    """(weight's shape, stride, input's shape) -> (a layer, how many there are), of a UNet on the meta device."""
+    found: dict[tuple, tuple[nn.Module, int]] = {}
+
+    def note(layer: nn.Module, args: tuple, output: Tensor) -> None:
+        key = (tuple(layer.weight.shape), getattr(layer, "stride", None), tuple(args[0].shape))
+        found[key] = (layer, found.get(key, (layer, 0))[1] + 1)
+
+    hooks = [layer.register_forward_hook(note) for layer in tunable(unet).values() if layer.weight.ndim > 1]
+    unet(*inputs(unet, batch))
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def layer_rows(repeats: int, batch: int, device: str | torch.device) -> list[dict]:
+    """Stable Diffusion 1.5's linear and convolution layers, one shape after the other with random weights: forward, and
+    the gradients of input and shifts. A row per shape with the median seconds of both forms; norms and attention, which
+    cost the same either way, are not in it."""
+    rows = []
+    for (weight, stride, shape), (meta, count) in layer_shapes(stable_diffusion_unet(), batch).items():
+        layer = copy.deepcopy(meta).to_empty(device=device).requires_grad_(False)
+        for parameter in layer.parameters():
+            nn.init.normal_(parameter, std=0.02)
+        m, n = as_matrix(layer).shape
+        parts = (torch.randn(size, device=device) * 0.02 for size in ((m, min(m, n)), (min(m, n),), (min(m, n), n)))
+        spectral = spectral_form(copy.deepcopy(layer), Basis(*parts))
+        x = torch.randn(shape, device=device, requires_grad=True)
+
+        def both(layer=layer, spectral=spectral, x=x) -> dict[str, Callable[[int], object]]:
+            return {"frozen": lambda number: torch.autograd.grad(layer(x).sum(), x),
+                    "shifts": lambda number: torch.autograd.grad(spectral(x).sum(), (x, spectral.delta))}  # fmt: skip
+
+        times = rounds(both(), repeats)
+        medians = {key: statistics.median(row[key] for row in times) for key in times[0] if key.endswith("_seconds")}
+        rows.append({"batch": batch, "weight": list(weight), "stride": stride, "input": list(shape), "layers": count}
+                    | medians)  # fmt: skip
+    return rows
+
+
 def run(pipe, args: argparse.Namespace) -> dict[str, list[dict]]:
-    """Measure and print; {name in bench.json: rows}."""
+    """Measure and print; {name in bench.json: rows}. --training_shapes sd15: layer by layer."""
     found: dict[str, list[dict]] = {}
     for batch in (4, 1):
+        if args.training_shapes == "sd15":
+            rows = found[f"shifts_sd15_batch{batch}"] = layer_rows(args.repeats, batch, pipe.device)
+            sums = {name: sum(row["layers"] * row[f"{name}_seconds"] for row in rows) for name in ("frozen", "shifts")}
+            print(f"SVDiff, layers of Stable Diffusion 1.5, batch {batch}: shifts / frozen "
+                  f"{sums['shifts'] / sums['frozen']:.3f} (goal <= 1.25), {sums['frozen']:.1f} s frozen")  # fmt: skip
+            continue
         rows = found[f"shifts_batch{batch}"] = step_rows(pipe.unet, args.repeats, batch)
         for (one, other), (goal, most) in GOALS.items():
             ratio = ratios(rows, one, other)

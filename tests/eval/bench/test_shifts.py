@@ -33,6 +33,12 @@ def test_both_forms_of_a_step_train_the_same_numbers(tmp_path):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
 
 
+def test_the_layers_of_stable_diffusion_are_all_counted():
+    found = bench.layer_shapes(stable_diffusion_unet(), 1)
+    assert sum(count for _, count in found.values()) == 98 + 184
+    assert ((320, 320), None, (1, 4096, 320)) in found and ((320, 4, 3, 3), (1, 1), (1, 4, 64, 64)) in found
+
+
 def test_weights_in_activation_space_take_at_most_a_third_more():
     unet = stable_diffusion_unet()
     base, bases = bench.weight_bytes(unet), {}
