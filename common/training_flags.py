@@ -2,12 +2,13 @@
 
 import argparse
 import importlib.util
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from common.flags import check_writable, is_picturebook_folder, number, say_preset, say_unheeded
-from common.runs import InputError
+from common.runs import InputError, latest_checkpoint
 
 LR_SCHEDULERS = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
 TRACKERS = ("none", "tensorboard", "wandb")
@@ -117,11 +118,14 @@ def parse_training(
 
 
 def check_checkpoints(args: argparse.Namespace) -> None:
-    """Raises InputError for a checkpoint that is not there, and for those of an earlier run that would be mixed up."""
+    """Raises InputError for a checkpoint that is not there, and for those of an earlier run that would be mixed up. A
+    line where there is no latest one."""
     wanted, folder = args.resume_from_checkpoint, Path(args.output_dir)
     if wanted is None and (old := sorted(folder.glob("checkpoint-*"))):
         raise InputError(f"{folder} holds {old[0].name} of an earlier run; add --resume_from_checkpoint latest to go on"
                          " with it, or take another --output_dir")  # fmt: skip
+    if wanted == "latest" and latest_checkpoint(folder) is None:
+        print(f"{folder} holds no checkpoint yet: the training begins at its start", file=sys.stderr)
     if wanted not in (None, "latest") and not any(
         (place / "state.pt").is_file() for place in (Path(wanted), folder / wanted)
     ):

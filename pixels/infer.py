@@ -48,6 +48,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def check_inputs(args: argparse.Namespace) -> None:
     """What belongs together is there; on the picturebook alone, everything may be missing."""
+    if args.map_kind != "mask" and (args.map_grow or args.map_ramp or args.map_blur):
+        raise InputError("--map_grow, --map_ramp and --map_blur shape a --map_kind mask")
     if args.image_path is None:
         if args.exemplar_path or args.edit_map_path or args.exemplar_box:
             raise InputError("--exemplar_path, --edit_map_path and --exemplar_box change a picture: give --image_path "
@@ -68,8 +70,6 @@ def check_inputs(args: argparse.Namespace) -> None:
             raise InputError(f"--edit_map_path {path} is no file; give a picture, or gradient:right and the like")
         if side != path and side not in SIDES:
             raise InputError(f"--edit_map_path {path}: a gradient goes to one of {', '.join(SIDES)}")
-    if args.map_kind != "mask" and (args.map_grow or args.map_ramp or args.map_blur):
-        raise InputError("--map_grow, --map_ramp and --map_blur shape a --map_kind mask")
 
 
 def use_benchmark_item(args: argparse.Namespace) -> None:

@@ -319,6 +319,14 @@ def test_what_cannot_work_is_refused_before_anything_is_loaded(tmp_path, words, 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_latest_checkpoint_that_is_not_there_is_told(tmp_path, capsys):
+    arguments(tmp_path, "--resume_from_checkpoint", "latest")
+    assert capsys.readouterr().err.endswith("holds no checkpoint yet: the training begins at its start\n")
+    training.save_checkpoint(tmp_path / "out", 3, {})
+    arguments(tmp_path, "--resume_from_checkpoint", "latest")
+    assert capsys.readouterr().err == ""
+
+
 def test_fp16_without_a_gpu_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for words in (["--mixed_precision", "fp16"], ["--device", "cuda"]):

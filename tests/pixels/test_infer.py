@@ -206,7 +206,8 @@ MISSING = "/no/such/place"
 ALONE = "--image_path PICTURE --exemplar_path MAP --edit_map_path MAP".split()
 WRONG = [
     ([], "give --image_path"),
-    (["--exemplar_path", "PICTURE"], "give --image_path too"),
+    (["--exemplar_path", "PICTURE"], "give --image_path too"), (["--map_grow", "3"], "--map_kind mask"),
+    (["--exemplar_box", "0", "0", "1", "1"], "give --image_path "),
     (["--image_path", "PICTURE"], "0 --exemplar_path and 0 --edit_map_path"),
     ([*ALONE, "--image_embedding", "exemplar"], "is Kandinsky's"),
     ([*ALONE, "--image_path", MISSING], "is no file"),
