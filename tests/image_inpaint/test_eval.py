@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -125,7 +126,8 @@ def test_rows_of_other_settings_are_not_mixed_in(place, tiny_folder, tmp_path, c
 
 
 def settings(output, *flags):
-    return script.parse(["--subjects", str(output), "--scenes", str(output.parent), "--output_dir", str(output),
+    elsewhere = str(Path(__file__).parent)
+    return script.parse(["--subjects", elsewhere, "--scenes", elsewhere, "--output_dir", str(output),
                          "--pretrained_model_name_or_path", "owner/model", *flags])  # fmt: skip
 
 
