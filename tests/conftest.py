@@ -25,7 +25,7 @@ socket.socket.connect = _local_only
 
 @pytest.fixture
 def refused(capsys):
-    """refused(words, call, …): the call ends in one sentence that holds the words, and in exit code 2."""
+    """refused(words, call, …): the call ends in one sentence that holds the words, and in exit code 2. Returns it."""
 
     def check(words, call, *arguments, **named):
         capsys.readouterr()
@@ -34,6 +34,7 @@ def refused(capsys):
         said = capsys.readouterr().err
         (sentence,) = [line for line in said.splitlines() if line.startswith("error: ")]
         assert stop.value.code == 2 and words in sentence and "Traceback" not in said
+        return sentence
 
     return check
 

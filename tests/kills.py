@@ -5,7 +5,7 @@ run that nobody disturbed: tensor for tensor, row for row, pixel for pixel.
     python -m tests.kills --times 1 svdiff.lora   one of them
 
 A kill is SIGKILL to a process that was forked from this one, so that no library is imported twice. After each, what
-stands under a final name has to be whole.
+stands under a final name has to be whole. A training that is killed goes on from the third checkpoint of the other.
 """
 
 import argparse
@@ -47,7 +47,7 @@ SUBJECT = ["--instance_data_dir", "../data/subject", "--instance_prompt", "a pho
 CLASSES = ["--class_prompt", "a photo of a cat", "--class_data_dir", "classes", "--num_class_images", "2"]
 SD, INPAINTER = (["--pretrained_model_name_or_path", f"../data/{name}"] for name in ("sd", "inpainter"))
 SUBJECTS = ["--dataset", "../data/subjects"]
-QUICK = ["--num_inference_steps", "2"]
+QUICK, ACCUMULATED = ["--num_inference_steps", "2"], ["--gradient_accumulation_steps", "2"]
 PAIR = ["--output_dir", "out", "--device", "cpu", *QUICK]
 
 
@@ -60,24 +60,32 @@ def lipschitz(space: str, prompt: str = "a sks cat") -> list[str]:
             "--mixed_precision", "no", "--parameter_space", space]  # fmt: skip
 
 
-def inpaint(kind: str) -> list[str]:
-    return [*INPAINTER, "--instance_data_dir", "../data/boxed", *STEPS, "--train_batch_size", "1", "--tuning", kind]
+def inpaint(kind: str, *more: str) -> list[str]:
+    return [*INPAINTER, "--instance_data_dir", "../data/boxed", *STEPS, "--train_batch_size", "1", "--tuning", kind,
+            *more]  # fmt: skip
 
 
 # name -> (script, its arguments); each runs in a folder of its own beside data/
 RUNS: dict[str, tuple[str, list[str]]] = {
-    "svdiff.shifts": ("svdiff.train", [*svdiff("svdiff"), "--with_prior_preservation"]),
+    "svdiff.shifts": ("svdiff.train", [*svdiff("svdiff"), "--with_prior_preservation", "--lr_scheduler",
+                                       "constant_with_warmup", "--lr_warmup_steps", "2", *ACCUMULATED]),
     "svdiff.lora": ("svdiff.train", [*svdiff("lora"), "--no-with_prior_preservation"]),
     "svdiff.full": ("svdiff.train", [*svdiff("full"), "--no-with_prior_preservation"]),
-    "lipschitz.full": ("lipschitz_personalize.train", lipschitz("full")),
+    "lipschitz.full": ("lipschitz_personalize.train", [*lipschitz("full"), "--l2_reg_weight", "20", "--lr_scheduler",
+                                                       "cosine", "--no-cache_latents", *ACCUMULATED]),
     "lipschitz.prior": ("lipschitz_personalize.train", [*lipschitz("lora"), "--with_prior_preservation", *CLASSES]),
     "lipschitz.custom_diffusion": ("lipschitz_personalize.train",
                                    [*lipschitz("custom_diffusion", "a <new1> cat"), "--initializer_token", "cat"]),
-    "image_inpaint.lora": ("image_inpaint.train", inpaint("lora")),
-    "image_inpaint.full": ("image_inpaint.train", inpaint("full")),
+    "image_inpaint.lora": ("image_inpaint.train", inpaint("lora", "--layer_dropout", "0.2")),
+    "image_inpaint.cached": ("image_inpaint.train", inpaint("lora", "--cache_views", "3")),
+    "image_inpaint.full": ("image_inpaint.train", inpaint("full", *ACCUMULATED)),
+    "image_inpaint.pretrain": ("image_inpaint.train", [
+        *SD, "--stage", "pretrain", "--prior", "none", "--train_data_dir", "../data/boxed", "--boxes", "whole",
+        "--clip_model_name_or_path", "../data/encoders/clip-vit-large-patch14", "--train_batch_size", "1", *STEPS]),
     "textual_inversion": ("eval.baselines.textual_inversion",
-                          [*SD, "--instance_data_dir", "../data/subject", "--initializer_token", "cat", *STEPS]),
-    "oft": ("eval.baselines.oft", [*SD, *SUBJECT, "--no-with_prior_preservation", *STEPS]),
+                          [*SD, "--instance_data_dir", "../data/subject", "--initializer_token", "cat",
+                           "--num_vectors", "2", *STEPS]),
+    "oft": ("eval.baselines.oft", [*SD, *SUBJECT, *CLASSES, *STEPS]),
     "spdinv.eval": ("spdinv.eval", [*SD, "--dataset", "../data/bench", "--metric_encoders", "../data/encoders", *PAIR,
                                     "--inversions", "ddim", "spd", "--engines", "p2p", "--spd_rounds", "2"]),
     "pixels.eval": ("pixels.eval", [*SD, "--dataset", "../data/pairs", "--metric_encoders", "../data/eyes",
@@ -244,6 +252,8 @@ def disturb(name: str, root: Path, times: int, rng: random.Random) -> dict[str, 
     if code:
         return {"name": name, "kills": 0, "whole": whole, "wrong": [f"exit code {code} undisturbed"]}
     kills, place, tries = 0, root / f"{name}.killed", 0
+    for kept in (root / f"{name}.whole").glob("*/checkpoint-3"):
+        shutil.copytree(kept, place / kept.parent.name / kept.name)
     while kills < times and tries < 4 * times:
         tries += 1
         process = start(run, words, place)

@@ -1,8 +1,10 @@
 """Data sets and encoders in miniature, in the published layouts."""
 
+import json
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 from common.data import LIVE_CLASSES, EditItem, Subject, write_pie_bench, write_subjects
@@ -13,6 +15,52 @@ CAPTIONS = [
     ("a dog in the [snow]", "a dog in the [night sky]", "8", None),
     ("a [small] car", "a [big] car", "0", ("zebra", "big")),  # a word that its prompt lacks
 ]
+
+
+BOXES = {"0.png": [10, 12, 40, 50], "1.png": [5, 20, 33, 60], "2.png": [30, 8, 60, 44]}  # left, top, right, bottom
+
+
+class MeanColor:
+    """In place of an encoder: a picture's mean colour, two numbers of a prompt, squared differences for LPIPS."""
+
+    def __init__(self, label: str = "toy"):
+        self.label = label
+
+    def embed(self, pictures):
+        return torch.nn.functional.normalize(pictures.mean((2, 3)), dim=-1)
+
+    def embed_text(self, prompts):
+        return torch.tensor([[1.0, len(prompt) / 100, 0] for prompt in prompts])
+
+    def layer_maps(self, a, b):
+        return [((a - b) ** 2).mean(1, keepdim=True)]
+
+
+def noise(size=(64, 64), seed: int = 0) -> Image.Image:
+    """A picture of this width and height."""
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+
+
+def save_noise(path: Path, size=(64, 64), seed: int = 0) -> Path:
+    noise(size, seed).save(path)
+    return path
+
+
+def save_mask(path: Path, size=(64, 64), box=(10, 12, 40, 50)) -> Path:
+    """White inside of the box, black elsewhere."""
+    mask = Image.new("L", size)
+    mask.paste(255, box)
+    mask.save(path)
+    return path
+
+
+def write_boxed(folder: Path) -> Path:
+    """Three pictures of 64 pixels, and boxes.json beside them."""
+    folder.mkdir()
+    for number, name in enumerate(BOXES):
+        save_noise(folder / name, seed=number)
+    (folder / "boxes.json").write_text(json.dumps(BOXES))
+    return folder
 
 
 def write_pie_encoders(folder: Path) -> Path:

@@ -1,9 +1,11 @@
-import numpy as np
+import random
+
 import pytest
-from PIL import Image
 
 from common.images import save_png
 from eval.tracks.track import Item, Picture, Run, Track
+from tests.small_data import noise
+from tests.tiny import tiny_sd
 
 METHODS = {"ddim+p2p": "DDIM + P2P", "spd+p2p": "SPDInv + P2P"}
 
@@ -16,31 +18,26 @@ def make_row(method, item, metrics, **extra):
 
 def pairs(key, baseline, method):
     """Rows of two methods whose scores on item 0, 1, … are the given ones."""
-    return [
-        make_row(name, str(number), {key: value})
-        for name, values in zip(METHODS, (baseline, method), strict=True)
-        for number, value in enumerate(values)
-    ]
+    return [make_row(name, str(number), {key: value}) for name, values in zip(METHODS, (baseline, method), strict=True)
+            for number, value in enumerate(values)]  # fmt: skip
 
 
-def refused(main, words, capsys) -> str:
-    """What a script says of wrong input, with exit code 2."""
-    with pytest.raises(SystemExit) as stop:
-        main([str(word) for word in words])
-    error = capsys.readouterr().err
-    assert stop.value.code == 2 and "Traceback" not in error
-    return error
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory):
+    """A folder of a Stable Diffusion of two levels: pictures of 32 pixels, latents of 8."""
+    folder = tmp_path_factory.mktemp("model")
+    tiny_sd(folder, latent=8, channels=(16, 32))
+    return folder
 
 
 @pytest.fixture
 def track(tmp_path):
     """A track of ten synthetic items with pictures, ready for the report."""
-    rng = np.random.default_rng(0)
-    rows, items = [], []
+    rng, rows, items = random.Random(0), [], []
     for number in range(10):
         place, item = tmp_path / "pictures" / str(number), f"item{number}"
         for name in ("source", *METHODS):
-            save_png(place / f"{name}.png", Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)))
+            save_png(place / f"{name}.png", noise((8, 8)))
         pictures = [Picture("source", place / "source.png")]
         for shift, method in enumerate(METHODS):
             score = 20 + 5 * shift + rng.random()

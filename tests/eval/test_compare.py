@@ -9,7 +9,6 @@ from eval import compare, freshness
 from eval.freshness import RESULTS
 from eval.tracks import exemplar_editing, track
 from spdinv import eval as spdinv_eval
-from tests.eval.conftest import refused
 
 
 @pytest.fixture
@@ -23,7 +22,7 @@ def run(tiny_folder, benchmark, encoders, tmp_path):
     return run
 
 
-def test_run_skip_and_table(run, benchmark, tmp_path, monkeypatch, capsys):
+def test_run_skip_and_table(run, benchmark, tmp_path, monkeypatch, capsys, refused):
     original, calls, kept = spdinv_eval.run_item, [], listing(RESULTS)
 
     def counted(*args, **kwargs):
@@ -39,9 +38,7 @@ def test_run_skip_and_table(run, benchmark, tmp_path, monkeypatch, capsys):
 
     run("--items", "2")
     assert calls[2:] == ["000000000001"] * 2  # the first item was done
-    with pytest.raises(SystemExit):
-        run("--items", "1", "--save_results")  # once replaced the committed rows by these
-    capsys.readouterr()
+    refused("", run, "--items", "1", "--save_results")  # once replaced the committed rows by these
     html = (run("--items", "1") / "index.html").read_text()
     assert len(calls) == 4 and "this run: 1 item," in html and "committed run" not in html
     assert "another --pretrained_model_name_or_path (picturebook)" in capsys.readouterr().out
@@ -117,6 +114,6 @@ def test_table_without_rows(tmp_path, monkeypatch, capsys):
     (["--dataset", "/nowhere"], "mapping_file.json"),
     (["--pretrained_model_name_or_path", "/nowhere"], "/nowhere"),
 ])  # fmt: skip
-def test_wrong_input(flags, words, tmp_path, capsys):
-    assert words in refused(compare.main, [*flags, "--output_dir", tmp_path / "out"], capsys)
+def test_wrong_input(flags, words, tmp_path, refused):
+    refused(words, compare.main, [*flags, "--output_dir", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()

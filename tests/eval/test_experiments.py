@@ -71,9 +71,9 @@ def test_what_rows_depend_on_makes_them_stale_and_nothing_else_does(world, tmp_p
 def test_a_failing_command_keeps_nothing_and_the_others_run(world, tmp_path, capfd):
     world[1].clear()
     world[1].update(bad=entry(id="bad", commands=[f"{FAKE} --fail"]), good=entry(id="good"))
-    with pytest.raises(SystemExit) as stop:
+    with pytest.raises(SystemExit, match="2"):
         run(tmp_path, "--run")
-    assert stop.value.code == 2 and "bad stopped; the same" in capfd.readouterr().err
+    assert "bad stopped; the same" in capfd.readouterr().err
     assert state(world[1]["bad"])[0] == MISSING and state(world[1]["good"])[0] == FRESH
 
 
@@ -88,9 +88,6 @@ def test_shards_are_gathered(world, tmp_path):
 def test_quick_keeps_nothing(world, tmp_path, capfd):
     run(tmp_path, "--quick")
     assert "text_editing: 4 rows" in capfd.readouterr().out and state(world[1]["text_editing"])[0] == MISSING
-
-
-# ---------------------------------------------------------------------------------------------------------- rendering
 
 
 def rows_of(scores):
@@ -131,15 +128,14 @@ def test_pages_are_filled_checked_and_refused(world, tmp_path, monkeypatch):
             rendering.rendered(page)
 
 
-def test_rows_made_elsewhere_stand_under_their_own_heading(world, tmp_path):
+def test_rows_made_elsewhere_stand_under_their_own_heading(world, tmp_path, refused):
     folder = tmp_path / "sd15"
     folder.mkdir()
     experiments.start(entry(), folder, [])
     run(tmp_path, "--import", str(folder), "--as", "text_editing", "--label", "SD 1.5, 700 pictures")
     text = rendering.body("text_editing", tmp_path)
     assert "Not run yet" in text and "**Run elsewhere: SD 1.5, 700 pictures** (dataset PIE-Bench, gpu a card" in text
-    with pytest.raises(SystemExit):
-        run(tmp_path, "--import", str(folder))
+    refused("", run, tmp_path, "--import", str(folder))
 
 
 def test_tables_are_exported(world, tmp_path):
@@ -148,9 +144,6 @@ def test_tables_are_exported(world, tmp_path):
     csv, tex = ((tmp_path / "out" / f"text_editing.{suffix}").read_text() for suffix in ("csv", "tex"))
     assert csv.splitlines()[1].startswith('spd+p2p,10,"24.5 [') and r"\begin{tabular}{lrr}" in tex and r"\\" in tex
     assert (tmp_path / "out" / "claims.csv").read_text().count("\n") > 50
-
-
-# ----------------------------------------------------------------------------------------------- what the project has
 
 
 def test_the_readmes_are_what_the_rows_say():
@@ -173,7 +166,7 @@ def test_tier_1_takes_at_most_twenty_hours():
     assert sum(one.minutes for one in freshness.experiments().values() if one.tier == 1) <= 20 * 60
 
 
-def test_a_wrong_entry_is_one_sentence(tmp_path, monkeypatch, capsys):
+def test_a_wrong_entry_is_one_sentence(tmp_path, monkeypatch, refused):
     monkeypatch.setattr(freshness, "HERE", tmp_path)
     (tmp_path / "experiments.toml").write_text('[[experiment]]\nid = "x"\ntitel = "y"\n')
     with pytest.raises(InputError, match="experiments.toml, 'x'"):
@@ -182,8 +175,7 @@ def test_a_wrong_entry_is_one_sentence(tmp_path, monkeypatch, capsys):
         freshness.find("nothing")
     write_json(tmp_path / "config.json", {})
     for words in (["--run", "nothing"], ["--import", "/nowhere", "--as", "text_editing"], [], ["--shard", "1/2"]):
-        with pytest.raises(SystemExit):
-            experiments.main(words)
+        refused("", experiments.main, words)
     row = {"paper": "p", "method": "m", "item": "i", "seed": 0, "metrics": {}, "seconds": 1.0, "peak_memory_mb": 1.0}
     for wrong, label, said in (
         ({"seed": [1]}, "a", "line 1 is not a result row"), ({"metrics": {"a": "x"}}, "a", "line 1 is not"),
@@ -192,6 +184,4 @@ def test_a_wrong_entry_is_one_sentence(tmp_path, monkeypatch, capsys):
     ):  # fmt: skip
         lines = [row, {key: row[key] for key in row if key != "seed"} if wrong is None else row | wrong]
         (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines[wrong is not None :]))
-        with pytest.raises(SystemExit):
-            experiments.main(["--import", str(tmp_path), "--as", "text_editing", "--label", label])
-        assert said in capsys.readouterr().err
+        refused(said, experiments.main, ["--import", str(tmp_path), "--as", "text_editing", "--label", label])

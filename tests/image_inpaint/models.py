@@ -4,10 +4,9 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
-from tests.published import UNET, VAE, Shapes, _affine, _random, unet_shapes, vae_shapes
+from tests.published import MODELS, NOISE, UNET, VAE, _affine, _random, _write, _write_index, unet_shapes, vae_shapes
 from tests.tiny import tiny_sd
 
 
@@ -39,11 +38,11 @@ def tiny_inpainter(folder: Path | None = None, seed: int = 0):
     return made
 
 
-def encoder_shapes(width: int, layers: int, patches: int, projection: int) -> Shapes:
+def encoder_shapes(width: int, layers: int, patches: int, projection: int) -> dict[str, tuple[int, ...]]:
     """image_encoder/ of Fantasy-Studio/Paint-by-Example, as transformers 4 wrote it; width 1024, 24 layers and
     projection 768 in the published file, whose mapper has five blocks."""
     tower = "model.vision_model"
-    shapes: Shapes = {f"{tower}.embeddings.class_embedding": (width,)}
+    shapes = {f"{tower}.embeddings.class_embedding": (width,)}
     shapes |= {f"{tower}.embeddings.patch_embedding.weight": (width, 3, 8, 8)}
     shapes |= {f"{tower}.embeddings.position_embedding.weight": (patches + 1, width)}
     shapes |= _affine(f"{tower}.pre_layrnorm", width) | _affine(f"{tower}.post_layernorm", width)
@@ -84,34 +83,23 @@ def write_published(folder: Path, seed: int = 0) -> dict[str, dict[str, torch.Te
         "vae": _random(vae_shapes(VAE["block_out_channels"], ("query", "key", "value", "proj_attn")), seed + 1),
         "image_encoder": _random(encoder_shapes(width, layers, 16, text), seed + 2),
     }
-    position = torch.arange(17)[None]
-    stored = {**weights, "image_encoder": {**weights["image_encoder"],
-                                           "model.vision_model.embeddings.position_ids": position}}  # fmt: skip
-    configs = {"unet": unet, "vae": VAE | {"sample_size": 512}, "image_encoder": vision}
-    stems = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "image_encoder": "model"}
-    for part, config in configs.items():
-        (folder / part).mkdir(parents=True)
-        (folder / part / "config.json").write_text(json.dumps(config))
-        save_file(stored[part], folder / part / f"{stems[part]}.safetensors", metadata={"format": "pt"})
-    scheduler = {"_class_name": "PNDMScheduler", "_diffusers_version": "0.9.0.dev0", "beta_end": 0.012,
-                 "beta_schedule": "scaled_linear", "beta_start": 0.00085, "num_train_timesteps": 1000,
-                 "set_alpha_to_one": False, "skip_prk_steps": True, "steps_offset": 1, "trained_betas": None,
-                 "clip_sample": False, "prediction_type": "epsilon"}  # fmt: skip
+    position = {"model.vision_model.embeddings.position_ids": torch.arange(17)[None]}
+    _write(folder / "unet", unet, weights["unet"], "diffusion_pytorch_model")
+    _write(folder / "vae", VAE | {"sample_size": 512}, weights["vae"], "diffusion_pytorch_model")
+    _write(folder / "image_encoder", vision, weights["image_encoder"] | position, "model")
     processor = {"crop_size": {"height": 32, "width": 32}, "do_center_crop": True, "do_convert_rgb": True,
                  "do_normalize": True, "do_resize": True, "feature_extractor_type": "CLIPFeatureExtractor",
                  "image_mean": [0.48145466, 0.4578275, 0.40821073], "resample": 3, "size": {"shortest_edge": 32},
                  "image_std": [0.26862954, 0.26130258, 0.27577711]}  # fmt: skip
+    (folder / "feature_extractor").mkdir()
+    (folder / "feature_extractor" / "preprocessor_config.json").write_text(json.dumps(processor))
     index = {
         "_class_name": "PaintByExamplePipeline", "_diffusers_version": "0.9.0.dev0",
         "feature_extractor": ["transformers", "CLIPFeatureExtractor"],
         "image_encoder": ["paint_by_example", "PaintByExampleImageEncoder"],
         "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
-        "scheduler": ["diffusers", "PNDMScheduler"], "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
+        "scheduler": ["diffusers", "PNDMScheduler"], "unet": MODELS["unet"], "vae": MODELS["vae"],
     }  # fmt: skip
-    for part, name, content in (("scheduler", "scheduler_config.json", scheduler),
-                                ("feature_extractor", "preprocessor_config.json", processor)):  # fmt: skip
-        (folder / part).mkdir()
-        (folder / part / name).write_text(json.dumps(content))
-    (folder / "model_index.json").write_text(json.dumps(index))
+    scheduler = {"_class_name": "PNDMScheduler", "_diffusers_version": "0.9.0.dev0", "prediction_type": "epsilon"}
+    _write_index(folder, index, NOISE | scheduler)
     return weights

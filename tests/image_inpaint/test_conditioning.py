@@ -4,26 +4,34 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
 
 from common.runs import InputError
 from image_inpaint import conditioning, loading, triples
 from image_inpaint.painting import paint
-from image_inpaint.sampling import Sampling, sample
+from image_inpaint.sampling import Sampling, make_scheduler, sample
 from image_inpaint.triples import Triple
-from tests.image_inpaint.models import tiny_inpainter, vision_tower, write_published
+from tests.image_inpaint.models import vision_tower, write_published
+from tests.small_data import noise
 from tests.tiny import tiny_sd
 
+TWO = Sampling("ddim", num_inference_steps=2)
 
-@pytest.fixture(scope="module")
-def pipe():
-    return tiny_inpainter()
+
+def seeded(*seeds):
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def hole(size, left, top, right, bottom):
+    """[height, width] of a picture of this width and height."""
+    fill = torch.zeros(size[1], size[0])
+    fill[top:bottom, left:right] = 1
+    return fill
 
 
 @pytest.fixture(scope="module")
 def inputs():
     """Two pictures, holes, references."""
-    generator = torch.Generator().manual_seed(0)
+    (generator,) = seeded(0)
     source, reference = torch.rand(2, 3, 64, 64, generator=generator), torch.rand(2, 3, 32, 32, generator=generator)
     fill = torch.zeros(2, 1, 64, 64)
     fill[0, :, 10:40, 20:50], fill[1, :, 30:64, 0:33] = 1, 1
@@ -101,13 +109,12 @@ def test_the_reference_is_squashed_normalised_and_read_by_the_class_token(pipe):
     assert torch.allclose(conditioning.embed_references(pipe, reference), expected, atol=1e-5)
     long = torch.rand(1, 3, 20, 80)
     squashed = F.interpolate(long, (32, 32), mode="bilinear", antialias=True)
-    assert torch.allclose(
-        conditioning.embed_references(pipe, long), conditioning.embed_references(pipe, squashed), atol=1e-5
-    )
+    found, expected = (conditioning.embed_references(pipe, picture) for picture in (long, squashed))
+    assert torch.allclose(found, expected, atol=1e-5)
 
 
 def test_the_vae_takes_four_triples_at_a_time(pipe, monkeypatch):
-    draw = torch.Generator().manual_seed(0)
+    (draw,) = seeded(0)
     several = [Triple(torch.rand(3, 64, 64, generator=draw), torch.rand(3, 32, 32, generator=draw),
                       torch.rand(1, 64, 64, generator=draw).round()) for _ in range(9)]  # fmt: skip
     encode, sizes = pipe.vae.encode, []
@@ -123,17 +130,13 @@ def test_the_vae_takes_four_triples_at_a_time(pipe, monkeypatch):
 @pytest.mark.parametrize("scheduler, guidance", [("plms", 5.0), ("ddim", 5.0), ("ddim", 1.0)])
 @torch.no_grad()
 def test_sampling_is_that_of_diffusers_pipeline(pipe, inputs, scheduler, guidance):
-    from image_inpaint.sampling import make_scheduler
-
     source, fill, reference = inputs
     settings = Sampling(scheduler, 4, guidance, "nearest")
-    generators = [torch.Generator().manual_seed(seed) for seed in (3, 4)]
-    ours = sample(pipe, source, fill, conditioning.embed_references(pipe, reference), generators, settings)
+    ours = sample(pipe, source, fill, conditioning.embed_references(pipe, reference), seeded(3, 4), settings)
     pipe.scheduler, own = make_scheduler(scheduler, pipe.scheduler.config), pipe.scheduler
     theirs = pipe(
         conditioning.reference_pixels(reference, pipe), image=2 * source - 1, mask_image=fill, output_type="pt",
-        num_inference_steps=4, guidance_scale=guidance,
-        generator=[torch.Generator().manual_seed(seed) for seed in (3, 4)],
+        num_inference_steps=4, guidance_scale=guidance, generator=seeded(3, 4),
     ).images  # fmt: skip
     pipe.scheduler = own
     assert torch.allclose(ours, theirs, atol=2e-4)
@@ -142,10 +145,8 @@ def test_sampling_is_that_of_diffusers_pipeline(pipe, inputs, scheduler, guidanc
 @torch.no_grad()
 def test_a_users_soft_mask_is_rounded_before_sampling(pipe, inputs):
     source, fill, reference = inputs
-    context, settings = conditioning.embed_references(pipe, reference), Sampling("ddim", 2)
-    soft = torch.where(fill > 0, 0.6, 0.4)
-    hard, rounded = (sample(pipe, source, mask, context, [torch.Generator().manual_seed(k) for k in (3, 4)], settings)
-                     for mask in (fill, soft))  # fmt: skip
+    context, soft = conditioning.embed_references(pipe, reference), torch.where(fill > 0, 0.6, 0.4)
+    hard, rounded = (sample(pipe, source, mask, context, seeded(3, 4), TWO) for mask in (fill, soft))
     assert torch.equal(hard, rounded)
 
 
@@ -162,21 +163,17 @@ def test_published_files_load_in_the_published_layout(tmp_path):
     assert torch.equal(pipe.vae.quant_conv.weight, weights["vae"]["quant_conv.weight"])
     assert len(pipe.image_encoder.mapper.blocks) == 5
     assert list(pipe.feature_extractor.image_mean) == [0.48145466, 0.4578275, 0.40821073]
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8))
-    fill = torch.zeros(40, 60)
-    fill[10:20, 10:30] = 1
-    (made,) = paint(pipe, [picture], [fill], [picture], [0], Sampling(num_inference_steps=2))
+    picture = noise((60, 40))
+    (made,) = paint(pipe, [picture], [hole((60, 40), 10, 10, 30, 20)], [picture], [0], TWO)
     assert made.size == (60, 40)
 
 
 @torch.no_grad()
-def test_a_saved_model_is_found_again_by_us_and_by_diffusers(pipe, inputs, tmp_path):
+def test_a_saved_model_is_found_again_by_us_and_by_diffusers(pipe, model):
     from diffusers.pipelines.deprecated.paint_by_example import PaintByExamplePipeline
 
-    loading.save(pipe, tmp_path / "model")
-    again = loading.load(str(tmp_path / "model"), "cpu")
-    theirs = PaintByExamplePipeline.from_pretrained(tmp_path / "model", safety_checker=None)
-    source, fill, reference = inputs
+    again = loading.load(str(model), "cpu")
+    theirs = PaintByExamplePipeline.from_pretrained(model, safety_checker=None)
     for other in (again, theirs):
         for part in ("unet", "vae", "image_encoder"):
             ours, stored = getattr(pipe, part).state_dict(), getattr(other, part).state_dict()
@@ -194,21 +191,15 @@ def test_wrong_models_are_refused_in_one_sentence(tmp_path, tiny_folder):
 
 
 def test_compositing_keeps_every_pixel_outside_and_any_size_is_painted(pipe):
-    rng = np.random.default_rng(1)
     for size in ((64, 64), (150, 90), (33, 200)):
-        picture = Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
-        fill = torch.zeros(size[1], size[0])
-        fill[12:30, 8:28] = 1
-        (made,) = paint(pipe, [picture], [fill], [picture], [0], Sampling(num_inference_steps=2))
+        picture, fill = noise(size), hole(size, 8, 12, 28, 30)
+        (made,) = paint(pipe, [picture], [fill], [picture], [0], TWO)
         different = (np.asarray(made) != np.asarray(picture)).any(2)
         assert made.size == picture.size and different.any() and not (different & (fill.numpy() == 0)).any()
 
 
 def test_a_picture_depends_on_its_own_seed(pipe):
-    picture = Image.fromarray(np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8))
-    fill = torch.zeros(64, 64)
-    fill[20:40, 20:40] = 1
-    settings = Sampling(num_inference_steps=2)
-    alone = paint(pipe, [picture], [fill], [picture], [5], settings)[0]
-    both = paint(pipe, [picture] * 2, [fill] * 2, [picture] * 2, [4, 5], settings)
+    picture, fill = noise(), hole((64, 64), 20, 20, 40, 40)
+    alone = paint(pipe, [picture], [fill], [picture], [5], TWO)[0]
+    both = paint(pipe, [picture] * 2, [fill] * 2, [picture] * 2, [4, 5], TWO)
     assert np.abs(np.asarray(alone, int) - np.asarray(both[1], int)).max() <= 1 and both[0] != both[1]

@@ -8,56 +8,32 @@ import torch
 from PIL import Image
 
 from image_inpaint import infer, loading
-from tests.image_inpaint.models import tiny_inpainter
-
-FAST = ["--num_inference_steps", "2", "--device", "cpu"]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model") / "model"
-    tiny_inpainter(folder)
-    return folder
+from image_inpaint.lora import add_lora, save_lora
+from image_inpaint.sampling import make_scheduler
+from tests.small_data import save_mask, save_noise
 
 
-def photograph(path, size=(64, 64), mode="RGB", seed=0):
-    rng = np.random.default_rng(seed)
-    Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)).convert(mode).save(path)
-    return path
+@pytest.fixture
+def run(model, tmp_path):
+    def run(*flags):
+        """A first flag of None: without the room, its hole and the chair."""
+        paths = save_noise(tmp_path / "room.png"), save_mask(tmp_path / "mask.png"), save_noise(tmp_path / "chair.png")
+        names = ("--image_path", "--mask_path", "--reference_path")
+        given = [word for pair in zip(names, map(str, paths), strict=True) for word in pair]
+        given, flags = ([], flags[1:]) if flags[:1] == (None,) else (given, flags)
+        infer.main(["--pretrained_model_name_or_path", str(model), "--output_dir", str(tmp_path / "out"), *given,
+                    "--num_inference_steps", "2", "--device", "cpu", *map(str, flags)])  # fmt: skip
+        return json.loads((tmp_path / "out" / "metrics.json").read_text())
+
+    return run
 
 
-def hole(path, size=(64, 64), box=(10, 12, 40, 50)):
-    mask = Image.new("L", size)
-    mask.paste(255, box)
-    mask.save(path)
-    return path
-
-
-def layer(path):
-    """Black painted on nothing: the hole, or what is to stay?"""
-    mask = Image.new("RGBA", (64, 64))
-    mask.paste((0, 0, 0, 255), (10, 12, 40, 50))
-    mask.save(path)
-    return path
-
-
-def run(model, folder, *flags):
-    """A first flag of None: without the room, its hole and the chair."""
-    paths = photograph(folder / "room.png"), hole(folder / "mask.png"), photograph(folder / "chair.png")
-    names = ("--image_path", "--mask_path", "--reference_path")
-    given = [word for pair in zip(names, map(str, paths), strict=True) for word in pair]
-    given, flags = ([], flags[1:]) if flags[:1] == (None,) else (given, flags)
-    infer.main(["--pretrained_model_name_or_path", str(model), "--output_dir", str(folder / "out"), *given, *FAST,
-                *flags])  # fmt: skip
-    return json.loads((folder / "out" / "metrics.json").read_text())
-
-
-def test_every_file_is_there_and_compositing_keeps_the_background(model, tmp_path):
-    metrics = run(model, tmp_path, "--no-composite")
+def test_every_file_is_there_and_compositing_keeps_the_background(run, tmp_path):
+    metrics = run("--no-composite")
     names = {"source.png", "hole.png", "inpainted.png", "grid.png", "config.json", "metrics.json"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == names
     assert metrics["psnr_kept"][0] < 60 and metrics["weights"] == "untuned"
-    metrics = run(model, tmp_path, "--feather", "3")
+    metrics = run("--feather", "3")
     assert metrics["psnr_kept"] == [float("inf")]
     source, made = (np.asarray(Image.open(tmp_path / "out" / f"{name}.png")) for name in ("source", "inpainted"))
     outside = np.ones((64, 64), bool)
@@ -65,51 +41,44 @@ def test_every_file_is_there_and_compositing_keeps_the_background(model, tmp_pat
     assert (source[outside] == made[outside]).all() and (source != made).any()
 
 
-def test_each_reference_gives_a_picture(model, tmp_path):
-    other = str(photograph(tmp_path / "other.png", (20, 40), seed=3))
-    run(model, tmp_path, "--reference_path", str(photograph(tmp_path / "chair.png")), other)
+def test_each_reference_gives_a_picture(run, tmp_path):
+    run("--reference_path", tmp_path / "chair.png", save_noise(tmp_path / "other.png", (20, 40), seed=3))
     made = sorted((tmp_path / "out").glob("inpainted*.png"))
     assert [path.name for path in made] == ["inpainted.png", "inpainted_2.png"]
     assert made[0].read_bytes() != made[1].read_bytes()
-    run(model, tmp_path)
+    run()
     assert len(list((tmp_path / "out").glob("inpainted*.png"))) == 1  # those of the earlier run are gone
 
 
-def test_a_mask_with_an_opaque_alpha_channel_is_a_mask(model, tmp_path):
-    Image.open(hole(tmp_path / "grey.png")).convert("RGBA").save(tmp_path / "rgba.png")
-    assert run(model, tmp_path, "--mask_path", str(tmp_path / "rgba.png"))["hole_share"] == 30 * 38 / 64**2
+def test_a_mask_with_an_opaque_alpha_channel_is_a_mask(run, tmp_path):
+    Image.open(save_mask(tmp_path / "grey.png")).convert("RGBA").save(tmp_path / "rgba.png")
+    assert run("--mask_path", tmp_path / "rgba.png")["hole_share"] == 30 * 38 / 64**2
 
 
 @pytest.mark.parametrize("scheduler", ["plms", "ddim"])
-def test_as_many_steps_as_there_are_fit_the_models_noise_levels(scheduler):
-    from image_inpaint.sampling import make_scheduler
-
-    made = make_scheduler(scheduler, tiny_inpainter().scheduler.config)
+def test_as_many_steps_as_there_are_fit_the_models_noise_levels(scheduler, pipe):
+    made = make_scheduler(scheduler, pipe.scheduler.config)
     made.set_timesteps(999)
     assert int(max(made.timesteps)) < len(made.alphas_cumprod)
 
 
-def test_a_reference_is_cut_out_with_the_margin_of_training(model, tmp_path, monkeypatch):
+def test_a_reference_is_cut_out_with_the_margin_of_training(run, monkeypatch):
     shown = []
     monkeypatch.setattr("image_inpaint.painting.paint", lambda *given, **more: shown.extend(given[3]) or [given[1][0]])
-    run(model, tmp_path, "--reference_box", "10", "12", "40", "50")
+    run("--reference_box", "10", "12", "40", "50")
     assert [picture.size for picture in shown] == [(32, 40)]  # a pixel on each side at 64 pixels
 
 
-def test_trained_weights_change_the_picture(model, tmp_path):
-    from image_inpaint.lora import add_lora, save_lora
-
-    pipe = tiny_inpainter()
+def test_trained_weights_change_the_picture(run, pipe, tmp_path):
     for name, parameter in add_lora(pipe.unet, 2, 2, "attention").items():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.5)
     save_lora(pipe.unet, tmp_path / "trained")
-    run(model, tmp_path)
-    before = (tmp_path / "out" / "inpainted.png").read_bytes()
-    assert run(model, tmp_path, "--lora", str(tmp_path / "trained"))["weights"] == "lora"
-    after = (tmp_path / "out" / "inpainted.png").read_bytes()
-    run(model, tmp_path, "--lora", str(tmp_path / "trained" / loading.LORA_FILE))
-    assert before != after == (tmp_path / "out" / "inpainted.png").read_bytes()
+    pictures = []
+    for flags in ((), ("--lora", tmp_path / "trained"), ("--lora", tmp_path / "trained" / loading.LORA_FILE)):
+        assert run(*flags)["weights"] == ("lora" if flags else "untuned")
+        pictures.append((tmp_path / "out" / "inpainted.png").read_bytes())
+    assert pictures[0] != pictures[1] == pictures[2]
 
 
 WRONG = [
@@ -129,14 +98,13 @@ WRONG = [
 
 
 @pytest.mark.parametrize("flags, message", WRONG, ids=[message for _, message in WRONG])
-def test_wrong_input_is_one_sentence_and_leaves_nothing(model, tiny_folder, tmp_path, capsys, flags, message):
+def test_wrong_input_is_one_sentence_and_leaves_nothing(run, tiny_folder, tmp_path, refused, flags, message):
     (tmp_path / "text.png").write_text("hello")
-    places = {"TEXT": tmp_path / "text.png", "SMALL": hole(tmp_path / "small.png", (30, 30), (2, 2, 9, 9)),
-              "BLACK": hole(tmp_path / "black.png", box=(0, 0, 0, 0)), "SD": tiny_folder,
-              "LAYER": layer(tmp_path / "layer.png"),
-              "WHITE": hole(tmp_path / "white.png", box=(0, 0, 64, 64))}  # fmt: skip
-    with pytest.raises(SystemExit) as stop:
-        run(model, tmp_path, *(flag and str(places.get(flag, flag)) for flag in flags))
-    error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert stop.value.code == 2 and message in error and error.startswith("error: ")
+    layer = Image.new("RGBA", (64, 64))
+    layer.paste((0, 0, 0, 255), (10, 12, 40, 50))  # black painted on nothing: the hole, or what is to stay?
+    layer.save(tmp_path / "layer.png")
+    places = {"TEXT": tmp_path / "text.png", "SMALL": save_mask(tmp_path / "small.png", (30, 30), (2, 2, 9, 9)),
+              "BLACK": save_mask(tmp_path / "black.png", box=(0, 0, 0, 0)), "LAYER": tmp_path / "layer.png",
+              "WHITE": save_mask(tmp_path / "white.png", box=(0, 0, 64, 64)), "SD": tiny_folder}  # fmt: skip
+    refused(message, run, *(places.get(flag, flag) for flag in flags))
     assert not (tmp_path / "out").exists()

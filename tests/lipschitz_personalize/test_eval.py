@@ -6,7 +6,6 @@ from argparse import Namespace
 
 import numpy as np
 import pytest
-import torch
 
 from common.encoders import Clip, Dino
 from common.flags import as_flags
@@ -18,7 +17,7 @@ from lipschitz_personalize import eval as evaluate
 from lipschitz_personalize import infer, options, train
 from lipschitz_personalize.objectives import load_backbone
 from lipschitz_personalize.reproduction import drift, plan, rows, scores, tables
-from tests.small_data import write_subject_set
+from tests.small_data import MeanColor, write_subject_set
 from tests.tiny_encoders import write_encoders
 
 QUICK = ["--num_inference_steps", "2", "--train_args", "--max_train_steps", "2", "--num_inference_steps", "2",
@@ -40,18 +39,21 @@ def encoders(tmp_path_factory):
     return folder
 
 
-def run(model, dataset, encoders, output, *words):
-    evaluate.main(["--pretrained_model_name_or_path", str(model), "--dataset", str(dataset), "--metric_encoders",
-                   str(encoders), "--output_dir", str(output), *words, *QUICK])  # fmt: skip
+@pytest.fixture
+def run(models, dataset, encoders):
+    def run(output, *words):
+        evaluate.main(["--pretrained_model_name_or_path", str(models["sd"]), "--dataset", str(dataset),
+                       "--metric_encoders", str(encoders), "--output_dir", str(output), *map(str, words),
+                       *QUICK])  # fmt: skip
+
+    return run
 
 
-def test_table_figures_and_drift_from_trainings_that_are_done_once(
-    models, dataset, encoders, tmp_path, capsys, refused, monkeypatch
-):
+def test_table_figures_and_drift_from_trainings_that_are_done_once(run, tmp_path, capsys, refused, monkeypatch):
     words = ["--methods", "dreambooth+penalty@l2_reg_weight=0", "dreambooth+penalty@l2_reg_weight=500",
              "dreambooth+prior", "dreambooth+penalty",
              "--table", "2", "--figure", "2", "3", "4", "5", "--drift"]  # fmt: skip
-    run(models["sd"], dataset, encoders, tmp_path / "out", *words)
+    run(tmp_path / "out", *words)
     shown, rows = capsys.readouterr().out, read_rows(tmp_path / "out" / "rows.jsonl")
     assert [row["item"] for row in rows] == ["rex/0"] * 4
     assert "Ours (DreamBooth)" in shown and "IP-Adapter" in shown and "measured, " in shown and "inconclusive" in shown
@@ -68,21 +70,13 @@ def test_table_figures_and_drift_from_trainings_that_are_done_once(
     assert not list((tmp_path / "out").rglob("*.safetensors"))  # weights are not kept
 
     monkeypatch.setattr(train, "main", lambda argv: pytest.fail("trained again"))
-    run(models["sd"], dataset, encoders, tmp_path / "out", "--methods", "dreambooth+penalty")
+    run(tmp_path / "out", "--methods", "dreambooth+penalty")
     assert len(read_rows(tmp_path / "out" / "rows.jsonl")) == 4
     words = ["--methods", "dreambooth+penalty", "--guidance_scale", "3"]
-    refused("another --guidance_scale", run, models["sd"], dataset, encoders, tmp_path / "out", *words)
+    refused("another --guidance_scale", run, tmp_path / "out", *words)
 
 
-def test_held_out_classes_are_recognised_among_all_and_the_fid_stands_beside(
-    models, dataset, encoders, tmp_path, monkeypatch
-):
-    class Inception:
-        label = "inception"
-
-        def embed(self, pictures):
-            return pictures.mean((2, 3))
-
+def test_held_out_classes_are_recognised_among_all_and_the_fid_stands_beside(run, encoders, tmp_path, monkeypatch):
     seen = []
 
     def eye(clip, classes):
@@ -90,24 +84,23 @@ def test_held_out_classes_are_recognised_among_all_and_the_fid_stands_beside(
         return lambda pictures: ["dog"] * len(pictures)  # all has drifted towards the subject
 
     monkeypatch.setattr(drift, "clip_eye", eye)
-    monkeypatch.setattr(rows, "load_inception", lambda folder, device: Inception())
+    monkeypatch.setattr(rows, "load_inception", lambda folder, device: MeanColor())
     shutil.copytree(encoders, tmp_path / "encoders")
     (tmp_path / "encoders" / "inception-2015-12-05.pt").touch()
     words = ["--methods", "dreambooth+penalty", "--drift"]
-    run(models["sd"], dataset, tmp_path / "encoders", tmp_path / "out", *words)
+    run(tmp_path / "out", *words, "--metric_encoders", tmp_path / "encoders")
     (row,) = read_rows(tmp_path / "out" / "rows.jsonl")
     assert seen == [["dog", "house"]] and row["metrics"]["class_recognition"] == 0
-    assert row["metrics"]["frechet_inception (inception)"] >= 0
+    assert row["metrics"]["frechet_inception (toy)"] >= 0
     words += ["--held_out_classes", "cat", "dog", "tree"]
-    run(models["sd"], dataset, encoders, tmp_path / "named", *words)
+    run(tmp_path / "named", *words)
     (row,) = read_rows(tmp_path / "named" / "rows.jsonl")
-    assert seen[1] == ["dog", "house", "cat", "tree"] and "frechet_inception (inception)" not in row["metrics"]
+    assert seen[1] == ["dog", "house", "cat", "tree"] and "frechet_inception (toy)" not in row["metrics"]
 
 
-def test_one_class_leaves_no_study_of_classes_and_custom_diffusion_has_its_own_word(models, encoders, tmp_path):
+def test_one_class_leaves_no_study_of_classes_and_custom_diffusion_has_its_own_word(run, tmp_path):
     write_subject_set(tmp_path / "set", {"rex": "dog"}, {"object": ["a {0} {1}"], "live": ["a {0} {1}"]})
-    words = ["--methods", "custom_diffusion+penalty", "--drift"]
-    run(models["sd"], tmp_path / "set", encoders, tmp_path / "out", *words)
+    run(tmp_path / "out", "--dataset", tmp_path / "set", "--methods", "custom_diffusion+penalty", "--drift")
     (row,) = read_rows(tmp_path / "out" / "rows.jsonl")
     assert "drift_score (dino-vits16)" in row["metrics"] and "class_recognition" not in row["metrics"]
     config = json.loads((tmp_path / "out" / "config.json").read_text())["methods"]["custom_diffusion+penalty"]
@@ -143,32 +136,17 @@ def test_baselines_have_their_own_recipes_and_changes_follow_the_name():
     assert losses == ["sum", "sum", "mean"]
 
 
-def test_pictures_are_drawn_in_parts_from_their_own_noise():
-    class Pipe:
-        def set_progress_bar_config(self, disable):
-            pass
-
-        def __call__(self, prompts, generator, output_type, num_inference_steps, guidance_scale, height):
-            assert len(prompts) <= 2 and (num_inference_steps, guidance_scale, height) == (50, 7.5, 4)
-            return Namespace(images=torch.stack([torch.rand(3, 4, 4, generator=one) for one in generator]))
-
-    generators = lambda: [torch.Generator().manual_seed(n) for n in range(3)]  # noqa: E731
-    drawn = scores.sample(Pipe(), ["a", "b", "c"], generators(), batch=2, height=4)
-    raw = torch.stack([torch.rand(3, 4, 4, generator=one) for one in generators()])
-    assert torch.equal(drawn, (raw * 255).round() / 255)
-
-
-def test_a_run_that_was_killed_goes_on(models, dataset, encoders, tmp_path, monkeypatch):
+def test_a_run_that_was_killed_goes_on(run, tmp_path, monkeypatch):
     """In the middle of a training: it is begun anew. Before the row: the weights are still there."""
     folder, words = tmp_path / "out" / "trained" / "dreambooth+penalty" / "rex-0", ["--methods", "dreambooth+penalty"]
     (folder / "checkpoint-1").mkdir(parents=True)
     with monkeypatch.context() as patch:
         patch.setattr(evaluate, "append_row", lambda *given: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(SystemExit):
-            run(models["sd"], dataset, encoders, tmp_path / "out", *words)
+            run(tmp_path / "out", *words)
     assert (folder / "unet").is_dir() and not (folder / "checkpoint-1").exists()
     monkeypatch.setattr(train, "main", lambda argv: pytest.fail("trained again"))
-    run(models["sd"], dataset, encoders, tmp_path / "out", *words)
+    run(tmp_path / "out", *words)
     assert len(read_rows(tmp_path / "out" / "rows.jsonl")) == 1 and not (folder / "unet").exists()
 
 
@@ -203,14 +181,14 @@ def test_a_measured_row_stands_under_its_published_one_of_the_same_backbone():
     (["--pretrained_model_name_or_path", "picturebook", "--dataset", "picturebook", "--held_out_classes", "unicorn"],
      "--held_out_classes unicorn: the picturebook knows"),
 ])  # fmt: skip
-def test_bad_input(models, dataset, encoders, tmp_path, refused, words, said):
-    refused(said, run, models["sd"], dataset, encoders, tmp_path / "out", *words)
+def test_bad_input(run, tmp_path, refused, words, said):
+    refused(said, run, tmp_path / "out", *words)
 
 
-def test_rows_without_drift_are_not_taken_for_rows_with_it(models, dataset, encoders, tmp_path, refused, monkeypatch):
+def test_rows_without_drift_are_not_taken_for_rows_with_it(run, tmp_path, refused, monkeypatch):
     monkeypatch.setattr(evaluate, "joined_config", lambda *given, **more: {})
     (tmp_path / "rows.jsonl").write_text('{"method": "dreambooth", "item": "rex/0", "seed": 0, "metrics": {"a": 1}}\n')
-    refused("without --drift", run, models["sd"], dataset, encoders, tmp_path, "--methods", "dreambooth", "--drift")
+    refused("without --drift", run, tmp_path, "--methods", "dreambooth", "--drift")
 
 
 def test_infer_draws_both_models_and_drift_is_measured_of_a_folder(models, subject, tmp_path, capsys, refused):
@@ -221,7 +199,7 @@ def test_infer_draws_both_models_and_drift_is_measured_of_a_folder(models, subje
     infer.main([*words, "--output_dir", str(tmp_path / "a"), "--strength", "0"])
     resolution = json.loads((tmp_path / "t" / "config.json").read_text())["resolution"]
     generators = [step_generator(2025, 0, number) for number in range(2)]
-    (first, _) = draw_pictures(load_backbone(str(models["sd"]), "cpu"), ["a sks cat"] * 2, generators, resolution, 2)
+    first, _ = draw_pictures(load_backbone(str(models["sd"]), "cpu"), ["a sks cat"] * 2, generators, resolution, 2)
     assert np.array_equal(np.array(load_image(tmp_path / "a" / "00-00.png")), np.array(first))  # no step of the way
     infer.main([*words, "--output_dir", str(tmp_path / "b"), "--prompt", "a sks cat in the snow"])
     capsys.readouterr()

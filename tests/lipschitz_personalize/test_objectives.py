@@ -30,9 +30,9 @@ def test_backbones_are_told_apart(pipes, name):
 @pytest.mark.parametrize("name", BACKBONES)
 def test_loss_against_an_independent_reading(pipes, name):
     """Everything by hand: draws, levels, the network's call, target, weight."""
-    pipe = pipes[name]
+    pipe, prompts = pipes[name], ["a red cat", "a dog", ""]
     latents = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(1))
-    cond = objectives.encode_text(pipe, ["a red cat", "a dog", ""])
+    cond = objectives.encode_text(pipe, prompts)
     noisy = objectives.add_noise(pipe, latents, step_generator(0, 5))
     with torch.no_grad():
         found = objectives.squared_error(objectives.predict(pipe, noisy.z, noisy.t, cond), noisy)
@@ -45,9 +45,8 @@ def test_loss_against_an_independent_reading(pipes, name):
         raw = 1 - (u * 1000).floor() / 1000  # sigma falls from 1 by thousandths, then is shifted by 3
         sigma = (3 * raw / (1 + 2 * raw)).reshape(3, 1, 1, 1)
         z = (1 - sigma) * x + sigma * n
-        embeds, _, pooled, _ = pipe.encode_prompt(
-            ["a red cat", "a dog", ""], None, None, do_classifier_free_guidance=False, max_sequence_length=77
-        )
+        embeds, _, pooled, _ = pipe.encode_prompt(prompts, None, None, do_classifier_free_guidance=False,
+                                                  max_sequence_length=77)  # fmt: skip
         with torch.no_grad():
             v = pipe.transformer(z.float(), embeds, pooled, (1000 * sigma).float().reshape(3)).sample.double()
         expected = ((z - sigma * v) - x).square().mean((1, 2, 3))  # the error of the clean latents
@@ -56,8 +55,8 @@ def test_loss_against_an_independent_reading(pipes, name):
         a = pipe.scheduler.alphas_cumprod.double()[t].reshape(3, 1, 1, 1)
         z = a.sqrt() * x + (1 - a).sqrt() * n
         wanted = a.sqrt() * n - (1 - a).sqrt() * x if name == "sd_v" else n
-        prompts, added = ["a red cat", "a dog", ""], None
         encoded = pipe.encode_prompt(prompts, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False)
+        added = None
         if name == "sdxl":
             keep = torch.tensor([1.0, 1.0, 0.0])  # SDXL's null text is zeros
             encoded = [encoded[0] * keep[:, None, None], None, encoded[2] * keep[:, None]]
@@ -124,13 +123,10 @@ def test_encoding_leaves_a_vae_of_sixteen_bits_as_the_pipeline_needs_it(models, 
     assert {tensor.dtype for tensor in pipe.vae.parameters()} == {torch.float16}
 
 
-@pytest.mark.parametrize("name", ["sd", "sd3"])
-def test_a_device_that_is_not_there_is_said_in_words(models, name):
-    with pytest.raises(InputError, match="no device 'meteor'"):
-        objectives.load_backbone(str(models[name]), "meteor")
-
-
-def test_a_folder_of_another_kind_is_refused(tmp_path):
+def test_a_device_that_is_not_there_and_a_folder_of_another_kind_are_refused(models, tmp_path):
+    for name in ("sd", "sd3"):
+        with pytest.raises(InputError, match="no device 'meteor'"):
+            objectives.load_backbone(str(models[name]), "meteor")
     (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
     with pytest.raises(InputError, match="holds a FluxPipeline"):
         objectives.load_backbone(str(tmp_path))

@@ -12,7 +12,7 @@ from lipschitz_personalize.objectives import encode_text, load_backbone, network
 from spdinv.customised.loading import load_adapter
 
 
-def load(models, name):
+def load(models, name="sd"):
     return load_backbone(str(models[name]), "cpu")
 
 
@@ -47,7 +47,7 @@ def test_full_is_every_tensor_and_comes_back(models, tmp_path, name, part):
 
 
 def test_custom_diffusion_trains_keys_and_values_of_cross_attention_and_a_word(models):
-    pipe = load(models, "sd")
+    pipe = load(models)
     space = parameter_spaces.custom_diffusion(pipe, "<new1>", "cat")
     names = {name for name in space.parameters if name != "text_encoder.<new1>"}
     assert names == {name for name, _ in pipe.unet.named_parameters() if "attn2.to_k." in name or "attn2.to_v." in name}
@@ -57,12 +57,12 @@ def test_custom_diffusion_trains_keys_and_values_of_cross_attention_and_a_word(m
     cat = pipe.tokenizer("cat", add_special_tokens=False)["input_ids"]
     assert torch.equal(space.parameters["text_encoder.<new1>"], table[cat[0]])
     assert torch.equal(encode_text(pipe, ["a <new1>"]).embeds, encode_text(pipe, ["a cat"]).embeds)
-    plain = load(models, "sd")
+    plain = load(models)
     assert torch.equal(says(pipe), says(plain))  # nothing has moved yet
 
 
 def test_gradients_reach_the_word_and_not_the_first_token(models):
-    pipe = load(models, "sd")
+    pipe = load(models)
     space = parameter_spaces.custom_diffusion(pipe, "<new1>", "cat")
     layer = pipe.unet.down_blocks[0].attentions[0].transformer_blocks[0].attn2.to_k
     x = torch.randn(1, 3, layer.in_features, generator=torch.Generator().manual_seed(0))
@@ -77,7 +77,7 @@ def test_gradients_reach_the_word_and_not_the_first_token(models):
 
 
 def test_custom_diffusion_files_are_diffusers_own_and_load_everywhere(models, tmp_path):
-    pipe = load(models, "sd")
+    pipe = load(models)
     space = parameter_spaces.custom_diffusion(pipe, "<new1>", "cat")
     stirred(space.parameters)
     space.save(tmp_path)
@@ -91,10 +91,10 @@ def test_custom_diffusion_files_are_diffusers_own_and_load_everywhere(models, tm
 
     ours = load_trained(tmp_path, str(models["sd"]), "cpu")
     assert torch.allclose(says(ours, "a <new1> on grass"), wanted, atol=1e-6)
-    elsewhere = load(models, "sd")
+    elsewhere = load(models)
     load_adapter(elsewhere, tmp_path)
     assert torch.allclose(says(elsewhere, "a <new1> on grass"), wanted, atol=1e-6)
-    theirs = load(models, "sd")
+    theirs = load(models)
     name = "pytorch_custom_diffusion_weights.safetensors"
     theirs.unet.load_attn_procs(tmp_path, weight_name=name, _pipeline=theirs)  # 0.42 does nothing without _pipeline
     theirs.load_textual_inversion(tmp_path, weight_name="<new1>.safetensors")
@@ -102,7 +102,7 @@ def test_custom_diffusion_files_are_diffusers_own_and_load_everywhere(models, tm
 
 
 def test_a_word_without_angle_brackets_is_loaded_too(models, tmp_path):
-    pipe = load(models, "sd")
+    pipe = load(models)
     space = parameter_spaces.custom_diffusion(pipe, "newdog", "cat")
     stirred(space.parameters)
     space.save(tmp_path)
@@ -152,7 +152,7 @@ def test_lora_changes_what_its_product_says_and_loads_everywhere(models, tmp_pat
 
 def test_how_loras_first_factor_begins(models):
     for init, expected in (("gaussian", lambda inputs: 1 / 16**2), ("kaiming", lambda inputs: 1 / (3 * inputs))):
-        space = parameter_spaces.lora(load(models, "sd"), 16, 16.0, ["to_q", "to_v"], init)
+        space = parameter_spaces.lora(load(models), 16, 16.0, ["to_q", "to_v"], init)
         firsts = [tensor for name, tensor in space.parameters.items() if ".lora_A." in name]
         ratio = sum(tensor.square().sum() / expected(tensor.shape[1]) for tensor in firsts)
         assert ratio.item() / sum(tensor.numel() for tensor in firsts) == pytest.approx(1, abs=0.05), init
@@ -160,7 +160,7 @@ def test_how_loras_first_factor_begins(models):
 
 
 def test_a_network_that_lacks_a_file_is_refused(models, tmp_path):
-    pipe = load(models, "sd")
+    pipe = load(models)
     network(pipe).save_pretrained(tmp_path / "unet", max_shard_size="100KB")
     parts = sorted((tmp_path / "unet").glob("*.safetensors"))
     assert len(parts) > 1 and torch.equal(says(load_trained(tmp_path, str(models["sd"]), "cpu")), says(pipe))
@@ -170,31 +170,30 @@ def test_a_network_that_lacks_a_file_is_refused(models, tmp_path):
 
 
 def test_what_does_not_fit_is_refused(models, tmp_path):
-    with pytest.raises(InputError, match="no layer"):
-        parameter_spaces.lora(load(models, "sd"), 2, 2, ["to_nothing"])
-    with pytest.raises(InputError, match="the layer .*conv1 is a Conv2d, and LoRA here is of linear layers"):
-        parameter_spaces.lora(load(models, "sd"), 2, 2, ["to_q", "conv1"])
-    for known in ("cat</w>", "cat", "Cat"):  # a whole word would stand for the subject in every prompt
-        with pytest.raises(InputError, match="known to this model"):
-            parameter_spaces.custom_diffusion(load(models, "sd"), known, "dog")
-    with pytest.raises(InputError, match="holds no finished training"):
-        load_trained(tmp_path, str(models["sd"]))
-    pipe = load(models, "sd")
-    with pytest.raises(InputError, match="another model"):
-        move_weights(pipe.unet, {"conv_in.weight": torch.zeros(3)}, tmp_path)
-    space = parameter_spaces.lora(pipe, 2, 2, ["to_q"])
-    space.save(tmp_path)
-    with pytest.raises(InputError, match="no LoRA of this model"):
-        load_trained(tmp_path, str(models["sdxl"]), "cpu")
+    pipe, elsewhere = load(models), tmp_path / "trained"
+    refusals = [
+        ("no layer", lambda: parameter_spaces.lora(load(models), 2, 2, ["to_nothing"])),
+        ("the layer .*conv1 is a Conv2d, and LoRA here is of linear layers",
+         lambda: parameter_spaces.lora(load(models), 2, 2, ["to_q", "conv1"])),
+        ("holds no finished training", lambda: load_trained(tmp_path, str(models["sd"]))),
+        ("another model", lambda: move_weights(pipe.unet, {"conv_in.weight": torch.zeros(3)}, tmp_path)),
+        ("no LoRA of this model", lambda: load_trained(elsewhere, str(models["sdxl"]), "cpu")),
+        *(("known to this model", lambda word=word: parameter_spaces.custom_diffusion(load(models), word, "dog"))
+          for word in ("cat</w>", "cat", "Cat")),  # a whole word would stand for the subject in every prompt
+    ]  # fmt: skip
+    parameter_spaces.lora(load(models), 2, 2, ["to_q"]).save(elsewhere)
+    for said, call in refusals:
+        with pytest.raises(InputError, match=said):
+            call()
+
+
+def test_a_file_of_lora_that_is_damaged_is_refused(models, tmp_path):
+    parameter_spaces.lora(load(models), 2, 2, ["to_q"]).save(tmp_path)
     file = tmp_path / "pytorch_lora_weights.safetensors"
     whole = load_file(file)
-    first = min(whole)
-    for wrong in ({}, {**whole, first: whole[first][:-1]}, {**whole, first: whole[first].int()},
-                  {**whole, first: whole[first] * torch.nan},
-                  {**whole, first: torch.tensor(1.0)}):  # fmt: skip
-        save_file(wrong, file)
-        with pytest.raises(InputError):
+    name, value = min(whole.items())
+    others = (value[:-1], value.int(), value * torch.nan, torch.tensor(1.0))
+    for wrong in ({}, *({**whole, name: other} for other in others), b"torn"):
+        file.write_bytes(wrong) if isinstance(wrong, bytes) else save_file(wrong, file)
+        with pytest.raises(InputError, match="damaged" if wrong == b"torn" else ""):
             load_trained(tmp_path, str(models["sd"]), "cpu")
-    file.write_bytes(b"torn")
-    with pytest.raises(InputError, match="damaged"):
-        load_trained(tmp_path, str(models["sd"]), "cpu")

@@ -2,10 +2,10 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from argparse import Namespace
+from functools import partial
 
 import pytest
 import torch
@@ -23,11 +23,20 @@ PROMPT = ["--instance_prompt", "a sks cat"]
 NEW = ["--parameter_space", "custom_diffusion", "--instance_prompt", "a <new1> cat", "--initializer_token", "cat"]
 
 
-def run(model, subject, output, *words):
-    prompt = () if "--instance_prompt" in words else PROMPT
-    train.main(["--pretrained_model_name_or_path", str(model), "--instance_data_dir", str(subject), "--output_dir",
-                str(output), *QUICK, *prompt, *words])  # fmt: skip
-    return json.loads((output / "metrics.json").read_text())
+@pytest.fixture
+def run(models, subject):
+    def run(output, *words, model="sd"):
+        prompt = () if "--instance_prompt" in words else PROMPT
+        train.main(["--pretrained_model_name_or_path", str(models[model]), "--instance_data_dir", str(subject),
+                    "--output_dir", str(output), *QUICK, *prompt, *words])  # fmt: skip
+        return json.loads((output / "metrics.json").read_text())
+
+    return run
+
+
+@pytest.fixture
+def plain(models, subject):
+    return partial(plain_dreambooth, str(models["sd"]), subject)
 
 
 def weights_of(output):
@@ -87,28 +96,32 @@ def trained(output):
     return load_file(output / "unet" / "diffusion_pytorch_model.safetensors")
 
 
+def assert_nearer(found, expected, other, share):
+    """The distance to what is expected is this share of that to another training: Adam divides by tiny gradients, so
+    that rounding shows."""
+    gap, apart = (sum((found[n] - those[n]).square().sum() for n in found) ** 0.5 for those in (expected, other))
+    assert gap < share * apart
+
+
 @pytest.mark.parametrize("prior", [False, True])
-def test_at_lambda_zero_it_is_dreambooth_to_the_bit_and_its_class_pictures_are_kept(models, subject, tmp_path, prior):
+def test_at_lambda_zero_it_is_dreambooth_to_the_bit_and_its_class_pictures_are_kept(run, plain, tmp_path, prior):
     classes, words = tmp_path / "class", "--l2_weight 0 --max_train_steps 4 --learning_rate 1e-3".split()
     if prior:
         words += ["--with_prior_preservation", "--class_prompt", "a cat", "--class_data_dir", str(classes)]
         words += "--num_class_images 2 --prior_loss_weight 0.5".split()
-    metrics = run(models["sd"], subject, tmp_path / "a", *words)
+    metrics = run(tmp_path / "a", *words)
     assert (metrics["class_seconds"] > 0) == prior == classes.is_dir()
-    expected = plain_dreambooth(models["sd"], subject, 4, prior=classes if prior else None)
+    expected = plain(4, prior=classes if prior else None)
     found = trained(tmp_path / "a")
     assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
     assert not prior or len(list_pictures(classes)) == 2
 
 
-def test_the_penalty_is_that_of_the_released_code(models, subject, tmp_path):
+def test_the_penalty_is_that_of_the_released_code(run, plain, models, tmp_path):
     words = ["--max_train_steps", "4", "--learning_rate", "1e-3", "--l2_reg_weight", "20"]
-    metrics = run(models["sd"], subject, tmp_path / "a", *words)
-    found, free = trained(tmp_path / "a"), plain_dreambooth(models["sd"], subject, 4)
-    expected = plain_dreambooth(models["sd"], subject, 4, regularise=20.0)
-    gap = sum((found[name] - expected[name]).square().sum() for name in found) ** 0.5
-    apart = sum((free[name] - expected[name]).square().sum() for name in found) ** 0.5
-    assert gap < 0.02 * apart  # Adam divides by tiny gradients, so that rounding shows
+    metrics = run(tmp_path / "a", *words)
+    found = trained(tmp_path / "a")
+    assert_nearer(found, plain(4, regularise=20.0), plain(4), 0.02)
     base = load_pipeline(str(models["sd"]), "cpu").unet.state_dict()
     penalty = 20 * sum((found[name] - base[name]).double().square().mean().item() for name in found)
     assert metrics["penalty"] == pytest.approx(penalty, rel=1e-4)
@@ -116,19 +129,17 @@ def test_the_penalty_is_that_of_the_released_code(models, subject, tmp_path):
     assert config["l2_convention"] == "mean_sum" and config["cache_latents"] and config["adam_weight_decay"] == 0
 
 
-def test_micro_steps_are_averaged_and_the_penalty_is_clipped_with_the_loss(models, subject, tmp_path):
+def test_micro_steps_are_averaged_and_the_penalty_is_clipped_with_the_loss(run, plain, tmp_path):
     words = ["--max_train_steps", "3", "--learning_rate", "1e-3", "--l2_reg_weight", "20", "--max_grad_norm", "0.01",
              "--gradient_accumulation_steps", "2"]  # fmt: skip
-    run(models["sd"], subject, tmp_path / "a", *words)
-    found = trained(tmp_path / "a")
+    run(tmp_path / "a", *words)
     how = {"regularise": 20.0, "micros": 2, "clip": 0.01}
-    expected, other = (plain_dreambooth(models["sd"], subject, 3, **how | change) for change in ({}, {"clip": None}))
-    gap, apart = (sum((found[n] - those[n]).square().sum() for n in found) ** 0.5 for those in (expected, other))
-    assert gap < 0.05 * apart  # rounding, which Adam enlarges where gradients are tiny
+    expected, other = (plain(3, **how | change) for change in ({}, {"clip": None}))
+    assert_nearer(trained(tmp_path / "a"), expected, other, 0.05)
 
 
 @pytest.mark.slow
-def test_two_processes_see_different_pictures_and_average(models, subject, tmp_path):
+def test_two_processes_see_different_pictures_and_average(models, subject, plain, tmp_path):
     words = ["--pretrained_model_name_or_path", str(models["sd"]), "--instance_data_dir", str(subject), *PROMPT, *QUICK,
              "--output_dir", str(tmp_path / "a"), "--max_train_steps", "2", "--learning_rate", "1e-3",
              "--l2_reg_weight", "0"]  # fmt: skip
@@ -136,31 +147,13 @@ def test_two_processes_see_different_pictures_and_average(models, subject, tmp_p
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run([*launch, train.__file__, *words], capture_output=True, text=True, cwd=ROOT, env=env)
     assert done.returncode == 0, done.stderr[-2000:]
-    expected, found = plain_dreambooth(models["sd"], subject, 2, processes=2), trained(tmp_path / "a")
-    alone = plain_dreambooth(models["sd"], subject, 2)
-    gap, apart = (sum((found[n] - other[n]).square().sum() for n in found) ** 0.5 for other in (expected, alone))
-    assert gap < 0.02 * apart  # rounding, which Adam enlarges where gradients are tiny
+    expected, alone = (plain(2, processes=count) for count in (2, 1))
+    assert_nearer(trained(tmp_path / "a"), expected, alone, 0.02)
 
 
-@pytest.mark.parametrize("words", [
-    "--l2_reg_weight 20 --no-cache_latents --lr_scheduler cosine --gradient_accumulation_steps 2".split(),
-    [*NEW, "--l2_reg_weight", "20"],
-    "--parameter_space lora --lora_targets to_q --l2_convention function --l2_reg_weight 0.1".split(),
-], ids=["full", "custom_diffusion", "lora"])  # fmt: skip
-def test_an_interrupted_training_ends_in_the_same_bytes(models, subject, tmp_path, words):
-    words = [*words, "--max_train_steps", "5", "--learning_rate", "1e-3", "--checkpointing_steps", "2"]
-    run(models["sd"], subject, tmp_path / "whole", *words)
-    (tmp_path / "cut").mkdir()
-    shutil.copytree(tmp_path / "whole" / "checkpoint-2", tmp_path / "cut" / "checkpoint-2")
-    run(models["sd"], subject, tmp_path / "cut", *words, "--resume_from_checkpoint", "latest")
-    whole, cut = weights_of(tmp_path / "whole"), weights_of(tmp_path / "cut")
-    assert whole.keys() == cut.keys() and all(torch.equal(whole[name], cut[name]) for name in whole)
-    assert (tmp_path / "whole" / "grid.png").read_bytes() == (tmp_path / "cut" / "grid.png").read_bytes()
-
-
-def test_weights_of_another_training_are_not_mixed_up_with(models, subject, tmp_path, refused):
+def test_weights_of_another_training_are_not_mixed_up_with(run, tmp_path, refused):
     words, out = ["--max_train_steps", "2", "--checkpointing_steps", "1"], tmp_path / "a"
-    run(models["sd"], subject, out, *words, *NEW)
+    run(out, *words, *NEW)
     before, latest = (out / "metrics.json").read_bytes(), ["--resume_from_checkpoint", "latest"]
     (tmp_path / "b" / "unet").mkdir(parents=True)
     new2 = [*NEW[:3], "a <new2> cat", *NEW[4:], "--modifier_token", "<new2>"]
@@ -170,15 +163,15 @@ def test_weights_of_another_training_are_not_mixed_up_with(models, subject, tmp_
         ("sd_v", out, [*latest, *NEW], "another pretrained_model_name_or_path"),
         ("sd3", tmp_path / "b", [], "holds unet of another run"),
     ):
-        refused(said, run, models[model], subject, folder, *words, *more)
+        refused(said, run, folder, *words, *more, model=model)
     assert (out / "metrics.json").read_bytes() == before and not (out / "unet").exists()
-    run(models["sd"], subject, out, "--max_train_steps", "3", *NEW, *latest)  # its own
+    run(out, "--max_train_steps", "3", *NEW, *latest)  # its own
 
 
-def test_custom_diffusion_trains_on_the_error_inside_of_the_mask(models, subject, tmp_path):
+def test_custom_diffusion_trains_on_the_error_inside_of_the_mask(run, models, subject, tmp_path):
     """The first step's loss, by hand in float64: of a picture shrunk onto grey only what is inside of it counts."""
     words = [*NEW, "--train_batch_size", "4", "--max_train_steps", "1", "--l2_reg_weight", "0", "--resolution", "32"]
-    metrics = run(models["sd"], subject, tmp_path, *words)
+    metrics = run(tmp_path, *words)
     args = options.parse(["--pretrained_model_name_or_path", str(models["sd"]), "--instance_data_dir", str(subject),
                           *QUICK, *words, "--print_config"])  # fmt: skip
     pipe = load_pipeline(str(models["sd"]), "cpu")
@@ -201,35 +194,34 @@ def test_custom_diffusion_trains_on_the_error_inside_of_the_mask(models, subject
 
 @pytest.mark.parametrize("backbone", ["sd_v", "sdxl", "sd3"])
 @pytest.mark.parametrize("space", ["full", "custom_diffusion", "lora"])
-def test_every_backbone_trains_every_space(models, subject, tmp_path, backbone, space):
+def test_every_backbone_trains_every_space(run, tmp_path, backbone, space):
     words = ["--parameter_space", space, "--max_train_steps", "2", "--resolution", "32", "--learning_rate", "1e-3"]
     words += ["--instance_prompt", "a <new1> cat", "--initializer_token", "cat"] if space == "custom_diffusion" else []
     words += ["--gradient_accumulation_steps", "1", "--gradient_checkpointing", "--validation_prompt", "a cat"]
-    metrics = run(models[backbone], subject, tmp_path / "a", *words)
+    metrics = run(tmp_path / "a", *words, model=backbone)
     assert metrics["trainable_parameters"] > 0 and metrics["file_bytes"] > 0
     names = {path.name for path in (tmp_path / "a").iterdir()}
     assert {"config.json", "metrics.json", "grid.png"} < names
 
 
-def test_lambda_by_layer_and_by_sensitivity_of_the_new_word_too(models, subject, tmp_path, monkeypatch):
+def test_lambda_by_layer_and_by_sensitivity_of_the_new_word_too(run, tmp_path, monkeypatch):
     words = ["--max_train_steps", "2", "--learning_rate", "1e-3", "--l2_reg_weight", "20"]
     ways = {"plain": [], "free": ["--l2_layer_weights", "attn2=0", "norm=5"], "lipschitz": ["--l2_lipschitz"]}
     for name, more in ways.items():
-        run(models["sd"], subject, tmp_path / name, *words, *more)
+        run(tmp_path / name, *words, *more)
     plain, *others = (trained(tmp_path / name) for name in ways)
     assert all(any(not torch.equal(plain[name], other[name]) for name in plain) for other in others)
     seen, measured = {}, layer_lambdas.lipschitz_factors
     monkeypatch.setattr(layer_lambdas, "lipschitz_factors", lambda *given: seen.update(measured(*given)) or seen)
-    run(models["sd"], subject, tmp_path / "word", *NEW, *words, "--l2_lipschitz", "--max_train_steps", "1")
+    run(tmp_path / "word", *NEW, *words, "--l2_lipschitz", "--max_train_steps", "1")
     assert seen["text_encoder.<new1>"] > 0 and min(seen.values()) >= 0
 
 
 @pytest.mark.parametrize("space", [PROMPT, NEW, [*PROMPT, "--parameter_space", "lora"]], ids=["full", "word", "lora"])
-def test_bfloat16_networks_and_copies(models, subject, tmp_path, space):
+def test_bfloat16_networks_and_copies(run, tmp_path, space):
     """What is trained stays in float32, and pictures are drawn, whatever the rest is kept in."""
     words = ["--max_train_steps", "2", "--l2_base_dtype", "bfloat16", "--l2_base_device", "cpu"]
-    train.main(["--pretrained_model_name_or_path", str(models["sd"]), "--instance_data_dir", str(subject), *space,
-                "--output_dir", str(tmp_path / "a"), *QUICK, "--mixed_precision", "bf16", *words])  # fmt: skip
+    run(tmp_path / "a", *space, "--mixed_precision", "bf16", *words)
     weights = weights_of(tmp_path / "a")
     assert weights and {value.dtype for value in weights.values()} == {torch.float32}
 
@@ -278,9 +270,9 @@ def test_print_config_has_every_released_scripts_settings_without_a_model(model,
     (["--resume_from_checkpoint", "checkpoint-7"], "is no checkpoint"),
     (["--instance_data_dir", "DAMAGED"], "cannot be read as a picture"),
 ])  # fmt: skip
-def test_bad_input_is_one_sentence_and_leaves_nothing(models, subject, tmp_path, refused, words, said):
+def test_bad_input_is_one_sentence_and_leaves_nothing(run, subject, tmp_path, refused, words, said):
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "a.png").write_bytes((subject / "0.png").read_bytes()[:200])
     words = [word.replace("DAMAGED", str(tmp_path / "bad")) for word in words]
-    refused(said, run, models["sd"], subject, tmp_path / "a", *words)
+    refused(said, run, tmp_path / "a", *words)
     assert not (tmp_path / "a" / "config.json").exists() and not list(tmp_path.rglob("*.safetensors"))

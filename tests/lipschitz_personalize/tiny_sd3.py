@@ -1,18 +1,12 @@
-"""Stable Diffusion 3 in miniature: two CLIPs, no T5 (as the published folder allows), a joint transformer, flow
-matching."""
+"""Stable Diffusion 3 in miniature: two CLIPs, no T5 (as the published folder allows), a transformer, flow matching."""
 
 from pathlib import Path
 
 import torch
-from diffusers import (
-    AutoencoderKL,
-    FlowMatchEulerDiscreteScheduler,
-    SD3Transformer2DModel,
-    StableDiffusion3Pipeline,
-)
+from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 from transformers import CLIPTextModelWithProjection
 
-from tests.tiny import _finish, _text_config, tiny_tokenizer
+from tests.tiny import _finish, _text_config, _vae, tiny_tokenizer
 
 
 def tiny_sd3(folder: Path | None = None, seed: int = 0) -> StableDiffusion3Pipeline:
@@ -25,20 +19,11 @@ def tiny_sd3(folder: Path | None = None, seed: int = 0) -> StableDiffusion3Pipel
             joint_attention_dim=96, caption_projection_dim=16, pooled_projection_dim=24 + 40, out_channels=4,
             pos_embed_max_size=8,
         )  # fmt: skip
-        vae = AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
-            block_out_channels=(8,) * 3, layers_per_block=1, norm_num_groups=4, latent_channels=4,
-            scaling_factor=1.5305, shift_factor=0.0609, use_quant_conv=False, use_post_quant_conv=False,
-        )  # fmt: skip
         pipe = StableDiffusion3Pipeline(
-            transformer=transformer,
-            scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-            vae=vae,
+            transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+            vae=_vae(3, 1.5305, shift_factor=0.0609, use_quant_conv=False, use_post_quant_conv=False),
             text_encoder=CLIPTextModelWithProjection(_text_config(tokenizer, 32, projection_dim=24)),
-            tokenizer=tokenizer,
             text_encoder_2=CLIPTextModelWithProjection(_text_config(tokenizer_2, 48, projection_dim=40)),
-            tokenizer_2=tokenizer_2,
-            text_encoder_3=None,
-            tokenizer_3=None,
-        )
+            tokenizer=tokenizer, tokenizer_2=tokenizer_2, text_encoder_3=None, tokenizer_3=None,
+        )  # fmt: skip
     return _finish(pipe, folder)

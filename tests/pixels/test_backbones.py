@@ -27,20 +27,22 @@ def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
+def edited(model, source=SOURCE, exemplar=EXEMPLAR, edit_map=BLACK, **told):
+    return edit(bound(model, **told), source, [exemplar], [edit_map], generator=seeded()).edited
+
+
+def img2img(pipe, scheduler, generator=None, **told):
+    """The exemplar through a pipeline of diffusers' own."""
+    pipe.scheduler = scheduler
+    return pipe(image=EXEMPLAR, generator=generator or seeded(), output_type="pt", **told).images
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("models")
     decoder, prior = write_kandinsky(root)
     return {"sd2": write_sd2(root / "sd2"), "sdxl": write_sdxl(root / "sdxl"), "refiner": write_refiner(root / "ref"),
             "decoder": decoder, "prior": prior}  # fmt: skip
-
-
-def skipped(shape, dtypes):
-    """A generator from which latents were drawn before, as the released SDXL pipeline does."""
-    generator = seeded()
-    for dtype in dtypes:
-        torch.randn(shape, generator=generator, dtype=dtype)
-    return generator
 
 
 def test_stable_diffusion_2_runs_pndm_as_released(folders):
@@ -52,24 +54,19 @@ def test_stable_diffusion_2_runs_pndm_as_released(folders):
     ours = edit(backbone, SOURCE, [EXEMPLAR], [BLACK], generator=seeded())
     assert ours.tau.tolist() == [0, 0.25, 0.5, 0.75]
     pipe = diffusers.StableDiffusionImg2ImgPipeline(**model.pipe.components)
-    pipe.scheduler = diffusers.PNDMScheduler.from_config(model.scheduler.config)
-    theirs = pipe(prompt="", image=EXEMPLAR, strength=1.0, num_inference_steps=3, guidance_scale=0,
-                  generator=seeded(), output_type="pt").images  # fmt: skip
+    theirs = img2img(pipe, diffusers.PNDMScheduler.from_config(model.scheduler.config), prompt="", strength=1.0,
+                     num_inference_steps=3, guidance_scale=0)  # fmt: skip
     assert (ours.edited - theirs).abs().max() < 1e-5
 
 
 def test_stable_diffusion_with_text_and_guidance(folders):
     model = load_model(folders["sd2"], "ddim", device="cpu")
-    told = dict(guidance_scale=7.5, num_inference_steps=10, strength=0.5)
-    backbone = bound(model, prompt="a red cat", negative_prompt="a dog", **told)
-    ours = edit(backbone, SOURCE, [EXEMPLAR], [BLACK], generator=seeded()).edited
+    told = dict(negative_prompt="a dog", guidance_scale=7.5, num_inference_steps=10, strength=0.5)
+    ours = edited(model, prompt="a red cat", **told)
     pipe = diffusers.StableDiffusionImg2ImgPipeline(**model.pipe.components)
-    pipe.scheduler = diffusers.DDIMScheduler.from_config(model.scheduler.config)
-    theirs = pipe(prompt="a red cat", negative_prompt="a dog", image=EXEMPLAR, strength=0.5, num_inference_steps=10,
-                  guidance_scale=7.5, generator=seeded(), output_type="pt").images  # fmt: skip
+    theirs = img2img(pipe, diffusers.DDIMScheduler.from_config(model.scheduler.config), prompt="a red cat", **told)
     assert (ours - theirs).abs().max() < 1e-5
-    other = bound(model, prompt="a house", **told)
-    assert (edit(other, SOURCE, [EXEMPLAR], [BLACK], generator=seeded()).edited - ours).abs().max() > 1e-3
+    assert (edited(model, prompt="a house", **told) - ours).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("negative", [None, "", "blurry"])
@@ -77,34 +74,30 @@ def test_stable_diffusion_with_text_and_guidance(folders):
 def test_sdxl_and_its_refiner_alone(folders, name, prompt, negative):
     """denoising_start as in the released demo; the empty prompt is encoded, a negative prompt not given is zeros."""
     model = load_model(folders[name], device="cpu")
-    backbone = bound(model, prompt=prompt, negative_prompt=negative, guidance_scale=17.5, num_inference_steps=10,
-                     denoising_start=0.6)  # fmt: skip
+    told = dict(prompt=prompt, negative_prompt=negative, guidance_scale=17.5, num_inference_steps=10)
+    backbone = bound(model, denoising_start=0.6, **told)
     assert backbone.start().tolist() == [301, 201, 101, 1] and backbone.discarded_draws == (torch.float32,)
     assert bound(model, strength=0.5).discarded_draws == (torch.float32, torch.float32)  # without denoising_start
-    ours = edit(backbone, SOURCE, [EXEMPLAR], [BLACK], generator=seeded()).edited
-    parts = {
-        key: part for key, part in model.pipe.components.items() if key not in ("image_encoder", "feature_extractor")
-    }
+    parts = {key: part for key, part in model.pipe.components.items()
+             if key not in ("image_encoder", "feature_extractor")}  # fmt: skip
     pipe = diffusers.StableDiffusionXLImg2ImgPipeline(
         **parts, requires_aesthetics_score=name == "refiner", force_zeros_for_empty_prompt=name == "sdxl",
         add_watermarker=False,
     )  # fmt: skip
-    pipe.scheduler = diffusers.EulerDiscreteScheduler.from_config(model.scheduler.config)
-    theirs = pipe(
-        prompt=prompt, negative_prompt=negative, image=EXEMPLAR, strength=0.41, num_inference_steps=10,
-        guidance_scale=17.5, generator=skipped((1, 4, 16, 16), [torch.float32]), output_type="pt",
-    ).images  # fmt: skip
-    assert (ours - theirs).abs().max() < 2e-4
+    late = seeded()
+    torch.randn(1, 4, 16, 16, generator=late)  # latents that the released SDXL pipeline draws and throws away
+    theirs = img2img(pipe, diffusers.EulerDiscreteScheduler.from_config(model.scheduler.config), late, strength=0.41,
+                     **told)  # fmt: skip
+    assert (edited(model, denoising_start=0.6, **told) - theirs).abs().max() < 2e-4
 
 
 def test_sdxl_base_then_refiner_share_one_loop(folders):
-    def run(refiner_start, refiner=folders["refiner"], name="sdxl"):
-        model = load_model(folders[name], device="cpu", refiner=refiner)
-        backbone = bound(model, num_inference_steps=10, strength=0.5, refiner_start=refiner_start)
-        seen = []
+    def run(refiner_start, refiner=folders["refiner"]):
+        model, seen = load_model(folders["sdxl"], device="cpu", refiner=refiner), []
         for number, stage in enumerate(model.stages):
             stage.unet.register_forward_pre_hook(lambda unet, inputs, number=number: seen.append(number))
-        return edit(backbone, SOURCE, [EXEMPLAR], [WHITE / 3], generator=seeded()).edited, seen
+        told = dict(num_inference_steps=10, strength=0.5, refiner_start=refiner_start)
+        return edited(model, edit_map=WHITE / 3, **told), seen
 
     both, seen = run(0.8)
     assert seen == [0, 0, 0, 1, 1]  # 401, 301, 201 are not below 200; 101 and 1 are
@@ -117,7 +110,7 @@ def test_kandinsky(folders):
     model = load_model(folders["decoder"], prior=folders["prior"], device="cpu")
     assert model.kind == "kandinsky" and model.native_resolution == 64
     settings = dict(guidance_scale=4.0, num_inference_steps=20, strength=0.3, seed=4)
-    ours = edit(bound(model, **settings), SOURCE, [EXEMPLAR], [BLACK], generator=seeded()).edited
+    ours = edited(model, **settings)
     drawn = model.prior([""], negative_prompt=[""], generator=seeded(4))
     pipe = diffusers.KandinskyV22Img2ImgPipeline(model.pipe.unet, model.scheduler, model.pipe.movq)
 
@@ -138,7 +131,7 @@ def test_kandinsky(folders):
     assert (ours - theirs.clamp(0, 1)).abs().max() < 1e-5
 
     plain = load_model(folders["decoder"], "ddim", prior=folders["prior"], device="cpu")  # no learned variance
-    ours = edit(bound(plain, **settings), SOURCE, [EXEMPLAR], [BLACK], generator=seeded()).edited
+    ours = edited(plain, **settings)
     pipe.scheduler = diffusers.DDIMScheduler(beta_start=0.00085, beta_end=0.012, clip_sample_range=2.0)
     theirs = pipe(image=EXEMPLAR, image_embeds=drawn.image_embeds, negative_image_embeds=drawn.negative_image_embeds,
                   height=64, width=64, num_inference_steps=20, strength=0.3, guidance_scale=4.0, generator=seeded(),
@@ -153,8 +146,8 @@ def test_kandinsky_may_see_the_exemplar(folders):
         lambda unet, inputs, kwargs: seen.append(kwargs["added_cond_kwargs"]["image_embeds"]), with_kwargs=True
     )
     for shown in ("prior", "exemplar"):
-        backbone = bound(model, exemplar=EXEMPLAR, image_embedding=shown, num_inference_steps=10, strength=0.3)
-        edit(backbone, SOURCE, [EXEMPLAR], [BLACK], generator=seeded())
+        told = dict(image_embedding=shown, num_inference_steps=10, strength=0.3)
+        edit(bound(model, exemplar=EXEMPLAR, **told), SOURCE, [EXEMPLAR], [BLACK], generator=seeded())
     assert torch.equal(seen[0][0], seen[-1][0]) and not torch.equal(seen[0][1], seen[-1][1])
     with pytest.raises(InputError, match="needs its prior"):
         bound(load_model(folders["decoder"], device="cpu"))
@@ -219,10 +212,9 @@ def test_strength_and_start_as_released():
             select_timesteps(scheduler, "cpu", Sampling(num_inference_steps=100, **wrong))
 
 
-def test_folders_that_do_not_belong_together(folders, tmp_path):
-    with pytest.raises(InputError, match="a refiner follows an SDXL base"):
-        load_model(folders["sd2"], refiner=folders["refiner"], device="cpu")
-    with pytest.raises(InputError, match="supported are KandinskyV22PriorPipeline"):
-        load_model(folders["decoder"], prior=folders["sd2"], device="cpu")
-    with pytest.raises(InputError, match="supported are"):
-        load_model(folders["prior"], device="cpu")
+def test_folders_that_do_not_belong_together(folders):
+    for name, more, said in (("sd2", {"refiner": "refiner"}, "a refiner follows an SDXL base"),
+                             ("decoder", {"prior": "sd2"}, "supported are KandinskyV22PriorPipeline"),
+                             ("prior", {}, "supported are")):  # fmt: skip
+        with pytest.raises(InputError, match=said):
+            load_model(folders[name], device="cpu", **{part: folders[other] for part, other in more.items()})

@@ -69,9 +69,6 @@ def test_the_latent_grid_takes_the_middle_of_each_block():
     assert torch.allclose(found[0, 0], torch.tensor(naive), atol=1e-6)
 
 
-# ------------------------------------------------------------------------------------------------------------ reading
-
-
 def test_reading_pictures_and_arrays_in_both_polarities(tmp_path):
     grey = np.random.default_rng(0).integers(0, 256, (5, 7), dtype=np.uint8)
     Image.fromarray(grey).save(tmp_path / "a.png")
@@ -87,17 +84,14 @@ def test_reading_pictures_and_arrays_in_both_polarities(tmp_path):
     assert (em.read(tmp_path / "a.png") == 0).sum() == (grey == 0).sum()  # black stays exactly black
 
 
-@pytest.mark.parametrize(
-    "content, message",
-    [
-        (np.zeros((2, 3, 3)), "array \\[H, W\\]"),
-        (np.array([["a"]]), "array \\[H, W\\]"),
-        (np.full((3, 3), 1.5), "0 to 1"),
-        (np.full((3, 3), np.nan), "NaN"),
-        (np.array([{"a": 1}], dtype=object), "cannot be read"),
-        (None, "cannot be read"),
-    ],
-)
+@pytest.mark.parametrize("content, message", [
+    (np.zeros((2, 3, 3)), "array \\[H, W\\]"),
+    (np.array([["a"]]), "array \\[H, W\\]"),
+    (np.full((3, 3), 1.5), "0 to 1"),
+    (np.full((3, 3), np.nan), "NaN"),
+    (np.array([{"a": 1}], dtype=object), "cannot be read"),
+    (None, "cannot be read"),
+])  # fmt: skip
 def test_arrays_that_are_no_maps(tmp_path, content, message):
     if content is None:
         (tmp_path / "x.npy").write_bytes(b"hello")
@@ -105,24 +99,16 @@ def test_arrays_that_are_no_maps(tmp_path, content, message):
         np.save(tmp_path / "x.npy", content, allow_pickle=True)
     with pytest.raises(InputError, match=message):
         em.read(tmp_path / "x.npy")
-
-
-def test_an_unknown_polarity_is_refused():
     with pytest.raises(InputError, match="'keep' or 'edit'"):
         em.polarity(torch.zeros(1, 1, 2, 2), "change")
-
-
-# ----------------------------------------------------------------------------------------------------- making of maps
 
 
 def test_a_mask_grows_ramps_and_blurs():
     mask = torch.zeros(40, 50)
     mask[10:20, 12:30] = 1
-    naive = np.empty((40, 50))
-    for y in range(40):
-        for x in range(50):
-            distance = min(math.hypot(y - v, x - u) for v in range(10, 20) for u in range(12, 30))
-            naive[y, x] = min(max((distance - 3) / 8, 0), 1)
+    distance = [[min(math.hypot(y - v, x - u) for v in range(10, 20) for u in range(12, 30)) for x in range(50)]
+                for y in range(40)]  # fmt: skip
+    naive = ((np.array(distance) - 3) / 8).clip(0, 1)
     found = em.from_mask(mask, grow=3, ramp=8)
     assert np.abs(found[0, 0].numpy() - naive).max() < 1e-6
     hard = em.from_mask(mask)

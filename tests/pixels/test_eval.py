@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 from common import claims
-from common.runs import read_json, read_rows, run_rows, write_json
+from common.runs import read_json, read_rows, write_json
 from pixels import eval as pixels_eval
-from pixels.reproduction import realism, scoring
+from pixels.reproduction import realism
 from pixels.reproduction.baselines import METHODS, REFERENCES, TRUE
 from pixels.reproduction.figures import FIGURES
 from tests.pixels.tiny_models import few_numbers, write_eyes
@@ -42,24 +42,19 @@ def run(tiny_folder, dataset, eyes, capsys, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    return tmp_path_factory.mktemp("results") / "whole"
+def results(tmp_path_factory):
+    return tmp_path_factory.mktemp("results")
 
 
 @pytest.fixture
-def whole(run, finished):
-    """A finished run, and what it printed the first time."""
-    if not finished.exists():
-        (finished.parent / "printed.txt").write_text(run(finished, "--table", "1a").out)
-    return finished
+def whole(run, results):
+    """A finished run; what it printed stands in printed.txt beside."""
+    if not (results / "whole").exists():
+        (results / "printed.txt").write_text(run(results / "whole", "--table", "1a").out)
+    return results / "whole"
 
 
-def scored(output):
-    """What the pictures of a run score; repr, since NaN is no number."""
-    return sorted(repr((row["item"], row["method"], row["metrics"])) for row in run_rows(output))
-
-
-def test_rows_pictures_and_tables(whole, finished):
+def test_rows_pictures_and_tables(whole):
     rows = read_rows(whole / "rows.jsonl")
     methods = ["nothing", "paste", "alpha", "poisson", "latent_paste", "perturbed", "noise_scaling", "pixels"]
     assert [(row["item"], row["method"]) for row in rows] == [(f"p{k}", m) for k in range(3) for m in methods]
@@ -75,8 +70,7 @@ def test_rows_pictures_and_tables(whole, finished):
     assert summary["pixels"]["seam"]["mean"] == pytest.approx(np.mean(seams)) and summary["pixels"]["seam"]["n"] == 3
     assert {"FID (inception)", "FID (clip-vit-base-patch32)"} <= summary["pixels"].keys()
 
-    shown = (finished.parent / "printed.txt").read_text()
-    words = [line.split() for line in shown.splitlines()]
+    words = [line.split() for line in whole.with_name("printed.txt").read_text().splitlines()]
     assert ["PIXELS", "published", "91.71", "5.412"] in words
     key = next(key for key in summary["pixels"] if key.startswith("CLIP-I/same_box"))
     mean = 100 * summary["pixels"][key]["mean"]
@@ -114,55 +108,17 @@ def test_rows_and_pictures_of_other_weights_may_be_there_before(run, whole, tmp_
     assert summary["paste"]["FID (inception)"] == alone["paste"]["FID (inception)"] and "ip_adapter" in summary
 
 
-def test_an_interrupted_run_goes_on_and_ends_in_the_same_bytes(run, whole, tmp_path, monkeypatch):
-    original, calls = scoring.run_item, []
-
-    def interrupted(*args, **kwargs):
-        calls.append(args)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return original(*args, **kwargs)
-
-    monkeypatch.setattr(scoring, "run_item", interrupted)
-    with pytest.raises(SystemExit) as stop:
-        run(tmp_path / "out")
-    assert stop.value.code == 130 and len(read_rows(tmp_path / "out" / "rows.jsonl")) == 3
-    with open(tmp_path / "out" / "rows.jsonl", "a") as file:
-        file.write('{"paper": "pixels", "met')  # killed while writing
-    run(tmp_path / "out")
-    assert len(calls) == 4 + 21  # of three pairs and eight methods
-    assert scored(tmp_path / "out") == scored(whole)
-    assert (tmp_path / "out" / "grid.png").read_bytes() == (whole / "grid.png").read_bytes()
-    run(tmp_path / "out")
-    assert len(calls) == 25  # nothing left to do
+def test_other_settings_need_another_folder(run, whole, refused):
+    refused("another --threshold (linear)", run, whole, "--threshold", "log")
 
 
-def test_shards_share_a_run(run, whole, tmp_path):
-    out = tmp_path / "out"
-    assert "16 rows are the other shards'" in run(out, "--shard", "2/2").out
-    assert {row["item"] for row in read_rows(out / "rows.jsonl")} == {"p1"} and not (out / "results.json").exists()
-    assert "everything in" in run(out, "--shard", "1/2").out  # the last one reports
-    assert scored(out) == scored(whole) and (out / "results.json").exists()
-    assert (out / "grid.png").read_bytes() == (whole / "grid.png").read_bytes()
-    assert [row["item"] for row in read_rows(out / "rows.jsonl")[::8]] == ["p0", "p1", "p2"]
-
-
-def test_other_settings_need_another_folder(run, whole, capsys):
-    with pytest.raises(SystemExit) as stop:
-        run(whole, "--threshold", "log")
-    assert stop.value.code == 2 and "another --threshold (linear)" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("name", ["2", "3", "5"])
-def test_figures(run, tmp_path, name):
-    printed = run(tmp_path / "out", "--figure", name).out
-    assert Image.open(tmp_path / "out" / f"figure_{name}.png").width > 500 and f"figure_{name}" in printed
-    numbers = read_json(tmp_path / "out" / f"figure_{name}.json")
-    if name == "2":
-        assert len(numbers) == 3 and {"paste", "pixels"} <= numbers[0].keys()
-    if name == "3":
-        shares = [step["kept"] for step in numbers]
-        assert len(shares) == 2 and shares == sorted(shares, reverse=True)
+def test_figures(run, tmp_path):
+    for name in "235":
+        run(tmp_path / "out", "--figure", name)
+        assert Image.open(tmp_path / "out" / f"figure_{name}.png").width > 500
+    compared, shown = (read_json(tmp_path / "out" / f"figure_{name}.json") for name in "23")
+    assert len(compared) == 3 and {"paste", "pixels"} <= compared[0].keys()
+    assert len(shown) == 2 and shown[0]["kept"] >= shown[1]["kept"]
 
 
 def test_figure_7_compares_the_thresholds_and_judges_their_claims(run, tmp_path):
@@ -175,19 +131,15 @@ def test_figure_7_compares_the_thresholds_and_judges_their_claims(run, tmp_path)
     assert claims.number(gaps["pixels_log"] - gaps["pixels"]) in line and "inconclusive (1 independent items" in line
 
 
-@pytest.mark.parametrize("name", ["6", "8"])
-def test_strength_against_distance(run, tmp_path, name, monkeypatch):
-    bright = lambda picture: picture.mean().item()  # noqa: E731
-    monkeypatch.setattr(realism, "fit_reference", lambda bench, pairs: bright)
-    printed = run(tmp_path / "out", "--figure", name, "--num_inference_steps", "10").out
-    numbers = read_json(tmp_path / "out" / f"figure_{name}.json")
-    if name == "6":
-        assert len(numbers["rows"]) == 18 and "rank correlation" in printed
-        for row in numbers["rows"]:
-            reached = [score >= numbers["threshold"] for score in row["scores"]]
-            assert not any(reached[:-1]) and (row["needed"] is None) == (not reached[-1])
-    else:
-        assert len(numbers) == 6 and numbers[0]["distance"] <= numbers[1]["distance"]
+def test_strength_against_distance(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(realism, "fit_reference", lambda bench, pairs: lambda picture: picture.mean().item())
+    printed, _ = (run(tmp_path / "out", "--figure", name, "--num_inference_steps", "10").out for name in "68")
+    needed, distances = (read_json(tmp_path / "out" / f"figure_{name}.json") for name in "68")
+    assert len(needed["rows"]) == 18 and "rank correlation" in printed
+    for row in needed["rows"]:
+        reached = [score >= needed["threshold"] for score in row["scores"]]
+        assert not any(reached[:-1]) and (row["needed"] is None) == (not reached[-1])
+    assert len(distances) == 6 and distances[0]["distance"] <= distances[1]["distance"]
 
 
 def test_lemma(run, tmp_path):
@@ -222,23 +174,20 @@ def test_pairs_are_written(run, dataset, tmp_path):
     assert not (tmp_path / "unused").exists()
 
 
-@pytest.mark.parametrize(
-    "flags, message",
-    [
-        (["--dataset", "/no/such/place"], "is no folder"),
-        (["--dataset", "EMPTY"], "EMPTY"),
-        (["--shard", "3/2"], "I from 1 to N"),
-        (["--metric_encoders", "/no/such/place"], "/no/such/place"),
-        (["--answers", "/no/such/place"], "/no/such/place"),
-        (["--pairs", "/no/such/place", "--dataset", "picturebook"], "name a folder"),
-        (["--strength", "0.1"], "leaves none of 4 steps"),
-        (["--height", "63"], "no multiple of 4"),
-        (["--dataset", "NUMBERED"], "map of numbered regions"),
-        (["--dataset", "ASKEW"], "the map would lie askew"),
-        (["--dataset", "CUT"], "5.png cannot be read"),
-    ],
-)
-def test_wrong_input_is_one_sentence(run, tmp_path, capsys, flags, message):
+@pytest.mark.parametrize("flags, message", [
+    (["--dataset", "/no/such/place"], "is no folder"),
+    (["--dataset", "EMPTY"], "EMPTY"),
+    (["--shard", "3/2"], "I from 1 to N"),
+    (["--metric_encoders", "/no/such/place"], "/no/such/place"),
+    (["--answers", "/no/such/place"], "/no/such/place"),
+    (["--pairs", "/no/such/place", "--dataset", "picturebook"], "name a folder"),
+    (["--strength", "0.1"], "leaves none of 4 steps"),
+    (["--height", "63"], "no multiple of 4"),
+    (["--dataset", "NUMBERED"], "map of numbered regions"),
+    (["--dataset", "ASKEW"], "the map would lie askew"),
+    (["--dataset", "CUT"], "5.png cannot be read"),
+])  # fmt: skip
+def test_wrong_input_is_one_sentence(run, tmp_path, refused, flags, message):
     """What is wrong with the last of the pairs, too, leaves nothing behind."""
     (tmp_path / "EMPTY").mkdir()
     for name in ("NUMBERED", "ASKEW", "CUT"):
@@ -247,10 +196,7 @@ def test_wrong_input_is_one_sentence(run, tmp_path, capsys, flags, message):
     Image.new("L", (32, 64), 255).save(tmp_path / "ASKEW" / "b.png")
     (tmp_path / "CUT" / "5.png").write_bytes((tmp_path / "CUT" / "5.png").read_bytes()[:2000])
     flags = [str(tmp_path / flag) if flag.isupper() else flag for flag in flags]
-    with pytest.raises(SystemExit) as stop:
-        run(tmp_path / "out", *flags)
-    error = capsys.readouterr().err
-    assert stop.value.code == 2 and message in error and error.splitlines()[-1].startswith("error: ")
+    refused(message, run, tmp_path / "out", *flags)
     assert not (tmp_path / "out").exists()
 
 

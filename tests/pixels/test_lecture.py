@@ -6,8 +6,8 @@ import torch
 from pixels import edit_map, surgery
 from pixels.reproduction import baselines
 from tests import lectures
-from tests.pixels.test_surgery import FIRST, MAP, SECOND, SOURCE, seeded
-from tests.pixels.toy import toy_backbone
+from tests.pixels.scene import FIRST, MAP, SECOND, SOURCE
+from tests.pixels.toy import seeded, toy_backbone
 
 
 @pytest.mark.slow

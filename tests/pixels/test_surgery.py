@@ -9,27 +9,8 @@ import torch
 
 from common.runs import InputError
 from pixels.surgery import Surgery, edit, edit_iteratively
-from tests.pixels.toy import SPREAD, alpha_bars, mean_latents, network, toy_backbone
-
-GENERATOR = np.random.default_rng(3)
-SOURCE, FIRST, SECOND, THIRD = (torch.from_numpy(GENERATOR.random((1, 3, 32, 48))) for _ in range(4))
-MAP = torch.from_numpy(GENERATOR.random((1, 1, 32, 48))).float()
-MAP[..., :16, :16] = 0
-MAP[..., 16:, 32:] = 1
-OTHER = torch.from_numpy(GENERATOR.random((1, 1, 32, 48))).float()
-OTHER[..., 8:24, 8:40] = 0
-SIZE = (1, 4, 4, 6)
-
-
-def seeded(seed=5):
-    return torch.Generator().manual_seed(seed)
-
-
-def reduce(edit_map):
-    """The mean of the central 2x2 of each 8x8 block."""
-    m = edit_map[0, 0].numpy()
-    return np.array([[m[8 * y + 3 : 8 * y + 5, 8 * x + 3 : 8 * x + 5].mean() for x in range(6)] for y in range(4)])
-
+from tests.pixels.scene import FIRST, MAP, OTHER, SECOND, SOURCE, THIRD
+from tests.pixels.toy import SPREAD, alpha_bars, ddim, draws, mean_latents, network, reduce, seeded, toy_backbone
 
 TAU = {
     "linear": lambda i, n: i / n,
@@ -43,20 +24,16 @@ TAU = {
 def naive(exemplars, maps, kind="ddim", steps=10, seed=5, threshold="linear", schedule="released", noise="fixed",
           posterior="sample", composite="none", discarded=0):  # fmt: skip
     """numpy, one cell at a time. Everything random comes from the generator in the documented order."""
-    random, ab = seeded(seed), alpha_bars()
-    draw = lambda: torch.randn(SIZE, generator=random, dtype=torch.float64).numpy()  # noqa: E731
+    random, ab = draws(seeded(seed)), alpha_bars()
     for _ in range(discarded):
-        draw()
+        next(random)
 
     def encode(picture):
         z = mean_latents(picture.numpy())
-        return z + SPREAD * draw() if posterior == "sample" else z
+        return z + SPREAD * next(random) if posterior == "sample" else z
 
-    zs, epss = [], []
-    for exemplar in exemplars:
-        zs.append(encode(exemplar))
-        epss.append(draw())
-    z_source, eps = encode(SOURCE), draw()
+    zs, epss = zip(*[(encode(exemplar), next(random)) for exemplar in exemplars], strict=True)
+    z_source, eps = encode(SOURCE), next(random)
     if noise == "shared":
         epss = [eps] * len(zs)
     stride = 1000 // steps
@@ -72,8 +49,8 @@ def naive(exemplars, maps, kind="ddim", steps=10, seed=5, threshold="linear", sc
     for i, t in enumerate(ts):
         tau = 0.0 if schedule == "paper" and i == 0 else TAU[threshold](i, n)
         if noise == "fresh" and i > 0:
-            eps = draw()
-        noised, mixed = q(z_source, eps, t), np.empty(SIZE)
+            eps = next(random)
+        noised, mixed = q(z_source, eps, t), np.empty((1, 4, 4, 6))
         for y in range(4):
             for x in range(6):
                 cell = (0, slice(None), y, x)
@@ -89,9 +66,7 @@ def naive(exemplars, maps, kind="ddim", steps=10, seed=5, threshold="linear", sc
         z = mixed
         below = t - stride
         if kind == "ddim":
-            e = network(z, t)
-            a, b = ab[t], ab[below] if below >= 0 else ab[0]
-            z = math.sqrt(b) * (z - math.sqrt(1 - a) * e) / math.sqrt(a) + math.sqrt(1 - b) * e
+            z = ddim(z, t, below)
         else:
             e = network(z / math.sqrt(1 + sigma(t) ** 2), t)
             z = z + ((sigma(below) if below >= 0 else 0.0) - sigma(t)) * e
@@ -111,22 +86,12 @@ def run(exemplars, maps, kind="ddim", steps=10, seed=5, discarded=0, **settings)
 
 
 @pytest.mark.parametrize("kind", ["ddim", "euler"])
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {},
-        {"schedule": "paper"},
-        {"noise": "fresh"},
-        {"noise": "shared"},
-        {"posterior": "mean"},
-        {"composite": "latent"},
-        {"discarded": 2},
-        {"schedule": "paper", "noise": "fresh", "posterior": "mean"},
-        *({"threshold": name} for name in ("quadratic", "cubic", "log", "sigmoid")),
-        {"threshold": "sigmoid", "schedule": "paper"},
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("settings", [
+    {}, {"schedule": "paper"}, {"noise": "fresh"}, {"noise": "shared"}, {"posterior": "mean"}, {"composite": "latent"},
+    {"discarded": 2}, {"schedule": "paper", "noise": "fresh", "posterior": "mean"},
+    *({"threshold": name} for name in ("quadratic", "cubic", "log", "sigmoid")),
+    {"threshold": "sigmoid", "schedule": "paper"},
+], ids=str)  # fmt: skip
 def test_algorithm_1(kind, settings):
     assert np.abs(run([FIRST], [MAP], kind, **settings) - naive([FIRST], [MAP], kind, **settings)).max() < 2e-5
 
@@ -139,10 +104,9 @@ def test_algorithm_2_any_number_of_exemplars_in_one_pass(settings):
 
 def test_algorithm_2_as_printed_for_two_exemplars():
     """Lines 14 and 20, with masks as numbers: the nested formula, not the rule of thumb that replaces it."""
-    ab, random, steps = alpha_bars(), seeded(), 6
-    draw = lambda: torch.randn(SIZE, generator=random, dtype=torch.float64).numpy()  # noqa: E731
+    ab, random, steps = alpha_bars(), draws(), 6
     z2, z3, z1 = (mean_latents(p.numpy()) for p in (FIRST, SECOND, SOURCE))
-    e2, e3, e1 = draw(), draw(), draw()
+    e2, e3, e1 = next(random), next(random), next(random)
     q = lambda z, e, t: math.sqrt(ab[t]) * z + math.sqrt(1 - ab[t]) * e  # noqa: E731
     for i, t in enumerate(range(831, 0, -166)):
         mask1, mask2 = (np.float64(reduce(m) > i / steps) for m in (MAP, OTHER))
@@ -150,8 +114,7 @@ def test_algorithm_2_as_printed_for_two_exemplars():
             z = (q(z1, e1, t) * mask1 + q(z2, e2, t) * (1 - mask1)) * mask2 + q(z3, e3, t) * (1 - mask2)
         else:
             z = (q(z1, e1, t) * mask1 + z * (1 - mask1)) * mask2 + z * (1 - mask2)
-        e, a, b = network(z, t), ab[t], ab[max(t - 166, 0)]
-        z = math.sqrt(b) * (z - math.sqrt(1 - a) * e) / math.sqrt(a) + math.sqrt(1 - b) * e
+        z = ddim(z, t, t - 166)
     found = run([FIRST, SECOND], [MAP, OTHER], steps=steps, posterior="mean")
     assert np.abs(found - z).max() < 2e-5
 
@@ -162,12 +125,9 @@ def test_the_trace_holds_what_line_15_mixes():
     for i, step in enumerate(trace, start=1):
         assert torch.equal(step.keep, result.mu > i / 10)
         if i < len(trace):  # the next residue is this mixture, denoised
-            t = step.timestep
             mixed = torch.where(step.keep, step.noised, step.residue)
-            a, b = (alpha_bars()[int(level)] for level in (t, t - 100))
-            e = torch.from_numpy(network(mixed.numpy(), t))
-            expected = b**0.5 * (mixed - (1 - a) ** 0.5 * e) / a**0.5 + (1 - b) ** 0.5 * e
-            assert (trace[i].residue - expected).abs().max() < 1e-5
+            expected = ddim(mixed.numpy(), int(step.timestep), int(step.timestep) - 100)
+            assert np.abs(trace[i].residue.numpy() - expected).max() < 1e-5
 
 
 def test_a_batch_gives_what_its_pictures_give_alone():
@@ -183,12 +143,12 @@ def test_a_batch_gives_what_its_pictures_give_alone():
 
 
 def test_iteratively_each_edit_is_the_next_source():
-    first, second = edit_iteratively(toy_backbone(), SOURCE, [FIRST, SECOND], [MAP, OTHER], generator=seeded())
-    random = seeded()
-    again = edit(toy_backbone(), SOURCE, [FIRST], [MAP], generator=random)
-    assert torch.equal(first.edited, again.edited)
-    again = edit(toy_backbone(), again.edited.double(), [SECOND], [OTHER], generator=random)
-    assert torch.equal(second.edited, again.edited)
+    found = edit_iteratively(toy_backbone(), SOURCE, [FIRST, SECOND], [MAP, OTHER], generator=seeded())
+    source, random = SOURCE, seeded()
+    for result, exemplar, edit_map in zip(found, (FIRST, SECOND), (MAP, OTHER), strict=True):
+        again = edit(toy_backbone(), source, [exemplar], [edit_map], generator=random)
+        assert torch.equal(result.edited, again.edited)
+        source = again.edited.double()
 
 
 def test_pixel_composite_gives_white_back_to_the_source():
@@ -214,17 +174,14 @@ def test_a_map_without_black_is_warned_of_and_a_black_point_helps(caplog):
     assert (helped.edited - released.edited).abs().max() < 1e-3
 
 
-@pytest.mark.parametrize(
-    "exemplars, maps, message",
-    [
-        ([], [], "each exemplar needs a map"),
-        ([FIRST], [MAP, MAP], "each exemplar needs a map"),
-        ([FIRST[..., :24, :]], [MAP], "differ in shape"),
-        ([FIRST], [MAP[0]], r"\[1, 1, H, W\] is needed"),
-        ([FIRST], [MAP + 0.5], "outside"),
-        ([FIRST], [MAP * torch.nan], "NaN"),
-    ],
-)
+@pytest.mark.parametrize("exemplars, maps, message", [
+    ([], [], "each exemplar needs a map"),
+    ([FIRST], [MAP, MAP], "each exemplar needs a map"),
+    ([FIRST[..., :24, :]], [MAP], "differ in shape"),
+    ([FIRST], [MAP[0]], r"\[1, 1, H, W\] is needed"),
+    ([FIRST], [MAP + 0.5], "outside"),
+    ([FIRST], [MAP * torch.nan], "NaN"),
+])  # fmt: skip
 def test_wrong_shapes_and_values_are_refused(exemplars, maps, message):
     with pytest.raises(InputError, match=message):
         edit(toy_backbone(), SOURCE, exemplars, maps)

@@ -20,16 +20,11 @@ from diffusers import (
     UNet2DConditionModel,
     VQModel,
 )
-from transformers import (
-    CLIPImageProcessorPil,
-    CLIPTextConfig,
-    CLIPTextModelWithProjection,
-    CLIPVisionConfig,
-    CLIPVisionModelWithProjection,
-)
+from transformers import CLIPImageProcessorPil as ImageProcessor
+from transformers import CLIPTextModelWithProjection, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from common.encoders import Embedder
-from tests.tiny import tiny_sd, tiny_sdxl, tiny_tokenizer
+from tests.tiny import _text_config, tiny_sd, tiny_sdxl, tiny_tokenizer
 
 LATENT = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 
@@ -54,9 +49,8 @@ def write_refiner(folder: Path) -> Path:
     base = tiny_sdxl(latent=8)
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        unet = UNet2DConditionModel.from_config(
-            dict(base.unet.config) | {"cross_attention_dim": 48, "projection_class_embeddings_input_dim": 5 * 8 + 40}
-        )
+        widths = {"cross_attention_dim": 48, "projection_class_embeddings_input_dim": 5 * 8 + 40}
+        unet = UNet2DConditionModel.from_config(dict(base.unet.config) | widths)
     pipe = StableDiffusionXLImg2ImgPipeline(
         vae=base.vae, text_encoder=None, text_encoder_2=base.text_encoder_2, tokenizer=None,
         tokenizer_2=base.tokenizer_2, unet=unet, requires_aesthetics_score=True, force_zeros_for_empty_prompt=False,
@@ -92,19 +86,17 @@ def write_kandinsky(folder: Path) -> tuple[Path, Path]:
         )  # fmt: skip
         decoder = KandinskyV22Pipeline(unet=unet, scheduler=scheduler, movq=movq)
         tokenizer = tiny_tokenizer()
-        text = CLIPTextConfig(vocab_size=len(tokenizer), hidden_size=12, intermediate_size=24, num_hidden_layers=2,
-                              num_attention_heads=2, projection_dim=12, bos_token_id=tokenizer.bos_token_id,
-                              eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)  # fmt: skip
         vision = CLIPVisionConfig(hidden_size=12, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
                                   projection_dim=12, image_size=32, patch_size=8)  # fmt: skip
         prior = PriorTransformer(num_attention_heads=2, attention_head_dim=6, embedding_dim=12, num_layers=1)
         prior.clip_std.data.fill_(1)
         pipe_prior = KandinskyV22PriorPipeline(
             prior=prior, image_encoder=CLIPVisionModelWithProjection(vision),
-            text_encoder=CLIPTextModelWithProjection(text), tokenizer=tokenizer,
+            text_encoder=CLIPTextModelWithProjection(_text_config(tokenizer, 12, projection_dim=12)),
+            tokenizer=tokenizer,
             scheduler=UnCLIPScheduler(variance_type="fixed_small_log", prediction_type="sample", clip_sample=True,
                                       clip_sample_range=5.0),
-            image_processor=CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}),
+            image_processor=ImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}),
         )  # fmt: skip
     decoder.save_pretrained(folder / "decoder")
     pipe_prior.save_pretrained(folder / "prior")

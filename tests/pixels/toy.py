@@ -14,6 +14,17 @@ SPREAD = 0.05  # deviation of the toy VAE's posterior
 WEIGHT = np.random.default_rng(0).normal(size=(4, 4)) * 0.3
 
 
+def seeded(seed: int = 5) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def draws(generator: torch.Generator | None = None):
+    """What a generator gives as float64 noise of the latents' shape, one after the other."""
+    generator = generator or seeded()
+    while True:
+        yield torch.randn(1, 4, 4, 6, generator=generator, dtype=torch.float64).numpy()
+
+
 def alpha_bars() -> np.ndarray:
     return np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)
 
@@ -22,6 +33,22 @@ def network(z: np.ndarray, t: float) -> np.ndarray:
     """[B, 4, h, w] -> [B, 4, h, w]; it looks at neighbours, so that regions influence each other."""
     around = (z + np.roll(z, 1, -1) + np.roll(z, 1, -2)) / 3
     return np.tanh(np.einsum("oc,bchw->bohw", WEIGHT, around) + t / 1000)
+
+
+def reduce(edit_map: torch.Tensor) -> np.ndarray:
+    """The mean of the central 2x2 of each 8x8 block."""
+    m = edit_map[0, 0].numpy()
+    return np.array([[m[8 * y + 3 : 8 * y + 5, 8 * x + 3 : 8 * x + 5].mean() for x in range(6)] for y in range(4)])
+
+
+def ddim(z: np.ndarray, t: int, below: int) -> np.ndarray:
+    """A step of DDIM with the network, from timestep t to the one below, in float64."""
+    e, a, b = network(z, t), alpha_bars()[t], alpha_bars()[max(below, 0)]
+    return np.sqrt(b) * (z - np.sqrt(1 - a) * e) / np.sqrt(a) + np.sqrt(1 - b) * e
+
+
+def decoded(z: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.interpolate(z[:, :3] / 2 + 0.5, scale_factor=8)
 
 
 def mean_latents(picture: np.ndarray) -> np.ndarray:
@@ -43,9 +70,6 @@ def toy_backbone(kind="ddim", steps=10, strength=1.0, discarded=(), **config) ->
     def predict(z, t):
         return torch.from_numpy(network(scheduler.scale_model_input(z, t).numpy(), float(t)))
 
-    def decode(z):
-        return torch.nn.functional.interpolate(z[:, :3] / 2 + 0.5, scale_factor=8).float()
-
     told = Sampling(num_inference_steps=steps, strength=strength)
-    return Backbone(scheduler, lambda: select_timesteps(scheduler, "cpu", told), encode, predict, decode, 8,
-                    torch.device("cpu"), discarded)  # fmt: skip
+    return Backbone(scheduler, lambda: select_timesteps(scheduler, "cpu", told), encode, predict,
+                    lambda z: decoded(z).float(), 8, torch.device("cpu"), discarded)  # fmt: skip

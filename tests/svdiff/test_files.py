@@ -8,24 +8,21 @@ from safetensors.torch import load_file, save_file
 
 from common.pipelines import load_pipeline
 from common.runs import InputError, write_json
-from svdiff import basis, combine, files, merging, spectral, subsets
+from svdiff import basis, combine, files, merging, spectral
+from tests.svdiff.conftest import random_shifts
 from tests.tiny import tiny_sd, tiny_sdxl
-
-
-@pytest.fixture(scope="module")
-def pipe(tiny_folder):
-    return load_pipeline(tiny_folder, "cpu")
-
-
-def random_shifts(model, subset="UNet", seed=0):
-    generator, layers = torch.Generator().manual_seed(seed), basis.tunable(model)
-    return {p: torch.randn(subsets.shift_length(layers[p]), generator=generator) for p in subsets.chosen(model, subset)}
 
 
 def change_of(pipe, parts, seed=0):
     """A change by random shifts of whole parts."""
     return {f"{part}.{path}.delta": delta for part in parts
             for path, delta in random_shifts(getattr(pipe, part), seed=seed).items()}  # fmt: skip
+
+
+def write_parts(pipe, parts, folder):
+    for part in parts:
+        model = getattr(pipe, part)
+        files.write_shifts(folder / files.file_name(part), random_shifts(model), basis.base_hash(model), part)
 
 
 def parts_in(change):
@@ -35,9 +32,7 @@ def parts_in(change):
 @pytest.mark.parametrize("parts", [("unet", "text_encoder"), tuple(files.PARTS)], ids=["sd", "xl"])
 def test_what_is_written_is_read_back(pipe, tmp_path, parts):
     pipe = tiny_sdxl() if len(parts) == 3 else pipe
-    for part in parts:
-        model = getattr(pipe, part)
-        files.write_shifts(tmp_path / files.file_name(part), random_shifts(model), basis.base_hash(model), part)
+    write_parts(pipe, parts, tmp_path)
     ends, wanted = ("", "_te", "_te_2")[: len(parts)], change_of(pipe, parts)
     assert {path.name for path in tmp_path.iterdir()} == {f"spectral_shifts{end}.safetensors" for end in ends}
     keys = set(load_file(tmp_path / "spectral_shifts.safetensors"))
@@ -49,9 +44,7 @@ def test_what_is_written_is_read_back(pipe, tmp_path, parts):
 
 
 def test_files_stay_together_and_say_what_they_are_of(pipe, tmp_path):
-    for part in ("unet", "text_encoder"):
-        model = getattr(pipe, part)
-        files.write_shifts(tmp_path / files.file_name(part), random_shifts(model), basis.base_hash(model), part)
+    write_parts(pipe, ("unet", "text_encoder"), tmp_path)
     assert parts_in(merging.load(pipe, tmp_path / "spectral_shifts_te.safetensors")) == {"text_encoder"}
     for part, name in (("unet", "dog"), ("text_encoder", "dog_te")):  # renamed together they stay together
         (tmp_path / files.file_name(part)).rename(tmp_path / f"{name}.safetensors")

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +9,7 @@ from safetensors.torch import load_file
 
 from common.pipelines import encode_image, encode_prompt, load_pipeline
 from common.training import load_pictures, step_generator
-from svdiff import merging, samples
+from svdiff import editing, merging, samples
 from svdiff.options import Concept, class_folder
 from svdiff.samples import Source, draw_batch
 from svdiff.train import main
@@ -27,38 +26,20 @@ def pictures(tmp_path):
 
 
 @pytest.fixture
-def flags(tiny_folder, pictures, tmp_path_factory):
-    basis = tmp_path_factory.getbasetemp() / "basis"
-    return ["--pretrained_model_name_or_path", str(tiny_folder), "--instance_data_dir", str(pictures / "cat"),
-            "--instance_prompt", "photo of a sks cat", "--class_prompt", "photo of a cat",
-            "--class_data_dir", str(pictures / "cats"), "--num_class_images", "3", "--basis_dir", str(basis),
-            "--device", "cpu", "--num_validation_images", "1", "--learning_rate_1d", "1e-3"]  # fmt: skip
-
-
-@pytest.fixture
-def train(flags, tmp_path, monkeypatch):
-    import svdiff.editing as editing
-
+def train(tiny_folder, pictures, tmp_path, tmp_path_factory, monkeypatch):
     original = editing.draw  # two steps in place of fifty
     monkeypatch.setattr(editing, "draw", lambda pipe, prompt, seeds, how, *rest: original(
         pipe, prompt, seeds, editing.Sampling(2), *rest))  # fmt: skip
+    one = ["--instance_data_dir", str(pictures / "cat"), "--instance_prompt", "photo of a sks cat", "--class_prompt",
+           "photo of a cat", "--class_data_dir", str(pictures / "cats")]  # fmt: skip
 
-    def run(name, *more, base=flags):
-        main([*base, "--output_dir", str(tmp_path / name), *more])
+    def run(name, *more, subject=one):
+        main(["--pretrained_model_name_or_path", str(tiny_folder), "--num_class_images", "3", "--basis_dir",
+              str(tmp_path_factory.getbasetemp() / "basis"), "--device", "cpu", "--num_validation_images", "1",
+              "--learning_rate_1d", "1e-3", *subject, "--output_dir", str(tmp_path / name), *more])  # fmt: skip
         return tmp_path / name
 
     return run
-
-
-ONE_SUBJECT = ("--instance_data_dir", "--instance_prompt", "--class_prompt", "--class_data_dir")
-
-
-def without(flags, *names):
-    kept = list(flags)
-    for name in names:
-        place = kept.index(name)
-        del kept[place : place + 2]
-    return kept
 
 
 def weights(folder):
@@ -91,19 +72,15 @@ def test_files_and_what_they_change(train, tiny_folder):
     assert {name.partition(".")[0] for name in change} == {"unet", "text_encoder"}
 
 
-def test_resumed_equals_uninterrupted_tensor_for_tensor(train, refused):
-    more = ("--gradient_accumulation_steps", "2", "--train_batch_size", "2", "--lr_scheduler", "constant_with_warmup",
-            "--lr_warmup_steps", "2", "--checkpointing_steps", "2")  # fmt: skip
-    whole = train("whole", *more, "--max_train_steps", "4")
+def test_a_checkpoint_goes_with_its_training(train, refused):
+    more, resumed = ("--train_batch_size", "2", "--checkpointing_steps", "2"), ("--resume_from_checkpoint", "latest")
     part = train("part", *more, "--max_train_steps", "3")
     assert (part / "checkpoint-2").is_dir()
-    partly = weights(part)
-    resumed = train("part", *more, "--max_train_steps", "4", "--resume_from_checkpoint", "latest")
-    assert same(weights(whole), weights(resumed)) and not same(weights(whole), partly)
-    assert loss_of(whole) == loss_of(resumed)
-    train("part", *more, "--max_train_steps", "2", "--resume_from_checkpoint", "latest")  # at its last step
+    before = weights(part)
+    assert not same(weights(train("part", *more, "--max_train_steps", "4", *resumed)), before)
+    train("part", *more, "--max_train_steps", "2", *resumed)  # at its last step
     for words, said in (([], "of a training with another"), ([*more, "--max_train_steps", "1"], "is beyond")):
-        refused(said, train, "part", *words, "--resume_from_checkpoint", "latest")
+        refused(said, train, "part", *words, *resumed)
 
 
 def test_subset_without_text_encoder(train):
@@ -115,13 +92,11 @@ def test_subset_without_text_encoder(train):
     assert all(value.dtype == torch.float32 for value in shifts["spectral_shifts.safetensors"].values())
 
 
-def test_stable_diffusion_xl_in_bfloat16(train, flags, tmp_path):
+def test_stable_diffusion_xl_in_bfloat16(train, tmp_path):
     """All parts and all kinds of layers, in half precision, with spectra in float32."""
     tiny_sdxl(tmp_path / "xl")
-    base = [str(tmp_path / "xl") if flags[place - 1] == "--pretrained_model_name_or_path" else word
-            for place, word in enumerate(flags)]  # fmt: skip
-    output = train("run", "--mixed_precision", "bf16", "--max_train_steps", "1", base=base)
-    found = weights(output)
+    found = weights(train("run", "--pretrained_model_name_or_path", str(tmp_path / "xl"), "--mixed_precision", "bf16",
+                          "--max_train_steps", "1"))  # fmt: skip
     assert set(found) == {f"spectral_shifts{part}.safetensors" for part in ("", "_te", "_te_2")}
     for file in found.values():
         assert all(value.dtype == torch.float32 and value.isfinite().all() for value in file.values())
@@ -150,37 +125,36 @@ def test_other_parameter_spaces_are_loaded_as_changes_of_weights(train, tiny_fol
         torch.testing.assert_close(load_file(output / "unet" / "diffusion_pytorch_model.safetensors")[name], tuned)
 
 
-def concepts_list(pictures, **changes):
+def concepts_list(pictures, count=2):
     entries = [
         {"instance_data_dir": str(pictures / name), "instance_prompt": f"photo of a {token} {name}",
-         "class_data_dir": str(pictures / f"{name}s"), "class_prompt": f"photo of a {name}"} | changes
+         "class_data_dir": str(pictures / f"{name}s"), "class_prompt": f"photo of a {name}"}
         for token, name in (("sks", "cat"), ("qwe", "dog"))
     ]  # fmt: skip
-    (pictures / "concepts.json").write_text(json.dumps(entries))
-    return str(pictures / "concepts.json")
+    (pictures / "concepts.json").write_text(json.dumps(entries[:count]))
+    return ["--concepts_list", str(pictures / "concepts.json")]
 
 
 @pytest.mark.parametrize("space", ["svdiff", "full"])
-def test_two_subjects_with_cut_mix_and_unmix(train, flags, pictures, space):
-    base = without(flags, *ONE_SUBJECT)
-    base += ["--concepts_list", concepts_list(pictures), "--parameter_space", space, "--max_train_steps", "2"]
-    plain = train("plain", "--cut_mix_unmix_prob", "1", base=base)
-    unmixed = train("unmixed", "--cut_mix_unmix_prob", "1", "--unmix_weight", "100", base=base)
+def test_two_subjects_with_cut_mix_and_unmix(train, pictures, space):
+    two = concepts_list(pictures)
+    more = ["--parameter_space", space, "--max_train_steps", "2", "--cut_mix_unmix_prob", "1"]
+    plain = train("plain", *more, subject=two)
+    unmixed = train("unmixed", *more, "--unmix_weight", "100", subject=two)
     folder = "unet" if space == "full" else "."
     assert not same(weights(plain / folder), weights(unmixed / folder))
     concepts = json.loads((plain / "config.json").read_text())["concepts"]
     assert [concept["instance_prompt"] for concept in concepts] == ["photo of a sks cat", "photo of a qwe dog"]
 
 
-def test_one_picture_is_trained_without_prior(train, flags, pictures):
-    base = without(flags, "--instance_data_dir", "--class_prompt", "--class_data_dir")
-    output = train("edit", "--image_path", str(pictures / "cat" / "0.png"), "--max_train_steps", "1", base=base)
+def test_one_picture_is_trained_without_prior(train, pictures):
+    one = ["--image_path", str(pictures / "cat" / "0.png"), "--instance_prompt", "photo of a sks cat"]
+    output = train("edit", "--max_train_steps", "1", subject=one)
     assert json.loads((output / "config.json").read_text())["with_prior_preservation"] is False
 
 
 ONE = "ONE"  # in place of the flags of one subject: a list of one
 WRONG = [
-    (["--instance_data_dir", "/nowhere"], "no folder"),
     (["--unmix_weight", "1"], "--concepts_list"),
     ([ONE, "--unmix_weight", "1"], "has only one"),
     ([ONE, "--unmix_weight", "1", "--cut_mix_unmix_prob", "0"], "above 0"),
@@ -190,17 +164,15 @@ WRONG = [
     (["--parameter_space", "lora", "--train_text_encoder"], "leave out --train_text_encoder"),
     (["--resolution", "60"], "no multiple of 8"),
     (["--subject", "cat"], "--subject is one of the picturebook's"),
-    (["--pretrained_model_name_or_path", "/nowhere"], "/nowhere"),
 ]
 
 
 @pytest.mark.parametrize("more, words", WRONG, ids=[" ".join(more) for more, _ in WRONG])
-def test_wrong_input_is_one_sentence_and_leaves_nothing(flags, pictures, tmp_path, refused, more, words):
+def test_wrong_input_is_one_sentence_and_leaves_nothing(train, pictures, tmp_path, refused, more, words):
     if ONE in more:
-        path = Path(concepts_list(pictures))
-        path.write_text(json.dumps(json.loads(path.read_text())[:1]))
-        flags = [*without(flags, *ONE_SUBJECT), "--concepts_list", str(path)]
-    refused(words, main, [*flags, "--output_dir", str(tmp_path / "out"), *(word for word in more if word != ONE)])
+        refused(words, train, "out", *more[1:], subject=concepts_list(pictures, 1))
+    else:
+        refused(words, train, "out", *more)
     assert not (tmp_path / "out").exists()
 
 
@@ -219,10 +191,10 @@ CONCEPTS = [
 ]  # fmt: skip
 
 
-def test_the_loss_is_eq_3(train, flags, tiny_folder, pictures):
+def test_the_loss_is_eq_3(train, tiny_folder, pictures):
     """The mean squared error of the subject's noise, and lambda times that of the class's, read anew from the draws."""
     output = train("one", "--max_train_steps", "1", "--prior_loss_weight", "3", "--parameter_subset", "Mid-CA",
-                   "--no-train_text_encoder", "--num_validation_images", "1")  # fmt: skip
+                   "--no-train_text_encoder")  # fmt: skip
     pipe, generator = load_pipeline(tiny_folder, "cpu"), step_generator(0, 0)
     concept = Concept("", "photo of a sks cat", None, "photo of a cat")
     instances, classes = ([load_pictures(pictures / name, 64)] for name in ("cat", "cats"))
@@ -268,13 +240,12 @@ def test_the_share_of_dead_shifts_is_told(train):
     assert "dead_unet" not in json.loads((full / "metrics.json").read_text())
 
 
-def test_another_training_is_never_replaced_silently(train, flags, pictures, tmp_path, refused):
+def test_another_training_is_never_replaced_silently(train, pictures, tmp_path, refused):
     before = weights(train("run", "--max_train_steps", "1"))
-    other = [*without(flags, "--instance_data_dir"), "--instance_data_dir", str(pictures / "dog")]
-    for words, base, said in ((["--seed", "3"], flags, "seed"), ([], other, "training pictures"),
-                              (["--no-train_text_encoder"], flags, "train_text_encoder")):  # fmt: skip
+    for words, said in ((["--seed", "3"], "seed"), (["--no-train_text_encoder"], "train_text_encoder"),
+                        (["--instance_data_dir", str(pictures / "dog")], "training pictures")):  # fmt: skip
         said = f"_te.safetensors of another run (other {said})"
-        refused(said, train, "run", "--max_train_steps", "1", *words, base=base)
+        refused(said, train, "run", "--max_train_steps", "1", *words)
     assert same(before, weights(train("run", "--max_train_steps", "1")))  # the same one again
     for place in ("unet", "pytorch_lora_weights.safetensors", "spectral_shifts_te_2.safetensors"):  # without a config
         (tmp_path / place / place).mkdir(parents=True)
@@ -289,9 +260,8 @@ def test_class_pictures_of_other_prompts_and_models_lie_apart():
 
 
 @pytest.mark.parametrize("entries, words", CONCEPTS)
-def test_wrong_concepts(flags, pictures, tmp_path, refused, entries, words):
+def test_wrong_concepts(train, pictures, tmp_path, refused, entries, words):
     text = entries if isinstance(entries, str) else json.dumps(entries).replace("HERE", str(pictures / "cat"))
     (tmp_path / "list.json").write_text(text)
-    base = [*without(flags, *ONE_SUBJECT), "--concepts_list", str(tmp_path / "list.json")]
-    refused(words, main, [*base, "--output_dir", str(tmp_path / "out")])
+    refused(words, train, "out", subject=["--concepts_list", str(tmp_path / "list.json")])
     assert not (tmp_path / "out").exists()

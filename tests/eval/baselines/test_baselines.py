@@ -6,8 +6,8 @@ import torch
 
 from eval.baselines import blended_latent, differential_diffusion, sdedit
 from pixels.surgery import Surgery, edit
-from tests.pixels.test_surgery import FIRST, MAP, SIZE, SOURCE, reduce, seeded
-from tests.pixels.toy import SPREAD, alpha_bars, mean_latents, network, toy_backbone
+from tests.pixels.scene import FIRST, MAP, SOURCE
+from tests.pixels.toy import SPREAD, alpha_bars, ddim, decoded, draws, mean_latents, reduce, seeded, toy_backbone
 
 AB = alpha_bars()
 
@@ -17,7 +17,7 @@ AB = alpha_bars()
 def test_differential_diffusion_is_pixels_with_the_source_as_exemplar_and_one_noise(kind, strength):
     """Under the posterior's mean nothing but noises is drawn: the exemplar's, then the source's, which is shared."""
     backbone, random = toy_backbone(kind, strength=strength), seeded()
-    torch.randn(SIZE, generator=random, dtype=torch.float64)
+    next(draws(random))
     mean = Surgery(posterior="mean")
     theirs = differential_diffusion.edit(backbone, SOURCE, [], [MAP], mean, random)
     shared = edit(backbone, SOURCE, [SOURCE], [MAP], Surgery(posterior="mean", noise="shared"), seeded()).edited
@@ -35,43 +35,30 @@ def test_what_a_scheduler_draws_is_the_generators(method):
     assert torch.equal(one, same) and not torch.equal(one, other)
 
 
-def step(z, t, below):
-    e = network(z, t)
-    a, b = AB[t], AB[max(below, 0)]
-    return np.sqrt(b) * (z - np.sqrt(1 - a) * e) / np.sqrt(a) + np.sqrt(1 - b) * e
-
-
-def picture(z):
-    return torch.nn.functional.interpolate(torch.from_numpy(z[:, :3] / 2 + 0.5), scale_factor=8)
-
-
-def draws(count):
-    random = seeded()
-    return [torch.randn(SIZE, generator=random, dtype=torch.float64).numpy() for _ in range(count)]
-
-
 def test_sdedit_noises_a_paste_and_denoises_all_of_it():
     found = sdedit.edit(toy_backbone(), SOURCE, [FIRST], [MAP], Surgery(), seeded())
     guide = torch.where(MAP < 0.5, FIRST, SOURCE)
-    sample, noise = draws(2)
+    random = draws()
+    sample, noise = next(random), next(random)
     z = np.sqrt(AB[901]) * (mean_latents(guide.numpy()) + SPREAD * sample) + np.sqrt(1 - AB[901]) * noise
     for t in range(901, 0, -100):
-        z = step(z, t, t - 100)
-    assert (found - picture(z)).abs().max() < 2e-5
+        z = ddim(z, t, t - 100)
+    assert (found - decoded(torch.from_numpy(z))).abs().max() < 2e-5
 
 
 def test_blended_latents_get_their_background_after_each_step():
     found = blended_latent.edit(toy_backbone(), SOURCE, [FIRST], [MAP], Surgery(), seeded())
-    s_sample, noise, e_sample = draws(3)
+    random = draws()
+    s_sample, noise, e_sample = next(random), next(random), next(random)
     source = mean_latents(SOURCE.numpy()) + SPREAD * s_sample
     exemplar = mean_latents(FIRST.numpy()) + SPREAD * e_sample
     keep = reduce(MAP) >= 0.5
     z = np.sqrt(AB[901]) * np.where(keep, source, exemplar) + np.sqrt(1 - AB[901]) * noise
     for t in range(901, 0, -100):
-        z = step(z, t, t - 100)
+        z = ddim(z, t, t - 100)
         background = np.sqrt(AB[t - 100]) * source + np.sqrt(1 - AB[t - 100]) * noise if t > 1 else source
         z = np.where(keep, background, z)
-    assert (found - picture(z)).abs().max() < 2e-5
-    unchanged = picture(np.where(keep, source, 0))
+    assert (found - decoded(torch.from_numpy(z))).abs().max() < 2e-5
+    unchanged = decoded(torch.from_numpy(np.where(keep, source, 0)))
     kept = torch.from_numpy(np.kron(keep, np.ones((8, 8))))[None, None].expand(1, 3, -1, -1) > 0
     assert torch.allclose(found[kept].double(), unchanged[kept], atol=1e-6)

@@ -6,7 +6,6 @@ import pytest
 
 from eval.bench import __main__ as bench
 from eval.bench.inversions import SOLVERS
-from tests.eval.conftest import refused
 
 
 def test_bench(tiny_folder, benchmark, tmp_path, capsys, monkeypatch):
@@ -31,6 +30,6 @@ def test_bench(tiny_folder, benchmark, tmp_path, capsys, monkeypatch):
     assert result["sampling"]["largest_difference"] < 1e-4  # the same sampler, but for rounding
 
 
-def test_wrong_input(tmp_path, capsys):
-    words = ["--output_dir", tmp_path / "out", "--dataset", "/nowhere"]
-    assert "mapping_file.json" in refused(bench.main, words, capsys) and not (tmp_path / "out").exists()
+def test_wrong_input(tmp_path, refused):
+    refused("mapping_file.json", bench.main, ["--output_dir", str(tmp_path / "out"), "--dataset", "/nowhere"])
+    assert not (tmp_path / "out").exists()

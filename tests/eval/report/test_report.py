@@ -154,12 +154,6 @@ def test_missing_parts(page, track):
     page()
 
 
-def test_a_track_without_claims_says_what_was_measured(page, track):
-    _, seen = page(replace(track, name="own_pictures"))
-    text = " ".join("".join(seen.text).split())
-    assert "Edit success on 10 items: DDIM + P2P 50 % and SPDInv + P2P 50 %." in text and "claims" not in text
-
-
 def test_prompts_only_where_there_are_prompts(page, track):
     silent = [replace(item, source_prompt="", target_prompt="") for item in track.items]
     assert 'class="prompts"' in page(track)[0] and 'class="prompts"' not in page(replace(track, items=silent))[0]
@@ -211,11 +205,6 @@ def test_pictures_are_whole_while_they_fit_and_reduced_together_when_not(tmp_pat
     assert [size for _, *size in found.values()] == [[512, 512]] * 3
     small = pictures.encode_all(paths, sum(len(uri) for uri, *_ in found.values()) // 3)
     assert {tuple(size) for _, *size in small.values()} == {(256, 256)}
-
-
-def test_strips_put_what_is_better_to_the_right():
-    worse = plots.interval_strip(Interval(2, 1, 4, 9), 4, "bad", "<b>", sign=-1)
-    assert 'class="strip bad"' in worse and "&lt;b&gt;" in worse and 'x1="-47.5"' in worse and 'x2="-95.0"' in worse
 
 
 def test_labels_of_a_crowded_front_lie_on_nothing():

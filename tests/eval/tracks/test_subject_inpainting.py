@@ -5,18 +5,20 @@ from argparse import Namespace
 from dataclasses import replace
 
 import pytest
+import torch
 from PIL import Image
 
 from common.runs import InputError, read_json, read_rows
 from eval.bench import inpainting as inpainting_bench
 from eval.report.report import write_page
-from eval.tracks import subject_inpainting
+from eval.tracks import exemplar_editing, subject_inpainting
 from eval.tuning import subject_inpainting as tune_inpainting
 from image_inpaint import eval as inpaint_eval
-from image_inpaint import options
+from image_inpaint import loading, options
 from image_inpaint.reproduction.methods import REFERENCES, Painter
 from pixels.surgery import Surgery
 from tests.image_inpaint.models import tiny_inpainter
+from tests.small_data import write_boxed
 from tests.tiny import tiny_sd
 
 
@@ -55,12 +57,9 @@ def test_personalised_models_inpaint_what_they_were_trained_on(flags, tmp_path, 
     trained, told = [], []
     monkeypatch.setattr("common.training.draw_pictures", lambda pipe, prompts, *any, **more: told.extend(prompts) or [
         Image.new("RGB", (64, 64))])  # fmt: skip
-
     fake = replace(ARENA["dreambooth"], script="")
     monkeypatch.setattr(type(fake), "load", lambda self, folder, model, device=None: tiny_sd())
-    monkeypatch.setattr(
-        type(fake), "train", lambda self, subject, folder, *rest: trained.append((subject.name, rest[2]))
-    )
+    monkeypatch.setattr(type(fake), "train", lambda self, subject, *rest: trained.append((subject.name, rest[3])))
     monkeypatch.setitem(ARENA, "dreambooth", fake)
     settings = inpaint_eval.parse(subject_inpainting.command(flags, ["untuned"]))
     settings.methods = ["dreambooth"]
@@ -101,16 +100,10 @@ def test_trainings_are_tuned_at_one_guidance_and_guidance_on_the_preset_training
 
 
 def test_trainings_are_measured_in_processes_of_their_own(flags, tmp_path, monkeypatch):
-    from tests.image_inpaint.test_train import BOXES
-
-    (tmp_path / "subject").mkdir()
-    for name in BOXES:
-        Image.new("RGB", (64, 64), "red").save(tmp_path / "subject" / name)
-    (tmp_path / "subject" / "boxes.json").write_text(json.dumps(BOXES))
     monkeypatch.setattr(inpainting_bench, "STEPS", 1)
     small = ["--tuning", "lora", "--train_batch_size", "1", "--cache_views", "0"]
     monkeypatch.setattr(inpainting_bench, "TRAININGS", {"lora": small})
-    model, subject = flags.pretrained_model_name_or_path, str(tmp_path / "subject")
+    model, subject = flags.pretrained_model_name_or_path, str(write_boxed(tmp_path / "subject"))
     row = inpainting_bench.bench_training("lora", model, "cpu", subject)
     assert set(row) == {"training", *inpainting_bench.MEASURED} and row["trained_parameters"] > 0
     monkeypatch.setattr(inpainting_bench, "TRAININGS", {"lora": [*small, "--rank", "0"]})
@@ -126,11 +119,6 @@ def test_other_data_has_no_such_track(flags):
 
 
 def test_image_guided_inpainting_joins_the_exemplar_track_of_the_picturebook(tmp_path, tiny_folder, monkeypatch):
-    import torch
-
-    from eval.tracks import exemplar_editing
-    from image_inpaint import loading
-
     assert "paint_by_example" not in exemplar_editing.methods_of(str(tiny_folder))
     (tmp_path / "inpaint_unet").mkdir()
     (tmp_path / "picturebook.json").write_text("{}")

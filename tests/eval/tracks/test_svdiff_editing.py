@@ -1,28 +1,23 @@
 """SVDiff's rows in the text-driven editing track, on a small random model and one training step."""
 
-import pytest
-
 from common.runs import read_rows
 from eval import compare
 from eval.tracks import svdiff_editing
 
 
-def test_rows_join_the_track(tiny_folder, benchmark, encoders, tmp_path, monkeypatch, capsys):
+def test_rows_join_the_track(tiny_folder, benchmark, encoders, tmp_path, monkeypatch, refused):
     monkeypatch.setenv("STEERING_CACHE", str(tmp_path / "cache"))
     flags = ["--pretrained_model_name_or_path", str(tiny_folder), "--dataset", str(benchmark), "--metric_encoders",
              str(encoders), "--output_dir", str(tmp_path / "out"), "--device", "cpu", "--num_inference_steps", "1",
              "--items", "1"]  # fmt: skip
-    with pytest.raises(SystemExit):
-        svdiff_editing.main(flags)  # nothing to join yet
+    refused("", svdiff_editing.main, flags)  # nothing to join yet
     compare.main([*flags, "--tracks", "text_editing"])
     svdiff_editing.main([*flags, "--max_train_steps", "1"])
     rows = [row for row in read_rows(tmp_path / "out" / "text_editing" / "rows.jsonl") if row["paper"] == "svdiff"]
     assert {row["method"] for row in rows} == {"svdiff", "svdiff+inversion"}
     assert all("psnr_reconstruction" in row["metrics"] for row in rows)
     svdiff_editing.main([*flags, "--max_train_steps", "1"])  # nothing is left to do
-    with pytest.raises(SystemExit):
-        svdiff_editing.main([*flags, "--max_train_steps", "2"])  # beside rows of one step
-    assert "another max_train_steps of svdiff+inversion (1)" in capsys.readouterr().err
+    refused("another max_train_steps of svdiff+inversion (1)", svdiff_editing.main, [*flags, "--max_train_steps", "2"])
     compare.main([*flags, "--tracks", "text_editing"])
     html = (tmp_path / "out" / "index.html").read_text()
     assert "SVDiff, tuned on the picture" in html

@@ -14,15 +14,15 @@ from image_inpaint import eval as script
 from image_inpaint.data import benchmark, boxes, examples, lsun
 from image_inpaint.masks import box_of
 from image_inpaint.reproduction import scoring
+from tests import small_data
 
 
 def noise(seed: int, size=(30, 20)) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+    return small_data.noise(size, seed)
 
 
-@pytest.fixture
-def database(tmp_path):
-    """LSUN's layout: bedroom_train_lmdb/ with webp files under keys of hexadecimal digits."""
+def test_an_lsun_database_is_read(tmp_path):
+    """In LSUN's layout: bedroom_train_lmdb/ with webp files under keys of hexadecimal digits."""
     import lmdb
 
     place = tmp_path / "lsun" / "bedroom_train_lmdb"
@@ -37,11 +37,7 @@ def database(tmp_path):
         turned[0x0112] = 6  # a quarter to the right
         noise(9).convert("RGBA").save(file, "WEBP", lossless=True, exif=turned)
         writer.put(b"e" * 40, file.getvalue())
-    return place.parent
-
-
-def test_an_lsun_database_is_read(database):
-    store = lsun.open_pictures(database)
+    store = lsun.open_pictures(place.parent)
     assert len(store.names) == 7 and store.names[3] == f"{3:040x}"
     assert np.array_equal(np.asarray(store.read(store.names[3])), np.asarray(noise(3)))
     assert np.array_equal(np.asarray(store.read("e" * 40)), np.rot90(np.asarray(noise(9)), -1))  # as in a folder
@@ -103,8 +99,7 @@ def test_boxes_come_from_the_file_beside_then_from_scenes(tmp_path):
     (tmp_path / "boxes.json").write_text(json.dumps({"a.png": [1, 2, 10, 12]}))
     assert boxes.find_boxes("auto", [path], [noise(0)]) == [(1, 2, 10, 12)]
     assert boxes.find_boxes("whole", [path], [noise(0)]) == [(0, 0, 30, 20)]
-    (tmp_path / "boxes.json").write_text(json.dumps({"a.png": [0, 0, 5, 5]}))
-    assert boxes.find_boxes("file", [path], [noise(0)]) == [(0, 0, 5, 5)]
+    assert boxes.find_boxes("file", [path], [noise(0)]) == [(1, 2, 10, 12)]
 
 
 def domain(tmp_path, **given):
@@ -114,9 +109,7 @@ def domain(tmp_path, **given):
 
 
 def write_domain(tmp_path, pictures: int) -> None:
-    (tmp_path / "lsun").mkdir()
-    for number in range(pictures):
-        noise(number).save(tmp_path / "lsun" / f"{number}.png")
+    small_data.write_noise(tmp_path / "lsun", [(30, 20)] * pictures)
 
 
 def test_processes_share_the_detectors_work_out_and_a_killed_one_goes_on(tmp_path, monkeypatch):
@@ -129,20 +122,16 @@ def test_processes_share_the_detectors_work_out_and_a_killed_one_goes_on(tmp_pat
         return [(0.9, "bed", (2, 3, 20, 15)), (0.8, "bed", (0, 0, 2, 2))]  # the second is under 2 % of the picture
 
     monkeypatch.setattr(examples, "Detector", lambda args: type("Eye", (), {"find": find})())
-    # the second process does its share while the first waits
-    found = examples.domain_examples(
-        domain(tmp_path), 0, 2, wait=lambda: examples.domain_examples(domain(tmp_path), 1, 2)
-    )
+    other = lambda: examples.domain_examples(domain(tmp_path), 1, 2)  # noqa: E731
+    found = examples.domain_examples(domain(tmp_path), 0, 2, wait=other)  # which does its share meanwhile
     assert found.count == len(seen) == 5 and found.get(3, torch.Generator())[1] == (2, 3, 20, 15)
     files = sorted((tmp_path / "out").glob("boxes_*.json"))
     assert [len(json.loads(file.read_text())) for file in files] == [3, 3]
     kept = json.loads(files[0].read_text())
-    files[0].write_text(
-        json.dumps({name: box for name, box in kept.items() if name != max(n for n in kept if kept[n])})
-    )
-    assert examples.domain_examples(domain(tmp_path)).count == 5 and len(seen) == 6
-    assert examples.domain_examples(domain(tmp_path, labels=["chair"])).count == 5 and len(seen) == 11
-    assert examples.domain_examples(domain(tmp_path, detector_threshold=0.5)).count == 5 and len(seen) == 16
+    del kept[max(name for name in kept if kept[name])]
+    files[0].write_text(json.dumps(kept))
+    for change, pictures in (({}, 6), ({"labels": ["chair"]}, 11), ({"detector_threshold": 0.5}, 16)):
+        assert examples.domain_examples(domain(tmp_path, **change)).count == 5 and len(seen) == pictures
     for content, message in (("{", "not a JSON file"), ("[1]", "is damaged")):
         files[0].write_text(content)
         with pytest.raises(InputError, match=f"{files[0].name}.*{message}"):
@@ -168,11 +157,10 @@ def test_a_damaged_picture_is_named_and_the_next_one_taken(tmp_path, capsys, way
         found.get(0, torch.Generator())
 
 
-@pytest.mark.parametrize(
-    "content, message",
-    [("no json", "not a JSON file"), ("[1]", "is damaged"), ('{"0.png": 5}', "left, top"),
-     ('{"0.png": [900, 0, 950, 9]}', "nothing of it"), ('{"1.png": [1, 2, 8, 9]}', "has a box")],
-)  # fmt: skip
+@pytest.mark.parametrize("content, message", [
+    ("no json", "not a JSON file"), ("[1]", "is damaged"), ('{"0.png": 5}', "left, top"),
+    ('{"0.png": [900, 0, 950, 9]}', "nothing of it"), ('{"1.png": [1, 2, 8, 9]}', "has a box"),
+])  # fmt: skip
 def test_a_file_of_boxes_of_a_domain_is_checked(tmp_path, content, message):
     write_domain(tmp_path, 1)
     (tmp_path / "boxes").write_text(content)
@@ -247,13 +235,9 @@ def test_scores_of_the_hole_against_loops():
     nearer = [min(apart(truth, *at, *to) for to in own)
               < min(apart(empty, *at, v, u) for v in range(6) for u in range(7)) for at in inside]  # fmt: skip
     assert scoring.thing_share(picture, truth, empty, thing, fill) == pytest.approx(np.mean(nearer))
-    steps = [
-        (picture[0, :, y, x] - picture[0, :, v, u]).abs().mean().item()
-        for y in range(6)
-        for x in range(7)
-        for v, u in ((y + 1, x), (y, x + 1))
-        if v < 6 and u < 7 and fill[0, 0, y, x] != fill[0, 0, v, u]
-    ]
+    steps = [(picture[0, :, y, x] - picture[0, :, v, u]).abs().mean().item()
+             for y in range(6) for x in range(7) for v, u in ((y + 1, x), (y, x + 1))
+             if v < 6 and u < 7 and fill[0, 0, y, x] != fill[0, 0, v, u]]  # fmt: skip
     assert scoring.step_across(picture, fill) == pytest.approx(np.mean(steps), rel=1e-5)
 
 
@@ -328,14 +312,10 @@ def test_sets_are_compared_with_each_real_picture_once(tmp_path, monkeypatch):
     assert real == rooms and len(made) == 6
 
 
-@pytest.mark.parametrize(
-    "scene",
-    [None, 3, {}, {"things": []}, {"things": [{"kind": "cat"}]}, {"things": [{"kind": "x", "color": "y"}]}],
-)
-def test_scenes_of_a_stranger_are_checked(tmp_path, scene):
-    (tmp_path / "scenes.json").write_text(json.dumps({"a/0.png": scene}))
-    with pytest.raises(InputError, match="no scene of the picturebook"):
-        boxes.from_scenes(tmp_path / "scenes.json", ["a/0.png"])
-    (tmp_path / "scenes.json").write_text("[1]")
-    with pytest.raises(InputError):
+@pytest.mark.parametrize("content", [[1], *({"a/0.png": scene} for scene in (
+    None, 3, {}, {"things": []}, {"things": [{"kind": "cat"}]}, {"things": [{"kind": "x", "color": "y"}]}))],
+)  # fmt: skip
+def test_scenes_of_a_stranger_are_checked(tmp_path, content):
+    (tmp_path / "scenes.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match="scenes.json" if content == [1] else "no scene of the picturebook"):
         boxes.from_scenes(tmp_path / "scenes.json", ["a/0.png"])

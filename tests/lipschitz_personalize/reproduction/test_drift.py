@@ -7,6 +7,7 @@ from common.runs import InputError
 from common.training import step_generator
 from lipschitz_personalize.objectives import load_backbone, network
 from lipschitz_personalize.reproduction import drift
+from tests.small_data import MeanColor
 
 
 @pytest.fixture
@@ -84,22 +85,13 @@ def test_groups_cover_every_backbone(models):
     assert groups["sd3"] == common | {"attention"}
 
 
-class Eye:
-    """Embeds a picture as its mean colour."""
-
-    label = "colour"
-
-    def embed(self, pictures):
-        return pictures.mean((2, 3))
-
-
 def test_sample_scores_of_known_pictures():
     red, green = torch.zeros(2, 4, 3, 8, 8)
     red[:, 0], green[:, 1] = 1, 1
-    assert drift.sample_drift(red, red, Eye()) == {"drift_score (colour)": pytest.approx(0, abs=1e-6)}
-    assert drift.sample_drift(red, green, Eye()) == {"drift_score (colour)": pytest.approx(0.5)}
-    found = drift.sample_drift(red, green, eye=Eye())
-    assert found == {"frechet_eye (colour)": pytest.approx(2.0)}  # |mu_a - mu_b|^2, no spread
+    assert drift.sample_drift(red, red, MeanColor()) == {"drift_score (toy)": pytest.approx(0, abs=1e-6)}
+    assert drift.sample_drift(red, green, MeanColor()) == {"drift_score (toy)": pytest.approx(0.5)}
+    found = drift.sample_drift(red, green, eye=MeanColor())
+    assert found == {"frechet_eye (toy)": pytest.approx(2.0)}  # |mu_a - mu_b|^2, no spread
 
     recognise = lambda pictures: ["red" if p[0].mean() > p[1].mean() else "green" for p in pictures]  # noqa: E731
     pictures = torch.cat([red, green, red[:2], green[:2]])
@@ -111,8 +103,8 @@ def test_samples_of_both_models_start_from_the_same_noise_and_the_bases_are_kept
     monkeypatch.setattr(drift, "sample", lambda one, *given, **how: drawn.append(one) or sample(one, *given, **how))
     how = {"num_inference_steps": 1}
     for _ in range(2):
-        found = drift.measure_drift(*pair, ["a cat"], count=2, kept=kept, sampling=how, dino=Eye())
-        assert found["drift_score (colour)"] == pytest.approx(0, abs=1e-6)
+        found = drift.measure_drift(*pair, ["a cat"], count=2, kept=kept, sampling=how, dino=MeanColor())
+        assert found["drift_score (toy)"] == pytest.approx(0, abs=1e-6)
     assert drawn.count(pair[0]) == 2 and drawn.count(pair[1]) == 2  # a picture for the latents, and two of the prompt
     first, other = (drift.draw(pair[1], ["a cat"], 2, seed, **how) for seed in (0, 1))
     assert torch.equal(drift.draw(pair[0], ["a cat"], 2, **how), first) and not torch.equal(first, other)

@@ -6,13 +6,8 @@ import torch
 
 from pixels.reproduction.baselines import METHODS, alpha, paste, poisson, seamless
 from pixels.surgery import Surgery, edit
-from tests.pixels.test_surgery import FIRST, MAP, OTHER, SECOND, SIZE, SOURCE, reduce, seeded
-from tests.pixels.toy import SPREAD, alpha_bars, mean_latents, network, toy_backbone
-
-
-def cells(edit_map):
-    """1 where the algorithm starts from the source (l. 9)."""
-    return reduce(edit_map) > 0
+from tests.pixels.scene import FIRST, MAP, OTHER, SECOND, SOURCE
+from tests.pixels.toy import SPREAD, alpha_bars, ddim, decoded, draws, mean_latents, reduce, seeded, toy_backbone
 
 
 def test_pasting_copies_pixels_and_nothing_else():
@@ -59,23 +54,21 @@ def test_poisson_against_a_dense_system():
 
 def naive(method):
     """Surgical latent; noised to the start and denoised to the end, but for latent_paste; nothing put back."""
-    random, ab = seeded(), alpha_bars()
-    draw = lambda: torch.randn(SIZE, generator=random, dtype=torch.float64).numpy()  # noqa: E731
+    random, ab, keep = draws(), alpha_bars(), reduce(MAP) > 0  # where the algorithm starts from the source (l. 9)
     source, exemplar = (mean_latents(p.numpy()) for p in (SOURCE, FIRST))
     if method == "noise_scaling":
-        source, exemplar = source + SPREAD * draw(), exemplar + SPREAD * draw()
-        eps = draw() * (1 - reduce(MAP))
+        source, exemplar = source + SPREAD * next(random), exemplar + SPREAD * next(random)
+        eps = next(random) * (1 - reduce(MAP))
     elif method == "perturbed":  # each picture with a noise of its own
-        exemplar, e_exemplar = exemplar + SPREAD * draw(), draw()
-        source, e_source = source + SPREAD * draw(), draw()
-        eps = np.where(cells(MAP), e_source, e_exemplar)
-    z = np.where(cells(MAP), source, exemplar)
+        exemplar, e_exemplar = exemplar + SPREAD * next(random), next(random)
+        source, e_source = source + SPREAD * next(random), next(random)
+        eps = np.where(keep, e_source, e_exemplar)
+    z = np.where(keep, source, exemplar)
     if method != "latent_paste":
         z = np.sqrt(ab[901]) * z + np.sqrt(1 - ab[901]) * eps
         for t in range(901, 0, -100):
-            e, below = network(z, t), ab[max(t - 100, 0)]
-            z = np.sqrt(below) * (z - np.sqrt(1 - ab[t]) * e) / np.sqrt(ab[t]) + np.sqrt(1 - below) * e
-    return torch.nn.functional.interpolate(torch.from_numpy(z[:, :3] / 2 + 0.5), scale_factor=8)
+            z = ddim(z, t, t - 100)
+    return decoded(torch.from_numpy(z))
 
 
 @pytest.mark.parametrize("method", ["latent_paste", "perturbed", "noise_scaling"])

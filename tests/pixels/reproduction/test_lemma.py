@@ -18,10 +18,9 @@ def holds(trial, bound, p):
     return trial.distance <= bound(trial.sigma, trial.score_bound, trial.k, p)
 
 
-def backbone_of(network, kind="ddim", steps=20, strength=0.6, prediction_type="epsilon"):
+def backbone_of(network, kind="ddim", prediction_type="epsilon"):
     cls = {"ddim": DDIMScheduler, "euler": EulerDiscreteScheduler}[kind]
-    scheduler = cls(**CONFIG, prediction_type=prediction_type)
-    told = Sampling(num_inference_steps=steps, strength=strength)
+    scheduler, told = cls(**CONFIG, prediction_type=prediction_type), Sampling(num_inference_steps=20, strength=0.6)
     return Backbone(scheduler, lambda: select_timesteps(scheduler, "cpu", told), None, network, None, 8,
                     torch.device("cpu"))  # fmt: skip
 

@@ -61,20 +61,20 @@ def test_region_and_likeness(small):
     source, exemplar, third = pictures(3, 64)[:, None].unbind(0)
     edit_map = from_mask(disc())
     pasted = torch.where(edit_map < 0.5, exemplar, source)
-    box = torch.where(disc()[None, None] > 0, exemplar, exemplar)
-    keys = {name: next(k for k in measures.clip_likeness([exemplar], pasted, edit_map, small.clip) if name in k)
-            for name in ("same_box", "whole_exemplar")}  # fmt: skip
-    scores = measures.clip_likeness([exemplar], box, edit_map, small.clip)
-    assert scores[keys["same_box"]] == pytest.approx(1, abs=1e-5) and scores[keys["whole_exemplar"]] < 0.99999
+
+    def likeness(exemplars, picture):
+        found = measures.clip_likeness(exemplars, picture, edit_map, small.clip)
+        return [next(value for key, value in found.items() if name in key) for name in ("same_box", "whole_exemplar")]
+
+    same, whole = likeness([exemplar], exemplar)
+    assert same == pytest.approx(1, abs=1e-5) and whole < 0.99999
     top, bottom, left, right = measures.region_box(edit_map)
     resized = torch.nn.functional.interpolate(pasted[..., top:bottom, left:right], (224, 224), mode="bilinear",
                                               antialias=True)  # fmt: skip
     whole = torch.nn.functional.interpolate(exemplar, (224, 224), mode="bilinear", antialias=True)
     expected = (small.clip.embed(resized) @ small.clip.embed(whole).T).item()
-    found = measures.clip_likeness([exemplar], pasted, edit_map, small.clip)
-    assert found[keys["whole_exemplar"]] == pytest.approx(expected, abs=1e-6)
-    best = measures.clip_likeness([third, exemplar], pasted, edit_map, small.clip)
-    assert best[keys["whole_exemplar"]] >= found[keys["whole_exemplar"]]
+    _, found = likeness([exemplar], pasted)
+    assert found == pytest.approx(expected, abs=1e-6) and likeness([third, exemplar], pasted)[1] >= found
 
 
 def test_all_scores_of_one_edit(small):
@@ -96,9 +96,6 @@ def test_all_scores_of_one_edit(small):
     assert changed["mse_grey"] == pytest.approx(((noisy - source)[0][:, zone] ** 2).mean().item(), rel=1e-4)
     everything = measures.edit_scores(source, [exemplar], pasted, torch.zeros(1, 1, 8, 8), small)
     assert math.isnan(everything["psnr_kept"]) and math.isnan(everything["seam"])
-
-
-# ------------------------------------------------------------------------------------------------------- transitions
 
 
 def scene(side=64):

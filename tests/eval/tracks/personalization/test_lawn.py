@@ -8,26 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from common.data import Subject, write_subjects
+from common.data import Subject
 from common.picturebook.classifier import Reading
 from common.runs import InputError, read_rows
 from eval.tracks.personalization import along, lawn, lawn_run, methods, scoring
-from tests.tiny import tiny_sd
-
-
-class Eye:
-    """Embeds a picture as its mean colour."""
-
-    label = "picturebook"
-
-    def embed(self, pictures):
-        return torch.nn.functional.normalize(pictures.mean((2, 3)), dim=-1)
-
-    def embed_text(self, prompts):
-        return torch.tensor([[1.0, 0, 0]] * len(prompts))
-
-    def layer_maps(self, a, b):
-        return [((a - b) ** 2).mean(1, keepdim=True)]
+from tests.small_data import MeanColor, write_noise, write_subject_set
 
 
 def paint(*colors):
@@ -39,21 +24,19 @@ def test_likeness_is_the_share_of_the_way_from_the_unmarked_thing_to_the_true_pi
     between = (math.cos(math.pi / 3), math.sin(math.pi / 3), 0)  # cosine 1/2 with red
     truths, references = scoring.Truths(paint(red, red), paint(green, between)), [paint(red)]
     pictures = lambda *colors: paint(*colors).unflatten(0, (2, 1))  # noqa: E731
-    assert scoring.likeness(pictures(red, red), truths, references, Eye()) == pytest.approx(1)
-    assert scoring.likeness(pictures(green, between), truths, references, Eye()) == pytest.approx(0, abs=1e-6)
-    half = scoring.likeness(pictures(between, between), truths, references, Eye())
+    likeness = lambda drawn, truths=truths: scoring.likeness(drawn, truths, references, MeanColor())  # noqa: E731
+    assert likeness(pictures(red, red)) == pytest.approx(1)
+    assert likeness(pictures(green, between)) == pytest.approx(0, abs=1e-6)
+    half = likeness(pictures(between, between))
     assert half == pytest.approx((0.5 - 0 + 0) / (1 + 0.5))  # each against the unmarked one of its own prompt
-    assert scoring.likeness(paint(red), truths, references, Eye()) == pytest.approx(1)
-    assert math.isnan(scoring.likeness(pictures(red, red), scoring.Truths(paint(red), paint(red)), references, Eye()))
+    assert likeness(paint(red)) == pytest.approx(1)
+    assert math.isnan(likeness(pictures(red, red), scoring.Truths(paint(red), paint(red))))
 
 
-def test_points_along_one_run_are_runs_of_their_own(tmp_path):
-    tiny_sd(tmp_path / "model", latent=8, channels=(16, 32))
-    (tmp_path / "dog").mkdir()
-    Image.new("RGB", (32, 32), "red").save(tmp_path / "dog" / "0.png")
-    subject = Subject("dog", "dog", True, (tmp_path / "dog" / "0.png",))
+def test_points_along_one_run_are_runs_of_their_own(small_model, tmp_path):
+    subject = Subject("dog", "dog", True, write_noise(tmp_path / "dog", [(32, 32)]))
     settings = {"learning_rate": 1e-3, "num_inference_steps": 1, "l2_reg_weight": 5.0, "device": "cpu"}
-    method, model = methods.METHODS["dreambooth+penalty"], str(tmp_path / "model")
+    method, model = methods.METHODS["dreambooth+penalty"], str(small_model)
     found = along.train_along(method, subject, tmp_path / "along", model, settings, 3, [2, 4])
     assert sorted(found) == [2, 4] and not list((tmp_path / "along").rglob("checkpoint-*"))
     method.train(subject, tmp_path / "two", model, settings | {"max_train_steps": 2}, 3)
@@ -136,22 +119,16 @@ class Judge:
         return [Reading("meadow", "day", "plain", [thing]) for _ in pictures]
 
 
-def test_the_lawn_from_trainings_to_rows_and_a_choice(tmp_path, monkeypatch, capsys):
-    tiny_sd(tmp_path / "model", latent=8, channels=(16, 32))
-    pictures = []
-    for number in range(2):
-        Image.new("RGB", (32, 32), "red").save(tmp_path / f"{number}.png")
-        pictures.append(tmp_path / f"{number}.png")
-    prompts, cat = ["a {0} {1} in a room", "a {0} {1} at night"], Subject("cat", "cat", True, tuple(pictures))
-    write_subjects(tmp_path / "set", [cat], {"live": prompts, "object": prompts})
+def test_the_lawn_from_trainings_to_rows_and_a_choice(small_model, tmp_path, monkeypatch, capsys):
+    prompts = dict.fromkeys(("live", "object"), ["a {0} {1} in a room", "a {0} {1} at night"])
+    write_subject_set(tmp_path / "lawn", {"cat": "cat"}, prompts)
     for kind, color in (("marked", "red"), ("unmarked", "green")):
         (tmp_path / "truths" / kind / "cat").mkdir(parents=True)
         for number in range(2):
             Image.new("RGB", (32, 32), color).save(tmp_path / "truths" / kind / "cat" / f"{number:02d}.png")
-    for name in ("ensure_lawn", "ensure_truths"):
-        place = tmp_path / {"ensure_lawn": "set", "ensure_truths": "truths"}[name]
-        monkeypatch.setattr(lawn_run, name, lambda split, place=place: place)
-    eyes = scoring.Encoders(Eye(), Eye(), Eye(), Eye(), Judge())
+    for name in ("lawn", "truths"):
+        monkeypatch.setattr(lawn_run, f"ensure_{name}", lambda split, place=tmp_path / name: place)
+    eyes = scoring.Encoders(*[MeanColor("picturebook")] * 4, Judge())
     monkeypatch.setattr(scoring, "load_eyes", lambda *given: eyes)
     monkeypatch.setattr(lawn, "RATES", (1e-3,))
     monkeypatch.setattr(lawn_run, "STRENGTHS", (0.5,))
@@ -169,7 +146,7 @@ def test_the_lawn_from_trainings_to_rows_and_a_choice(tmp_path, monkeypatch, cap
         net.save_pretrained(folder / "unet")
 
     monkeypatch.setattr(methods.Method, "train", train)
-    words = ["--pretrained_model_name_or_path", str(tmp_path / "model"), "--output_dir", str(tmp_path / "out")]
+    words = ["--pretrained_model_name_or_path", str(small_model), "--output_dir", str(tmp_path / "out")]
     words += ["--num_inference_steps", "1", "--images_per_prompt", "1", "--steps", "2", "4", "--device", "cpu"]
     monkeypatch.setattr(lawn, "PRIORS", (1.0,))
     monkeypatch.setattr(lawn, "LAMBDAS", (5.0,))

@@ -3,6 +3,7 @@
 import math
 import random
 from argparse import Namespace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from common.data import Subject
 from common.picturebook.classifier import Reading
+from common.picturebook.scenes import HELD_OUT, KINDS
 from common.picturebook.subjects import LIVE_PROMPTS, OBJECT_PROMPTS
 from common.runs import InputError, append_row, bootstrap_interval, run_rows
 from eval.claims import findings
@@ -20,15 +22,13 @@ from eval.tracks.personalization.methods import METHODS
 from eval.tracks.personalization.track import QUICK
 from eval.tuning import personalization as tune_personalization
 from tests.eval.conftest import make_row
+from tests.small_data import MeanColor
 
 
 def reading(background="room", light="day", style="plain", **first):
     thing = {"kind": "cat", "color": "red", "material": "plain", "hat": False, "pose": "standing", "presence": 0.9}
     others = [{**thing, "kind": "ball", "color": "red", "presence": 0.7}, {**thing, "kind": "dog", "presence": 0.1}]
     return Reading(background, light, style, [thing | first, *others])
-
-
-# ---------------------------------------------------------------------------------------------------------- protocol
 
 
 def test_every_prompt_of_the_picturebook_asks_for_something_that_the_classifier_names():
@@ -67,8 +67,6 @@ def test_identity_is_kind_and_usual_colour_and_nothing_where_the_prompt_changes_
 
 
 def test_held_out_prompts_leave_the_subjects_class_out_and_name_only_what_training_has_seen():
-    from common.picturebook.scenes import HELD_OUT, KINDS
-
     found = protocol.held_out(Subject("cat2", "cat", True, ()), list(KINDS), on_picturebook=True)
     assert [kind for _, kind in found] == [kind for kind in KINDS if kind != "cat"]
     assert not {tuple(prompt.split()[1:3]) for prompt, _ in found} & HELD_OUT
@@ -77,51 +75,40 @@ def test_held_out_prompts_leave_the_subjects_class_out_and_name_only_what_traini
 
 
 def test_each_picture_has_a_seed_of_its_own_and_a_prompt_with_the_token():
+    """And is drawn in parts, rounded to eight bits as files are, and refused where it is none."""
     asked = []
 
-    class Pipe:
-        def set_progress_bar_config(self, disable):
-            pass
-
-        def __call__(self, prompts, generator, **settings):
+    class Pipe(SimpleNamespace):
+        def __call__(self, prompts, generator, output_type, **settings):
             asked.extend(zip(prompts, [one.initial_seed() for one in generator], strict=True))
-            assert settings["num_inference_steps"] == 3 and len(prompts) <= 4
-            return Namespace(images=torch.full((len(prompts), 3, 2, 2), 0.3))
+            assert len(prompts) <= 4 and settings == {"num_inference_steps": 3, "guidance_scale": 7.5}
+            return Namespace(images=torch.stack([torch.rand(3, 2, 2, generator=one) for one in generator]) * self.light)
 
     how = protocol.Sampling(num_inference_steps=3, images_per_prompt=3, batch=4)
-    pictures = protocol.sample_subject(Pipe(), ["a {0} {1}", "a red {0} {1}"], "sks", "cat", 2, how)
-    assert pictures.shape == (2, 3, 3, 2, 2) and pictures.eq(round(0.3 * 255) / 255).all()
+    pipe = Pipe(set_progress_bar_config=lambda disable: None, light=1)
+    pictures = protocol.sample_subject(pipe, ["a {0} {1}", "a red {0} {1}"], "sks", "cat", 2, how)
     assert [prompt for prompt, _ in asked] == ["a sks cat"] * 3 + ["a red sks cat"] * 3
     assert len({seed for _, seed in asked}) == 6
-    Pipe.__call__ = lambda *args, **how: Namespace(images=torch.full((6, 3, 2, 2), math.nan))
+    raw = torch.stack([torch.rand(3, 2, 2, generator=torch.Generator().manual_seed(seed)) for _, seed in asked])
+    assert torch.equal(pictures.flatten(0, 1), (raw * 255).round() / 255) and pictures.shape[:2] == (2, 3)
+    pipe.light = math.nan
     with pytest.raises(InputError, match="diverged"):
-        protocol.sample_subject(Pipe(), ["a", "b"], "", "cat", 0, how)
+        protocol.sample_subject(pipe, ["a", "b"], "", "cat", 0, how)
 
 
-# ------------------------------------------------------------------------------------------------------------ scores
-
-
-class Eye:
-    """Embeds a picture as its mean colour; prompts as the colour they name."""
-
-    label = "toy"
-
-    def embed(self, pictures):
-        return torch.nn.functional.normalize(pictures.mean((2, 3)), dim=-1)
+class Eye(MeanColor):
+    """Of prompts it knows the colour that they name."""
 
     def embed_text(self, prompts):
         assert prompts in (["a red cat", "a green cat"], ["a red", "a"])  # without the token
         return torch.tensor([[1.0, 0, 0] if "red" in prompt else [0, 1.0, 0] for prompt in prompts])
-
-    def layer_maps(self, a, b):
-        return [((a - b) ** 2).mean(1, keepdim=True)]
 
 
 def test_scores_are_dreambenchs_means_over_all_pairs_and_own_prompts():
     rng = np.random.default_rng(0)
     pictures, references = rng.random((2, 3, 3, 4, 4)), rng.random((2, 3, 4, 4))
     subject = Subject("s", "cat", True, ())
-    eyes = scoring.Encoders(Eye(), Eye(), Eye(), Eye())
+    eyes = scoring.Encoders(*[Eye()] * 4)
     tensors = torch.tensor(pictures).float(), [torch.tensor(r).float()[None] for r in references]
     scores, seen = scoring.subject_scores(tensors[0], ["a red {0} {1}", "a green {0} {1}"], subject, tensors[1], eyes)
 
@@ -140,9 +127,6 @@ def test_scores_are_dreambenchs_means_over_all_pairs_and_own_prompts():
     assert ceiling["DINO/dreambench (toy)"] == pytest.approx(unit(references[0]) @ unit(references[1]), abs=1e-6)
     one = scoring.subject_scores(tensors[0][:, :1], ["a red {0}", "a {0}"], subject, tensors[1], eyes)[0]
     assert math.isnan(one["diversity (toy)"])
-
-
-# -------------------------------------------------------------------------------------- intervals, matched fidelity
 
 
 @pytest.mark.parametrize("values, count, independent", [
@@ -230,9 +214,6 @@ def test_weights_and_predictions_are_compared_along_the_penaltys_own_curve():
     assert (ours["l2_reg_weight"], theirs["l2_reg_weight"]) == (50.0, 0.5)
 
 
-# ---------------------------------------------------------------------------------------------------------- variants
-
-
 def test_every_method_has_a_title_of_its_own_and_is_on_the_page():
     titles = [method.title for method in METHODS.values()]
     assert len(set(titles)) == len(titles) and set(METHODS) < set(track.METHODS) and set(QUICK) < set(METHODS)
@@ -271,9 +252,6 @@ def test_every_method_has_a_command_line_that_its_script_takes(name, tmp_path):
     words = METHODS[name].command(subject, tmp_path / "out", "owner/sd", {}, 3)
     assert words[words.index("--instance_prompt") + 1] == f"a photo of a {called}"
     assert ("--with_prior_preservation" in words) == (name == "oft" or name.endswith("+prior"))
-
-
-# ------------------------------------------------------------------------------------------------------------ tuning
 
 
 def test_every_method_has_the_same_number_of_settings_to_try():
