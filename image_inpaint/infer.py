@@ -114,12 +114,12 @@ def main(argv: list[str] | None = None) -> None:
     picture, fill, references = read_inputs(args) if args.image_path else benchmark_inputs()
     painted, metrics, settings = run(args, picture, fill, references)
     folder = Path(args.output_dir)
-    remove_stale(folder, folder.glob("inpainted*.png"))
     names = ["inpainted", *(f"inpainted_{k}" for k in range(2, len(painted) + 1))]
     shown = comparison([(picture, fill, reference) for reference in references], painted)
     pictures = {"source": picture, "hole": with_hole(picture, fill), **dict(zip(names, painted, strict=True))}
     for name, one in {**pictures, "grid": shown}.items():
         save_png(folder / f"{name}.png", one)
+    remove_stale(folder, [path for path in folder.glob("inpainted*.png") if path.stem not in pictures])
     write_json(folder / "metrics.json", metrics)
     write_config(folder, args, sampling=settings)
     print(f"{len(painted)} pictures in {metrics['seconds']:.1f} s; see {folder / 'grid.png'}")
