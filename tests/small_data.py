@@ -1,6 +1,7 @@
 """Data sets and encoders in miniature, in the published layouts."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,20 @@ def write_boxed(folder: Path) -> Path:
         save_noise(folder / name, seed=number)
     (folder / "boxes.json").write_text(json.dumps(BOXES))
     return folder
+
+
+def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+class Bomb:
+    """In a pickle: code that makes a folder where it is run."""
+
+    def __init__(self, place: Path):
+        self.place = place
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.place),)
 
 
 def write_pie_encoders(folder: Path) -> Path:

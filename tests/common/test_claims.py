@@ -7,7 +7,7 @@ import pytest
 
 from common import claims
 from common.claims import FAILS, HOLDS, INCONCLUSIVE, Interval, judge, verdict
-from common.runs import InputError
+from tests.refusing import refuses
 
 CLAIM = {"claim": "a beats b", "place": "Sec. 1", "experiment": "x", "score": "psnr", "method": "a", "baseline": "b",
          "rule": "better"}  # fmt: skip
@@ -31,9 +31,9 @@ def test_verdicts_of_both_directions_and_margins(low, high, margin, expected):
 
 
 def test_fewer_than_eight_independent_items_decide_nothing():
-    assert verdict(Interval(2, 1, 3, 8), 1, "better") == HOLDS
-    assert verdict(Interval(2, 1, 3, 7), 1, "better") == INCONCLUSIVE
-    assert verdict(Interval(2, 1, 3, 48, subjects=7), 1, "better") == INCONCLUSIVE  # pictures of seven trainings
+    shown = [verdict(Interval(2, 1, 3, n, **subjects), 1, "better")
+             for n, subjects in ((8, {}), (7, {}), (48, {"subjects": 7}))]  # fmt: skip
+    assert shown == [HOLDS, INCONCLUSIVE, INCONCLUSIVE]  # the last: pictures of seven trainings
 
 
 def test_a_claim_is_judged_on_pairs_whatever_encoder_looked():
@@ -49,11 +49,13 @@ def test_a_claim_is_judged_on_pairs_whatever_encoder_looked():
     assert judge(CLAIM, infinite).gap.n == 10
 
 
-def test_methods_that_ran_on_different_items_are_not_compared():
+def test_methods_are_compared_on_common_items_and_judged_where_all_are_common():
     rows = rows_of({"a": [1.0 + 0.1 * i for i in range(12)], "b": [0.1 * i for i in range(12)]})
     assert judge(CLAIM, rows).verdict == HOLDS
     found = judge(CLAIM, rows[:-1])
     assert (found.verdict, found.gap.n, found.why) == (INCONCLUSIVE, 11, "the two ran on different items")
+    assert claims.common_items(rows[:-1], ["a", "b"]) == [*rows[:11], *rows[12:-1]]
+    assert claims.common_items(rows, ["a", "nobody"]) == []
 
 
 def test_nine_pictures_of_one_training_count_as_one_and_the_floor_decides_nothing():
@@ -88,30 +90,18 @@ def test_one_entry_stands_for_several_claims():
         "a beats b in psnr", "a beats b in ssim", "a beats c in psnr", "a beats c in ssim"]  # fmt: skip
     assert [one["place"] for one in found] == ["Sec. 1", "Sec. 2"] * 2
     for wrong in ({"rule": "equal"}, {"rule": "no_worse"}, {"margin": 1.0}):
-        with pytest.raises(InputError, match="rule is better"):
-            claims.expanded(CLAIM | wrong)
-
-
-def test_common_items():
-    rows = rows_of({"a": [1, 2, 3], "b": [1, 2]})
-    kept = claims.common_items(rows, ["a", "b"])
-    assert [(row["method"], row["item"]) for row in kept] == [("a", "0"), ("a", "1"), ("b", "0"), ("b", "1")]
-    assert claims.common_items(rows, ["a", "nobody"]) == []
-
-
-def test_an_end_of_an_interval_keeps_the_digits_that_its_verdict_needs():
-    assert claims.measured(Interval(0.6, 0.00004, 1.2, 9)) == "+0.6 [+4e−5, +1.2]"
-    assert claims.measured(claims.NOTHING) == "–"
+        refuses("rule is better", claims.expanded, CLAIM | wrong)
 
 
 def test_the_ledger_says_what_was_published_measured_and_lacks():
     few = judge(CLAIM | {"published": "two times"}, rows_of({"a": [1.0, 2.0], "b": [0.0, 0.0]}))
-    not_run = judge(CLAIM | {"published": "spdinv:1", "score": "psnr/pie_official", "method": "spd+p2p",
-                             "baseline": "ddim+p2p"}, [])  # fmt: skip
-    head, one, other = claims.table([few, not_run])
+    pair = {"score": "psnr/pie_official", "method": "spd+p2p", "baseline": "ddim+p2p"}
+    head, one, other = claims.table([few, judge(CLAIM | pair | {"published": "spdinv:1"}, [])])
     assert one[2] == "two times" and one[4] == "2" and "2 independent items, of 8" in one[5]
     assert other[2] == "17.87 → 28.60" and other[3:6] == ["–", "–", "not run"] and len(head) == len(one)
     assert claims.as_json(few)["n"] == 2 and "two times" in claims.report([few])
+    narrow = Interval(0.6, 0.00004, 1.2, 9)  # an end keeps the digits that its verdict needs
+    assert claims.measured(narrow) == "+0.6 [+4e−5, +1.2]" and claims.measured(claims.NOTHING) == "–"
 
 
 @pytest.mark.parametrize("paper", claims.PAPERS)

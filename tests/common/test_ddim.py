@@ -5,32 +5,17 @@ import pytest
 import torch
 from diffusers import DDIMInverseScheduler, DDIMScheduler, EulerDiscreteScheduler, PNDMScheduler
 
-from common.ddim import (
-    add_noise,
-    ddim_inverse_step,
-    ddim_step,
-    guide,
-    inversion_timestep,
-    make_schedule,
-    slerp,
-    to_eps,
-)
-from common.runs import InputError
+from common.ddim import add_noise, ddim_inverse_step, ddim_step, guide, inversion_timestep, make_schedule, slerp, to_eps
+from tests.refusing import refuses
+from tests.small_data import random
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False,
       "set_alpha_to_one": False, "steps_offset": 1}  # fmt: skip
 
 
-def rand(*shape, seed=0, dtype=torch.float32):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-
-
 def naive_alpha_bar() -> np.ndarray:
     """SD's table in float64, by the formula."""
     return np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)
-
-
-# ------------------------------------------------------------------------------------------------------ the table
 
 
 def test_stable_diffusion_table_and_timesteps():
@@ -42,24 +27,21 @@ def test_stable_diffusion_table_and_timesteps():
     assert schedule.timesteps == list(range(981, 0, -20))
     assert make_schedule(SD, 75).timesteps[:2] == [963, 950]  # 1000 // 75 = 13, as the released code rounds
     assert make_schedule(SD, 50, steps_offset=0).timesteps[0] == 980  # pipelines that bypass diffusers' constructor
+    assert [inversion_timestep(schedule, t) for t in (1, 21, 981)] == [1, 21, 981]
+    assert [inversion_timestep(schedule, t, "source") for t in (1, 21, 981)] == [0, 1, 961]
     assert schedule.alpha_bar_at(-19) == schedule.alpha_bar[0] == schedule.alpha_bar_at(schedule.previous(1))
 
 
 @pytest.mark.parametrize("steps", [1, 10, 50, 75, 999])
-@pytest.mark.parametrize("scheduler_class", [DDIMScheduler, PNDMScheduler])
-def test_timesteps_equal_diffusers(steps, scheduler_class):
-    config = {key: value for key, value in SD.items() if key != "clip_sample" or scheduler_class is DDIMScheduler}
-    scheduler = scheduler_class(**config)
-    theirs = DDIMScheduler.from_config(scheduler.config)
-    theirs.set_timesteps(steps)
-    assert make_schedule(scheduler, steps).timesteps == theirs.timesteps.tolist()
-
-
-def test_config_of_another_scheduler_class():
-    """SDXL is published with an Euler scheduler, whose file still carries the fields that DDIM needs."""
-    scheduler = EulerDiscreteScheduler.from_config(SD | {"timestep_spacing": "leading"})
-    ours = make_schedule(scheduler, 50)
-    assert ours.timesteps == make_schedule(SD, 50).timesteps and ours.final_alpha_bar == pytest.approx(0.99915)
+def test_timesteps_equal_diffusers_whatever_the_published_scheduler(steps):
+    """SD is published with PNDM, SDXL with an Euler scheduler, whose files still carry the fields that DDIM needs."""
+    config = {key: value for key, value in SD.items() if key != "clip_sample"}
+    euler = EulerDiscreteScheduler.from_config(SD | {"timestep_spacing": "leading"})
+    for scheduler in (DDIMScheduler(**SD), PNDMScheduler(**config), euler):
+        theirs = DDIMScheduler.from_config(scheduler.config)
+        theirs.set_timesteps(steps)
+        ours = make_schedule(scheduler, steps)
+        assert ours.timesteps == theirs.timesteps.tolist() and ours.final_alpha_bar == pytest.approx(0.99915)
 
 
 @pytest.mark.parametrize("change", [
@@ -75,45 +57,34 @@ def test_table_of_other_configs(change):
 
 def test_step_counts_that_leave_the_table_are_refused():
     for steps in (0, -1, 1000):
-        with pytest.raises(InputError, match="1 to 999"):
-            make_schedule(SD, steps)
+        refuses("1 to 999", make_schedule, SD, steps)
     assert make_schedule(SD, 1000, steps_offset=0).timesteps[-1] == 0
-    with pytest.raises(InputError, match="no signal"):  # t = 999 is pure noise in a zero-SNR model
-        make_schedule(SD | {"rescale_betas_zero_snr": True}, 500)
-
-
-# ------------------------------------------------------------------------------------------------------ one step
+    # t = 999 is pure noise in a zero-SNR model
+    refuses("no signal", make_schedule, SD | {"rescale_betas_zero_snr": True}, 500)
 
 
 @pytest.mark.parametrize("steps", [10, 50, 75, 999])
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
-@pytest.mark.parametrize("eta", [0.0, 0.7])
-def test_steps_equal_diffusers(steps, prediction_type, eta):
+def test_steps_equal_diffusers(steps, prediction_type):
     config = SD | {"prediction_type": prediction_type}
-    theirs = DDIMScheduler(**config)
+    theirs, inverse, schedule = DDIMScheduler(**config), DDIMInverseScheduler(**config), make_schedule(config, steps)
     theirs.set_timesteps(steps)
-    schedule = make_schedule(config, steps)
-    z, output, noise = rand(2, 4, 8, 8), rand(2, 4, 8, 8, seed=1), rand(2, 4, 8, 8, seed=2)
+    inverse.set_timesteps(steps)
+    assert inverse.timesteps.tolist() == schedule.timesteps[::-1]
+    z, output, noise = random(3, 2, 4, 8, 8)
     for t in (schedule.timesteps[0], schedule.timesteps[steps // 2], schedule.timesteps[-1]):
-        ours = ddim_step(schedule, z, to_eps(schedule, output, z, t), t, eta, noise)
-        expected = theirs.step(output, t, z, eta=eta, variance_noise=noise if eta else None).prev_sample
-        torch.testing.assert_close(ours, expected, atol=2e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-@pytest.mark.parametrize("steps", [10, 50, 75])
-def test_inverse_steps_equal_diffusers(steps, prediction_type):
-    config = SD | {"prediction_type": prediction_type}
-    theirs = DDIMInverseScheduler(**config)
-    theirs.set_timesteps(steps)
-    schedule = make_schedule(config, steps)
-    assert theirs.timesteps.tolist() == schedule.timesteps[::-1]
-    z, output = rand(2, 4, 8, 8), rand(2, 4, 8, 8, seed=1)
-    for t in theirs.timesteps.tolist():
-        # theirs converts a v-prediction at the level the latent comes from, so eps is taken there
-        eps = to_eps(schedule, output, z, schedule.previous(t))
-        expected = theirs.step(output, t, z).prev_sample
-        torch.testing.assert_close(ddim_inverse_step(schedule, z, eps, t), expected, atol=2e-5, rtol=1e-5)
+        for eta in (0.0, 0.7):
+            ours = ddim_step(schedule, z, to_eps(schedule, output, z, t), t, eta, noise)
+            expected = theirs.step(output, t, z, eta=eta, variance_noise=noise if eta else None).prev_sample
+            torch.testing.assert_close(ours, expected, atol=2e-5, rtol=1e-5)
+        if prediction_type != "sample":
+            # theirs converts a v-prediction at the level the latent comes from, so eps is taken there
+            ours = ddim_inverse_step(schedule, z, to_eps(schedule, output, z, schedule.previous(t)), t)
+            torch.testing.assert_close(ours, inverse.step(output, t, z).prev_sample, atol=2e-5, rtol=1e-5)
+    z = z.half()
+    assert ddim_step(schedule, z, z, t).dtype == ddim_inverse_step(schedule, z, z, t).dtype == torch.float16
+    with pytest.raises(ValueError, match="noise"):
+        ddim_step(schedule, z, z, t, eta=1.0)
 
 
 def test_inverse_step_coefficients_of_the_released_code():
@@ -132,8 +103,8 @@ def test_inverse_step_coefficients_of_the_released_code():
 @pytest.mark.parametrize("steps", [10, 50, 999])
 def test_inversion_is_exact_when_eps_does_not_depend_on_the_latent(steps):
     schedule = make_schedule(SD, steps)
-    z0 = rand(1, 4, 8, 8, dtype=torch.float64)
-    eps = {t: rand(1, 4, 8, 8, seed=t, dtype=torch.float64) for t in schedule.timesteps}
+    z0 = random(1, 4, 8, 8, dtype=torch.float64)
+    eps = {t: random(1, 4, 8, 8, seed=t, dtype=torch.float64) for t in schedule.timesteps}
     z = z0
     for t in reversed(schedule.timesteps):
         z = ddim_inverse_step(schedule, z, eps[t], t)
@@ -143,40 +114,11 @@ def test_inversion_is_exact_when_eps_does_not_depend_on_the_latent(steps):
     torch.testing.assert_close(z, z0, atol=1e-9, rtol=0)
 
 
-def test_sampling_a_gaussian_follows_its_closed_form():
-    """Data N(0, s^2): the exact eps is z sqrt(1-a) / (a s^2 + 1 - a), and every DDIM step is linear in z."""
-    s2, schedule, a = 0.25, make_schedule(SD, 200), naive_alpha_bar()
-    z, expected = torch.ones(1, 1, 1, 1, dtype=torch.float64), 1.0
-    for t in schedule.timesteps:
-        a_t, a_s = a[t], a[t - 5] if t >= 5 else a[0]
-        slope = math.sqrt(1 - a_t) / (a_t * s2 + 1 - a_t)
-        expected *= math.sqrt(a_s / a_t) * (1 - math.sqrt(1 - a_t) * slope) + math.sqrt(1 - a_s) * slope
-        z = ddim_step(schedule, z, z * slope, t)
-    assert z.item() == pytest.approx(expected, rel=1e-3)
-    assert z.item() == pytest.approx(math.sqrt(s2), rel=0.03)  # the ODE carries N(0,1) to N(0, s^2)
-
-
-def test_half_precision_latents_stay_half():
-    schedule, z = make_schedule(SD, 10), rand(1, 4, 4, 4).half()
-    assert ddim_step(schedule, z, z, 901).dtype == ddim_inverse_step(schedule, z, z, 901).dtype == torch.float16
-    with pytest.raises(ValueError, match="noise"):
-        ddim_step(schedule, z, z, 901, eta=1.0)
-
-
-def test_inversion_timestep_names_both_conventions():
-    schedule = make_schedule(SD, 50)
-    assert [inversion_timestep(schedule, t) for t in (1, 21, 981)] == [1, 21, 981]
-    assert [inversion_timestep(schedule, t, "source") for t in (1, 21, 981)] == [0, 1, 961]
-
-
-# ------------------------------------------------------------------------------------------------------ conversions
-
-
 @pytest.mark.parametrize("t", [1, 500, torch.tensor([1, 700])])
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
 def test_the_noise_that_made_a_latent_is_found_again(prediction_type, t):
     schedule = make_schedule(SD | {"prediction_type": prediction_type}, 50)
-    x0, eps = rand(2, 4, 4, 4, dtype=torch.float64), rand(2, 4, 4, 4, seed=1, dtype=torch.float64)
+    x0, eps = random(2, 4, 4, 4, dtype=torch.float64), random(2, 4, 4, 4, seed=1, dtype=torch.float64)
     a = torch.tensor(naive_alpha_bar(), dtype=torch.float64)[t].reshape(-1, 1, 1, 1)
     z, v = a.sqrt() * x0 + (1 - a).sqrt() * eps, a.sqrt() * eps - (1 - a).sqrt() * x0
     output = {"epsilon": eps, "v_prediction": v, "sample": x0}[prediction_type]
@@ -185,25 +127,19 @@ def test_the_noise_that_made_a_latent_is_found_again(prediction_type, t):
 
 
 def test_guidance():
-    u, c = rand(1, 4, 4, 4), rand(1, 4, 4, 4, seed=1)
+    u, c = random(1, 4, 4, 4), random(1, 4, 4, 4, seed=1)
     torch.testing.assert_close(guide(u, c, 1.0), c)
     assert torch.equal(guide(u, c, 0.0), u)
     torch.testing.assert_close(guide(u, c, 7.5), 7.5 * c - 6.5 * u)
 
 
-def test_slerp_stays_on_the_sphere_and_halves_the_angle():
-    a = torch.tensor([[[1.0, 0.0]], [[3.0, 0.0]]])
-    b = torch.tensor([[[0.0, 1.0]], [[0.0, 3.0]]])
-    middle = slerp(0.5, a, b)
-    torch.testing.assert_close(middle, torch.tensor([[[1.0, 1.0]], [[3.0, 3.0]]]) / math.sqrt(2))
+def test_slerp_stays_on_the_sphere_and_is_linear_between_parallel_and_opposite_items():
+    a, b = torch.tensor([[[1.0, 0.0]], [[3.0, 0.0]]]), torch.tensor([[[0.0, 1.0]], [[0.0, 3.0]]])
+    torch.testing.assert_close(slerp(0.5, a, b), (a + b) / math.sqrt(2))
     torch.testing.assert_close(slerp(0.0, a, b), a)
     torch.testing.assert_close(slerp(1.0, a, b), b)
     third = slerp(1 / 3, a, b)[0, 0]
     assert math.atan2(third[1], third[0]) == pytest.approx(math.pi / 6, abs=1e-5)
-
-
-def test_slerp_of_parallel_and_opposite_items_is_linear():
-    a = rand(1, 7, 3)
-    torch.testing.assert_close(slerp(0.3, a, a), a)
-    torch.testing.assert_close(slerp(0.25, a, 3 * a), 1.5 * a)
-    torch.testing.assert_close(slerp(0.25, a, -a), 0.5 * a)
+    a = random(1, 7, 3)
+    for weight, b, expected in ((0.3, a, a), (0.25, 3 * a, 1.5 * a), (0.25, -a, 0.5 * a)):
+        torch.testing.assert_close(slerp(weight, a, b), expected)

@@ -1,5 +1,6 @@
 """Every encoder against the package that others use, or the same network read another way."""
 
+import shutil
 import sys
 import types
 
@@ -15,7 +16,7 @@ from torchmetrics.functional.multimodal import clip_score
 from transformers import CLIPTextModelWithProjection, CLIPVisionModelWithProjection, ViTModel
 
 from common import encoders, metrics
-from common.runs import InputError
+from tests.refusing import refuses
 from tests.tiny_encoders import naive_structure_distance, pictures, random_lpips, write_encoders, write_trunk
 
 
@@ -32,9 +33,6 @@ def clip(folder):
 @pytest.fixture(scope="module")
 def dino(folder):
     return encoders.load_dino(folder / "dino", "cpu")
-
-
-# ------------------------------------------------------------------------------------------------------------ LPIPS
 
 
 @pytest.mark.parametrize("net", ["alex", "squeeze", "vgg"])
@@ -63,18 +61,13 @@ def test_lpips_equals_the_package(net, tmp_path):
 
 
 def test_lpips_refuses_missing_or_wrong_weights(tmp_path):
-    with pytest.raises(InputError, match="squeezenet1_1-b8a52dc0.pth and put it there"):
-        encoders.load_lpips("squeeze", "cpu", trunk_file=tmp_path / "none.pth")
     torch.save({"features.0.weight": torch.zeros(1)}, tmp_path / "other.pth")
     (tmp_path / "cut.pth").write_bytes((tmp_path / "other.pth").read_bytes()[:500])
-    for name in ("other.pth", "cut.pth"):
-        with pytest.raises(InputError, match="is damaged or is not torchvision's squeezenet"):
-            encoders.load_lpips("squeeze", "cpu", trunk_file=tmp_path / name)
-    with pytest.raises(InputError, match="one of picturebook, alex"):
-        encoders.load_lpips("resnet", "cpu")
-
-
-# ------------------------------------------------------------------------------------------------------------- CLIP
+    damaged = "is damaged or is not torchvision's squeezenet"
+    for name, said in (("none.pth", "squeezenet1_1-b8a52dc0.pth and put it there"), ("other.pth", damaged),
+                       ("cut.pth", damaged)):  # fmt: skip
+        refuses(said, encoders.load_lpips, "squeeze", "cpu", trunk_file=tmp_path / name)
+    refuses("one of picturebook, alex", encoders.load_lpips, "resnet", "cpu")
 
 
 def test_clip_text_similarity_equals_torchmetrics_clip_score(clip, folder):
@@ -101,20 +94,13 @@ def test_clip_text_similarity_equals_torchmetrics_clip_score(clip, folder):
     assert clip.label == "clip" and clip.model.dtype == torch.float32
 
 
-def test_clip_needs_its_own_tokenizer(folder, tmp_path):
-    for name in ("config.json", "model.safetensors", "preprocessor_config.json"):
-        (tmp_path / name).symlink_to(folder / "clip" / name)
-    with pytest.raises(InputError, match=r"has 2 tokens and the CLIP at .* wants \d+"):
-        encoders.load_clip(tmp_path, "cpu")
-
-
 def test_eight_bits_by_rounding():
     exact = torch.arange(256) / 255
     assert torch.equal(encoders.to_uint8(exact), torch.arange(256, dtype=torch.uint8))
     assert encoders.to_uint8(torch.tensor([-0.1, 0.0017, 0.0022, 0.999, 1.1])).tolist() == [0, 0, 1, 255, 255]
 
 
-def test_image_similarity_is_a_cosine_matrix(clip, dino):
+def test_image_similarity_is_a_cosine_matrix_and_dino_embeds_with_the_class_token(folder, clip, dino):
     a, b = pictures(2, seed=1), pictures(3, seed=2)
     for similarity, encoder in [(metrics.clip_image_similarity, clip), (metrics.dino_similarity, dino)]:
         matrix = similarity(a, b, encoder)
@@ -122,24 +108,25 @@ def test_image_similarity_is_a_cosine_matrix(clip, dino):
         torch.testing.assert_close(matrix, expected)
         torch.testing.assert_close(similarity(a, a, encoder).diagonal(), torch.ones(2))
         assert matrix.std() > 1e-4
+    a, model = pictures(2, 32), ViTModel.from_pretrained(folder / "dino", dtype=torch.float32, add_pooling_layer=False)
+    pixels = torchvision.transforms.functional.normalize(a, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    torch.testing.assert_close(dino.embed(a), model(pixels).last_hidden_state[:, 0].detach())
 
 
 def test_missing_or_foreign_weights_are_refused(folder, tmp_path):
-    with pytest.raises(InputError, match="no CLIPModel at 'openai/clip-vit-none'"):
-        encoders.load_clip("openai/clip-vit-none", "cpu")
+    refuses("no CLIPModel at 'openai/clip-vit-none'", encoders.load_clip, "openai/clip-vit-none", "cpu")
     weights = load_file(folder / "dino" / "model.safetensors")
     del weights["encoder.layer.1.attention.attention.key.weight"]
-    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    (tmp_path / "config.json").write_text((folder / "dino" / "config.json").read_text())
-    with pytest.raises(InputError, match="no complete ViTModel"):
-        encoders.load_dino(tmp_path, "cpu")
-    cut = (tmp_path / "model.safetensors").read_bytes()[:-100]
-    (tmp_path / "model.safetensors").write_bytes(cut)
-    with pytest.raises(InputError, match="no ViTModel at"):
-        encoders.load_dino(tmp_path, "cpu")
-
-
-# ------------------------------------------------------------------------------------------------------------- DINO
+    shutil.copytree(folder / "dino", tmp_path / "dino")
+    file = tmp_path / "dino" / "model.safetensors"
+    save_file(weights, file, metadata={"format": "pt"})
+    refuses("no complete ViTModel", encoders.load_dino, tmp_path / "dino", "cpu")
+    file.write_bytes(file.read_bytes()[:-100])
+    refuses("no ViTModel at", encoders.load_dino, tmp_path / "dino", "cpu")
+    for name in ("config.json", "model.safetensors", "preprocessor_config.json"):
+        (tmp_path / name).symlink_to(folder / "clip" / name)
+    # without its own tokenizer
+    refuses(r"has 2 tokens and the CLIP at .* wants \d+", encoders.load_clip, tmp_path, "cpu")
 
 
 @pytest.mark.parametrize(("pixel_range", "antialias"), [(1.0, True), (255.0, False)])
@@ -149,16 +136,6 @@ def test_structure_distance_equals_a_naive_computation(folder, dino, pixel_range
     assert metrics.structure_distance(a, b, dino, pixel_range, antialias).item() == pytest.approx(expected, rel=1e-4)
     assert expected > 1e-4
     assert metrics.structure_distance(a, a, dino).item() == 0
-
-
-def test_dino_embeds_with_the_class_token(folder, dino):
-    a = pictures(2, 32)
-    model = ViTModel.from_pretrained(folder / "dino", dtype=torch.float32, add_pooling_layer=False)
-    pixels = torchvision.transforms.functional.normalize(a, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    torch.testing.assert_close(dino.embed(a), model(pixels).last_hidden_state[:, 0].detach())
-
-
-# --------------------------------------------------------------------------------------- Inception, picturebook
 
 
 def test_inception_features_equal_clean_fid(tmp_path):
@@ -175,18 +152,14 @@ def test_inception_features_equal_clean_fid(tmp_path):
     base = Base().requires_grad_(False)
     weights = tmp_path / encoders.INCEPTION_FILE
     torch.jit.script(base).save(weights)
-    images = pictures(3, 40)
+    images = (pictures(3, 40) * 255).byte()
     for i, picture in enumerate(images):
-        array = (picture * 255).byte().permute(1, 2, 0).numpy()
-        Image.fromarray(array).save(tmp_path / f"{i}.png")
-    extractor = lambda x: base.layers((x - 128) / 128)  # noqa: E731
-    expected = cleanfid.get_folder_features(
-        str(tmp_path), extractor, num_workers=0, device=torch.device("cpu"), verbose=False
-    )
-    ours = encoders.load_inception(tmp_path, "cpu")
-    np.testing.assert_allclose(ours.embed((images * 255).byte() / 255), expected, rtol=1e-5, atol=1e-6)
-    with pytest.raises(InputError, match="no weights at .*inception-2015-12-05.pt: download https"):
-        encoders.load_inception(tmp_path / "none", "cpu")
+        Image.fromarray(picture.permute(1, 2, 0).numpy()).save(tmp_path / f"{i}.png")
+    expected = cleanfid.get_folder_features(str(tmp_path), lambda x: base.layers((x - 128) / 128), num_workers=0,
+                                            device=torch.device("cpu"), verbose=False)  # fmt: skip
+    ours = encoders.load_inception(tmp_path, "cpu").embed(images / 255)
+    np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-6)
+    refuses("no weights at .*inception-2015-12-05.pt: download", encoders.load_inception, tmp_path / "none", "cpu")
 
 
 def test_picturebook_encoders(folder, monkeypatch):
@@ -198,19 +171,15 @@ def test_picturebook_encoders(folder, monkeypatch):
     module = types.SimpleNamespace(load_classifier=lambda device: classifier)
     monkeypatch.setitem(sys.modules, "common.picturebook.classifier", module)
     monkeypatch.setattr(encoders, "PICTUREBOOK_FOLDER", folder)
-    found = encoders.load_encoders(device="cpu")
-
-    a, b = pictures(1, 64, seed=1), pictures(1, 64, seed=2)
+    found, a, b = encoders.load_encoders(device="cpu"), pictures(1, 64, seed=1), pictures(1, 64, seed=2)
     expected = 0.0  # unit length per pixel, squared difference, mean over pixels, sum over layers
     for x, y in zip(classifier.features(a), classifier.features(b), strict=True):
         x, y = (t[0].flatten(1).detach().numpy().astype(np.float64) for t in (x, y))
         pixels = [(p / np.linalg.norm(p) - q / np.linalg.norm(q)) for p, q in zip(x.T, y.T, strict=True)]
         expected += np.mean([(p**2).sum() for p in pixels])
     assert metrics.lpips_distance(a, b, found.lpips).item() == pytest.approx(expected, rel=1e-5)
-
-    mask = (torch.arange(64) < 20).float().expand(64, 64)
-    scores = metrics.pie_scores(a, b, mask, "a red cat", "a dog", found)
-    pixels = {"psnr/pie_official", "mse/pie_official", "ssim/pie_official"}
-    assert {key for key in scores if not key.endswith("/pie_official (picturebook)")} == pixels
+    scores = metrics.pie_scores(a, b, torch.ones(64, 64), "a red cat", "a dog", found)
+    unnamed = {key for key in scores if not key.endswith("/pie_official (picturebook)")}
+    assert unnamed == {"psnr/pie_official", "mse/pie_official", "ssim/pie_official"}
     embedder = encoders.load_picturebook_embedder("cpu")
-    assert embedder.embed(pictures(2, 64)).shape == (2, 6) and embedder.label == "picturebook"
+    assert embedder.embed(a).shape == (1, 6) and embedder.label == "picturebook"

@@ -45,16 +45,16 @@ def test_the_last_part_reports_and_rows_are_as_of_one_process(tmp_path, capsys):
 
 
 def test_a_launched_process_takes_its_part_and_is_alone_from_then_on(monkeypatch):
-    assert shards.launched() == (1, 1)
-    for name, value in {"RANK": 2, "LOCAL_RANK": 0, "WORLD_SIZE": 3, "LOCAL_WORLD_SIZE": 1}.items():
-        monkeypatch.setenv(name, str(value))
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    assert shards.launched() == (3, 3) and shards.launched() == (1, 1)
-    for told, seen, own in ((None, "0,1", "1"), ("4,7", "4,7", "7")):
-        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-        if told:
-            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", told)
-        monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-        for name, value in {"RANK": 3, "LOCAL_RANK": 3, "WORLD_SIZE": 4}.items():
+    def told(**variables):
+        for name, value in variables.items():
             monkeypatch.setenv(name, str(value))
-        assert shards.launched() == (4, 4) and shards.os.environ["CUDA_VISIBLE_DEVICES"] == own, seen
+
+    assert shards.launched() == (1, 1)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    told(RANK=2, LOCAL_RANK=0, WORLD_SIZE=3, LOCAL_WORLD_SIZE=1)
+    assert shards.launched() == (3, 3) and shards.launched() == (1, 1)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    for visible, own in (({}, "1"), ({"CUDA_VISIBLE_DEVICES": "4,7"}, "7")):
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        told(RANK=3, LOCAL_RANK=3, WORLD_SIZE=4, **visible)
+        assert shards.launched() == (4, 4) and shards.os.environ["CUDA_VISIBLE_DEVICES"] == own

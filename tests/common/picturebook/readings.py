@@ -1,7 +1,16 @@
-"""What a perfect classifier would read in a picture."""
+"""What a perfect classifier would read in a picture, and the numbers that are in its file."""
+
+import numpy as np
+from PIL import Image
 
 from common.picturebook.classifier import Reading
 from common.picturebook.scenes import KINDS, Scene
+
+
+def pixels(picture) -> np.ndarray:
+    """Of a picture or a file, int [H, W, 3]."""
+    picture = picture if isinstance(picture, Image.Image) else Image.open(picture)
+    return np.asarray(picture.convert("RGB")).astype(int)
 
 
 def reading_of(scene: Scene) -> Reading:

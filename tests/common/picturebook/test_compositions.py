@@ -1,6 +1,7 @@
 """Compositions: maps with cores, halves in words, and a truth that nothing pasted or blended comes near."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from common.picturebook.drawing import draw
 from common.picturebook.scenes import caption
 from common.picturebook.shipping import shipped_vae
 from pixels.reproduction.baselines import seamless
-from tests.common.picturebook.readings import reading_of
+from tests.common.picturebook.readings import pixels, reading_of
 
 
 @pytest.fixture(scope="module")
@@ -27,10 +28,6 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def items(folder):
     return read_pie_bench(folder, border=0)
-
-
-def pixels(path) -> np.ndarray:
-    return np.asarray(Image.open(path).convert("RGB")).astype(float)
 
 
 def error(a: np.ndarray, b: np.ndarray) -> float:
@@ -49,7 +46,7 @@ def test_sixty_items_whose_truth_is_an_ordinary_scene(folder, items):
         assert (pixels(folder / item.extras["truth_path"]) == np.asarray(draw(both).picture)).all()
 
 
-def test_black_covers_the_exemplars_thing_and_the_ramp_is_wide(folder, items):
+def test_black_covers_the_exemplars_thing_the_ramp_is_wide_and_white_keeps_the_source(folder, items):
     """An exemplar enters where the map is wholly black alone: what is to be seen of it has to lie there."""
     for item in items:
         grey = torch.from_numpy(np.array(Image.open(folder / item.extras["edit_map_path"]))) / 255
@@ -59,52 +56,32 @@ def test_black_covers_the_exemplars_thing_and_the_ramp_is_wide(folder, items):
         assert (cells[0] < cells[-1]) == (composition.side == "right")
         assert (grey.numpy()[draw(composition.exemplar).masks[0] > 0] == 1).all()
         assert (item.mask == (grey > 0)).all()
-
-
-def test_where_the_source_is_kept_the_truth_is_the_source(folder, items):
-    for item in items:
-        kept = np.array(Image.open(folder / item.extras["edit_map_path"])) == 0
-        assert (pixels(item.image_path) == pixels(folder / item.extras["truth_path"]))[kept].all()
+        same = pixels(item.image_path) == pixels(folder / item.extras["truth_path"])
+        assert same[grey.numpy() == 0].all()
 
 
 @torch.no_grad()
 def test_no_paste_and_no_blend_comes_near_the_truth(folder, items):
     vae = shipped_vae()
     for item in items[::5]:
-        source, truth = pixels(item.image_path), pixels(folder / item.extras["truth_path"])
-        exemplar, share = (pixels(folder / item.extras[f"{name}_path"]) for name in ("exemplar", "edit_map"))
-        share /= 255
-        picture = torch.from_numpy(truth).permute(2, 0, 1)[None].float() / 127.5 - 1
-        through = vae.decode(vae.encode(picture).latent_dist.mean).sample[0].permute(1, 2, 0)
-        own = error(np.asarray(through.clamp(-1, 1) * 127.5 + 127.5), truth)
-        region = share > 0.5
+        paths = (item.image_path, *(folder / item.extras[f"{name}_path"] for name in ("truth", "exemplar", "edit_map")))
+        source, truth, exemplar, share = (pixels(path).transpose(2, 0, 1).astype(float) for path in paths)
+        share, picture = share / 255, torch.from_numpy(truth)[None].float() / 127.5 - 1
+        through = vae.decode(vae.encode(picture).latent_dist.mean).sample[0].clamp(-1, 1) * 127.5 + 127.5
         made = {
-            "paste": np.where(region, exemplar, source),
+            "paste": np.where(share > 0.5, exemplar, source),
             "alpha": share * exemplar + (1 - share) * source,
-            "Poisson": seamless(source.transpose(2, 0, 1), exemplar.transpose(2, 0, 1), region[..., 0]).transpose(
-                1, 2, 0
-            ),
+            "Poisson": seamless(source, exemplar, share[0] > 0.5),
         }
         for way, picture in made.items():
-            assert error(picture, truth) > 3 * own, (item.id, way)
-
-
-class Eye:
-    """A classifier that reads what it is told, whole pictures first."""
-
-    def __init__(self, *readings):
-        self.readings = list(readings)
-
-    def read(self, pictures):
-        return [self.readings.pop(0)]
+            assert error(picture, truth) > 3 * error(np.asarray(through), truth), (item.id, way)
 
 
 def test_a_half_is_seen_by_its_thing_and_its_background(items):
     item = Composition.from_dict(items[0].extras["composition"])
-    whole, reading = reading_of(item.together), reading_of
-    picture = torch.zeros(1, 3, 64, 64)
-    assert halves_seen(item, picture, Eye(whole, whole, reading(item.new))) == {"kept": True, "new": True}
+    whole, new, alone = (reading_of(scene) for scene in (item.together, item.new, item.kept))
     elsewhere = replace(whole, background="elsewhere")
-    assert halves_seen(item, picture, Eye(whole, whole, elsewhere)) == {"kept": True, "new": False}
-    alone = reading(item.kept)
-    assert halves_seen(item, picture, Eye(alone, alone, reading(item.new))) == {"kept": True, "new": False}
+    for read, seen in (((whole, whole, new), True), ((whole, whole, elsewhere), False), ((alone, alone, new), False)):
+        readings = iter(read)  # of a classifier that reads what it is told, whole pictures first
+        eye = SimpleNamespace(read=lambda pictures, readings=readings: [next(readings)])
+        assert halves_seen(item, torch.zeros(1, 3, 64, 64), eye) == {"kept": True, "new": seen}

@@ -7,37 +7,41 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 
 from common.picturebook import quality, shipping
 from common.picturebook.checks import inpainting as checks
+from common.picturebook.drawing import draw
 from common.picturebook.scenes import sample_scene
 from common.picturebook.stages import inpaint
 from common.picturebook.stages.clip import new_clip
 from common.picturebook.stages.corpus import Corpus
 from common.picturebook.stages.unet import new_unet
 from common.picturebook.stages.vae import new_vae
+from common.pipelines import is_picturebook
+from image_inpaint.loading import load
 
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory):
-    """vae, clip, unet and tokenizer, random."""
+    """vae, clip and unet, random."""
     torch.manual_seed(0)
     tokenizer = shipping.ship_tokenizer_and_scheduler(tmp_path_factory.mktemp("words"))
     unet = new_unet().eval()
     return new_vae().eval().requires_grad_(False), new_clip(tokenizer).eval(), unet
 
 
-def test_a_box_is_the_smallest_around_the_mask():
+def test_boxes_are_the_smallest_around_masks_and_those_of_the_things_in_a_drawing():
     rng = np.random.default_rng(0)
     for _ in range(50):
         mask = rng.random((20, 30)) < 0.01
         ones = [(x, y) for y in range(20) for x in range(30) if mask[y, x]]
-        box = inpaint.box_of(mask)
-        if not ones:
-            assert box is None
-            continue
-        xs, ys = zip(*ones, strict=True)
-        assert box == (min(xs), min(ys), max(xs) + 1, max(ys) + 1)
+        xs, ys = zip(*ones, strict=True) if ones else ((), ())
+        assert inpaint.box_of(mask) == ((min(xs), min(ys), max(xs) + 1, max(ys) + 1) if ones else None)
+    drawing = draw(next(s for s in (sample_scene(k) for k in range(50)) if len(s.things) == 2))
+    boxes = inpaint.boxes_in(drawing)
+    assert [tuple(boxes[row]) for row in (0, 1)] == [inpaint.box_of(mask > 0) for mask in drawing.masks]
+    assert (boxes[2] == -1).all()
 
 
 def test_a_hole_covers_its_box_and_leaves_some_of_the_picture():
@@ -111,56 +115,45 @@ def trained(parts, tmp_path_factory):
     return models, model
 
 
-def test_the_tower_stays_and_the_rest_is_trained(parts, trained):
-    _, clip, unet = parts
-    model = trained[1]
-    for key, value in clip.vision_model.state_dict().items():
-        assert torch.equal(model["encoder"].model.state_dict()[key], value)
-    fresh = inpaint.new_inpainter(unet, clip)
-    assert not torch.equal(model["unet"].conv_in.weight, fresh["unet"].conv_in.weight)
-    assert model["unet"].conv_in.weight[:, 4:].abs().max() > 0
-
-
-def test_a_training_goes_on_from_the_shipped_inpainter(parts, trained, tmp_path, monkeypatch):
+def test_a_training_goes_on_from_the_shipped_inpainter_and_leaves_its_tower(parts, trained, tmp_path, monkeypatch):
     """Its first loss is that of the shipped weights, and all but the tower is trained."""
     monkeypatch.setattr(inpaint, "BATCH", 4)
     descend, losses = inpaint.Run.descend, []
     monkeypatch.setattr(inpaint.Run, "descend", lambda run, step, loss, **shown: losses.append(loss.item())
                         or descend(run, step, loss, **shown))  # fmt: skip
+    vae, clip, unet = parts
     models, model = trained
     shipped = shipping.shipped_inpainter(models)
     for number, start in enumerate((copy.deepcopy(model), copy.deepcopy(shipped))):
         work = tmp_path / str(number)
         work.mkdir()
-        made = inpaint.train(Corpus(tmp_path, 8), parts[0], start, work, steps=1)
+        made = inpaint.train(Corpus(tmp_path, 8), vae, start, work, steps=1)
     assert losses[0] == pytest.approx(losses[1], rel=0.01)
-    before, after = shipped.state_dict(), made.state_dict()
-    changed = {key for key in before if not torch.equal(before[key], after[key])}
-    assert {"unet.conv_in.weight", "encoder.proj_out.weight", "encoder.mapper.blocks.0.ff.net.2.weight"} <= changed
-    assert not any(key.startswith("encoder.model.") for key in changed)
+    for before, after in ((inpaint.new_inpainter(unet, clip), model), (shipped, made)):
+        before, after = before.state_dict(), after.state_dict()
+        changed = {key for key in before if not torch.equal(before[key], after[key])}
+        assert {"unet.conv_in.weight", "encoder.proj_out.weight", "encoder.mapper.blocks.0.ff.net.2.weight"} <= changed
+        assert not any(key.startswith("encoder.model.") for key in changed)
+    assert model["unet"].conv_in.weight[:, 4:].abs().max() > 0
 
 
 @torch.no_grad()
 def test_the_folders_load_in_diffusers_and_in_the_papers_folder_under_published_names(trained):
-    from safetensors import safe_open
-
-    from common.pipelines import is_picturebook
-    from image_inpaint.loading import load
-
     models, model = trained
     papers = load(str(models), "cpu")
     assert is_picturebook(papers) and list(papers.feature_extractor.image_mean) == [0.5, 0.5, 0.5]
     channels, t, context = torch.randn(1, 9, 16, 16), 500, torch.randn(1, 1, 128)
     pixels = torch.rand(2, 3, 64, 64) * 2 - 1
     for pipe in (papers, shipping.shipped_inpainting(models)):
-        ours, theirs = model["unet"](channels, t, context).sample, pipe.unet(channels, t, context).sample
-        assert (ours - theirs).abs().max() < 0.02 * ours.abs().max()
-        ours, theirs = model["encoder"](pixels), pipe.image_encoder(pixels)
-        assert ours.shape == (2, 1, 128) and (ours - theirs).abs().max() < 0.02 * ours.abs().max()
+        seen = model["encoder"](pixels)
+        assert seen.shape == (2, 1, 128)
+        for ours, theirs in ((model["unet"](channels, t, context).sample, pipe.unet(channels, t, context).sample),
+                             (seen, pipe.image_encoder(pixels))):  # fmt: skip
+            assert (ours - theirs).abs().max() < 0.02 * ours.abs().max()
     with safe_open(models / "inpaint_image_encoder" / "model.safetensors", "pt") as file:
         names = set(file.keys())
-    assert {"uncond_vector", "proj_out.weight", "final_layer_norm.bias", "mapper.blocks.0.attn1.to_q.weight"} <= names
-    assert "model.vision_model.encoder.layers.0.self_attn.q_proj.weight" in names
+    assert {"uncond_vector", "proj_out.weight", "final_layer_norm.bias", "mapper.blocks.0.attn1.to_q.weight",
+            "model.vision_model.encoder.layers.0.self_attn.q_proj.weight"} <= names  # fmt: skip
     assert max(path.stat().st_size for path in models.rglob("*.safetensors")) < 15_000_000
 
 
@@ -181,27 +174,10 @@ def test_the_twin_test_knows_the_individual_from_its_unmarked_twin():
 
 
 def test_the_step_across_a_rim_against_a_loop():
-    pictures = torch.rand(1, 3, 6, 7, generator=torch.Generator().manual_seed(0))
-    hole = torch.zeros(1, 1, 6, 7)
+    pictures, hole, steps = torch.rand(1, 3, 6, 7, generator=torch.manual_seed(0)), torch.zeros(1, 1, 6, 7), []
     hole[..., 2:4, 1:5] = 1
-    steps = []
-    for y in range(6):
-        for x in range(7):
-            for v, u in ((y + 1, x), (y, x + 1)):
-                if v < 6 and u < 7 and hole[0, 0, y, x] != hole[0, 0, v, u]:
-                    steps.append((pictures[0, :, y, x] - pictures[0, :, v, u]).abs().mean().item())
+    for y, x in np.ndindex(6, 7):
+        for v, u in ((y + 1, x), (y, x + 1)):
+            if v < 6 and u < 7 and hole[0, 0, y, x] != hole[0, 0, v, u]:
+                steps.append((pictures[0, :, y, x] - pictures[0, :, v, u]).abs().mean().item())
     assert checks.across(pictures, hole).item() == pytest.approx(255 * np.mean(steps), rel=1e-5)
-
-
-def test_boxes_are_those_of_the_things_in_the_drawing():
-    from common.picturebook.drawing import draw
-
-    scene = next(s for s in (sample_scene(k) for k in range(50)) if len(s.things) == 2)
-    drawing = draw(scene)
-    boxes = inpaint.boxes_in(drawing)
-    for row, mask in enumerate(drawing.masks):
-        left, top, right, bottom = boxes[row]
-        inside = np.zeros((64, 64))
-        inside[top:bottom, left:right] = 1
-        assert (mask * inside == mask).all() and mask[top].any() and mask[:, right - 1].any()
-    assert (boxes[2] == -1).all()

@@ -6,12 +6,12 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from common.data import read_subject_prompts, read_subjects
 from common.picturebook import benchmarks, subjects
 from common.picturebook.drawing import draw
 from common.picturebook.scenes import Scene, caption
+from tests.common.picturebook.readings import pixels
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -25,37 +25,28 @@ def scenes_in(folder) -> dict[str, Scene]:
     return {key: Scene.from_dict(scene) for key, scene in json.loads((folder / "scenes.json").read_text()).items()}
 
 
-def pixels(path) -> np.ndarray:
-    return np.asarray(Image.open(path).convert("RGB")).astype(int)
-
-
 def test_twelve_subjects_with_pairs_of_one_class_and_four_for_validation():
     folder = benchmarks.ensure_subjects()
-    found = read_subjects(folder)
+    found, prompts = read_subjects(folder), read_subject_prompts(folder)
     assert len(found) == 12 and all(len(subject.paths) == 5 for subject in found)
     classes = Counter(subject.class_name for subject in found)
-    assert classes["cat"] == classes["dog"] == 2
+    assert classes["cat"] == classes["dog"] == 2 and len(prompts["object"]) == len(prompts["live"]) == 15
     assert {subject.class_name for subject in found if subject.live} == {"cat", "dog", "bird"}
-    prompts = read_subject_prompts(folder)
-    assert len(prompts["object"]) == len(prompts["live"]) == 15
-    assert [subject.name for subject in read_subjects(benchmarks.ensure_subjects("validation"))] == [
-        "cat", "bird", "car", "mushroom"
-    ]  # fmt: skip
-    tested = {thing.marking for thing, _ in subjects.individuals("test").values()}
-    assert not tested & {thing.marking for thing, _ in subjects.individuals("validation").values()}
+    validation = read_subjects(benchmarks.ensure_subjects("validation"))
+    assert [subject.name for subject in validation] == ["cat", "bird", "car", "mushroom"]
+    splits = (subjects.individuals(split).values() for split in ("test", "validation"))
+    one, two = ({thing.marking for thing, _ in individuals} for individuals in splits)
+    assert not one & two
 
 
 def test_on_the_lawn_only_place_and_size_of_a_subject_change():
     mixed, lawn = (scenes_in(make("validation")) for make in (benchmarks.ensure_subjects, benchmarks.ensure_lawn))
-    assert mixed.keys() == lawn.keys()
+    assert mixed.keys() == lawn.keys() and len({scene.background for scene in mixed.values()}) > 2
     for name in ("cat", "car"):
         scenes = [scene for key, scene in lawn.items() if key.startswith(name)]
-        assert {(scene.background, scene.light, scene.style) for scene in scenes} == {("meadow", "day", "plain")}
-        assert len({scene.seed for scene in scenes}) == 1
-        assert len({scene.things[0].x for scene in scenes}) > 1
-        markings = {scene.things[0].marking for scene in (*scenes, mixed[f"{name}/00.png"])}
-        assert len(markings) == 1 and markings != {0}
-    assert len({scene.background for scene in mixed.values()}) > 2
+        looks = {(one.background, one.light, one.style, one.seed, one.things[0].marking) for one in scenes}
+        assert looks == {("meadow", "day", "plain", scenes[0].seed, mixed[f"{name}/00.png"].things[0].marking)}
+        assert scenes[0].things[0].marking and len({scene.things[0].x for scene in scenes}) > 1
 
 
 def test_prompts_say_in_words_what_their_true_pictures_show():
@@ -81,10 +72,10 @@ def test_every_prompt_has_a_true_picture_with_and_without_the_marking():
 def test_twins_are_of_one_class_and_of_two_colours():
     folder = benchmarks.ensure_twins()
     individuals, scenes = read_subjects(folder), scenes_in(folder)
-    colors = {name: scenes[f"{name}/00.png"].things[0].color for name in (one.name for one in individuals)}
     assert len(individuals) == 16 and all(len(one.paths) == 5 for one in individuals)
     for one, two in zip(individuals[::2], individuals[1::2], strict=True):
-        assert one.class_name == two.class_name and colors[one.name] != colors[two.name]
+        colors = {scenes[f"{twin.name}/00.png"].things[0].color for twin in (one, two)}
+        assert one.class_name == two.class_name and len(colors) == 2
     assert scenes_in(benchmarks.ensure_twins("validation")) != scenes
 
 
@@ -92,11 +83,9 @@ def test_rooms_ask_for_what_no_photograph_shows():
     folder, photographs = benchmarks.ensure_rooms("validation"), scenes_in(benchmarks.ensure_subjects("validation"))
     rooms = json.loads((folder / "rooms.json").read_text())
     assert len(rooms) == 4 * 20
-    conditions = {
-        kind: {room["condition"] for room in rooms.values() if room["kind"] == kind} for kind in ("cat", "car")
-    }
-    assert conditions["cat"] == {"as photographed", "facing", "light", "pose"}
-    assert conditions["car"] == {"as photographed", "facing", "light"}
+    for kind, conditions in (("cat", {"facing", "light", "pose"}), ("car", {"facing", "light"})):
+        found = {room["condition"] for room in rooms.values() if room["kind"] == kind}
+        assert found == conditions | {"as photographed"}
     for key, room in rooms.items():
         truth, reference = (Scene.from_dict(room["scenes"][name]) for name in ("truth", "reference"))
         thing, photographed = truth.things[room["index"]], photographs[f"{room['subject']}/00.png"].things[0]

@@ -7,14 +7,17 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from common.picturebook import build
 from common.picturebook.classifier import AttributeClassifier
+from common.picturebook.drawing import draw
 from common.picturebook.scenes import BACKGROUNDS, COLORS, KINDS, Scene, Thing, sample_scene
 from common.picturebook.stages.classifier import UNKNOWN, targets
 from common.picturebook.stages.clip import altered, attributes, contrastive_loss
 from common.picturebook.stages.corpus import FIRST_SEED, Corpus, order
 from common.picturebook.stages.training import Run, learning_rate
+from tests.small_data import random as random_normal
 
 
 def descend(work, until: int, steps: int = 600) -> torch.nn.Module:
@@ -30,14 +33,12 @@ def descend(work, until: int, steps: int = 600) -> torch.nn.Module:
 
 
 def test_a_killed_training_ends_in_the_same_bytes(tmp_path):
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b").mkdir()
-    whole = descend(tmp_path / "a", until=-1)
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    whole = descend(tmp_path / "a", until=-1).state_dict()
     descend(tmp_path / "b", until=317)  # killed between two checkpoints
-    resumed = descend(tmp_path / "b", until=-1)
-    assert all(
-        torch.equal(a, b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True)
-    )
+    resumed = descend(tmp_path / "b", until=-1).state_dict()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
 def test_a_checkpoint_that_is_none_is_one_sentence(tmp_path, monkeypatch, capsys):
@@ -53,10 +54,8 @@ def test_a_checkpoint_that_is_none_is_one_sentence(tmp_path, monkeypatch, capsys
 
 
 def test_the_learning_rate_rises_stays_and_falls_and_its_plateau_ignores_the_total():
-    assert learning_rate(99, 1000, 2.0) == pytest.approx(1.0)
-    assert learning_rate(500, 1000, 2.0) == learning_rate(500, 5000, 2.0) == 2.0
-    assert learning_rate(850, 1000, 2.0) == pytest.approx(1.0)
-    assert learning_rate(1000, 1000, 2.0) == 0
+    for step, steps, rate in ((99, 1000, 1), (500, 1000, 2), (500, 5000, 2), (850, 1000, 1), (1000, 1000, 0)):
+        assert learning_rate(step, steps, 2.0) == pytest.approx(rate)
 
 
 def test_every_scene_is_seen_once_per_epoch_in_another_order():
@@ -65,32 +64,23 @@ def test_every_scene_is_seen_once_per_epoch_in_another_order():
     assert (epochs[0] != epochs[1]).any()
 
 
-def test_the_corpus_returns_the_pictures_asked_for(tmp_path):
-    corpus = Corpus(tmp_path, 12)
-    from common.picturebook.drawing import draw
-
-    asked = np.array([7, 2, 11])
-    for picture, index in zip(corpus.batch(asked), asked, strict=True):
+def test_the_corpus_returns_the_pictures_asked_for_and_splits_are_apart(tmp_path):
+    asked, firsts = np.array([7, 2, 11]), sorted(FIRST_SEED.values())
+    for picture, index in zip(Corpus(tmp_path, 12).batch(asked), asked, strict=True):
         expected = np.asarray(draw(sample_scene(FIRST_SEED["train"] + int(index))).picture)
         assert (picture.permute(1, 2, 0).mul(255).round().numpy() == expected).all()
-
-
-def test_splits_are_apart():
-    firsts = sorted(FIRST_SEED.values())
     assert min(b - a for a, b in zip(firsts, firsts[1:], strict=False)) > 1_000_000
 
 
 def test_contrastive_loss_against_a_naive_one_that_skips_equal_captions():
-    generator = torch.Generator().manual_seed(0)
-    images = torch.nn.functional.normalize(torch.randn(3, 5, generator=generator, dtype=torch.float64), dim=1)
-    texts = torch.nn.functional.normalize(torch.randn(5, 5, generator=generator, dtype=torch.float64), dim=1)
+    images, texts = (F.normalize(random_normal(n, 5, seed=n, dtype=torch.float64), dim=1) for n in (3, 5))
     captions = ["a", "b", "a", "c", "b"]  # items 0 and 2 share a caption; the last is a negative equal to item 1's
     scale, total = torch.tensor(7.0, dtype=torch.float64), 0.0
     for i in range(3):
         row = [float(scale * images[i] @ texts[j]) for j in range(5) if j == i or captions[j] != captions[i]]
-        total += math.log(sum(map(math.exp, row))) - float(scale * images[i] @ texts[i])
         column = [float(scale * images[j] @ texts[i]) for j in range(3) if j == i or captions[j] != captions[i]]
-        total += math.log(sum(map(math.exp, column))) - float(scale * images[i] @ texts[i])
+        for scores in (row, column):
+            total += math.log(sum(map(math.exp, scores))) - float(scale * images[i] @ texts[i])
     assert float(contrastive_loss(images, texts, scale, captions)) == pytest.approx(total / 6, rel=1e-9)
 
 
