@@ -8,11 +8,11 @@ from PIL import Image
 from safetensors import safe_open
 
 from common.ddim import make_schedule
-from common.runs import InputError
 from spdinv import attention_maps, infer
 from spdinv.attention_maps import Recorder
 from spdinv.engines import ENGINES, p2p
 from spdinv.engines.attention import hooked, layers
+from tests.refusing import refuses
 from tests.spdinv.toy import inverted
 from tests.tiny import tiny_tokenizer
 
@@ -20,23 +20,21 @@ PROMPTS = ["a red cat", "a blue xyz cat"]
 
 
 def test_maps_are_means_over_calls_and_heads_and_sums_over_a_words_tokens():
-    recorder = Recorder("p2p")
-    calls = [torch.rand(4, 2, 24, 77) for _ in range(3)]
+    recorder, calls = Recorder("p2p"), [torch.rand(4, 2, 24, 77) for _ in range(3)]
+    refuses("no cross-attention map", recorder.words, tiny_tokenizer(), PROMPTS, (4, 6))
     for maps in calls:
         assert recorder.edit_cross(maps) is maps
     recorder.edit_cross(torch.rand(4, 2, 6, 77))
     recorder.edit_cross(torch.rand(1, 2, 24, 77))  # a call for the source alone, as noise map guidance has
-    found = recorder.words(tiny_tokenizer(), PROMPTS, (4, 6))
+    found, mean = recorder.words(tiny_tokenizer(), PROMPTS, (4, 6)), sum(calls).mean(1) / 3
     tokens = {"source": {"a": [1], "red": [2], "cat": [3]},
               "target": {"a": [1], "blue": [2], "xyz": [3, 4, 5], "cat": [6]}}  # fmt: skip
     for branch, item in (("source", 2), ("target", 3)):
         words, by_size = found[branch]
         assert words == list(tokens[branch]) and list(by_size) == [(4, 6), (2, 3)]
         for word, word_map in zip(words, by_size[4, 6], strict=True):
-            naive = sum(
-                maps[item, head, :, token] for maps in calls for head in (0, 1) for token in tokens[branch][word]
-            )
-            torch.testing.assert_close(word_map, naive.reshape(4, 6) / 6)
+            naive = sum(mean[item, :, token] for token in tokens[branch][word])
+            torch.testing.assert_close(word_map, naive.reshape(4, 6))
 
 
 def test_the_maps_shown_are_those_after_the_engines_control(pipe, monkeypatch):
@@ -55,11 +53,6 @@ def test_the_maps_shown_are_those_after_the_engines_control(pipe, monkeypatch):
     assert len(edited) == 7
     fine = torch.stack([maps for maps in edited if len(maps) == 256]).mean(0)
     torch.testing.assert_close(recorder.sums[256][1] / recorder.counts[256], fine)
-
-
-def test_nothing_seen_is_an_error(pipe):
-    with pytest.raises(InputError, match="no cross-attention map"):
-        Recorder("p2p").words(pipe.tokenizer, PROMPTS, (16, 16))
 
 
 def test_file_and_heat(tmp_path):

@@ -5,17 +5,18 @@ import torch
 
 from common.ddim import ddim_step, make_schedule
 from common.pipelines import encode_prompt, predict_noise
-from common.runs import InputError
 from spdinv.engines import ENGINES, pnp
 from spdinv.engines.attention import hooked
 from spdinv.inversions.result import Inversion
 from spdinv.sampling import Drawing
+from tests.refusing import refuses
 from tests.spdinv.toy import PROMPTS, Onlooker, inverted, random
 from tests.tiny import tiny_sd, tiny_sdxl
 
 FROM_THE_FIRST = {"start_step": 0, "start_layer": 0}
 FREE = {"p2p": {"cross_replace_steps": 0.0, "self_replace_steps": 0.0},
         "masactrl": {"inject_uncond": "none", "inject_cond": "none", **FROM_THE_FIRST}}  # fmt: skip
+HELD = {"p2p": {}, "masactrl": FROM_THE_FIRST}
 
 
 def draw(pipe, engine, steps=3, prompts=PROMPTS, guidance_scale=3.0, found=None, **settings):
@@ -47,14 +48,13 @@ def test_the_same_prompt_twice_gives_the_same_picture_twice(make, engine, settin
 def test_without_control_both_branches_are_plain_sampling(pipe, engine):
     plain = draw(pipe, "none")
     torch.testing.assert_close(draw(pipe, engine, **FREE[engine]), plain, rtol=1e-4, atol=1e-4)
-    assert (draw(pipe, engine, **(FROM_THE_FIRST if engine == "masactrl" else {}))[1] - plain[1]).abs().max() > 0.01
+    assert (draw(pipe, engine, **HELD[engine])[1] - plain[1]).abs().max() > 0.01
 
 
 @pytest.mark.parametrize("engine", FREE)
 def test_branches_may_have_guidance_scales_of_their_own(pipe, engine):
-    settings = FROM_THE_FIRST if engine == "masactrl" else {}
-    one, seven = (draw(pipe, engine, 2, guidance_scale=scale, **settings) for scale in (1.0, 7.5))
-    pair = draw(pipe, engine, 2, guidance_scale=7.5, source_guidance_scale=1.0, **settings)
+    one, seven = (draw(pipe, engine, 2, guidance_scale=scale, **HELD[engine]) for scale in (1.0, 7.5))
+    pair = draw(pipe, engine, 2, guidance_scale=7.5, source_guidance_scale=1.0, **HELD[engine])
     torch.testing.assert_close(pair[0], one[0], rtol=1e-4, atol=1e-4)
     assert (one[0] - seven[0]).abs().max() > 0.05 and (pair[1] - one[1]).abs().max() > 0.05
 
@@ -69,9 +69,6 @@ def test_embeddings_and_corrections_of_an_inversion_are_used(pipe):
     moved = draw(pipe, "p2p", guidance_scale=1.0, found=corrected)
     torch.testing.assert_close(moved[0], plain[0] + 1.0)  # after the last step, to the source branch alone
     torch.testing.assert_close(moved[1], plain[1])
-
-
-def test_two_inverted_pictures_are_refused(pipe):
     with pytest.raises(ValueError, match="one picture at a time"):
         draw(pipe, "p2p", 2, found=Inversion(random(3, 2, 4, 16, 16)))
 
@@ -104,5 +101,4 @@ def test_hooks_come_off_after_an_error_and_raise_where_they_catch_nothing(pipe, 
     assert all(after[path] is before[path] for path in before) and not block.conv2._forward_hooks
     assert not pipe.unet._forward_hooks and not pipe.unet._forward_pre_hooks
     monkeypatch.setattr(Drawing, "step", lambda self, z, step: z)
-    with pytest.raises(InputError, match=message):
-        draw(pipe, engine, **settings)
+    refuses(message, draw, pipe, engine, **settings)

@@ -13,12 +13,13 @@ from PIL import Image
 from common.data import EditItem, encode_mask, read_pie_bench
 from common.encoders import load_encoders
 from common.picturebook import benchmarks, classifier
-from common.runs import InputError, read_rows, write_json
+from common.runs import read_rows, write_json
 from common.tables import published_table
 from spdinv import eval as spdinv_eval
 from spdinv.inversions import Entry
 from spdinv.options import Method
 from spdinv.reproduction import items
+from tests.refusing import refuses
 
 
 def test_rows_pictures_and_tables(run, tmp_path, monkeypatch):
@@ -57,17 +58,18 @@ def test_rows_pictures_and_tables(run, tmp_path, monkeypatch):
     run(finished, *pair)
 
 
-def test_limit_types_and_other_settings(run, tmp_path, capsys):
-    only_ddim = ("--inversions", "ddim", "--limit", "1")
-    run(tmp_path / "out", "--edit_types", "6", "8", "--limit", "1", "--inversions", "ddim", "ddim")
+def test_limit_types_and_other_settings(run, refused, tmp_path):
+    def methods():
+        return [row["method"] for row in read_rows(tmp_path / "out" / "rows.jsonl")]
+
+    only_ddim = (tmp_path / "out", "--inversions", "ddim", "--limit", "1")
+    run(*only_ddim, "--edit_types", "6", "8", "--inversions", "ddim", "ddim")
     assert [row["edit_type"] for row in read_rows(tmp_path / "out" / "rows.jsonl")] == ["6"]
-    for flags, word in ((["--guidance_scale", "3"], "guidance_scale of ddim+p2p (7.5)"), (["--seed", "1"], "--seed")):
-        with pytest.raises(SystemExit) as stop:
-            run(tmp_path / "out", *only_ddim, *flags)
-        assert stop.value.code == 2 and word in capsys.readouterr().err
-    assert len(read_rows(tmp_path / "out" / "rows.jsonl")) == 1
-    run(tmp_path / "out", *only_ddim, "--preset", "as_released")  # a name of its own
-    assert [row["method"] for row in read_rows(tmp_path / "out" / "rows.jsonl")] == ["ddim+p2p", "ddim+p2p@as_released"]
+    refused("guidance_scale of ddim+p2p (7.5)", run, *only_ddim, "--guidance_scale", "3")
+    refused("--seed", run, *only_ddim, "--seed", "1")
+    assert methods() == ["ddim+p2p"]
+    run(*only_ddim, "--preset", "as_released")  # a name of its own
+    assert methods() == ["ddim+p2p", "ddim+p2p@as_released"]
     assert len(json.loads((tmp_path / "out" / "config.json").read_text())["methods"]) == 2
 
 
@@ -79,8 +81,7 @@ def test_the_quick_subset_may_grow_into_all_items(tmp_path):
     assert spdinv_eval.config_of(tmp_path, args, {})["methods"].keys() == spdinv_eval.methods_of(args).keys()
     assert len(args.weights) == 12  # of a hash of the picturebook's UNet
     args.weights = "0123456789ab"  # one that was trained on
-    with pytest.raises(InputError, match="another UNet"):
-        spdinv_eval.config_of(tmp_path, args, {})
+    refuses("another UNet", spdinv_eval.config_of, tmp_path, args, {})
 
 
 @pytest.mark.parametrize("change, said", [
@@ -108,22 +109,18 @@ def test_rows_of_other_prompts_pictures_and_adapters_are_not_joined(tmp_path, ch
     if said is None:
         assert config(change)["pictures"].keys() == {"a"}
     else:
-        with pytest.raises(InputError, match=said):
-            config(change)
+        refuses(said, config, change)
 
 
 def test_every_row_of_table_1_runs_and_inversions_are_shared(run, tmp_path, monkeypatch):
-    calls = []
-    invert = Entry.__call__
+    calls, invert = [], Entry.__call__
     monkeypatch.setattr(Entry, "__call__", lambda self, *a, **k: calls.append(self.name) or invert(self, *a, **k))
     shown = run(tmp_path / "out", "--table", "1", "--limit", "1", "--start_step", "0", "--null_text_inner_steps", "1",
                 "--spd_rounds", "1", "--presets", "inversion_only", "as_released").out  # fmt: skip
     rows = {row["method"]: row for row in read_rows(tmp_path / "out" / "rows.jsonl")}
-    table = published_table("spdinv", "1")
-    assert set(rows) == {row["method"] for row in table["rows"]} | {
-        f"spd+{e}@as_released" for e in ("p2p", "masactrl", "pnp")
-    }
-    assert sorted(calls) == sorted(set(calls)) and set(calls) == {name.split("+")[0] for name in rows}  # each once
+    released = {f"spd+{engine}@as_released" for engine in ("p2p", "masactrl", "pnp")}
+    assert set(rows) == {row["method"] for row in published_table("spdinv", "1")["rows"]} | released
+    assert sorted(calls) == sorted({name.split("+")[0] for name in rows})  # each once
     assert all(row["seconds"] >= row["inversion_seconds"] > 0 for row in rows.values())
     assert rows["spd+pnp"]["inversion_seconds"] == rows["spd+p2p"]["inversion_seconds"]
     assert shown.count("measured, inversion_only") == 17 and shown.count("measured, as_released") == 3
@@ -173,73 +170,56 @@ def test_picturebook_items_are_scored_against_the_true_edit(pipe, encoders, tmp_
     assert row["metrics"]["psnr_truth"] == pytest.approx(-10 * np.log10(error), rel=1e-4)
 
 
-def test_an_item_that_would_leave_its_folder_is_refused(run, benchmark, tmp_path, capsys):
-    listed = json.loads((benchmark / "mapping_file.json").read_text())
-    hostile = tmp_path / "bench"
-    shutil.copytree(benchmark, hostile)
-    write_json(hostile / "mapping_file.json", {"../" + name: entry for name, entry in listed.items()})
-    with pytest.raises(SystemExit) as stop:
-        run(tmp_path / "out", "--dataset", str(hostile))
-    assert stop.value.code == 2 and "names files" in capsys.readouterr().err and not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("flags, message", [
-    (["--edit_types", "3"], "no item of the edit types"),
-    (["--table", "1", "--inversions", "edict"], "table 1 has no row"),
-    (["--inversions", "ddim", "--spd_rounds", "3"], "inversion spd"),
-    (["--engines", "p2p", "--start_step", "3"], "engine masactrl"),
-    (["--experiment", "noise_gap", "--table", "1"], "by itself"),
-    (["--experiment", "premise", "--inversion_steps", "10"], "--inversion_steps"),
-    (["--experiment", "convergence", "--self_replace_steps", "0.5"], "engine p2p"),
-    (["--null_source_prompt"], "under masactrl and pnp"),
-    (["--null_source_prompt", "--engines", "masactrl", "--experiment", "premise"], "under masactrl and pnp"),
-    (["--baselines", "blended_diffusion"], "give --unconditional_model"),
-    (["--baselines", "blended_diffusion", "--unconditional_model", "/no/such/place"], "does not exist"),
-    (["--baselines", "elite"], "give --elite"),
-    (["--baselines", "instruct_pix2pix", "--experiment", "noise_gap"], "leave out --baselines"),
+@pytest.mark.parametrize("words, message", [
+    ("--edit_types 3", "no item of the edit types"), ("--table 1 --inversions edict", "table 1 has no row"),
+    ("--inversions ddim --spd_rounds 3", "inversion spd"), ("--engines p2p --start_step 3", "engine masactrl"),
+    ("--experiment noise_gap --table 1", "by itself"),
+    ("--experiment premise --inversion_steps 10", "--inversion_steps"),
+    ("--experiment convergence --self_replace_steps 0.5", "engine p2p"),
+    ("--null_source_prompt", "under masactrl and pnp"),
+    ("--null_source_prompt --engines masactrl --experiment premise", "under masactrl and pnp"),
+    ("--baselines blended_diffusion", "give --unconditional_model"),
+    ("--baselines blended_diffusion --unconditional_model /no/such/place", "does not exist"),
+    ("--baselines elite", "give --elite"), ("--dataset HOSTILE", "names files"),
+    ("--baselines instruct_pix2pix --experiment noise_gap", "leave out --baselines"),
 ])  # fmt: skip
-def test_wrong_input_is_one_sentence_and_leaves_nothing(run, tmp_path, capsys, flags, message):
-    with pytest.raises(SystemExit) as stop:
-        run(tmp_path / "out", *flags)
-    error = capsys.readouterr().err
-    assert stop.value.code == 2 and message in error and error.startswith("error: ") and error.count("\n") == 1
+def test_wrong_input_is_one_sentence_and_leaves_nothing(run, refused, benchmark, tmp_path, words, message):
+    listed, hostile = json.loads((benchmark / "mapping_file.json").read_text()), tmp_path / "bench"
+    shutil.copytree(benchmark, hostile)  # its items would leave their folders
+    write_json(hostile / "mapping_file.json", {"../" + name: entry for name, entry in listed.items()})
+    refused(message, run, tmp_path / "out", *words.replace("HOSTILE", str(hostile)).split())
     assert not (tmp_path / "out").exists()
 
 
-def config(capsys, *flags):
-    spdinv_eval.main(["--print_config", *flags])
-    return json.loads(capsys.readouterr().out)
-
-
-@pytest.mark.parametrize("table, rows, dataset", [
-    ("1", 17, "PIE-Bench, 700"), ("2", 7, "ELITE"), ("3", 14, "0_random_140"), ("s2", 17, "TDE-Bench"),
+@pytest.mark.parametrize("name, rows, dataset", [
+    ("1", 17, "PIE-Bench, 700"), ("2", 7, "ELITE"), ("3", 14, "0_random_140"), ("s1", 3, None),
+    ("s2", 17, "TDE-Bench"), ("noise_gap", 2, None),
 ])  # fmt: skip
-def test_print_config_resolves_every_row_of_a_table(capsys, table, rows, dataset):
-    shown = config(capsys, "--table", table)
-    assert shown["pretrained_model_name_or_path"] == "CompVis/stable-diffusion-v1-4" and shown["resolution"] == 512
-    assert dataset in shown["dataset"] and shown["metric_encoders"] == "pie"
-    lines = shown["rows"]["inversion_only"]
-    assert len(lines) == rows and all("needs" in line or line["num_inference_steps"] for line in lines)
-    if table == "3":
-        assert [line["inversion_options"]["rounds"] for line in lines[:3]] == [5, 25, 50] and shown["edit_types"] == [
-            "0"
-        ]
-        assert lines[5]["inversion_options"]["threshold"] == 5e-7 and lines[12]["num_inference_steps"] == 75
-        assert lines[9]["inversion_options"]["learning_rate"] == 0.1 and len({line["name"] for line in lines}) == 10
-    if table == "2":
-        assert [line["row"] for line in lines if "needs" in line] == ["BlendDM", "InstructP2P", "ELITE", "SPDInv-ELITE"]
-        assert lines[6]["extras"]["negative_prompt_embedding"] and "elite" in lines[6]["name"]
+def test_published_tables_are_whole_and_print_config_resolves_every_row(capsys, name, rows, dataset):
+    def config(*flags):
+        spdinv_eval.main(["--print_config", "--table", name, *flags])
+        return json.loads(capsys.readouterr().out)
 
-
-def test_flags_go_before_the_scale_of_a_table(capsys):
-    shown = config(capsys, "--table", "1", "--pretrained_model_name_or_path", "picturebook", "--resolution", "64")
-    assert (shown["pretrained_model_name_or_path"], shown["resolution"]) == ("picturebook", 64)
-    assert "noise_gap" == config(capsys, "--table", "s1")["experiment"]
-
-
-@pytest.mark.parametrize("name, rows", [("1", 17), ("2", 7), ("3", 14), ("s1", 3), ("s2", 17), ("noise_gap", 2)])
-def test_published_tables_are_whole(name, rows):
     table = published_table("spdinv", name)
     assert len(table["rows"]) == rows and table["place"] and table["doubts"]
     for row in table["rows"]:
         assert len(row["values"]) == len(table["columns"]) and len(row["label"]) == len(table["label_columns"])
+    if not dataset:
+        assert name != "s1" or config()["experiment"] == "noise_gap"
+        return
+    shown = config()
+    assert shown["pretrained_model_name_or_path"] == "CompVis/stable-diffusion-v1-4" and shown["resolution"] == 512
+    assert dataset in shown["dataset"] and shown["metric_encoders"] == "pie"
+    lines = shown["rows"]["inversion_only"]
+    assert len(lines) == rows and all("needs" in line or line["num_inference_steps"] for line in lines)
+    if name == "1":
+        shown = config("--pretrained_model_name_or_path", "picturebook", "--resolution", "64")
+        assert (shown["pretrained_model_name_or_path"], shown["resolution"]) == ("picturebook", 64)
+    if name == "3":
+        options = [line["inversion_options"] for line in lines]
+        assert [one["rounds"] for one in options[:3]] == [5, 25, 50] and options[5]["threshold"] == 5e-7
+        assert options[9]["learning_rate"] == 0.1 and lines[12]["num_inference_steps"] == 75
+        assert len({line["name"] for line in lines}) == 10 and shown["edit_types"] == ["0"]
+    if name == "2":
+        assert [line["row"] for line in lines if "needs" in line] == ["BlendDM", "InstructP2P", "ELITE", "SPDInv-ELITE"]
+        assert lines[6]["extras"]["negative_prompt_embedding"] and "elite" in lines[6]["name"]

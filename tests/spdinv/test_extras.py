@@ -1,6 +1,7 @@
 """The extras of SPDInv's released code, each against a naive reading, and the two presets as they are defined."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,21 +9,18 @@ import torch
 
 from common.ddim import make_schedule
 from common.pipelines import encode_prompt
-from common.runs import InputError
 from spdinv import extras, infer, options
 from spdinv.editing import edit_picture, thin
-from spdinv.engines import ENGINES
 from spdinv.inversions import ddim, nmg, proximal
 from spdinv.inversions.result import Inversion
-from tests.spdinv.toy import PROMPTS, inverted
+from tests.refusing import refuses
+from tests.spdinv.toy import PROMPTS, inverted, random
 from tests.tiny import tiny_sd, tiny_sdxl
 
 
 def applied(pipe, inversion, engine, **switches):
     return extras.apply(pipe, inversion, encode_prompt(pipe, PROMPTS[:1]), engine, **switches)
 
-
-# ---------------------------------------------------------------------------------------------------------- presets
 
 NEGATIVE = "ugly, blurry, black, low res, unrealistic"
 NOTHING = {"negative_prompt_embedding": False, "proximal": False, "inversion_guidance": False, "color_fix": False}
@@ -33,9 +31,7 @@ PLAIN = {"p2p": {"controller": "refine", "cross_replace_steps": 0.4, "self_repla
          "pnp": {"feature_steps": 0.8, "attention_steps": 0.5, "negative_prompt": NEGATIVE,
                  "source_latents": "trajectory"}}  # fmt: skip
 LITERALLY = [
-    ("inversion_only", "p2p", {}, {}),
-    ("inversion_only", "masactrl", {}, {}),
-    ("inversion_only", "pnp", {}, {}),
+    *(("inversion_only", engine, {}, {}) for engine in PLAIN),
     ("as_released", "p2p", {"cross_replace_steps": 0.8},
      {"negative_prompt_embedding": True, "proximal": True, "proximal_mode": "soft", "proximal_quantile": 0.7,
       "inversion_guidance": True, "proximal_recon_lr": 1.0, "proximal_recon_t": 400, "proximal_dilation": 1}),
@@ -45,13 +41,7 @@ LITERALLY = [
 ]  # fmt: skip
 
 
-def test_plug_and_play_reads_ddim_from_a_reconstruction_and_all_others_from_their_trajectory(capsys):
-    def source(*flags):
-        return resolved(capsys, "--engine", "pnp", *flags)["engine_options"]["source_latents"]
-
-    assert source("--inversion", "ddim") == "reconstruction"
-    assert {source("--inversion", one) for one in ("direct", "aidi", "spd")} == {"trajectory"}
-    assert source("--inversion", "ddim", "--source_latents", "trajectory") == "trajectory"
+PICTURE = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 
 def resolved(capsys, *flags):
@@ -70,6 +60,11 @@ def test_presets_to_the_letter(capsys, preset, engine, settings, switches):
 
 
 def test_flags_go_before_presets_and_presets_before_the_picturebooks_values(capsys, monkeypatch):
+    for inversion, flags, source in (("ddim", (), "reconstruction"), ("direct", (), "trajectory"),
+                                     ("aidi", (), "trajectory"), ("spd", (), "trajectory"),
+                                     ("ddim", ("--source_latents", "trajectory"), "trajectory")):  # fmt: skip
+        method = resolved(capsys, "--engine", "pnp", "--inversion", inversion, *flags)
+        assert method["engine_options"]["source_latents"] == source
     monkeypatch.setattr(options, "PICTUREBOOK_PRESET", {"cross_replace_steps": 0.5, "self_replace_steps": 0.3,
                                                         "spd_rounds": 9})  # fmt: skip
     released = ("--preset", "as_released")
@@ -85,17 +80,13 @@ def test_flags_go_before_presets_and_presets_before_the_picturebooks_values(caps
 @pytest.mark.parametrize("make", [tiny_sd, tiny_sdxl])
 def test_as_released_the_source_branch_ends_at_the_picture(make):
     """P2P: late latents of the source are put back onto the trajectory, so it ends at z_0; plain P2P does not."""
-    pipe, picture = make(), torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    pipe, ends = make(), {}
     flags = ["--num_inference_steps", "3", "--spd_rounds", "1", "--print_config"]
-    ends = {}
     for preset in ("as_released", "inversion_only"):
         method = options.method_of(infer.parse([*flags, "--preset", preset]), "spd", "p2p")
-        edit = edit_picture(pipe, picture, *PROMPTS, method)
+        edit = edit_picture(pipe, PICTURE, *PROMPTS, method)
         ends[preset] = (edit.reconstructed_latents - edit.latents).abs().max()
     assert ends["as_released"] < 1e-5 and ends["inversion_only"] > 1e-2
-
-
-# ------------------------------------------------------------------------------------------ negative-prompt embedding
 
 
 @pytest.mark.parametrize("make", [tiny_sd, tiny_sdxl])
@@ -112,38 +103,22 @@ def test_source_prompt_as_unconditional_text(make, engine, told):
     assert inversion.step is None and torch.equal(inversion.trajectory, inverted(3).trajectory)
 
 
-@pytest.mark.parametrize("engine, options", [("p2p", {}), ("masactrl", {"start_step": 0}), ("none", {})])
-def test_then_the_source_branch_does_not_feel_guidance(pipe, engine, options):
-    schedule = make_schedule(pipe.scheduler, 3)
-    found = applied(pipe, inverted(3), engine, negative_prompt_embedding=True)
-    one, seven = (ENGINES[engine](pipe, schedule, found, PROMPTS, scale, **options) for scale in (1.0, 7.5))
-    torch.testing.assert_close(one[0], seven[0], rtol=1e-3, atol=1e-3)
-    assert (one[1] - seven[1]).abs().max() > 0.05
-
-
-# ------------------------------------------------------------------------------------- proximal, inversion guidance
-
-
-def test_each_switch_is_its_own(pipe):
+@pytest.mark.parametrize("engine, switches, settings", [
+    ("p2p", {"inversion_guidance": True, "proximal_recon_lr": 0.5, "proximal_recon_t": 300},
+     {"mode": "none", "branches": "all", "guidance": "inversion", "recon_lr": 0.5, "recon_t": 300}),
+    *((engine, {"proximal": True, "proximal_mode": "hard", "proximal_quantile": 0.6},
+       {"mode": "hard", "quantile": 0.6, "branches": branches, "guidance": "none"})
+      for engine, branches in (("p2p", "all"), ("masactrl", "target"))),
+])  # fmt: skip
+def test_each_switch_is_its_own(pipe, engine, switches, settings):
     assert applied(pipe, inversion := inverted(3), "p2p") is inversion
-    only = applied(pipe, inverted(3), "p2p", inversion_guidance=True, proximal_recon_lr=0.5, proximal_recon_t=300)
-    assert only.step.func is proximal.step and only.uncond_embeds is None
-    assert only.step.keywords == {"mode": "none", "branches": "all", "guidance": "inversion", "recon_lr": 0.5,
-                                  "recon_t": 300}  # fmt: skip
-    for engine, branches in (("p2p", "all"), ("masactrl", "target")):
-        only = applied(pipe, inverted(3), engine, proximal=True, proximal_mode="hard", proximal_quantile=0.6)
-        assert only.step.keywords == {"mode": "hard", "quantile": 0.6, "branches": branches, "guidance": "none"}
+    only = applied(pipe, inversion, engine, **switches)
+    assert only.step.func is proximal.step and only.uncond_embeds is None and only.step.keywords == settings
 
 
 @pytest.mark.parametrize("step", [nmg.step, lambda *a: None])
 def test_a_step_that_is_no_guided_one_is_not_overruled(pipe, step):
-    from functools import partial
-
-    with pytest.raises(InputError, match="samples in its own way"):
-        applied(pipe, inverted(3, step=partial(step)), "p2p", proximal=True)
-
-
-# ------------------------------------------------------------------------------------------------------ colour fix
+    refuses("samples in its own way", applied, pipe, inverted(3, step=partial(step)), "p2p", proximal=True)
 
 
 def naive_wavelet(picture, levels=5):
@@ -161,25 +136,18 @@ def naive_wavelet(picture, levels=5):
     return high, low
 
 
-def test_color_fix_keeps_details_and_takes_low_frequencies():
-    edited, source = (torch.rand(1, 3, 24, 40, generator=torch.Generator().manual_seed(s)).double() for s in (0, 1))
+def test_color_fix_keeps_details_takes_low_frequencies_and_is_for_the_edited_picture_alone(pipe):
+    edited, source = random(2, 1, 3, 24, 40).double().sigmoid()
     expected = np.clip(naive_wavelet(edited[0].numpy())[0] + naive_wavelet(source[0].numpy())[1], 0, 1)
     torch.testing.assert_close(extras.color_fix(edited, source)[0], torch.from_numpy(expected))
     torch.testing.assert_close(extras.color_fix(edited, edited), edited)
     dark = edited / 2
     torch.testing.assert_close(extras.color_fix(dark + 0.4, dark), dark)  # a shift of all colours is undone
-
-
-def test_color_fix_is_for_the_edited_picture_alone(pipe):
-    picture = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    plain, fixed = (edit_picture(pipe, picture, *PROMPTS, options.Method("ddim", "p2p", 2, extras={"color_fix": on}))
+    plain, fixed = (edit_picture(pipe, PICTURE, *PROMPTS, options.Method("ddim", "p2p", 2, extras={"color_fix": on}))
                     for on in (False, True))  # fmt: skip
     assert torch.equal(fixed.reconstruction, plain.reconstruction)
-    torch.testing.assert_close(fixed.edited, extras.color_fix(plain.edited, picture))
+    torch.testing.assert_close(fixed.edited, extras.color_fix(plain.edited, PICTURE))
     assert (fixed.edited - plain.edited).abs().max() > 0.01
-
-
-# -------------------------------------------------------------------------------------------- finer inversion steps
 
 
 def test_the_levels_of_the_sampler_are_taken_out_of_a_finer_inversion(pipe):
@@ -189,12 +157,8 @@ def test_the_levels_of_the_sampler_are_taken_out_of_a_finer_inversion(pipe):
     found = thin(every, fine, schedule)
     assert found.trajectory.flatten().tolist() == [0, *range(1, 982, 20)]  # z_0, then the timesteps sampled at
     assert found.rounds.flatten().tolist() == [1] + [20] * 49
-
-
-def test_a_finer_inversion_starts_the_sampler_at_its_own_level(pipe):
-    picture = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     method = options.Method("ddim", "none", 3, extras={}, inversion_steps=9)
-    edit = edit_picture(pipe, picture, PROMPTS[0], None, method)
+    edit = edit_picture(pipe, PICTURE, PROMPTS[0], None, method)
     cond = encode_prompt(pipe, PROMPTS[:1])
     whole = ddim.invert(pipe, make_schedule(pipe.scheduler, 9), edit.latents, cond).trajectory
     torch.testing.assert_close(edit.inversion.trajectory, whole[[0, 1, 4, 7]])  # timesteps 1, 334, 667

@@ -7,7 +7,8 @@ from diffusers import UNet2DConditionModel
 
 from common.ddim import make_schedule
 from common.pipelines import encode_prompt, load_pipeline
-from spdinv.inversions import INVERSIONS, spd
+from spdinv.inversions import INVERSIONS
+from spdinv.inversions.residual import gradients, mean_square
 from spdinv.inversions.result import clock
 from tests.spdinv.toy import LATENTS, TOLD, WEIGHT, coefficients, naive_eps, random, toy_cond, toy_pipe, toy_schedule
 
@@ -42,11 +43,10 @@ def naive_spd(z, mean, schedule, solver, rounds, eta, delta, guess="t"):
     return np.stack(trajectory), spent
 
 
-@pytest.mark.parametrize(
-    "solver, eta, delta, guess",
-    [("adamw", 1e-3, 5e-6, "t"), ("adamw", 1e-2, 3e-4, "t"), ("adamw", 1e-3, 5e-6, "t-1"), ("sgd", 1e-3, 5e-6, "t"),
-     ("sgd", 0.05, 0.2, "t-1")],
-)  # fmt: skip
+@pytest.mark.parametrize("solver, eta, delta, guess", [
+    ("adamw", 1e-3, 5e-6, "t"), ("adamw", 1e-2, 3e-4, "t"), ("adamw", 1e-3, 5e-6, "t-1"), ("sgd", 1e-3, 5e-6, "t"),
+    ("sgd", 0.05, 0.2, "t-1"),
+])  # fmt: skip
 def test_spd_follows_the_equations_for_every_image_of_a_batch(solver, eta, delta, guess):
     schedule, pipe = toy_schedule(6), toy_pipe()
     options = dict(rounds=7, learning_rate=eta, threshold=delta, solver=solver, guess=guess)
@@ -56,12 +56,6 @@ def test_spd_follows_the_equations_for_every_image_of_a_batch(solver, eta, delta
         trajectory, spent = naive_spd(LATENTS[i].numpy(), mean, schedule, solver, 7, eta, delta, guess)
         assert inversion.rounds[:, i].tolist() == spent
         np.testing.assert_allclose(inversion.trajectory[:, i].numpy(), trajectory, rtol=0, atol=2e-6)
-
-
-def test_c1_and_c2_are_those_of_equation_1():
-    schedule = toy_schedule(50)
-    for t, c1, c2 in ((1, 0.99957, 0.01214), (21, 0.99099, 0.09916), (481, 0.95588, 0.05336), (981, 0.89059, 0.10977)):
-        assert [value.item() for value in spd.coefficients(schedule, t)] == pytest.approx([c1, c2], abs=1e-5)
 
 
 def test_ddim_is_a_product_of_factors_for_a_linear_network():
@@ -75,12 +69,7 @@ def test_ddim_is_a_product_of_factors_for_a_linear_network():
         torch.testing.assert_close(inversion.trajectory[level], z, rtol=1e-5, atol=1e-6)
     assert inversion.trajectory.shape == (21, 3, 4, 5, 6)
     assert torch.equal(inversion.trajectory[0], LATENTS) and inversion.noise is not None
-
-
-def test_the_network_sees_the_timestep_it_goes_to():
-    pipe, schedule = toy_pipe(), toy_schedule(50)
-    INVERSIONS["ddim"](pipe, schedule, LATENTS, toy_cond(TOLD))
-    assert [t for _, t in pipe.unet.calls] == list(range(1, 1000, 20))
+    assert [t for _, t in pipe.unet.calls] == sorted(schedule.timesteps)  # it sees the timestep that it goes to
 
 
 def test_a_perfect_guess_still_takes_one_step():
@@ -132,3 +121,16 @@ def test_seconds_wait_for_the_gpu():
         matrix = (matrix @ matrix).tanh()
     unfinished = not torch.cuda.current_stream().query()
     assert unfinished and clock(matrix) > start and torch.cuda.current_stream().query()
+
+
+@pytest.mark.parametrize("x, power, dtype", [
+    *((torch.linspace(-1, 1, 16384), -10, dtype) for dtype in (torch.float32, torch.bfloat16, torch.float16)),
+    (torch.tensor([1.0, -1.0, 0.5, 0.25]), 5, torch.float16),
+])  # fmt: skip
+def test_small_and_large_gradients_survive_the_way_through_a_narrow_network(x, power, dtype):
+    """d mean((2^p x)^2) / dx = 2^(2p+1) x / N: for p = -10 and N = 16384 that is 1e-10, and float16 ends at 6e-8; on
+    the way it is 2^16 times as much, for p = 5 and N = 4 more than float16's 65504."""
+    x = x.reshape(1, 4, -1, 1).requires_grad_()
+    (found,) = gradients(mean_square((x.to(dtype) * 2.0**power).float()), [x], dtype)
+    torch.testing.assert_close(found, 2.0 ** (2 * power + 1) * x.detach() / x.numel(), rtol=0.02, atol=1e-12)
+    assert x.grad is None

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import spdinv.inversions
+import spdinv
 from common.runs import make_parser
 from spdinv import options
 from spdinv.engines import ENGINES
@@ -34,6 +34,8 @@ CASES = [(name, case) for name in INVERSIONS for case in QUICK.get(name, [{}])]
     ("inversions", INVERSIONS, "invert"), ("engines", ENGINES, "edit")])  # fmt: skip
 def test_an_entry_says_what_its_function_takes(kind, entries, function):
     """Names, defaults and flags stand in the entry, because the function's file is heavy to import."""
+    files = {path.stem for path in (Path(spdinv.__file__).parent / "inversions").glob("*.py")}
+    assert files - {"__init__", "residual", "result", "solvers"} == set(INVERSIONS)
     parser = make_parser("")
     options.add_method_flags(parser)
     flags = {action.dest for action in parser._actions}
@@ -48,25 +50,19 @@ def test_an_entry_says_what_its_function_takes(kind, entries, function):
         assert entry.title
 
 
-def test_every_file_of_an_inversion_has_an_entry():
-    shared = {"__init__", "residual", "result", "solvers"}
-    files = {path.stem for path in Path(spdinv.inversions.__file__).parent.glob("*.py")}
-    assert files - shared == set(INVERSIONS)
-
-
 @pytest.mark.parametrize("name, case", CASES)
 def test_an_image_in_a_batch_behaves_as_if_alone(name, case):
     schedule, pipe, cond = toy_schedule(6), toy_pipe(), toy_cond(TOLD)
     together = INVERSIONS[name](pipe, schedule, LATENTS, cond, **case)
     assert not case or len(together.rounds.unique(dim=1).T) > 1  # they stop at different rounds
     for i in range(3):
-        alone = INVERSIONS[name](pipe, schedule, LATENTS[i : i + 1], cond[i], **case)
-        assert torch.equal(alone.rounds[:, 0], together.rounds[:, i])
-        for field in ("trajectory", "uncond_embeds", "corrections"):
-            one, all_of_them = getattr(alone, field), getattr(together, field)
-            assert (one is None) == (all_of_them is None)
-            if one is not None:
-                torch.testing.assert_close(one[:, 0], all_of_them[:, i], rtol=0, atol=1e-9)
+        own, alone = together.picture(i), INVERSIONS[name](pipe, schedule, LATENTS[i : i + 1], cond[i], **case)
+        assert torch.equal(own.rounds, alone.rounds) and own.cost["forward"] == together.cost["forward"] / 3
+        for field in ("trajectory", "uncond_embeds", "corrections", "companion"):
+            ours, theirs = getattr(own, field), getattr(alone, field)
+            assert (ours is None) == (theirs is None), field
+            if ours is not None:
+                torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("name, case", CASES)

@@ -15,15 +15,9 @@ STEPS = 2
 # Few rounds: these tests look at what surrounds them.
 QUICK = {"spd": {"rounds": 1}, "aidi": {"rounds": 1}, "fixed_point": {"rounds": 1}, "null_text": {"inner_steps": 2},
          "exact": {"rounds": 2}}  # fmt: skip
-NO_ROUNDS = [
-    ("spd", {"rounds": 0}),
-    ("spd", {"rounds": 0, "solver": "anderson"}),
-    ("spd", {"rounds": 0, "solver": "descent"}),
-    ("aidi", {"rounds": 0}),
-    ("exact", {"rounds": 0}),
-    ("fixed_point", {"rounds": 0, "guidance_scale": 1.0}),
-    ("null_text", {"inner_steps": 0}),
-]
+NO_ROUNDS = [("spd", {"rounds": 0}), ("spd", {"rounds": 0, "solver": "anderson"}),
+             ("spd", {"rounds": 0, "solver": "descent"}), ("aidi", {"rounds": 0}), ("exact", {"rounds": 0}),
+             ("fixed_point", {"rounds": 0, "guidance_scale": 1.0}), ("null_text", {"inner_steps": 0})]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -8,19 +8,8 @@ from common.ddim import make_schedule
 from common.pipelines import encode_prompt
 from spdinv.engines.attention import hooked
 from spdinv.inversions import INVERSIONS, nmg
-from tests.spdinv.toy import (
-    LATENTS,
-    MEANS,
-    WEIGHT,
-    Onlooker,
-    coefficients,
-    drawing_of,
-    naive_eps,
-    random,
-    toy_cond,
-    toy_pipe,
-    toy_schedule,
-)
+from tests.spdinv import toy
+from tests.spdinv.toy import LATENTS, MEANS, coefficients, naive_eps, toy_cond, toy_pipe, toy_schedule
 
 START, Z, PROMPTS = LATENTS[:1], LATENTS[1:], ["a cat", "a dog"]
 
@@ -34,7 +23,7 @@ def naive_step(trajectory, z, step, schedule, gradient_scale, noise_map_scale, r
     e0 = eps(source, "")
     aim = trajectory[{"current": 4, "previous": 3}[reference] - step, 0]
     outer = np.sign(back(source, e0) - aim) / source.size  # of the mean of |.|
-    gradient = (outer - c2 * np.einsum("oc,ohw->chw", WEIGHT, outer * (1 - e0**2))) / c1
+    gradient = (outer - c2 * np.einsum("oc,ohw->chw", toy.WEIGHT, outer * (1 - e0**2))) / c1
     size = source.size / 16384
     e_nm = e0 + np.sqrt(1 - float(schedule.alpha_bar[t])) * gradient_scale * size * gradient
     source = back(source, e0 + noise_map_scale * (e_nm - e0))
@@ -52,36 +41,29 @@ def test_a_step_is_the_published_one(settings):
     expected = {"gradient_scale": 5000.0, "noise_map_scale": 10.0, "reference": "current"} | settings
     for step in range(4):
         with torch.no_grad():
-            found = drawing_of(pipe, schedule, inversion, PROMPTS, 6.0).step(Z, step)
+            found = toy.drawing_of(pipe, schedule, inversion, PROMPTS, 6.0).step(Z, step)
         naive = naive_step(inversion.trajectory.numpy(), Z.numpy(), step, schedule, text_scale=6.0, **expected)
         np.testing.assert_allclose(found.numpy(), naive, rtol=0, atol=2e-5)
     assert pipe.unet.weight.grad is None
 
 
 def test_the_gradient_leads_towards_the_trajectory():
-    pipe, schedule = toy_pipe(), toy_schedule(4)
-    aim, null = START + 0.5, toy_cond([MEANS[""]])
-    distances = [
-        (nmg.guided_by_noise_map(pipe, schedule, START, aim, 501, null, scale, 10.0) - aim).abs().mean()
-        for scale in (0.0, 50.0, 500.0)
-    ]
+    def moved(z, gradient_scale):
+        return nmg.guided_by_noise_map(toy_pipe(), toy_schedule(4), z, z + 0.5, 501, toy_cond([MEANS[""]]),
+                                       gradient_scale, 10.0)  # fmt: skip
+
+    distances = [(moved(START, scale) - START - 0.5).abs().mean() for scale in (0.0, 50.0, 500.0)]
     assert distances[0] > distances[1] > distances[2]
-
-
-def test_the_scale_is_that_of_the_published_latent_size():
-    """A picture four times as large moves every element as far, though the mean over its elements is as flat again."""
-    pipe, schedule = toy_pipe(), toy_schedule(4)
-    large = START.repeat(1, 1, 2, 2)
-    null = toy_cond([MEANS[""]])
-    moved = [nmg.guided_by_noise_map(pipe, schedule, z, z + 0.5, 501, null, 5000.0, 10.0) for z in (START, large)]
-    torch.testing.assert_close(moved[0].repeat(1, 1, 2, 2), moved[1], rtol=0, atol=1e-9)
+    # a picture four times as large moves every element as far, though the mean over its elements is as flat again
+    large = moved(START.repeat(1, 1, 2, 2), 5000.0)
+    torch.testing.assert_close(moved(START, 5000.0).repeat(1, 1, 2, 2), large, rtol=0, atol=1e-9)
 
 
 def test_attention_is_left_alone_for_the_gradient_only(pipe):
-    schedule, latents, onlooker = make_schedule(pipe.scheduler, 3), random(1, 4, 16, 16), Onlooker()
+    schedule, latents, onlooker = make_schedule(pipe.scheduler, 3), toy.random(1, 4, 16, 16), toy.Onlooker()
     inversion = INVERSIONS["nmg"](pipe, schedule, latents, encode_prompt(pipe, ["a cat"]))
     with hooked(pipe.unet, onlooker), torch.no_grad():
         hooks = list(pipe.unet.attn_processors.values())
-        drawing_of(pipe, schedule, inversion, ["a cat", "a dog"], 7.5).step(latents.repeat(2, 1, 1, 1), 0)
+        toy.drawing_of(pipe, schedule, inversion, ["a cat", "a dog"], 7.5).step(latents.repeat(2, 1, 1, 1), 0)
         assert list(pipe.unet.attn_processors.values()) == hooks
     assert {batch for *_, batch in onlooker.seen} == {4} and len(onlooker.seen) == len(hooks)

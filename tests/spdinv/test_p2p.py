@@ -11,6 +11,7 @@ from common.runs import InputError
 from spdinv.engines import ENGINES, p2p
 from spdinv.engines.attention import hooked, level_size
 from spdinv.engines.local_blend import LocalBlend
+from tests.refusing import refuses
 from tests.spdinv.toy import BLIND, PROMPTS, Onlooker, inverted, layout, random
 from tests.tiny import tiny_sd
 
@@ -19,9 +20,6 @@ BLEND = {"blended_words": ("red", "blue"), "equalizer": {"blue": 2.0}}
 
 def control_of(pipe, steps=50, latent_size=(16, 16), prompts=PROMPTS, **options):
     return p2p.PromptToPrompt(pipe, prompts, steps, latent_size, **options)
-
-
-# ------------------------------------------------------------------------------------------- what is done to a map
 
 
 def naive_cross(maps, mapper, aligned, factors, alpha):
@@ -45,21 +43,21 @@ def test_refine_and_reweight_during_the_cross_replace_steps_only(pipe):
         control.step = step
         expected = naive_cross(maps, mapper, aligned, factors, [alpha] * 77)
         torch.testing.assert_close(control.edit_cross(maps.clone()), expected)
+    # as released, LocalBlend sees the target maps after replacing and reweighting
+    control, maps = control_of(pipe, **BLEND), torch.rand(4, 2, 256, 77)
+    out, total = control.edit_cross(maps.clone()), control.local_blend.total[0]
+    for seen, item in zip(total, (maps[2], out[3]), strict=True):
+        torch.testing.assert_close(seen, item[..., 2].sum(0))
+    assert not torch.allclose(total[1], maps[3, ..., 2].sum(0))
 
 
-def test_replace_takes_the_source_maps(pipe):
-    control = control_of(pipe, prompts=["a red cat", "a xyz cat"], controller="replace")
+def test_replace_takes_the_source_maps_and_a_word_may_keep_its_own_longer(pipe):
     maps = torch.rand(4, 2, 16, 77, dtype=torch.float64)
-    out = control.edit_cross(maps.clone())
+    out = control_of(pipe, prompts=["a red cat", "a xyz cat"], controller="replace").edit_cross(maps.clone())
     torch.testing.assert_close(out[3, ..., 2:5], maps[2, ..., 2:3].expand(-1, -1, 3) / 3)
     torch.testing.assert_close(out[3, ..., 5:], maps[2, ..., 5:])
     assert torch.equal(out[:3], maps[:3])
-
-
-def test_a_word_may_keep_its_source_map_longer(pipe):
-    control = control_of(pipe, cross_replace_steps={"default_": 0.0, "cat": 1.0})
-    maps = torch.rand(4, 2, 16, 77)
-    out = control.edit_cross(maps.clone())
+    out = control_of(pipe, cross_replace_steps={"default_": 0.0, "cat": 1.0}).edit_cross(maps.clone())
     changed = (out[3] != maps[3]).any(0).any(0).nonzero().flatten().tolist()
     assert changed == [3] and torch.equal(out[3, ..., 3], maps[2, ..., 3])
 
@@ -73,19 +71,17 @@ def test_self_replacement_is_the_source_map_on_the_target_values(pipe):
     torch.testing.assert_close(out, maps @ value)
 
 
+def fake_unet(*levels):
+    return SimpleNamespace(attn_processors={f"down_blocks.{i}.attentions.0.attn2.processor": None for i in levels})
+
+
 def test_self_replacement_window_and_sizes():
-    paths = [f"down_blocks.{i}.attentions.0.transformer_blocks.0.attn2.processor" for i in range(3)]
-    stable = SimpleNamespace(attn_processors=dict.fromkeys(paths))
-    pipe64 = SimpleNamespace(unet=stable, tokenizer=tiny_sd().tokenizer)
+    pipe64 = SimpleNamespace(unet=fake_unet(0, 1, 2), tokenizer=tiny_sd().tokenizer)
     control = control_of(pipe64, latent_size=(64, 64))
     for step in range(50):
         control.step = step
         assert [control.wants_self(n * n) for n in (64, 32, 16, 8)] == [False, *[step < 30] * 3]
         assert all(control.wants_cross(n * n) == (step < 20) for n in (64, 32, 16, 8))
-
-
-def fake_unet(*levels):
-    return SimpleNamespace(attn_processors={f"down_blocks.{i}.attentions.0.attn2.processor": None for i in levels})
 
 
 @pytest.mark.parametrize("levels, latent_size, half, quarter", [
@@ -97,12 +93,7 @@ def fake_unet(*levels):
     ((1, 2), (16, 16), (8, 8), (8, 8)),  # a small SDXL: the finest it has
 ])  # fmt: skip
 def test_official_sizes_at_64_and_sensible_ones_elsewhere(levels, latent_size, half, quarter):
-    unet = fake_unet(*levels)
-    assert level_size(unet, latent_size, 1) == half
-    assert level_size(unet, latent_size, 2) == quarter
-
-
-# ------------------------------------------------------------------------------------------------------ LocalBlend
+    assert [level_size(fake_unet(*levels), latent_size, level) for level in (1, 2)] == [half, quarter]
 
 
 def naive_blend(z, maps, tokens, size, spared=None):
@@ -160,49 +151,29 @@ def test_local_blend_pastes_the_source_outside_the_words(tokens, spared):
             np.testing.assert_allclose(out, expected)
 
 
-def test_local_blend_sees_the_edited_maps(pipe):
-    """As released, the stored target maps are those after replacing and reweighting."""
-    control = control_of(pipe, **BLEND)
-    maps = torch.rand(4, 2, 256, 77)
-    out = control.edit_cross(maps.clone())
-    source, target = control.local_blend.total[0]
-    torch.testing.assert_close(source, maps[2, ..., 2].sum(0))
-    torch.testing.assert_close(target, out[3, ..., 2].sum(0))
-    assert not torch.allclose(target, maps[3, ..., 2].sum(0))
-
-
-# ----------------------------------------------------------------------------------------------- inside the network
-
-
 def test_a_hook_that_catches_nothing_raises(pipe, monkeypatch):
     with pytest.raises(InputError, match="attn1"), hooked(layout(**BLIND), Onlooker()):
         pass
-    schedule = make_schedule(pipe.scheduler, 2)
-    monkeypatch.setattr(p2p, "level_size", lambda unet, latent_size, level: (5, 7) if level == 2 else (16, 16))
-    with pytest.raises(InputError, match="LocalBlend"):
-        ENGINES["p2p"](pipe, schedule, inverted(2), PROMPTS, **BLEND)
-    monkeypatch.setattr(p2p, "level_size", lambda unet, latent_size, level: (1, 1))
-    with pytest.raises(InputError, match="self-attention"):
-        ENGINES["p2p"](pipe, schedule, inverted(2), PROMPTS)
+    schedule, nowhere = make_schedule(pipe.scheduler, 2), (1, 1)
+    for sizes, options, message in (([(16, 16), (5, 7)], BLEND, "LocalBlend"), ([nowhere] * 2, {}, "self-attention")):
+        monkeypatch.setattr(p2p, "level_size", lambda unet, latent_size, level, sizes=sizes: sizes[level - 1])
+        refuses(message, ENGINES["p2p"], pipe, schedule, inverted(2), PROMPTS, **options)
 
 
 def test_layers_of_a_stable_diffusion_sized_unet(monkeypatch):
     """64x64 latents, four levels: self-attention is controlled at 32x32 and below, cross-attention everywhere,
     LocalBlend looks at 16x16."""
+    seen = {name: set() for name in ("edit_self", "edit_cross", "add")}
+
+    def watch(owner, name):
+        original = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda self, first, *rest: seen[name].add(first.shape[2])
+                            or original(self, first, *rest))  # fmt: skip
+
+    watch(p2p.PromptToPrompt, "edit_self")
+    watch(p2p.PromptToPrompt, "edit_cross")
+    watch(LocalBlend, "add")
     pipe = tiny_sd(latent=64, channels=(8, 8, 8, 8))
-    seen = {"edit_self": set(), "edit_cross": set()}
-    for name, index in (("edit_self", 2), ("edit_cross", 2)):
-        original = getattr(p2p.PromptToPrompt, name)
-
-        def spy(self, *tensors, name=name, index=index, original=original):
-            seen[name].add(tensors[0].shape[index])
-            return original(self, *tensors)
-
-        monkeypatch.setattr(p2p.PromptToPrompt, name, spy)
-    blended = set()
-    add = LocalBlend.add
-    monkeypatch.setattr(LocalBlend, "add", lambda self, maps: (blended.add(maps.shape[2]), add(self, maps)))
     z = ENGINES["p2p"](pipe, make_schedule(pipe.scheduler, 2), inverted(2, 64), PROMPTS, **BLEND)
     assert z.shape == (2, 4, 64, 64) and z.isfinite().all()
-    assert seen["edit_self"] == {1024, 256, 64} and seen["edit_cross"] == {4096, 1024, 256, 64}
-    assert blended == {256}
+    assert seen == {"edit_self": {1024, 256, 64}, "edit_cross": {4096, 1024, 256, 64}, "add": {256}}

@@ -7,10 +7,10 @@ import torch
 
 from common.ddim import ddim_step, make_schedule
 from common.pipelines import encode_prompt, predict_noise
-from common.runs import InputError
 from spdinv.engines import ENGINES, pnp
 from spdinv.inversions import nmg
 from spdinv.inversions.result import Inversion
+from tests.refusing import refuses
 from tests.spdinv.toy import BLIND, PROMPTS, STABLE, XL, inverted, layout, random
 from tests.tiny import tiny_sd, tiny_sdxl
 
@@ -22,14 +22,17 @@ def decoder(*places):
             for block, attentions, depths in places for i in attentions for depth in range(depths)]  # fmt: skip
 
 
+def edited(pipe, inversion, **options):
+    return ENGINES["pnp"](pipe, make_schedule(pipe.scheduler, 3), inversion, PROMPTS, **options)
+
+
 def test_layers_of_published_layouts():
     assert pnp.feature_layer(layout(**STABLE)) == (
         "up_blocks.1.resnets.1", decoder((1, (1, 2), 1), (2, range(3), 1), (3, range(3), 1)))  # fmt: skip
     assert pnp.feature_layer(layout(**XL)) == ("up_blocks.0.resnets.1", decoder((0, (1, 2), 10), (1, range(3), 2)))
     picturebook = decoder((1, (1,), 1), (2, (0, 1), 1))
     assert pnp.feature_layer(tiny_sd().unet) == ("up_blocks.1.resnets.1", picturebook)
-    with pytest.raises(InputError, match="decoder"):
-        pnp.feature_layer(layout(**BLIND))
+    refuses("decoder", pnp.feature_layer, layout(**BLIND))
 
 
 def test_queries_and_keys_are_injected_and_values_are_not():
@@ -42,15 +45,12 @@ def test_queries_and_keys_are_injected_and_values_are_not():
 
 
 def test_injection_lasts_as_long_as_published():
-    injection = pnp.Injection(None, 50, 0.8, 0.5)
-    features, attention = 0, 0
+    injection, marked = pnp.Injection(None, 50, 0.8, 0.5), torch.arange(3.0).reshape(3, 1, 1, 1)
     for step in range(50):
         injection.step = step
-        marked = torch.arange(3.0).reshape(3, 1, 1, 1)
-        features += injection.inject_features(None, (), marked).tolist() == torch.zeros(3, 1, 1, 1).tolist()
-        attention += injection.wants_self(64)
-        assert step < 40 or injection.inject_features(None, (), marked) is marked
-    assert (features, attention) == (40, 25)
+        found = injection.inject_features(None, (), marked)
+        assert torch.equal(found, 0 * marked) if step < 40 else found is marked
+        assert injection.wants_self(64) == (step < 25)
 
 
 def test_features_are_what_the_block_adds_to_its_own_input(pipe):
@@ -98,38 +98,29 @@ def test_with_the_sources_own_text_and_latents_the_target_is_the_source(make):
     torch.testing.assert_close(target, source, rtol=1e-4, atol=1e-4)
 
 
-def test_embeddings_of_an_inversion_take_the_place_of_the_negative_prompt(pipe):
-    schedule = make_schedule(pipe.scheduler, 3)
-    embeds = encode_prompt(pipe, ["a small dog"]).embeds
-    found = inverted(3, uncond_embeds=embeds.expand(3, 1, *embeds.shape[1:]))
-    told = ENGINES["pnp"](pipe, schedule, inverted(3), PROMPTS, negative_prompt="a small dog")
-    assert torch.equal(ENGINES["pnp"](pipe, schedule, found, PROMPTS, negative_prompt="a bird"), told)
-    assert not torch.equal(ENGINES["pnp"](pipe, schedule, inverted(3), PROMPTS), told)
-
-
-def test_source_branches_are_nothing_to_it(pipe):
-    """There is none: corrections of one are left out, guidance of one is refused."""
-    schedule = make_schedule(pipe.scheduler, 2)
-    plain = ENGINES["pnp"](pipe, schedule, inverted(2), PROMPTS)
-    corrected = inverted(2, corrections=torch.ones(2, 1, 4, 16, 16))
-    assert torch.equal(ENGINES["pnp"](pipe, schedule, corrected, PROMPTS), plain)
-    with pytest.raises(InputError, match="take inversion ddim"):
-        ENGINES["pnp"](pipe, schedule, inverted(2, step=partial(nmg.step)), PROMPTS)
-
-
 def test_the_network_is_asked_for_three_items_and_sees_the_trajectory(pipe):
     """Batch [source, unconditional, conditional], the source at the level of the step."""
-    schedule, inversion, calls = make_schedule(pipe.scheduler, 3), inverted(3), []
-    told = encode_prompt(pipe, ["", "a bird", PROMPTS[1]]).embeds
-    handle = pipe.unet.conv_in.register_forward_pre_hook(lambda module, args: calls.append(args[0]))
-    deep = pipe.unet.down_blocks[0].register_forward_pre_hook(
-        lambda module, args, kwargs: torch.testing.assert_close(kwargs["encoder_hidden_states"], told), with_kwargs=True
-    )
-    ENGINES["pnp"](pipe, schedule, inversion, PROMPTS, negative_prompt="a bird")
-    handle.remove()
-    deep.remove()
-    assert [len(z) for z in calls] == [3] * 3
-    for z, level in zip(calls, (3, 2, 1), strict=True):
+    inversion, seen, told = inverted(3), [], []
+    hooks = (pipe.unet.conv_in.register_forward_pre_hook(lambda module, args: seen.append(args[0])),
+             pipe.unet.down_blocks[0].register_forward_pre_hook(
+                 lambda module, args, kw: told.append(kw["encoder_hidden_states"]), with_kwargs=True))  # fmt: skip
+    edited(pipe, inversion, negative_prompt="a bird")
+    for hook in hooks:
+        hook.remove()
+    expected = encode_prompt(pipe, ["", "a bird", PROMPTS[1]]).embeds
+    for z, texts, level in zip(seen, told, (3, 2, 1), strict=True):
+        assert len(z) == 3 and torch.equal(z[1], z[2])
         torch.testing.assert_close(z[:1], inversion.trajectory[level])
-        assert torch.equal(z[1], z[2])
-    torch.testing.assert_close(calls[0][1:2], inversion.noise)
+        torch.testing.assert_close(texts, expected)
+    torch.testing.assert_close(seen[0][1:2], inversion.noise)
+
+
+def test_what_an_inversion_brings_along(pipe):
+    """Embeddings take the place of the negative prompt. There is no source branch: corrections of one are left out,
+    guidance of one is refused."""
+    embeds = encode_prompt(pipe, ["a small dog"]).embeds
+    found = inverted(3, uncond_embeds=embeds.expand(3, 1, *embeds.shape[1:]))
+    told, plain = edited(pipe, inverted(3), negative_prompt="a small dog"), edited(pipe, inverted(3))
+    assert torch.equal(edited(pipe, found, negative_prompt="a bird"), told) and not torch.equal(plain, told)
+    assert torch.equal(edited(pipe, inverted(3, corrections=torch.ones(3, 1, 4, 16, 16))), plain)
+    refuses("take inversion ddim", edited, pipe, inverted(3, step=partial(nmg.step)))

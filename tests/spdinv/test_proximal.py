@@ -52,14 +52,11 @@ def naive_step(trajectory, z, step, scale, negative, mode, quantile, branches, g
 
 
 VARIANTS = [
-    {},
-    dict(quantile=0.3),
-    dict(mode="hard"),
-    dict(mode="none", recon_lr=0.3),
+    {}, dict(quantile=0.3), dict(mode="hard"), dict(mode="none", recon_lr=0.3),
     dict(branches="target", quantile=0.6, guidance="none"),
     dict(guidance="reconstruction", recon_lr=0.4, dilation=2, recon_t=700),
     dict(quantile=-0.15, dilation=0, recon_t=-300),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("change", VARIANTS)

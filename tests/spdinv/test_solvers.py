@@ -8,15 +8,11 @@ from spdinv.inversions import INVERSIONS, solvers
 from tests.spdinv.toy import LATENTS, MEANS, TOLD, WEIGHT, coefficients, naive_eps, toy_cond, toy_pipe, toy_schedule
 
 SOLVERS = [
-    ("aidi", dict(rounds=40)),
-    ("aidi", dict(rounds=80, mode="empirical")),
-    ("fixed_point", dict(rounds=60)),
-    ("fixed_point", dict(rounds=60, guidance_scale=1.0)),
-    ("spd", dict(rounds=40, threshold=0.0, solver="anderson")),
-    ("spd", dict(rounds=60, threshold=0.0, solver="descent")),
-    ("exact", dict(threshold=0.0)),
+    ("aidi", dict(rounds=40)), ("aidi", dict(rounds=80, mode="empirical")), ("fixed_point", dict(rounds=60)),
+    ("fixed_point", dict(rounds=60, guidance_scale=1.0)), ("spd", dict(rounds=40, threshold=0.0, solver="anderson")),
+    ("spd", dict(rounds=60, threshold=0.0, solver="descent")), ("exact", dict(threshold=0.0)),
     ("exact", dict(threshold=0.0, guidance_scale=2.0)),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("name, settings", SOLVERS)
@@ -24,7 +20,7 @@ def test_a_linear_network_is_inverted_exactly(name, settings):
     """x = C1 z + C2 (W x + s) is solved by (I - C2 W)^-1 (C1 z + C2 s), and sampling undoes it."""
     schedule, pipe = toy_schedule(6), toy_pipe(squash=lambda x: x)
     inversion = INVERSIONS[name](pipe, schedule, LATENTS, toy_cond(TOLD), **settings)
-    scale = settings.get("guidance_scale", 2.0) if name == "fixed_point" else settings.get("guidance_scale", 1.0)
+    scale = settings.get("guidance_scale", 2.0 if name == "fixed_point" else 1.0)
     z = LATENTS.numpy()
     shift = MEANS[""] + scale * (np.array(TOLD) - MEANS[""])  # a linear network's guidance guides its shift
     for level, t in enumerate(sorted(schedule.timesteps), start=1):
@@ -32,14 +28,6 @@ def test_a_linear_network_is_inverted_exactly(name, settings):
         constant = c1 * z + c2 * (shift + t / 1000)[:, None, None, None]
         z = np.einsum("oc,bchw->bohw", np.linalg.inv(np.eye(4) - c2 * WEIGHT), constant)
         np.testing.assert_allclose(inversion.trajectory[level].numpy(), z, rtol=0, atol=3e-6)  # float32 coefficients
-
-
-def test_anderson_solves_a_linear_network_to_float64():
-    matrix = torch.from_numpy(WEIGHT * 0.8)
-    f = lambda x, images: torch.einsum("oc,bchw->bohw", matrix, x) + 0.3  # noqa: E731
-    x, _ = solvers.iterate(solvers.anderson, f, LATENTS, 60)
-    exact = torch.linalg.solve(torch.eye(4) - matrix, torch.full((4,), 0.3, dtype=torch.float64))
-    torch.testing.assert_close(x, exact.reshape(1, 4, 1, 1).expand_as(x), rtol=0, atol=1e-12)
 
 
 def naive_anderson(points, values):
@@ -58,11 +46,8 @@ def test_anderson_is_the_published_combination():
             expected = naive_anderson(points[:, image], values[:, image])
             np.testing.assert_allclose(found[image].numpy(), expected, rtol=0, atol=1e-9)
         assert torch.equal(answer, torch.from_numpy(values)[-1])
-
-
-def test_anderson_survives_points_that_repeat():
-    point, value = torch.randn(2, 1, 4, 3, 3)
-    found, _ = solvers.anderson([point, point, point], [value, value, value])
+    point, value = torch.randn(2, 1, 4, 3, 3)  # it survives points that repeat
+    found, _ = solvers.anderson([point] * 3, [value] * 3)
     torch.testing.assert_close(found.float(), value)
 
 
@@ -114,9 +99,6 @@ def test_a_stop_is_at_the_first_residual_below_the_threshold():
     # image 0: points 1, 1/2, 1/4, ... with residuals of half that; image 1: points 1, 1/10, ... with 0.9 of that
     assert spent == [5, 3] and calls == [[0, 1], [0, 1], [0, 1], [0], [0]]
     torch.testing.assert_close(x.flatten(), torch.tensor([2.0**-5, 1e-3]))
-
-
-# ------------------------------------------------------------------------------------- SPDInv's thrifty solvers
 
 
 def naive_search(f, gradient_of, x, solver, rounds, delta):
@@ -185,11 +167,14 @@ def test_a_perfect_guess_costs_its_check_only():
     torch.testing.assert_close(inversion.trajectory, plain.trajectory, rtol=0, atol=1e-9)
 
 
-def test_descent_converges_where_plain_iteration_runs_away():
-    """f(x) = A x + b with eigenvalues -3 and 0.9 of A: |x - f(x)|^2 is convex all the same."""
-    matrix = torch.diag(torch.tensor([-3.0, 0.9, 0.0, 0.5], dtype=torch.float64))
-    f = lambda x, images: torch.einsum("oc,bchw->bohw", matrix, x) + 1  # noqa: E731
-    x, spent = solvers.descend(f, LATENTS, 300, 1e-20, network_dtype=torch.float64)
-    exact = 1 / (1 - matrix.diagonal())
-    torch.testing.assert_close(x, exact.reshape(1, 4, 1, 1).expand_as(x), rtol=0, atol=1e-8)
+@pytest.mark.parametrize("solve, matrix, shift, within", [
+    (lambda f: solvers.iterate(solvers.anderson, f, LATENTS, 60), torch.from_numpy(WEIGHT * 0.8), 0.3, 1e-12),
+    # plain iteration runs away: eigenvalues -3 and 0.9; |x - f(x)|^2 is convex all the same
+    (lambda f: solvers.descend(f, LATENTS, 300, 1e-20, network_dtype=torch.float64),
+     torch.diag(torch.tensor([-3.0, 0.9, 0.0, 0.5], dtype=torch.float64)), 1.0, 1e-8),
+], ids=["anderson", "descent"])  # fmt: skip
+def test_a_linear_network_is_solved_to_float64(solve, matrix, shift, within):
+    x, spent = solve(lambda x, images: torch.einsum("oc,bchw->bohw", matrix, x) + shift)
+    exact = torch.linalg.solve(torch.eye(4) - matrix, torch.full((4,), shift, dtype=torch.float64))
+    torch.testing.assert_close(x, exact.reshape(1, 4, 1, 1).expand_as(x), rtol=0, atol=within)
     assert max(spent) < 300

@@ -12,6 +12,7 @@ from common.pipelines import Conditioning, encode_prompt
 from spdinv.inversions.result import Inversion
 from spdinv.reproduction.toy import SCHEDULER, tokenizer
 from spdinv.sampling import Drawing
+from tests.small_data import random
 
 MEANS = {"": -0.3, "a cat": 0.1, "a dog": 0.7}  # of the embeddings of the prompts that the toy knows
 WEIGHT = np.random.default_rng(0).normal(size=(4, 4)) * 0.5
@@ -76,10 +77,6 @@ def drawing_of(pipe, schedule, inversion, prompts, guidance_scale):
     """Branches of these prompts, whatever was inverted."""
     texts = (encode_prompt(pipe, told) for told in ([""] * len(prompts), prompts))
     return Drawing(pipe, schedule, inversion, *texts, guidance_scale)
-
-
-def random(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def inverted(steps, latent=16, **extras):

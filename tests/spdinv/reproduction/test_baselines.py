@@ -7,28 +7,18 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from diffusers import (
-    EulerAncestralDiscreteScheduler,
-    LMSDiscreteScheduler,
-    StableDiffusionInstructPix2PixPipeline,
-    UNet2DConditionModel,
-    UNet2DModel,
-)
+from diffusers import EulerAncestralDiscreteScheduler, LMSDiscreteScheduler, UNet2DConditionModel, UNet2DModel
+from diffusers import StableDiffusionInstructPix2PixPipeline as InstructPix2Pix
 
 from common.encoders import load_clip
 from common.images import load_image
-from common.runs import InputError, read_rows
+from common.runs import read_rows
 from spdinv import eval as spdinv_eval
 from spdinv.reproduction.baselines import blended_diffusion, from_noise, instruct_pix2pix
+from tests.refusing import refuses
 from tests.tiny_encoders import pictures, write_encoders
 
 PROMPT = "a red cat"
-
-
-def rectangle(size=64):
-    mask = torch.zeros(1, 1, size, size)
-    mask[..., size // 4 : size // 2, size // 8 : -size // 4] = 1
-    return mask
 
 
 @pytest.fixture(scope="module")
@@ -36,58 +26,36 @@ def clip(tmp_path_factory):
     return load_clip(write_encoders(tmp_path_factory.mktemp("encoders")) / "clip", "cpu")
 
 
-# ------------------------------------------------------------------------------------------------- pixel blending
-
-
 def small_unet(out_channels):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         unet = UNet2DModel(
-            sample_size=32,
-            out_channels=out_channels,
-            block_out_channels=(8, 16),
-            layers_per_block=1,
-            norm_num_groups=4,
-            down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-            up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-            attention_head_dim=8,
-        )
+            sample_size=32, out_channels=out_channels, block_out_channels=(8, 16), layers_per_block=1,
+            norm_num_groups=4, down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+            up_block_types=("AttnUpBlock2D", "UpBlock2D"), attention_head_dim=8,
+        )  # fmt: skip
     return unet.double().eval().requires_grad_(False)
 
 
-class Respaced:
-    """A process of few steps with betas of its own, as guided diffusion makes one, element by element."""
-
-    def __init__(self, steps):
-        betas = [1e-4 + (0.02 - 1e-4) * i / 999 for i in range(1000)]
-        bars, product = [], 1.0
-        for beta in betas:
-            product *= 1 - beta
-            bars.append(product)
-        self.t = [round(i * 999 / (steps - 1)) for i in range(steps)]
-        self.a = [bars[t] for t in self.t]
-        self.beta, last = [], 1.0
-        for a in self.a:
-            self.beta.append(1 - a / last)
-            last = a
-
-
 def naive_pixels(unet, clip, picture, mask, steps, skipped, clip_guidance, range_guidance, seed):
-    """Alg. 2 with the released losses and one view of the picture; noise is drawn in the same order."""
-    process, source = Respaced(steps), picture.double() * 2 - 1
-    tower = clip.model.double()
-    text = clip.embed_text([PROMPT])
+    """Alg. 2 with the released losses and one view of the picture, in a process of few steps with betas of its own, as
+    guided diffusion makes one; noise is drawn in the same order."""
+    times = [round(i * 999 / (steps - 1)) for i in range(steps)]
+    bars = np.cumprod([1 - 1e-4 - (0.02 - 1e-4) * i / 999 for i in range(1000)])[times].tolist()
+    source, tower, text = picture.double() * 2 - 1, clip.model.double(), clip.embed_text([PROMPT])
+    average, deviation = (torch.tensor(told).view(3, 1, 1) for told in (clip.processor.image_mean,
+                                                                        clip.processor.image_std))  # fmt: skip
     torch.manual_seed(seed)
 
     def noised(i):
-        a = process.a[i]
-        return math.sqrt(a) * source + math.sqrt(1 - a) * torch.randn_like(source)
+        return math.sqrt(bars[i]) * source + math.sqrt(1 - bars[i]) * torch.randn_like(source)
 
     x = noised(steps - skipped - 1)
     for i in range(steps - skipped - 1, -1, -1):
-        a, beta, before = process.a[i], process.beta[i], process.a[i - 1] if i else 1.0
+        a, before = bars[i], bars[i - 1] if i else 1.0
+        beta = 1 - a / before
         x = x.detach().requires_grad_()
-        out = unet(x, process.t[i]).sample
+        out = unet(x, times[i]).sample
         clean = x / math.sqrt(a) - math.sqrt(1 / a - 1) * out[:, :3]
         if i == 0:
             break
@@ -97,10 +65,7 @@ def naive_pixels(unet, clip, picture, mask, steps, skipped, clip_guidance, range
             share = (out[:, 3:] + 1) / 2
             log_variance = share * math.log(beta) + (1 - share) * log_variance
         seen = (clean * math.sqrt(1 - a) + x * (1 - math.sqrt(1 - a))) * mask
-        pixels = F.adaptive_avg_pool2d(seen, 32) * 0.5 + 0.5
-        pixels = (pixels - torch.tensor(clip.processor.image_mean).view(3, 1, 1)) / torch.tensor(
-            clip.processor.image_std
-        ).view(3, 1, 1)
+        pixels = (F.adaptive_avg_pool2d(seen, 32) * 0.5 + 0.5 - average) / deviation
         embedding = tower.get_image_features(pixel_values=pixels)
         embedding = embedding if isinstance(embedding, torch.Tensor) else embedding.pooler_output
         chord = (embedding / embedding.norm() - text).norm()
@@ -114,9 +79,9 @@ def naive_pixels(unet, clip, picture, mask, steps, skipped, clip_guidance, range
 
 @pytest.mark.parametrize("channels", [3, 6])
 def test_pixels_are_blended_as_released(clip, channels):
-    unet, picture, mask = small_unet(channels), pictures(1, 32).double(), rectangle(32).double()
-    betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
-    alpha_bar = (1 - betas).cumprod(0)
+    unet, picture, mask = small_unet(channels), pictures(1, 32).double(), torch.zeros(1, 1, 32, 32).double()
+    mask[..., 8:16, 4:24] = 1
+    alpha_bar = (1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0)
     clip.model.double()
     settings = dict(steps=9, skipped=2, clip_guidance=1000.0, range_guidance=50.0)
     before = torch.get_rng_state()
@@ -141,9 +106,6 @@ def test_views_are_random_but_the_first(clip):
     assert gradient.abs().sum() > 0
 
 
-# ------------------------------------------------------------------------------------------------ InstructPix2Pix
-
-
 @pytest.fixture(scope="module")
 def instruct_folder(pipe, tmp_path_factory):
     folder = tmp_path_factory.mktemp("instruct")
@@ -151,7 +113,7 @@ def instruct_folder(pipe, tmp_path_factory):
         torch.manual_seed(0)
         unet = UNet2DConditionModel.from_config(pipe.unet.config, in_channels=8)
     parts = {**pipe.components, "unet": unet, "image_encoder": None, "requires_safety_checker": False}
-    StableDiffusionInstructPix2PixPipeline(**parts).save_pretrained(folder)
+    InstructPix2Pix(**parts).save_pretrained(folder)
     return folder
 
 
@@ -174,20 +136,13 @@ def naive_instruct(pipe, picture, instruction, steps, text_scale, image_scale, s
     return (pipe.vae.decode(z / pipe.vae.config.scaling_factor).sample / 2 + 0.5).clamp(0, 1)
 
 
-def test_instruct_pix2pix(instruct_folder):
+def test_instruct_pix2pix(instruct_folder, tiny_folder):
     pipe = instruct_pix2pix.load_instruct_pix2pix(instruct_folder)
     picture = pictures(1, 64)
     edited = instruct_pix2pix.edit(pipe, picture, "make the cat red", 4, 6.0, 1.2, seed=7)
     expected = naive_instruct(pipe, picture, "make the cat red", 4, 6.0, 1.2, 7)
     torch.testing.assert_close(edited, expected, rtol=1e-3, atol=1e-3)
-
-
-def test_other_models_are_not_instruct_pix2pix(tiny_folder):
-    with pytest.raises(InputError, match="supported are StableDiffusionInstructPix2PixPipeline"):
-        instruct_pix2pix.load_instruct_pix2pix(tiny_folder)
-
-
-# ------------------------------------------------------------------------------------------ from noise, and in eval
+    refuses("supported are StableDiffusionInstructPix2PixPipeline", instruct_pix2pix.load_instruct_pix2pix, tiny_folder)
 
 
 @torch.no_grad()
@@ -209,13 +164,13 @@ def test_eval_runs_a_baseline_beside_the_methods(run, encoders, tmp_path):
     flags = ("--limit", "1", "--inversions", "ddim", "--engines", "p2p", "--baselines", "blended_diffusion",
              "--unconditional_model", str(tmp_path / "pixels"),
              "--guiding_clip", str(encoders / "clip-vit-large-patch14"))  # fmt: skip
-    shown = run(tmp_path / "out", *flags).out
+    assert "blended_diffusion" in run(tmp_path / "out", *flags).out
     rows = {row["method"]: row for row in read_rows(tmp_path / "out" / "rows.jsonl")}
-    assert set(rows) == {"ddim+p2p", "blended_diffusion"} and "blended_diffusion" in shown
-    metrics = rows["blended_diffusion"]["metrics"]
+    assert set(rows) == {"ddim+p2p", "blended_diffusion"}
+    metrics, item = (rows["blended_diffusion"][key] for key in ("metrics", "item"))
     assert metrics["psnr/pie_official"] > 0 and "psnr_reconstruction" not in metrics
-    place = tmp_path / "out" / "pictures" / rows["blended_diffusion"]["item"]
-    source, edited = (np.asarray(load_image(place / f"{name}.png"), int) for name in ("source", "blended_diffusion"))
+    source, edited = (np.asarray(load_image(tmp_path / "out" / "pictures" / item / f"{name}.png"), int)
+                      for name in ("source", "blended_diffusion"))  # fmt: skip
     changed = (abs(source - edited) > 1).any((1, 2))  # by rows: the benchmark marks 10 to 29 of its first item
     assert changed[10:30].all() and not changed[:10].any() and not changed[30:].any()
     run(tmp_path / "out", *flags)  # skips what is done
@@ -224,11 +179,9 @@ def test_eval_runs_a_baseline_beside_the_methods(run, encoders, tmp_path):
 
 def test_table_2_runs_the_baselines_that_have_their_models(tmp_path, capsys):
     (tmp_path / "x.pt").touch()
-    flags = ["--table", "2", "--print_config", "--baselines", "blended_diffusion", "--unconditional_model"]
-    spdinv_eval.main([*flags, str(tmp_path / "x.pt")])
+    spdinv_eval.main(["--table", "2", "--print_config", "--baselines", "blended_diffusion", "--unconditional_model",
+                      str(tmp_path / "x.pt")])  # fmt: skip
     (rows,) = json.loads(capsys.readouterr().out)["rows"].values()
-    assert [(row["row"], row["name"], "needs" in row) for row in rows[:3]] == [
-        ("BlendDM", "blended_diffusion", False),
-        ("InstructP2P", "instruct_pix2pix", True),
-        ("ELITE", "elite", True),
-    ]
+    found = [(row["row"], row["name"], "needs" in row) for row in rows[:3]]
+    assert found[:2] == [("BlendDM", "blended_diffusion", False), ("InstructP2P", "instruct_pix2pix", True)]
+    assert found[2] == ("ELITE", "elite", True)

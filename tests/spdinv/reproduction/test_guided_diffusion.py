@@ -2,12 +2,11 @@
 
 import math
 
-import pytest
 import torch
 import torch.nn.functional as F
 
-from common.runs import InputError
 from spdinv.reproduction.baselines import guided_diffusion
+from tests.refusing import refuses
 from tests.spdinv.reproduction.test_baselines import small_unet
 
 SHAPE = {"widths": (32, 64, 64), "attending": (1, 2), "blocks": 2, "head": 16, "size": 32}
@@ -101,5 +100,4 @@ def test_models_of_pixels_from_folders_and_what_is_none(tmp_path, tiny_folder):
     torch.save({"x": torch.zeros(1)}, tmp_path / "x.pt")
     for place, message in ((tmp_path / "x.pt", "no 256x256_diffusion_uncond.pt"), (tmp_path / "no", "cannot be read"),
                            (tiny_folder, "no (whole UNet2DModel|unconditional model)")):  # fmt: skip
-        with pytest.raises(InputError, match=message):
-            guided_diffusion.load_unconditional(place)
+        refuses(message, guided_diffusion.load_unconditional, place)

@@ -17,25 +17,24 @@ def parse(*flags):
     return spdinv_eval.parse(list(flags))
 
 
+SPD = "--inversions spd "
+
+
 @pytest.mark.parametrize("flags, names", [
-    ([], ["ddim+p2p", "spd+p2p"]),
-    (["--preset", "as_released"], ["ddim+p2p@as_released", "spd+p2p@as_released"]),
-    (["--preset", "as_released", "--no-proximal"], ["ddim+p2p@as_released,no_proximal",
-                                                    "spd+p2p@as_released,no_proximal"]),
-    (["--no-proximal"], ["ddim+p2p", "spd+p2p"]),  # as the preset has it
-    (["--inversions", "spd", "--engines", "pnp", "p2p", "--color_fix"], ["spd+pnp@color_fix", "spd+p2p@color_fix"]),
-    (["--inversions", "spd", "--presets", "as_released", "inversion_only"], ["spd+p2p@as_released", "spd+p2p"]),
-    (["--table", "1", "--engines", "pnp"], ["ddim+pnp", "direct+pnp", "aidi+pnp", "spd+pnp"]),
-    (["--table", "s2", "--inversions", "spd", "--preset", "as_released"],
-     ["spd+p2p@as_released", "spd+masactrl@as_released", "spd+pnp@as_released"]),
-    (["--table", "2"], ["spd+p2p", "spd+masactrl", "spd+pnp"]),
-    (["--experiment", "premise", "--engines", "p2p", "masactrl"],
-     ["ddim+p2p", "exact+p2p", "spd+p2p", "ddim+masactrl", "exact+masactrl", "spd+masactrl"]),
-    (["--inversions", "spd", "--presets", "inversion_only", "npi", "source_guidance_1"],
-     ["spd+p2p", "spd+p2p@npi", "spd+p2p@source_guidance_1"]),
+    ("", "ddim+p2p spd+p2p"), ("--preset as_released", "ddim+p2p@as_released spd+p2p@as_released"),
+    ("--preset as_released --no-proximal", "ddim+p2p@as_released,no_proximal spd+p2p@as_released,no_proximal"),
+    ("--no-proximal", "ddim+p2p spd+p2p"),  # as the preset has it
+    (SPD + "--engines pnp p2p --color_fix", "spd+pnp@color_fix spd+p2p@color_fix"),
+    (SPD + "--presets as_released inversion_only", "spd+p2p@as_released spd+p2p"),
+    (SPD + "--presets inversion_only npi source_guidance_1", "spd+p2p spd+p2p@npi spd+p2p@source_guidance_1"),
+    (SPD + "--table s2 --preset as_released", "spd+p2p@as_released spd+masactrl@as_released spd+pnp@as_released"),
+    ("--table 1 --engines pnp", "ddim+pnp direct+pnp aidi+pnp spd+pnp"),
+    ("--table 2", "spd+p2p spd+masactrl spd+pnp"),
+    ("--experiment premise --engines p2p masactrl",
+     "ddim+p2p exact+p2p spd+p2p ddim+masactrl exact+masactrl spd+masactrl"),
 ])  # fmt: skip
 def test_names(flags, names):
-    assert list(spdinv_eval.methods_of(parse(*flags))) == names
+    assert list(spdinv_eval.methods_of(parse(*flags.split()))) == names.split()
 
 
 @pytest.mark.parametrize("flags", [["--table", "1", "--presets", "inversion_only", "as_released"], ["--factorial"],
@@ -46,13 +45,10 @@ def test_one_name_for_one_setting(flags):
     assert not any(set(name) & set("/\\ ") for name in methods)  # they name files
 
 
-def test_titles_and_order():
+def test_titles_order_and_only_the_papers_own_rows_have_its_extras():
     assert rows.title("spd+p2p@as_released") == "SPDInv + P2P, as released" and rows.title("nmg+p2p") == "NMG + P2P"
     shown = ["ddim+p2p", "null_text+p2p", "spd+p2p", "ddim+p2p@npi", "spd+p2p@as_released", "ddim+masactrl", "elite"]
     assert rows.order(shown[::-1]) == shown
-
-
-def test_only_the_papers_own_rows_have_its_extras():
     methods = spdinv_eval.methods_of(parse("--table", "1", "--preset", "as_released"))
     for name, method in methods.items():
         released = presets.PRESETS["as_released"][method.engine] if method.inversion == "spd" else {}
@@ -88,12 +84,10 @@ def synthetic(score, items=9):
 
 def test_of_an_additive_score_every_effect_is_its_term():
     terms = np.random.default_rng(0).standard_normal((9, 5))
-    measured, cells = synthetic(lambda i, cell: 20 + i + terms[i] @ np.array(cell, float))
-    found = factorial.effects(measured, cells)["psnr_truth"]
-    for number, name in enumerate(factorial.NAMES):
+    found = factorial.effects(*synthetic(lambda i, cell: 20 + i + terms[i] @ np.array(cell, float)))["psnr_truth"]
+    for name, mean in zip(factorial.NAMES, terms.mean(0), strict=True):
         line = found[f"main effect: {name}"]
-        assert line["mean"] == pytest.approx(terms[:, number].mean()) and line["n"] == 9
-        assert line["low"] <= line["mean"] <= line["high"]
+        assert line["mean"] == pytest.approx(mean) and line["n"] == 9 and line["low"] <= line["mean"] <= line["high"]
     gain = found["gain of all that is released over plain DDIM"]
     assert gain["mean"] == pytest.approx(terms[:, :4].sum(1).mean())
     assert [found[f"  of it: {name}"]["mean"] for name in factorial.NAMES[:4]] == pytest.approx(terms[:, :4].mean(0))
@@ -101,18 +95,15 @@ def test_of_an_additive_score_every_effect_is_its_term():
 
 
 def test_an_interaction_is_shared_and_the_shares_add_up():
-    measured, cells = synthetic(
-        lambda i, cell: 6 * (cell[0] and cell[2]) + 3 * (cell[1] and cell[2] and cell[3]) + cell[4]
-    )
-    scores = factorial.collect(measured, cells, "psnr_truth")
-    shares = {number: values.mean() for number, values in factorial.shares(scores).items()}
-    assert shares == pytest.approx({0: 3, 1: 1, 2: 4, 3: 1})
+    score = lambda i, cell: 6 * (cell[0] and cell[2]) + 3 * (cell[1] and cell[2] and cell[3]) + cell[4]  # noqa: E731
+    measured, cells = synthetic(score)
+    shares = factorial.shares(factorial.collect(measured, cells, "psnr_truth"))
+    assert {number: values.mean() for number, values in shares.items()} == pytest.approx({0: 3, 1: 1, 2: 4, 3: 1})
     rng = np.random.default_rng(1)
     scores = {cell: rng.standard_normal(7) for cell in cells}
-    total = sum(factorial.shares(scores).values())
-    assert total == pytest.approx(scores[RELEASED] - scores[PLAIN])
-    half = factorial.main_effect(scores, 3)
-    assert half == pytest.approx(sum((1 if cell[3] else -1) * values / 16 for cell, values in scores.items()))
+    assert sum(factorial.shares(scores).values()) == pytest.approx(scores[RELEASED] - scores[PLAIN])
+    half = sum((1 if cell[3] else -1) * values / 16 for cell, values in scores.items())
+    assert factorial.main_effect(scores, 3) == pytest.approx(half)
 
 
 def test_items_without_a_finite_score_everywhere_are_left_out():
