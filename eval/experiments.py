@@ -155,8 +155,9 @@ def write_rows(path: Path, rows: list[dict]) -> None:
 
 
 def gathered(file: Path) -> list[dict]:
-    """The rows of a run, each (method, item, seed) once. InputError if there are none."""
-    if not (rows := run_rows(file.parent)):
+    """The rows of a run, each (method, item, seed) once, without those that only mark what is done. InputError if there
+    are none."""
+    if not (rows := [row for row in run_rows(file.parent) if row.get("metrics", True)]):
         raise InputError(f"{file} holds no rows")
     return rows
 
