@@ -213,6 +213,8 @@ def reason(gap: Interval, unlike: bool, floor: bool) -> str:
         return f"{gap.independent} independent items, of {LEAST} that it takes"
     if unlike:
         return "the two ran on different items"
+    if math.isnan(gap.mean):
+        return "there is nothing at which the two can be compared"
     return "neither scores at all" if floor else ""
 
 
@@ -226,7 +228,7 @@ def number(value: float) -> str:
 
 def measured(gap: Interval) -> str:
     """Mean and interval in the units of the rows, "–" where nothing was run."""
-    if not gap.n:
+    if not gap.n or math.isnan(gap.mean):
         return "–"
     return f"{number(gap.mean)} [{number(gap.low)}, {number(gap.high)}]"
 
