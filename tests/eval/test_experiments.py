@@ -176,7 +176,8 @@ def test_a_wrong_entry_is_one_sentence(tmp_path, monkeypatch, refused):
     write_json(tmp_path / "config.json", {})
     for words in (["--run", "nothing"], ["--import", "/nowhere", "--as", "text_editing"], [], ["--shard", "1/2"]):
         refused("", experiments.main, words)
-    row = {"paper": "p", "method": "m", "item": "i", "seed": 0, "metrics": {}, "seconds": 1.0, "peak_memory_mb": 1.0}
+    row = {"paper": "p", "method": "m", "item": "i", "seed": 0, "metrics": {"a": 1.0}, "seconds": 1.0,
+           "peak_memory_mb": 1.0}  # fmt: skip
     for wrong, label, said in (
         ({"seed": [1]}, "a", "line 1 is not a result row"), ({"metrics": {"a": "x"}}, "a", "line 1 is not"),
         ({"metrics": {"a": None}}, "a", "line 1 is not"), (None, "a", "a row lacks seed"),
