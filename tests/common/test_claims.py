@@ -58,6 +58,13 @@ def test_methods_are_compared_on_common_items_and_judged_where_all_are_common():
     assert claims.common_items(rows, ["a", "nobody"]) == []
 
 
+def test_curves_that_meet_nowhere_are_not_judged_and_show_no_number():
+    rows = rows_of({"a": range(12), "b": range(12)})
+    found = judge(CLAIM | {"matched": "psnr"}, rows, lambda *given: Interval(math.nan, math.nan, math.nan, 12))
+    assert found.verdict == INCONCLUSIVE and found.why == "there is nothing at which the two can be compared"
+    assert "nan" not in " ".join(map(str, claims.table([found])[1]))
+
+
 def test_nine_pictures_of_one_training_count_as_one_and_the_floor_decides_nothing():
     one_training = rows_of({"a": [1.0] * 9, "b": [0.0] * 9})
     assert judge(CLAIM, one_training).verdict == HOLDS
