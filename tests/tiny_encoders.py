@@ -32,7 +32,11 @@ def write_encoders(root: Path) -> Path:
     looks = dict(image_size=32, patch_size=8)
     clip = CLIPModel(CLIPConfig(text_config=layers | words, vision_config=layers | looks, projection_dim=8))
     clip.text_projection.weight.data.neg_()  # with this seed, cosines are then well above 0
-    dino = ViTModel(ViTConfig(**layers, **looks, initializer_range=0.3), add_pooling_layer=False)
+    dino = ViTModel(ViTConfig(**layers, **looks), add_pooling_layer=False)
+    torch.manual_seed(0)
+    for parameter in dino.parameters():  # its own truncated normal is another one in each version of torch
+        if parameter.ndim > 1:
+            parameter.data.normal_(std=0.3)
     for name, model in {"clip": clip, "dino": dino}.items():
         model.half().save_pretrained(root / name)
     processor = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
