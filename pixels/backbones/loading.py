@@ -24,6 +24,7 @@ SCHEDULERS = {
     "ddpm": diffusers.DDPMScheduler,
     "pndm": diffusers.PNDMScheduler,
 }
+CORRECTED = {"steps_offset": 1, "clip_sample": False}  # by Stable Diffusion's pipelines, the released one too
 MEMORIES = ("ets", "model_outputs", "derivatives")  # where multistep schedulers keep outputs of earlier steps
 REFINER = {"StableDiffusionXLImg2ImgPipeline": diffusers.StableDiffusionXLImg2ImgPipeline}
 KANDINSKY = {
@@ -78,7 +79,7 @@ def load_model(
     kind = PIPELINE_KINDS[inspect_folder(folder, PIPELINES | REFINER | KANDINSKY, ())[0].__name__]
     if kind in ("sd", "sdxl"):
         pipe = load_pipeline(folder, device, dtype)
-        pipe.scheduler = own_scheduler(folder)
+        pipe.scheduler = own_scheduler(folder, kind)
     else:
         accepted, models = (REFINER, MODELS) if kind == "refiner" else (KANDINSKY, DECODER_MODELS)
         pipe = load_whole(folder, accepted, models, dtype).to(device)
@@ -97,14 +98,18 @@ def load_model(
     )
 
 
-def own_scheduler(folder: Path) -> SchedulerMixin:
-    """The scheduler that the model's folder names (common.pipelines puts DDIM in its place)."""
-    config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
-    name = config.get("_class_name")
+def own_scheduler(folder: Path, kind: str) -> SchedulerMixin:
+    """The scheduler that the folder of a model of this kind names (common.pipelines puts DDIM in its place)."""
+    files = folder / "model_index.json", folder / "scheduler" / "scheduler_config.json"
+    index, config = (json.loads(file.read_text(encoding="utf-8")) for file in files)
+    name = (index.get("scheduler") or [None])[-1]  # as diffusers does; the config may have been another class's
     cls = getattr(diffusers, name, None) if isinstance(name, str) else None
     if not (isinstance(cls, type) and issubclass(cls, SchedulerMixin)):
         raise InputError(f"{folder} names the scheduler {name!r}, which diffusers {diffusers.__version__} has not")
-    return cls.from_config(config)
+    scheduler = cls.from_config(config)
+    if kind == "sd":
+        scheduler.register_to_config(**{key: value for key, value in CORRECTED.items() if key in scheduler.config})
+    return scheduler
 
 
 def make_scheduler(name: str, own: SchedulerMixin) -> SchedulerMixin:
@@ -116,12 +121,13 @@ def make_scheduler(name: str, own: SchedulerMixin) -> SchedulerMixin:
     if name == "own":
         scheduler = own
     else:
-        config = {"clip_sample": False} | dict(own.config)
+        config = own.config
+        told = {"clip_sample": config.get("clip_sample", False)}
         if name in ("ddim", "euler", "pndm"):  # the spacing of the released runs
-            config |= {"timestep_spacing": "leading", "steps_offset": config.get("steps_offset", 1)}
+            told |= {"timestep_spacing": "leading", "steps_offset": config.get("steps_offset", 1)}
         if name == "pndm":
-            config["skip_prk_steps"] = True
-        scheduler = SCHEDULERS[name].from_config(config)
+            told["skip_prk_steps"] = True
+        scheduler = SCHEDULERS[name].from_config(config, **told)  # in a config, what its file left out does not count
     if not hasattr(scheduler, "add_noise"):
         raise InputError(f"{type(scheduler).__name__} cannot add noise at a timestep; take another --scheduler")
     remembers = any(hasattr(scheduler, memory) for memory in MEMORIES)

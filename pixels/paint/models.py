@@ -38,7 +38,7 @@ def scheduler_of(name: str, kind: str, wanted: str) -> SchedulerMixin:
     """The scheduler that edits run, with the spacing of the released runs where the model is not on this disk."""
     folder = folder_of(name)
     if folder is not None:
-        return make_scheduler(wanted, own_scheduler(folder))
+        return make_scheduler(wanted, own_scheduler(folder, kind))
     own = PUBLISHED[kind][2]
     skip = {"skip_prk_steps": True} if own is PNDMScheduler else {}
     return make_scheduler(wanted, own(timestep_spacing="leading", steps_offset=1, **skip))

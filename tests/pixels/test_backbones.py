@@ -1,6 +1,8 @@
 """Each backbone on small random weights: under a black map surgery is diffusers' own img2img of the exemplar."""
 
+import json
 import logging
+import shutil
 
 import diffusers
 import pytest
@@ -193,8 +195,30 @@ def test_schedulers_with_a_memory_are_warned_of(caplog, name):
     assert torch.allclose(scheduler.alphas_cumprod, own.alphas_cumprod)
     backbone_steps = select_timesteps(scheduler, "cpu", Sampling(num_inference_steps=10, strength=0.4))
     assert 4 <= len(backbone_steps) <= 5 and backbone_steps[0] > backbone_steps[-1]
+    if name in SCHEDULERS:  # spaced as released, though the model's own config is silent about its spacing
+        assert backbone_steps[-1] == 1
     z = scheduler.step(torch.zeros(1, 4, 2, 2), backbone_steps[0], torch.ones(1, 4, 2, 2)).prev_sample
     assert z.isfinite().all()
+
+
+def test_pndm_takes_no_runge_kutta_steps():
+    scheduler = make_scheduler("pndm", diffusers.PNDMScheduler(**LATENT))
+    assert select_timesteps(scheduler, "cpu", Sampling(num_inference_steps=3)).tolist() == [667, 334, 334, 1]
+
+
+@pytest.mark.parametrize("kind, corrected", [("StableDiffusion", True), ("StableDiffusionXL", False)])
+def test_an_old_config_is_set_right_where_the_released_pipeline_does(folders, tmp_path, kind, corrected):
+    """Stable Diffusion's pipeline corrects two entries of its scheduler's config, SDXL's takes them as they are; the
+    class is the one that the model's index names."""
+    folder = shutil.copytree(folders["sd2" if corrected else "sdxl"], tmp_path / "old")
+    index = json.loads((folder / "model_index.json").read_text()) | {"scheduler": ["diffusers", "DDIMScheduler"]}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    old = {name: value for name, value in LATENT.items() if name != "steps_offset"} | {"_class_name": "PNDMScheduler"}
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(old))
+    theirs = getattr(diffusers, f"{kind}Pipeline").from_pretrained(folder).scheduler
+    for scheduler in (theirs, *(load_model(folder, name, device="cpu").scheduler for name in ("own", "ddim"))):
+        assert type(scheduler) is diffusers.DDIMScheduler
+        assert (scheduler.config.steps_offset, scheduler.config.clip_sample) == (int(corrected), not corrected)
 
 
 def test_strength_and_start_as_released():
