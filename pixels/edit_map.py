@@ -37,12 +37,13 @@ def read(path: str | Path, white: str = "keep") -> Tensor:
 
 
 def check(edit_map: Tensor) -> Tensor:
-    """The map itself; InputError unless it is [B, 1, H, W] with values in [0, 1]."""
+    """The map itself, in float32 at most, as the thresholds are; InputError unless it is [B, 1, H, W] with values in
+    [0, 1]."""
     if edit_map.ndim != 4 or edit_map.shape[1] != 1:
         raise InputError(f"the edit map has the shape {tuple(edit_map.shape)}; [1, 1, H, W] is needed")
     if not (edit_map.min() >= 0 and edit_map.max() <= 1):  # also false for NaN
         raise InputError("the edit map has values outside [0, 1], or NaN; 0 is black and 1 is white")
-    return edit_map
+    return edit_map.float() if edit_map.dtype == torch.float64 else edit_map
 
 
 def polarity(edit_map: Tensor, white: str) -> Tensor:

@@ -187,8 +187,9 @@ def test_wrong_shapes_and_values_are_refused(exemplars, maps, message):
         edit(toy_backbone(), SOURCE, exemplars, maps)
 
 
-def test_strict_comparison_at_a_level_of_the_map():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_strict_comparison_at_a_level_of_the_map(dtype):
     """A grey of exactly i / N is let go at step i."""
-    trace, grey = [], torch.full((1, 1, 32, 48), 0.5)
+    trace, grey = [], torch.full((1, 1, 32, 48), 0.7, dtype=dtype)
     edit(toy_backbone(), SOURCE, [FIRST], [grey], Surgery(), seeded(), trace)
-    assert [bool(step.keep.any()) for step in trace] == [True] * 4 + [False] * 5
+    assert [bool(step.keep.any()) for step in trace] == [True] * 6 + [False] * 3
