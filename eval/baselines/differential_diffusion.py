@@ -17,13 +17,16 @@ from pixels.surgery import Surgery, least, noise_levels, stepper
 def edit(
     backbone: Backbone, source: Tensor, exemplars: list[Tensor], edit_maps: list[Tensor], surgery: Surgery, generator
 ) -> Tensor:
-    """The edited picture [B, 3, H, W] in [0, 1]; exemplars are not looked at. surgery: only its posterior counts.
+    """The edited picture [B, 3, H, W] in [0, 1]; exemplars are not looked at. surgery: its posterior and black point
+    count.
 
     Thresholds i / N run over the N executed steps, as in PIXELS. (The released SDXL pipeline counts the requested steps
     and adds denoising_start: the same at strength 1; below it, its thresholds never reach white.)
     """
     timesteps, scheduler = backbone.start(), backbone.scheduler
     step = stepper(scheduler, generator)
+    for dtype in backbone.discarded_draws:
+        randn_tensor(backbone.latent_shape(source), generator, backbone.device, dtype)
     z_source = backbone.encode(source, surgery.posterior == "sample", generator)
     noise = randn_tensor(z_source.shape, generator, z_source.device, z_source.dtype)
     mu = least(reduced([edit_map.to(z_source.device) for edit_map in edit_maps], z_source.shape[-2:], surgery))

@@ -26,6 +26,14 @@ def test_differential_diffusion_is_pixels_with_the_source_as_exemplar_and_one_no
     assert (own - theirs).abs().max() > 1e-3  # where the map is black, the exemplar has a noise of its own
 
 
+def test_differential_diffusion_draws_what_its_released_pipeline_throws_away():
+    late = seeded()
+    next(draws(late))
+    expected = differential_diffusion.edit(toy_backbone(), SOURCE, [], [MAP], Surgery(), late)
+    backbone = toy_backbone(discarded=(torch.float64,))
+    assert torch.equal(differential_diffusion.edit(backbone, SOURCE, [], [MAP], Surgery(), seeded()), expected)
+
+
 @pytest.mark.parametrize("method", [sdedit, blended_latent, differential_diffusion])
 def test_what_a_scheduler_draws_is_the_generators(method):
     one, same, other = (
