@@ -7,7 +7,7 @@ import torch
 from diffusers import SchedulerMixin
 from torch import Tensor
 
-from common.runs import InputError
+from common.files import InputError, refused_as
 from pixels.options import Sampling
 
 Generators = torch.Generator | list[torch.Generator] | None
@@ -43,10 +43,12 @@ def select_timesteps(scheduler: SchedulerMixin, device: torch.device | str, samp
 
     strength: the last int(steps * strength) of the steps; int() cuts, so that 100 * 0.29 makes 28. denoising_start, if
     given, replaces it: timesteps below round((1 - denoising_start) * 1000). With "leading" spacing, strength 1 is short
-    of pure noise, and fewer steps start lower: 3 of PNDM at 667. Raises InputError if no step is left.
+    of pure noise, and fewer steps start lower: 3 of PNDM at 667. Raises InputError if no step is left, or the
+    scheduler cannot take so many or so few.
     """
     steps, strength, start = sampling.num_inference_steps, sampling.strength, sampling.denoising_start
-    scheduler.set_timesteps(steps, device=device)
+    with refused_as(f"{type(scheduler).__name__} has no {steps} steps for this model"):
+        scheduler.set_timesteps(steps, device=device)
     timesteps = scheduler.timesteps
     if start is not None:
         training_steps = scheduler.config.num_train_timesteps

@@ -234,6 +234,9 @@ def test_strength_and_start_as_released():
     for wrong in ({"strength": 0.009}, {"denoising_start": 1.0}):
         with pytest.raises(InputError, match="leaves none of 100 steps"):
             select_timesteps(scheduler, "cpu", Sampling(num_inference_steps=100, **wrong))
+    for scheduler, steps in ((diffusers.DDIMScheduler(100), 101), (diffusers.PNDMScheduler(), 1)):
+        with pytest.raises(InputError, match=f"has no {steps} steps"):
+            select_timesteps(scheduler, "cpu", Sampling(num_inference_steps=steps))
 
 
 def test_folders_that_do_not_belong_together(folders):
