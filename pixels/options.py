@@ -190,13 +190,13 @@ def load(args: argparse.Namespace):
     )  # fmt: skip
     check_kind(args, model.kind)
     kind = "picturebook" if is_picturebook_folder(args.pretrained_model_name_or_path) else model.kind
-    return model, kind, frame_size(args, model.native_resolution, model.factor)
+    return model, kind, frame_size(args, model.native_resolution, model.unit)
 
 
-def frame_size(args: argparse.Namespace, native: int, factor: int) -> tuple[int, int]:
-    """--height and --width, by default the model's own. InputError for a side that is no whole number of latents."""
+def frame_size(args: argparse.Namespace, native: int, unit: int) -> tuple[int, int]:
+    """--height and --width, by default the model's own. InputError for a side that is no multiple of `unit`."""
     size = (args.height or native, args.width or native)
     for name, side in zip(("height", "width"), size, strict=True):
-        if side % factor:
-            raise InputError(f"--{name} {side} is no multiple of {factor} pixels, which this model needs")
+        if side % unit:
+            raise InputError(f"--{name} {side} is no multiple of {unit} pixels, which this model needs")
     return size

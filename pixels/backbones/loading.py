@@ -61,6 +61,12 @@ class Model:
         return self.pipe.movq_scale_factor if self.kind == "kandinsky" else self.pipe.vae_scale_factor
 
     @property
+    def unit(self) -> int:
+        """Pixels that a frame's sides are multiples of: of all networks Kandinsky's alone cannot halve odd latents."""
+        halvings = len(self.pipe.unet.config.block_out_channels) - 1 if self.kind == "kandinsky" else 0
+        return self.factor * 2**halvings
+
+    @property
     def native_resolution(self) -> int:
         return self.pipe.unet.config.sample_size * self.factor
 

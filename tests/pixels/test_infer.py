@@ -128,8 +128,8 @@ def test_an_exemplar_may_be_placed_in_a_frame_that_is_not_square(tiny_folder, fi
     assert not placed[16:].any() and not placed[:, :24].any() and placed[:16, 24:72].any(-1).mean() > 0.9
 
 
-def test_other_backbones(files, tmp_path):
-    """SDXL then refiner, refiner alone, Kandinsky, each through the script."""
+def test_other_backbones(files, tmp_path, refused):
+    """SDXL then refiner, refiner alone, Kandinsky, each through the script; Kandinsky's network halves its latents."""
     (tmp_path / "models").mkdir()
     sdxl, refiner = write_sdxl(tmp_path / "models" / "xl"), write_refiner(tmp_path / "models" / "ref")
     decoder, prior = write_kandinsky(tmp_path / "models")
@@ -140,6 +140,7 @@ def test_other_backbones(files, tmp_path):
     ):
         metrics, _ = run(folder, files, tmp_path / folder.name, *flags)
         assert len(metrics["thresholds"]) == 4 and Image.open(tmp_path / folder.name / "edited.png").width in (32, 64)
+    refused("--height 40 is no multiple of 16", run, decoder, files, tmp_path / "odd", *flags, "--height", "40")
 
 
 @pytest.mark.parametrize("name, expected", [
