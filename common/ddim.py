@@ -130,8 +130,8 @@ def inversion_timestep(schedule: Schedule, t: int, convention: str = "target") -
 
     "target": t itself, as in the released code of null-text inversion and SPDInv, and in diffusers' inverse scheduler.
     "source": the level the latent really has, eps(z_{t-1}, t-1), as the papers write it (SPDInv, Eq. 2 and Alg. 1,
-    line 2), and as the one public implementation of SVDiff, written for diffusers 0.14, does; the clean latent is shown
-    as timestep 0, the cleanest that the network knows.
+    line 2), and nearly as SVDiff's public implementation does (see svdiff.editing.invert); the clean latent is shown as
+    timestep 0, the cleanest that the network knows.
 
     Only a v-prediction model feels a second choice: predict_noise turns v into eps at the timestep shown, diffusers'
     inverse scheduler at the level that the latent has.

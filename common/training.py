@@ -91,12 +91,12 @@ def picture_batch(
     pictures: Sequence[Tensor], indices: Iterable[int], resolution: int, generator: torch.Generator,
     center_crop: bool = False, random_flip: bool = False,
 ) -> Tensor:  # fmt: skip
-    """The chosen pictures of load_pictures, cut to squares: float32 [B,3,resolution,resolution] in [0,1]."""
+    """Pictures of load_pictures, cut to squares as torchvision does: float32 [B,3,resolution,resolution] in [0,1]."""
     batch = []
     for index in indices:
         picture = pictures[index]
         spare = (picture.shape[1] - resolution, picture.shape[2] - resolution)
-        top, left = (n // 2 if center_crop else int(torch.randint(n + 1, (), generator=generator)) for n in spare)
+        top, left = (round(n / 2) if center_crop else int(torch.randint(n + 1, (), generator=generator)) for n in spare)
         square = picture[:, top : top + resolution, left : left + resolution]
         if random_flip and torch.rand((), generator=generator) < 0.5:
             square = square.flip(2)

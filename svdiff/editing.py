@@ -20,7 +20,7 @@ from common.pipelines import Conditioning, decode_latents, encode_image, encode_
 @dataclass(frozen=True)
 class Sampling:
     """How pictures are drawn. eta: of DDIM; the paper's 0 unless it says otherwise (Sec. 4). inversion_timestep: which
-    one the network is shown while a picture is inverted, "source" or "target", see common.ddim."""
+    one the network is shown while a picture is inverted, see invert."""
 
     num_inference_steps: int = 50
     guidance_scale: float = 7.5
@@ -45,12 +45,12 @@ def start_noise(pipe: DiffusionPipeline, seeds: list[int], resolution: int | Non
 @torch.no_grad()
 def denoise(
     pipe: DiffusionPipeline, schedule: Schedule, z: torch.Tensor, cond: Conditioning, uncond: Conditioning,
-    how: Sampling, seeds: list[int],
+    how: Sampling, seeds: list[int], drawn: bool = True,
 ) -> torch.Tensor:  # fmt: skip
-    """From z_T to z_0, [B,4,h,w] each: DDIM under classifier-free guidance. seeds: those of start_noise; what eta > 0
-    adds are the same generators' next draws, as in diffusers."""
+    """From z_T to z_0, [B,4,h,w] each: DDIM under classifier-free guidance. seeds: of what eta > 0 adds; drawn: after
+    start_noise of the same seeds, whose generators go on, as in diffusers (otherwise: as with its `latents`)."""
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    for generator in generators:
+    for generator in generators if drawn else ():
         torch.randn(z.shape[1:], generator=generator)  # was z_T, or what z_T was drawn towards
     for t in schedule.timesteps:
         if how.guidance_scale == 1:
@@ -71,9 +71,15 @@ def invert(
 ) -> torch.Tensor:
     """z_T = DDIMInvert(z*, c; theta') (Eq. 6): guidance scale 1, the tuned weights, c the TARGET prompt. [B,4,h,w].
 
-    shown: the timestep that the network is shown. The paper does not say; the public implementation, written for the
-    inverse scheduler of diffusers 0.14, shows that of the latent it starts from ("source").
+    shown: the timestep that the network is shown, which the paper does not say; "source", that of the latent it starts
+    from, or "target", see common.ddim. "public": as the public implementation with the inverse scheduler of diffusers
+    0.14, which is "source" with all levels one timestep lower, and without the step from the clean latent to t_1.
     """
+    if shown == "public":
+        for t in schedule.timesteps[:0:-1]:
+            eps = predict_noise(pipe, schedule, z, t, cond)
+            z = ddim_inverse_step(schedule, z, eps, t - 1 + schedule.stride)
+        return z
     for t in schedule.timesteps[::-1]:
         eps = predict_noise(pipe, schedule, z, inversion_timestep(schedule, t, shown), cond)
         z = ddim_inverse_step(schedule, z, eps, t)
@@ -83,14 +89,15 @@ def invert(
 @torch.no_grad()
 def draw(
     pipe: DiffusionPipeline, prompt: str, seeds: list[int], how: Sampling, resolution: int | None = None,
-    noise: torch.Tensor | None = None,
+    noise: torch.Tensor | None = None, drawn: bool = True,
 ) -> torch.Tensor:  # fmt: skip
-    """Pictures [B,3,H,W] in [0,1], one per seed; from `noise` [B,4,h,w] where it is given. In float32 latents."""
+    """Pictures [B,3,H,W] in [0,1], one per seed; from `noise` [B,4,h,w] where it is given. In float32 latents. drawn:
+    see denoise."""
     schedule = make_schedule(pipe.scheduler, how.num_inference_steps)
     size = (resolution, resolution) if resolution else None
     cond, uncond = (encode_prompt(pipe, [text] * len(seeds), size) for text in (prompt, how.negative_prompt))
     z = start_noise(pipe, seeds, resolution) if noise is None else noise
-    return decode_latents(pipe, denoise(pipe, schedule, z, cond, uncond, how, seeds))
+    return decode_latents(pipe, denoise(pipe, schedule, z, cond, uncond, how, seeds, drawn))
 
 
 @torch.no_grad()
@@ -110,4 +117,5 @@ def edit(
         z = invert(pipe, schedule, encode_image(pipe, picture).float(), cond, how.inversion_timestep)
         z = z.expand(len(seeds), -1, -1, -1)
         noise = slerp(alpha, z, noise) if alpha else z  # Eq. 7
-    return draw(pipe, target_prompt, list(seeds), how, resolution, noise)
+    drawn = not ddim_inversion or alpha > 0
+    return draw(pipe, target_prompt, list(seeds), how, resolution, noise, drawn)

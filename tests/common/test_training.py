@@ -63,6 +63,8 @@ def test_pictures_are_resized_and_cut_as_the_dreambooth_script_does(tmp_path):
 
     centre = training.picture_batch([wide], [0, 0], 20, torch.Generator(), center_crop=True)
     assert torch.equal(centre[1], wide[:, :, 6:26].float() / 255) and centre.dtype == torch.float32
+    columns = torch.arange(7, dtype=torch.uint8).expand(3, 4, 7)  # torchvision: int(round(1.5)) from the left
+    assert (training.picture_batch([columns], [0], 4, torch.Generator(), True)[0, 0, 0] * 255).tolist() == [2, 3, 4, 5]
     whole = training.picture_batch([square], [0], 20, torch.Generator())
     assert torch.equal(whole, to_tensor(Image.open(tmp_path / "b.png")))
     windows = [wide[:, :, left : left + 20].float() / 255 for left in range(14)]

@@ -28,24 +28,41 @@ def test_pictures_are_those_of_diffusers_from_each_seed_s_own_noise(pipe, eta, m
         assert len(draws) == 5 and (torch.corrcoef(draws) - torch.eye(5)).abs().max() < 0.2
 
 
-@pytest.mark.parametrize("shown", [(0, 1, 201, 401, 601), (1, 201, 401, 601, 801)], ids=["source", "target"])
-def test_inversion_is_eq_6_read_step_by_step(pipe, shown, request):
+LEVELS = (1, 201, 401, 601, 801)
+
+
+@pytest.mark.parametrize("convention, shown, levels", [
+    ("source", (0, *LEVELS[:4]), LEVELS), ("target", LEVELS, LEVELS), ("public", LEVELS[:4], (200, 400, 600, 800)),
+])  # fmt: skip
+def test_inversion_is_eq_6_read_step_by_step(pipe, convention, shown, levels):
     """sqrt(alpha-bar) x_0 + sqrt(1 - alpha-bar) eps upwards in float64, without guidance, the target prompt."""
     schedule = editing.make_schedule(pipe.scheduler, 5)
     z = encode_image(pipe, picture()).float()
     cond = encode_prompt(pipe, ["a blue cat"])
-    found = editing.invert(pipe, schedule, z, cond, request.node.callspec.id)
+    found = editing.invert(pipe, schedule, z, cond, convention)
     default = editing.invert(pipe, schedule, z, cond)
-    assert torch.equal(found, default) == (shown[0] == 0)
+    assert torch.equal(found, default) == (convention == "source")
     alpha_bar = pipe.scheduler.alphas_cumprod.double()
     level, exact = alpha_bar[0], z.double()
-    for t, seen in zip((1, 201, 401, 601, 801), shown, strict=True):
+    for t, seen in zip(levels, shown, strict=True):
         with torch.no_grad():
             eps = pipe.unet(exact.float(), seen, encoder_hidden_states=cond.embeds).sample.double()
         x0 = (exact - (1 - level).sqrt() * eps) / level.sqrt()
         level = alpha_bar[t]
         exact = level.sqrt() * x0 + (1 - level).sqrt() * eps
     torch.testing.assert_close(found, exact.float(), rtol=1e-3, atol=1e-3)
+
+
+def test_noise_added_to_an_edit_from_inverted_noise_is_that_of_diffusers(pipe):
+    """Whose `latents` leave the generator where it is."""
+    how = editing.Sampling(4, 3.0, 0.5)
+    z = editing.invert(pipe, editing.make_schedule(pipe.scheduler, 4), encode_image(pipe, picture()).float(),
+                       encode_prompt(pipe, ["a blue cat"]))  # fmt: skip
+    ours = editing.edit(pipe, picture(), "a blue cat", how, True, 0.0, [3])
+    pipe.set_progress_bar_config(disable=True)
+    theirs = pipe("a blue cat", latents=z, eta=0.5, num_inference_steps=4, guidance_scale=3.0, output_type="pt",
+                  generator=torch.Generator().manual_seed(3)).images  # fmt: skip
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=5e-4)
 
 
 def test_edits_start_from_inverted_slerped_or_fresh_noise(pipe):
