@@ -43,6 +43,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--check", action="store_true", help="print the quality table of the shipped weights and stop")
     parser.add_argument("--samples", type=int, default=300, help="--check: pictures per share")
     parser.add_argument("--only", nargs="+", default=[], metavar="CHECK", help=f"--check: of {', '.join(CHECKS)}")
+    parser.add_argument("--keep", action="store_true", help="--check: put the rows into the model card")
     parser.add_argument("--sheet", type=Path, help="draw the sheet of samples of the shipped weights and stop")
     args = parser.parse_args(argv)
     if args.steps is not None and (not args.stage or args.steps < 1):
@@ -56,8 +57,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         parser.error(f"there is no check {unknown[0]}; they are {', '.join(CHECKS)}")
     if args.sheet and (args.sheet.suffix.lower() not in (".png", ".jpg", ".webp") or args.sheet.is_dir()):
         parser.error("--sheet names a picture file, such as samples.png")
-    if args.only and not args.check:
-        parser.error("--only goes with --check")
+    if (args.only or args.keep) and not args.check:
+        parser.error("--only and --keep go with --check")
     if args.scenes < 1000 or args.samples < 2 or args.threads < 1:
         parser.error("at least 1000 --scenes, 2 --samples and 1 of --threads are needed")
     return args
@@ -122,7 +123,7 @@ def run(args: argparse.Namespace) -> int:
     if args.check:
         from common.picturebook.quality import check
 
-        return check(args.samples, args.only)
+        return check(args.samples, args.only, args.keep)
     if args.sheet:
         from common.picturebook.checks.sampling import sample_sheet
 

@@ -26,7 +26,8 @@ STEPS, GUIDANCE, BATCH = 50, 7.5, 50
 
 @dataclass(frozen=True)
 class Result:
-    """One row of the table. bar, aim: what value is to be at least (at_least) or at most; None: it is only told."""
+    """One row of the table. bar, aim: what value is to be at least (at_least) or at most; None: it is only told. note:
+    what the value hides. check: the name of the check that measured it."""
 
     what: str
     value: float
@@ -34,6 +35,8 @@ class Result:
     bar: float | None = None
     aim: float | None = None
     at_least: bool = True
+    note: str = ""
+    check: str = ""
 
     def reaches(self, goal: float) -> bool:
         return self.value >= goal if self.at_least else self.value <= goal
@@ -42,13 +45,22 @@ class Result:
     def reached(self) -> bool:
         return self.bar is None or self.reaches(self.bar)
 
+    @property
+    def sign(self) -> str:
+        return ">=" if self.at_least else "<="
+
+    @property
+    def verdict(self) -> str:
+        if self.bar is None:
+            return ""
+        if not self.reached:
+            return "not reached"
+        return "aim reached" if self.aim is not None and self.reaches(self.aim) else ""
+
     def __str__(self) -> str:
-        sign = ">=" if self.at_least else "<="
-        goals = "".join(f" {sign}{goal:6.4g}" if goal is not None else " " * 9 for goal in (self.bar, self.aim))
-        verdict = "" if self.reached else "  not reached"
-        if self.bar is not None and self.aim is not None and self.reaches(self.aim):
-            verdict = "  aim reached"
-        return f"{self.what:76} {self.value:8.2f} {goals} {self.n:6d}{verdict}"
+        goals = "".join(f" {self.sign}{goal:6.4g}" if goal is not None else " " * 9 for goal in (self.bar, self.aim))
+        line = f"{self.what:76} {self.value:8.2f} {goals} {self.n:6d}  {self.verdict}".rstrip()
+        return f"{line}\n    {self.note}" if self.note else line
 
 
 # ------------------------------------------------------------------------------------------------ scenes and pictures
@@ -169,19 +181,24 @@ def everything_seen(scenes: list[Scene], pictures: torch.Tensor, classifier: Att
 # ---------------------------------------------------------------------------------------------------------- the table
 
 
-def check(count: int = 300, only: Sequence[str] = ()) -> int:
+def check(count: int = 300, only: Sequence[str] = (), kept: bool = False) -> int:
     """Prints the table; returns 0 where every bar is reached, else 1.
 
-    count: pictures per share. only: names of checks, of checks.CHECKS; all of them if none is given.
+    count: pictures per share. only: names of checks, of checks.CHECKS; all of them if none is given. kept: into the
+    model card too, each check as soon as it is measured.
     """
+    from common.picturebook.card import keep
     from common.picturebook.checks import CHECKS
 
     results, start = [], time.time()
     print(f"{'measured on scenes never trained on':76} {'value':>8} {'bar':>8} {'aim':>8} {'n':>6}")
     for name in only or CHECKS:
-        for result in CHECKS[name](count):
-            results.append(result)
+        found = [replace(result, check=name) for result in CHECKS[name](count)]
+        for result in found:
             print(result, flush=True)
+        if kept:
+            keep(found, CHECKS)
+        results += found
     judged = [result for result in results if result.bar is not None]
     minutes = (time.time() - start) / 60
     print(f"{sum(result.reached for result in judged)} of {len(judged)} bars reached in {minutes:.1f} minutes")

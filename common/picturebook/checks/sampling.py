@@ -59,11 +59,12 @@ def everything(count: int) -> Iterator[Result]:
             scenes, pictures = held_out_scenes(count, things), samples(count, things, guidance)
             seen = everything_seen(scenes, pictures, load_classifier())
             bar, aim = goals[things] if guidance == GUIDANCE else (None, None)
-            yield Result(f"{name}, everything asked for, guidance {guidance:g} (%)", share(seen), count, bar, aim)
             lost: Counter[str] = Counter()
             for scene, reading in zip(scenes, readings(pictures, load_classifier()), strict=True):
                 lost.update(missed(scene, reading))
-            print("    missed: " + ", ".join(f"{what} {100 * n / count:.0f} %" for what, n in lost.most_common()))
+            note = "missed: " + ", ".join(f"{what} {100 * n / count:.0f} %" for what, n in lost.most_common())
+            yield Result(f"{name}, everything asked for, guidance {guidance:g} (%)", share(seen), count, bar, aim,
+                         note=note)  # fmt: skip
 
 
 def sample_sheet(path: Path, scenes: list[Scene] | None = None, guidance: float = GUIDANCE, columns: int = 6) -> None:

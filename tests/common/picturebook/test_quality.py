@@ -9,12 +9,13 @@ import torch
 
 from common.encoders import load_encoders
 from common.metrics import frechet_distance, lpips_distance, structure_distance
-from common.picturebook import checks, quality
+from common.picturebook import card, checks, quality
 from common.picturebook.checks import encoders, realism, sampling
 from common.picturebook.classifier import load_classifier
+from common.picturebook.hashes import weights_hash
 from common.picturebook.quality import Result, everything_seen, held_out_scenes, missed
 from common.picturebook.scenes import Scene, Thing
-from common.picturebook.shipping import shipped_dino
+from common.picturebook.shipping import MODELS, shipped_dino
 from tests.common.picturebook.readings import pixels, reading_of
 
 
@@ -51,6 +52,29 @@ def test_the_table_runs_what_is_asked_for_and_fails_with_a_bar(monkeypatch, caps
     assert quality.check(7) == 1
     out = capsys.readouterr().out
     assert out.index("first") < out.index("second") and "1 of 2 bars reached" in out
+
+
+def test_the_card_shows_the_rows_that_were_measured_on_the_shipped_weights():
+    page, found = (MODELS / "README.md").read_text(encoding="utf-8"), card.kept()
+    assert page == card.rendered(page, found["rows"]) and found["weights"] == weights_hash()
+    assert {row["check"] for row in found["rows"]} == set(checks.CHECKS)
+
+
+def test_the_card_keeps_what_was_not_measured_again_until_the_weights_change(tmp_path):
+    weights = tmp_path / "unet" / "model.safetensors"
+    weights.parent.mkdir()
+    weights.write_bytes(b"one")
+    (tmp_path / "README.md").write_text(f"before\n{card.BEGIN}{card.END}\nafter\n")
+    first, second = Result("first", 1, 7, 2, check="a"), Result("second", 3, 7, check="b", note="missed: hats")
+    card.keep([second], "ab", tmp_path)
+    card.keep([first], "ab", tmp_path)
+    card.keep([replace(second, value=4)], "ab", tmp_path)
+    page = (tmp_path / "README.md").read_text()
+    assert page.startswith("before\n") and page.endswith("\nafter\n")
+    assert page.index("| first | 1.00 | >= 2 |  | 7 | not reached |") < page.index("| second (missed: hats) | 4.00 |")
+    weights.write_bytes(b"other")
+    card.keep([second], "ab", tmp_path)
+    assert [row["what"] for row in card.kept(tmp_path)["rows"]] == ["second"]
 
 
 @pytest.mark.slow
