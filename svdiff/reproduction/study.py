@@ -22,6 +22,7 @@ from common.training import picture_hashes
 from svdiff import editing, merging, options, train
 from svdiff.basis import Bases
 
+LINES = 12  # of a sheet: what can be looked at
 # Rare words, one for each subject of a dataset in turn.
 TOKENS = ("sks", "qwe", "zxy", "ktn", "pll", "ucd", "olis", "phol", "mta", "xjk", "vbr", "wlf")
 SPACES = {space: ["--parameter_space", space] for space in options.PARAMETER_SPACES}
@@ -200,8 +201,8 @@ class Study:
         append_row(self.rows, row_of(*given, **about))
 
     def compare(self, panels: list[Panel], file: str, part: Shard | None = None) -> None:
-        """Draw and score what is missing in the part's panels (by default the shard's), then the sheet: a line per
-        panel. Raises Unfinished where other shards have panels to draw."""
+        """Draw and score what is missing in the part's panels (by default the shard's), then the sheet: a line for each
+        of the first panels. Raises Unfinished where other shards have panels to draw."""
         part = part or self.args.shard
         for panel in part.of(panels):
             for method in panel.methods:
@@ -215,7 +216,8 @@ class Study:
                   for item, _, _ in panel.drawn for seed in self.seeds]  # fmt: skip
         if not all_done(self.rows, wanted, part):
             raise Unfinished
-        inputs, sheet = max((list(panel.inputs) for panel in panels), key=len), []
+        panels, sheet = panels[:LINES], []
+        inputs = max((list(panel.inputs) for panel in panels), key=len)
         for panel in panels:
             row = [*panel.inputs.values(), *[None] * (len(inputs) - len(panel.inputs))]
             for method in panel.methods:
