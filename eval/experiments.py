@@ -142,9 +142,10 @@ def keep(one: Experiment, place: Path, world: dict, minutes: float) -> None:
     took = {"minutes": round(minutes, 1)}
     write_json(place / MINUTES, took)
     about = {"experiment": one.id, "date": time.strftime("%Y-%m-%d", time.gmtime()), **took, "machine": machine()}
-    config = place / "config.json"  # of the code that made the rows, which may not be the code that gathers them
-    made_by = read_object(config).get("provenance") if config.is_file() else None
-    write_json(one.about, {**about, "fingerprint": world, "provenance": made_by or provenance()})
+    # of the code that made the rows, which may not be the code that gathers them
+    configs = [folder / "config.json" for folder in (place, (place / one.rows).parent)]
+    made_by = next((read_object(config)["provenance"] for config in configs if config.is_file()), provenance())
+    write_json(one.about, {**about, "fingerprint": world, "provenance": made_by})
     if one.figure and (place / one.figure).is_file():
         (ROOT / "assets").mkdir(exist_ok=True)
         shutil.copyfile(place / one.figure, ROOT / "assets" / f"{one.id}.png")
