@@ -173,7 +173,7 @@ def main(argv: list[str] | None = None) -> None:
     from spdinv.customised import load, words_of
     from spdinv.customised.elite import add_subject
 
-    if args.elite and not any(options.PLACEHOLDER in item.target_prompt.split(" ") for item in items):
+    if args.elite and not any(options.PLACEHOLDER in item.target_prompt for item in items):
         raise InputError(f"no target prompt of {folder} has the word {options.PLACEHOLDER}, ELITE's subject; put it in")
     pipe, resolution, elite = load(args)
     encoders = load_encoders(args.metric_encoders, args.device)

@@ -13,7 +13,7 @@ from diffusers import DiffusionPipeline
 
 from common.pipelines import Conditioning, encode_prompt
 from common.runs import InputError
-from spdinv.inversions import direct, negative_prompt
+from spdinv.inversions import negative_prompt
 from spdinv.inversions.proximal import step as proximal_step
 from spdinv.inversions.result import Inversion
 
@@ -35,10 +35,8 @@ def apply(
     (the target keeps the null text), and only the target branch is thresholded. settings: proximal_mode,
     proximal_quantile, proximal_recon_lr, proximal_recon_t, proximal_dilation, as of proximal.step.
     An inversion's own unconditional embeddings give way to the source prompt; the settings of ProxEdit's step to these.
-    Direct Inversion's corrections are for a plain guided step; on another the source branch is held without them.
     Raises InputError where the inversion's sampling step is not a guided step.
     """
-    corrected = inversion.corrections is not None and engine != "pnp"  # pnp has no source branch to correct
     if negative_prompt_embedding:
         inversion = negative_prompt.with_source_prompt(pipe, inversion, cond)
         if engine == "masactrl":
@@ -50,7 +48,7 @@ def apply(
         settings |= {} if proximal else {"mode": "none"}
         branches, guidance = "target" if engine == "masactrl" else "all", "inversion" if inversion_guidance else "none"
         inversion = replace(inversion, step=partial(proximal_step, branches=branches, guidance=guidance, **settings))
-    return direct.hold(inversion) if corrected and (negative_prompt_embedding or proximal) else inversion
+    return inversion
 
 
 def with_null_target(pipe: DiffusionPipeline, inversion: Inversion) -> Inversion:

@@ -211,7 +211,7 @@ def check_customised(args: argparse.Namespace) -> None:
     if args.reference_image_path and not args.elite:
         raise InputError("--reference_image_path shows the subject to ELITE: give --elite too, or leave it out")
     target = getattr(args, "target_prompt", None)
-    if args.elite and target is not None and PLACEHOLDER not in target.split(" "):
+    if args.elite and target is not None and PLACEHOLDER not in target:
         raise InputError(f"with --elite the subject is called {PLACEHOLDER}: use that word in --target_prompt")
 
 

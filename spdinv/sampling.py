@@ -90,9 +90,12 @@ def predict_both(drawing: Drawing, z: torch.Tensor, step: int) -> tuple[torch.Te
 
 
 def correct(drawing: Drawing, z: torch.Tensor, step: int) -> torch.Tensor:
-    """z [P,4,h,w] after sampling step 0 ... T-1, the source branch with the inversion's correction."""
-    corrections = drawing.inversion.corrections
-    return z if corrections is None else torch.cat([z[:1] + corrections[step], z[1:]])
+    """z [P,4,h,w] after sampling step 0 ... T-1; where the inversion has corrections, which lead the source branch back
+    to its trajectory, with the trajectory in its place.
+
+    (The sum would be that too, but for the rounding of two different batches, which guidance multiplies at every step.)
+    """
+    return z if drawing.inversion.corrections is None else torch.cat([drawing.level_after(step), z[1:]])
 
 
 def guided_step(drawing: Drawing, z: torch.Tensor, step: int) -> torch.Tensor:

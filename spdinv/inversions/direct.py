@@ -1,11 +1,10 @@
 """Direct Inversion (arXiv 2310.01506): DDIM inversion, and what the guided way back misses, written down.
 
 Added to the source branch after each step, it holds that branch on the inversion's trajectory exactly, and leaves the
-target branch alone. (Equal to putting the trajectory in the place of the source branch, up to rounding.)
+target branch alone: sampling.correct puts the trajectory itself there, which is the same without the rounding.
 """
 
 from dataclasses import replace
-from functools import partial
 
 import torch
 from diffusers import DiffusionPipeline
@@ -15,7 +14,7 @@ from common.ddim import Schedule, ddim_step
 from common.pipelines import Conditioning, encode_prompt
 from spdinv.inversions import ddim
 from spdinv.inversions.result import Inversion
-from spdinv.sampling import Drawing, guided_noise, guided_step
+from spdinv.sampling import guided_noise
 
 
 @torch.no_grad()
@@ -35,14 +34,3 @@ def invert(
         eps = guided_noise(pipe, schedule, z, t, null, cond, guidance_scale)
         corrections.append(aim - ddim_step(schedule, z, eps, t))
     return replace(inversion, corrections=torch.stack(corrections))
-
-
-def hold(inversion: Inversion) -> Inversion:
-    """The same with the trajectory itself in the place of the source branch after each step, for a way back that
-    differs from the one the corrections were made for (another unconditional text, thresholded guidance)."""
-    return replace(inversion, corrections=None, step=partial(held_step, inversion.step or guided_step))
-
-
-def held_step(take, drawing: Drawing, z: torch.Tensor, step: int) -> torch.Tensor:
-    """The step that `take` takes, the source branch put on the trajectory after it."""
-    return torch.cat([drawing.level_after(step), take(drawing, z, step)[1:]])

@@ -13,6 +13,7 @@ from common.pipelines import Conditioning, encode_prompt, predict_noise
 from spdinv.inversions import ddim
 from spdinv.inversions.residual import gradients, mean_square
 from spdinv.inversions.result import Inversion
+from spdinv.sampling import predict_pair
 
 
 @torch.no_grad()
@@ -33,7 +34,7 @@ def invert(
     grows by 2e-5 per step; 0 never stops early. guidance_scale: of the sampling that the embeddings are for.
     As released: Adam starts afresh at every sampling step and from the embedding of the step before, the loss is a mean
     square, and the test comes after the step, on the loss before it.
-    The prediction for the prompt serves the inner loop and the step that ends it (the released code asks again).
+    The step that ends a level asks for both predictions anew, in one batch: Adam would enlarge what two batches round.
     Embeddings stay float32 whatever the network's type. SDXL's pooled text stays that of "".
     Images share network calls and nothing else: each has its own loss, its own optimiser state and its own stop.
     """
@@ -65,6 +66,7 @@ def invert(
             searching = [i for i, value in zip(searching, loss.tolist(), strict=True) if not value < stop_below]
             if not searching:
                 break
-        z = ddim_step(schedule, z, guide(unconditional(z, t, everyone), eps_cond, guidance_scale), t)
         embeds.append(torch.cat(u).detach())
+        pair = predict_pair(pipe, schedule, z, t, null.with_embeds(embeds[-1].to(null.embeds)), cond)
+        z = ddim_step(schedule, z, guide(*pair, guidance_scale), t)
     return replace(inversion, rounds=spent, uncond_embeds=torch.stack(embeds))

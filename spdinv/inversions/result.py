@@ -19,8 +19,8 @@ class Inversion:
     uncond_embeds: [T, B, L, D] in sampling order (noise first), an unconditional embedding for each sampling step,
         where the method finds one (null-text inversion and its kin); None means the embedding of "".
     uncond_pooled: [B, P], the same for SDXL's pooled text; None means that of "".
-    corrections: [T, B, 4, h, w] in sampling order, what to add to the source latent after each sampling step, where
-        the method records it (Direct Inversion); None means nothing.
+    corrections: [T, B, 4, h, w] in sampling order, what the source latent lacks after each guided sampling step, where
+        the method records it (Direct Inversion) and holds that branch on the trajectory; None means nothing.
     companion: [B, 4, h, w], a second noise that the method's step begins with (EDICT); None where there is none.
     step: how to take one sampling step, where the method has its own way (proximal, nmg, edict); None means
         sampling.guided_step, whose arguments it takes: (drawing, z [P,4,h,w], step) -> z.

@@ -19,18 +19,17 @@ PROMPTS = ["a red cat on grass", "a blue dog on grass"]
 @pytest.mark.parametrize("make", [tiny_sd, tiny_sdxl])
 def test_the_source_branch_returns_the_trajectory_at_every_level(make):
     pipe = make()
-    pipe.to(dtype=torch.float64)  # guidance and the steps back enlarge whatever is rounded
     schedule = make_schedule(pipe.scheduler, 5)
-    latents = random(1, 4, 16, 16).double()
+    latents = random(1, 4, 16, 16)
     inversion = INVERSIONS["direct"](pipe, schedule, latents, encode_prompt(pipe, PROMPTS[:1]), guidance_scale=7.5)
     drawing, z = start(pipe, schedule, inversion, PROMPTS, 7.5)
     for step in range(5):
         with torch.no_grad():
             z = drawing.step(z, step)
-        torch.testing.assert_close(z[:1], inversion.trajectory[4 - step], rtol=0, atol=1e-9)
+        assert torch.equal(z[:1], inversion.trajectory[4 - step])  # in float32 too: guidance would enlarge any rounding
     ddim = INVERSIONS["ddim"](pipe, schedule, latents, encode_prompt(pipe, PROMPTS[:1]))
     plain = ENGINES["none"](pipe, schedule, ddim, PROMPTS)
-    torch.testing.assert_close(z[1:], plain[1:], rtol=0, atol=1e-9)  # the target is left alone
+    assert torch.equal(z[1:], plain[1:])  # the target is left alone
     assert (plain[:1] - latents).abs().max() > 1e-2
 
 

@@ -160,12 +160,12 @@ def test_scripts_put_the_subject_in(tiny_folder, tmp_path, mapper_file, clip_fol
     picture(3).save(tmp_path / "other.png")
     base = ["--pretrained_model_name_or_path", str(tiny_folder), "--image_path", str(tmp_path / "in.png"),
             "--num_inference_steps", "2", "--inversion", "ddim", "--source_prompt", "a cat", "--target_prompt",
-            "a white *", "--elite", str(mapper_file), "--elite_clip", str(clip_folder)]  # fmt: skip
+            "a white *, standing", "--elite", str(mapper_file), "--elite_clip", str(clip_folder)]  # fmt: skip
     infer.main([*base, "--output_dir", str(tmp_path / "out")])
     assert (tmp_path / "out" / "edited.png").is_file()
     more = ([], ["--reference_image_path", str(tmp_path / "other.png")], ["--elite_key_values"])
     loaded = [load(infer.parse([*base, *flags]))[0] for flags in more]
-    own, other, intended = (encode_prompt(pipe, ["a white *"]).embeds for pipe in loaded)
+    own, other, intended = (encode_prompt(pipe, ["a white *, standing"]).embeds for pipe in loaded)
     assert torch.equal(own, intended) and not torch.equal(own, other)
     path = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"
     assert not torch.equal(*(pipe.unet.get_parameter(path) for pipe in loaded[::2]))

@@ -66,7 +66,7 @@ def test_an_image_in_a_batch_behaves_as_if_alone(name, case):
 
 
 @pytest.mark.parametrize("name, case", CASES)
-def test_the_network_is_never_asked_the_same_twice_and_its_answers_are_counted(name, case):
+def test_the_network_is_not_asked_the_same_twice_and_its_answers_are_counted(name, case):
     pipe, asked = toy_pipe(), []
 
     def note(module, args, kwargs):
@@ -75,6 +75,7 @@ def test_the_network_is_never_asked_the_same_twice_and_its_answers_are_counted(n
 
     pipe.unet.register_forward_pre_hook(note, with_kwargs=True)
     inversion = INVERSIONS[name](pipe, toy_schedule(6), LATENTS, toy_cond(TOLD), **case)
-    assert len(asked) == len(set(asked)) == inversion.cost["forward"] > 0
+    again = 6 * len(TOLD) if name == "null_text" else 0  # the prompt, with what ends a level, as released
+    assert len(asked) == len(set(asked)) + again == inversion.cost["forward"] > 0
     assert inversion.cost["backward"] == sum(pipe.unet.gradients) and inversion.cost["seconds"] > 0
     assert pipe.unet.weight.requires_grad and pipe.unet.weight.grad is None

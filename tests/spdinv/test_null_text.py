@@ -2,10 +2,15 @@
 
 import numpy as np
 import pytest
+import torch
 
+from common.ddim import ddim_step, guide, make_schedule
+from common.pipelines import encode_prompt
 from spdinv.engines import ENGINES
 from spdinv.inversions import INVERSIONS
+from tests.small_data import random
 from tests.spdinv.toy import LATENTS, MEANS, TOLD, coefficients, naive_eps, toy_cond, toy_pipe, toy_schedule
+from tests.tiny import tiny_sd
 
 
 def naive_null_text(z, mean, schedule, inner_steps, rate, threshold, scale):
@@ -63,3 +68,27 @@ def test_more_than_a_hundred_steps():
                                         inner_steps=1, threshold=0)  # fmt: skip
     changes = inversion.uncond_embeds.diff(dim=0).abs().amax(dim=(1, 2, 3))
     assert changes.min() > 0 and inversion.rounds.unique().tolist() == [1]
+
+
+def test_a_real_network_is_asked_in_the_released_batches_so_that_embeddings_agree_to_the_bit():
+    """Whatever another batch rounds, Adam enlarges: five steps from 1e-7 to 1e-3."""
+    pipe = tiny_sd()
+    schedule = make_schedule(pipe.scheduler, 5)
+    u, cond = encode_prompt(pipe, [""]), encode_prompt(pipe, ["a red cat on grass"])
+    inversion = INVERSIONS["null_text"](pipe, schedule, random(1, 4, 16, 16), cond, inner_steps=3)
+    eps = lambda z, t, text: pipe.unet(z, t, encoder_hidden_states=text).sample  # noqa: E731
+    z, u = inversion.noise, u.embeds
+    for i, t in enumerate(schedule.timesteps):
+        u = u.detach().requires_grad_()
+        adam, e_c = torch.optim.Adam([u], lr=1e-2 * (1 - i / 100)), eps(z, t, cond.embeds)
+        for _ in range(3):
+            found = ddim_step(schedule, z, guide(eps(z, t, u), e_c, 7.5), t)
+            loss = torch.nn.functional.mse_loss(found, inversion.trajectory[4 - i])
+            (u.grad,) = torch.autograd.grad(loss, u)
+            adam.step()
+            if loss < 1e-5 + i * 2e-5:
+                break
+        with torch.no_grad():
+            both = eps(torch.cat([z, z]), t, torch.cat([u, cond.embeds])).chunk(2)
+            z = ddim_step(schedule, z, guide(*both, 7.5), t)
+        assert torch.equal(inversion.uncond_embeds[i], u)
