@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from common.files import locked, read_rows, write_text
+from common.files import InputError, locked, read_rows, write_text
 
 OF_THE_LAUNCH = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")  # what torchrun tells each of its processes
 
@@ -36,10 +36,21 @@ def shard(text: str) -> Shard:
     return Shard(int(found[1]), int(found[2]))
 
 
+def told_by_launch() -> dict[str, int]:
+    """What torchrun or accelerate launch has told this process, which alone is told nothing. Raises InputError for what
+    is no number."""
+    told = {name: os.environ[name] for name in OF_THE_LAUNCH if name in os.environ}
+    if odd := [name for name, text in told.items() if not re.fullmatch("[0-9]+", text)]:
+        raise InputError(f"the environment variable {odd[0]} is {told[odd[0]]!r}, which torchrun and accelerate launch "
+                         "set to a number: unset it")  # fmt: skip
+    return {name: int(text) for name, text in told.items()}
+
+
 def launched() -> Shard:
     """The part of this process among those of `accelerate launch` or torchrun. From here on it works alone, on one GPU:
     a training that it runs is its own, and shares no step with the others'."""
-    told = {name: int(os.environ.pop(name)) for name in OF_THE_LAUNCH if name in os.environ}
+    for name in (told := told_by_launch()):
+        del os.environ[name]
     if not {"RANK", "LOCAL_RANK", "WORLD_SIZE"} <= told.keys() or told["WORLD_SIZE"] == 1:
         return Shard()
     import torch

@@ -11,7 +11,6 @@ import functools
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from common.flags import check_device
 from common.images import is_picture, list_pictures, load_image, save_png
 from common.joining import resolved
 from common.runs import latest_checkpoint, load_checkpoint, progress, save_checkpoint
+from common.shards import told_by_launch
 
 # Flags that may differ between a run and its continuation. (Steps may too, where the schedule does not know them.)
 FREE = {"output_dir", "checkpointing_steps", "checkpoints_total_limit", "resume_from_checkpoint", "validation_prompt",
@@ -182,7 +182,7 @@ def make_accelerator(args: argparse.Namespace, name: str):
     check_device(args.device)
     if args.mixed_precision == "fp16" and (args.device == "cpu" or not torch.cuda.is_available()):
         raise InputError("--mixed_precision fp16 needs a GPU; take bf16 or no")
-    several = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    several = told_by_launch().get("WORLD_SIZE", 1) > 1
     # told nothing, accelerate would run several processes without a GPU side by side, each as if it were alone
     cpu = args.device == "cpu" or several and not torch.cuda.is_available()
     accelerator = Accelerator(mixed_precision=args.mixed_precision, cpu=cpu, log_with=tracker,
@@ -270,7 +270,7 @@ def identity(args: argparse.Namespace, pictures: Iterable[str | Path] | None = N
         free, base = free | PLACES, {**base, "pictures": picture_hashes(pictures)}
     flags = {name: resolved(value) if name.endswith("_path") else value
              for name, value in vars(args).items() if name not in free}  # fmt: skip
-    flags["processes"] = int(os.environ.get("WORLD_SIZE", 1))  # each draws samples and noise of its own
+    flags["processes"] = told_by_launch().get("WORLD_SIZE", 1)  # each draws samples and noise of its own
     return json.loads(json.dumps({**flags, **base}, default=str))
 
 

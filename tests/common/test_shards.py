@@ -5,7 +5,8 @@ import argparse
 import pytest
 
 from common import shards
-from common.files import append_row, read_rows
+from common.files import InputError, append_row, read_rows
+from common.training import make_accelerator
 
 
 def row(method, item, seed=0, **more):
@@ -58,3 +59,13 @@ def test_a_launched_process_takes_its_part_and_is_alone_from_then_on(monkeypatch
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         told(RANK=3, LOCAL_RANK=3, WORLD_SIZE=4, **visible)
         assert shards.launched() == (4, 4) and shards.os.environ["CUDA_VISIBLE_DEVICES"] == own
+
+
+@pytest.mark.parametrize("name", shards.OF_THE_LAUNCH)
+@pytest.mark.parametrize("text", ["one", "", "-1", "1.5"])
+def test_a_number_of_the_launch_that_is_none(monkeypatch, name, text):
+    monkeypatch.setenv(name, text)
+    with pytest.raises(InputError, match=f"the environment variable {name} is '{text}'"):
+        shards.launched()
+    with pytest.raises(InputError, match="unset it"):  # of a training too, which shares its steps
+        make_accelerator(argparse.Namespace(report_to="none", device="cpu", mixed_precision="no"), "name")
