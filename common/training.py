@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from common.files import InputError, read_object, write_json
+from common.files import InputError, read_object, refused_as, write_json
 from common.flags import check_device
 from common.images import is_picture, list_pictures, load_image, save_png
 from common.joining import resolved
@@ -68,7 +68,10 @@ def picture_indices(
 # --------------------------------------------------------------------------------------------------------- pictures
 
 
-def load_pictures(folder_or_paths: str | Path | Sequence[Path], resolution: int, squash: bool = False) -> list[Tensor]:
+def load_pictures(
+    folder_or_paths: str | Path | Sequence[Path], resolution: int, squash: bool = False,
+    resample: Image.Resampling = Image.Resampling.BILINEAR,
+) -> list[Tensor]:  # fmt: skip
     """A folder's pictures as uint8 [3,h,w], the shorter side `resolution` (bilinear, as diffusers' DreamBooth script).
 
     squash: both sides, whatever the proportions. InputError for a damaged picture, a strip of one, or an empty folder.
@@ -82,16 +85,17 @@ def load_pictures(folder_or_paths: str | Path | Sequence[Path], resolution: int,
             raise InputError(f"{path} is {image.width}x{image.height} pixels; cut it, a training picture's longer side "
                              "may be a hundred times the shorter one at most")  # fmt: skip
         size = tuple(resolution if squash or side == short else int(resolution * side / short) for side in image.size)
-        pixels = np.array(image.resize(size, Image.Resampling.BILINEAR))
+        pixels = np.array(image.resize(size, resample))
         pictures.append(torch.from_numpy(pixels).permute(2, 0, 1).contiguous())
     return pictures
 
 
 def picture_batch(
     pictures: Sequence[Tensor], indices: Iterable[int], resolution: int, generator: torch.Generator,
-    center_crop: bool = False, random_flip: bool = False,
+    center_crop: bool = False, random_flip: bool = False, corners: list[tuple[int, int]] | None = None,
 ) -> Tensor:  # fmt: skip
-    """Pictures of load_pictures, cut to squares as torchvision does: float32 [B,3,resolution,resolution] in [0,1]."""
+    """Pictures of load_pictures, cut to squares as torchvision does: float32 [B,3,side,side] in [0,1]. corners: gets
+    the (top, left) of each."""
     batch = []
     for index in indices:
         picture = pictures[index]
@@ -99,7 +103,9 @@ def picture_batch(
         top, left = (round(n / 2) if center_crop else int(torch.randint(n + 1, (), generator=generator)) for n in spare)
         square = picture[:, top : top + resolution, left : left + resolution]
         if random_flip and torch.rand((), generator=generator) < 0.5:
-            square = square.flip(2)
+            square, left = square.flip(2), spare[1] - left
+        if corners is not None:
+            corners.append((top, left))
         batch.append(square.float() / 255)
     return torch.stack(batch)
 
@@ -182,11 +188,11 @@ def make_accelerator(args: argparse.Namespace, name: str):
     check_device(args.device)
     if args.mixed_precision == "fp16" and (args.device == "cpu" or not torch.cuda.is_available()):
         raise InputError("--mixed_precision fp16 needs a GPU; take bf16 or no")
-    several = told_by_launch().get("WORLD_SIZE", 1) > 1
     # told nothing, accelerate would run several processes without a GPU side by side, each as if it were alone
-    cpu = args.device == "cpu" or several and not torch.cuda.is_available()
-    accelerator = Accelerator(mixed_precision=args.mixed_precision, cpu=cpu, log_with=tracker,
-                              project_dir=args.output_dir)  # fmt: skip
+    cpu = args.device == "cpu" or told_by_launch().get("WORLD_SIZE", 1) > 1 and not torch.cuda.is_available()
+    with refused_as("the processes of this training do not find each other"):
+        accelerator = Accelerator(mixed_precision=args.mixed_precision, cpu=cpu, log_with=tracker,
+                                  project_dir=args.output_dir)  # fmt: skip
     if tracker:
         plain = {key: value for key, value in vars(args).items() if isinstance(value, int | float | str | bool)}
         accelerator.init_trackers(name, config=plain)
@@ -343,8 +349,3 @@ def resume_training(
     if losses is not None:
         losses.extend(saved.get("losses", ()))
     return saved["step"]
-
-
-def whole_seconds(seconds: float, first: int, steps: int) -> float:
-    """Of a training of `steps` steps measured from `first` on: earlier ones count at the pace of later ones."""
-    return seconds * steps / (steps - first) if first < steps else seconds

@@ -72,9 +72,11 @@ class Run:
         return self.accelerator.is_main_process and bool(every) and done % every == 0
 
     def seconds(self, spent: float | None = None) -> float:
-        """Of the whole training, with what a checkpoint's run took; spent: since `begin`, by default to now."""
+        """Of the whole training: steps before a checkpoint count at the pace of later ones. spent: since `begin`, by
+        default to now."""
         spent = time.perf_counter() - self.began if spent is None else spent
-        return training.whole_seconds(spent, self.first, self.args.max_train_steps)
+        steps = self.args.max_train_steps
+        return spent * steps / (steps - self.first) if self.first < steps else spent
 
 
 def begin(

@@ -5,14 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from PIL.Image import Resampling
 from torch import Tensor
 
-from common.images import list_pictures
+from common.images import list_pictures, load_image
 from common.pipelines import Conditioning
 from common.runs import measure
 from common.training import generate_class_pictures, load_pictures, picture_batch, picture_indices, step_generator
 from lipschitz_personalize.augmentation import augment
-from lipschitz_personalize.objectives import encode_pictures, encode_text
+from lipschitz_personalize.objectives import backbone_of, encode_pictures, encode_text
 
 CLASS_SEED = 2**62  # added to the seed: class pictures come in an order of their own
 
@@ -22,7 +23,7 @@ class Source:
     """Pictures of one kind with their prompts, of which each picture of a batch gets one at random.
 
     conditioning, latents: where they can be made once, else None. masked: the loss is Custom Diffusion's, inside of a
-    mask; augmented: that mask may be smaller than the picture.
+    mask; augmented: that mask may be smaller than the picture. sizes: (height, width) of the files, where SDXL is told.
     """
 
     paths: list[Path]
@@ -33,6 +34,7 @@ class Source:
     latents: Tensor | None
     masked: bool
     augmented: bool
+    sizes: list[tuple[int, int]] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,29 +48,42 @@ class Batch:
 
 
 def sources(pipe, args: argparse.Namespace, paths: list[Path], trains_text: bool) -> list[Source]:
-    """The subject's pictures, and with prior preservation the class pictures of --class_data_dir."""
+    """The subject's pictures, and with prior preservation the class pictures of --class_data_dir, which are never
+    squashed. The subject's are resized as by the script whose settings these are."""
     own_prompts = getattr(args, "instance_prompts", None) or [args.instance_prompt]  # several: Textual Inversion
     found = [(paths, own_prompts, args.seed, args.parameter_space == "custom_diffusion")]
     if args.with_prior_preservation:
         theirs = list_pictures(args.class_data_dir)
         found.append((theirs, [args.class_prompt], (args.seed + CLASS_SEED) % 2**63, False))
+    sdxl_lora = (backbone_of(pipe), args.parameter_space) == ("sdxl", "lora")
+    squashed_by = Resampling.BILINEAR if args.parameter_space == "custom_diffusion" else Resampling.BICUBIC
+    resample = Resampling.LANCZOS if sdxl_lora else squashed_by if args.squash else Resampling.BILINEAR
     made = []
     for paths, prompts, seed, masked in found:
-        augmented = masked and args.augment
-        pictures = load_pictures(paths, args.resolution, squash=args.squash or augmented)
-        latents = None
+        own, augmented, latents = not made, masked and args.augment, None
+        how = (args.squash or augmented, resample) if own else ()
+        pictures = load_pictures(paths, args.resolution, *how)
         if args.cache_latents and not augmented:
             generators = [step_generator(seed, number, 1) for number in range(len(pictures))]
             squares = [cut(args, pictures, [number], generator) for number, generator in enumerate(generators)]
             latents = torch.cat([encode_pictures(pipe, *pair) for pair in zip(squares, generators, strict=True)])
         with torch.no_grad():
             cond = None if trains_text or len(prompts) > 1 else encode_text(pipe, prompts, args.resolution)
-        made.append(Source(paths, pictures, prompts, seed, cond, latents, masked, augmented))
+        told = own and sdxl_lora and latents is None
+        sizes = [load_image(path).size[::-1] for path in paths] if told else None
+        made.append(Source(paths, pictures, prompts, seed, cond, latents, masked, augmented, sizes))
     return made
 
 
-def cut(args: argparse.Namespace, pictures: list[Tensor], indices: list[int], generator: torch.Generator) -> Tensor:
-    return picture_batch(pictures, indices, args.resolution, generator, args.center_crop, args.random_flip)
+def cut(args: argparse.Namespace, pictures: list[Tensor], indices: list[int], generator: torch.Generator, corners=None):
+    return picture_batch(pictures, indices, args.resolution, generator, args.center_crop, args.random_flip, corners)
+
+
+def placed(cond: Conditioning, sizes: list[tuple[int, int]], corners: list[tuple[int, int]]) -> Conditioning:
+    """SDXL's conditioning that tells of each picture how large its file is and where it was cut."""
+    ids = cond.added["time_ids"].clone()
+    ids[:, :4] = torch.tensor([[*size, *corner] for size, corner in zip(sizes, corners, strict=True)]).to(ids)
+    return Conditioning(cond.embeds, cond.added | {"time_ids": ids})
 
 
 def next_batch(
@@ -80,11 +95,11 @@ def next_batch(
         indices = picture_indices(len(source.pictures), args.train_batch_size, source.seed, step, micro,
                                   args.gradient_accumulation_steps, accelerator.process_index,
                                   accelerator.num_processes)  # fmt: skip
-        prefixes = [""] * len(indices)
+        prefixes, corners = [""] * len(indices), []
         if source.latents is not None:
             latents.append(source.latents[indices])
         else:
-            pictures = cut(args, source.pictures, indices, generator)
+            pictures = cut(args, source.pictures, indices, generator, corners)
             if source.augmented:
                 changed = [augment(picture, pipe.vae_scale_factor, generator) for picture in pictures]
                 pictures = torch.stack([picture for picture, _, _ in changed])
@@ -94,7 +109,8 @@ def next_batch(
         if source.masked and mask is None:  # the same loss without augmentation: all of the picture counts
             mask = torch.ones_like(latents[-1][:, :1])
         if source.conditioning is not None and not any(prefixes):
-            conds.append(source.conditioning[[0] * len(indices)])
+            cond = source.conditioning[[0] * len(indices)]
+            conds.append(placed(cond, [source.sizes[i] for i in indices], corners) if source.sizes else cond)
             continue
         picked = [0] * len(indices)
         if len(source.prompts) > 1:

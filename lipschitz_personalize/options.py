@@ -16,7 +16,7 @@ SPACES = ("full", "custom_diffusion", "lora")
 BACKBONES = ("sd", "sdxl", "sd3")
 TOKEN, NEW_WORD = "sks", "<new1>"  # what a subject is called; the second is Custom Diffusion's
 QKVO = ["to_q", "to_k", "to_v", "to_out.0"]
-SD3_TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"]
+SD3_TARGETS = [f"attn.{name}" for name in (*QKVO, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")]
 
 # The released scripts' settings ("ours", without prior preservation), by backbone and parameter space. README.md says
 # what the paper leaves open. SDXL and SD3 were published without full fine-tuning: there SD's settings stand in.
@@ -132,8 +132,9 @@ def parse_plain(
 ) -> argparse.Namespace:
     """The flags of another method, and what train.train needs beside them: penalty, augmentation and caches are off."""
     add_drawing_flags(parser)
-    parser.set_defaults(l2_reg_weight=0.0, squash=False, cache_latents=False, precondition_outputs=True, augment=False,
-                        mask_loss="mean", **defaults)  # fmt: skip
+    off = {"l2_reg_weight": 0.0, "squash": False, "cache_latents": False, "precondition_outputs": True,
+           "augment": False, "mask_loss": "mean"}  # fmt: skip
+    parser.set_defaults(**off | defaults)
     args = parse_training(parser, argv, picturebook_preset)
     args.backbone = guess_backbone(args.pretrained_model_name_or_path)
     return args

@@ -135,12 +135,14 @@ def penalty(pipe, args: argparse.Namespace, space):
 
 def optimizer_of(args: argparse.Namespace, space, regularizer) -> dict:
     """Groups and kind of the optimiser. Where nothing is clipped or decayed, Adam's own decay is half of the penalty's
-    work."""
+    work. Custom Diffusion's scripts double a scaled rate (--scale_lr) with prior preservation."""
     import torch
 
     if regularizer and not args.max_grad_norm and not args.adam_weight_decay:
         return {"groups": regularizer.adam_groups(), "kind": torch.optim.Adam}
-    return {"groups": list(space.parameters.values())}
+    doubled = args.parameter_space == "custom_diffusion" and args.scale_lr and args.with_prior_preservation
+    rate = args.learning_rate * (2 if doubled else 1)
+    return {"groups": [{"params": list(space.parameters.values()), "lr": rate}]}
 
 
 def finish(output: Path, space, regularizer, run, looks: list[dict], costs: dict[str, float]) -> None:

@@ -22,7 +22,8 @@ from lipschitz_personalize.options import parse_plain
 from lipschitz_personalize.train import train
 
 PICTUREBOOK_PRESET = {"max_train_steps": 200, "learning_rate": 0.002, "scale_lr": False, "train_batch_size": 4,
-                      "gradient_accumulation_steps": 1, "prompts": "plain", "random_flip": False}  # fmt: skip
+                      "gradient_accumulation_steps": 1, "prompts": "plain", "random_flip": False,
+                      "max_grad_norm": 1.0}  # fmt: skip
 # The paper's neutral contexts, derived from CLIP's ImageNet templates (its Sec. 4 and appendix).
 PHOTOS = (
     "a photo of a {}", "a rendering of a {}", "a cropped photo of the {}", "the photo of a {}", "a photo of a clean {}",
@@ -46,9 +47,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--prompts", choices=PROMPTS, default="photos", help="contexts that it is trained in: the paper's, or three "
         "that the picturebook knows")  # fmt: skip
     add_training_flags(parser, output_dir="outputs/textual_inversion", max_train_steps=3000, learning_rate=5e-4,
-                       scale_lr=True, gradient_accumulation_steps=4)  # fmt: skip
+                       scale_lr=True, gradient_accumulation_steps=4, max_grad_norm=0.0)  # fmt: skip
     add_subject_flags(parser, random_flip=True)
-    args = parse_plain(parser, argv, PICTUREBOOK_PRESET, parameter_space="word", instance_prompt=f"a {WORD}")
+    args = parse_plain(parser, argv, PICTUREBOOK_PRESET, parameter_space="word", squash=True,
+                       instance_prompt=f"a {WORD}")  # fmt: skip
     args.instance_prompt = args.instance_prompt.replace(WORD, args.placeholder_token)
     args.instance_prompts = [prompt.format(args.placeholder_token) for prompt in PROMPTS[args.prompts]]
     if args.with_prior_preservation:

@@ -25,7 +25,7 @@ METHODS: dict[str, dict[str, Any]] = {
 RECIPES: dict[str, dict[str, Any]] = {
     "full": {"learning_rate": 5e-6, "adam_weight_decay": 1e-2, "max_grad_norm": 1.0, "max_train_steps": 800,
              "squash": False, "cache_latents": False},
-    "custom_diffusion": {"learning_rate": 2e-5, "max_train_steps": 500, "mask_loss": "sum"},  # times batch 2: 4e-5
+    "custom_diffusion": {"learning_rate": 1e-5, "max_train_steps": 500, "mask_loss": "sum"},
     "lora": {"learning_rate": 1e-4, "adam_weight_decay": 1e-2, "lora_rank": 4, "lora_alpha": 4, "train_batch_size": 1,
              "lora_init": "gaussian"},
 }  # fmt: skip
@@ -37,7 +37,10 @@ def with_recipe(flags: dict[str, Any], model: str) -> dict[str, Any]:
     if flags.get("l2_reg_weight") != 0 or is_picturebook_folder(model):
         return flags
     other = {  # the penalty's LoRA is of queries and values alone; SD3's Custom Diffusion has no masks
-        ("sd", "lora"): {"lora_targets": options.QKVO}, ("sd3", "custom_diffusion"): {"mask_loss": "mean"},
+        ("sd", "lora"): {"lora_targets": options.QKVO},
+        ("sd3", "custom_diffusion"): {"mask_loss": "mean", "learning_rate": 2e-5},
+        ("sdxl", "lora"): {"adam_weight_decay": 1e-4},
+        ("sd3", "lora"): {"adam_weight_decay": 1e-4, "learning_rate": 4e-4},
     }  # fmt: skip
     space = flags["parameter_space"]
     return flags | RECIPES[space] | other.get((options.guess_backbone(model), space), {})
@@ -53,9 +56,11 @@ def settings_of(name: str, model: str) -> dict[str, Any]:
     return with_recipe(METHODS[method], model) | {key: value if equals else True for key, equals, value in changed}
 
 
-def start_of(model: str) -> str:
-    """How a training's prompts begin; no caption of the picturebook says "photo"."""
-    return "a" if is_picturebook_folder(model) else "a photo of a"
+def start_of(model: str, token: str = "") -> str:
+    """How a training's prompts begin, Custom Diffusion's as in its scripts; no caption of the picturebook says
+    "photo"."""
+    usual = "photo of a" if token == options.NEW_WORD else "a photo of a"
+    return "a" if is_picturebook_folder(model) else usual
 
 
 def backbone_of(args: argparse.Namespace) -> str:
@@ -77,7 +82,7 @@ def training_flags(args: argparse.Namespace, name: str, subject=None, seed: int 
         # price of prior preservation could not be measured: every training draws its own
         given |= {
             "instance_data_dir": subject.paths[0].parent,
-            "instance_prompt": f"{start_of(model)} {token_of(args, name)} {subject.class_name}",
+            "instance_prompt": f"{start_of(model, token_of(args, name))} {token_of(args, name)} {subject.class_name}",
             "class_prompt": f"{start_of(model)} {subject.class_name}",
             "checkpointing_steps": NEVER,
             "output_dir": output_dir,

@@ -8,6 +8,8 @@ from common import shards
 from common.files import InputError, append_row, read_rows
 from common.training import make_accelerator
 
+TRAINING = argparse.Namespace(report_to="none", device="cpu", mixed_precision="no", output_dir=None)
+
 
 def row(method, item, seed=0, **more):
     return {"paper": "p", "method": method, "item": item, "seed": seed, "metrics": {}, "seconds": 1.0,
@@ -68,4 +70,10 @@ def test_a_number_of_the_launch_that_is_none(monkeypatch, name, text):
     with pytest.raises(InputError, match=f"the environment variable {name} is '{text}'"):
         shards.launched()
     with pytest.raises(InputError, match="unset it"):  # of a training too, which shares its steps
-        make_accelerator(argparse.Namespace(report_to="none", device="cpu", mixed_precision="no"), "name")
+        make_accelerator(TRAINING, "name")
+
+
+def test_processes_that_do_not_find_each_other(monkeypatch):
+    monkeypatch.setattr("accelerate.Accelerator", lambda **_: {}["MASTER_ADDR"])
+    with pytest.raises(InputError, match="do not find each other: .*MASTER_ADDR"):
+        make_accelerator(TRAINING, "name")

@@ -12,7 +12,7 @@ import torch
 from diffusers import DDPMScheduler
 from PIL import Image
 
-from common import training
+from common import training, training_run
 from common.images import save_png, to_tensor
 from common.runs import InputError, make_parser
 from common.training_flags import add_subject_flags, add_training_flags, parse_training
@@ -70,10 +70,10 @@ def test_pictures_are_resized_and_cut_as_the_dreambooth_script_does(tmp_path):
     windows = [wide[:, :, left : left + 20].float() / 255 for left in range(14)]
     generator, found, flipped = training.step_generator(0, 0), set(), 0
     for _ in range(200):
-        (cut,) = training.picture_batch([wide], [0], 20, generator, random_flip=True)
+        (cut,) = training.picture_batch([wide], [0], 20, generator, random_flip=True, corners=(corners := []))
         places = [left for left, window in enumerate(windows) if torch.equal(cut, window)]
         mirrored = [left for left, window in enumerate(windows) if torch.equal(cut, window.flip(2))]
-        assert len(places + mirrored) == 1
+        assert corners == [(0, left) for left in places + [13 - left for left in mirrored]]  # of the mirrored picture
         found |= {*places, *mirrored}
         flipped += len(mirrored)
     assert found == set(range(14)) and 70 < flipped < 130  # both ends are reached; about half are mirrored
@@ -170,8 +170,9 @@ def test_an_interrupted_run_ends_in_the_same_bytes(tmp_path):
         again = arguments(tmp_path, *schedule, "--resume_from_checkpoint", wanted, "--checkpointing_steps", "100")
         assert torch.equal(train(again, 6, stop=6), whole)
         shutil.rmtree(tmp_path / "out" / "checkpoint-6", ignore_errors=True)
-    assert training.whole_seconds(30.0, 40, 100) == 50.0  # sixty steps in thirty seconds
-    assert training.whole_seconds(30.0, 0, 100) == training.whole_seconds(30.0, 100, 100) == 30.0
+    for first, seconds in ((40, 50.0), (0, 30.0), (100, 30.0)):  # 50: sixty steps of a hundred in thirty seconds
+        run = training_run.Run(types.SimpleNamespace(max_train_steps=100), None, {}, None, None, {}, first=first)
+        assert run.seconds(30.0) == seconds
     for flag, value in (("learning_rate", "3"), ("max_train_steps", "8")):
         other = arguments(tmp_path, *schedule, "--resume_from_checkpoint", "latest", f"--{flag}", value)
         refuses(f"another {flag}", train, other, 8)

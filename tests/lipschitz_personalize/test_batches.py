@@ -4,8 +4,9 @@ from argparse import Namespace
 
 import pytest
 import torch
+from PIL.Image import Resampling
 
-from common.images import list_pictures
+from common.images import list_pictures, load_image, to_tensor
 from common.training import step_generator
 from lipschitz_personalize import batches
 from lipschitz_personalize.augmentation import SMALL
@@ -43,6 +44,38 @@ def test_a_shrunk_picture_comes_with_its_words_and_its_mask_and_class_pictures_a
             assert (found in SMALL) == (not mask.all())
             met.add(found)
     assert len(met) >= 4
+
+
+def test_pictures_are_resized_as_by_the_script_whose_settings_these_are(models, subject):
+    """In full and squashed bicubic, Custom Diffusion's and SD's LoRA bilinear, SDXL's LoRA Lanczos; class pictures are
+    never squashed."""
+    paths = list_pictures(subject)
+    for model, space, squash, way in (("sd", "full", True, "BICUBIC"), ("sd", "full", False, "BILINEAR"),
+                                      ("sd", "custom_diffusion", True, "BILINEAR"), ("sd", "lora", False, "BILINEAR"),
+                                      ("sdxl", "lora", False, "LANCZOS")):  # fmt: skip
+        args = flags(subject, parameter_space=space, squash=squash, augment=False)
+        own, theirs = batches.sources(load_backbone(str(models[model]), "cpu"), args, paths, trains_text=False)
+        expected = load_image(paths[2]).resize((32, 32 if squash else 50), Resampling[way])  # of 32x50 pixels
+        assert torch.equal(own.pictures[2], (to_tensor(expected)[0] * 255).round().byte())
+        assert theirs.pictures[2].shape == (3, 50, 32)
+
+
+def test_sdxls_lora_is_told_how_large_a_file_is_and_where_it_was_cut(models, subject):
+    xl = load_backbone(str(models["sdxl"]), "cpu")
+    args = flags(subject, parameter_space="lora", augment=False, random_flip=True, train_batch_size=3, resolution=24)
+    given = batches.sources(xl, args, list_pictures(subject), trains_text=False)
+    sizes = {}
+    for step in range(12):
+        ids = batches.next_batch(xl, args, given, step, 0, ALONE, step_generator(0, step)).cond.added["time_ids"]
+        assert ids[:, 4:].tolist() == [[24, 24]] * 6 and ids[3:].tolist() == [[24, 24, 0, 0, 24, 24]] * 3  # the class
+        for height, width, top, left in ids[:3, :4].int().tolist():
+            sizes.setdefault((height, width), set()).add((top, left))
+    assert sizes.keys() == {(32, 32), (32, 40), (50, 32)} and sizes[32, 32] == {(0, 0)}
+    assert {top for top, _ in sizes[32, 40]} == {0} == {left for _, left in sizes[50, 32]}
+    assert len(sizes[32, 40]) > 2 and max(left for _, left in sizes[32, 40]) <= 30 - 24
+    args.parameter_space = "custom_diffusion"
+    (source, _) = batches.sources(xl, args, list_pictures(subject), trains_text=False)
+    assert source.sizes is None
 
 
 def test_cached_latents_are_one_sample_per_picture_and_flags_decide_the_rest(pipe, subject):

@@ -3,10 +3,12 @@
 import json
 import shutil
 from argparse import Namespace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from common.data import Subject
 from common.encoders import Clip, Dino
 from common.flags import as_flags
 from common.images import load_image
@@ -134,6 +136,20 @@ def test_baselines_have_their_own_recipes_and_changes_follow_the_name():
     assert full["learning_rate"] == 3 and full["l2_lipschitz"]
     losses = [settings("custom_diffusion+prior", model)["mask_loss"] for model in (sd, "owner/sdxl", sd3)]
     assert losses == ["sum", "sum", "mean"]
+    rates = [[settings("lora+prior", model)[key] for key in ("learning_rate", "adam_weight_decay")]
+             for model in (sd, "owner/sdxl", sd3)]  # fmt: skip
+    assert rates == [[1e-4, 1e-2], [1e-4, 1e-4], [4e-4, 1e-4]]  # diffusers' scripts for the three
+
+
+@pytest.mark.parametrize("model, name, prompt", [
+    ("owner/sd", "custom_diffusion+penalty", "photo of a <new1> dog"), ("owner/sd", "lora", "a photo of a sks dog"),
+    ("owner/stable-diffusion-3", "custom_diffusion", "a photo of a sks dog"),
+    ("picturebook", "custom_diffusion", "a <new1> dog"),
+])  # fmt: skip
+def test_trainings_are_prompted_as_in_the_released_scripts(model, name, prompt):
+    args = Namespace(pretrained_model_name_or_path=model, backbone=None, device=None, train_args=[])
+    flags = plan.training_flags(args, name, Subject("rex", "dog", True, (Path("rex/0.png"),)))
+    assert flags[flags.index("--instance_prompt") + 1] == prompt
 
 
 def test_a_run_that_was_killed_goes_on(run, tmp_path, monkeypatch):

@@ -17,6 +17,7 @@ from common.pipelines import load_pipeline
 from common.runs import ROOT
 from common.training import picture_indices, step_generator
 from lipschitz_personalize import batches, layer_lambdas, options, parameter_spaces, train
+from tests.small_data import write_noise
 
 QUICK = ["--num_inference_steps", "2", "--num_validation_images", "1", "--mixed_precision", "no", "--seed", "3"]
 PROMPT = ["--instance_prompt", "a sks cat"]
@@ -45,7 +46,8 @@ def weights_of(output):
 
 
 def plain_dreambooth(model, subject, steps, prior=None, regularise=0.0, processes=1, micros=1, clip=None):
-    """DreamBooth's loop written anew: squashed pictures, one VAE sample each, Adam; class pictures weigh 0.5."""
+    """DreamBooth's loop written anew: squashed (bicubic) pictures, one VAE sample each, Adam; class pictures weigh
+    0.5."""
     pipe = load_pipeline(str(model), "cpu")
     pipe.unet.set_attn_processor(AttnProcessor())
     base = {name: tensor.clone() for name, tensor in pipe.unet.named_parameters()}
@@ -55,7 +57,7 @@ def plain_dreambooth(model, subject, steps, prior=None, regularise=0.0, processe
         encoded = []
         for number, path in enumerate(list_pictures(folder)):
             image = load_image(path)
-            picture = to_tensor(image if image.size == (32, 32) else image.resize((32, 32), 2))
+            picture = to_tensor(image if image.size == (32, 32) else image.resize((32, 32), 3))
             generator = step_generator(seed, number, 1)
             for _ in range(2):
                 torch.randint(1, (), generator=generator)  # where the crop begins
@@ -166,6 +168,19 @@ def test_weights_of_another_training_are_not_mixed_up_with(run, tmp_path, refuse
         refused(said, run, folder, *words, *more, model=model)
     assert (out / "metrics.json").read_bytes() == before and not (out / "unet").exists()
     run(out, "--max_train_steps", "3", *NEW, *latest)  # its own
+
+
+def test_custom_diffusion_doubles_a_scaled_rate_with_class_pictures(run, models, tmp_path):
+    classes = write_noise(tmp_path / "class", [(32, 32)])[0].parent
+    words = [*NEW, "--max_train_steps", "1", "--l2_reg_weight", "0", "--adam_weight_decay", "0", "--no-augment"]
+    words += ["--with_prior_preservation", "--class_prompt", "a cat", "--class_data_dir", str(classes)]
+    words += ["--num_class_images", "1", "--train_batch_size", "2", "--learning_rate", "1e-3"]
+    start = load_pipeline(str(models["sd"]), "cpu")
+    start = start.text_encoder.get_input_embeddings().weight[start.tokenizer("cat").input_ids[1]]
+    for more, rate in (["--no-scale_lr"], 1e-3), (["--scale_lr"], 4e-3):  # Adam's first step is the rate
+        run(tmp_path / more[0], *words, *more)
+        moved = (load_file(tmp_path / more[0] / "<new1>.safetensors")["<new1>"] - start).abs()
+        assert moved.median().item() == pytest.approx(rate, rel=1e-2)
 
 
 def test_custom_diffusion_trains_on_the_error_inside_of_the_mask(run, models, subject, tmp_path):

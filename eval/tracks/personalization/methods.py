@@ -51,7 +51,7 @@ class Method:
         given = {
             "pretrained_model_name_or_path": model,
             "instance_data_dir": subject.paths[0].parent,
-            "instance_prompt": f"{plan.start_of(model)} {called}",
+            "instance_prompt": f"{plan.start_of(model, self.token)} {called}",
             "class_prompt": f"{plan.start_of(model)} {subject.class_name}",
             "class_data_dir": folder / "class_pictures",  # made only where the method wants them
             "checkpointing_steps": plan.NEVER,

@@ -182,6 +182,7 @@ def test_both_print_the_published_settings(capsys):
     textual_inversion.main(["--pretrained_model_name_or_path", "owner/sd", "--print_config"])
     settings = json.loads(capsys.readouterr().out)
     assert (settings["max_train_steps"], settings["learning_rate"], settings["scale_lr"]) == (3000, 5e-4, True)
+    assert settings["squash"] and settings["max_grad_norm"] == 0  # the script cuts nothing and clips nothing
     oft.main(["--pretrained_model_name_or_path", "owner/sd", "--print_config"])
     settings = json.loads(capsys.readouterr().out)
     assert (settings["max_train_steps"], settings["learning_rate"], settings["blocks"]) == (2005, 6e-5, 4)
