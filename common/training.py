@@ -189,7 +189,7 @@ def make_accelerator(args: argparse.Namespace, name: str):
     if args.mixed_precision == "fp16" and (args.device == "cpu" or not torch.cuda.is_available()):
         raise InputError("--mixed_precision fp16 needs a GPU; take bf16 or no")
     # told nothing, accelerate would run several processes without a GPU side by side, each as if it were alone
-    cpu = args.device == "cpu" or told_by_launch().get("WORLD_SIZE", 1) > 1 and not torch.cuda.is_available()
+    cpu = told_by_launch().get("WORLD_SIZE", 1) > 1 and not torch.cuda.is_available() or args.device == "cpu"
     with refused_as("the processes of this training do not find each other"):
         accelerator = Accelerator(mixed_precision=args.mixed_precision, cpu=cpu, log_with=tracker,
                                   project_dir=args.output_dir)  # fmt: skip
