@@ -94,8 +94,7 @@ def picture_batch(
     pictures: Sequence[Tensor], indices: Iterable[int], resolution: int, generator: torch.Generator,
     center_crop: bool = False, random_flip: bool = False, corners: list[tuple[int, int]] | None = None,
 ) -> Tensor:  # fmt: skip
-    """Pictures of load_pictures, cut to squares as torchvision does: float32 [B,3,side,side] in [0,1]. corners: gets
-    the (top, left) of each."""
+    """Pictures cut to squares as torchvision does: float32 [B,3,side,side] in [0,1]. corners: gets each (top, left)."""
     batch = []
     for index in indices:
         picture = pictures[index]
