@@ -19,23 +19,27 @@ TARGETS: dict[str, list[str] | str] = {
     "attention": ["to_q", "to_k", "to_v", "to_out.0"],
     "qv": ["to_q", "to_v"],
     "cross_kv": r".*\.attn2\.to_(k|v)",
+    "attention+geglu": ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj"],
     "attention+ff": ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"],
     "attention+conv_in": ["to_q", "to_k", "to_v", "to_out.0", "conv_in"],
 }
+INITS = {"gaussian": "gaussian", "uniform": True}  # peft's names
 
 
 def add_lora(
-    unet: UNet2DConditionModel, rank: int, alpha: float, targets: str, dropout: float = 0.0, seed: int = 0
-) -> dict[str, nn.Parameter]:
+    unet: UNet2DConditionModel, rank: int, alpha: float, targets: str, dropout: float = 0.0, seed: int = 0,
+    init: str = "uniform",
+) -> dict[str, nn.Parameter]:  # fmt: skip
     """Eq. 7: put new updates alpha / rank * B A beside the UNet's frozen weights W_0 (the sum is peft's; alpha = rank
-    gives the printed B A); returns them by name. Random in `seed` alone, initialised as in LoRA's released code: A
-    uniform (Kaiming), B zero."""
+    gives the printed B A); returns them by name. Random in `seed` alone: B is zero, and A gaussian of deviation
+    1 / rank, as in LoRA's paper and the authors' code, or uniform (Kaiming), as in LoRA's code."""
     from peft import LoraConfig
 
     unet.requires_grad_(False)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        unet.add_adapter(LoraConfig(r=rank, target_modules=TARGETS[targets], lora_alpha=alpha, lora_dropout=dropout))
+        unet.add_adapter(LoraConfig(r=rank, target_modules=TARGETS[targets], lora_alpha=alpha, lora_dropout=dropout,
+                                    init_lora_weights=INITS[init]))  # fmt: skip
     return {name: p for name, p in unet.named_parameters() if p.requires_grad}
 
 

@@ -10,7 +10,8 @@ from common.runs import InputError, make_parser
 from common.training_flags import add_training_flags, parse_training
 
 STAGES, TUNINGS, PRIORS = ("subject", "pretrain"), ("lora", "full"), ("text_to_image", "inpainting", "none")
-TARGET_NAMES = ("attention", "qv", "cross_kv", "attention+ff", "attention+conv_in")  # keys of lora.TARGETS
+INIT_NAMES = ("gaussian", "uniform")  # keys of lora.INITS
+TARGET_NAMES = ("attention", "qv", "cross_kv", "attention+geglu", "attention+ff", "attention+conv_in")  # of TARGETS
 AUGMENTATIONS = ("none", "flip", "rotation", "blur", "elastic")  # augment.NAMES, or nothing
 BOX_WAYS = ("auto", "file", "scene", "detr", "whole")
 DETECTOR = "facebook/detr-resnet-50"  # Sec. 5.1
@@ -32,8 +33,9 @@ PICTUREBOOK_TUNING: dict[str, dict[str, Any]] = {
     "lora": {"learning_rate": 2e-3, "max_train_steps": 400, "lr_scheduler": "cosine"},
     "full": {"learning_rate": 4e-4, "max_train_steps": 200, "lr_scheduler": "cosine"},
 }
+PICTUREBOOK_LORA = {"lora_targets": "attention", "lora_init": "uniform"}
 ONLY_WITH = {  # flags of the training that count with others alone
-    **dict.fromkeys(("rank", "lora_alpha", "lora_targets"), ("tuning", ["lora"])),
+    **dict.fromkeys(("rank", "lora_alpha", "lora_targets", "lora_init"), ("tuning", ["lora"])),
     **dict.fromkeys(("detector", "detector_threshold", "labels"), ("boxes", ["auto", "detr"])),
 }
 GUIDANCE = 5.0  # Paint-by-Example's
@@ -59,8 +61,8 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     add("--scheduler", choices=("plms", "ddim"), default="plms", help="Paint-by-Example: plms")
     add("--num_inference_steps", type=number(int, 2, 999), default=50, help="Paint-by-Example: 50")
     add("--guidance_scale", type=number(float, 0), help=f"Paint-by-Example: {GUIDANCE:g}, the default; on the "
-        f"picturebook {PICTUREBOOK_GUIDANCE['untuned']:g}, for tuned weights {PICTUREBOOK_GUIDANCE['lora']:g}; up to 1 "
-        "there is none")  # fmt: skip
+        f"picturebook {PICTUREBOOK_GUIDANCE['untuned']:g}, for tuned weights {PICTUREBOOK_GUIDANCE['lora']:g}; 1: "
+        "none")  # fmt: skip
     add("--mask_resize", choices=("bilinear", "nearest"), default="bilinear", help="of the mask to the latent grid: "
         "Paint-by-Example's code, and diffusers' port")  # fmt: skip
     add("--composite", action=argparse.BooleanOptionalAction, default=True, help="keep the source's own pixels "
@@ -98,12 +100,15 @@ def add_subject_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("stage subject (Sec. 4.2)").add_argument
     add("--instance_data_dir", help="folder of the subject's photographs; by default a subject of the picturebook")
     add("--tuning", choices=TUNINGS, default="lora", help="low-rank updates, or everything but CLIP and VAE")
-    add("--rank", type=number(int, 1, 1024), default=16, help="of the updates; not given (2 to 40 MB are ranks of "
-        "about 3 to 50)")  # fmt: skip
+    add("--rank", type=number(int, 1, 1024), default=4, help="of the updates; not given, 4 in the authors' demo (2 to "
+        "40 MB are ranks of about 3 to 50 on all of attention)")  # fmt: skip
     add("--lora_alpha", type=number(float, 0), help="the updates count alpha / rank times; the rank by default")
-    add("--lora_targets", choices=TARGET_NAMES, default="attention", help="layers that are updated; not given")
-    add("--repeats", type=number(int, 1), default=100, help="how often a photograph counts per epoch: 40 epochs of 4 "
-        "photographs at batch 16 would be 40 steps, and are 1000 with 100")  # fmt: skip
+    add("--lora_targets", choices=TARGET_NAMES, default="attention+geglu", help="layers that are updated; not "
+        "given: those of the authors' demo")  # fmt: skip
+    add("--lora_init", choices=INIT_NAMES, default="gaussian", help="how A starts: as in LoRA's paper and the authors' "
+        "code, or as in LoRA's code")  # fmt: skip
+    add("--repeats", type=number(int, 1), default=200, help="how often a photograph counts per epoch, as in the "
+        "authors' code: 40 epochs of 4 photographs at batch 16 would be 40 steps, and are 2000")  # fmt: skip
     add("--cache_views", type=number(int, 0), default=0, help="draw so many augmented views per photograph first, and "
         "keep their latents and class tokens; 0: new ones in every step")  # fmt: skip
 
@@ -153,6 +158,7 @@ def parse_train(argv: list[str] | None) -> argparse.Namespace:
     preset = PICTUREBOOK_PRESET.get(early.stage, {})
     if early.stage == "subject":
         preset = {**preset, **PICTUREBOOK_TUNING.get(early.tuning, {})}
+        preset |= PICTUREBOOK_LORA if early.tuning == "lora" else {}
     args = parse_training(new_training_parser(early.stage), argv, preset, ONLY_WITH)
     if args.learning_rate is None:
         args.learning_rate = LEARNING_RATES[args.stage]

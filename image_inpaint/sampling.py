@@ -58,14 +58,14 @@ def sample(
     masked = encode_image(pipe, masked_picture(source, fill), True, list(generators))
     keep = keep_on_latents(fill, grid, sampling.mask_resize).to(masked)
     context, guidance = context.to(masked), sampling.guidance_scale
-    if guidance > 1:  # both halves of guidance in one batch
+    if guided := guidance != 1:  # both halves of guidance in one batch
         context = torch.cat([unconditional(pipe.image_encoder, batch).to(masked), context])
         masked, keep = masked.repeat(2, 1, 1, 1), keep.repeat(2, 1, 1, 1)
     for t in tqdm(scheduler.timesteps, "sampling", disable=None if progress else True, leave=False):
-        twice = z.repeat(2, 1, 1, 1) if guidance > 1 else z
+        twice = z.repeat(2, 1, 1, 1) if guided else z
         channels = nine_channels(scheduler.scale_model_input(twice, t), masked, keep)
         noise = unet(channels, t, encoder_hidden_states=context, return_dict=False)[0]
-        if guidance > 1:
+        if guided:
             noise_uncond, noise_cond = noise.chunk(2)
             noise = noise_uncond + guidance * (noise_cond - noise_uncond)  # classifier-free guidance
         z = scheduler.step(noise, t, z, return_dict=False)[0]  # Eq. 5 under ddim

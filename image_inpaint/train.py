@@ -38,7 +38,8 @@ def make_trainable(pipe, args: argparse.Namespace) -> dict:
     from image_inpaint.lora import add_lora
 
     if args.tuning == "lora":
-        return add_lora(pipe.unet, args.rank, args.lora_alpha, args.lora_targets, args.layer_dropout, args.seed)
+        how = args.rank, args.lora_alpha, args.lora_targets, args.layer_dropout, args.seed, args.lora_init
+        return add_lora(pipe.unet, *how)
     for layer in pipe.unet.modules():
         if isinstance(layer, nn.Dropout):
             layer.p = args.layer_dropout

@@ -44,6 +44,16 @@ def test_updates_start_at_nothing_and_only_they_are_trained(pipe):
     assert all((p == 0).all() == ("lora_B" in name) for name, p in weights.items())
 
 
+def test_the_authors_start_is_gaussian_of_deviation_1_over_the_rank(pipe):
+    weights = lora.add_lora(copy.deepcopy(pipe.unet), 4, 4, "attention+geglu", init="gaussian")
+    a = torch.cat([p.flatten() for name, p in weights.items() if "lora_A" in name])
+    assert a.std().item() == pytest.approx(1 / 4, rel=0.05) and a.abs().max() > 0.75  # no uniform of that deviation
+    assert all((p == 0).all() for name, p in weights.items() if "lora_B" in name)
+    kinds = {name.split("transformer_blocks.0.")[1].split(".lora")[0] for name in weights}
+    assert kinds == {f"attn{k}.{part}" for k in (1, 2) for part in ("to_q", "to_k", "to_v", "to_out.0")} | {
+        "ff.net.0.proj"}  # fmt: skip
+
+
 @pytest.mark.parametrize("targets", lora.TARGETS)
 def test_a_file_gives_the_same_network_through_us_and_through_diffusers(pipe, tmp_path, targets):
     """Rank 3 and alpha 6: a loader that loses alpha would be off by a factor of two."""
@@ -121,6 +131,7 @@ def test_whole_model_weights_go_and_come(pipe, tmp_path):
 @pytest.mark.parametrize("rank, targets, parameters, megabytes", [
     (1, "attention", 199_296, 0.80), (4, "attention", 797_184, 3.19), (16, "attention", 3_188_736, 12.75),
     (64, "attention", 12_754_944, 51.0), (4, "qv", None, 1.59), (64, "qv", None, 25.5),
+    (4, "attention+geglu", 1_246_464, 4.99),
     (4, "attention+ff", None, 5.98), (16, "attention+ff", None, 23.9), (16, "cross_kv", None, 3.17),
 ])  # fmt: skip
 def test_storage_on_stable_diffusion_shapes(rank, targets, parameters, megabytes):

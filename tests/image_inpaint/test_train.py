@@ -148,11 +148,12 @@ def test_pretraining_starts_from_a_text_to_image_model_or_from_nothing(tiny_fold
 
 
 @pytest.mark.parametrize("stage, settings, steps", [
-    ("subject", {"learning_rate": 3e-5, "train_batch_size": 16, "condition_dropout": 0.2}, {4: 1000, 2: 520}),
+    ("subject", {"learning_rate": 3e-5, "train_batch_size": 16, "condition_dropout": 0.2, "rank": 4, "lora_alpha": 4,
+                 "lora_targets": "attention+geglu", "lora_init": "gaussian", "repeats": 200}, {4: 2000, 2: 1000}),
     ("pretrain", {"learning_rate": 1e-6, "num_pictures": 300_000, "num_train_epochs": 40}, {300_000: 750_000}),
 ])  # fmt: skip
 def test_paper_scale(stage, settings, steps, capsys):
-    """Of 4 and 2 photographs: ceil(400 / 16) = 25 and ceil(200 / 16) = 13 steps an epoch."""
+    """Of 4 and 2 photographs: 800 / 16 = 50 and 400 / 16 = 25 steps an epoch."""
     words = ["--stage", stage, "--print_config", "--pretrained_model_name_or_path", "owner/model"]
     train.main(words)
     assert settings.items() <= json.loads(capsys.readouterr().out).items()
@@ -163,6 +164,7 @@ def test_paper_scale(stage, settings, steps, capsys):
 def test_the_picturebook_has_a_preset_that_flags_override(tmp_path, capsys):
     args = options.parse_train(["--output_dir", str(tmp_path / "out"), "--rank", "3"])
     assert args.max_train_steps == options.PICTUREBOOK_TUNING["lora"]["max_train_steps"] and args.rank == 3
+    assert (args.lora_targets, args.lora_init) == ("attention", "uniform")
     assert "picturebook preset" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
