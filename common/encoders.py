@@ -176,7 +176,11 @@ def load_dino(name: str | Path = "facebook/dino-vits16", device: str | None = No
     from transformers import ViTModel
 
     folder = PICTUREBOOK_FOLDER / "dino" if name == PICTUREBOOK else name
-    return Dino(label(name), _pretrained_model(ViTModel, folder, device, add_pooling_layer=False))
+    model = _pretrained_model(ViTModel, folder, device, add_pooling_layer=False)
+    for layer in model.modules():
+        if isinstance(layer, nn.LayerNorm):
+            layer.eps = 1e-6  # DINO's own; the copies on the hub say 1e-12
+    return Dino(label(name), model)
 
 
 def load_lpips(net: str = "squeeze", device: str | None = None, trunk_file: str | Path | None = None) -> Lpips:

@@ -71,6 +71,9 @@ def write_trunk(net: str, path) -> torch.nn.Sequential:
 def naive_structure_distance(folder, a, b, pixel_range, antialias):
     """float64, the last block's keys computed from the file's own weights, one cosine at a time."""
     model = ViTModel.from_pretrained(folder / "dino", dtype=torch.float64, add_pooling_layer=False)
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.LayerNorm):
+            layer.eps = 1e-6
     weights = {key: value.double() for key, value in load_file(folder / "dino" / "model.safetensors").items()}
     block = "encoder.layer.1."
     similarities = []
@@ -79,7 +82,7 @@ def naive_structure_distance(folder, a, b, pixel_range, antialias):
         pixels = torchvision.transforms.functional.normalize(pixels, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
         hidden = model(pixels, output_hidden_states=True).hidden_states[-2]
         scale, shift = (weights[f"{block}layernorm_before.{part}"] for part in ("weight", "bias"))
-        hidden = F.layer_norm(hidden, (16,), scale, shift, model.config.layer_norm_eps)
+        hidden = F.layer_norm(hidden, (16,), scale, shift, 1e-6)
         key = block + "attention.attention.key."
         keys = (hidden @ weights[key + "weight"].T + weights[key + "bias"])[0].detach().numpy()
         norms = [math.sqrt((k**2).sum()) for k in keys]
