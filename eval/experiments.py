@@ -132,6 +132,9 @@ def command_lines(one: Experiment, output: Path, more: list[str]) -> list[list[s
 
 def keep(one: Experiment, place: Path, world: dict, minutes: float) -> None:
     """Rows, what they depend on, and the figure, into the repository."""
+    # of the code that made the rows, which may not be the code that gathers them
+    configs = [folder / "config.json" for folder in (place, (place / one.rows).parent)]
+    made_by = next((read_object(config)["provenance"] for config in configs if config.is_file()), provenance())
     if one.rows:
         write_rows(one.kept, gathered(place / one.rows))
     else:
@@ -142,9 +145,6 @@ def keep(one: Experiment, place: Path, world: dict, minutes: float) -> None:
     took = {"minutes": round(minutes, 1)}
     write_json(place / MINUTES, took)
     about = {"experiment": one.id, "date": time.strftime("%Y-%m-%d", time.gmtime()), **took, "machine": machine()}
-    # of the code that made the rows, which may not be the code that gathers them
-    configs = [folder / "config.json" for folder in (place, (place / one.rows).parent)]
-    made_by = next((read_object(config)["provenance"] for config in configs if config.is_file()), provenance())
     write_json(one.about, {**about, "fingerprint": world, "provenance": made_by})
     if one.figure and (place / one.figure).is_file():
         (ROOT / "assets").mkdir(exist_ok=True)
