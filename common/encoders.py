@@ -15,7 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common.files import one_line
 from common.flags import PICTUREBOOK, PICTUREBOOK_FOLDER, chosen_device
+from common.model_files import check_weights
 from common.runs import InputError
 
 # The encoders of published tables, under the names by which the loaders know them: PIE-Bench, and DreamBooth's two
@@ -209,6 +211,7 @@ def load_lpips(net: str = "squeeze", device: str | None = None, trunk_file: str 
     names = {name: "features." + name.split(".", 1)[1] for name in network.net.state_dict()}
     if not set(names.values()) <= weights.keys():
         raise InputError(f"{path} is damaged or is not torchvision's {TRUNK_FILES[net]}: download it again")
+    check_weights(path, {source: weights[source] for source in names.values()})
     network.net.load_state_dict({name: weights[source] for name, source in names.items()})
     return wrap_lpips(network.to(place), net)
 
@@ -271,14 +274,13 @@ def _classifier(device: str | None) -> nn.Module:
 def _pretrained(cls: type, name: str | Path, **options):
     """cls.from_pretrained from a folder or the local cache, then from the hub unless that is forbidden."""
     from huggingface_hub import is_offline_mode
-    from safetensors import SafetensorError
 
     local_first = [True] if Path(name).is_dir() or is_offline_mode() else [True, False]
     for local in local_first:
         try:
             return cls.from_pretrained(str(name), local_files_only=local, **options)
-        except (OSError, ValueError, SafetensorError) as reason:
-            problem = str(reason).strip().splitlines()[0]
+        except Exception as reason:  # a dozen kinds, for a file that is cut short, of another shape or something else
+            problem = one_line(reason)
     raise InputError(
         f"no {cls.__name__} at '{name}': give the folder that holds it, or a hub id that is in the local cache "
         f"(`hf download {name}` puts it there) or can be fetched (HF_HUB_OFFLINE unset). It said: {problem}"
@@ -289,6 +291,7 @@ def _pretrained_model(cls: type, name: str | Path, device: str | None, **options
     model, report = _pretrained(cls, name, dtype=torch.float32, output_loading_info=True, **options)
     if report["missing_keys"]:  # transformers would fill them with random numbers and only warn
         raise InputError(f"'{name}' holds no complete {cls.__name__}: it lacks {sorted(report['missing_keys'])[0]}")
+    check_weights(Path(name), dict(model.named_parameters()))
     return model.to(chosen_device(device)).eval().requires_grad_(False)
 
 

@@ -6,6 +6,7 @@ No code from a model's folder is ever run, and old .bin weights are read as plai
 import contextlib
 import difflib
 import inspect
+import json
 import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -164,16 +165,28 @@ def quietly() -> Iterator[None]:
 
 
 def load_model(cls: type, folder: Path, dtype: torch.dtype) -> torch.nn.Module:
-    """One model, refused if its file leaves a weight at random (an unknown layout would otherwise pass unseen).
+    """One model, refused if its file holds NaN or infinity, or leaves a weight at random (an unknown layout would
+    otherwise pass unseen).
 
     The libraries translate the published names: `text_model.` in text encoders, query/key/value in old VAEs.
     """
+    variant, files = weights_in(folder)
     model, info = cls.from_pretrained(
-        folder, torch_dtype=dtype, variant=weights_in(folder)[0], output_loading_info=True, local_files_only=True
+        folder, torch_dtype=dtype, variant=variant, output_loading_info=True, local_files_only=True
     )
     if missing := sorted(info["missing_keys"]):
         raise InputError(f"{folder} lacks {len(missing)} of the model's weights, {missing[0]} among them.")
+    kinds = {numberless(name) for name in model.state_dict()}
+    if more := [name for name in sorted(info["unexpected_keys"]) if numberless(name) in kinds]:
+        raise InputError(f"{folder} holds {more[0]}, of which its config.json knows nothing: they are of two models.")
+    check_weights(files[0] if len(files) == 1 else folder, dict(model.named_parameters()))
     return model.eval().requires_grad_(False)
+
+
+def numberless(name: str) -> str:
+    """What a layer is called whatever its place among its like: layers.3.fc1 as layers.0.fc1. (transformers has dropped
+    a prefix that files still have.)"""
+    return re.sub(r"\d+", "0", name).removeprefix("text_model.")
 
 
 def check_weights(file: Path, weights: Any) -> None:
@@ -186,7 +199,7 @@ def check_weights(file: Path, weights: Any) -> None:
         number = plain and (value.is_floating_point() or (value.dtype == torch.int64 and value.ndim == 0))
         if not isinstance(name, str) or not number:
             raise InputError(f"{file}: {str(name)[:100]!r} is no plain tensor of floating-point numbers")
-        if not value.float().isfinite().all():
+        if value.numel() and not torch.stack(value.float().aminmax()).isfinite().all():  # a NaN is both of them
             raise InputError(f"{file} holds NaN or infinity in {name}; train it again, or take another file")
 
 
@@ -227,6 +240,18 @@ def load_whole(
         return pipeline_class.from_pretrained(folder, **loaded, **more, local_files_only=True)
 
 
+def check_vocabulary(tokenizer: Any, name: str) -> None:
+    """Raises InputError for a length limit that is none, and for fewer merges than make the vocabulary's words of
+    letters (a merges.txt that is cut short is valid, and every prompt another one)."""
+    if not isinstance(limit := tokenizer.model_max_length, int | float) or limit < 3:
+        raise InputError(f"{name} reads {limit!r} tokens of a prompt, by its tokenizer_config.json: fetch that again")
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    letters = 514  # 256 bytes, in a word and at its end, and two special tokens
+    if model["type"] == "BPE" and len(model["vocab"]) - letters - len(model["merges"]) > len(model["vocab"]) / 20:
+        raise InputError(f"{name} makes {len(model['vocab'])} tokens by {len(model['merges'])} merges; its merges.txt "
+                         "is cut short: fetch it again")  # fmt: skip
+
+
 def match_tokenizers(pipe: DiffusionPipeline) -> None:
     """Bring every tokenizer of a pipeline and its text encoder into agreement.
 
@@ -238,6 +263,7 @@ def match_tokenizers(pipe: DiffusionPipeline) -> None:
         tokenizer, encoder = (getattr(pipe, f"{name}{number}", None) for name in ("tokenizer", "text_encoder"))
         if tokenizer is None or getattr(encoder, "config", None) is None:
             continue
+        check_vocabulary(tokenizer, f"tokenizer{number}")
         rows = encoder.get_input_embeddings().num_embeddings
         if len(tokenizer) > rows:
             raise InputError(f"tokenizer{number} has {len(tokenizer)} tokens and text_encoder{number} knows {rows}; "

@@ -5,8 +5,9 @@ here is safe loading, and encode_prompt / predict_noise / encode_image / decode_
 """
 
 import logging
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,6 +82,9 @@ def load_pipeline(
     pipe = load_whole(folder, dtype=dtype or torch.float32, safety_checker=None, requires_safety_checker=False,
                       feature_extractor=None, image_encoder=None)  # fmt: skip
     match_tokenizers(pipe)
+    if "beta_start" not in pipe.scheduler.config:  # DDIM would take noise levels of its own
+        raise InputError(f"{folder}: {type(pipe.scheduler).__name__} has no noise levels for DDIM (a model of flows, "
+                         "or EDM's?).")  # fmt: skip
     offset = pipe.scheduler.config.get("steps_offset", 1)
     pipe.scheduler = DDIMScheduler.from_config(
         pipe.scheduler.config, timestep_spacing="leading", steps_offset=offset, clip_sample=False
@@ -89,8 +93,18 @@ def load_pipeline(
         raise InputError(f"{folder} is no text-to-image model: its UNet takes more than latents (inpainting? depth?).")
     if (predicted := pipe.scheduler.config.prediction_type) not in ("epsilon", "v_prediction", "sample"):
         raise InputError(f"{folder}: the model predicts {predicted!r}; epsilon, v_prediction and sample are known.")
+    check_latents(folder, pipe.vae.config)
     logging.getLogger(type(pipe).__module__).setLevel(logging.ERROR)  # encode_prompt itself names the lost words
     return pipe.to(device)
+
+
+def check_latents(folder: Path, config: Mapping) -> None:
+    """Raises InputError for a VAE whose latents would be scaled otherwise than the model's were (`scaled_latents`)."""
+    scale, shift = config["scaling_factor"], config["shift_factor"] or 0
+    numbers = isinstance(scale, int | float) and isinstance(shift, int | float) and math.isfinite(shift)
+    if not numbers or not 0 < scale < math.inf or config.get("latents_mean") or config.get("latents_std"):
+        raise InputError(f"{folder}: vae/config.json has a scaling_factor that is none, or means of the latents beside "
+                         "it, which are not known here.")  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------------------- calls
@@ -103,7 +117,7 @@ def is_picturebook(pipe: DiffusionPipeline) -> bool:
 
 def native_resolution(pipe: DiffusionPipeline) -> int:
     """Side of the square pictures the model was trained on, in pixels. InputError where its config does not say it."""
-    if not isinstance(side := pipe.unet.config.sample_size, int):
+    if not isinstance(side := pipe.unet.config.sample_size, int) or side < 1:
         raise InputError(f"{pipe.name_or_path}: unet/config.json says {side} for sample_size, the side of its latents")
     return side * pipe.vae_scale_factor
 

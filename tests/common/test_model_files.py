@@ -2,9 +2,12 @@
 
 import json
 import logging
+import math
 import shutil
+from functools import partial
 from pathlib import Path
 
+import diffusers
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -174,9 +177,27 @@ def without_weight(path):
     save_file(weights, path, metadata={"format": "pt"})
 
 
+def not_finite(path, value):
+    weights = load_file(path)
+    next(iter(weights.values())).view(-1)[-1] = value
+    save_file(weights, path, metadata={"format": "pt"})
+
+
 def other_tokenizer(folder):
     shutil.rmtree(folder)
     write_tokenizer(folder, [*WORDS, "tokens", "without", "rows"])
+
+
+def other_levels(path, kind):
+    edit_json(path, scheduler=["diffusers", kind])
+    getattr(diffusers, kind)().save_pretrained(path.parent / "scheduler")
+
+
+def letters_alone(folder):
+    """A merges.txt that was cut short."""
+    shutil.rmtree(folder)
+    lines = (write_tokenizer(folder) / "merges.txt").read_text().splitlines()
+    (folder / "merges.txt").write_text("\n".join(lines[: len(lines) // 2]))
 
 
 def inpainting(folder):
@@ -199,6 +220,17 @@ def inpainting(folder):
      "does not say the model's noise levels"),
     ("scheduler", shutil.rmtree, "Cannot load"),
     ("model_index.json", lambda p: edit_json(p, scheduler=["diffusers", "Nobody"]), "Cannot load"),
+    *((file, partial(not_finite, value=value), f"{file} holds NaN or infinity in ") for value in (math.nan, math.inf)
+      for file in (UNET_FILE, TEXT_FILE)),
+    *(("model_index.json", partial(other_levels, kind=kind), f"{kind} has no noise levels")
+      for kind in ("FlowMatchEulerDiscreteScheduler", "EDMEulerScheduler")),
+    ("text_encoder/config.json", lambda p: edit_json(p, num_hidden_layers=2), "knows nothing: they are of two models"),
+    ("tokenizer", letters_alone, "merges.txt is cut short"),
+    *(("tokenizer/tokenizer_config.json", lambda p, limit=limit: edit_json(p, model_max_length=limit), "tokens of a pr")
+      for limit in (-5, 1, "x")),
+    *(("vae/config.json", lambda p, wrong=wrong: edit_json(p, **wrong), "scaling_factor that is none, or means")
+      for wrong in ({"scaling_factor": None}, {"scaling_factor": 0}, {"scaling_factor": math.nan},
+                    {"shift_factor": "x"}, {"latents_mean": [0.1] * 4})),
     (UNET_FILE, without_weight, "lacks 1 of the model's weights, conv_in.weight"),
     ("unet/config.json", lambda p: edit_json(p, block_out_channels=[16, 32, 64]), "Cannot load"),
 ])  # fmt: skip
@@ -208,7 +240,9 @@ def test_damaged_folders_and_other_models_end_in_one_sentence(folder, part, dama
 
 
 def test_a_model_that_does_not_say_its_side_is_asked_for_it(folder):
-    edit_json(folder / "unet" / "config.json", sample_size=None)
+    for side in (0, None):
+        edit_json(folder / "unet" / "config.json", sample_size=side)
+        refuses(f"says {side} for sample_size", native_resolution, load_pipeline(folder))
     refuses("says None for sample_size", native_resolution, load_pipeline(folder))
 
 
