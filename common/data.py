@@ -291,7 +291,9 @@ def _read_subject_file(folder: Path) -> tuple[dict[str, tuple[str, bool]], dict[
         name, class_name, live = ([part.strip() for part in row.split(",")] + ["", ""])[:3]
         if not class_name or live not in ("", "0", "1"):
             raise InputError(f"{path} has the row {row!r}; a subject's name, a comma and its class are needed")
-        alive = live == "1" if live else class_name in LIVE_CLASSES
+        if name in subjects:
+            raise InputError(f"{path} lists {name!r} twice; remove one of the rows")
+        alive = live == "1" if live else is_alive(class_name)
         subjects[check_file_name(name, f"a subject of {path}")] = (class_name, alive)
     if not subjects:
         raise InputError(f"{path} lists no subjects; after a line subject_name,class one line per subject is needed")
@@ -299,21 +301,29 @@ def _read_subject_file(folder: Path) -> tuple[dict[str, tuple[str, bool]], dict[
     return subjects, {"object": _literals(objects), "live": _literals(live_ones)}
 
 
+def is_alive(class_name: str) -> bool:
+    """What the dataset leaves unsaid: of its classes these are, however they are spelt."""
+    return class_name.lower() in LIVE_CLASSES
+
+
 def _literals(text: str) -> list[str]:
-    """The quoted text in front of each .format( of a Python list; nothing is evaluated."""
+    """The quoted text in front of each .format( of a Python list, one a line; nothing is evaluated."""
     try:
         found = [ast.literal_eval(quoted) for quoted in re.findall(r"""^(["'].*["'])\.format\(""", text, re.MULTILINE)]
+        if len(found) < len(re.findall(r"""^[bfruBFRU]{0,2}["']""", text, re.MULTILINE)):
+            raise ValueError
         return [check_prompt(prompt, "prompts_and_classes.txt") for prompt in found]
     except InputError:
         raise
     except (ValueError, SyntaxError):
-        raise InputError("prompts_and_classes.txt holds a prompt with a stray quotation mark or backslash") from None
+        raise InputError("prompts_and_classes.txt holds a prompt with a stray quotation mark or backslash, or that is "
+                         "no 'text'.format(…) on a line of its own") from None  # fmt: skip
 
 
 def write_subjects(folder: str | Path, subjects: Iterable[Subject], prompts: dict[str, list[str]]) -> None:
     """Write a DreamBooth-dataset folder; `prompts` as read_subject_prompts gives them. Pictures are copied in."""
     folder, subjects = Path(folder), list(subjects)
-    usual = all(subject.live == (subject.class_name in LIVE_CLASSES) for subject in subjects)
+    usual = all(subject.live == is_alive(subject.class_name) for subject in subjects)
     lines = ["Classes", "", "subject_name,class" + ("" if usual else ",live")]
     for subject in subjects:
         for number, path in enumerate(subject.paths):

@@ -39,7 +39,7 @@ def load_trained(
         words = _word_files(folder)
     else:  # a network, which large models split over several files
         weights = {}
-        for part in sorted(file.glob("*.safetensors")):
+        for part in sorted(file.glob("[!.]*.safetensors")):
             weights |= read_weights(part)[0]
         if missing := net.state_dict().keys() - weights.keys():
             raise InputError(f"{file} lacks {min(missing)}: a file is missing, or it is of another model")

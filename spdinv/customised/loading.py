@@ -5,6 +5,7 @@ the place of the base's, learned words join the token table. So inversions, engi
 work on the customised model without knowing, and pay nothing for it. (A full fine-tune is a model of its own.)
 """
 
+import os
 import re
 from pathlib import Path
 
@@ -32,7 +33,7 @@ def load_adapter(pipe: DiffusionPipeline, path: str | Path) -> str:
     Textual Inversion: of diffusers ({word: vectors}) and of A1111's webui (.pt, .safetensors), any number of vectors.
     Raises InputError for files that are none of these, are damaged, hold code, or were made for another model.
     """
-    return ", ".join(apply(pipe, file, read(file)) for file in find_files(Path(path).expanduser()))
+    return ", ".join(apply(pipe, file, read(file)) for file in find_files(Path(os.path.expanduser(path))))
 
 
 def find_files(path: Path) -> list[Path]:
@@ -44,7 +45,7 @@ def find_files(path: Path) -> list[Path]:
         raise InputError(f"{path} is a whole model and no adapter; give it to --pretrained_model_name_or_path")
     known = [file for name in NAMES for suffix in SUFFIXES for file in sorted(path.glob(name + suffix))]
     found = {file.stem: file for file in reversed(known)}  # of two formats the first in SUFFIXES
-    others = [file for file in path.iterdir() if file.suffix in SUFFIXES]
+    others = [file for file in path.iterdir() if file.suffix in SUFFIXES and file.name[0] != "."]
     if not found and len(others) != 1:
         raise InputError(
             f"{path} holds no adapter under a known name ({', '.join(NAMES)}, each with {', '.join(SUFFIXES)}) and not "

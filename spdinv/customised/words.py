@@ -30,7 +30,7 @@ def add_word(pipe: DiffusionPipeline, word: str, vectors: torch.Tensor) -> None:
             f"the word {word!r} has vectors of shape {list(vectors.shape)}, or NaN in them, where this model needs "
             f"[n, {table.shape[1]}]: take a word that was learned on this kind of model"
         )
-    ids = _token_ids(pipe.tokenizer, word.lower(), len(vectors))
+    ids = _token_ids(pipe.tokenizer, word, len(vectors))
     if ids[-1] >= len(table):
         table = torch.cat([table[: ids[0]], vectors.to(table)])
         pipe.text_encoder.set_input_embeddings(torch.nn.Embedding.from_pretrained(table))
@@ -42,6 +42,7 @@ def _token_ids(tokenizer, word: str, count: int) -> list[int]:
     """The ids of the word's `count` tokens, which are made unless the word has as many already."""
     words = tokenizer.__dict__.setdefault("learned_words", {})  # word -> its characters
     plain = tokenizer.__dict__.setdefault("plain_normalizer", tokenizer.backend_tokenizer.normalizer)
+    word = plain.normalize_str(word) if plain else word.lower()  # as it will stand in a prompt: é may be two characters
     if len(words.get(word, "")) != count:
         first = PRIVATE + len(tokenizer.get_added_vocab())
         words[word] = "".join(chr(first + i) for i in range(count))

@@ -232,6 +232,8 @@ def test_published_subject_folder(subject_folder, as_saved_by):
         "object": ["a {0} {1} in the jungle", "a cube shaped {0} {1}"],
         "live": ["a {0} {1} wearing a red hat", "a {0} {1} in a firefighter's outfit"],
     }
+    (subject_folder / "prompts_and_classes.txt").write_text(text.replace("cat2,cat", "cat2,Cat"))
+    assert data.read_subjects(subject_folder)[2].live
 
 
 def test_fill_prompt():
@@ -278,7 +280,8 @@ def test_subjects_round_trip(subject_folder, tmp_path, usual):
     ("subject_name,class", "names"), ("'a cube shaped {0} {1}'", "'a cube\\x shaped {0} {1}'"),
     ("'a cube shaped {0} {1}'", "'a' + __import__('os').name + 'b'"),
     ("'a cube shaped {0} {1}'", "'a cube \\ud800 {0} {1}'"), ("a cube shaped {0} {1}", "a cube shaped {1}"),
-    (SUBJECT_FILE.partition("Live Subject Prompts")[2], ""),
+    (SUBJECT_FILE.partition("Live Subject Prompts")[2], ""), ("cat2,cat", "backpack,cat"),
+    ("'a cube shaped {0} {1}'", "f'a cube shaped {0} {1}'"), ("'a cube shaped", "'a cube '\n'shaped"),
 ])  # fmt: skip
 def test_damaged_subject_files_are_refused(subject_folder, old, new):
     (subject_folder / "prompts_and_classes.txt").write_text(SUBJECT_FILE.replace(old, new))

@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+import unicodedata
 
 import pytest
 import torch
@@ -73,6 +74,15 @@ def test_which_text_is_the_word(pipe):
     start, a, end = token_ids(pipe.tokenizer, "a")
     assert token_ids(pipe.tokenizer, "A SKS, <Cat>  <cat>-like") == [start, a, *sks, *comma, *cat, *like, end]
     assert plain == {text: token_ids(pipe.tokenizer, text) for text in plain}
+
+
+@pytest.mark.parametrize("word", ["CAF\u00c9", "cafe\u0301", "my  cat", "\ufb01sh", "*"])
+def test_a_word_is_found_however_its_letters_are_composed(pipe, word):
+    """As macOS names files, of which some words take theirs: é as two characters."""
+    add_word(pipe, word, random(2, 32))
+    for written in (word, *(unicodedata.normalize(form, word) for form in ("NFC", "NFD"))):
+        ids = token_ids(pipe.tokenizer, f"a {written}")
+        assert torch.equal(vectors_of(pipe, ids[2:-1]), random(2, 32)), written
 
 
 def test_words_that_do_not_fit(pipe):

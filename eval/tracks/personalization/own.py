@@ -10,7 +10,7 @@ import io
 from collections import Counter
 from pathlib import Path
 
-from common.data import LIVE_CLASSES, Subject, read_subject_prompts, write_subjects
+from common.data import Subject, is_alive, read_subject_prompts, write_subjects
 from common.files import atomic_path, check_file_name, read_text
 from common.images import list_pictures
 from common.picturebook.benchmarks import ensure_subjects
@@ -36,7 +36,7 @@ def write_own(source: Path, folder: Path, on_picturebook: bool = False) -> Path:
         if not class_name or name != name.strip() or set(name + class_name) & set(",\n"):
             raise InputError(f"{place} is no subject's name and class, such as rex_dog, without a comma; rename the "
                              "folder, or say its class in subjects.csv")  # fmt: skip
-        subjects.append(Subject(place.name, class_name, class_name in LIVE_CLASSES, tuple(list_pictures(place))))
+        subjects.append(Subject(place.name, class_name, is_alive(class_name), tuple(list_pictures(place))))
     if not subjects:
         raise InputError(f"{source} holds no folders; put each subject's pictures into a folder of its own")
     if unknown := classes.keys() - {subject.name for subject in subjects}:
