@@ -6,6 +6,7 @@ Nothing heavy is imported at module level, so a script can refuse a bad flag bef
 import argparse
 import contextlib
 import difflib
+import errno
 import functools
 import hashlib
 import importlib.metadata
@@ -117,7 +118,7 @@ def script(main: Callable[..., int | None]) -> Callable[..., int | None]:
                 setattr(sys, name, open(os.devnull, "w"))
             if hasattr(stream := getattr(sys, name), "reconfigure"):
                 stream.reconfigure(errors="backslashreplace")  # names of files may be no text
-        before, code = len(_new_folders), None
+        before, code, why = len(_new_folders), None, None
         try:
             code = main(argv)
             sys.stdout.flush()  # now, where a reader that went away is no fault
@@ -134,13 +135,13 @@ def script(main: Callable[..., int | None]) -> Callable[..., int | None]:
             if not (said := _in_words(problem)):
                 raise
             print(f"error: {' '.join(said.split())}", file=sys.stderr)
-            code = 2
+            code, why = 2, problem
         finally:
             if code == 2:
                 _leave_nothing(_new_folders[before:])
             del _new_folders[before:]
         if code:
-            raise SystemExit(code)
+            raise SystemExit(code) from why
         return code
 
     return wrapper
@@ -161,7 +162,8 @@ def _in_words(problem: Exception) -> str | None:
         return f"cannot use {str(about)[:200]}: {reason} ({CACHE_VARIABLE} moves all caches)"
     if reason := write_problem(problem):
         name = str(getattr(problem, "filename", None) or "a file")
-        return f"cannot {'look for' if len(name) > 200 else 'write'} {name[:200]}: {reason}"
+        read = getattr(problem, "errno", None) in (errno.EACCES, errno.EPERM, errno.EIO)  # or written, who knows
+        return f"cannot {'look for' if len(name) > 200 else 'use' if read else 'write'} {name[:200]}: {reason}"
     return None
 
 

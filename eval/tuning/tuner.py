@@ -13,7 +13,7 @@ from statistics import fmean
 from typing import Any
 
 from common.flags import number
-from common.runs import InputError, append_row, make_parser, run_rows, write_text
+from common.runs import InputError, WriteError, append_row, make_parser, run_rows, write_text
 
 Setting = dict[str, Any]
 
@@ -86,12 +86,13 @@ def least(key: str) -> Callable[[dict], float]:
 @contextlib.contextmanager
 def left_out(said: str) -> Iterator[None]:
     """What ends in one sentence in the block, as a diverged training does, or a value that a flag refuses, is told
-    after `said`, and what comes after the block goes on."""
+    after `said`, and what comes after the block goes on; but not where the disk or the memory is full."""
     try:
         yield
     except (InputError, SystemExit) as stop:
-        if getattr(stop, "code", 2) != 2:  # Ctrl-C
-            raise
+        why = stop.__cause__ if isinstance(stop, SystemExit) else stop  # of a script that was run, None for its flags
+        if getattr(stop, "code", 2) != 2 or isinstance(why, WriteError) or not isinstance(why, InputError | None):
+            raise  # also Ctrl-C
         print(f"{said}: {stop}", file=sys.stderr)
 
 

@@ -45,6 +45,7 @@ def test_a_home_folder_is_found_in_every_flag(tmp_path, monkeypatch):
     (InputError("two\nlines"), 2, "error: two lines\n"), (KeyboardInterrupt(), 130, ""),
     (MemoryError(), 2, "not enough memory"), (RuntimeError("CUDA out of memory. Tried"), 2, "not enough memory"),
     (OSError(28, "No space"), 2, "the disk is full"),
+    (PermissionError(13, "", "a.png"), 2, "error: cannot use a.png: no permission"),
     (FileNotFoundError(2, "No such file", str(runs.cache_folder("x"))), 2, "No such file (STEERING_CACHE moves all"),
     (NotADirectoryError(20, "", str(runs.cache_folder())), 2, "a part of its path is a file; name another folder (STE"),
 ])  # fmt: skip
