@@ -193,10 +193,9 @@ def check_writable(folder: Path) -> None:
 
 
 def cache_folder(*names: str) -> Path:
-    """Where everything goes that is written elsewhere than --output_dir: under STEERING_CACHE, or outputs/ of the
-    checkout."""
+    """Where all goes that is written elsewhere than --output_dir: STEERING_CACHE, or outputs/ of the checkout."""
     root = os.environ.get(CACHE_VARIABLE)
-    return (Path(root).expanduser() if root else ROOT / "outputs").joinpath(*names)
+    return (Path(os.path.expanduser(root)) if root else ROOT / "outputs").joinpath(*names)
 
 
 def write_once(path: str | Path, write: Callable[[Path], Any]) -> Path:
@@ -309,8 +308,10 @@ def append_row(path: str | Path, row: dict[str, Any]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with locked(path), open(path, "ab+") as file:
-            file.seek(0)
-            file.truncate(file.read().rfind(b"\n") + 1)
+            file.seek(max(file.seek(0, os.SEEK_END) - 1, 0))
+            if file.read(1) not in (b"\n", b""):
+                file.seek(0)
+                file.truncate(file.read().rfind(b"\n") + 1)
             file.write(line)
             file.flush()
             os.fsync(file.fileno())
@@ -319,10 +320,8 @@ def append_row(path: str | Path, row: dict[str, Any]) -> None:
 
 
 def read_rows(path: str | Path) -> list[dict[str, Any]]:
-    """All whole rows of a JSON-lines file; a torn last line is left out; a missing file has no rows.
-
-    InputError names a line that is no row.
-    """
+    """All whole rows of a JSON-lines file; a torn last line is left out; a missing file has no rows. InputError names
+    a line that is no row."""
     path = Path(path)
     if not path.exists():
         return []

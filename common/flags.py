@@ -1,8 +1,10 @@
 """What a script asks of its flags before it imports anything heavy: numbers, folders, picturebooks."""
 
 import argparse
+import functools
 import hashlib
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +21,7 @@ PICTURES = ("image_path", "mask_path", "exemplar_path", "reference_path")  # fla
 MAPS = ("edit_map_path", "source_mask", "target_mask", "reference_image_path")  # checked by the scripts that have them
 FOLDERS = ("instance_data_dir", "class_data_dir", "scenes")
 TREES = ("train_data_dir", "subjects_dir", "subjects")  # of which folders inside are read too; the last may be names
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 MOST = {int: 10**9, float: 10**6}  # of flags without a bound of their own
 
 
@@ -48,7 +51,7 @@ def check_arguments(args: argparse.Namespace) -> None:
             if not folder.strip():
                 raise InputError("--output_dir is empty (a variable that is not set?); name a folder")
             check_writable(Path(folder))
-            check_apart(args, Path(folder).resolve())
+            check_apart(args, Path(os.path.realpath(folder)))
         if isinstance(device := getattr(args, "device", None), str):
             check_device(device)
     for name in PICTURES:
@@ -60,7 +63,7 @@ def check_arguments(args: argparse.Namespace) -> None:
         if name.endswith("model_name_or_path") and isinstance(value, str):
             if value[:1] in ("", ".", "/", "~", "-") and not Path(value).exists():
                 raise InputError(f"No folder {value} for --{name}; give a folder in diffusers layout, or a hub id")
-        if "prompt" in name or "words" in name:
+        if any(part in name for part in ("prompt", "words", "token")):
             for text in value if isinstance(value, list) else [value]:
                 check_prompt(text, f"--{name}")
     encoders = getattr(args, "metric_encoders", None)
@@ -74,9 +77,10 @@ def check_apart(args: argparse.Namespace, output: Path) -> None:
     for name in (*PICTURES, *MAPS, *FOLDERS, *TREES):
         paths = getattr(args, name, None) or []
         for path in [paths] if isinstance(paths, str) else [] if name in TREES else paths:
-            place = Path(path).resolve()
+            place = Path(os.path.realpath(path))  # resolve() stops at links in a circle
             read = place.parent if name in (*PICTURES, *MAPS) else place
-            if place.exists() and (read == output or name in TREES and read in output.parents):
+            there = place.exists() or name in FOLDERS  # class pictures may be still to be drawn
+            if there and (read == output or name in TREES and read in output.parents):
                 raise InputError(f"--output_dir {args.output_dir} is where --{name} {path} lies, and this run writes "
                                  "pictures of its own there; take another --output_dir")  # fmt: skip
     if "resume_from_checkpoint" not in args and (output / "config.json").is_file():
@@ -132,7 +136,7 @@ def chosen_device(name: Any = None) -> Any:
 
 def local_folder(name: str) -> Path:
     """Where the model of this name lies, if it is here: the picturebook's own folder, or the folder named."""
-    return PICTUREBOOK_FOLDER if name == PICTUREBOOK else Path(name).expanduser()
+    return PICTUREBOOK_FOLDER if name == PICTUREBOOK else Path(os.path.expanduser(name))
 
 
 def is_picturebook_folder(name: str) -> bool:
@@ -140,13 +144,27 @@ def is_picturebook_folder(name: str) -> bool:
     return (local_folder(name) / MARKER).is_file()
 
 
-def weights_of(name: str) -> str | None:
-    """Twelve digits of a hash of a picturebook's UNet, which may be replaced under its name, so that rows of other
-    weights are not mixed in; None for other models."""
-    file = local_folder(name) / "unet" / "diffusion_pytorch_model.safetensors"
-    if not is_picturebook_folder(name) or not file.is_file():
-        return None
-    return hashlib.sha256(file.read_bytes()).hexdigest()[:12]
+def weights_of(name: str, *beside: str) -> str | None:
+    """Twelve digits of a hash of a local model, whose weights may be replaced under its name, so that rows of others
+    are not mixed in; of a picturebook its UNet's, which all else was made for. None of a hub id. beside: files or
+    folders of what is put on it."""
+    folder, pattern = local_folder(name), "[!.]*/[!.]*"
+    if is_picturebook_folder(name):
+        pattern = "unet/diffusion_pytorch_model.safetensors"
+    found = [*folder.glob(pattern)] if (folder / "model_index.json").is_file() else []
+    found += [path for place in map(Path, beside) for path in ([place] if place.is_file() else place.glob("[!.]*"))]
+    files = sorted(path for path in filter(Path.is_file, found) if path.suffix in WEIGHTS)
+    digests = [_digest(path, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    if len(digests) > 1:
+        digests = [hashlib.sha256("".join(digests).encode()).hexdigest()]
+    return digests[0][:12] if digests else None
+
+
+@functools.cache
+def _digest(path: Path, size: int, changed: int) -> str:
+    """The same while a file is: four gigabytes take some seconds."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def as_flags(given: Mapping[str, Any]) -> list[str]:
@@ -155,8 +173,10 @@ def as_flags(given: Mapping[str, Any]) -> list[str]:
     for name, value in given.items():
         if isinstance(value, bool):
             words.append(f"--{name}" if value else f"--no-{name}")
-        elif value is not None:
-            words += [f"--{name}", *(map(str, value) if isinstance(value, list | tuple) else [str(value)])]
+        elif isinstance(value, list | tuple):
+            words += [f"--{name}", *map(str, value)]
+        elif value is not None:  # what begins with a dash would be taken for a flag
+            words += [f"--{name}={value}"] if str(value).startswith("-") else [f"--{name}", str(value)]
     return words
 
 

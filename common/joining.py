@@ -42,10 +42,11 @@ def joined_config(
     file, rows = Path(folder) / "config.json", run_rows(folder) if rows is None else rows
     before = read_object(file) if rows or file.is_file() else {}
     now = json.loads(json.dumps({**flags, **settings}, default=str))
-    changed = [f"another {'UNet' if name == 'weights' else '--' + name} ({before.get(name)})"
-               for name in same if resolved(before.get(name)) != resolved(now[name])]  # fmt: skip
+    known = [name for name in same if name != "weights" or before.get(name)]  # earlier runs told a picturebook's alone
+    changed = [f"{'other weights' if name == 'weights' else 'another --' + name} ({before.get(name)})"
+               for name in known if resolved(before.get(name)) != resolved(now[name])]  # fmt: skip
     measured = {row[key] for row in rows for key in ("method", "item")}
-    measured |= {subject_of(row["item"]) for row in rows}
+    measured |= {name for row in rows for name in subject_of(row["item"]).split("+")}  # SVDiff's "cat+dog|3" is of two
     kept = {}
     for kind in settings:
         earlier = before.get(kind, {})

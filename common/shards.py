@@ -53,6 +53,9 @@ def launched() -> Shard:
         del os.environ[name]
     if not {"RANK", "LOCAL_RANK", "WORLD_SIZE"} <= told.keys() or told["WORLD_SIZE"] == 1:
         return Shard()
+    if told["RANK"] >= told["WORLD_SIZE"]:  # a part that there is not, whose things nobody would do
+        raise InputError(f"the environment variables RANK={told['RANK']} and WORLD_SIZE={told['WORLD_SIZE']} are of no "
+                         "launch: unset them")  # fmt: skip
     import torch
 
     if gpus := torch.cuda.device_count():  # asks no GPU, so that the choice still counts

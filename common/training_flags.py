@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -103,7 +104,7 @@ def parse_training(
         if "instance_prompt" in args and not (args.instance_prompt or "").strip():
             raise InputError("--instance_data_dir needs --instance_prompt, which says what its pictures show")
         classes = getattr(args, "class_data_dir", None)
-        if classes and Path(classes).resolve() == Path(folder).resolve():
+        if classes and os.path.realpath(classes) == os.path.realpath(folder):
             raise InputError(f"--class_data_dir {classes} is --instance_data_dir too: give class pictures a folder of "
                              "their own")  # fmt: skip
         if getattr(args, "with_prior_preservation", False) and not (args.class_prompt or "").strip():

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from common.files import check_file_name, read_object
-from common.flags import is_picturebook_folder, number
+from common.flags import is_picturebook_folder, local_folder, number
 from common.runs import InputError, make_parser
 from common.training_flags import add_subject_flags, add_training_flags, parse_training, set_defaults
 
@@ -164,7 +164,7 @@ def layer_weight(text: str) -> tuple[str, float]:
 
 def guess_backbone(name: str) -> str:
     """ "sd", "sdxl" or "sd3", by model_index.json of a local folder, or by a hub id."""
-    index = Path(name).expanduser() / "model_index.json"
+    index = local_folder(name) / "model_index.json"
     if index.is_file():
         name = str(read_object(index).get("_class_name"))
     name = name.lower().replace("-", "").replace("_", "")

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from common.flags import check_writable, is_picturebook_folder, number
+from common.flags import check_writable, is_picturebook_folder, local_folder, number
 from common.runs import InputError
 from pixels.thresholds import THRESHOLDS
 
@@ -131,7 +131,7 @@ def kind_of(name: str) -> str | None:
     if is_picturebook_folder(name):
         return "picturebook"
     try:
-        index = json.loads((Path(name).expanduser() / "model_index.json").read_text(encoding="utf-8"))
+        index = json.loads((local_folder(name) / "model_index.json").read_text(encoding="utf-8"))
         return PIPELINE_KINDS.get(index["_class_name"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return KNOWN_IDS.get(name)

@@ -98,7 +98,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     if args.table == "3" and not args.edit_types:
         args.edit_types = ["0"]
     args.presets = args.presets or [args.preset]
-    args.weights = weights_of(args.pretrained_model_name_or_path)
+    args.weights = weights_of(args.pretrained_model_name_or_path, *(args.adapter or ()), *filter(None, [args.elite]))
     if args.metric_encoders is None:
         on_picturebook = options.is_picturebook_folder(args.pretrained_model_name_or_path)
         args.metric_encoders = "picturebook" if on_picturebook else "pie"

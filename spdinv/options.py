@@ -1,6 +1,7 @@
 """The flags that the scripts share, and the method that they describe. Nothing heavy is imported here."""
 
 import argparse
+import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -206,7 +207,7 @@ def check_customised(args: argparse.Namespace) -> None:
     """Raises InputError, before anything is loaded, where the flags for customised models do not fit together."""
     for flag, paths in (("adapter", args.adapter or []), ("elite", [args.elite]),
                         ("reference_image_path", [args.reference_image_path])):  # fmt: skip
-        if missing := [path for path in paths if path is not None and not Path(path).expanduser().exists()]:
+        if missing := [path for path in paths if path is not None and not os.path.exists(os.path.expanduser(path))]:
             raise InputError(f"--{flag} {missing[0]} does not exist; give a file that does")
     if args.reference_image_path and not args.elite:
         raise InputError("--reference_image_path shows the subject to ELITE: give --elite too, or leave it out")

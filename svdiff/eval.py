@@ -121,8 +121,9 @@ def table_1() -> tuple[str, dict[str, dict[str, int]]]:
 
 def open_study(args: argparse.Namespace):
     """Model, subjects, prompts and encoders, loaded once for all figures."""
-    from common.data import read_subject_prompts, read_subjects
+    from common.data import edit_digest, read_pie_bench, read_subject_prompts, read_subjects
     from common.encoders import load_encoders
+    from common.joining import digest_of_data
     from common.picturebook.benchmarks import ensure_subjects, ensure_twins
     from common.pipelines import load_pipeline, native_resolution
     from svdiff.basis import Bases
@@ -139,7 +140,10 @@ def open_study(args: argparse.Namespace):
     bases = Bases(pipe, args.basis_dir)
     args.weights = bases.base("unet")[:12]
     rows = [row for file in Path(args.output_dir).glob("*/rows.jsonl") for row in read_rows(file)]
-    joined_config(args.output_dir, vars(args), SAME, rows)
+    told = {one.name: digest_of_data([one.class_name, templates[one.name]], one.paths) for one in every if one.paths}
+    if args.items_dir and "7" in args.figure:
+        told |= {item.id: edit_digest(item, Path(args.items_dir)) for item in read_pie_bench(args.items_dir)}
+    args.pictures = joined_config(args.output_dir, vars(args), SAME, rows, pictures=told)["pictures"]
     encoders = load_encoders(args.metric_encoders, args.device)
     return Study(args, pipe, wanted, every, templates, encoders, bases, Path(args.output_dir),
                  Sampling(**options.sampling_of(args)), native_resolution(pipe))  # fmt: skip

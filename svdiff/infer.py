@@ -87,7 +87,7 @@ def check(args: argparse.Namespace) -> None:
                              "training with --spectral_shifts")  # fmt: skip
         args.spectral_shifts = [(options.OUTPUT_DIR, 1.0)]
     for path in paths_of(args):
-        if not Path(path).expanduser().exists() and not args.print_config:
+        if not os.path.exists(os.path.expanduser(path)) and not args.print_config:
             raise InputError(f"{path} is missing; give the folder of a training, or its file of weights")
     for name, other in ONLY_WITH.items():
         if getattr(args, name) is not None and not getattr(args, other):
@@ -140,7 +140,7 @@ def changes(args: argparse.Namespace, pipe, bases) -> dict:
 
 def default_prompt(args: argparse.Namespace) -> str:
     """What the first training's grid.png shows."""
-    folder = Path(paths_of(args)[0]).expanduser()
+    folder = Path(os.path.expanduser(paths_of(args)[0]))
     config = (folder if folder.is_dir() else folder.parent) / "config.json"
     prompt = read_object(config).get("validation_prompt") if config.is_file() else None
     if not isinstance(prompt, str) or not prompt.strip():

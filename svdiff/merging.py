@@ -4,6 +4,7 @@ A Change is a plain dictionary: "unet.conv_in.delta" is the shift of a layer of 
 difference W' - W of a parameter. So svdiff.combine adds and interpolates what was trained apart, one kind or both.
 """
 
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,7 +40,7 @@ def style_mix(pipe, appearance: Change, geometry: Change, first: combine.Block, 
 def load(pipe, path: str | Path, bases: Bases | None = None) -> Change:
     """What a training's folder or file holds, checked against the (plain, float32) pipeline; files are told apart by
     the names of their tensors. bases: the pipeline's, to be asked once for several trainings. Raises InputError."""
-    path, bases = Path(path).expanduser(), bases or Bases(pipe)
+    path, bases = Path(os.path.expanduser(path)), bases or Bases(pipe)
     lora = path / LORA_FILE if path.is_dir() else path
     if (path / "unet" / "config.json").is_file():
         parts = full_weights(pipe, path)

@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any
 
-from common.flags import check_prompt, is_picturebook_folder, number
+from common.flags import check_apart, check_prompt, is_picturebook_folder, number
 from common.runs import InputError, cache_folder, read_json
 
 OUTPUT_DIR = "outputs/svdiff"  # of the training, where infer looks when it is not told
@@ -77,6 +78,11 @@ def read_concepts(path: str, prior: bool) -> list[Concept]:
         if not Path(entry["instance_data_dir"]).is_dir():
             raise InputError(f"{where}: {entry['instance_data_dir']} is no folder")
     concepts = [Concept(**entry) for entry in entries]
+    shown = {os.path.realpath(concept.instance_data_dir) for concept in concepts}
+    for folder in filter(None, (concept.class_data_dir for concept in concepts)):
+        if os.path.realpath(folder) in shown:
+            raise InputError(f"--concepts_list {path}: the class_data_dir {folder} is an instance_data_dir too; give "
+                             "class pictures a folder of their own")  # fmt: skip
     for one, other in permutations((concept.instance_prompt for concept in concepts), 2):
         if f" {one.strip()} " in f" {other} ":  # in a prompt of both nobody could tell them apart
             raise InputError(f"--concepts_list {path}: the instance_prompt {one!r} is a part of {other!r}; give each "
@@ -198,6 +204,9 @@ def concepts_of(args: argparse.Namespace) -> list[Concept]:
         concepts = read_concepts(args.concepts_list, args.with_prior_preservation)
         if args.unmix_weight and len(concepts) < 2:
             raise InputError(f"--unmix_weight tells subjects apart: {args.concepts_list} has only one")
+        for concept in concepts if not args.print_config else ():
+            own = argparse.Namespace(**{**vars(args), **vars(concept)})
+            check_apart(own, Path(os.path.realpath(args.output_dir)))
         return concepts
     if args.instance_data_dir or args.image_path or args.print_config:
         return [Concept(args.instance_data_dir, args.instance_prompt, args.class_data_dir, args.class_prompt)]

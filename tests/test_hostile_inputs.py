@@ -197,6 +197,17 @@ WRONG_FILES = [
 ]  # fmt: skip
 WITH_PRIOR = ("svdiff.train", "--image_path", "c.png", "--instance_prompt", "a", "--with_prior_preservation")
 WRONG_FILES.append(({"c.png": b""}, WITH_PRIOR, "is learned without prior"))
+NOT_YET = ("lipschitz_personalize.train", "--instance_data_dir", "d", "--instance_prompt", "a", "--class_data_dir",
+           "c/", "--output_dir", "c")  # fmt: skip
+WRONG_FILES.append(({"d/a.png": b""}, NOT_YET, "is where --class_data_dir"))
+ONE = {"instance_data_dir": "one", "instance_prompt": "a sks cat", "class_prompt": "a cat"}
+OTHER = {"instance_data_dir": "two", "instance_prompt": "a qwe dog", "class_prompt": "a dog"}
+WRONG_FILES += [
+    ({"one/a.png": b"", "two/a.png": b"", "list.json": [ONE, OTHER | {"class_data_dir": folder}]},
+     ("svdiff.train", "--concepts_list", "list.json", "--output_dir", output), said)
+    for folder, output, said in ((None, "./two", "is where --instance_data_dir two"), ("two/", "out", "is an instance"),
+                                 ("one/../one", "out", "is an instance"), ("c", "c", "is where --class_data_dir c"))
+]  # fmt: skip
 
 
 def write_files(files):

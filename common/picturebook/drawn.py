@@ -16,7 +16,7 @@ LIST = ".whole.json"  # sizes of a folder's files, the last thing written
 def cache_folder() -> Path:
     """Where drawn data lie: under STEERING_CACHE, or outputs/ of the checkout."""
     root = os.environ.get("STEERING_CACHE")
-    return (Path(root).expanduser() if root else Path(__file__).parents[2] / "outputs") / "picturebook"
+    return (Path(os.path.expanduser(root)) if root else Path(__file__).parents[2] / "outputs") / "picturebook"
 
 
 def is_whole(folder: Path) -> bool:

@@ -73,6 +73,14 @@ def test_a_number_of_the_launch_that_is_none(monkeypatch, name, text):
         make_accelerator(TRAINING, "name")
 
 
+@pytest.mark.parametrize("rank, size", [(2, 2), (0, 0)])
+def test_a_part_that_there_is_not(monkeypatch, rank, size):
+    for name, value in (("RANK", rank), ("LOCAL_RANK", 0), ("WORLD_SIZE", size)):
+        monkeypatch.setenv(name, str(value))
+    with pytest.raises(InputError, match=f"RANK={rank} and WORLD_SIZE={size} are of no launch"):
+        shards.launched()
+
+
 def test_processes_that_do_not_find_each_other(monkeypatch):
     monkeypatch.setattr("accelerate.Accelerator", lambda **_: {}["MASTER_ADDR"])
     with pytest.raises(InputError, match="do not find each other: .*MASTER_ADDR"):

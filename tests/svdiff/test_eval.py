@@ -23,7 +23,7 @@ from svdiff import train
 from svdiff.basis import Bases
 from svdiff.reproduction import correlation, figures, scores, study, tuning, user_study
 from svdiff.spaces import SPACES
-from tests.small_data import write_subject_set
+from tests.small_data import save_noise, write_subject_set
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +176,7 @@ def test_a_setting_that_copies_or_does_nothing_scores_nothing():
     assert tuning.score_of(known, "half") == pytest.approx(2 * 0.5 / 1.5)
 
 
-def test_editing_and_the_ablation(evaluate, refused):
+def test_editing_and_the_ablation(evaluate, dataset, benchmark, refused):
     output = evaluate("--figure", "7", "ablation")
     rows = read_rows(output / "edits" / "rows.jsonl")
     assert {row["method"] for row in rows} == {
@@ -186,6 +186,11 @@ def test_editing_and_the_ablation(evaluate, refused):
     assert {row["method"] for row in read_rows(output / "ablation" / "rows.jsonl")} == set(train.options.SUBSET_NAMES)
     for other in (["--max_train_steps", "3"], ["--geometry_layers", "4,down,0", "4,down,0"]):  # into the same folder
         refused(f"another {other[0]}", evaluate, "--figure", "7", *other)
+    for name, file in ("cat", dataset / "cat" / "0.png"), ("000000000000", benchmark / "annotation_images" / "0.png"):
+        before = file.read_bytes()
+        save_noise(file, seed=9)  # replaced in its place
+        refused(f"other pictures of {name}", evaluate, "--figure", "7", "ablation")
+        file.write_bytes(before)
 
 
 def some_study(folder=None, **more):

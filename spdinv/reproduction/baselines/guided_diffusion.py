@@ -4,6 +4,7 @@
 other names than those of diffusers' UNet2DModel, which can do the same sums.
 """
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ ENDS = {"time_embed.0": "time_embedding.linear_1", "time_embed.2": "time_embeddi
 def load_unconditional(path: str | Path, device: str = "cpu") -> tuple[UNet2DModel, torch.Tensor]:
     """The model and its alpha_bar [1000], float64, from a folder of diffusers (a pipeline's, with unet/ and scheduler/,
     or the UNet's own) or from OpenAI's .pt. Raises InputError for anything else."""
-    path, scheduler = Path(path).expanduser(), DDPMScheduler()  # linear, 1e-4 to 0.02, as OpenAI's
+    path, scheduler = Path(os.path.expanduser(path)), DDPMScheduler()  # linear, 1e-4 to 0.02, as OpenAI's
     if path.is_dir():
         folder = path / "unet" if (path / "unet").is_dir() else path
         if (path / "scheduler").is_dir():

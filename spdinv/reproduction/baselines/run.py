@@ -38,7 +38,7 @@ def chosen(args: argparse.Namespace) -> dict[str, Baseline]:
     """The baselines that the flags ask for, by name. Raises InputError where one lacks its model."""
     if "blended_diffusion" in args.baselines and not args.unconditional_model:
         raise InputError("baseline blended_diffusion needs its model of pixels: give --unconditional_model")
-    if args.unconditional_model and not Path(args.unconditional_model).expanduser().exists():
+    if args.unconditional_model and not Path(args.unconditional_model).exists():
         raise InputError(f"--unconditional_model {args.unconditional_model} does not exist; give a file or folder")
     if "elite" in args.baselines and not args.elite:
         raise InputError("baseline elite needs ELITE's weights: give --elite")
