@@ -118,9 +118,13 @@ def test_image_similarity_is_a_cosine_matrix_and_dino_embeds_with_the_class_toke
 def test_missing_or_foreign_weights_are_refused(folder, tmp_path):
     refuses("no CLIPModel at 'openai/clip-vit-none'", encoders.load_clip, "openai/clip-vit-none", "cpu")
     weights = load_file(folder / "dino" / "model.safetensors")
-    del weights["encoder.layer.1.attention.attention.key.weight"]
+    name = "encoder.layer.1.attention.attention.key.weight"
     shutil.copytree(folder / "dino", tmp_path / "dino")
     file = tmp_path / "dino" / "model.safetensors"
+    for odd, said in ((weights[name][:-1], "no ViTModel at"), (weights[name] * torch.nan, "NaN or infinity in ")):
+        save_file(weights | {name: odd.contiguous()}, file, metadata={"format": "pt"})
+        refuses(said, encoders.load_dino, tmp_path / "dino", "cpu")
+    del weights[name]
     save_file(weights, file, metadata={"format": "pt"})
     refuses("no complete ViTModel", encoders.load_dino, tmp_path / "dino", "cpu")
     file.write_bytes(file.read_bytes()[:-100])

@@ -100,12 +100,15 @@ def published_words(folder):
     save_file({"emb_params": vectors}, folder / "<cat-toy>.safetensors")
     (folder / "training").mkdir()
     save_file({"<cat-toy>": vectors}, folder / "training" / "learned_embeds.safetensors")
+    (folder / "alone").mkdir()
+    torch.save({"<cat-toy>": vectors}, folder / "alone" / "mine.bin")
+    (folder / "alone" / "._mine.bin").write_bytes(b"\0\5\x16\7")  # as macOS leaves them
     for stale in ("learned_embeds.bin", "learned_embeds-steps-500.bin"):
         torch.save({"<cat-toy>": vectors * 0}, folder / "training" / stale)
     return vectors
 
 
-@pytest.mark.parametrize("name", ["a.bin", "b.pt", "<cat-toy>.safetensors", "training"])
+@pytest.mark.parametrize("name", ["a.bin", "b.pt", "<cat-toy>.safetensors", "training", "alone"])
 def test_textual_inversion_files(pipe, tmp_path, name):
     vectors = published_words(tmp_path)
     assert load_adapter(pipe, tmp_path / name) == "the word <cat-toy> of 2 tokens"

@@ -4,6 +4,7 @@ import math
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from urllib.parse import unquote
 
 import pytest
 from PIL import Image
@@ -168,6 +169,13 @@ def test_hostile_text_stays_text(page, track):
     assert html.count("<script") == 1 and "{{ 7 * 7 }}" in html
     assert "onerror" not in [name for _, attributes in seen.tags for name in attributes]
     assert all(x.get("src", "data:").startswith("data:") for _, x in seen.tags)
+
+
+def test_a_link_to_an_item_is_one_whatever_its_name(page, track):
+    _, seen = page(replace(track, items=[replace(item, id=f"50% of #{item.id}") for item in track.items]))
+    links = [link for tag, x in seen.tags if tag == "a" and (link := x.get("href", "")).startswith("#item-")]
+    ids = {x["id"] for tag, x in seen.tags if tag == "article" and x.get("id", "").startswith("item-")}
+    assert links and {unquote(link[1:]) for link in links} <= ids
 
 
 def test_of_two_runs_the_longer_is_shown_and_the_other_folded(page, track):
