@@ -81,7 +81,7 @@ def test_the_quick_subset_may_grow_into_all_items(tmp_path):
     assert spdinv_eval.config_of(tmp_path, args, {})["methods"].keys() == spdinv_eval.methods_of(args).keys()
     assert len(args.weights) == 12  # of a hash of the picturebook's UNet
     args.weights = "0123456789ab"  # one that was trained on
-    refuses("another UNet", spdinv_eval.config_of, tmp_path, args, {})
+    refuses("other weights", spdinv_eval.config_of, tmp_path, args, {})
 
 
 @pytest.mark.parametrize("change, said", [
