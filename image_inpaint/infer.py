@@ -78,6 +78,7 @@ def run(args: argparse.Namespace, picture, fill, references):
     """(a result per reference, metrics, settings of the sampling)."""
     from common.images import to_tensor
     from common.metrics import psnr
+    from common.model_files import quietly
     from common.pipelines import PRECISIONS
     from image_inpaint.loading import load, load_weights
     from image_inpaint.painting import paint
@@ -85,7 +86,8 @@ def run(args: argparse.Namespace, picture, fill, references):
 
     pipe = load(args.pretrained_model_name_or_path, args.device)
     kind = load_weights(pipe, args.lora) if args.lora else "untuned"
-    pipe.to(dtype=PRECISIONS[args.mixed_precision])
+    with quietly():
+        pipe.to(dtype=PRECISIONS[args.mixed_precision])
     settings, count = options.sampling_of(args, kind), len(references)
     with measure() as cost:
         painted = paint(

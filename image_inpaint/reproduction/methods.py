@@ -139,6 +139,7 @@ class Painter:
         return paint(self.pipeline(method, weights), *given, references, seeds, sampling, **self.where)
 
     def pipeline(self, method: str, weights: Path | None):
+        from common.model_files import quietly
         from common.pipelines import PRECISIONS
         from image_inpaint.loading import load, load_weights
 
@@ -146,7 +147,8 @@ class Painter:
         pipe = load(name, self.args.device)
         if weights:
             load_weights(pipe, weights)
-        return pipe.to(dtype=PRECISIONS[self.args.mixed_precision])
+        with quietly():
+            return pipe.to(dtype=PRECISIONS[self.args.mixed_precision])
 
     def reference(self, name: str, item: Item) -> Image.Image:
         """A row that no model of the contest painted."""

@@ -1,6 +1,7 @@
 """image_inpaint.infer from end to end on a small random model: files, odd photographs, trained weights, wrong input."""
 
 import json
+import logging
 
 import numpy as np
 import pytest
@@ -39,6 +40,17 @@ def test_every_file_is_there_and_compositing_keeps_the_background(run, tmp_path)
     outside = np.ones((64, 64), bool)
     outside[12:50, 10:40] = False
     assert (source[outside] == made[outside]).all() and (source != made).any()
+
+
+def test_nothing_is_said_that_nobody_can_act_on(run):
+    said, ear = [], logging.Handler()
+    ear.emit = said.append
+    logging.getLogger("diffusers").addHandler(ear)
+    try:
+        run()
+    finally:
+        logging.getLogger("diffusers").removeHandler(ear)
+    assert not said, said[0].getMessage()
 
 
 def test_each_reference_gives_a_picture(run, tmp_path):
