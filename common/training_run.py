@@ -4,13 +4,15 @@ import argparse
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from common import training
-from common.runs import check_replaced, digest_of, progress
+from common.runs import InputError, check_replaced, digest_of, progress
 
 
 @dataclass(eq=False)
@@ -27,6 +29,7 @@ class Run:
     losses: list[float] = field(default_factory=list)
     first: int = 0
     began: float = field(default_factory=time.perf_counter)
+    lock: FileLock | None = None  # on the output folder, as long as this training lives
 
     @property
     def digest(self) -> str:
@@ -85,10 +88,24 @@ def begin(
 ) -> Run:  # fmt: skip
     """Optimiser and schedule, and the checkpoint that --resume_from_checkpoint names put into place. groups: of the
     optimiser, by default the weights in one. results: what a training leaves in --output_dir; without a config.json
-    beside it, it is another's. Raises InputError for such, and for a checkpoint of another training."""
+    beside it, it is another's. Raises InputError for such, for a checkpoint of another training, and where another
+    training is at work in --output_dir."""
+    lock = held(Path(args.output_dir)) if accelerator.is_main_process else None
     groups = weights.values() if groups is None else groups
     optimizer, schedule = training.make_optimizer(groups, args, accelerator.num_processes, kind)
-    run = Run(args, accelerator, weights, accelerator.prepare(optimizer), schedule, who)
+    run = Run(args, accelerator, weights, accelerator.prepare(optimizer), schedule, who, lock=lock)
     run.first = training.resume_training(args, weights, run.optimizer, schedule, who, accelerator.scaler, run.losses)
     check_replaced(args.output_dir, who, () if args.resume_from_checkpoint else results)
     return run
+
+
+def held(folder: Path) -> FileLock:
+    """A lock on an output folder, which ends with this process or the returned object."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".training.lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise InputError(f"another training is at work in {folder}; wait for its end, or take another "
+                         "--output_dir") from None  # fmt: skip
+    return lock

@@ -11,16 +11,17 @@ def augment(picture: Tensor, factor: int, generator: torch.Generator) -> tuple[T
     """A square picture [3,S,S] in [0,1] -> (picture, mask [1,S/factor,S/factor] of latents that count, prefix of the
     prompt).
 
-    In two of three cases the scale is S/3 to S, else 1.2 S to 1.4 S. Under 0.6 S the picture is pasted somewhere on
-    grey, and the loss counts inside of it only, less one latent cell all around; over S a random part is cut out; in
-    between nothing is changed. (Facts of the released code; it scales the file's own pixels, here those of the training
-    size.)
+    In two of three cases the scale is S/3 to S, else 1.2 S to 1.4 S, an even number. Under 0.6 S the picture is pasted
+    somewhere on grey, and the loss counts inside of it only, less one latent cell all around; over S a random part is
+    cut out; in between nothing is changed. (Facts of the released code; it scales the file's own pixels, here those of
+    the training size.)
     """
     size = picture.shape[-1]
     mask = torch.ones(1, size // factor, size // factor)
     down = torch.rand((), generator=generator) < 2 / 3
     low, high = (size // 3, size) if down else (int(1.2 * size), int(1.4 * size))
     scale = _integer(low, high, generator)
+    scale += scale % 2
     if 0.6 * size <= scale <= size:
         return picture, mask, ""
     resized = F.interpolate(picture[None], (scale, scale), mode="bilinear", antialias=True, align_corners=False)[0]

@@ -305,3 +305,12 @@ def test_a_preset_takes_the_place_of_defaults_but_not_of_flags(tmp_path, capsys)
     assert "picturebook preset" in capsys.readouterr().err
     with pytest.raises(ValueError, match="no flags"):
         add_subject_flags(argparse.ArgumentParser(), nothing=1)
+
+
+def test_a_second_training_of_one_folder_is_refused_while_the_first_lives(tmp_path):
+    args = arguments(tmp_path, "--device", "cpu")
+    asked = training.make_accelerator(args, "test"), args, {"w": torch.nn.Parameter(torch.ones(1))}, {}
+    run = training_run.begin(*asked)
+    refuses("another training is at work", training_run.begin, *asked)
+    del run
+    assert training_run.begin(*asked).lock.is_locked

@@ -16,7 +16,8 @@ def test_small_large_and_plain_pictures_each_with_their_words():
             counts["small"] += 1
             pasted = (changed != 0.5).any(0)
             rows, columns = pasted.nonzero(as_tuple=True)
-            assert 48 // 3 <= rows.max() - rows.min() + 1 < 0.6 * 48
+            side = rows.max() - rows.min() + 1
+            assert 48 // 3 <= side < 0.6 * 48 and side % 2 == 0
             inside = mask[0].repeat_interleave(4, 0).repeat_interleave(4, 1).bool()
             assert not (inside & ~pasted).any()  # what counts is picture, with a margin
             assert rows.min() < inside.nonzero()[:, 0].min() and columns.max() > inside.nonzero()[:, 1].max()
