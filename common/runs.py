@@ -62,8 +62,7 @@ COSTS = ("inversion_seconds", "seconds", "peak_memory_mb")  # of a row, not of i
 
 
 _new_folders: list[Path] = []  # --output_dir of the scripts at work, where there was none
-# all that a run may have written before it is refused
-BEGUN = ("config.json", ".training.lock", "*.json.lock", "*.jsonl.lock")
+BEGUN = ("config.json", "*.json.lock", "*.jsonl.lock")  # all that a run may have written before it is refused
 
 
 def _leave_nothing(folders: list[Path]) -> None:

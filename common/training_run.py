@@ -100,9 +100,10 @@ def begin(
 
 
 def held(folder: Path) -> FileLock:
-    """A lock on an output folder, which ends with this process or the returned object."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".training.lock", timeout=0)
+    """A lock on an output folder for this process, in a file beside it; it ends with the process or the object."""
+    folder = folder.absolute()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.with_name(f".{folder.name}.training.lock"), timeout=0, is_singleton=True)
     try:
         lock.acquire()
     except Timeout:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler
+from filelock import FileLock
 from PIL import Image
 
 from common import training, training_run
@@ -307,10 +308,9 @@ def test_a_preset_takes_the_place_of_defaults_but_not_of_flags(tmp_path, capsys)
         add_subject_flags(argparse.ArgumentParser(), nothing=1)
 
 
-def test_a_second_training_of_one_folder_is_refused_while_the_first_lives(tmp_path):
+def test_a_training_is_refused_where_another_process_trains(tmp_path):
     args = arguments(tmp_path, "--device", "cpu")
     asked = training.make_accelerator(args, "test"), args, {"w": torch.nn.Parameter(torch.ones(1))}, {}
-    run = training_run.begin(*asked)
-    refuses("another training is at work", training_run.begin, *asked)
-    del run
+    with FileLock(tmp_path / ".out.training.lock"):  # of a handle of its own, as that of another process
+        refuses("another training is at work", training_run.begin, *asked)
     assert training_run.begin(*asked).lock.is_locked
