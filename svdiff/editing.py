@@ -26,7 +26,7 @@ class Sampling:
     guidance_scale: float = 7.5
     eta: float = 0.0
     negative_prompt: str = ""
-    inversion_timestep: str = "source"
+    inversion_timestep: str = "public"
 
 
 def fitted(pipe: DiffusionPipeline, image: Image.Image, resolution: int | None = None) -> torch.Tensor:
@@ -67,13 +67,13 @@ def denoise(
 
 @torch.no_grad()
 def invert(
-    pipe: DiffusionPipeline, schedule: Schedule, z: torch.Tensor, cond: Conditioning, shown: str = "source"
+    pipe: DiffusionPipeline, schedule: Schedule, z: torch.Tensor, cond: Conditioning, shown: str = "public"
 ) -> torch.Tensor:
     """z_T = DDIMInvert(z*, c; theta') (Eq. 6): guidance scale 1, the tuned weights, c the TARGET prompt. [B,4,h,w].
 
     shown: the timestep that the network is shown, which the paper does not say; "source", that of the latent it starts
-    from, or "target", see common.ddim. "public": as the public implementation with the inverse scheduler of diffusers
-    0.14, which is "source" with all levels one timestep lower, and without the step from the clean latent to t_1.
+    from, or "target", see common.ddim. "public": as the one public implementation, by the inverse scheduler of
+    diffusers 0.14: "source" with all levels one timestep lower, and without the step from the clean latent to t_1.
     """
     if shown == "public":
         for t in schedule.timesteps[:0:-1]:

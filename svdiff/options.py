@@ -139,9 +139,9 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     add("--eta", type=number(float, 0, 1), default=0.0, help="of DDIM (paper, Sec. 4: 0)")
     add("--negative_prompt", default="", help="what pictures should not show; against stitches after Cut-Mix-Unmix, "
         '"side by side, collage, split, left and right" (Sec. 3.3)')  # fmt: skip
-    add("--inversion_timestep", choices=("source", "target", "public"), help="that DDIM inversion shows the network: "
-        "of the latent it comes from (the default), of the one it goes to, or as this paper's public code, where all "
-        "noise levels are one timestep lower than in source")  # fmt: skip
+    add("--inversion_timestep", choices=("public", "source", "target"), help="that DDIM inversion shows the network: "
+        "as this paper's public code (the default): of the latent it comes from, all noise levels one timestep lower "
+        "than the sampler's; of the latent it comes from; or of the one it goes to")  # fmt: skip
     add("--geometry_layers", nargs=2, type=block, metavar=("FIRST", "LAST"), help="of style mixing, in P+ notation; by "
         "default 16,down,1 8,down,0 (Sec. 4.4), on the picturebook 8,down,0 4,down,0")  # fmt: skip
     add("--basis_dir", help="where singular bases are kept; outputs/spectral_basis of the project by default")
@@ -151,7 +151,7 @@ def resolve_sampling(args: argparse.Namespace) -> None:
     """Defaults that depend on the model, and those of flags that only some calls may give."""
     preset = SAMPLING_PRESET if is_picturebook_folder(args.pretrained_model_name_or_path) else {}
     args.geometry_layers = args.geometry_layers or preset.get("geometry_layers", GEOMETRY_LAYERS)
-    args.inversion_timestep = args.inversion_timestep or "source"
+    args.inversion_timestep = args.inversion_timestep or "public"
 
 
 def sampling_of(args: argparse.Namespace) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def test_inversion_is_eq_6_read_step_by_step(pipe, convention, shown, levels):
     cond = encode_prompt(pipe, ["a blue cat"])
     found = editing.invert(pipe, schedule, z, cond, convention)
     default = editing.invert(pipe, schedule, z, cond)
-    assert torch.equal(found, default) == (convention == "source")
+    assert torch.equal(found, default) == (convention == "public")
     alpha_bar = pipe.scheduler.alphas_cumprod.double()
     level, exact = alpha_bar[0], z.double()
     for t, seen in zip(levels, shown, strict=True):
