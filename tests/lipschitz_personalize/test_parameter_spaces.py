@@ -1,7 +1,10 @@
 """What is trained and what is written: names, gradients, and files that diffusers and this project's loaders read."""
 
+import copy
+
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from common.model_files import move_weights
@@ -9,6 +12,7 @@ from common.runs import InputError, write_json
 from lipschitz_personalize import parameter_spaces
 from lipschitz_personalize.loading import load_trained
 from lipschitz_personalize.objectives import encode_text, load_backbone, network, predict
+from lipschitz_personalize.options import SD3_TARGETS
 from spdinv.customised.loading import load_adapter
 
 
@@ -157,6 +161,17 @@ def test_how_loras_first_factor_begins(models):
         ratio = sum(tensor.square().sum() / expected(tensor.shape[1]) for tensor in firsts)
         assert ratio.item() / sum(tensor.numel() for tensor in firsts) == pytest.approx(1, abs=0.05), init
         assert not any(tensor.any() for name, tensor in space.parameters.items() if ".lora_B." in name)
+
+
+def test_lora_of_sd3_leaves_the_second_attention_of_sd35_alone():
+    names = ["to_q", "to_k", "to_v", "add_q_proj", "to_add_out"]
+    attention = torch.nn.ModuleDict({name: torch.nn.Linear(2, 2) for name in names})
+    block = torch.nn.ModuleDict({"attn": attention, "attn2": copy.deepcopy(attention)})
+    net = get_peft_model(torch.nn.ModuleDict({"block": block}), LoraConfig(target_modules=SD3_TARGETS))
+    touched = {
+        name.partition("block.")[2].partition(".lora")[0] for name, _ in net.named_parameters() if "lora" in name
+    }
+    assert touched == {f"attn.{name}" for name in names}
 
 
 def test_a_network_that_lacks_a_file_is_refused(models, tmp_path):
