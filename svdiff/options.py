@@ -17,14 +17,15 @@ OUTPUT_DIR = "outputs/svdiff"  # of the training, where infer looks when it is n
 # keys of subsets.SUBSETS, which needs torch
 SUBSET_NAMES = ("UNet", "UNet-CA", "UNet-CA-KV", "UNet-1D", "UNet-2D", "UNet-4D", "Up-Blocks", "Down-Blocks",
                 "Mid-Block", "Up-CA", "Down-CA", "Mid-CA")  # fmt: skip
-PARAMETER_SPACES = ("svdiff", "full", "lora")
+PARAMETER_SPACES = ("svdiff", "full", "lora", "key_value")
 
-# of AdamW: the author's; those of DreamBooth with a text encoder and of LoRA in diffusers' examples
-LEARNING_RATES = {"svdiff": 1e-3, "full": 2e-6, "lora": 1e-4}
-PICTUREBOOK_LEARNING_RATES = {"svdiff": 2e-2, "full": 3e-4, "lora": 3e-4}
+# of AdamW: the author's; those of DreamBooth with a text encoder and of LoRA in diffusers' examples; Custom
+# Diffusion's, 1e-5 for a picture, with its batch of 2
+LEARNING_RATES = {"svdiff": 1e-3, "full": 2e-6, "lora": 1e-4, "key_value": 2e-5}
+PICTUREBOOK_LEARNING_RATES = {"svdiff": 2e-2, "full": 3e-4, "lora": 3e-4, "key_value": 1e-3}
 # of several subjects, by whether they are cut and mixed
-PICTUREBOOK_RATES_OF_SEVERAL = {True: {"svdiff": 5e-3, "full": 3e-5, "lora": 3e-4},
-                                False: {"svdiff": 5e-3, "full": 3e-4, "lora": 3e-4}}  # fmt: skip
+PICTUREBOOK_RATES_OF_SEVERAL = {True: {"svdiff": 5e-3, "full": 3e-5, "lora": 3e-4, "key_value": 1e-3},
+                                False: {"svdiff": 5e-3, "full": 3e-4, "lora": 3e-4, "key_value": 1e-3}}  # fmt: skip
 PICTUREBOOK_SUBJECT = "cat"  # of the validation split: trained on where no pictures are given
 
 # What takes the place of the paper's defaults on the picturebook; tuned on its validation split only.
@@ -102,12 +103,13 @@ def add_svdiff_flags(parser: argparse.ArgumentParser) -> None:
     """What only this method's training has."""
     add = parser.add_argument_group("spectral shifts").add_argument
     add("--parameter_space", choices=PARAMETER_SPACES, default="svdiff", help="svdiff: spectral shifts; full: all "
-        "weights (DreamBooth); lora: rank --rank on the UNet's attention; the paper compares with both")  # fmt: skip
+        "weights (DreamBooth); lora: rank --rank on the UNet's attention; key_value: the keys and values of its "
+        "cross-attention, as Custom Diffusion, without a new token; the paper compares with all of them")  # fmt: skip
     add("--learning_rate_1d", type=number(float, 0), default=1e-6,
         help="of the shifts of norms; that of all others is --learning_rate (the author: 1e-6 and 1e-3)")  # fmt: skip
     add("--parameter_subset", choices=SUBSET_NAMES, default="UNet", help="of the UNet's weights (Table 1)")
     add("--train_text_encoder", action=argparse.BooleanOptionalAction, help="tune the text encoder too, embeddings "
-        "included (in the paper's 1.7 MB); the default, but for lora")  # fmt: skip
+        "included (in the paper's 1.7 MB); the default for svdiff and full")  # fmt: skip
     add("--rank", type=number(int, 1, 1024), default=4, help="of --parameter_space lora")
     add("--basis_dir", help="where singular bases are kept; outputs/spectral_basis of the project by default")
     add = parser.add_argument_group("one picture, many subjects").add_argument
@@ -183,8 +185,8 @@ def resolve_training(args: argparse.Namespace) -> None:
         args.with_prior_preservation = False  # lambda = 0 (Sec. 3.2)
     if args.concepts_list:
         leave_out(args, Concept.__dataclass_fields__, "--concepts_list names all subjects")
-    if space == "lora":
-        leave_out(args, ["train_text_encoder"], "--parameter_space lora is of the UNet's attention")
+    if space in ("lora", "key_value"):
+        leave_out(args, ["train_text_encoder"], f"--parameter_space {space} is of the UNet's attention")
     if space != "svdiff" and args.parameter_subset != "UNet":
         raise InputError(f"--parameter_subset is of spectral shifts: leave it out with {space}")
     if args.unmix_weight and not args.concepts_list:
@@ -192,7 +194,7 @@ def resolve_training(args: argparse.Namespace) -> None:
     if args.unmix_weight and not args.cut_mix_unmix_prob:
         raise InputError("--unmix_weight acts on cut-mixed samples: let --cut_mix_unmix_prob be above 0")
     if args.train_text_encoder is None:
-        args.train_text_encoder = space != "lora"
+        args.train_text_encoder = space in ("svdiff", "full")
     if args.learning_rate is None:
         mixed = args.cut_mix_unmix_prob > 0 if args.concepts_list else None
         args.learning_rate = learning_rates(args.pretrained_model_name_or_path, mixed)[space]

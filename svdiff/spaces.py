@@ -1,7 +1,8 @@
-"""What is trained and how it is saved, for each parameter space the paper compares: shifts, full weights, LoRA."""
+"""What is trained and how it is saved, for each parameter space that the paper compares."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -66,12 +67,16 @@ def spectral_shifts(pipe, args, bases: Bases) -> Trainable:
     return Trainable([group for group in groups if group["params"]], weights, base, save, dead)
 
 
-def full_weights(pipe, args, bases: Bases) -> Trainable:
-    """Every parameter (DreamBooth), float32."""
+def full_weights(pipe, args, bases: Bases, subset: str = "") -> Trainable:
+    """Every parameter (DreamBooth), float32; with a `subset` of Table 1 its layers' weights alone."""
     models = {part: getattr(pipe, part) for part in parts_of(pipe, args.train_text_encoder)}
     base = {part: bases.base(part) for part in models}
     weights = {f"{part}.{name}": parameter for part, model in models.items()
                for name, parameter in model.requires_grad_(True).named_parameters()}  # fmt: skip
+    if subset:
+        kept = {f"unet.{path}.weight" for path in chosen(pipe.unet, subset)}
+        for name in weights.keys() - kept:
+            weights.pop(name).requires_grad_(False)
 
     def save(folder: Path) -> list[Path]:
         for part, model in models.items():
@@ -102,4 +107,5 @@ def lora(pipe, args, bases: Bases) -> Trainable:
 
 # What a training may leave, besides config.json.
 RESULTS = [LORA_FILE, *files.PARTS, *map(files.file_name, files.PARTS)]
-SPACES: dict[str, Callable[..., Trainable]] = {"svdiff": spectral_shifts, "full": full_weights, "lora": lora}
+SPACES: dict[str, Callable[..., Trainable]] = {"svdiff": spectral_shifts, "full": full_weights, "lora": lora,
+                                               "key_value": partial(full_weights, subset="UNet-CA-KV")}  # fmt: skip

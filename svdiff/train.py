@@ -97,7 +97,7 @@ def prepare(pipe, args: argparse.Namespace, concepts: list, tuned) -> list:
     from common.pipelines import PRECISIONS
     from svdiff import unmix
 
-    if args.parameter_space != "full" and args.mixed_precision != "no":  # frozen weights in half; shifts stay float32
+    if args.parameter_space in ("svdiff", "lora") and args.mixed_precision != "no":  # frozen weights in half
         pipe.unet.to(PRECISIONS[args.mixed_precision])
         for weight in tuned.weights.values():
             weight.data = weight.data.float()

@@ -63,9 +63,9 @@ def edits(study: Study) -> None:
 
         told = ["--image_path", str(item.image_path), "--instance_prompt", item.source_prompt]
         methods = [
-            Method(f"{space}{way}", partial(study.trained, f"edit-{item.id}-{space}", [], *flags, *told),
+            Method(f"{space}{way}", partial(study.trained, f"edit-{item.id}-{space}", [], *SPACES[space], *told),
                    make=partial(edited, inversion=bool(way)))
-            for space, flags in SPACES.items() for way in ("", "+inversion")
+            for space in ("svdiff", "full", "lora") for way in ("", "+inversion")
         ]  # fmt: skip
         label = f"{EDIT_TYPES[item.edit_type]}: {item.source_prompt} -> {item.target_prompt}"
         drawn = [(item.id, item.target_prompt, scores(study, folder, item, source))]
