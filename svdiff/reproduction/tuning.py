@@ -1,7 +1,7 @@
 """Rate, schedule and steps of every parameter space, on validation subjects: what each is then judged at.
 
-The same grid for all: five rates, a factor of about three apart, times a constant rate and a cosine. The steps come
-from checkpoints along the run of a constant rate; a cosine ends with its run, so it has one for each length. A score
+The same grid for all: four rates, a factor of about three apart, times a constant rate, whose steps come from checkpoints
+along its run, and a cosine over all steps. A score
 is the harmonic mean of two shares: of the way that DINO goes from the base model's pictures to the subject's own,
 and of the way that CLIP-T goes from the subject's own pictures, which obey no prompt, to the base model's. A training
 that only copies, or that changes nothing, gets nothing. A winner at an edge of the grid is to be followed beyond it
@@ -21,8 +21,8 @@ from svdiff.reproduction.figures import FROZEN, subject_panel
 from svdiff.reproduction.scores import references
 from svdiff.reproduction.study import SPACES, Maker, Method, Study
 
-RATES = {"svdiff": (5e-4, 2e-3, 5e-3, 2e-2, 5e-2), "full": (1e-5, 3e-5, 1e-4, 3e-4, 1e-3),
-         "lora": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2), "key_value": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)}  # fmt: skip
+RATES = {"svdiff": (2e-3, 5e-3, 2e-2, 5e-2), "full": (3e-5, 1e-4, 3e-4, 1e-3), "lora": (3e-4, 1e-3, 3e-3, 1e-2),
+         "key_value": (3e-4, 1e-3, 3e-3, 1e-2)}  # fmt: skip
 BASE, OWN = "base", "the subject's own pictures"
 MOST = 100  # steps, unless --max_train_steps says otherwise
 
@@ -45,7 +45,7 @@ def lengths(study: Study) -> list[int]:
 def settings(study: Study) -> list[Setting]:
     """The grid; --rates gives rates of one's own."""
     rates = study.args.rates or [(space, rate) for space, own in RATES.items() for rate in own]
-    steps = {"constant": lengths(study), "cosine": lengths(study)[1::2] or lengths(study)}
+    steps = {"constant": lengths(study), "cosine": lengths(study)[-1:]}
     return [Setting(*one, schedule, count) for one in rates for schedule in steps for count in steps[schedule]]
 
 
