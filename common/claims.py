@@ -6,18 +6,19 @@ the mean paired difference of two methods, method less baseline, in one score, o
 (or an item has several seeds) first subjects and then pictures within them.
 
     rule "better"     holds if the whole interval lies on the good side of zero, does not hold if on the bad side
-    rule "no_worse"   holds if the whole interval lies on the good side of -margin, does not hold if it reaches beyond
-                      the margin and lies on the bad side of zero as a whole
+    rule "no_worse"   the same with -margin in the place of zero
 
-Everything else is inconclusive; so is what rests on fewer than LEAST independent items, on methods that ran on
-different items, or on two methods that never score at all (at the floor everything is as good as everything else).
+Everything else is inconclusive, told with how many items would decide a difference of the size that was seen; so is
+what rests on fewer than LEAST independent items, on methods that ran on different items, or on two methods that never
+score at all (at the floor everything is as good as everything else).
 Every verdict comes with the smallest difference that so many items would have shown four times out of five.
 
 A [[claim]] has: claim, place (in the paper), experiment (of eval/experiments.toml), score, method, baseline (a method;
 or a number that the method's mean is to exceed), rule, and, where they apply, better = "lower", margin (in the units of
 the rows), where (fields that a row must have, such as {group = "similar"}), matched (a score at equal values of which
 two curves are compared, eval/tracks/personalization/matched.py), published (what the paper reports, as text, or the
-name of a table in published.toml), headline (whether the front door shows it), and needs (what would decide it). score,
+name of a table in published.toml), headline (whether the front door shows it), needs (what would decide it, beside
+more items), and constructed (it follows from how the methods are made, so that it is shown and not counted). score,
 baseline and place may be lists: one claim for each, "{baseline}" and "{score}" in the text standing for its own.
 """
 
@@ -26,17 +27,19 @@ import math
 import tomllib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 
-from common.runs import InputError, bootstrap_interval
+from common.runs import InputError, bootstrap_interval, bootstrap_quantiles
 from common.tables import ROOT, find_key, published_table, subject_of, text_table
 
 PAPERS = ("spdinv", "svdiff", "lipschitz_personalize", "pixels", "image_inpaint")
 HOLDS, FAILS, INCONCLUSIVE = "holds", "does not hold", "inconclusive"
 LEAST = 8  # independent items that may decide anything
-POWER = (1.960 + 0.842) / (2 * 1.960)  # of an interval's length: the difference that is shown four times out of five
+MANY = 5000  # items beyond which a difference is as good as none
+POWER = 0.842  # standard errors beyond an interval's half: what is shown four times out of five
 RULES = ("better", "no_worse")
 
 
@@ -65,7 +68,8 @@ class Interval:
     @property
     def detectable(self) -> float:
         """The smallest difference that would exclude zero four times out of five, with this n and this spread."""
-        return (self.high - self.low) * POWER
+        half = -NormalDist().inv_cdf(bootstrap_quantiles(self.independent)[0])  # of the interval, in standard errors
+        return (self.high - self.low) / 2 * (1 + POWER / half)
 
 
 NOTHING = Interval(math.nan, math.nan, math.nan, 0)
@@ -88,7 +92,7 @@ def interval(found: dict[tuple, float]) -> Interval:
     if subjects == len(found):
         return Interval(*bootstrap_interval(found.values()), len(found))
     means = resampling_weights(tuple(found)) @ np.array(list(found.values()))
-    low, high = map(float, np.quantile(means, (0.025, 0.975)))
+    low, high = map(float, np.quantile(means, bootstrap_quantiles(subjects)))
     return Interval(float(np.mean(list(found.values()))), low, high, len(found), subjects)
 
 
@@ -179,9 +183,8 @@ def verdict(gap: Interval, sign: int, rule: str, margin: float = 0.0, least: int
     if gap.independent < least:
         return INCONCLUSIVE
     low, high = sorted((gap.low * sign, gap.high * sign))  # from here on, up is good
-    if low > (-margin if rule == "no_worse" else 0):
-        return HOLDS
-    return FAILS if high < 0 else INCONCLUSIVE
+    bar = -margin if rule == "no_worse" else 0.0
+    return HOLDS if low > bar else FAILS if high < bar else INCONCLUSIVE
 
 
 def judge(claim: dict[str, Any], rows: list[dict], matched: Callable[..., Interval] | None = None) -> Finding:
@@ -202,7 +205,20 @@ def judge(claim: dict[str, Any], rows: list[dict], matched: Callable[..., Interv
         floor = len(scored) > 1 and sign > 0 and not any(v for one in scored for v in one.values() if v == v)
     why = reason(gap, unlike, floor)
     found = INCONCLUSIVE if why else verdict(gap, sign, claim["rule"], claim.get("margin", 0.0))
-    return Finding(claim, key, gap, found, why or ("the interval does not decide" if found == INCONCLUSIVE else ""))
+    if found == INCONCLUSIVE and not why:
+        why = would_decide(gap, gap.mean * sign + claim.get("margin", 0.0))
+    if found == INCONCLUSIVE and "needs" in claim:
+        why = f"{why}; {claim['needs']}"
+    return Finding(claim, key, gap, found, why)
+
+
+def would_decide(gap: Interval, distance: float) -> str:
+    """How many independent items would decide, four times out of five, at the spread and the distance from the bar that
+    were seen."""
+    if abs(distance) * MANY**0.5 < gap.detectable * gap.independent**0.5:
+        return "the two are as good as equal"
+    needed = round(gap.independent * max(1.1, gap.detectable / abs(distance)) ** 2)
+    return f"about {round(needed, 1 - len(str(needed)))} would decide"
 
 
 def reason(gap: Interval, unlike: bool, floor: bool) -> str:
@@ -261,6 +277,7 @@ def table(found: Iterable[Finding]) -> list[list[str]]:
         said = one.verdict + (f" ({one.why})" if one.why and one.gap.n else "")
         seen = f"{one.gap.detectable:.2g}" if one.gap.n > 1 and math.isfinite(one.gap.detectable) else "–"
         what = one.claim["claim"] + f" ({one.claim['score']})" * (one.claim["score"] not in one.claim["claim"])
+        what += " (by construction)" * one.claim.get("constructed", False)
         lines.append([what, one.claim["place"], published_text(one.claim), measured(one.gap),
                       counted(one.gap), said if one.gap.n else "not run", seen])  # fmt: skip
     return lines

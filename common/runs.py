@@ -328,14 +328,24 @@ def _peak_resident_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 
+def bootstrap_quantiles(n: int, level: float = 0.95) -> tuple[float, float]:
+    """Which quantiles of resampled means of n independent values are the ends of an interval: further out than those
+    of the level, or eight values would be covered 89 times of 100 in place of 95 (Hesterberg 2015, "expanded")."""
+    from scipy import stats
+
+    few = max(n, 2)
+    tail = float(stats.norm.cdf(-math.sqrt(few / (few - 1)) * stats.t.ppf((1 + level) / 2, few - 1)))
+    return tail, 1 - tail
+
+
 def bootstrap_interval(
     values: Iterable[float], seed: int = 0, n: int = 2000, level: float = 0.95
 ) -> tuple[float, float, float]:
-    """(mean, low, high): mean over the values that are not NaN, with its percentile bootstrap interval."""
+    """(mean, low, high): mean over the values that are not NaN, with its bootstrap interval."""
     kept = np.asarray(list(values), dtype=np.float64)
     kept = kept[~np.isnan(kept)]
     if len(kept) == 0:
         return math.nan, math.nan, math.nan
     picks = np.random.default_rng(seed).integers(len(kept), size=(n, len(kept)))
-    low, high = np.quantile(kept[picks].mean(axis=1), [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(kept[picks].mean(axis=1), bootstrap_quantiles(len(kept), level))
     return float(kept.mean()), float(low), float(high)

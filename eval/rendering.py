@@ -7,7 +7,7 @@ What an ID may be:
     <experiment>.gpu         the command at the paper's scale, and what to expect
     experiments              every experiment: question, n, minutes, command
     claims, claims:<paper>   the ledger: how many claims hold; a paper's claims one by one
-    held, held:<paper>       the headline claims of all papers in few words; a paper's, at most five rows
+    held, held:<paper>       the headline claims of all papers in few words; a paper's
 """
 
 import csv

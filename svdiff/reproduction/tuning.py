@@ -1,7 +1,7 @@
 """Rate, schedule and steps of every parameter space, on validation subjects: what each is then judged at.
 
-The same grid for all: four rates, a factor of about three apart, times a constant rate, whose steps come from checkpoints
-along its run, and a cosine over all steps. A score
+The same grid for all: four rates, a factor of about three apart, times a constant rate, whose steps come from
+checkpoints along its run, and a cosine over all steps. A score
 is the harmonic mean of two shares: of the way that DINO goes from the base model's pictures to the subject's own,
 and of the way that CLIP-T goes from the subject's own pictures, which obey no prompt, to the base model's. A training
 that only copies, or that changes nothing, gets nothing. A winner at an edge of the grid is to be followed beyond it

@@ -11,6 +11,7 @@ import math
 import numpy as np
 
 from common.claims import Interval, resampling_weights, values
+from common.runs import bootstrap_quantiles
 
 PLACES = 51  # fidelities at which two curves are compared
 
@@ -39,8 +40,9 @@ def matched_difference(rows: list[dict], key: str, at: str, curve: str, other: s
     kept = [value for value in resamples if not math.isnan(value)]
     if len(kept) < 0.95 * len(resamples):
         return Interval(mean, math.nan, math.nan, len(pairs))
-    low, high = np.quantile(kept, (0.025, 0.975))
-    return Interval(mean, float(low), float(high), len(pairs), len({subject for subject, _ in pairs}))
+    subjects = len({subject for subject, _ in pairs})
+    low, high = np.quantile(kept, bootstrap_quantiles(subjects))
+    return Interval(mean, float(low), float(high), len(pairs), subjects)
 
 
 def gap(ours: np.ndarray, theirs: np.ndarray) -> float:
