@@ -2,6 +2,7 @@
 
     python -m eval.experiments --list               id, n, minutes, date, fresh or stale
     python -m eval.experiments --run                tier 1, what is missing or stale (make results); or --run ID …
+    python -m eval.experiments --run ID --again     run what is fresh too, and tell how far its rows lie from the kept
     python -m eval.experiments --render             tables, verdicts and figures into the READMEs
     python -m eval.experiments --check              fails where a README is not what the rows say
     python -m eval.experiments --export FOLDER      every table as CSV and LaTeX
@@ -14,6 +15,7 @@ An interrupted run goes on where it stopped: the same command again.
 import argparse
 import contextlib
 import json
+import math
 import os
 import platform
 import re
@@ -34,6 +36,7 @@ from common.runs import (
     make_parser,
     provenance,
     read_object,
+    read_rows,
     run_rows,
     script,
     write_json,
@@ -57,6 +60,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--quick", nargs="*", metavar="ID", help="run with two items and two steps, and keep nothing")
     add("--render", action="store_true", help="fill the marked parts of every README")
     add("--check", action="store_true", help="fail if a README is not what --render would write")
+    add("--again", action="store_true", help="with --run: run what is fresh too, and only tell how far its rows lie "
+        "from those that are kept")  # fmt: skip
     add("--export", metavar="FOLDER", help="write tables as CSV and LaTeX")
     add("--import", dest="imported", metavar="FOLDER", help="keep rows that were made elsewhere: a folder of the "
         "command of an experiment, with config.json")  # fmt: skip
@@ -70,8 +75,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         raise InputError("--import FOLDER and --as ID go together: the rows, and the experiment that they belong to")
     if args.imported and not Path(args.imported).is_dir():
         raise InputError(f"--import {args.imported} is no folder")
-    if args.shard.count > 1 and args.run is None:
-        raise InputError("--shard is for --run")
+    if (args.shard.count > 1 or args.again) and args.run is None:
+        raise InputError("--shard and --again are for --run")
     asked = args.list or args.render or args.check or args.export or args.imported
     if not asked and args.run is None and args.quick is None:
         raise InputError("nothing to do: give --list, --run, --render, --check, --quick, --export or --import")
@@ -109,6 +114,25 @@ def run_one(one: Experiment, output: Path, part: Shard) -> None:
     if fingerprint(one) != before:
         raise InputError(f"weights, drawing or settings changed while {one.id} ran: run it again")
     keep(one, place, before, (time.time() - began) / 60)
+
+
+def again(ids: list[str], output: Path, part: Shard) -> None:
+    """Run them whether they are fresh or not, in folders of their own, and tell how far the rows lie from those that
+    are kept; nothing is kept of it."""
+    for name in ids:
+        one = experiments()[name]
+        place = output / f"{name}-again"
+        start(one, place, ["--shard", str(part)] if part.count > 1 and one.shards else [])
+        if part.count > 1 or not one.rows or not one.kept.is_file():
+            continue
+        before, now = ({(row["method"], row["item"], row["seed"]): row["metrics"] for row in rows}
+                       for rows in (read_rows(one.kept), gathered(place / one.rows)))  # fmt: skip
+        gaps = [(abs(value - now[key].get(score, math.nan)), score, *key)
+                for key, scores in before.items() if key in now for score, value in scores.items()]  # fmt: skip
+        gaps = [one for one in gaps if math.isfinite(one[0])]
+        gap, score, method, item, _ = max(gaps, default=(math.nan, "–", "–", "–", 0))
+        print(f"{name}: {len(before.keys() & now.keys())} of {len(before)} kept rows were made again; the largest "
+              f"difference is {gap:.3g} ({score} of {method} on {item})")  # fmt: skip
 
 
 def start(one: Experiment, output: Path, more: list[str]) -> None:
@@ -191,9 +215,9 @@ def listing() -> list[list[str]]:
     """A line per experiment."""
     lines = [["id", "tier", "n", "minutes", "state", "date", "question"]]
     for one in experiments().values():
-        about = read_object(one.about) if one.about.is_file() else {}
-        lines.append([one.id, str(one.tier), str(one.n), f"{about.get('minutes', one.minutes):g}",
-                      ": ".join(filter(None, state(one))), about.get("date", ""), one.question])  # fmt: skip
+        date = read_object(one.about)["date"] if one.about.is_file() else ""
+        lines.append([one.id, str(one.tier), str(one.n), f"{one.took:g}", ": ".join(filter(None, state(one))), date,
+                      one.question])  # fmt: skip
     return lines
 
 
@@ -240,7 +264,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"kept {import_rows(Path(args.imported), freshness.find(args.name), args.label)}")
     if args.run is not None:
         every = [one.id for one in experiments().values() if one.tier <= args.tier]
-        run(args.run or every, output, args.shard)
+        (again if args.again else run)(args.run or every, output, args.shard)
     if args.quick is not None:
         quick(args.quick or list(experiments()), output)
     if args.render:
@@ -249,6 +273,9 @@ def main(argv: list[str] | None = None) -> None:
     if args.export:
         print("\n".join(f"wrote {path}" for path in rendering.export(Path(args.export))))
     if args.check:
+        for one in experiments().values():
+            if absent := rendering.lacking(one):
+                raise InputError(f"experiments.toml: {one.id} names {absent[0]}, which its rows have not")
         if wrong := rendering.differing():
             names = ", ".join(str(path.relative_to(ROOT)) for path in wrong)
             raise InputError(f"not what the rows say: {names}; python -m eval.experiments --render")

@@ -55,6 +55,11 @@ class Experiment:
     def about(self) -> Path:
         return self.kept.with_suffix(".json")
 
+    @property
+    def took(self) -> float:
+        """Minutes: measured, where there are rows, or expected."""
+        return read_object(self.about)["minutes"] if self.about.is_file() else self.minutes
+
 
 @functools.cache
 def experiments() -> dict[str, Experiment]:

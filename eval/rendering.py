@@ -4,7 +4,6 @@ What an ID may be:
     <experiment>             its table: reference rows apart, the contest on the items that all its methods have
     <experiment>.verdicts    the claims that it decides
     <experiment>.figure      its picture
-    <experiment>.gpu         the command at the paper's scale, and what to expect
     experiments              every experiment: question, n, minutes, command
     claims, claims:<paper>   the ledger: how many claims hold; a paper's claims one by one
     held, held:<paper>       the headline claims of all papers in few words; a paper's
@@ -53,11 +52,12 @@ def table_of(experiment: Experiment, rows: list[dict]) -> tuple[Grid, str]:
     called, lines = title_of(experiment), [["", "n", *map(heading, columns)]]
     for method in [*references, *contest]:
         own = shared if method in contest else rows
-        cells = [cell(column, mean_interval(own, column.key, method)) for column in columns]
+        count = items_of(own)[method]
+        cells = [cell(column, mean_interval(own, column.key, method), count) for column in columns]
         marked = (f"**{text}**" if best[column.key] == method else text
                   for column, text in zip(columns, cells, strict=True))  # fmt: skip
         title = called(method) if method in contest else f"*{called(method)}*"
-        lines.append([title, str(items_of(own)[method]), *marked])
+        lines.append([title, str(count), *marked])
     said = "Means with 95 % intervals; bold: better than every other row of the contest by paired intervals. "
     if references:
         said += "Rows in italics are references and do not compete. "
@@ -89,13 +89,13 @@ def heading(column: Measure) -> str:
     return column.label + (f", {unit}" if unit else "") + source + arrow
 
 
-def cell(column: Measure, value: Interval) -> str:
+def cell(column: Measure, value: Interval, count: int) -> str:
+    """Mean and interval; how many pictures it is of, where these are fewer than the row's."""
     if not value.n:
         return "–"
-    mean = column.text(value.mean)
-    if value.low == value.high or value.low != value.low:
-        return mean
-    return f"{mean} [{column.text(value.low)}, {column.text(value.high)}]"
+    spread = value.high - value.low  # NaN, where the mean is infinite
+    shown = column.text(value.mean) + (f" [{column.text(value.low)}, {column.text(value.high)}]" if spread > 0 else "")
+    return shown if value.n == count else f"{shown} (n {value.n})"
 
 
 def markdown(lines: Grid) -> str:
@@ -110,8 +110,7 @@ def body(name: str, place: Path) -> str:
     """What stands between the markers of `name`. place: folder of the README. InputError for an unknown name."""
     kind, _, paper = name.partition(":")
     experiment, _, part = (name, "", "") if name in experiments() else name.rpartition(".")
-    parts = {"": body_of_table, "verdicts": body_of_verdicts, "figure": lambda one: body_of_figure(one, place),
-             "gpu": lambda one: one.gpu}  # fmt: skip
+    parts = {"": body_of_table, "verdicts": body_of_verdicts, "figure": lambda one: body_of_figure(one, place)}
     if name == "experiments":
         return body_of_experiments()
     if name == "claims":
@@ -135,6 +134,8 @@ def body_of_table(experiment: Experiment) -> str:
     else:
         printed = experiment.kept.read_text(encoding="utf-8").rstrip()
         parts += [f"```text\n{printed}\n```", provenance(read_object(experiment.about))]
+    if experiment.gpu:
+        parts += [f"At the paper's scale: {experiment.gpu}"]
     for about in sorted((freshness.RESULTS / "imported").glob(f"{experiment.id}--*.json")):
         seen = read_object(about)
         parts += [f"**Run elsewhere: {seen['label']}** ({seen['made_with']}; not to be compared with the rows above)",
@@ -152,9 +153,10 @@ def not_run(experiment: Experiment) -> str:
 def provenance(about: dict) -> str:
     """One line under a table: where its rows come from."""
     world = about["fingerprint"]
+    command = f"python -m eval.experiments --run {about['experiment']} --again"
     return (
-        f"`python -m eval.experiments --run {about['experiment']}`, {about['date']}, {about['minutes']:g} minutes on "
-        f"{about['machine']}; weights {world['weights']}, drawing {world['drawing']}."
+        f"`{command}`, {about['date']}, {about['minutes']:g} minutes on {about['machine']}; weights "
+        f"{world['weights']}, drawing {world['drawing']}."
     )
 
 
@@ -171,8 +173,9 @@ def body_of_figure(experiment: Experiment, place: Path) -> str:
 
 
 def body_of_experiments() -> str:
-    lines = [[f"`{one.id}`", one.question, str(one.n), f"{one.minutes:g}", str(one.tier)]
-             for one in experiments().values()]  # fmt: skip
+    lines = [
+        [f"`{one.id}`", one.question, str(one.n), f"{one.took:g}", str(one.tier)] for one in experiments().values()
+    ]
     return markdown([["id", "question", "n", "minutes", "tier"], *lines])
 
 
@@ -217,6 +220,14 @@ def differing(root: Path = ROOT) -> dict[Path, str]:
     judged.cache_clear()
     pages = {path: rendered(path) for pattern in PAGES for path in sorted(root.glob(pattern))}
     return {path: text for path, text in pages.items() if text != path.read_text(encoding="utf-8")}
+
+
+def lacking(experiment: Experiment) -> list[str]:
+    """Columns and references that its entry names and its fresh rows have not."""
+    rows = freshness.fresh_rows(experiment.id)
+    ran = {row["method"] for row in rows}
+    return [name for name in experiment.columns if rows and not find(rows, name)] + [
+        name for name in experiment.references if rows and name not in ran]  # fmt: skip
 
 
 def render(root: Path = ROOT) -> list[Path]:

@@ -85,6 +85,25 @@ def test_shards_are_gathered(world, tmp_path):
     assert len(experiments.gathered(place / "rows.jsonl")) == 20
 
 
+def test_a_doubter_gets_the_rows_again_and_nothing_is_kept(world, tmp_path, capfd):
+    run(tmp_path, "--run", "text_editing")
+    one = world[1]["text_editing"]
+    kept = one.kept.read_text()
+    run(tmp_path, "--run", "text_editing", "--again")
+    assert "20 of 20 kept rows were made again; the largest difference is 0 (" in capfd.readouterr().out
+    one.kept.write_text(kept.replace('"psnr/pie_official": 2', '"psnr/pie_official": 3', 1))
+    changed = one.kept.read_text()
+    run(tmp_path, "--run", "text_editing", "--again")
+    assert "the largest difference is 10 (psnr/pie_official of" in capfd.readouterr().out
+    assert one.kept.read_text() == changed != kept
+
+
+def test_columns_and_references_that_no_row_has_are_told(world, tmp_path):
+    world[1].update(text_editing=entry(columns=["psnr/pie_official", "lpips_truth"], references=["truth"]))
+    run(tmp_path, "--run", "text_editing")
+    assert rendering.lacking(world[1]["text_editing"]) == ["lpips_truth", "truth"]
+
+
 def test_quick_keeps_nothing(world, tmp_path, capfd):
     run(tmp_path, "--quick")
     assert "text_editing: 4 rows" in capfd.readouterr().out and state(world[1]["text_editing"])[0] == MISSING
