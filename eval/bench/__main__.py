@@ -12,13 +12,15 @@ from pathlib import Path
 from common.flags import number
 from common.runs import InputError, make_parser, script, write_config, write_json
 
-PARTS = ("inversions", "sampling", "surgery", "penalty", "shifts", "inpainting")  # modules with run(pipe, args) -> rows
+# modules with run(pipe, args) -> rows; commands is run when it is named, for it takes a quarter of an hour
+PARTS = ("inversions", "sampling", "surgery", "penalty", "shifts", "training", "inpainting", "rows", "commands")
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = make_parser(__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure; all by default")
+    add("--parts", nargs="+", choices=PARTS, default=list(PARTS[:-1]), help="what to measure; by default "
+        "all but commands")  # fmt: skip
     add("--pretrained_model_name_or_path", default="picturebook", help="picturebook, a local folder or a hub id")
     add("--dataset", default="picturebook", help="picturebook, or a PIE-Bench folder; its first pictures are used")
     add("--items", type=number(int, 1), default=3, help="pictures to invert")

@@ -15,6 +15,7 @@ from peft import LoraConfig
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from eval.bench.profile import explain
 from eval.bench.ratios import against, middle, ratios, rounds
 from svdiff.basis import Basis, as_matrix, find_bases, tunable
 from svdiff.spaces import LORA_LAYERS
@@ -104,8 +105,8 @@ def step_of(trained: list[Tensor], forward: Callable, given: tuple[Tensor, Tenso
 # ------------------------------------------------------------------------------------------------------- measurement
 
 
-def step_rows(unet: nn.Module, repeats: int, batch: int) -> list[dict]:
-    """A row per round: <scheme>_seconds, _weights_mb, _trained; a copy of the UNet for each scheme."""
+def step_rows(unet: nn.Module, repeats: int, batch: int) -> tuple[list[dict], dict[str, Callable[[int], None]]]:
+    """A row per round: <scheme>_seconds, _weights_mb, _trained; and the schemes' steps, each on a copy of the UNet."""
     with tempfile.TemporaryDirectory() as folder:
         bases = find_bases(unet, tunable(unet), folder)
     steps, about = {}, {"batch": batch}
@@ -115,7 +116,7 @@ def step_rows(unet: nn.Module, repeats: int, batch: int) -> list[dict]:
         steps[name] = step_of(trained, forward, inputs(own, batch))
         about |= {f"{name}_weights_mb": (weight_bytes(own) + beside) / 2**20,
                   f"{name}_trained": sum(map(Tensor.numel, trained))}  # fmt: skip
-    return [about | row for row in rounds(steps, repeats)]
+    return [about | row for row in rounds(steps, repeats)], steps
 
 
 def layer_shapes(unet: nn.Module, batch: int) -> dict[tuple, tuple[nn.Module, int]]:
@@ -158,9 +159,9 @@ def layer_rows(repeats: int, batch: int, device: str | torch.device) -> list[dic
     return rows
 
 
-def run(pipe, args: argparse.Namespace) -> dict[str, list[dict]]:
+def run(pipe, args: argparse.Namespace) -> dict[str, list | dict]:
     """Measure and print; {name in bench.json: rows}. --training_shapes sd15: layer by layer."""
-    found: dict[str, list[dict]] = {}
+    found: dict[str, list | dict] = {}
     for batch in (4, 1):
         if args.training_shapes == "sd15":
             rows = found[f"shifts_sd15_batch{batch}"] = layer_rows(args.repeats, batch, pipe.device)
@@ -168,10 +169,12 @@ def run(pipe, args: argparse.Namespace) -> dict[str, list[dict]]:
             print(f"SVDiff, layers of Stable Diffusion 1.5, batch {batch}: shifts / frozen "
                   f"{sums['shifts'] / sums['frozen']:.3f} (goal <= 1.25), {sums['frozen']:.1f} s frozen")  # fmt: skip
             continue
-        rows = found[f"shifts_batch{batch}"] = step_rows(pipe.unet, args.repeats, batch)
+        rows, steps = step_rows(pipe.unet, args.repeats, batch)
+        found[f"shifts_batch{batch}"] = rows
         for (one, other), (goal, most) in GOALS.items():
             ratio = ratios(rows, one, other)
             print(f"SVDiff step, batch {batch}, {one} / {other}: {middle(ratio)}{against(ratio, goal, most)}")
+        found[f"profile_batch{batch}"] = explain("frozen", {name: steps[name] for name in ("frozen", "shifts")})
         if batch == 1:
             held = (f"{name} {rows[0][f'{name}_weights_mb'] / rows[0]['frozen_weights_mb']:.2f}" for name in SCHEMES)
             print(f"SVDiff weights, of the base model's bytes: {', '.join(held)} (goal for shifts: <= 1.3)")

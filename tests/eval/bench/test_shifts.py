@@ -14,7 +14,7 @@ from tests.tiny import tiny_sd
 
 def test_every_scheme_takes_its_step():
     unet = tiny_sd(channels=(16, 16), latent=8).unet
-    rows = bench.step_rows(unet, 2, 1)
+    rows, _ = bench.step_rows(unet, 2, 1)
     assert len(rows) == 2 and all(row[f"{name}_seconds"] > 0 for row in rows for name in bench.SCHEMES)
     counts = {name: rows[0][f"{name}_trained"] for name in bench.SCHEMES}
     assert counts["frozen"] == 0 and counts["shifts"] == counts["rebuilding"] < counts["full"]
