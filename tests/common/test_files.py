@@ -58,12 +58,6 @@ def test_three_processes_killed_at_random_leave_one_whole_file(tmp_path):
     assert target.read_text() == "x" * 20
 
 
-def test_caches_move_with_the_variable(tmp_path, monkeypatch):
-    assert files.cache_folder("a") == files.ROOT / "outputs" / "a"
-    monkeypatch.setenv(files.CACHE_VARIABLE, str(tmp_path))
-    assert files.cache_folder("a", "b") == tmp_path / "a" / "b"
-
-
 def test_what_the_dead_left_goes_and_what_is_alive_stays(tmp_path):
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
@@ -94,17 +88,6 @@ def test_a_folder_that_is_replaced_stands_whole_at_every_moment(tmp_path, monkey
         raise RuntimeError
     assert seen == [False, ["one"]]
     assert [path.name for path in target.iterdir()] == ["two"] and list(tmp_path.iterdir()) == [target]
-
-
-def test_the_old_file_stays_when_the_block_fails(tmp_path):
-    target = tmp_path / "new" / "picture.png"
-    with files.atomic_path(target) as temporary:
-        assert temporary.suffix == ".png" and temporary.parent == target.parent
-        temporary.write_text("old")
-    with pytest.raises(RuntimeError), files.atomic_path(target) as temporary:
-        temporary.write_text("half")
-        raise RuntimeError
-    assert target.read_text() == "old" and list(target.parent.iterdir()) == [target]
 
 
 def test_where_nothing_can_be_written_is_said(tmp_path, monkeypatch):

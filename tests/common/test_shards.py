@@ -5,8 +5,9 @@ import argparse
 import pytest
 
 from common import shards
-from common.files import InputError, append_row, read_rows
+from common.files import append_row, read_rows
 from common.training import make_accelerator
+from tests.refusing import refuses
 
 TRAINING = argparse.Namespace(report_to="none", device="cpu", mixed_precision="no", output_dir=None)
 
@@ -67,21 +68,17 @@ def test_a_launched_process_takes_its_part_and_is_alone_from_then_on(monkeypatch
 @pytest.mark.parametrize("text", ["one", "", "-1", "1.5"])
 def test_a_number_of_the_launch_that_is_none(monkeypatch, name, text):
     monkeypatch.setenv(name, text)
-    with pytest.raises(InputError, match=f"the environment variable {name} is '{text}'"):
-        shards.launched()
-    with pytest.raises(InputError, match="unset it"):  # of a training too, which shares its steps
-        make_accelerator(TRAINING, "name")
+    refuses(f"the environment variable {name} is '{text}'", shards.launched)
+    refuses("unset it", make_accelerator, TRAINING, "name")  # of a training too, which shares its steps
 
 
 @pytest.mark.parametrize("rank, size", [(2, 2), (0, 0)])
 def test_a_part_that_there_is_not(monkeypatch, rank, size):
     for name, value in (("RANK", rank), ("LOCAL_RANK", 0), ("WORLD_SIZE", size)):
         monkeypatch.setenv(name, str(value))
-    with pytest.raises(InputError, match=f"RANK={rank} and WORLD_SIZE={size} are of no launch"):
-        shards.launched()
+    refuses(f"RANK={rank} and WORLD_SIZE={size} are of no launch", shards.launched)
 
 
 def test_processes_that_do_not_find_each_other(monkeypatch):
     monkeypatch.setattr("accelerate.Accelerator", lambda **_: {}["MASTER_ADDR"])
-    with pytest.raises(InputError, match="do not find each other: .*MASTER_ADDR"):
-        make_accelerator(TRAINING, "name")
+    refuses("do not find each other: .*MASTER_ADDR", make_accelerator, TRAINING, "name")

@@ -290,14 +290,6 @@ def test_what_cannot_work_is_refused_before_anything_is_loaded(tmp_path, monkeyp
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_latest_checkpoint_that_is_not_there_is_told(tmp_path, capsys):
-    arguments(tmp_path, "--resume_from_checkpoint", "latest")
-    assert capsys.readouterr().err.endswith("holds no checkpoint yet: the training begins at its start\n")
-    training.save_checkpoint(tmp_path / "out", 3, {})
-    arguments(tmp_path, "--resume_from_checkpoint", "latest")
-    assert capsys.readouterr().err == ""
-
-
 def test_a_preset_takes_the_place_of_defaults_but_not_of_flags(tmp_path, capsys):
     parser = make_parser("a training")
     add_training_flags(parser, output_dir=str(tmp_path), max_train_steps=500, learning_rate=1e-6)

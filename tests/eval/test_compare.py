@@ -7,7 +7,7 @@ import pytest
 from common.runs import read_rows
 from eval import compare, freshness
 from eval.freshness import RESULTS
-from eval.tracks import exemplar_editing, track
+from eval.tracks import track
 from spdinv import eval as spdinv_eval
 
 
@@ -87,15 +87,6 @@ def test_the_committed_rows_stand_beside_those_of_the_same_world(live, capsys):
     spdinv_eval.write_config(output, args)
     assert len(track.runs_of("text_editing", output, known, spdinv_eval.parse)) == 1
     assert "(40 items) are not shown beside: another --num_inference_steps (50)" in capsys.readouterr().out
-
-
-def test_the_committed_exemplar_edits_stand_beside_those_of_the_same_data(tmp_path):
-    (tmp_path / "rows.jsonl").touch()
-    for dataset, runs in (("picturebook", 2), ("compositions", 1)):
-        flags = exemplar_editing.flags_behind(["--output_dir", str(tmp_path)])
-        spdinv_eval.write_config(tmp_path, flags, dataset=dataset)
-        found = track.runs_of("exemplar_editing", tmp_path, [], exemplar_editing.flags_behind)
-        assert len(found) == (runs if freshness.fresh_rows("exemplar_editing") else 1)
 
 
 def test_table_without_rows(tmp_path, monkeypatch, capsys):

@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from common.runs import InputError, digest_of, read_object, read_rows, write_json
+from common.runs import digest_of, read_object, read_rows, write_json
 from eval import experiments, freshness, rendering
 from eval.freshness import FRESH, MISSING, STALE, Experiment, state
+from tests.refusing import refuses
 
 FAKE = "tests.eval.fake_experiment"
 
@@ -143,8 +144,7 @@ def test_pages_are_filled_checked_and_refused(world, tmp_path, monkeypatch):
     for wrong in ("<!-- results: nothing -->\n<!-- end -->\n", "<!-- results: text_editing -->\n",
                   "<!-- results: claims:nobody -->\n<!-- end -->\n"):  # fmt: skip
         page.write_text(wrong)
-        with pytest.raises(InputError, match="results: "):
-            rendering.rendered(page)
+        refuses("results: ", rendering.rendered, page)
 
 
 def test_rows_made_elsewhere_stand_under_their_own_heading(world, tmp_path, refused):
@@ -188,10 +188,8 @@ def test_tier_1_takes_at_most_twenty_hours():
 def test_a_wrong_entry_is_one_sentence(tmp_path, monkeypatch, refused):
     monkeypatch.setattr(freshness, "HERE", tmp_path)
     (tmp_path / "experiments.toml").write_text('[[experiment]]\nid = "x"\ntitel = "y"\n')
-    with pytest.raises(InputError, match="experiments.toml, 'x'"):
-        freshness.experiments.__wrapped__()
-    with pytest.raises(InputError, match="no experiment 'nothing'"):
-        freshness.find("nothing")
+    refuses("experiments.toml, 'x'", freshness.experiments.__wrapped__)
+    refuses("no experiment 'nothing'", freshness.find, "nothing")
     write_json(tmp_path / "config.json", {})
     for words in (["--run", "nothing"], ["--import", "/nowhere", "--as", "text_editing"], [], ["--shard", "1/2"]):
         refused("", experiments.main, words)

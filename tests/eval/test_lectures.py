@@ -44,7 +44,3 @@ def test_a_failing_cell_is_told_and_nothing_is_written(book, refused):
     before = path.read_text()
     refused("ZeroDivisionError: division by zero", lectures.main, ["spdinv"])
     assert path.read_text() == before
-
-
-def test_a_paper_without_a_lecture_is_refused(refused):
-    refused("nobody has no lecture.ipynb", lectures.main, ["nobody"])

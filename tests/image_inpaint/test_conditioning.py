@@ -5,12 +5,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from common.runs import InputError
 from image_inpaint import conditioning, loading, triples
 from image_inpaint.painting import paint
 from image_inpaint.sampling import Sampling, make_scheduler, sample
 from image_inpaint.triples import Triple
 from tests.image_inpaint.models import vision_tower, write_published
+from tests.refusing import refuses
 from tests.small_data import noise
 from tests.tiny import tiny_sd
 
@@ -69,8 +69,7 @@ def test_a_widened_unet_does_the_same_at_first_and_without_the_prior_does_not():
     before = unet(z, 300, context).sample
     assert torch.allclose(conditioning.widen(unet)(channels, 300, context).sample, before, atol=1e-6)
     assert not torch.allclose(conditioning.widen(unet, False)(channels, 300, context).sample, before, atol=1e-2)
-    with pytest.raises(InputError, match="4 input channels"):
-        conditioning.widen(conditioning.widen(unet))
+    refuses("4 input channels", conditioning.widen, conditioning.widen(unet))
 
 
 @torch.no_grad()
@@ -224,13 +223,11 @@ def test_a_saved_model_is_found_again_by_us_and_by_diffusers(pipe, model):
 
 
 def test_wrong_models_are_refused_in_one_sentence(tmp_path, tiny_folder):
-    with pytest.raises(InputError, match="text-to-image model"):
-        loading.load(str(tiny_folder), "cpu")
+    refuses("text-to-image model", loading.load, str(tiny_folder), "cpu")
     write_published(tmp_path / "cut")
     path = tmp_path / "cut" / "unet" / "diffusion_pytorch_model.safetensors"
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(InputError, match="cut short"):
-        loading.load(str(tmp_path / "cut"), "cpu")
+    refuses("cut short", loading.load, str(tmp_path / "cut"), "cpu")
 
 
 def test_compositing_keeps_every_pixel_outside_and_any_size_is_painted(pipe):

@@ -9,12 +9,13 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-from common.runs import InputError, read_rows
+from common.runs import read_rows
 from common.tables import published_table
 from image_inpaint import eval as script
 from image_inpaint.data.benchmark import Item, Subject
 from image_inpaint.options import parse_train
 from image_inpaint.reproduction.methods import FIGURES, METHODS, REFERENCES, TABLES, Painter
+from tests.refusing import refuses
 from tests.small_data import save_mask, save_noise, write_noise
 
 
@@ -131,8 +132,7 @@ def test_another_model_without_prior_matters_to_its_own_rows_alone(tmp_path):
     (tmp_path / "rows.jsonl").write_text(json.dumps({"method": "untuned", "item": "a"}) + "\n")
     keep("--no_prior_model", "one", "--methods", "no_prior")
     (tmp_path / "rows.jsonl").write_text(json.dumps({"method": "no_prior", "item": "a"}) + "\n")
-    with pytest.raises(InputError, match="another no_prior_model of no_prior"):
-        keep("--no_prior_model", "two", "--methods", "no_prior")
+    refuses("another no_prior_model of no_prior", keep, "--no_prior_model", "two", "--methods", "no_prior")
 
 
 def test_weights_are_told_apart_by_all_of_their_networks(tmp_path):
@@ -143,14 +143,6 @@ def test_weights_are_told_apart_by_all_of_their_networks(tmp_path):
             (tmp_path / part / "model.safetensors").write_bytes(content)
             before.append(script.weights_of(str(tmp_path)))
     assert len(set(before)) == 4 and script.weights_of("owner/model") is None and script.weights_of("picturebook")
-
-
-def test_the_caption_baseline_has_a_guidance_of_its_own(run, monkeypatch):
-    scales = []
-    monkeypatch.setattr("image_inpaint.reproduction.baselines.paint_from_text",
-                        lambda *given, **where: scales.append(given[6]) or list(given[1]))  # fmt: skip
-    run("--items", "1", "--methods", "sd_caption", "--text_guidance_scale", "3")
-    assert scales == [3.0]
 
 
 def test_a_subject_of_your_own_has_one_caption_whichever_item_comes_first(tmp_path, monkeypatch):

@@ -62,11 +62,6 @@ def test_each_reference_gives_a_picture(run, tmp_path):
     assert len(list((tmp_path / "out").glob("inpainted*.png"))) == 1  # those of the earlier run are gone
 
 
-def test_a_mask_with_an_opaque_alpha_channel_is_a_mask(run, tmp_path):
-    Image.open(save_mask(tmp_path / "grey.png")).convert("RGBA").save(tmp_path / "rgba.png")
-    assert run("--mask_path", tmp_path / "rgba.png")["hole_share"] == 30 * 38 / 64**2
-
-
 @pytest.mark.parametrize("scheduler", ["plms", "ddim"])
 def test_as_many_steps_as_there_are_fit_the_models_noise_levels(scheduler, pipe):
     made = make_scheduler(scheduler, pipe.scheduler.config)

@@ -8,9 +8,9 @@ import torch
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from common.runs import InputError
 from image_inpaint import augment, masks, painting
 from image_inpaint.triples import Augmentation, make_triple, square_window
+from tests.refusing import refuses
 
 BOX, SIZE = (120, 100, 300, 260), (512, 512)
 
@@ -68,8 +68,7 @@ def test_without_augmentation_the_hole_is_the_box_and_with_it_both_shapes_come()
                                      ("a", 0, 1, 1), (0, False, True, 9))),
 ])  # fmt: skip
 def test_boxes_outside_are_refused(box, message):
-    with pytest.raises(InputError, match=message):
-        masks.check_box(box, SIZE)
+    refuses(message, masks.check_box, box, SIZE)
 
 
 def test_boxes_are_clipped_and_the_usable_ones_are_of_2_to_80_percent():
@@ -77,8 +76,7 @@ def test_boxes_are_clipped_and_the_usable_ones_are_of_2_to_80_percent():
     assert masks.usable(BOX, SIZE) and not masks.usable((0, 0, 500, 500), SIZE)
     assert not masks.usable((0, 0, 50, 50), SIZE)
     assert masks.box_of(masks.box_mask(BOX, SIZE)) == BOX
-    with pytest.raises(InputError, match="empty"):
-        masks.box_of(torch.zeros(4, 4))
+    refuses("empty", masks.box_of, torch.zeros(4, 4))
 
 
 def test_rotation_against_scipy():

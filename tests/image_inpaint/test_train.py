@@ -161,13 +161,6 @@ def test_paper_scale(stage, settings, steps, capsys):
     assert {pictures: options.training_steps(args, pictures) for pictures in steps} == steps
 
 
-def test_the_picturebook_has_a_preset_that_flags_override(tmp_path, capsys):
-    args = options.parse_train(["--output_dir", str(tmp_path / "out"), "--rank", "3"])
-    assert args.max_train_steps == options.PICTUREBOOK_TUNING["lora"]["max_train_steps"] and args.rank == 3
-    assert (args.lora_targets, args.lora_init) == ("attention", "uniform")
-    assert "picturebook preset" in capsys.readouterr().err and not (tmp_path / "out").exists()
-
-
 WRONG = [
     (["--instance_data_dir", "EMPTY"], "holds no picture"),
     (["--instance_data_dir", "CUT"], "cannot be read as a picture"),

@@ -9,16 +9,15 @@ import numpy as np
 import pytest
 
 from common.data import Subject
-from common.encoders import Clip, Dino
 from common.flags import as_flags
 from common.images import load_image
 from common.runs import read_rows
-from common.tables import by_method, published_table
+from common.tables import published_table
 from common.training import draw_pictures, step_generator
 from lipschitz_personalize import eval as evaluate
 from lipschitz_personalize import infer, options, train
 from lipschitz_personalize.objectives import load_backbone
-from lipschitz_personalize.reproduction import drift, plan, rows, scores, tables
+from lipschitz_personalize.reproduction import drift, plan, rows
 from tests.small_data import MeanColor, write_subject_set
 from tests.tiny_encoders import write_encoders
 
@@ -177,14 +176,6 @@ def test_every_own_row_of_the_tables_is_a_method_and_numbers_are_complete():
     assert [float(name.partition("=")[2]) for name in plan.lambda_sweep("owner/sd")] == published
 
 
-def test_a_measured_row_stands_under_its_published_one_of_the_same_backbone():
-    measured = [{"method": name, "metrics": {"DINO (picturebook)": value}}
-                for name, value in (("dreambooth+penalty", 0.3), ("dreambooth+prior", 0.2))]  # fmt: skip
-    lines = tables.beside_published("1", {"here": tables.of_methods("1", by_method(measured))}).splitlines()
-    place = next(number for number, line in enumerate(lines) if "DreamBooth + ours" in line and "0.6394" in line)
-    assert " here " in lines[place + 1] and "0.3" in lines[place + 1] and sum(" here " in line for line in lines) == 2
-
-
 @pytest.mark.parametrize("words, said", [
     (["--methods", "nothing"], "there is no method 'nothing'"),
     (["--subjects", "nobody"], "nobody"),
@@ -229,15 +220,3 @@ def test_infer_draws_both_models_and_drift_is_measured_of_a_folder(models, subje
                       (["--trained_dir", str(tmp_path / "foreign")], "of another script"),
                       ([*words, "--resolution", "36"], "no multiple of this model's 8")):  # fmt: skip
         refused(said, infer.main, bad)
-
-
-def test_encoders_are_those_that_scores_name(encoders, monkeypatch):
-    clip, dino = scores.load_eyes(str(encoders), "cpu")
-    assert isinstance(clip, Clip) and isinstance(dino, Dino)
-    assert (clip.label, dino.label) == ("clip-vit-base-patch32", "dino-vits16")
-    for module, name in ((scores, "clip"), (scores, "dino"), (rows, "inception")):
-        monkeypatch.setattr(module, f"load_{name}", lambda *given, name=name: (name, str(given[0])))
-    assert scores.load_eyes("published") == (("clip", "openai/clip-vit-base-patch32"), ("dino", "facebook/dino-vits16"))
-    found = [rows.load_fid(evaluate.parse(["--print_config", "--metric_encoders", *words])) for words in (
-        ["published", "--drift"], ["published"], ["picturebook", "--drift"], [str(encoders), "--drift"])]  # fmt: skip
-    assert found == [("inception", "None"), None, None, None]

@@ -5,14 +5,14 @@ import torch
 
 from common.runs import InputError
 from lipschitz_personalize.layer_lambdas import layer_factors, lipschitz_factors
+from tests.refusing import refuses
 
 
 def test_factors_per_layer_multiply_and_a_rule_without_a_layer_is_refused():
     names = ["a.attn1.to_q", "a.attn2.to_k", "a.norm"]
     assert layer_factors(names, [("attn", 2.0), ("attn2", 5.0)]) == {names[0]: 2.0, names[1]: 10.0, names[2]: 1.0}
     for rule, said in ((("attn3", 1.0), "no trained tensor"), (("attn(", 1.0), "no regular expression")):
-        with pytest.raises(InputError, match=said):
-            layer_factors(names, [rule])
+        refuses(said, layer_factors, names, [rule])
 
 
 @pytest.mark.parametrize("convention", ["mean_sum", "sum"])

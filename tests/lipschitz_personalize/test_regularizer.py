@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from common.runs import InputError
 from lipschitz_personalize.regularizer import SMALL, lora_change, make_regularizer
+from tests.refusing import refuses
 
 
 def tensors(seed, dtype=torch.float64):
@@ -140,5 +140,4 @@ def test_fifty_steps_of_adam_are_those_of_the_formula(how):
 
 @pytest.mark.parametrize("convention, said", [("mean", "no convention"), ("function", "indirectly")])
 def test_conventions_that_cannot_be(convention, said):
-    with pytest.raises(InputError, match=said):
-        make_regularizer({"w": torch.nn.Parameter(torch.ones(2))}, 1.0, convention)
+    refuses(said, make_regularizer, {"w": torch.nn.Parameter(torch.ones(2))}, 1.0, convention)

@@ -1,9 +1,6 @@
 """lipschitz_personalize.train from end to end: the plain trainer at lambda 0, the penalty, resume, files, bad input."""
 
 import json
-import os
-import subprocess
-import sys
 from argparse import Namespace
 from functools import partial
 
@@ -14,7 +11,6 @@ from safetensors.torch import load_file
 
 from common.images import list_pictures, load_image, to_tensor
 from common.pipelines import load_pipeline
-from common.runs import ROOT
 from common.training import picture_indices, step_generator
 from lipschitz_personalize import batches, layer_lambdas, options, parameter_spaces, train
 from tests.small_data import write_noise
@@ -138,19 +134,6 @@ def test_micro_steps_are_averaged_and_the_penalty_is_clipped_with_the_loss(run, 
     how = {"regularise": 20.0, "micros": 2, "clip": 0.01}
     expected, other = (plain(3, **how | change) for change in ({}, {"clip": None}))
     assert_nearer(trained(tmp_path / "a"), expected, other, 0.05)
-
-
-@pytest.mark.slow
-def test_two_processes_see_different_pictures_and_average(models, subject, plain, tmp_path):
-    words = ["--pretrained_model_name_or_path", str(models["sd"]), "--instance_data_dir", str(subject), *PROMPT, *QUICK,
-             "--output_dir", str(tmp_path / "a"), "--max_train_steps", "2", "--learning_rate", "1e-3",
-             "--l2_reg_weight", "0"]  # fmt: skip
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29617"]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run([*launch, train.__file__, *words], capture_output=True, text=True, cwd=ROOT, env=env)
-    assert done.returncode == 0, done.stderr[-2000:]
-    expected, alone = (plain(2, processes=count) for count in (2, 1))
-    assert_nearer(trained(tmp_path / "a"), expected, alone, 0.02)
 
 
 def test_weights_of_another_training_are_not_mixed_up_with(run, tmp_path, refused):

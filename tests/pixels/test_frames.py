@@ -5,10 +5,10 @@ import pytest
 import torch
 from PIL import Image
 
-from common.runs import InputError
 from pixels.edit_map import thresholds, to_latent_grid
 from pixels.frames import fit, fit_map, place, to_picture
 from pixels.preview import EXEMPLAR_COLOR, RELEASED_COLOR, STRENGTH, entered, overlay, preview
+from tests.refusing import refuses
 
 
 def marked(width, height):
@@ -33,8 +33,7 @@ def test_placing_an_exemplar():
     expected = np.zeros((40, 80, 3), np.uint8)
     expected[10:30, 40:] = 255
     assert np.array_equal(placed, expected)
-    with pytest.raises(InputError, match="left < right"):
-        place(Image.new("RGB", (5, 5)), (0.5, 0, 0.2, 1), (8, 8))
+    refuses("left < right", place, Image.new("RGB", (5, 5)), (0.5, 0, 0.2, 1), (8, 8))
 
 
 def test_the_preview_shows_what_enters_and_how_long_the_source_stays():

@@ -9,11 +9,10 @@ from PIL import Image
 
 from common.images import load_image, to_tensor
 from common.metrics import psnr
-from common.runs import InputError
 from pixels import edit_map, frames, infer, options
 from pixels.backbones import bind, load_model
 from pixels.surgery import Surgery, edit
-from tests.pixels.tiny_models import write_kandinsky, write_refiner, write_sdxl
+from tests.refusing import refuses
 from tests.small_data import save_noise
 
 FAST = ["--num_inference_steps", "4", "--strength", "1", "--guidance_scale", "1"]
@@ -75,13 +74,6 @@ def test_the_picture_is_the_one_of_the_method(tiny_folder, files, tmp_path):
     assert np.array_equal(np.asarray(frames.to_picture(result.edited)), pixels_of(tmp_path / "out" / "edited.png"))
 
 
-def test_white_may_mean_edit(tiny_folder, files, tmp_path):
-    run(tiny_folder, files, tmp_path / "keep")
-    run(tiny_folder, files, tmp_path / "edit", "--map_white", "edit", maps=["inverse"])
-    for name in ("edited.png", "preview.png"):
-        assert np.abs(pixels_of(tmp_path / "keep" / name) - pixels_of(tmp_path / "edit" / name)).max() <= 1
-
-
 def test_several_exemplars_in_one_pass_or_one_after_the_other(tiny_folder, files, tmp_path):
     both = dict(exemplars=["exemplar", "second"], maps=["map", "flipped"])
     metrics, _ = run(tiny_folder, files, tmp_path / "once", **both)
@@ -128,21 +120,6 @@ def test_an_exemplar_may_be_placed_in_a_frame_that_is_not_square(tiny_folder, fi
     assert not placed[16:].any() and not placed[:, :24].any() and placed[:16, 24:72].any(-1).mean() > 0.9
 
 
-def test_other_backbones(files, tmp_path, refused):
-    """SDXL then refiner, refiner alone, Kandinsky, each through the script; Kandinsky's network halves its latents."""
-    (tmp_path / "models").mkdir()
-    sdxl, refiner = write_sdxl(tmp_path / "models" / "xl"), write_refiner(tmp_path / "models" / "ref")
-    decoder, prior = write_kandinsky(tmp_path / "models")
-    for folder, flags in (
-        (sdxl, ["--refiner_model_name_or_path", str(refiner), "--height", "64", "--width", "64"]),
-        (refiner, ["--negative_prompt", "blurry", "--guidance_scale", "5"]),
-        (decoder, ["--prior_model_name_or_path", str(prior), "--image_embedding", "exemplar"]),
-    ):
-        metrics, _ = run(folder, files, tmp_path / folder.name, *flags)
-        assert len(metrics["thresholds"]) == 4 and Image.open(tmp_path / folder.name / "edited.png").width in (32, 64)
-    refused("--height 40 is no multiple of 16", run, decoder, files, tmp_path / "odd", *flags, "--height", "40")
-
-
 @pytest.mark.parametrize("name, expected", [
     ("stabilityai/stable-diffusion-xl-refiner-1.0", {"num_inference_steps": 100, "denoising_start": 0.6,
      "strength": None, "guidance_scale": 17.5, "negative_prompt": options.RELEASED_NEGATIVE}),
@@ -175,8 +152,7 @@ def test_flags_override_a_preset_and_an_algorithm():
     ("sdxl", ["--refiner_start", "0.5"], "give --refiner_model_name_or_path too"),
 ])  # fmt: skip
 def test_flags_that_a_model_has_no_use_for_are_refused(kind, flags, message):
-    with pytest.raises(InputError, match=message):
-        options.check_kind(infer.parse(flags), kind)
+    refuses(message, options.check_kind, infer.parse(flags), kind)
     for fine in ([], ["--refiner_start", "0.5", "--refiner_model_name_or_path", "x"], ["--algorithm", "paper"]):
         options.check_kind(infer.parse(fine), "sdxl")
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from common.runs import InputError
 from pixels.surgery import Surgery, edit, edit_iteratively
 from tests.pixels.scene import FIRST, MAP, OTHER, SECOND, SOURCE, THIRD
 from tests.pixels.toy import SPREAD, alpha_bars, ddim, draws, mean_latents, network, reduce, seeded, toy_backbone
+from tests.refusing import refuses
 
 TAU = {
     "linear": lambda i, n: i / n,
@@ -183,8 +183,7 @@ def test_a_map_without_black_is_warned_of_and_a_black_point_helps(caplog):
     ([FIRST], [MAP * torch.nan], "NaN"),
 ])  # fmt: skip
 def test_wrong_shapes_and_values_are_refused(exemplars, maps, message):
-    with pytest.raises(InputError, match=message):
-        edit(toy_backbone(), SOURCE, exemplars, maps)
+    refuses(message, edit, toy_backbone(), SOURCE, exemplars, maps)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -165,16 +165,3 @@ def test_a_perfect_guess_costs_its_check_only():
     plain = INVERSIONS["ddim"](pipe, toy_schedule(4), LATENTS, toy_cond(TOLD))
     assert inversion.cost["backward"] == 0 and inversion.cost["forward"] == 3 * (1 + 4)
     torch.testing.assert_close(inversion.trajectory, plain.trajectory, rtol=0, atol=1e-9)
-
-
-@pytest.mark.parametrize("solve, matrix, shift, within", [
-    (lambda f: solvers.iterate(solvers.anderson, f, LATENTS, 60), torch.from_numpy(WEIGHT * 0.8), 0.3, 1e-12),
-    # plain iteration runs away: eigenvalues -3 and 0.9; |x - f(x)|^2 is convex all the same
-    (lambda f: solvers.descend(f, LATENTS, 300, 1e-20, network_dtype=torch.float64),
-     torch.diag(torch.tensor([-3.0, 0.9, 0.0, 0.5], dtype=torch.float64)), 1.0, 1e-8),
-], ids=["anderson", "descent"])  # fmt: skip
-def test_a_linear_network_is_solved_to_float64(solve, matrix, shift, within):
-    x, spent = solve(lambda x, images: torch.einsum("oc,bchw->bohw", matrix, x) + shift)
-    exact = torch.linalg.solve(torch.eye(4) - matrix, torch.full((4,), shift, dtype=torch.float64))
-    torch.testing.assert_close(x, exact.reshape(1, 4, 1, 1).expand_as(x), rtol=0, atol=within)
-    assert max(spent) < 300

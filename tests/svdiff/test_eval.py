@@ -16,13 +16,14 @@ from common.picturebook.benchmarks import ensure_twins
 from common.picturebook.drawing import draw as paint
 from common.picturebook.scenes import Scene, Thing
 from common.pipelines import load_pipeline
-from common.runs import InputError, read_rows
+from common.runs import read_rows
 from common.tables import published_table
 from svdiff import eval as svdiff_eval
 from svdiff import train
 from svdiff.basis import Bases
 from svdiff.reproduction import correlation, figures, scores, study, tuning, user_study
 from svdiff.spaces import SPACES
+from tests.refusing import refuses
 from tests.small_data import save_noise, write_subject_set
 
 
@@ -312,5 +313,4 @@ def test_pairs_are_of_the_subjects_that_are_named():
     more = [*every, *(Subject(name, name, False, ()) for name in ("car", "cup"))]
     found = names(more, more, subjects=None, pairs=[0, 3])
     assert found == ["cat+car", "cat2+cup", "cat+cup"]  # no subject twice, until there is no other
-    with pytest.raises(InputError, match="two subjects"):
-        names(every, every[:1], subjects=["cat"], pairs=[9])
+    refuses("two subjects", names, every, every[:1], subjects=["cat"], pairs=[9])

@@ -7,8 +7,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from common.pipelines import load_pipeline
-from common.runs import InputError, write_json
+from common.runs import write_json
 from svdiff import basis, combine, files, merging, spectral
+from tests.refusing import refuses
 from tests.svdiff.conftest import random_shifts
 from tests.tiny import tiny_sd, tiny_sdxl
 
@@ -174,14 +175,12 @@ def test_other_files_are_refused_in_one_sentence(pipe, tmp_path, kind):
     name, tensors, metadata, words = REFUSED[kind]
     save_file(tensors, tmp_path / name, metadata)
     for place in (tmp_path, tmp_path / name) if name == SHIFTS else (tmp_path,):
-        with pytest.raises(InputError, match=words):
-            merging.load(pipe, place)
+        refuses(words, merging.load, pipe, place)
 
 
 def test_damaged_missing_and_foreign_trainings_are_refused(pipe, tmp_path):
     def refused(place, words):
-        with pytest.raises(InputError, match=words):
-            merging.load(pipe, place)
+        refuses(words, merging.load, pipe, place)
 
     (tmp_path / "a.safetensors").write_bytes(b"hello")
     refused(tmp_path / "a.safetensors", "cannot be read")

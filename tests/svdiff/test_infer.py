@@ -85,17 +85,6 @@ def test_style_mixing_and_editing(infer, shifts, tmp_path):
     assert pictures(infer(*edit, "--slerp_alpha", "0.5", "--num_images", "2")) == {"tuned_0", "tuned_1", "grid"}
 
 
-def test_what_the_flags_resolve_to_is_shown(infer, shifts, tmp_path, capsys):
-    shown = []
-    for more in ((), ("--image_path", __file__, "--prompt", "a"),
-                 ("--image_path", __file__, "--prompt", "a", "--eta", "1")):  # fmt: skip
-        infer("--spectral_shifts", shifts / "a", *more, "--print_config")
-        shown.append(json.loads(capsys.readouterr().out))
-    assert [config["num_images"] for config in shown] == [4, 1, 4]  # an edit without noise is one picture
-    assert shown[0]["alpha"] == [0, 0.25, 0.5, 0.75, 1] and shown[0]["geometry_layers"][0] == [16, "down", 1]
-    assert shown[0]["ddim_inversion"] is True and shown[0]["slerp_alpha"] == 0
-
-
 @pytest.mark.parametrize("config", [[], None, {}, {"validation_prompt": 5}, {"validation_prompt": " "}], ids=json.dumps)
 def test_a_config_of_no_training_is_answered_with_give_prompt(infer, shifts, tmp_path, refused, config):
     training = shutil.copytree(shifts / "b", tmp_path / "training")

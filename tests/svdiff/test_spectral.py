@@ -10,9 +10,9 @@ from torch import nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
-from common.runs import InputError
 from common.tables import published_table
 from svdiff import basis, merging, spectral, subsets
+from tests.refusing import refuses
 from tests.tiny import tiny_sd
 
 LAYERS = {
@@ -232,8 +232,7 @@ def test_the_hash_tells_bases_apart(unet):
     (nn.Bilinear(2, 2, 2), "no spectral form"),
 ])  # fmt: skip
 def test_layers_without_a_spectral_form_are_refused(layer, words):
-    with pytest.raises(InputError, match=words):
-        basis.tunable(nn.Sequential(layer))
+    refuses(words, basis.tunable, nn.Sequential(layer))
 
 
 def test_weights_of_nan_are_refused_and_close_singular_values_warned_of_by_name(tmp_path, caplog):
@@ -242,8 +241,7 @@ def test_weights_of_nan_are_refused_and_close_singular_values_warned_of_by_name(
     basis.find_bases(model, ["0"], tmp_path)
     assert "0: 3 pairs" in caplog.text and basis.close_pairs(torch.tensor([3.0, 2.0, 1.0])) == 0
     model[0].weight.data[1, 1] = float("nan")
-    with pytest.raises(InputError, match="0 holds NaN"):
-        basis.find_bases(model, ["0"], tmp_path)
+    refuses("0 holds NaN", basis.find_bases, model, ["0"], tmp_path)
 
 
 # -------------------------------------------------------------------------------------------------------- Table 1

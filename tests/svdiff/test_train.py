@@ -72,17 +72,6 @@ def test_files_and_what_they_change(train, tiny_folder):
     assert {name.partition(".")[0] for name in change} == {"unet", "text_encoder"}
 
 
-def test_a_checkpoint_goes_with_its_training(train, refused):
-    more, resumed = ("--train_batch_size", "2", "--checkpointing_steps", "2"), ("--resume_from_checkpoint", "latest")
-    part = train("part", *more, "--max_train_steps", "3")
-    assert (part / "checkpoint-2").is_dir()
-    before = weights(part)
-    assert not same(weights(train("part", *more, "--max_train_steps", "4", *resumed)), before)
-    train("part", *more, "--max_train_steps", "2", *resumed)  # at its last step
-    for words, said in (([], "of a training with another"), ([*more, "--max_train_steps", "1"], "is beyond")):
-        refused(said, train, "part", *words, *resumed)
-
-
 def test_subset_without_text_encoder(train):
     output = train("ca", "--max_train_steps", "1", "--parameter_subset", "UNet-CA-KV", "--no-train_text_encoder",
                    "--no-with_prior_preservation", "--gradient_checkpointing", "--mixed_precision", "bf16")  # fmt: skip

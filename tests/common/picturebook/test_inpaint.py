@@ -157,14 +157,6 @@ def test_the_folders_load_in_diffusers_and_in_the_papers_folder_under_published_
     assert max(path.stat().st_size for path in models.rglob("*.safetensors")) < 15_000_000
 
 
-def test_the_check_measures_thing_background_and_seam(trained, monkeypatch):
-    monkeypatch.setattr(checks, "MODELS", trained[0])
-    monkeypatch.setattr(checks, "shipped_inpainting", lambda: shipping.shipped_inpainting(trained[0]))
-    monkeypatch.setattr(checks, "STEPS", 2)
-    results = [*checks.in_the_hole(2), *checks.twins(2)]
-    assert len(results) == 4 and all(np.isfinite(result.value) for result in results)
-
-
 def test_the_twin_test_knows_the_individual_from_its_unmarked_twin():
     items = checks.tasks(12, marked=True)
     true, twin = ([scene.with_thing(0, **change) for scene in (item.scene for item in items)]

@@ -10,13 +10,13 @@ import torch
 from common.encoders import load_encoders
 from common.metrics import frechet_distance, lpips_distance, structure_distance
 from common.picturebook import card, checks, quality
-from common.picturebook.checks import encoders, realism, sampling
+from common.picturebook.checks import encoders, realism
 from common.picturebook.classifier import load_classifier
 from common.picturebook.hashes import weights_hash
 from common.picturebook.quality import Result, everything_seen, held_out_scenes, missed
 from common.picturebook.scenes import Scene, Thing
 from common.picturebook.shipping import MODELS, shipped_dino
-from tests.common.picturebook.readings import pixels, reading_of
+from tests.common.picturebook.readings import reading_of
 
 
 @pytest.mark.parametrize("change, lost", [
@@ -97,13 +97,3 @@ def test_distances_are_those_of_the_metrics():
     a, b = torch.randn(2, 80, 6, generator=torch.manual_seed(0))
     assert realism.frechet_distance(a, 2 * b + 1) == pytest.approx(frechet_distance(a, 2 * b + 1).value, rel=1e-6)
     assert abs(realism.frechet_distance(a, a)) < 1e-9
-
-
-def test_the_sheet_shows_a_drawing_beside_each_sample(tmp_path, monkeypatch):
-    asked = []
-    monkeypatch.setattr(sampling, "generate", lambda pipe, prompts, seed, guidance: asked.extend(prompts)
-                        or torch.zeros(len(prompts), 3, 64, 64))  # fmt: skip
-    monkeypatch.setattr(sampling, "pipeline", lambda: None)
-    sampling.sample_sheet(tmp_path / "deep" / "sheet.png")
-    sheet = pixels(tmp_path / "deep" / "sheet.png")
-    assert len(asked) == 48 and sheet[12:140, 12:140].any() and not sheet[12:140, 140:268].any()

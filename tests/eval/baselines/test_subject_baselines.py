@@ -9,12 +9,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from common.data import Subject, write_subjects
 from common.pipelines import encode_image, load_pipeline
 from common.runs import InputError, write_json
 from common.training import step_generator
 from eval.baselines import blip_diffusion, ip_adapter_subject, oft, textual_inversion
 from lipschitz_personalize import train
+from tests.refusing import refuses
 from tests.small_data import write_noise
 
 SIDE = 32
@@ -94,18 +94,6 @@ def test_textual_inversion_leaves_the_model_alone(model, dog, tmp_path):
     assert all(torch.equal(tensor, ours[name]) for name, tensor in before.items())
 
 
-def test_without_arguments_textual_inversion_begins_with_the_picturebook_subjects_class(
-    model, dog, tmp_path, monkeypatch
-):
-    cat = Subject("cat", "cat", True, tuple(sorted(dog.iterdir())))
-    write_subjects(tmp_path / "set", [cat], {"object": ["a {0} {1}"], "live": ["a {0} {1}"]})
-    monkeypatch.setattr("common.picturebook.benchmarks.ensure_subjects", lambda split: tmp_path / "set")
-    monkeypatch.setattr(train, "load", lambda *given: load_pipeline(model, "cpu"))
-    textual_inversion.main(["--output_dir", str(tmp_path / "out"), "--max_train_steps", "1", "--device", "cpu"])
-    assert json.loads((tmp_path / "out" / "config.json").read_text())["initializer_token"] == "cat"
-    assert load_file(tmp_path / "out" / "learned_embeds.safetensors").keys() == {"<sks>"}
-
-
 def test_oft_turns_each_quarter_of_the_input_and_nothing_else(model, dog, tmp_path):
     """W' = W blockdiag(R)^T with orthogonal R: each block of columns keeps its Gram matrix W_b W_b^T."""
     oft.main(flags(model, dog, tmp_path, *ROTATION, "--max_train_steps", 3))
@@ -171,11 +159,9 @@ def test_wrong_input(script, more, words, model, dog, tmp_path, refused):
 
 
 def test_what_is_not_there_or_does_not_fit_cannot_be_loaded(model, tmp_path):
-    with pytest.raises(InputError, match="python -m eval.baselines.oft"):
-        oft.load(tmp_path, model, "cpu")
+    refuses("python -m eval.baselines.oft", oft.load, tmp_path, model, "cpu")
     save_file({"<sks>": torch.zeros(1, 7)}, tmp_path / "learned_embeds.safetensors")
-    with pytest.raises(InputError, match="vectors of shape"):
-        textual_inversion.load(tmp_path, model, "cpu")
+    refuses("vectors of shape", textual_inversion.load, tmp_path, model, "cpu")
 
 
 def test_both_print_the_published_settings(capsys):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from common.runs import InputError, read_rows, write_json
+from common.runs import read_rows, write_json
 from eval import compare
 from eval.baselines import exemplar_pipelines
 from eval.report.report import write_page
@@ -19,6 +19,7 @@ from eval.tuning import tuner
 from pixels.reproduction import scoring
 from tests.image_inpaint.models import tiny_inpainter
 from tests.pixels.tiny_models import few_numbers, write_eyes
+from tests.refusing import refuses
 from tests.small_data import noise, save_mask, save_noise
 
 
@@ -140,25 +141,7 @@ def test_paint_by_example_loads_from_a_folder_as_published(tiny_folder, tmp_path
     assert edited.size == (64, 64) and seen[0].shape[1] == 9
     (halves,) = seen[0][0, 8].unique(dim=0).unflatten(1, (2, 8)).tolist()
     assert halves in ([[0] * 8, [1] * 8], [[1] * 8, [0] * 8])
-    with pytest.raises(InputError, match="supported are PaintByExamplePipeline"):
-        paint_by_example.load(str(tiny_folder))
-
-
-def test_the_others_hand_their_pipelines_what_these_want():
-    assert pretrained_exemplar.METHODS == tuple(exemplar_pipelines.PIPELINES)
-    asked = {}
-
-    def pipe(**settings):
-        asked.update(settings)
-        return SimpleNamespace(images=[Image.new("RGB", (64, 32), "red")])
-
-    source, exemplar, mask = Image.new("RGB", (64, 32)), Image.new("RGB", (9, 9), "white"), Image.new("L", (64, 32))
-    mask.paste(255, (0, 0, 10, 32))
-    exemplar_pipelines.PIPELINES["ip_adapter"].edit(pipe, source, exemplar, mask, None)
-    assert asked["ip_adapter_image"] is exemplar and asked["mask_image"] is mask and asked["prompt"] == ""
-    edited = exemplar_pipelines.PIPELINES["versatile_diffusion"].edit(pipe, source, exemplar, mask, None)
-    assert asked["image"] is exemplar
-    assert edited.getpixel((5, 5)) == (255, 0, 0) and edited.getpixel((20, 5)) == (0, 0, 0)
+    refuses("supported are PaintByExamplePipeline", paint_by_example.load, str(tiny_folder))
 
 
 @pytest.mark.parametrize("flags, message", [

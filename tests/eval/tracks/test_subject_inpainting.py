@@ -8,16 +8,16 @@ import pytest
 import torch
 from PIL import Image
 
-from common.runs import InputError, read_json, read_rows
+from common.runs import read_json, read_rows
 from eval.bench import inpainting as inpainting_bench
 from eval.report.report import write_page
 from eval.tracks import exemplar_editing, subject_inpainting
-from eval.tuning import subject_inpainting as tune_inpainting
 from image_inpaint import eval as inpaint_eval
 from image_inpaint import loading, options
 from image_inpaint.reproduction.methods import REFERENCES, Painter
 from pixels.surgery import Surgery
 from tests.image_inpaint.models import tiny_inpainter
+from tests.refusing import refuses
 from tests.small_data import write_boxed
 from tests.tiny import tiny_sd
 
@@ -85,18 +85,11 @@ def test_rows_of_a_method_that_was_trained_otherwise_are_not_mixed_in(flags, tmp
         tuned = {name: {"learning_rate": 1.0}}
         monkeypatch.setattr("eval.tracks.personalization.variants.tuned_settings", lambda: tuned)
     (tmp_path / "rows.jsonl").write_text(json.dumps({"method": name, "item": "cat/00"}) + "\n")
-    with pytest.raises(InputError, match=f"results with another .* of {name}"):
-        inpaint_eval.keep_config(settings, painter(settings))
+    refuses(f"results with another .* of {name}", inpaint_eval.keep_config, settings, painter(settings))
     assert read_json(tmp_path / "config.json") == before
     (tmp_path / "rows.jsonl").write_text(json.dumps({"method": "full", "item": "cat/00"}) + "\n")
     inpaint_eval.keep_config(settings, painter(settings))  # no row of it: nothing is mixed
     assert read_json(tmp_path / "config.json")["methods"][name] != before["methods"][name]
-
-
-def test_trainings_are_tuned_at_one_guidance_and_guidance_on_the_preset_training():
-    assert tune_inpainting.flags_of({"learning_rate": 0.002, "max_train_steps": 200}) == [
-        "--guidance_scale=5", "--training_flags=--learning_rate 0.002 --max_train_steps 200"]  # fmt: skip
-    assert tune_inpainting.flags_of({"text_guidance_scale": 3}) == ["--text_guidance_scale=3"]
 
 
 def test_trainings_are_measured_in_processes_of_their_own(flags, tmp_path, monkeypatch):
@@ -107,15 +100,7 @@ def test_trainings_are_measured_in_processes_of_their_own(flags, tmp_path, monke
     row = inpainting_bench.bench_training("lora", model, "cpu", subject)
     assert set(row) == {"training", *inpainting_bench.MEASURED} and row["trained_parameters"] > 0
     monkeypatch.setattr(inpainting_bench, "TRAININGS", {"lora": [*small, "--rank", "0"]})
-    with pytest.raises(InputError, match="image_inpaint.train failed: .*from 1"):
-        inpainting_bench.bench_training("lora", model, "cpu", subject)
-
-
-def test_other_data_has_no_such_track(flags):
-    flags.dataset = "/some/folder"
-    assert subject_inpainting.run(flags) is None
-    flags.dataset, flags.pretrained_model_name_or_path = "picturebook", "owner/model"
-    assert subject_inpainting.run(flags) is None
+    refuses("image_inpaint.train failed: .*from 1", inpainting_bench.bench_training, "lora", model, "cpu", subject)
 
 
 def test_image_guided_inpainting_joins_the_exemplar_track_of_the_picturebook(tmp_path, tiny_folder, monkeypatch):

@@ -4,10 +4,10 @@ import math
 
 import pytest
 
-from common.runs import InputError
 from eval.tuning import text_editing, tuner
 from spdinv import options
 from tests.eval.conftest import make_row
+from tests.refusing import refuses
 
 
 def test_a_grid_is_every_combination_and_the_first_of_equals_is_taken():
@@ -39,8 +39,7 @@ def test_a_winner_at_an_edge_is_followed_until_it_lies_inside(tmp_path):
                          {"rate": 0.1, "steps": 40, "word": "a"}, {"rate": 0.1, "steps": 80, "word": "a"}]  # fmt: skip
     tuner.tune({"m": settings}, rows_of, tuner.least("loss"), follow=5)
     assert len(asked) == 10  # all was done
-    with pytest.raises(InputError, match="all settings of m score the same"):
-        tuner.tune({"m": settings[:2]}, rows_of, tuner.least("loss"))
+    refuses("all settings of m score the same", tuner.tune, {"m": settings[:2]}, rows_of, tuner.least("loss"))
 
 
 @pytest.mark.parametrize("name", text_editing.GRIDS)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from pixels.reproduction.baselines import METHODS, alpha, paste, poisson, seamless
-from pixels.surgery import Surgery, edit
+from pixels.surgery import Surgery
 from tests.pixels.scene import FIRST, MAP, OTHER, SECOND, SOURCE
 from tests.pixels.toy import SPREAD, alpha_bars, ddim, decoded, draws, mean_latents, reduce, seeded, toy_backbone
 
@@ -75,10 +75,3 @@ def naive(method):
 def test_the_naive_solutions(method):
     found = METHODS[method](toy_backbone(), SOURCE, [FIRST], [MAP], Surgery(composite="latent"), seeded())
     assert (found - naive(method)).abs().max() < 2e-5
-
-
-def test_the_method_itself_and_its_thresholds():
-    given = SOURCE, [FIRST], [MAP]
-    for name, threshold in (("pixels", "linear"), ("pixels_cubic", "cubic"), ("pixels_log", "log")):
-        found = METHODS[name](toy_backbone(), *given, Surgery(), seeded())
-        assert torch.equal(found, edit(toy_backbone(), *given, Surgery(threshold), seeded()).edited)

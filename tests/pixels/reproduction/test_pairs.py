@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from common.runs import InputError
 from pixels import edit_map
 from pixels.reproduction.pairs import build_pairs, draw_maps, find_pairs, read_pairs
+from tests.refusing import refuses
 
 
 def save(path, value=100, size=(8, 8)):
@@ -30,8 +30,7 @@ def test_the_protocol_is_seeded_and_uses_each_picture_once_while_they_last(tmp_p
     assert build_pairs(tmp_path / "val", tmp_path / "more", 12, 0) == 12
     assert len(list((tmp_path / "more" / "maps").glob("*.png"))) == 60
     assert len(read_pairs(tmp_path / "more", limit=4)) == 4
-    with pytest.raises(InputError, match="at least two make a pair"):
-        build_pairs(save(tmp_path / "lonely" / "a.png").parent, tmp_path / "x")
+    refuses("at least two make a pair", build_pairs, save(tmp_path / "lonely" / "a.png").parent, tmp_path / "x")
 
 
 def test_maps_of_the_database_have_black_grey_and_white(tmp_path):
@@ -51,14 +50,12 @@ def test_pairs_by_the_names_of_their_files(tmp_path):
     assert (first.id, second.id, first.white) == ("1", "beach_2", "edit")
     assert second.edit_maps == (tmp_path / "map_beach_2.png",) and first.source == tmp_path / "source_1.jpg"
     (tmp_path / "map_1.jpg").unlink()
-    with pytest.raises(InputError, match=r"map_1\.\* is missing$"):
-        read_pairs(tmp_path)
+    refuses(r"map_1\.\* is missing$", read_pairs, tmp_path)
     np.save(tmp_path / "Map_1.npy", np.zeros((8, 8)))
     assert read_pairs(tmp_path)[0].edit_maps == (tmp_path / "Map_1.npy",)
     for name in ("Source_Sea", "EXEMPLAR_Sea", "map_sea"):
         save(tmp_path / f"{name}.png")
-    with pytest.raises(InputError, match=r"map_Sea\.\* is missing \(map_sea.png is spelt otherwise\)"):
-        read_pairs(tmp_path)
+    refuses(r"map_Sea\.\* is missing \(map_sea.png is spelt otherwise\)", read_pairs, tmp_path)
     save(tmp_path / "Map_Sea.png"), (tmp_path / "map_sea.png").unlink()
     assert read_pairs(tmp_path)[1].source == tmp_path / "Source_Sea.png"
 
@@ -81,8 +78,7 @@ def test_the_protocol_replaces_no_other_pairs(tmp_path):
         save(tmp_path / "own" / f"{name}.png")
     assert build_pairs(tmp_path / "own", tmp_path, 1) == build_pairs(tmp_path / "own", tmp_path, 1) == 1
     (tmp_path / "pairs.json").write_text("[]")
-    with pytest.raises(InputError, match="holds other pairs"):
-        build_pairs(tmp_path / "own", tmp_path, 1)
+    refuses("holds other pairs", build_pairs, tmp_path / "own", tmp_path, 1)
 
 
 GOOD = {"name": "a", "source": "s.png", "exemplars": ["e.png"], "edit_maps": ["m.png"]}
@@ -107,8 +103,7 @@ def test_damaged_lists_are_refused(tmp_path, entries, message):
     for name in ("s", "e", "m"):
         save(tmp_path / f"{name}.png")
     (tmp_path / "pairs.json").write_text(json.dumps(entries))
-    with pytest.raises(InputError, match=message):
-        read_pairs(tmp_path)
+    refuses(message, read_pairs, tmp_path)
 
 
 def test_picturebook_items_carry_what_an_exemplar_edit_needs(tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ from common.data import Subject
 from common.picturebook.classifier import Reading
 from common.runs import InputError, read_rows
 from eval.tracks.personalization import along, lawn, lawn_run, methods, scoring
+from tests.refusing import refuses
 from tests.small_data import MeanColor, write_noise, write_subject_set
 
 
@@ -90,8 +91,7 @@ def test_an_arms_choice_is_the_run_with_the_best_balanced_point(tmp_path, monkey
     args.split = "validation"
     assert where("plain", 1e-3, 50) == {}
     monkeypatch.setattr(lawn, "CHOICE", tmp_path / "none.toml")
-    with pytest.raises(InputError, match="--split validation writes it"):
-        lawn.read_choice(args)
+    refuses("--split validation writes it", lawn.read_choice, args)
 
 
 def test_every_arm_gets_the_same_rates_and_the_free_ones_need_no_training():

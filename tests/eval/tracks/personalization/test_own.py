@@ -3,8 +3,8 @@
 import pytest
 from PIL import Image
 
-from common.runs import InputError
 from eval.tracks.personalization import own
+from tests.refusing import refuses
 
 
 @pytest.mark.parametrize("files, said", [
@@ -26,6 +26,5 @@ def test_own_subjects_that_lack_something(files, said, tmp_path):
         (tmp_path / name).write_text(text)
         if name.endswith("png"):
             Image.new("RGB", (4, 4)).save(tmp_path / name)
-    with pytest.raises(InputError, match=said):
-        own.write_own(tmp_path, tmp_path / "out")
+    refuses(said, own.write_own, tmp_path, tmp_path / "out")
     assert not (tmp_path / "out").exists()

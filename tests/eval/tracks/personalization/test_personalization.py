@@ -13,15 +13,16 @@ from common.data import Subject
 from common.picturebook.classifier import Reading
 from common.picturebook.scenes import HELD_OUT, KINDS
 from common.picturebook.subjects import LIVE_PROMPTS, OBJECT_PROMPTS
-from common.runs import InputError, append_row, bootstrap_interval, run_rows
+from common.runs import bootstrap_interval
 from eval.claims import findings
 from eval.report.headlines import claim_view
 from eval.report.measures import difference, interval, resampling_weights
-from eval.tracks.personalization import arena, matched, options, protocol, scoring, track, variants
+from eval.tracks.personalization import matched, protocol, scoring, track, variants
 from eval.tracks.personalization.methods import METHODS
 from eval.tracks.personalization.track import QUICK
 from eval.tuning import personalization as tune_personalization
 from tests.eval.conftest import make_row
+from tests.refusing import refuses
 from tests.small_data import MeanColor
 
 
@@ -92,8 +93,7 @@ def test_each_picture_has_a_seed_of_its_own_and_a_prompt_with_the_token():
     raw = torch.stack([torch.rand(3, 2, 2, generator=torch.Generator().manual_seed(seed)) for _, seed in asked])
     assert torch.equal(pictures.flatten(0, 1), (raw * 255).round() / 255) and pictures.shape[:2] == (2, 3)
     pipe.light = math.nan
-    with pytest.raises(InputError, match="diverged"):
-        protocol.sample_subject(pipe, ["a", "b"], "", "cat", 0, how)
+    refuses("diverged", protocol.sample_subject, pipe, ["a", "b"], "", "cat", 0, how)
 
 
 class Eye(MeanColor):
@@ -230,8 +230,7 @@ def test_a_curve_turns_one_knob_and_shares_what_it_can():
     whole = {"dreambooth": {"learning_rate": 1e-4, "max_train_steps": 301}}
     assert variants.settings_of(early, tuned, whole) == {"learning_rate": 1e-4, "max_train_steps": 150}
     assert variants.settings_of(half, tuned, whole) == tuned["dreambooth"]
-    with pytest.raises(InputError, match="no setting"):
-        variants.settings_of(early, tuned, {"dreambooth": {}})
+    refuses("no setting", variants.settings_of, early, tuned, {"dreambooth": {}})
 
 
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.script])
@@ -269,37 +268,3 @@ def test_tuning_balances_likeness_and_context(metrics, found):
 
     own = row(*metrics) if metrics else {"metrics": {}}
     assert tune_personalization.score(own, base=row(0.3, 0.9), real=row(0.9, math.nan)) == pytest.approx(found)
-
-
-def test_a_tuning_goes_on_and_a_diverged_training_counts_as_nothing(tmp_path, monkeypatch):
-    grid = tune_personalization.grid(learning_rate=(0.1, 0.2, 0.3))
-    subject, ran = Subject("cat", "cat", True, ()), []
-    stub = Namespace(output=tmp_path, rows=tmp_path / "rows.jsonl", settings={"dreambooth+penalty": {"seed": 5}})
-
-    def scored(name, dino, context):
-        return make_row(name, "cat", {"DINO/dreambench (picturebook)": dino, "context (picturebook)": context})
-
-    def run_subject(arena, subject, seed):
-        append_row(tmp_path / "rows.jsonl", scored("real", 0.9, math.nan))
-        append_row(tmp_path / "rows.jsonl", scored("base", 0.1, 0.9))
-
-    def run_variant(arena, variant, *rest):
-        ran.append(arena.settings[variant.name])
-        rate = ran[-1]["learning_rate"]
-        if rate == 0.3:
-            raise SystemExit(2)
-        return scored(variant.name, rate, 0.5)
-
-    monkeypatch.setattr(tune_personalization, "GRIDS", {"dreambooth+penalty": grid})
-    monkeypatch.setattr(arena, "prepare", lambda settings, tuned: (stub, [subject]))
-    monkeypatch.setattr(arena, "run_subject", run_subject)
-    monkeypatch.setattr(arena, "run_variant", run_variant)
-    monkeypatch.setattr(scoring, "read_references", lambda subject: [])
-    monkeypatch.setattr(variants, "SETTINGS", tmp_path / "settings.toml")
-    tune_personalization.main(["--output_dir", str(tmp_path), "--limit", "1"])
-    assert [one["seed"] for one in ran] == [5, 5, 5] and variants.tuned_settings() == {"dreambooth+penalty": grid[1]}
-    assert run_rows(tmp_path)[-1]["metrics"] == {}
-    tune_personalization.main(["--output_dir", str(tmp_path), "--limit", "1"])
-    assert len(ran) == 3  # all was done
-    asked = [tune_personalization.arena_flags(tune_personalization.parse(words)) for words in ([], ["--shard", "2/3"])]
-    assert [options.parse(words).shard for words in asked] == [(1, 1), (2, 3)]
