@@ -1,10 +1,11 @@
-"""Several processes on CPUs: a training repeats itself bit for bit, and shards make the table of a single process.
+"""Several processes on CPUs: a training repeats itself bit for bit, and shards make the table of a single process; and
+one that is killed, which ends as undisturbed (tests/kills.py).
 
     python -m tests.test_processes              all of them; prints a line each
     python -m tests.test_processes svdiff.lora  one
 
 A process is forked from this one with what torchrun and accelerate launch tell theirs, so that no library is imported
-twice. (tests of svdiff and lipschitz_personalize start torchrun itself.)
+twice.
 """
 
 import io
@@ -31,9 +32,11 @@ TWICE = {  # trainings: on how many processes
 
 
 @pytest.mark.slow
-def test_several_processes_give_what_they_gave_before():
-    command = [sys.executable, "-m", "tests.test_processes"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+@pytest.mark.parametrize(
+    "words", [["tests.test_processes"], ["tests.kills", "--times", "1"]], ids=lambda words: words[0]
+)
+def test_several_processes_and_one_that_was_killed_give_what_one_does(words):
+    done = subprocess.run([sys.executable, "-m", *words], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

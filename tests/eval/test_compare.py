@@ -102,8 +102,6 @@ def test_table_without_rows(tmp_path, monkeypatch, capsys):
     (["--methods", "spd+p2p", "svdiff"], "svdiff is no inversion and engine"),
     (["--methods", "spd+p2"], "did you mean spd+p2p"),
     (["--methods", "nobody"], "there are ddim, null_text"),
-    (["--dataset", "/nowhere"], "mapping_file.json"),
-    (["--pretrained_model_name_or_path", "/nowhere"], "/nowhere"),
 ])  # fmt: skip
 def test_wrong_input(flags, words, tmp_path, refused):
     refused(words, compare.main, [*flags, "--output_dir", str(tmp_path / "out")])

@@ -222,8 +222,7 @@ def test_a_saved_model_is_found_again_by_us_and_by_diffusers(pipe, model):
             assert ours.keys() == stored.keys() and all(torch.equal(ours[key], stored[key]) for key in ours)
 
 
-def test_wrong_models_are_refused_in_one_sentence(tmp_path, tiny_folder):
-    refuses("text-to-image model", loading.load, str(tiny_folder), "cpu")
+def test_a_model_that_is_cut_short_is_refused_in_one_sentence(tmp_path):
     write_published(tmp_path / "cut")
     path = tmp_path / "cut" / "unet" / "diffusion_pytorch_model.safetensors"
     path.write_bytes(path.read_bytes()[:1000])

@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionInpaintPipeline
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from image_inpaint import loading, lora
 from image_inpaint.reproduction.storage import storage
@@ -95,22 +95,6 @@ def test_files_of_other_models_are_refused_and_change_nothing(pipe, tmp_path):
         refuses("no LoRA of this model", lora.load_lora, other.unet, path)
         after = other.unet.state_dict()
         assert after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)
-    whole = load_file(path)
-    name = next(key for key in whole if "to_q.lora_A" in key)
-    wrong = tmp_path / "wrong.safetensors"
-    for content, said in (
-        ({key: value for key, value in whole.items() if key != name}, "half of a pair"),  # A would be drawn at random
-        ({key: value for key, value in whole.items() if "lora_A" in key}, "half of a pair"),
-        ({**whole, name: whole[name][:-1]}, "no LoRA of this model"),
-        ({key.replace("unet.", "text_encoder."): value for key, value in whole.items()}, "no LoRA of this model"),
-        (whole | {"unet.conv_in.bias": torch.zeros(16)}, "no part of a LoRA"),
-        ({**whole, name: whole[name] * torch.nan}, f"NaN or infinity in {name}"),
-        ({**whole, name: whole[name].int()}, "no plain tensor"),
-        ({}, "no update at all"),
-        (path.read_bytes()[:500], "damaged"),
-    ):
-        wrong.write_bytes(content) if isinstance(content, bytes) else save_file(content, wrong)
-        refuses(said, lora.load_lora, pipe.unet, wrong)
     refuses("holds neither", loading.load_weights, pipe, tmp_path / "nothing")
 
 

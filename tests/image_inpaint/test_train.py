@@ -175,8 +175,6 @@ WRONG = [
     (["--validation_prompt", "a cat"], "no prompts here"),
     (["--train_data_dir", "EMPTY"], "unknown argument --train_data_dir"),
     (["--stage", "pretrain"], "unknown argument --instance_data_dir"),
-    (["--resume_from_checkpoint", "/no/checkpoint"], "is no checkpoint"),
-    (["--mixed_precision", "fp16"], "needs a GPU"),
 ]
 
 

@@ -111,16 +111,6 @@ def test_one_class_leaves_no_study_of_classes_and_custom_diffusion_has_its_own_w
         assert plan.token_of(args, "custom_diffusion+penalty") == word
 
 
-def test_print_config_resolves_whole_tables(capsys, dataset, encoders):
-    evaluate.main(["--pretrained_model_name_or_path", "stable-diffusion-v1-5/stable-diffusion-v1-5", "--dataset",
-                   str(dataset), "--table", "1", "--print_config"])  # fmt: skip
-    methods = json.loads(capsys.readouterr().out)["methods"]
-    assert methods.keys() == {row["method"] for row in published_table("lipschitz_personalize", "1")["rows"]}
-    assert methods["dreambooth+prior"]["with_prior_preservation"] and methods["dreambooth+prior"]["l2_reg_weight"] == 0
-    assert methods["dreambooth+prior"]["learning_rate"] == 5e-6
-    assert methods["dreambooth+penalty"]["l2_reg_weight"] == 500
-
-
 def test_baselines_have_their_own_recipes_and_changes_follow_the_name():
     def settings(name, model):
         words = as_flags(plan.settings_of(name, model))
@@ -151,20 +141,6 @@ def test_trainings_are_prompted_as_in_the_released_scripts(model, name, prompt):
     assert flags[flags.index("--instance_prompt") + 1] == prompt
 
 
-def test_a_run_that_was_killed_goes_on(run, tmp_path, monkeypatch):
-    """In the middle of a training: it is begun anew. Before the row: the weights are still there."""
-    folder, words = tmp_path / "out" / "trained" / "dreambooth+penalty" / "rex-0", ["--methods", "dreambooth+penalty"]
-    (folder / "checkpoint-1").mkdir(parents=True)
-    with monkeypatch.context() as patch:
-        patch.setattr(evaluate, "append_row", lambda *given: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(SystemExit):
-            run(tmp_path / "out", *words)
-    assert (folder / "unet").is_dir() and not (folder / "checkpoint-1").exists()
-    monkeypatch.setattr(train, "main", lambda argv: pytest.fail("trained again"))
-    run(tmp_path / "out", *words)
-    assert len(read_rows(tmp_path / "out" / "rows.jsonl")) == 1 and not (folder / "unet").exists()
-
-
 def test_every_own_row_of_the_tables_is_a_method_and_numbers_are_complete():
     for name, count in (("1", 14), ("2", 9)):
         table = published_table("lipschitz_personalize", name)
@@ -180,7 +156,6 @@ def test_every_own_row_of_the_tables_is_a_method_and_numbers_are_complete():
     (["--methods", "nothing"], "there is no method 'nothing'"),
     (["--subjects", "nobody"], "nobody"),
     (["--table", "3"], "invalid choice"),
-    (["--dataset", "/nowhere"], "prompts_and_classes.txt"),
     (["--dataset", "picturebook"], "for the picturebook"),
     (["--methods", "dreambooth+penalty@l2_reg_weight=-1"], "from 0"),
     (["--methods", "dreambooth@seed=3"], "--seed is said to each training by the evaluation itself"),

@@ -263,9 +263,7 @@ def test_print_config_has_every_released_scripts_settings_without_a_model(model,
     ([*NEW, "--modifier_token", "a b"], "leave the spaces out"),
     (["--backbone", "sdxl", "--parameter_space", "full"], "give --backbone sd"),
     (["--resolution", "36"], "no multiple of this model's 8"),
-    (["--with_prior_preservation"], "needs --class_prompt"),
     (["--learning_rate", "1e6", "--max_train_steps", "9", "--l2_reg_weight", "0"], "lower --learning_rate"),
-    (["--resume_from_checkpoint", "checkpoint-7"], "is no checkpoint"),
     (["--instance_data_dir", "DAMAGED"], "cannot be read as a picture"),
 ])  # fmt: skip
 def test_bad_input_is_one_sentence_and_leaves_nothing(run, subject, tmp_path, refused, words, said):

@@ -167,19 +167,8 @@ def test_the_study_page_is_blind_and_its_answers_are_averaged(run, whole, tmp_pa
     assert "2.333" in line  # of 1, 1 and 5
 
 
-def test_pairs_are_written(run, dataset, tmp_path):
-    out = tmp_path / "protocol"
-    printed = run(tmp_path / "unused", "--pairs", str(dataset), "--dataset", str(out), "--pair_count", "2").out
-    assert "2 pairs" in printed and len(read_json(out / "pairs.json")) == 2
-    assert not (tmp_path / "unused").exists()
-
-
 @pytest.mark.parametrize("flags, message", [
-    (["--dataset", "/no/such/place"], "is no folder"),
     (["--dataset", "EMPTY"], "EMPTY"),
-    (["--shard", "3/2"], "I from 1 to N"),
-    (["--metric_encoders", "/no/such/place"], "/no/such/place"),
-    (["--answers", "/no/such/place"], "/no/such/place"),
     (["--pairs", "/no/such/place", "--dataset", "picturebook"], "name a folder"),
     (["--strength", "0.1"], "leaves none of 4 steps"),
     (["--height", "63"], "no multiple of 4"),
@@ -203,9 +192,3 @@ def test_wrong_input_is_one_sentence(run, tmp_path, refused, flags, message):
 def test_names_offered_are_names_known():
     assert pixels_eval.METHOD_NAMES == (*TRUE, *METHODS) and pixels_eval.METHOD_NAMES[:6] == REFERENCES
     assert set(pixels_eval.FIGURES) - {"4", "7", "10"} == set(FIGURES)
-
-
-@pytest.mark.parametrize("name", ["1b", "overhead"])
-def test_tables_that_are_measured_elsewhere_are_printed(name, capsys):
-    pixels_eval.main(["--table", name])
-    assert "published" in capsys.readouterr().out

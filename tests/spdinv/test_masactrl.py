@@ -11,7 +11,6 @@ from common.ddim import make_schedule
 from common.pipelines import encode_prompt
 from spdinv.engines import ENGINES, masactrl
 from spdinv.engines.attention import layers, token_grid
-from tests.refusing import refuses
 from tests.spdinv.toy import PROMPTS, STABLE, XL, inverted, layout, random
 from tests.tiny import tiny_sd, tiny_sdxl
 
@@ -129,11 +128,3 @@ def test_only_late_layers_and_late_steps_are_touched(pipe, monkeypatch):
     monkeypatch.setattr(masactrl.MutualSelfAttention, "edit_self", spy)
     ENGINES["masactrl"](pipe, make_schedule(pipe.scheduler, 4), inverted(4), PROMPTS, start_step=2, start_layer=4)
     assert seen == [(step, tokens) for step in (2, 3) for tokens in (64, 256, 256)]
-
-
-@pytest.mark.parametrize("options, message", [
-    ({"start_layer": 7}, "touch no layer"), ({"start_step": 50}, "touch no step"),
-    ({"mask_words": ("red", "green")}, "'green' is not in the prompt"),
-])  # fmt: skip
-def test_what_would_do_nothing_is_refused(pipe, options, message):
-    refuses(message, control_of, pipe, **options)

@@ -1,14 +1,12 @@
 """Files of shifts: ours, the community's written out from their published layout, and everything that is neither."""
 
-import json
-
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from common.pipelines import load_pipeline
 from common.runs import write_json
 from svdiff import basis, combine, files, merging, spectral
+from tests.common.test_lora import DOWN, LAYER, UP, factors
 from tests.refusing import refuses
 from tests.svdiff.conftest import random_shifts
 from tests.tiny import tiny_sd, tiny_sdxl
@@ -120,19 +118,6 @@ def test_full_weights_are_differences_from_the_base(pipe, tmp_path):
 
 
 SHIFTS = "spectral_shifts.safetensors"
-LAYER = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k.lora"
-UP, DOWN = torch.ones(32, 2), torch.ones(2, 32)
-
-
-def factors(layer=LAYER, up=UP, down=DOWN):
-    return {f"{layer}_B.weight": up.clone(), f"{layer}_A.weight": down.clone()}
-
-
-def settings(said):
-    return {"lora_adapter_metadata": said if isinstance(said, str) else json.dumps(said)}
-
-
-RANK_2 = {"unet.r": 2, "unet.lora_alpha": 2}
 REFUSED = {  # file, its tensors and metadata, what is said
     "another base": (SHIFTS, {"conv_in.delta": torch.zeros(16)}, {"base": "f" * 32}, "another base model"),
     "another architecture": (SHIFTS, {"conv_middle.delta": torch.zeros(16)}, {}, "shifts conv_middle"),
@@ -142,32 +127,9 @@ REFUSED = {  # file, its tensors and metadata, what is said
     "empty": (SHIFTS, {}, {}, "cannot be read"),
     "NaN": (SHIFTS, {"conv_in.delta": torch.full((16,), torch.nan)}, {}, "NaN"),
     "another part": (SHIFTS, {"conv_in.delta": torch.zeros(16)}, {"part": "scheduler"}, "scheduler; shifts are of"),
-} | {f"LoRA, {kind}": (merging.LORA_FILE, *rest) for kind, rest in {
-    "no pair": (factors(down=torch.ones(3, 32)), {}, "no LoRA of this model"),
-    "vectors": (factors(up=UP.flatten(), down=DOWN[0]), {}, "no LoRA of this model"),
-    "another shape": (factors(up=UP[:3]), {}, "no LoRA of this model"),
-    "of no model": (factors("scheduler.a.lora"), {}, "this model"),
-    "of another layer": (factors() | factors(LAYER.replace("to_k", "to_x")), {}, "this model"),
-    "half a pair": ({f"{LAYER}_B.weight": UP}, {}, "other half of a pair"),
-    "a part more": (factors() | {"unet.conv_in.bias": UP.clone()}, {}, "no part of a LoRA"),
-    "NaN": (factors(up=UP * torch.nan), {}, "NaN"),
-    "nothing": ({}, None, "holds no spectral_shifts"),
-    "settings in no JSON": (factors(), settings("{"), "no JSON object"),
-    "settings in no object": (factors(), settings([1]), "no JSON object"),
-    "a magnitude": (factors(), settings(RANK_2 | {"unet.use_dora": True}), "unet.use_dora = True"),
-    "another start": (factors(), settings(RANK_2 | {"unet.init_lora_weights": "pissa"}), "pissa"),
-    "a setting of the future": (factors(), settings(RANK_2 | {"unet.power": 3}), "unet.power = 3"),
-    "settings of no part": (factors(), settings({"r": 2, "lora_alpha": 2}), "r = 2"),
-    "of another part": (factors(), settings({"text_encoder.r": 2, "text_encoder.lora_alpha": 2}), "no LoRA of this"),
-    "another rank": (factors(), settings({"unet.r": 4, "unet.lora_alpha": 4, "unet.target_modules": ["to_k"]}),
-                     "no LoRA of this model"),
-    "text for alpha": (factors(), settings({"unet.r": 2, "unet.lora_alpha": "2"}), "lora_alpha = 2,"),
-    "NaN for alpha": (factors(), settings({"unet.r": 2, "unet.lora_alpha": float("nan")}), "lora_alpha = nan"),
-    "a list of patterns": (factors(), settings(RANK_2 | {"unet.alpha_pattern": ["to_k"]}), "alpha_pattern = "),
-    "a pattern that runs for ever": (factors(), settings({"unet.r": 2, "unet.rank_pattern": {"([a-z_0-9.]+)+!": 2}}),
-                                     "rank_pattern = "),
-    "no pattern": (factors(), settings({"unet.r": 2, "unet.alpha_pattern": {"(": 2}}), "alpha_pattern = "),
-}.items()}  # fmt: skip
+    "LoRA of another layer": (merging.LORA_FILE, factors(LAYER.replace("to_k", "to_x")), {}, "no LoRA of this model"),
+    "nothing": (merging.LORA_FILE, {}, None, "holds no spectral_shifts"),
+}
 
 
 @pytest.mark.parametrize("kind", REFUSED)
@@ -179,71 +141,25 @@ def test_other_files_are_refused_in_one_sentence(pipe, tmp_path, kind):
 
 
 def test_damaged_missing_and_foreign_trainings_are_refused(pipe, tmp_path):
-    def refused(place, words):
-        refuses(words, merging.load, pipe, place)
-
     (tmp_path / "a.safetensors").write_bytes(b"hello")
-    refused(tmp_path / "a.safetensors", "cannot be read")
-    refused(tmp_path, "holds no spectral_shifts")
-    refused(tmp_path / "none", "is missing")
+    refuses("cannot be read", merging.load, pipe, tmp_path / "a.safetensors")
+    refuses("holds no spectral_shifts", merging.load, pipe, tmp_path)
+    refuses("is missing", merging.load, pipe, tmp_path / "none")
     save_file(factors(), tmp_path / merging.LORA_FILE)
     assert len(merging.load(pipe, tmp_path)) == 1
     for config, words in (([], "is damaged"), ({"base": "abc"}, "does not name the base model"),
                           ({"base": {"unet": "f" * 32}}, "another base model")):  # fmt: skip
         write_json(tmp_path / "config.json", config)
-        refused(tmp_path, words)
+        refuses(words, merging.load, pipe, tmp_path)
     (tmp_path / merging.LORA_FILE).write_bytes(b"hello")
-    refused(tmp_path, "cannot be read")
+    refuses("cannot be read", merging.load, pipe, tmp_path)
     pipe.unet.save_config(tmp_path / "unet")
-    refused(tmp_path, "holds no weights|cannot be read")
+    refuses("holds no weights|cannot be read", merging.load, pipe, tmp_path)
     (tmp_path / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"hello")
-    refused(tmp_path, "holds no weights|cannot be read")
+    refuses("holds no weights|cannot be read", merging.load, pipe, tmp_path)
 
 
-SETTINGS = {
-    "none": None,
-    "alpha is the rank": {"r": 2, "lora_alpha": 2},
-    "alpha is another": {"r": 2, "lora_alpha": 6, "init_lora_weights": "gaussian", "lora_dropout": 0.1},
-    "patterns": {"r": 2, "lora_alpha": 6, "rank_pattern": {"attn2.to_k": 3},
-                 "alpha_pattern": {"attn2.to_k": 1, "to_k": 5, "^mid_block.*to_q": 0.5}},
-    "rank-stabilised": {"r": 2, "lora_alpha": 6, "use_rslora": True},
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("kind", SETTINGS)
-def test_a_lora_counts_as_in_diffusers(pipe, tiny_folder, tmp_path, kind):
-    """Its settings, where diffusers' scripts leave them, scale it; without any, alpha is the rank of each layer."""
-    from diffusers.utils import convert_state_dict_to_diffusers
-    from peft import LoraConfig, get_peft_model_state_dict
-
-    maker, generator = load_pipeline(tiny_folder, "cpu"), torch.Generator().manual_seed(0)
-    maker.unet.add_adapter(LoraConfig(**(SETTINGS[kind] or {"r": 2, "rank_pattern": {"to_k": 3}}),
-                                      target_modules=["to_q", "to_k", "to_v", "to_out.0"]))  # fmt: skip
-    for name, weight in maker.unet.named_parameters():
-        if "lora_" in name:
-            weight.data.copy_(torch.randn(weight.shape, generator=generator))
-    about = {} if SETTINGS[kind] is None else maker.unet.peft_config["default"].to_dict()
-    maker.save_lora_weights(
-        tmp_path, convert_state_dict_to_diffusers(get_peft_model_state_dict(maker.unet)),
-        unet_lora_adapter_metadata=about,
-    )  # fmt: skip
-    theirs = load_pipeline(tiny_folder, "cpu")
-    theirs.load_lora_weights(tmp_path)
-    theirs.fuse_lora()
-    theirs.unload_lora_weights()
-    expected = theirs.unet.state_dict()
-    with merging.applied(pipe, merging.load(pipe, tmp_path)):
-        for name, value in pipe.unet.state_dict().items():
-            torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5)
-
-
-def test_files_are_told_by_their_keys_and_kohya_s_are_read(pipe, tmp_path):
+def test_a_lora_is_told_by_its_keys_whatever_its_name(pipe, tmp_path):
     save_file(factors(), tmp_path / "my subject.safetensors")
-    plain = merging.load(pipe, tmp_path / "my subject.safetensors")
-    theirs = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k"
-    tensors = {f"{theirs}.lora_up.weight": UP, f"{theirs}.lora_down.weight": DOWN, f"{theirs}.alpha": torch.tensor(1.0)}
-    save_file(tensors, tmp_path / "kohya.safetensors")
-    halved, (name,) = merging.load(pipe, tmp_path / "kohya.safetensors"), plain
-    assert torch.equal(plain[name], UP @ DOWN)
-    torch.testing.assert_close(halved[name], 0.5 * UP @ DOWN)  # alpha 1 of rank 2
-    assert not any("lora" in name for name, _ in pipe.unet.named_parameters())  # nothing is left on the pipeline
+    (change,) = merging.load(pipe, tmp_path / "my subject.safetensors").values()
+    assert torch.equal(change, UP @ DOWN)

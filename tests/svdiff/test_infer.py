@@ -126,7 +126,6 @@ WRONG = [
     ([*MIX, "8,down,0", "16,down,0"], "in this order"),
     ([*MIX, "16,side,1", "8,down,0"], "no layer"),
     (["--spectral_shifts", "HERE/b"], "give --prompt"),
-    ([*A, "--image_path", "/nowhere.png"], "no file"),
     ([*A, "--image_path", __file__], "needs --prompt"),
     (EDIT, "cannot be read as a picture"),
     ([*EDIT, "--slerp_alpha", "0.5", "--no-ddim_inversion"], "inverted picture"),

@@ -1,10 +1,5 @@
 """Drawn folders: once, never half, drawn anew when a file is gone, one for all processes."""
 
-import json
-import multiprocessing
-import os
-import time
-
 import pytest
 
 from common.picturebook import benchmarks
@@ -37,29 +32,6 @@ def test_a_folder_that_is_no_longer_whole_is_drawn_anew(tmp_path, damage):
         folder = write_folder(tmp_path / "x", lambda folder, text=text: (folder / "picture").write_text(text))
         assert (folder / "picture").read_text() == text
         damage(folder / "picture")
-
-
-def draw_slowly(place, barrier):
-    def write(folder):
-        (folder / str(os.getpid())).write_text("")
-        time.sleep(0.3)
-        (folder / "last").write_text("picture")
-
-    barrier.wait()
-    write_folder(place, write)
-    assert (place / "last").read_text() == "picture"
-
-
-def test_three_processes_draw_one_folder(tmp_path):
-    context = multiprocessing.get_context("fork")
-    barrier = context.Barrier(3)
-    workers = [context.Process(target=draw_slowly, args=(tmp_path / "x", barrier)) for _ in range(3)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert [worker.exitcode for worker in workers] == [0, 0, 0]
-    assert len(json.loads((tmp_path / "x" / ".whole.json").read_text())) == 2  # one of the three drew
 
 
 def test_data_of_other_code_lie_elsewhere(tmp_path, monkeypatch):

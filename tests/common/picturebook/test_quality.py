@@ -1,7 +1,6 @@
 """The quality checks: each measure moves when what it measures does, and agrees with the project's metrics."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ from common.picturebook import card, checks, quality
 from common.picturebook.checks import encoders, realism
 from common.picturebook.classifier import load_classifier
 from common.picturebook.hashes import weights_hash
-from common.picturebook.quality import Result, everything_seen, held_out_scenes, missed
+from common.picturebook.quality import Result, held_out_scenes, missed
 from common.picturebook.scenes import Scene, Thing
 from common.picturebook.shipping import MODELS, shipped_dino
 from tests.common.picturebook.readings import reading_of
@@ -29,29 +28,6 @@ def test_everything_means_every_attribute_of_every_thing_that_its_kind_has(chang
     for name, value in (("background", "room"), ("light", "night"), ("style", "sketch")):
         assert missed(scene, reading_of(replace(scene, **{name: value}))) == {name}
     assert not missed(house, reading_of(house.with_thing(0, facing="left", pose="lying")))
-
-
-def test_pictures_are_read_in_order():
-    scenes = held_out_scenes(130, 1)
-    numbered = torch.arange(130.0).view(-1, 1, 1, 1).expand(130, 3, 64, 64)
-    judge = SimpleNamespace(read=lambda pictures: [reading_of(scenes[int(p[0, 0, 0])]) for p in pictures])
-    assert all(everything_seen(scenes, numbered, judge))
-    assert not all(everything_seen(scenes, numbered.flip(0), judge))
-
-
-def test_a_row_says_whether_bar_and_aim_are_reached():
-    assert "not reached" in str(Result("x", 74, 300, 75, 90)) and not Result("x", 74, 300, 75).reached
-    assert "reached" not in str(Result("x", 80, 300, 75, 90)) and "aim reached" in str(Result("x", 91, 300, 75, 90))
-    assert Result("x", 5, 300, 6, 3, at_least=False).reached and Result("x", 5, 300).reached
-
-
-def test_the_table_runs_what_is_asked_for_and_fails_with_a_bar(monkeypatch, capsys):
-    made = {"a": [Result("first", 1, 7, 2)], "b": [Result("second", 3, 7, 2), Result("told", 0, 7)]}
-    monkeypatch.setattr(checks, "CHECKS", {name: lambda count, name=name: made[name] for name in made})
-    assert quality.check(7, ["b"]) == 0 and "first" not in capsys.readouterr().out
-    assert quality.check(7) == 1
-    out = capsys.readouterr().out
-    assert out.index("first") < out.index("second") and "1 of 2 bars reached" in out
 
 
 def test_the_card_shows_the_rows_that_were_measured_on_the_shipped_weights():

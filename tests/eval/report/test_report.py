@@ -9,7 +9,7 @@ from urllib.parse import unquote
 import pytest
 from PIL import Image
 
-from eval.report import pictures, plots
+from eval.report import pictures
 from eval.report.measures import measure
 from eval.report.report import write_page
 from eval.tracks.track import Run
@@ -183,17 +183,6 @@ def test_pictures_are_whole_while_they_fit_and_reduced_together_when_not(tmp_pat
     assert [size for _, *size in found.values()] == [[512, 512]] * 3
     small = pictures.encode_all(paths, sum(len(uri) for uri, *_ in found.values()) // 3)
     assert {tuple(size) for _, *size in small.values()} == {(256, 256)}
-
-
-def test_labels_of_a_crowded_front_lie_on_nothing():
-    """Thirty long names on nearly one point: no box meets another, or a point, or leaves the drawing to the sides."""
-    names = [f"method number {number} under some engine" for number in range(30)]
-    places = [(300 + 3 * (number % 5), 200 + 2 * (number // 5)) for number in range(30)]
-    boxes = plots.label_boxes(names, places)
-    dots = [(x - 4, y - 4, x + 4, y + 4) for x, y in places]
-    assert not any(plots.overlap(a, b) for i, a in enumerate(boxes) for b in boxes[:i])
-    assert not any(plots.overlap(box, dot) for box in boxes for dot in dots)
-    assert all(box[0] >= plots.LEFT and box[2] <= plots.WIDTH for box in boxes)
 
 
 def test_every_committed_score_has_a_name_for_readers():

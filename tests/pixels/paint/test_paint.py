@@ -57,11 +57,6 @@ def test_a_map_has_whole_pixels_per_cell_and_the_pictures_proportions():
             assert max(height, width) >= 256
 
 
-def test_the_page_stands_alone(tiny_folder, tmp_path):
-    text = written(tmp_path, "--pretrained_model_name_or_path", str(tiny_folder)).read_text()
-    assert "http" not in text and "{data}" not in text and text.count("data:image/") == 2
-
-
 def test_thresholds_are_those_of_the_command(tiny_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(photograph(tmp_path / "EXEMPLAR.jpg").parent)  # what the command asks for where none was given
     flags = ["--pretrained_model_name_or_path", str(tiny_folder), "--num_inference_steps", "8", "--strength", "0.5"]
@@ -186,14 +181,3 @@ def test_masks_are_white_where_something_may_change(browser, tmp_path, kind):  #
         assert "image_inpaint.infer" in said and "--mask_path mask.png" in said
     else:
         assert json.loads(said)["mask"] == runs_of(mask.numpy())
-
-
-@needs_browser
-@pytest.mark.parametrize("width", [360, 768, 1440])
-def test_it_fits_every_screen(browser, tiny_folder, tmp_path, width):  # noqa: F811
-    browser.resize(width, 900)
-    browser.open(written(tmp_path, "--pretrained_model_name_or_path", str(tiny_folder)))
-    browser.js(SETTLED)
-    assert browser.js("return document.documentElement.scrollWidth") <= width
-    top, bottom = browser.js("const b = ui.stage.getBoundingClientRect(); return [b.top, b.bottom]")
-    assert top < 300 < bottom and not [m for m in browser.messages() if "favicon" not in m]

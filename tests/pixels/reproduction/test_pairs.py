@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from pixels import edit_map
-from pixels.reproduction.pairs import build_pairs, draw_maps, find_pairs, read_pairs
+from pixels.reproduction.pairs import build_pairs, draw_maps, read_pairs
 from tests.refusing import refuses
 
 
@@ -104,19 +104,3 @@ def test_damaged_lists_are_refused(tmp_path, entries, message):
         save(tmp_path / f"{name}.png")
     (tmp_path / "pairs.json").write_text(json.dumps(entries))
     refuses(message, read_pairs, tmp_path)
-
-
-def test_picturebook_items_carry_what_an_exemplar_edit_needs(tmp_path, monkeypatch):
-    monkeypatch.setenv("STEERING_CACHE", str(tmp_path))
-    pairs = find_pairs("picturebook", "validation")
-    assert 30 <= len(pairs) < 40 and not any(pair.kind == "style" for pair in pairs)
-    for pair in pairs[:8]:
-        source, truth = (np.asarray(Image.open(path)).astype(float) for path in (pair.source, pair.truth))
-        mu = edit_map.read(pair.edit_maps[0], pair.white)[0, 0]
-        assert (mu == 1).any() and (mu < 0.5).any()
-        outside = (mu == 1).numpy()
-        assert np.abs(source - truth)[outside].max() < 2  # nothing but the mapped region changes
-    changed = next(pair for pair in pairs if pair.kind == "object")
-    truth, exemplar = (np.asarray(Image.open(p)).astype(float) for p in (changed.truth, changed.exemplars[0]))
-    inside = (edit_map.read(changed.edit_maps[0], "edit")[0, 0] < 0.1).numpy()
-    assert np.median(np.abs(truth - exemplar)[inside]) < 12  # the thing wanted stands at the same place

@@ -1,6 +1,5 @@
 """Table 2's baselines against naive readings: loops with diffusers' schedulers, sums by published key names."""
 
-import json
 import math
 
 import numpy as np
@@ -13,7 +12,6 @@ from diffusers import StableDiffusionInstructPix2PixPipeline as InstructPix2Pix
 from common.encoders import load_clip
 from common.images import load_image
 from common.runs import read_rows
-from spdinv import eval as spdinv_eval
 from spdinv.reproduction.baselines import blended_diffusion, from_noise, instruct_pix2pix
 from tests.refusing import refuses
 from tests.tiny_encoders import pictures, write_encoders
@@ -175,13 +173,3 @@ def test_eval_runs_a_baseline_beside_the_methods(run, encoders, tmp_path):
     assert changed[10:30].all() and not changed[:10].any() and not changed[30:].any()
     run(tmp_path / "out", *flags)  # skips what is done
     assert len(read_rows(tmp_path / "out" / "rows.jsonl")) == 2
-
-
-def test_table_2_runs_the_baselines_that_have_their_models(tmp_path, capsys):
-    (tmp_path / "x.pt").touch()
-    spdinv_eval.main(["--table", "2", "--print_config", "--baselines", "blended_diffusion", "--unconditional_model",
-                      str(tmp_path / "x.pt")])  # fmt: skip
-    (rows,) = json.loads(capsys.readouterr().out)["rows"].values()
-    found = [(row["row"], row["name"], "needs" in row) for row in rows[:3]]
-    assert found[:2] == [("BlendDM", "blended_diffusion", False), ("InstructP2P", "instruct_pix2pix", True)]
-    assert found[2] == ("ELITE", "elite", True)

@@ -203,29 +203,13 @@ def test_rows_of_other_settings_are_not_mixed(run, tmp_path, refused, monkeypatc
     refused(said, run, tmp_path, "--methods", "dreambooth+penalty", "--curves")
 
 
-def test_the_quick_track_trains_a_pair(calls, model, dataset, tmp_path, monkeypatch):
-    monkeypatch.setattr(personalization, "QUICK", [*PAIR[2:4]])
-    monkeypatch.setattr(personalization, "command", lambda args: flags(model, dataset, args.output_dir, "--limit", "1",
-                                                                       *PAIR[:1], *PAIR[2:]))  # fmt: skip
-    args = Namespace(dataset="picturebook", output_dir=str(tmp_path / "quick"), seed=0,
-                     pretrained_model_name_or_path=model)  # fmt: skip
-    found = personalization.run(args)
-    assert [call[:2] for call in calls] == [("dreambooth+prior", "dog2"), ("dreambooth+penalty", "dog2")]
-    assert [run.label for run in found.runs] == ["this run"] and found.own in found.methods
-    assert personalization.run(Namespace(dataset="/some/pie/bench")) is None
-
-
 @pytest.mark.parametrize("more, words", [
     (["--methods", "magic"], "there is no method 'magic'"),
     (["--methods", "dreambooth+penality"], "did you mean dreambooth+penalty?"),
-    (["--subjects_dir", "/nowhere"], "is no folder"),
     (["--subjects_dir", ".", "--dataset", "set"], "two sources"),
-    (["--shard", "3/2"], "is not I/N with I from 1 to N"),
     (["--methods", "ip_adapter"], "needs weights"),
     (["--subjects", "unicorn"], "unicorn"),
-    (["--dataset", "/nowhere"], "prompts_and_classes.txt"),
     (["--dataset", "/nowhere", "--metric_encoders", "picturebook"], "take paper"),
-    (["--pretrained_model_name_or_path", "/nowhere", "--metric_encoders", "picturebook"], "/nowhere"),
 ])  # fmt: skip
 def test_wrong_input(more, words, tmp_path, refused):
     refused(words, personalize.main, [*more, "--output_dir", str(tmp_path / "out")])
