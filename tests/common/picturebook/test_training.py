@@ -1,4 +1,4 @@
-"""The stages' shared loop resumes exactly; their losses and targets against independent readings."""
+"""The stages' shared loop resumes exactly; losses and targets against independent readings; the command line."""
 
 import math
 from unittest.mock import Mock
@@ -8,7 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from common.picturebook import build
+from common.picturebook import build, checks
+from common.picturebook.build import CHECKS, STEPS, parse
 from common.picturebook.drawing import draw
 from common.picturebook.scenes import BACKGROUNDS, COLORS, KINDS, Scene, Thing, sample_scene
 from common.picturebook.stages.classifier import UNKNOWN, targets
@@ -96,3 +97,20 @@ def test_attributes_and_targets_say_what_the_scene_holds():
     assert answers["material"][0, dog] == 1 and answers["pose"][0, dog] == 1
     assert answers["facing"][0, ball] == answers["pose"][0, ball] == UNKNOWN  # a ball faces nowhere
     assert answers["material"][0, cat] == UNKNOWN  # there is no cat
+
+
+@pytest.mark.parametrize("words", [
+    "--steps 5", "vae --steps 0", "clip --from_shipped", "--scenes 10", "sculpture", "--check --samples 1",
+    "--threads 0", "--check --only beauty", "--only vae",
+])  # fmt: skip
+def test_wrong_input_exits_with_2(words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse(words.split())
+    assert stop.value.code == 2 and "error:" in capsys.readouterr().err
+
+
+def test_every_stage_is_accepted_and_every_check_can_be_asked_for_alone():
+    assert all(parse([stage, "--steps", "7"]).steps == 7 for stage in STEPS)
+    assert all(parse([stage, "--from_shipped"]).from_shipped for stage in ("unet", "inpaint"))
+    assert CHECKS == tuple(checks.CHECKS)
+    assert parse(["--check", "--only", "vae", "twins"]).only == ["vae", "twins"]

@@ -1,4 +1,4 @@
-"""The page: well-formed, self-contained, complete, and not to be broken by what stands in rows and prompts."""
+"""The page: well-formed, self-contained, complete, not to be broken by what stands in rows; numbers as printed."""
 
 import math
 import re
@@ -6,13 +6,15 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from urllib.parse import unquote
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from eval.report import pictures
-from eval.report.measures import measure
+from eval.report.measures import best_method, find, keys, measure
 from eval.report.report import write_page
 from eval.tracks.track import Run
+from tests.eval.conftest import METHODS, make_row, pairs
 
 VOID = {"meta", "img", "link", "br", "hr", "input"}
 
@@ -193,3 +195,46 @@ def test_every_committed_score_has_a_name_for_readers():
     for path in RESULTS.glob("*.jsonl"):
         unnamed = [key for key in keys(read_rows(path)) if not measure(key).definition]
         assert not unnamed, f"{path.name}: eval/report/measures.toml does not define {unnamed}"
+
+
+@pytest.mark.parametrize("key, value, signed, text", [
+    ("psnr/pie_official", 28.649, False, "28.6"),
+    ("lpips/pie_official (picturebook)", 0.03601, False, "36.0"),
+    ("lpips/pie_corrected (picturebook)", -0.03601, True, "−36.0"),
+    ("edit_success (picturebook)", 0.625, False, "62"),
+    ("psnr_truth", -0.01, True, "+0.0"),
+    ("psnr_truth", math.nan, False, "–"),
+    ("psnr_truth", None, False, "–"),
+    ("psnr_truth", math.inf, False, "∞"),
+    ("inversion_forward", 1250.0, False, "1\u202f250"),
+    ("never_heard_of", 0.12345, False, "0.123"),
+])  # fmt: skip
+def test_text(key, value, signed, text):
+    assert measure(key).text(value, signed) == text
+
+
+def test_a_measure_knows_direction_encoder_and_protocol():
+    column = measure("lpips/pie_official (picturebook)")
+    assert (column.sign, column.encoder, column.protocol, column.factor) == (-1, "picturebook", "pie_official", 1e3)
+    assert measure("lpips/pie_official").encoder == "squeeze"  # the prescribed one
+    assert measure("edit_success (picturebook)").gap_unit == "points"
+    assert measure("clip_source/pie_official").sign == measure("never_heard_of").sign == 0
+
+
+def test_find_ignores_the_encoder_but_not_the_protocol():
+    rows = [make_row("a", "0", {"psnr/pie_corrected": 1, "lpips/pie_official (picturebook)": 2})]
+    assert find(rows, "lpips/pie_official") == "lpips/pie_official (picturebook)"
+    assert find(rows, "psnr/pie_official") is None and find(rows, "seconds") == "seconds"
+    assert keys(rows)[-3:] == ["inversion_seconds", "seconds", "peak_memory_mb"]
+
+
+def test_a_best_value_needs_an_interval_without_zero():
+    rng = np.random.default_rng(0)
+    base = rng.normal(25, 3, 30)
+    better, same = list(base + 1 + rng.normal(0, 0.5, 30)), list(base + rng.normal(0, 0.5, 30))
+    assert best_method(pairs("psnr", base, better), "psnr", list(METHODS)) == "spd+p2p"
+    assert best_method(pairs("mse", base, better), "mse", list(METHODS)) == "ddim+p2p"  # less is better
+    assert best_method(pairs("psnr", base, same), "psnr", list(METHODS)) is None
+    assert best_method(pairs("never_heard_of", base, better), "never_heard_of", list(METHODS)) is None
+    assert best_method(pairs("psnr", base, better), "psnr", ["spd+p2p"]) is None
+    assert best_method(pairs("psnr", base[:4], better[:4]), "psnr", list(METHODS), least=8) is None

@@ -1,5 +1,6 @@
-"""eval.personalize from end to end on a small random model, with trainings that only pretend: rows, resume, shards, the
-page, the quick track of eval.compare, wrong input. And one real training of each kind of file, loaded again."""
+"""eval.personalize from end to end on a small random model, with trainings that only pretend; one real training of each
+kind of file, loaded again; subjects of one's own.
+"""
 
 import contextlib
 import copy
@@ -18,7 +19,7 @@ from safetensors.torch import save_file
 from common.data import Subject
 from common.runs import Cost, read_rows
 from eval import compare, personalize
-from eval.tracks.personalization import arena, methods, options, scoring, variants
+from eval.tracks.personalization import arena, methods, options, own, scoring, variants
 from eval.tracks.personalization import track as personalization
 from tests.refusing import refuses
 from tests.small_data import MeanColor, write_subject_set
@@ -261,3 +262,26 @@ def test_what_a_real_training_writes_is_loaded_again(name, model, dataset, tmp_p
 def test_a_subject_without_a_training_is_refused(model, tmp_path):
     for name in ("dreambooth+penalty", "svdiff", "oft"):
         refuses("", methods.METHODS[name].load, tmp_path, model, "cpu")
+
+
+@pytest.mark.parametrize("files, said", [
+    ({}, "holds no folders"),
+    ({"subjects.csv": "name,kind\n"}, "needs the heading"),
+    ({"rex_dog/0.png": "", "subjects.csv": "subject,class\nmax,dog\n"}, "no such folder"),
+    ({"rex_dog/0.png": "", "prompts.txt": "a dog in the snow\n"}, "lacks {0}"),
+    ({"rex_dog/0.png": "", "prompts.txt": "\n"}, "holds no prompt"),
+    ({"_/0.png": ""}, "no subject's name and class"),
+    ({"a,b_dog/0.png": ""}, "no subject's name and class"),
+    ({" rex_dog/0.png": ""}, "no subject's name and class"),
+    ({"a\nb_dog/0.png": ""}, "cannot hold"),
+    ({"rex/0.png": "", "subjects.csv": 'subject,class\nrex,"dog,big"\n'}, "no subject's name and class"),
+    ({"rex/0.png": "", "subjects.csv": "subject,class\nrex," + "x" * 200_000}, "cannot be read"),
+])  # fmt: skip
+def test_own_subjects_that_lack_something(files, said, tmp_path):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+        if name.endswith("png"):
+            Image.new("RGB", (4, 4)).save(tmp_path / name)
+    refuses(said, own.write_own, tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
