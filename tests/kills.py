@@ -109,19 +109,15 @@ RUNS: dict[str, tuple[str, list[str]]] = {
 
 def write_data(root: Path) -> None:
     """Models of random weights, subjects, benchmarks and encoders, all small."""
-    data, rng = root / "data", np.random.default_rng(0)
+    data = root / "data"
     tiny_sd(data / "sd")
     tiny_inpainter(data / "inpainter")
-    boxes = {f"{number}.png": [10, 12, 40, 50] for number in range(2)}
-    for folder in ("subject", "boxed"):
-        (data / folder).mkdir()
-        for name in boxes:
-            Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(data / folder / name)
-    (data / "boxed" / "boxes.json").write_text(json.dumps(boxes))
+    pictures = small_data.write_noise(data / "subject", [(64, 64)] * 2)
+    small_data.write_boxed(data / "boxed")
     (data / "scenes").mkdir()
-    Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(data / "scenes" / "room.png")
-    Image.fromarray(np.pad(np.full((32, 32), 255, np.uint8), 16)).save(data / "scenes" / "room_mask.png")
-    cat = Subject("cat", "cat", True, tuple(data / "subject" / name for name in boxes))
+    small_data.save_noise(data / "scenes" / "room.png")
+    small_data.save_mask(data / "scenes" / "room_mask.png")
+    cat = Subject("cat", "cat", True, pictures)
     write_subjects(data / "subjects", [cat], {"object": ["a {0} {1}"], "live": ["a red {0} {1}"]})
     small_data.write_benchmark(data / "bench")
     small_data.write_pie_encoders(data / "encoders")

@@ -2,9 +2,8 @@
 
 import pytest
 
-from tests.lipschitz_personalize.tiny_sd3 import tiny_sd3
 from tests.small_data import write_noise
-from tests.tiny import tiny_sd, tiny_sdxl
+from tests.tiny import tiny_sd, tiny_sd3, tiny_sdxl
 
 
 @pytest.fixture(scope="session")

@@ -112,14 +112,6 @@ def test_pictures_and_maps_of_other_sizes_stay_aligned(tiny_folder, files, tmp_p
     assert not (tmp_path / "other").exists()
 
 
-def test_an_exemplar_may_be_placed_in_a_frame_that_is_not_square(tiny_folder, files, tmp_path):
-    run(tiny_folder, files, tmp_path / "out", "--height", "32", "--width", "96", "--exemplar_box", "0.25", "0", "0.75",
-        "0.5")  # fmt: skip
-    placed = pixels_of(tmp_path / "out" / "exemplar_1.png")
-    assert Image.open(tmp_path / "out" / "edited.png").size == (96, 32)
-    assert not placed[16:].any() and not placed[:, :24].any() and placed[:16, 24:72].any(-1).mean() > 0.9
-
-
 @pytest.mark.parametrize("name, expected", [
     ("stabilityai/stable-diffusion-xl-refiner-1.0", {"num_inference_steps": 100, "denoising_start": 0.6,
      "strength": None, "guidance_scale": 17.5, "negative_prompt": options.RELEASED_NEGATIVE}),
@@ -136,14 +128,6 @@ def test_print_config_runs_nothing(tmp_path, capsys, name, expected):
         "schedule": "released", "noise": "fixed", "posterior": "sample", "threshold": "linear",
         "composite": "none", "black_point": 0.0,
     }  # fmt: skip
-
-
-def test_flags_override_a_preset_and_an_algorithm():
-    args = infer.parse(["--algorithm", "paper", "--noise", "fixed", "--strength", "0.25"])
-    surgery = options.surgery_of(args)
-    assert (surgery["schedule"], surgery["noise"], surgery["posterior"]) == ("paper", "fixed", "mean")
-    sampling = options.sampling_of(args, "refiner")
-    assert sampling.strength == 0.25 and sampling.denoising_start is None and sampling.num_inference_steps == 100
 
 
 @pytest.mark.parametrize("kind, flags, message", [

@@ -8,7 +8,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from common.ddim import make_schedule
-from spdinv import attention_maps, infer
+from spdinv import infer
 from spdinv.attention_maps import Recorder
 from spdinv.engines import ENGINES, p2p
 from spdinv.engines.attention import hooked, layers
@@ -53,22 +53,6 @@ def test_the_maps_shown_are_those_after_the_engines_control(pipe, monkeypatch):
     assert len(edited) == 7
     fine = torch.stack([maps for maps in edited if len(maps) == 256]).mean(0)
     torch.testing.assert_close(recorder.sums[256][1] / recorder.counts[256], fine)
-
-
-def test_file_and_heat(tmp_path):
-    words = "a very long prompt with more than eight words in it".split()
-    maps = {(8, 8): torch.rand(len(words), 8, 8), (4, 4): torch.zeros(len(words), 4, 4)}
-    found = {"source": (["a"], {size: x[:1].clone() for size, x in maps.items()}), "target": (words, maps)}
-    attention_maps.save(tmp_path / "maps.safetensors", found)
-    with safe_open(tmp_path / "maps.safetensors", "pt") as file:
-        assert json.loads(file.metadata()["target"]) == words
-        assert torch.equal(file.get_tensor("target_8x8"), maps[8, 8])
-        assert sorted(file.keys()) == ["source_4x4", "source_8x8", "target_4x4", "target_8x8"]
-    word_map = torch.zeros(4, 4)
-    word_map[1, 2] = 0.01  # the brightest place is where the word looks
-    picture = attention_maps.heat(word_map, Image.new("RGB", (80, 80), "grey"))
-    at = {(i, j): sum(picture.getpixel((j * 20 + 10, i * 20 + 10))) for i in range(4) for j in range(4)}
-    assert max(at, key=at.get) == (1, 2)
 
 
 @pytest.mark.parametrize("engine, flags, branches", [

@@ -13,18 +13,9 @@ from spdinv.engines import ENGINES
 from spdinv.engines.attention import hooked
 from spdinv.inversions import INVERSIONS, nmg, proximal
 from spdinv.sampling import start
+from tests.small_data import random
 from tests.spdinv import toy
-from tests.spdinv.toy import (
-    LATENTS,
-    MEANS,
-    coefficients,
-    drawing_of,
-    naive_eps,
-    random,
-    toy_cond,
-    toy_pipe,
-    toy_schedule,
-)
+from tests.spdinv.toy import LATENTS, MEANS, coefficients, drawing_of, naive_eps, toy_cond, toy_pipe, toy_schedule
 from tests.tiny import tiny_sd, tiny_sdxl
 
 START, Z, PROMPTS = LATENTS[:1], LATENTS[1:], ["a cat", "a dog"]  # of the toy
@@ -194,7 +185,7 @@ def test_the_gradient_of_noise_map_guidance_leads_towards_the_trajectory():
 
 
 def test_attention_is_left_alone_for_the_gradient_only(pipe):
-    schedule, latents, onlooker = make_schedule(pipe.scheduler, 3), toy.random(1, 4, 16, 16), toy.Onlooker()
+    schedule, latents, onlooker = make_schedule(pipe.scheduler, 3), random(1, 4, 16, 16), toy.Onlooker()
     inversion = INVERSIONS["nmg"](pipe, schedule, latents, encode_prompt(pipe, ["a cat"]))
     with hooked(pipe.unet, onlooker), torch.no_grad():
         hooks = list(pipe.unet.attn_processors.values())

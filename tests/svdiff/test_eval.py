@@ -23,7 +23,6 @@ from svdiff import train
 from svdiff.basis import Bases
 from svdiff.reproduction import correlation, figures, scores, study, tuning, user_study
 from svdiff.spaces import SPACES
-from tests.refusing import refuses
 from tests.small_data import save_noise, write_subject_set
 
 
@@ -299,17 +298,3 @@ def test_layers_and_pairs_that_there_are_not_cost_nothing(evaluate, refused, mon
                              (["--figure", "11", "--subjects", "cat", "cat2"], "passes between classes")):  # fmt: skip
             refused(words, evaluate, *flags)
     assert (evaluate("--figure", "10") / "style" / "figure10.png").is_file()  # the same folder, other layers
-
-
-def test_pairs_are_of_the_subjects_that_are_named():
-    every = [Subject(name, name.strip("2"), True, ()) for name in ("cat", "cat2", "dog", "bird")]
-
-    def names(every, chosen, **args):
-        return [study.pair_name(pair) for _, pair in some_study(every=every, subjects=chosen, args=args).pairs()]
-
-    found = names(every, every[:3], subjects=["cat", "cat2", "dog"], pairs=[9])
-    assert sorted(found) == ["cat+cat2", "cat+dog", "cat2+dog"]
-    more = [*every, *(Subject(name, name, False, ()) for name in ("car", "cup"))]
-    found = names(more, more, subjects=None, pairs=[0, 3])
-    assert found == ["cat+car", "cat2+cup", "cat+cup"]  # no subject twice, until there is no other
-    refuses("two subjects", names, every, every[:1], subjects=["cat"], pairs=[9])

@@ -7,8 +7,6 @@ they reach, are measured by `python -m common.picturebook.build --check`.
 import pytest
 import torch
 
-from common.encoders import load_encoders
-from common.metrics import lpips_distance, structure_distance
 from common.picturebook import quality
 from common.picturebook.classifier import load_classifier
 from common.picturebook.shipping import MODELS
@@ -39,28 +37,6 @@ def test_the_classifier_reads_drawn_scenes_of_seen_and_unseen_pairs():
     for unseen in (False, True):
         scenes = quality.held_out_scenes(60, 1, unseen)
         assert quality.share(quality.pairs_seen(scenes, quality.drawn(scenes), load_classifier())) > 90
-
-
-def test_clip_finds_the_right_caption_among_wrong_colors():
-    clip = load_encoders("picturebook").clip
-    scenes = [s for s in quality.held_out_scenes(60, 1) if (s.light, s.style) == ("day", "plain")]
-    right, wrong = [quality.plain_words(scene) for scene in scenes], []
-    for scene, text in zip(scenes, right, strict=True):
-        color = scene.things[0].color
-        wrong.append(text.replace(color, "purple" if color != "purple" else "green"))
-    picture = clip.embed(quality.drawn(scenes))
-    closer = (picture * (clip.embed_text(right) - clip.embed_text(wrong))).sum(1) > 0
-    assert closer.float().mean() > 0.9
-
-
-def test_distances_grow_with_the_change():
-    encoders, scenes = load_encoders("picturebook"), quality.held_out_scenes(12, 1)
-    pictures = quality.drawn(scenes)
-    near = quality.drawn([s.with_thing(0, size=s.things[0].size * 1.05) for s in scenes])
-    far = quality.drawn([s.with_thing(0, x=s.things[0].x - 0.2, size=s.things[0].size * 0.6) for s in scenes])
-    for distance, encoder in ((lpips_distance, encoders.lpips), (structure_distance, encoders.dino)):
-        none, little, much = (distance(pictures, others, encoder) for others in (pictures, near, far))
-        assert none.abs().max() < 1e-6 and (little < much).all()
 
 
 def test_the_unet_hears_the_background(pipe):

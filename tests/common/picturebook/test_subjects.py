@@ -39,16 +39,6 @@ def test_twelve_subjects_with_pairs_of_one_class_and_four_for_validation():
     assert not one & two
 
 
-def test_on_the_lawn_only_place_and_size_of_a_subject_change():
-    mixed, lawn = (scenes_in(make("validation")) for make in (benchmarks.ensure_subjects, benchmarks.ensure_lawn))
-    assert mixed.keys() == lawn.keys() and len({scene.background for scene in mixed.values()}) > 2
-    for name in ("cat", "car"):
-        scenes = [scene for key, scene in lawn.items() if key.startswith(name)]
-        looks = {(one.background, one.light, one.style, one.seed, one.things[0].marking) for one in scenes}
-        assert looks == {("meadow", "day", "plain", scenes[0].seed, mixed[f"{name}/00.png"].things[0].marking)}
-        assert scenes[0].things[0].marking and len({scene.things[0].x for scene in scenes}) > 1
-
-
 def test_prompts_say_in_words_what_their_true_pictures_show():
     thing = subjects.individuals("validation")["cat"][0]
     for prompts in (subjects.OBJECT_PROMPTS, subjects.LIVE_PROMPTS):

@@ -70,12 +70,9 @@ def test_a_click_enlarges_arrows_go_on_and_escape_closes(shown):
     assert shown.js(name) != first
     shown.keys("#viewer-close", ESCAPE)
     assert not shown.js(is_open)
-
-
-def test_the_keyboard_alone_enlarges(shown):
-    shown.js("document.querySelector('.item .made .zoom').focus()")
+    shown.js("document.querySelector('.item .made .zoom').focus()")  # by the keyboard alone
     shown.keys(".item .made .zoom", ENTER)
-    assert shown.js("return document.getElementById('viewer').open")
+    assert shown.js(is_open)
 
 
 def test_the_first_stop_of_the_keyboard_leads_to_the_results(shown):

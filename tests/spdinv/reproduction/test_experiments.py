@@ -13,9 +13,8 @@ from common.picturebook.benchmarks import write_edit_item
 from common.pipelines import encode_prompt
 from common.runs import read_rows
 from spdinv.inversions import ddim, spd
-from spdinv.options import Method
 from spdinv.reproduction import experiments
-from spdinv.reproduction.experiments import convergence, generated, noise_gap, premise, probe
+from spdinv.reproduction.experiments import convergence, generated, noise_gap, probe
 from spdinv.sampling import generate
 from tests.spdinv.toy import coefficients, random, toy_cond, toy_pipe, toy_schedule
 
@@ -153,21 +152,6 @@ def test_premise_from_end_to_end(experiment, tmp_path):
     assert gap["mean"] == pytest.approx(np.mean(exact) - np.mean(ddim)) and gap["n"] == 2
     experiment(*flags)
     assert len(read_rows(tmp_path / "premise" / "rows.jsonl")) == 20
-
-
-def test_arms_and_pairs():
-    methods = {f"{inversion}+{engine}": Method(inversion, engine) for engine in ("p2p", "pnp")
-               for inversion in ("ddim", "spd", "exact", "direct")}  # fmt: skip
-    arms = premise.arms_of(methods, [1.0, 7.5])
-    assert list(arms)[:2] == ["ideal+p2p@drawn1", "ideal+pnp@drawn1"] and len(arms) == 2 * 2 * 5
-    for arm, inverting, drawing in (("spd+p2p@drawn1", {}, {"source_guidance_scale": 1.0}), ("spd+pnp@drawn1", {}, {}),
-                                    ("exact+pnp@drawn7.5", {"guidance_scale": 7.5}, {}),
-                                    ("direct+p2p@drawn7.5", {"guidance_scale": 7.5}, None)):  # fmt: skip
-        method = arms[arm].method
-        assert method.inversion_options == inverting and drawing in (None, method.engine_options)
-    pairs = premise.pairs_of(arms)
-    assert len(pairs) == 4 * 7 and ("spd+pnp@drawn1", "ddim+pnp@drawn1") in pairs
-    assert all(a.split("+")[1] == b.split("+")[1] for a, b in pairs)
 
 
 def test_convergence_from_end_to_end(experiment, tmp_path):
