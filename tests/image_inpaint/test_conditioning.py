@@ -5,10 +5,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from image_inpaint import conditioning, loading, triples
+from image_inpaint import conditioning, loading
 from image_inpaint.painting import paint
 from image_inpaint.sampling import Sampling, make_scheduler, sample
-from image_inpaint.triples import Triple
 from tests.image_inpaint.models import vision_tower, write_published
 from tests.refusing import refuses
 from tests.small_data import noise
@@ -110,20 +109,6 @@ def test_the_reference_is_squashed_normalised_and_read_by_the_class_token(pipe):
     squashed = F.interpolate(long, (32, 32), mode="bilinear", antialias=True)
     found, expected = (conditioning.embed_references(pipe, picture) for picture in (long, squashed))
     assert torch.allclose(found, expected, atol=1e-5)
-
-
-def test_the_vae_takes_four_triples_at_a_time(pipe, monkeypatch):
-    (draw,) = seeded(0)
-    several = [Triple(torch.rand(3, 64, 64, generator=draw), torch.rand(3, 32, 32, generator=draw),
-                      torch.rand(1, 64, 64, generator=draw).round()) for _ in range(9)]  # fmt: skip
-    encode, sizes = pipe.vae.encode, []
-    monkeypatch.setattr(pipe.vae, "encode", lambda pictures: sizes.append(len(pictures)) or encode(pictures))
-    found = triples.encode(pipe, several)
-    assert sizes == [8, 8, 2]
-    for row, triple in enumerate(several):
-        alone = triples.encode(pipe, [triple])
-        for name in ("mean", "std", "masked_mean", "masked_std", "keep", "tokens"):
-            assert torch.allclose(getattr(found, name)[row], getattr(alone, name)[0], atol=1e-5)
 
 
 @pytest.mark.parametrize("scheduler, guidance", [("plms", 5.0), ("ddim", 5.0), ("ddim", 1.0)])

@@ -1,7 +1,6 @@
 """Textual Inversion and OFT on a small random model, against what their equations say; encoder-based baselines."""
 
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from common.pipelines import encode_image, load_pipeline
 from common.runs import InputError, write_json
 from common.training import step_generator
-from eval.baselines import blip_diffusion, ip_adapter_subject, oft, textual_inversion
+from eval.baselines import ip_adapter_subject, oft, textual_inversion
 from lipschitz_personalize import train
 from tests.refusing import refuses
 from tests.small_data import write_noise
@@ -209,18 +208,3 @@ def test_ip_adapter_sees_the_subjects_first_picture_with_every_prompt(model, dog
     assert shown.shape == (2, 3, SIDE, SIDE) and not torch.equal(shown, draw())
     with pytest.raises(InputError, match="cannot load IP-Adapter"):
         ip_adapter_subject.load(tmp_path, model, "cpu", {**adapter, "weight_name": "other.safetensors"})
-
-
-def test_blip_diffusion_is_told_class_and_the_rest_of_the_prompt():
-    asked = []
-
-    def pipe(prompt, picture, source, target, generator, **settings):
-        asked.append((prompt, picture, source, target, generator.initial_seed(), settings))
-        return SimpleNamespace(images=torch.zeros(1, 3, 8, 8))
-
-    wrapped = blip_diffusion.WithSubject(pipe, "picture", "dog")
-    generators = [torch.Generator().manual_seed(k) for k in (5, 6)]
-    made = wrapped(["a dog in the snow", "a red dog"], generator=generators, output_type="pt").images
-    assert made.shape == (2, 3, 8, 8)
-    assert asked[0] == (["in the snow"], "picture", ["dog"], ["dog"], 5, {"output_type": "pt"})
-    assert asked[1][0] == ["a red dog"] and asked[1][4] == 6
