@@ -1,7 +1,11 @@
-"""The benchmark folders: published formats, true edits, masks that hold the change, splits that stay apart."""
+"""The benchmark folders: published formats, true edits, masks that hold the change, compositions that nothing pasted
+comes near, splits that stay apart.
+"""
 
 import random
 from collections import Counter
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,10 +15,13 @@ from PIL import Image
 from scipy import ndimage
 
 from common.data import read_pie_bench
-from common.picturebook.benchmarks import PIE_TYPES, pie_bench
+from common.picturebook.benchmarks import PIE_TYPES, ensure_compositions, pie_bench
+from common.picturebook.compositions import Composition, halves_seen
 from common.picturebook.drawing import draw
 from common.picturebook.edits import EDIT_NAMES, changed_mask, edit_from_dict, edit_map, make_edit, shows, with_brackets
-from common.picturebook.scenes import FACING_KINDS
+from common.picturebook.scenes import FACING_KINDS, caption
+from common.picturebook.shipping import shipped_vae
+from pixels.reproduction.baselines import seamless
 from tests.common.picturebook.readings import pixels, reading_of
 
 
@@ -90,3 +97,72 @@ def test_brackets_mark_the_words_that_differ():
     words = with_brackets("a red cat in a room", "a blue cat in a room")
     assert words == ("a [red] cat in a room", "a [blue] cat in a room")
     assert with_brackets("a red cat", "a red cat with a hat") == ("a red cat", "a red cat [with a hat]")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STEERING_CACHE", str(tmp_path_factory.mktemp("drawn")))
+        yield ensure_compositions()
+
+
+@pytest.fixture(scope="module")
+def items(folder):
+    return read_pie_bench(folder, border=0)
+
+
+def error(a: np.ndarray, b: np.ndarray) -> float:
+    return float(((a - b) ** 2).mean())
+
+
+def test_sixty_items_whose_truth_is_an_ordinary_scene(folder, items):
+    assert len(items) == 60
+    for item in items:
+        composition = Composition.from_dict(item.extras["composition"])
+        kept, new, exemplar, both = composition.kept, composition.new, composition.exemplar, composition.together
+        assert {scene.background for scene in (kept, new, exemplar, both)} == {kept.background}
+        assert {scene.light for scene in (kept, new, exemplar, both)} == {kept.light}
+        assert exemplar.seed != kept.seed == both.seed and set(both.things) == {*kept.things, *new.things}
+        assert item.source_prompt == caption(kept, facing=True) and item.target_prompt == caption(both, facing=True)
+        assert (pixels(folder / item.extras["truth_path"]) == np.asarray(draw(both).picture)).all()
+
+
+def test_black_covers_the_exemplars_thing_the_ramp_is_wide_and_white_keeps_the_source(folder, items):
+    """An exemplar enters where the map is wholly black alone: what is to be seen of it has to lie there."""
+    for item in items:
+        grey = torch.from_numpy(np.array(Image.open(folder / item.extras["edit_map_path"]))) / 255
+        cells = torch.nn.functional.interpolate(grey[None, None], (16, 16), mode="bilinear")[0, 0, 0]
+        composition = Composition.from_dict(item.extras["composition"])
+        assert (cells == 1).sum() >= 3 and (cells == 0).sum() >= 3 and ((cells > 0) & (cells < 1)).sum() >= 4
+        assert (cells[0] < cells[-1]) == (composition.side == "right")
+        assert (grey.numpy()[draw(composition.exemplar).masks[0] > 0] == 1).all()
+        assert (item.mask == (grey > 0)).all()
+        same = pixels(item.image_path) == pixels(folder / item.extras["truth_path"])
+        assert same[grey.numpy() == 0].all()
+
+
+@torch.no_grad()
+def test_no_paste_and_no_blend_comes_near_the_truth(folder, items):
+    vae = shipped_vae()
+    for item in items[::5]:
+        paths = (item.image_path, *(folder / item.extras[f"{name}_path"] for name in ("truth", "exemplar", "edit_map")))
+        source, truth, exemplar, share = (pixels(path).transpose(2, 0, 1).astype(float) for path in paths)
+        share, picture = share / 255, torch.from_numpy(truth)[None].float() / 127.5 - 1
+        through = vae.decode(vae.encode(picture).latent_dist.mean).sample[0].clamp(-1, 1) * 127.5 + 127.5
+        made = {
+            "paste": np.where(share > 0.5, exemplar, source),
+            "alpha": share * exemplar + (1 - share) * source,
+            "Poisson": seamless(source, exemplar, share[0] > 0.5),
+        }
+        for way, picture in made.items():
+            assert error(picture, truth) > 3 * error(np.asarray(through), truth), (item.id, way)
+
+
+def test_a_half_is_seen_by_its_thing_and_its_background(items):
+    item = Composition.from_dict(items[0].extras["composition"])
+    whole, new, alone = (reading_of(scene) for scene in (item.together, item.new, item.kept))
+    elsewhere = replace(whole, background="elsewhere")
+    for read, seen in (((whole, whole, new), True), ((whole, whole, elsewhere), False), ((alone, alone, new), False)):
+        readings = iter(read)  # of a classifier that reads what it is told, whole pictures first
+        eye = SimpleNamespace(read=lambda pictures, readings=readings: [next(readings)])
+        assert halves_seen(item, torch.zeros(1, 3, 64, 64), eye) == {"kept": True, "new": seen}
