@@ -49,6 +49,14 @@ def tiny_folder(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def pipe():
+    """The same in memory."""
+    from tests.tiny import tiny_sd
+
+    return tiny_sd()
+
+
 @pytest.fixture(scope="session")
 def encoders(tmp_path_factory):
     """Copies of the encoders of PIE-Bench, small and random."""

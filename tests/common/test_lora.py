@@ -12,15 +12,9 @@ from common.lora import LORA_FILE, lora_deltas
 from common.pipelines import load_pipeline
 from tests.refusing import refuses
 from tests.small_data import random
-from tests.tiny import tiny_sd
 
 RANK = 2
 UNET_LAYERS, TEXT_LAYERS = ("to_q", "to_k", "to_v", "to_out.0"), ("q_proj", "k_proj", "v_proj", "out_proj")
-
-
-@pytest.fixture(scope="module")
-def pipe():
-    return tiny_sd()
 
 
 def attention_layers(pipe):

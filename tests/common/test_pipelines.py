@@ -12,11 +12,6 @@ from tests.small_data import random
 from tests.tiny import tiny_sd, tiny_sdxl
 
 
-@pytest.fixture(scope="module")
-def sd():
-    return tiny_sd()
-
-
 @pytest.mark.parametrize("make", [tiny_sd, tiny_sdxl, lambda: tiny_sd(prediction_type="v_prediction")])
 def test_a_guided_sample_equals_the_pipelines_own(make):
     pipe = make()
@@ -62,24 +57,24 @@ def test_conditioning_of_sdxl_indexes_and_concatenates():
     assert encode_prompt(pipe, ["a cat"], size=(64, 32)).added["time_ids"].tolist() == [[64, 32, 0, 0, 64, 32]]
 
 
-def test_long_prompts_lose_words_by_name(sd, caplog):
+def test_long_prompts_lose_words_by_name(pipe, caplog):
     text = "a cat " * 36 + "on the snowflake by night"  # 72 + 2 tokens, then a word that straddles the limit of 75
     with caplog.at_level(logging.WARNING):
-        cond = encode_prompt(sd, ["a cat", text])
+        cond = encode_prompt(pipe, ["a cat", text])
     (message,) = [record.getMessage() for record in caplog.records if record.name == "common.pipelines"]
     assert "'snowflake by night'" in message and "on the" not in message
-    cut = sd.tokenizer([text], truncation=True, max_length=77, return_tensors="pt").input_ids
-    torch.testing.assert_close(cond.embeds[1:], sd.text_encoder(cut)[0])
+    cut = pipe.tokenizer([text], truncation=True, max_length=77, return_tensors="pt").input_ids
+    torch.testing.assert_close(cond.embeds[1:], pipe.text_encoder(cut)[0])
     caplog.clear()
-    encode_prompt(sd, ["a cat " * 37 + "hat"])  # exactly 75
+    encode_prompt(pipe, ["a cat " * 37 + "hat"])  # exactly 75
     assert not caplog.records
-    encode_prompt(sd, ["a cat " * 37 + "hat dog bird"])
+    encode_prompt(pipe, ["a cat " * 37 + "hat dog bird"])
     assert "lost: 'dog bird'" in caplog.text
 
 
 @pytest.mark.parametrize("prompts", ["a cat", [], [None], None, [b"cat"]])
-def test_prompts_must_be_a_list_of_strings(sd, prompts):
-    refuses("list of strings", encode_prompt, sd, prompts)
+def test_prompts_must_be_a_list_of_strings(pipe, prompts):
+    refuses("list of strings", encode_prompt, pipe, prompts)
 
 
 def test_pictures_to_latents_and_back():
@@ -117,5 +112,5 @@ def test_float16_vae_that_overflows_is_run_in_float32():
     ((3, 64, 64), 0, "must be"), ((1, 1, 64, 64), 0, "must be"), ((1, 3, 64, 63), 0, "multiples of 4"),
     ((1, 3, 64, 64), float("nan"), "NaN"), ((1, 3, 64, 64), 255.0, r"\[0,1\]"), ((1, 3, 64, 64), -1.0, r"\[0,1\]"),
 ])  # fmt: skip
-def test_pictures_that_are_none_are_refused(sd, shape, value, wrong):
-    refuses(wrong, encode_image, sd, torch.full(shape, float(value)))
+def test_pictures_that_are_none_are_refused(pipe, shape, value, wrong):
+    refuses(wrong, encode_image, pipe, torch.full(shape, float(value)))

@@ -1,13 +1,6 @@
 import pytest
 
 from spdinv import eval as spdinv_eval
-from tests.tiny import tiny_sd
-
-
-@pytest.fixture(scope="module")
-def pipe():
-    """A small random Stable Diffusion."""
-    return tiny_sd()
 
 
 @pytest.fixture
