@@ -111,6 +111,16 @@ def test_what_is_no_folder_is_not_taken_for_a_hub_id(saved, tmp_path, monkeypatc
     refuses(said, load_pipeline, name, local_files_only=True)
 
 
+@pytest.mark.parametrize("layout", ["flat", "text_model"])
+def test_text_encoder_names_with_and_without_their_prefix(saved, folder, layout):
+    names = {key.removeprefix("text_model."): value for key, value in load_file(folder / TEXT_FILE).items()}
+    if layout == "text_model":
+        names = {"text_model." + key: value for key, value in names.items()}
+    save_file(names, folder / TEXT_FILE, metadata={"format": "pt"})
+    pipe = load_pipeline(folder, device="cpu")
+    assert torch.equal(encode_prompt(pipe, ["a red cat"]).embeds, encode_prompt(saved[1], ["a red cat"]).embeds)
+
+
 COUNTS = {
     "sd": {"unet": 686, "vae": 248, "text_encoder": 197},
     "sdxl": {"unet": 1680, "vae": 248, "text_encoder": 196, "text_encoder_2": 517},

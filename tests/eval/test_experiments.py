@@ -157,6 +157,14 @@ def test_rows_made_elsewhere_stand_under_their_own_heading(world, tmp_path, refu
     refused("", run, tmp_path, "--import", str(folder))
 
 
+def test_tables_are_exported(world, tmp_path):
+    run(tmp_path, "--run")
+    run(tmp_path, "--export", str(tmp_path / "out"))
+    csv, tex = ((tmp_path / "out" / f"text_editing.{suffix}").read_text() for suffix in ("csv", "tex"))
+    assert csv.splitlines()[1].startswith('spd+p2p,10,"24.5 [') and r"\begin{tabular}{lrr}" in tex and r"\\" in tex
+    assert (tmp_path / "out" / "claims.csv").read_text().count("\n") > 50
+
+
 def test_the_readmes_are_what_the_rows_say():
     assert not rendering.differing()
 

@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -11,6 +12,7 @@ from PIL import Image
 from common.runs import read_rows
 from common.tables import published_table
 from image_inpaint import eval as script
+from image_inpaint.data.benchmark import Item, Subject
 from image_inpaint.options import parse_train
 from image_inpaint.reproduction.methods import FIGURES, METHODS, REFERENCES, TABLES, Painter
 from tests.refusing import refuses
@@ -141,6 +143,18 @@ def test_weights_are_told_apart_by_all_of_their_networks(tmp_path):
             (tmp_path / part / "model.safetensors").write_bytes(content)
             before.append(script.weights_of(str(tmp_path)))
     assert len(set(before)) == 4 and script.weights_of("owner/model") is None and script.weights_of("picturebook")
+
+
+def test_a_subject_of_your_own_has_one_caption_whichever_item_comes_first(tmp_path, monkeypatch):
+    captioner = SimpleNamespace(caption=lambda picture: f"a thing of {picture.width} pixels")
+    monkeypatch.setattr("image_inpaint.reproduction.baselines.Captioner", lambda *any: captioner)
+    crops = tuple(Image.new("RGB", (side, 9)) for side in (5, 6, 7))
+    subject = Subject("chair", "chair", tmp_path, crops)
+    items = [Item(f"chair/{k}", "chair", "as photographed", crops[0], None, crops[k]) for k in range(3)]
+    painter = Painter(settings(tmp_path))
+    assert {painter.caption(item, subject) for item in (items[2], items[0])} == {"a thing of 5 pixels"}
+    known = Item("chair/x", "chair", "light", crops[0], None, crops[0], caption="a red chair")
+    assert painter.caption(known, subject) == "a red chair"
 
 
 def test_published_numbers_name_methods_that_exist_and_the_swap():

@@ -84,6 +84,7 @@ def test_reading_pictures_and_arrays_in_both_polarities(tmp_path):
         assert torch.allclose(found[0, 0], expected, atol=1e-7)
         assert torch.allclose(em.read(tmp_path / name, white="edit"), 1 - found)
     assert (em.read(tmp_path / "a.png") == 0).sum() == (grey == 0).sum()  # black stays exactly black
+    refuses("'keep' or 'edit'", em.polarity, torch.zeros(1, 1, 2, 2), "change")
 
 
 def test_a_mask_grows_ramps_and_blurs():

@@ -165,3 +165,13 @@ def test_a_perfect_guess_costs_its_check_only():
     plain = INVERSIONS["ddim"](pipe, toy_schedule(4), LATENTS, toy_cond(TOLD))
     assert inversion.cost["backward"] == 0 and inversion.cost["forward"] == 3 * (1 + 4)
     torch.testing.assert_close(inversion.trajectory, plain.trajectory, rtol=0, atol=1e-9)
+
+
+def test_descent_ends_where_plain_iteration_runs_away():
+    """Eigenvalues -3 and 0.9: |x - f(x)|^2 is convex all the same."""
+    matrix = torch.diag(torch.tensor([-3.0, 0.9, 0.0, 0.5], dtype=torch.float64))
+    f = lambda x, images: torch.einsum("oc,bchw->bohw", matrix, x) + 1  # noqa: E731
+    x, spent = solvers.descend(f, LATENTS, 300, 1e-20, network_dtype=torch.float64)
+    exact = 1 / (1 - matrix.diagonal())
+    torch.testing.assert_close(x, exact.reshape(1, 4, 1, 1).expand_as(x), rtol=0, atol=1e-8)
+    assert max(spent) < 300

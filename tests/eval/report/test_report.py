@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eval.report import pictures
-from eval.report.measures import best_method, find, keys, measure
+from eval.report import boards, pictures, plots
+from eval.report.measures import Interval, best_method, find, keys, measure
 from eval.report.report import write_page
 from eval.tracks.track import Run
 from tests.eval.conftest import METHODS, make_row, pairs
@@ -112,6 +112,15 @@ def test_reference_rows_stand_apart_and_win_nothing(page, track):
     assert "SPDInv + P2P" in part and "DDIM + P2P" not in part and 'class="star"' not in html
 
 
+def test_no_other_method_stands_in_for_the_papers_own(page, track):
+    run = track.runs[0]
+    assert 'own"' in page(track)[0] and boards.papers_own(track, run) == "spd+p2p"
+    for stranger in ("", "none that ran"):
+        html, seen = page(replace(track, own=stranger))
+        assert boards.papers_own(replace(track, own=stranger), run) is None and ' own"' not in html
+        assert boards.breakdown(replace(track, own=stranger), run)["methods"] == list(track.methods.values())
+
+
 def test_rows_of_different_items_have_no_best_value(page, track):
     run = track.runs[0]
     fewer = [row for row in run.rows if (row["method"], row["item"]) != ("spd+p2p", "item0")]
@@ -185,6 +194,16 @@ def test_pictures_are_whole_while_they_fit_and_reduced_together_when_not(tmp_pat
     assert [size for _, *size in found.values()] == [[512, 512]] * 3
     small = pictures.encode_all(paths, sum(len(uri) for uri, *_ in found.values()) // 3)
     assert {tuple(size) for _, *size in small.values()} == {(256, 256)}
+
+
+def test_a_front_shows_every_point_with_its_intervals():
+    points = [plots.Point("<a>", Interval(20, 18, 22, 9), Interval(1, 0.5, 1.5, 9), "f0"),
+              plots.Point("b", Interval(30, math.nan, math.nan, 1), Interval(2, 1, 3, 9), "f1 own")]  # fmt: skip
+    drawn = plots.front(points, ("x", "y"), {"a knob": points})
+    assert drawn.count("<circle") == 2 and drawn.count('class="whisker') == 3 and drawn.count("<polyline") == 1
+    assert "&lt;a&gt;" in drawn and "nan" not in drawn
+    axis = plots.axis([18, 30], 0, 100)
+    assert axis.low <= 18 and axis.high >= 30 and axis.at(axis.high) == 100 and axis.ticks()[-1] == axis.high
 
 
 def test_every_committed_score_has_a_name_for_readers():

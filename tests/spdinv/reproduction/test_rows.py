@@ -55,6 +55,14 @@ def test_titles_order_and_only_the_papers_own_rows_have_its_extras():
         assert all(method.extras[switch] == released.get(switch, False) for switch in rows.SWITCHES), name
 
 
+def test_a_row_keeps_its_setting_when_the_flags_have_another():
+    args = parse("--table", "3", "--spd_rounds", "10")
+    by_label = {row.label[0]: row for row in rows.table_rows(args, "inversion_only")}
+    assert by_label["K = 25"].name == "spd+p2p@spd_rounds=25" and by_label["Default"].name == "spd+p2p"
+    assert by_label["K = 25"].method.inversion_options["rounds"] == 25
+    assert by_label["delta = 5e-5"].method.inversion_options["rounds"] == 10
+
+
 def test_factorial_is_every_combination_once():
     cells = rows.factorial(parse())
     assert set(cells) == set(product((False, True), repeat=5))
