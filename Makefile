@@ -30,7 +30,7 @@ kills: .venv/.installed
 	$(PYTHON) -m tests.kills --times 10
 
 mutations: .venv/.installed
-	$(PYTHON) -m tests.mutations
+	$(PYTHON) -m tests.test_mutations
 
 .venv/.installed: requirements.txt constraints.txt pyproject.toml
 	@for python in python3.13 python3.12 python3.11 python3; do \

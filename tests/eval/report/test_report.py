@@ -209,7 +209,6 @@ def test_a_front_shows_every_point_with_its_intervals():
 def test_every_committed_score_has_a_name_for_readers():
     from common.runs import read_rows
     from eval.freshness import RESULTS
-    from eval.report.measures import keys
 
     for path in RESULTS.glob("*.jsonl"):
         unnamed = [key for key in keys(read_rows(path)) if not measure(key).definition]
