@@ -9,6 +9,7 @@ import torch
 from eval.bench import __main__ as bench
 from eval.bench import shifts
 from eval.bench.inversions import SOLVERS
+from eval.bench.profile import explain
 from svdiff.basis import Basis, as_matrix, find_bases, tunable
 from svdiff.spectral import attach
 from svdiff.subsets import stable_diffusion_unet
@@ -74,3 +75,11 @@ def test_weights_in_activation_space_take_at_most_a_third_more():
             bases[path] = Basis(*(torch.empty(shape, device="meta") for shape in ((m, r), (r,), (r, n))))
     attach(unet, list(tunable(unet)), bases)
     assert shifts.weight_bytes(unet) / base == pytest.approx(1.26, abs=0.01)
+
+
+def test_products_and_sums_are_told_apart_and_multiplications_counted():
+    one, other = torch.randn(2, 300, 300)
+    found = explain("once", {"once": lambda number: one @ other, "twice": lambda number: (one @ other) @ other,
+                             "sums": lambda number: [torch.add(one, other) for _ in range(20)]})  # fmt: skip
+    assert found["once"]["products"] > 0.5 and found["twice"]["multiplications"] == 2
+    assert found["sums"]["sums and copies"] > 10 * found["sums"]["products"] and not found["sums"]["multiplications"]
