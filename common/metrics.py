@@ -1,9 +1,8 @@
 """Scores of edited and generated pictures, each under one name that says how it was measured.
 
-Two kinds of functions. Those on pictures (float32 [B, 3, H, W] in [0, 1]) return plain tensors, so that a reader can
-see the formula. `pie_scores` and `frechet_distance` attach the names: a `Score` carries its encoder, protocol and
-number of items, and its key, such as "lpips/pie_official" or "CLIP-T (picturebook)", is what result rows store.
-PIE-Bench has two protocols:
+Functions on pictures (float32 [B, 3, H, W] in [0, 1]) return plain tensors, so that a reader can see the formula.
+Result rows store scores under their `score_key`, such as "lpips/pie_official" or "CLIP-T (picturebook)". PIE-Bench has
+two protocols:
 
 pie_official   the published scorer with all its quirks (PnP Inversion, ICLR 2024, evaluation code), for comparison with
                published tables. Scores of "the unedited part" multiply both pictures by 1 - mask and average over the
@@ -19,7 +18,6 @@ Both give NaN where the region they speak of is empty.
 import math
 import re
 import warnings
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -43,22 +41,11 @@ PIE_SCORES = {
 }
 
 
-@dataclass(frozen=True)
-class Score:
-    """One number and how it was measured; `n` counts the items behind it (for FID: pictures of the smaller set)."""
-
-    name: str
-    value: float
-    encoder: str = ""  # label of the network that looked; "" for arithmetic on pixels
-    protocol: str = ""
-    n: int = 1
-
-    @property
-    def key(self) -> str:
-        """The name in result rows and tables: name[/protocol][ (encoder)], without the encoder that is prescribed."""
-        protocol = f"/{self.protocol}" if self.protocol else ""
-        shown = self.encoder != prescribed_encoder(self.name, self.protocol)
-        return self.name + protocol + (f" ({self.encoder})" if shown else "")
+def score_key(name: str, encoder: str = "", protocol: str = "") -> str:
+    """The name in result rows and tables: name[/protocol][ (encoder)], without the encoder that is prescribed. encoder:
+    label of the network that looked; "" for arithmetic on pixels."""
+    shown = f" ({encoder})" if encoder != prescribed_encoder(name, protocol) else ""
+    return f"{name}/{protocol}{shown}" if protocol else name + shown
 
 
 def prescribed_encoder(name: str, protocol: str) -> str:
@@ -68,7 +55,7 @@ def prescribed_encoder(name: str, protocol: str) -> str:
 
 
 def parse_key(key: str) -> dict[str, str]:
-    """The inverse of Score.key: "lpips/pie_official (picturebook)" -> its name, protocol and encoder."""
+    """The inverse of score_key: "lpips/pie_official (picturebook)" -> its name, protocol and encoder."""
     parts = re.fullmatch(r"(?P<name>.+?)(/(?P<protocol>\w+))?( \((?P<encoder>.+)\))?", key).groupdict(default="")
     return parts | {"encoder": parts["encoder"] or prescribed_encoder(parts["name"], parts["protocol"])}
 
@@ -134,9 +121,9 @@ def lpips_distance(a: Tensor, b: Tensor, lpips: Lpips, weight: Tensor | None = N
 
 
 def truth_scores(truth: Tensor, edited: Tensor, lpips: Lpips) -> dict[str, float]:
-    """Nearness of an edit to the true picture, [1, 3, H, W] in [0, 1] both, by Score.key."""
-    distance = Score("lpips_truth", lpips_distance(truth, edited, lpips).item(), lpips.label)
-    return {"psnr_truth": psnr(truth, edited).item(), distance.key: distance.value}
+    """Nearness of an edit to the true picture, [1, 3, H, W] in [0, 1] both, by score_key."""
+    distance = lpips_distance(truth, edited, lpips).item()
+    return {"psnr_truth": psnr(truth, edited).item(), score_key("lpips_truth", lpips.label): distance}
 
 
 def clip_image_similarity(pictures: Tensor, references: Tensor, clip: Clip) -> Tensor:
@@ -172,7 +159,7 @@ def structure_distance(a: Tensor, b: Tensor, dino: Dino, pixel_range: float = 1.
     return ((self_similarity(a) - self_similarity(b)) ** 2).mean((1, 2))
 
 
-def frechet_distance(features_a: Tensor, features_b: Tensor, encoder: str = "") -> Score:
+def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
     """Frechet distance of the Gaussians fitted to two sets of features [n, d] (Heusel et al., NeurIPS 2017, Eq. 6).
 
     |mu_a - mu_b|^2 + tr(S_a) + tr(S_b) - 2 tr((S_a S_b)^(1/2)). With centred features A, S_a = A^T A, the eigenvalues
@@ -198,7 +185,7 @@ def frechet_distance(features_a: Tensor, features_b: Tensor, encoder: str = "") 
 
     (mean_a, a), (mean_b, b) = gaussian(features_a), gaussian(features_b)
     distance = ((mean_a - mean_b) ** 2).sum() + (a**2).sum() + (b**2).sum() - 2 * torch.linalg.svdvals(a @ b.T).sum()
-    return Score("FID", max(distance.item(), 0.0), encoder, n=n)
+    return max(distance.item(), 0.0)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -206,15 +193,10 @@ def frechet_distance(features_a: Tensor, features_b: Tensor, encoder: str = "") 
 
 
 def pie_scores(
-    source: Tensor,
-    edited: Tensor,
-    mask: Tensor,
-    source_prompt: str,
-    target_prompt: str,
-    encoders: Encoders,
+    source: Tensor, edited: Tensor, mask: Tensor, source_prompt: str, target_prompt: str, encoders: Encoders,
     protocol: str = "pie_official",
-) -> dict[str, float]:
-    """All PIE-Bench scores of one edit, by Score.key, e.g. {"psnr/pie_official": 31.2, …}.
+) -> dict[str, float]:  # fmt: skip
+    """All PIE-Bench scores of one edit, by score_key, e.g. {"psnr/pie_official": 31.2, …}.
 
     source, edited: [1, 3, H, W] in [0, 1], as read back from 8-bit files. mask: [H, W] or [1, 1, H, W] of 0 and 1,
     1 where the edit may change something; common.data has already set its border as the published scorer does.
@@ -236,19 +218,15 @@ def pie_scores(
     else:
         a, b, weight = source, source * mask + edited * kept, kept
         structure = structure_distance(source, edited, encoders.dino)
-    unedited = {
-        "psnr": psnr(a, b, weight),
-        "lpips": lpips_distance(a, b, encoders.lpips, weight),
-        "mse": mse(a, b, weight),
-        "ssim": ssim(a, b, weight),
-    }
+    unedited = {"psnr": psnr(a, b, weight), "lpips": lpips_distance(a, b, encoders.lpips, weight),
+                "mse": mse(a, b, weight), "ssim": ssim(a, b, weight)}  # fmt: skip
     values = {name: value.item() if kept.any() else math.nan for name, value in unedited.items()}
     values["structure"] = structure.item()
     values["clip_source"] = _clip_score(source, source_prompt, encoders.clip)
     values["clip_whole"] = _clip_score(edited, target_prompt, encoders.clip)
     values["clip_edited"] = _clip_score(edited * mask, target_prompt, encoders.clip) if mask.any() else math.nan
     labels = {name: getattr(encoders, kind).label if kind else "" for name, (kind, _) in PIE_SCORES.items()}
-    return {Score(name, values[name], labels[name], protocol).key: values[name] for name in PIE_SCORES}
+    return {score_key(name, labels[name], protocol): values[name] for name in PIE_SCORES}
 
 
 def _clip_score(picture: Tensor, prompt: str, clip: Clip) -> float:

@@ -19,7 +19,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -222,20 +222,6 @@ def remove_stale(folder: Path, stale: Iterable[Path]) -> None:
 def digest_of(told: Any) -> str:
     """Twelve digits of what JSON makes of a thing, such as a training's identity ("training" in config.json)."""
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:12]
-
-
-def check_replaced(output_dir: str | Path, who: Mapping[str, Any], results: Iterable[str] = ()) -> None:
-    """Raises InputError if a folder holds config.json or `results` of another training than that of identity `who`."""
-    folder = Path(output_dir)
-    there = [name for name in ("config.json", *results) if (folder / name).exists()]
-    if not there:
-        return
-    before = read_object(folder / "config.json") if "config.json" in there else {}
-    if before.get("training") != digest_of(who):
-        changed = (name for name in who if name in before and before[name] != who[name] != resolved(before[name]))
-        other = next(changed, "training pictures")
-        raise InputError(f"{folder} holds {there[-1]} of another run (other {other}), which this training would "
-                         "replace; take another --output_dir, or remove it")  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------------ checkpoints

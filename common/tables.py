@@ -95,7 +95,7 @@ def score_table(summaries: dict[str, Summary], counted: str = "items") -> str:
 
 
 def find_key(keys: Iterable[str], *names: str) -> str | None:
-    """The first of the keys (common.metrics.Score.key) that has one of these names, which do without the encoder:
+    """The first of the keys (common.metrics.score_key) that has one of these names, which do without the encoder:
     "clip_whole/pie_official" finds "clip_whole/pie_official (picturebook)"."""
     return next((key for key in keys if key.partition(" (")[0] in names), None)
 

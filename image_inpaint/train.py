@@ -70,18 +70,18 @@ def make_examples(args: argparse.Namespace, accelerator):
 
 def train(args: argparse.Namespace) -> dict:
     """Trains, and writes weights, checkpoints, config.json, metrics.json and grid.png. Returns the metrics."""
-    from common import training, training_run
+    from common import training_run
     from common.images import save_png
     from common.pipelines import chosen_resolution
     from image_inpaint.objective import loss
     from image_inpaint.samples import sheet
 
-    accelerator = training.make_accelerator(args, "image_inpaint")
+    accelerator = training_run.make_accelerator(args, "image_inpaint")
     examples, shown = make_examples(args, accelerator)
     pipe = load_model(args, str(accelerator.device))
-    resolution, base = chosen_resolution(pipe, args.resolution), training.fingerprint(pipe.unet.state_dict())
+    resolution, base = chosen_resolution(pipe, args.resolution), training_run.fingerprint(pipe.unet.state_dict())
     args.max_train_steps = options.training_steps(args, examples.count, accelerator.num_processes)
-    who = training.identity(args, examples.paths, examples=examples.about, model=base)
+    who = training_run.identity(args, examples.paths, examples=examples.about, model=base)
     run = training_run.begin(accelerator, args, make_trainable(pipe, args), who)
     if args.gradient_checkpointing:
         pipe.unet.enable_gradient_checkpointing()

@@ -36,20 +36,20 @@ def train(args: argparse.Namespace, space_of=None) -> None:
     from lipschitz_personalize.parameter_spaces import WEIGHTS
 
     output = Path(args.output_dir)
-    accelerator = training.make_accelerator(args, "lipschitz_personalize")
+    accelerator = training_run.make_accelerator(args, "lipschitz_personalize")
     torch.manual_seed(args.seed)  # the first values of LoRA's factors
     paths = options.subject_pictures(args)
     pipe = load(args, accelerator.device)
     args.resolution = chosen_resolution(pipe, args.resolution)
     training.load_pictures(paths, args.resolution)  # a damaged one is told of before class pictures are drawn
-    base = training.fingerprint(network(pipe).state_dict())
+    base = training_run.fingerprint(network(pipe).state_dict())
     class_seconds = batches.ensure_class_pictures(pipe, args, accelerator)
     space = (space_of or prepare)(pipe, args)
     given = batches.sources(pipe, args, paths, space.trains_text)
     regularizer, looks = penalty(pipe, args, space), []  # Alg. 1: theta^base is kept
     if args.gradient_checkpointing:
         network(pipe).enable_gradient_checkpointing()
-    who = training.identity(args, [path for source in given for path in source.paths], base=base)
+    who = training_run.identity(args, [path for source in given for path in source.paths], base=base)
     how = optimizer_of(args, space, regularizer)
     run = training_run.begin(accelerator, args, space.parameters, who, results=WEIGHTS, **how)
 
@@ -77,7 +77,7 @@ def train(args: argparse.Namespace, space_of=None) -> None:
                 save_png(output / "validation" / f"{step + 1:06d}.png", picture)
     accelerator.end_training()
     if accelerator.is_main_process:
-        training.check_finite(space.parameters)
+        training_run.check_finite(space.parameters)
         space.save(output)
         write_config(output, args, base_weights=base, training=run.digest)
         save_png(output / "grid.png", draw_grid(pipe, args, paths))

@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> None:
     concepts = options.concepts_of(args)
     if show_config(args, concepts=[vars(concept) for concept in concepts]):
         return
-    from common import training, training_run
+    from common import training_run
     from common.pipelines import chosen_resolution, load_pipeline
     from svdiff.basis import Bases
     from svdiff.objective import loss
@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> None:
     from svdiff.spaces import RESULTS, SPACES
     from svdiff.unmix import mixed_places, unmix_loss
 
-    accelerator = training.make_accelerator(args, "svdiff")
+    accelerator = training_run.make_accelerator(args, "svdiff")
     pipe = load_pipeline(args.pretrained_model_name_or_path, accelerator.device)
     resolution, bases = chosen_resolution(pipe, args.resolution), Bases(pipe, args.basis_dir)
     source, pictures = read_source(args, pipe, concepts, resolution, accelerator, bases.base("unet"))
@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> None:
     keepers = prepare(pipe, args, concepts, tuned)
     encoder = Encoder(pipe, resolution, frozen=not args.train_text_encoder)
     prompts = [[concept.instance_prompt, concept.class_prompt] for concept in concepts]
-    who = training.identity(args, pictures, base=tuned.base, prompts=prompts)
+    who = training_run.identity(args, pictures, base=tuned.base, prompts=prompts)
     run = training_run.begin(accelerator, args, tuned.weights, who, tuned.groups, RESULTS)
     if accelerator.is_main_process:
         print(f"{tuned.count:,} numbers are trained, {args.max_train_steps} steps, resolution {resolution}")
@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> None:
 
     seconds = run.seconds()
     accelerator.wait_for_everyone()
-    training.check_finite(tuned.weights)
+    training_run.check_finite(tuned.weights)
     if accelerator.is_main_process:
         finish(args, concepts, tuned, run, seconds)
         with accelerator.autocast():

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from common.encoders import DREAMBOOTH_ENCODERS, Encoders, load_encoders
 from common.images import to_tensor
-from common.metrics import Score, clip_image_similarity, dino_similarity, frechet_distance, lpips_distance, psnr
+from common.metrics import clip_image_similarity, dino_similarity, frechet_distance, lpips_distance, psnr, score_key
 from image_inpaint.data.benchmark import CONDITIONS, Item, Subject
 from image_inpaint.masks import box_of
 
@@ -58,30 +58,29 @@ def anchors(subject: Subject, items: Sequence[Item], eyes: Encoders) -> tuple[fl
 def item_scores(
     item: Item, subject: Subject, made: Image.Image, eyes: Encoders, scale: tuple[float, float] | None = None
 ) -> dict[str, float]:
-    """All scores of one picture, by Score.key. scale: anchors of the subject."""
+    """All scores of one picture, by score_key. scale: anchors of the subject."""
     region, references = squares([made.crop(box_of(item.fill))]), squares(subject.crops)
     source, picture, fill = to_tensor(item.source), to_tensor(made), item.fill[None, None]
     like = likeness(item, subject, made, eyes)
     clip = clip_image_similarity(region, references, eyes.clip).mean().item()
     found = {
-        Score("DINO", 0, eyes.dino.label, "region").key: like,
-        Score("CLIP-I", 0, eyes.clip.label, "region").key: clip,
+        score_key("DINO", eyes.dino.label, "region"): like,
+        score_key("CLIP-I", eyes.clip.label, "region"): clip,
         "psnr_kept": psnr(source, picture, 1 - fill).item(),
         "rim": 255 * (step_across(picture, fill) - step_across(source, fill)),
     }  # fmt: skip
     if scale is not None:
-        found[Score("likeness", 0, eyes.dino.label).key] = (like - scale[0]) / (scale[1] - scale[0])
+        found[score_key("likeness", eyes.dino.label)] = (like - scale[0]) / (scale[1] - scale[0])
     if item.condition != CONDITIONS[0]:
-        found[Score("DINO", 0, eyes.dino.label, "unseen").key] = like
+        found[score_key("DINO", eyes.dino.label, "unseen")] = like
     if item.truth is not None:
         truth, thing = to_tensor(item.truth), item.region[None, None].float()
         found["psnr_thing"] = psnr(truth, picture, thing).item()
-        key = Score("lpips_thing", 0, eyes.lpips.label).key
-        found[key] = lpips_distance(truth, picture, eyes.lpips, thing).item()
+        found[score_key("lpips_thing", eyes.lpips.label)] = lpips_distance(truth, picture, eyes.lpips, thing).item()
         found["filled"] = thing_share(picture, truth, source, thing, fill)
         found["filled_excess"] = found["filled"] - thing_share(truth, truth, source, thing, fill)
     if eyes.classifier is not None and item.kind is not None:
-        found[Score("thing_seen", 0, "picturebook").key] = float(thing_seen(item, picture, eyes.classifier))
+        found[score_key("thing_seen", "picturebook")] = float(thing_seen(item, picture, eyes.classifier))
     return found
 
 
@@ -139,8 +138,7 @@ def set_scores(real: Sequence[Image.Image], made: Sequence[Image.Image], eyes: E
     features = [torch.cat([eyes.features.embed(to_tensor(picture)) for picture in one]) for one in (real, made)]
     if min(len(real), len(made)) < 2:
         return {}
-    fid = frechet_distance(*features, eyes.features.label)
-    kid = Score("KID", kernel_distance(*features), eyes.features.label)
+    found = {"FID": frechet_distance(*features), "KID": kernel_distance(*features)}
     counts = {"n": len(made), "n_real": len(real)}
-    return {score.key: {"mean": score.value, "low": score.value, "high": score.value, **counts}
-            for score in (fid, kid)}  # fmt: skip
+    return {score_key(name, eyes.features.label): {**dict.fromkeys(("mean", "low", "high"), value), **counts}
+            for name, value in found.items()}  # fmt: skip

@@ -144,8 +144,8 @@ def sample_drift(ours: Tensor, base: Tensor, dino=None, **embedders) -> dict[str
         a, b = (F.normalize(dino.embed(pictures), dim=-1) for pictures in (ours, base))
         found[f"drift_score ({dino.label})"] = (1 - (a * b).sum(-1).mean().item()) / 2
     for name, embedder in embedders.items():
-        score = frechet_distance(embedder.embed(ours), embedder.embed(base), embedder.label)
-        found[f"frechet_{name} ({embedder.label})"] = score.value
+        distance = frechet_distance(embedder.embed(ours), embedder.embed(base))
+        found[f"frechet_{name} ({embedder.label})"] = distance
     return found
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from common.data import fill_prompt
 from common.encoders import DREAMBOOTH_ENCODERS, Clip, Dino, load_clip, load_dino
 from common.flags import PICTUREBOOK
-from common.metrics import Score, clip_image_similarity, clip_text_similarity, dino_similarity
+from common.metrics import clip_image_similarity, clip_text_similarity, dino_similarity, score_key
 from common.runs import InputError
 
 
@@ -56,7 +56,7 @@ def fidelity(pictures: Tensor, references: Sequence[Tensor], clip, dino, protoco
     found = {}
     for name, similarity, eye in (("DINO", dino_similarity, dino), ("CLIP-I", clip_image_similarity, clip)):
         means = [similarity(pictures, reference, eye).mean().item() for reference in references]
-        found[Score(name, 0, eye.label, protocol).key] = sum(means) / len(means)
+        found[score_key(name, eye.label, protocol)] = sum(means) / len(means)
     return found
 
 
@@ -66,4 +66,4 @@ def adherence(pictures: Tensor, templates: list[str], class_name: str, clip, pro
     prompts = [fill_prompt(template, "", class_name) for template in templates]
     similarity = clip_text_similarity(pictures.flatten(0, 1), prompts, clip).unflatten(0, pictures.shape[:2])
     means = [similarity[place, :, place].mean().item() for place in range(len(prompts))]
-    return {Score("CLIP-T", 0, clip.label, protocol).key: sum(means) / len(means)}
+    return {score_key("CLIP-T", clip.label, protocol): sum(means) / len(means)}

@@ -15,7 +15,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from common.encoders import Clip
-from common.metrics import Score, lpips_distance, mse, psnr, truth_scores
+from common.metrics import lpips_distance, mse, psnr, score_key, truth_scores
 from pixels.edit_map import binarize
 
 LEAST_CHANGE = 1e-3  # mean square, of pixels that source and truth differ in
@@ -26,7 +26,7 @@ SQUARE = 224  # crops are squashed to this before CLIP, whose own processor woul
 def edit_scores(
     source: Tensor, exemplars: list[Tensor], edited: Tensor, edit_map: Tensor, encoders, truth: Tensor | None = None
 ) -> dict[str, float]:
-    """All scores of one edit, by Score.key; NaN where the region they speak of is empty.
+    """All scores of one edit, by score_key; NaN where the region they speak of is empty.
 
     Pictures [1, 3, H, W] in [0, 1], as read back from 8-bit files; edit_map [1, 1, H', W'], white = keep, the least of
     all maps. Likeness is to the nearest exemplar. truth: the true composite, where there is one.
@@ -38,8 +38,7 @@ def edit_scores(
         **clip_likeness(exemplars, edited, full, encoders.clip),
         "psnr_kept": psnr(source, edited, white).item(),
         "mse_kept": mse(source, edited, white).item(),
-        Score("lpips_kept", 0, encoders.lpips.label).key:
-            lpips_distance(source, compared, encoders.lpips, white).item(),
+        score_key("lpips_kept", encoders.lpips.label): lpips_distance(source, compared, encoders.lpips, white).item(),
         "mse_grey": mse(source, edited, grey).item(),  # how much the released zone left the source
         "contrast": contrast(edited, exemplars, full),
         "seam": seam(edited, [source, *exemplars], full),
@@ -78,7 +77,7 @@ def clip_likeness(exemplars: list[Tensor], edited: Tensor, edit_map: Tensor, cli
             return math.nan
         return max((region @ clip.embed(squashed(exemplar, place)).T).item() for exemplar in exemplars)
 
-    return {Score("CLIP-I", 0, clip.label, protocol).key: likeness(place)
+    return {score_key("CLIP-I", clip.label, protocol): likeness(place)
             for protocol, place in (("same_box", box), ("whole_exemplar", whole))}  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from common.encoders import DREAMBOOTH_ENCODERS, Encoders, load_encoders
 from common.images import load_image, to_tensor
-from common.metrics import frechet_distance
+from common.metrics import frechet_distance, score_key
 from common.runs import measure
 from pixels import backbones, edit_map, frames, options
 from pixels.reproduction.baselines import METHODS, TRUE
@@ -145,6 +145,7 @@ def frechet_distances(bench: Bench, pairs: list[Pair], methods: list[str]) -> di
         for method in methods if len(pairs) > 1 else ():
             files = [bench.output / "pictures" / pair.id / f"{method}.png" for pair in pairs]
             features = torch.cat([embedder.embed(to_tensor(load_image(file))) for file in files])
-            score = frechet_distance(of_sources(load_image(files[0]).size[::-1]), features, embedder.label)
-            result[method][score.key] = {"mean": score.value, "low": score.value, "high": score.value, "n": score.n}
+            value = frechet_distance(of_sources(load_image(files[0]).size[::-1]), features)
+            told = {"mean": value, "low": value, "high": value, "n": len(pairs)}
+            result[method][score_key("FID", embedder.label)] = told
     return result

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from common.data import EDIT_TYPES, EditItem, read_pie_bench
 from common.images import center_crop_resize, load_image, to_tensor
-from common.metrics import Score, clip_text_similarity, psnr
+from common.metrics import clip_text_similarity, psnr, score_key
 from common.runs import InputError
 from svdiff import editing
 from svdiff.reproduction.study import SPACES, Maker, Method, Panel, Scorer, Study
@@ -35,7 +35,7 @@ def scores(study: Study, folder: Path, item: EditItem, source) -> Scorer:
     def score(picture) -> dict[str, float]:
         clip = study.encoders.clip
         told = clip_text_similarity(picture.to(study.pipe.device), [item.target_prompt], clip).item()
-        found = {Score("CLIP-T", told, clip.label).key: told}
+        found = {score_key("CLIP-T", clip.label): told}
         if mask.shape[-2:] == picture.shape[-2:]:
             found["psnr_kept"] = psnr(source, picture, 1 - mask).item()
         if "edit" in item.extras and picture.shape[-1] == 64:

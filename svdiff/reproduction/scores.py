@@ -12,7 +12,7 @@ from torch import Tensor
 
 from common.data import Subject
 from common.images import center_crop_resize, load_image, to_tensor
-from common.metrics import Score, clip_image_similarity, clip_text_similarity, dino_similarity, lpips_distance
+from common.metrics import clip_image_similarity, clip_text_similarity, dino_similarity, lpips_distance, score_key
 from common.pipelines import is_picturebook
 from common.runs import read_json
 from svdiff.reproduction.study import Scorer, Study
@@ -32,13 +32,13 @@ def likeness(study: Study, subject: Subject, prompt: str) -> Scorer:
     def score(picture: Tensor) -> dict[str, float]:
         one = picture.to(device)
         alike = 1 - lpips_distance(one.expand_as(own), own, eyes.lpips).mean().item()
-        found = [
-            Score("image_alignment", alike, eyes.lpips.label),
-            Score("CLIP-T", clip_text_similarity(one, [prompt], eyes.clip).item(), eyes.clip.label),
-            Score("DINO", dino_similarity(one, own, eyes.dino).mean().item(), eyes.dino.label),
-            Score("CLIP-I", clip_image_similarity(one, own, eyes.clip).mean().item(), eyes.clip.label),
-        ]
-        return {one.key: one.value for one in found} | seen_in(study, [subject], picture)
+        return {
+            score_key("image_alignment", eyes.lpips.label): alike,
+            score_key("CLIP-T", eyes.clip.label): clip_text_similarity(one, [prompt], eyes.clip).item(),
+            score_key("DINO", eyes.dino.label): dino_similarity(one, own, eyes.dino).mean().item(),
+            score_key("CLIP-I", eyes.clip.label): clip_image_similarity(one, own, eyes.clip).mean().item(),
+            **seen_in(study, [subject], picture),
+        }
 
     return score
 

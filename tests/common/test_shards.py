@@ -6,7 +6,7 @@ import pytest
 
 from common import shards
 from common.files import append_row, read_rows
-from common.training import make_accelerator
+from common.training_run import make_accelerator
 from tests.refusing import refuses
 
 TRAINING = argparse.Namespace(report_to="none", device="cpu", mixed_precision="no", output_dir=None)

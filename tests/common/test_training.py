@@ -3,7 +3,6 @@
 import argparse
 import itertools
 import json
-import shutil
 import types
 
 import numpy as np
@@ -15,7 +14,7 @@ from PIL import Image
 
 from common import training, training_run
 from common.images import save_png, to_tensor
-from common.runs import InputError, make_parser
+from common.runs import make_parser
 from common.training_flags import add_subject_flags, add_training_flags, parse_training
 from tests.refusing import refuses
 from tests.small_data import random
@@ -140,74 +139,64 @@ def test_only_missing_class_pictures_are_drawn_and_always_the_same(tmp_path, mon
     assert len(drawn("own", 3)) == 2
 
 
-def train(args, steps, stop=None):
+def train(args, stop=None):
     """A linear model under AdamW with noise of its own per step; the same loop as in the scripts."""
     torch.manual_seed(5)
     model = torch.nn.Linear(3, 2)
     weights, groups = dict(model.named_parameters()), [{"params": [model.weight], "lr": 0.5}, {"params": [model.bias]}]
-    optimizer, schedule = training.make_optimizer(groups, args)
-    accelerator = training.make_accelerator(args, "test")
-    optimizer = accelerator.prepare(optimizer)
-    who = training.identity(args, base=training.fingerprint(weights))
-    losses: list[float] = []
-    start = training.resume_training(args, weights, optimizer, schedule, who, losses=losses)
-    assert len(losses) == start
-    for step in range(start, stop or steps):
-        x = torch.randn(4, 3, generator=training.step_generator(args.seed, step))
+    who = training_run.identity(args, base=training_run.fingerprint(weights))
+    run = training_run.begin(training_run.make_accelerator(args, "test"), args, weights, who, groups)
+    assert len(run.losses) == run.first
+    for step in range(run.first, stop or args.max_train_steps):
+        x = torch.randn(4, 3, generator=run.generator(step, 0))
         loss = model(x).square().sum()
-        accelerator.backward(loss)
-        losses.append(training.update(accelerator, optimizer, schedule, [loss], args.max_grad_norm, step))
-        if (step + 1) % 2 == 0:
-            training.save_training(args, step + 1, weights, optimizer, schedule, who, losses=losses)
-    return torch.cat([*(tensor.detach().reshape(-1) for tensor in weights.values()), torch.tensor(losses)])
+        run.backward(loss)
+        run.update([loss], step)
+        run.save(step + 1)
+    return torch.cat([*(tensor.detach().reshape(-1) for tensor in weights.values()), torch.tensor(run.losses)])
 
 
 def test_an_interrupted_run_ends_in_the_same_bytes(tmp_path):
-    schedule = ("--lr_scheduler", "cosine", "--lr_warmup_steps", "1", "--max_train_steps", "6")
-    whole = train(arguments(tmp_path / "whole", *schedule), 6)
-    train(arguments(tmp_path, *schedule, "--checkpoints_total_limit", "1"), 6, stop=5)  # killed after step 5
+    schedule = ("--lr_scheduler", "cosine", "--lr_warmup_steps", "1", "--max_train_steps", "6", "--checkpointing_steps")
+    whole = train(arguments(tmp_path / "whole", *schedule, "2"))
+    train(arguments(tmp_path, *schedule, "2", "--checkpoints_total_limit", "1"), stop=5)  # killed after step 5
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["checkpoint-4"]
     for wanted in ("latest", "checkpoint-4", str(tmp_path / "out" / "checkpoint-4")):
-        again = arguments(tmp_path, *schedule, "--resume_from_checkpoint", wanted, "--checkpointing_steps", "100")
-        assert torch.equal(train(again, 6, stop=6), whole)
-        shutil.rmtree(tmp_path / "out" / "checkpoint-6", ignore_errors=True)
+        again = arguments(tmp_path, *schedule, "100", "--resume_from_checkpoint", wanted)
+        assert torch.equal(train(again), whole)
     for first, seconds in ((40, 50.0), (0, 30.0), (100, 30.0)):  # 50: sixty steps of a hundred in thirty seconds
         run = training_run.Run(types.SimpleNamespace(max_train_steps=100), None, {}, None, None, {}, first=first)
         assert run.seconds(30.0) == seconds
     for flag, value in (("learning_rate", "3"), ("max_train_steps", "8")):
-        other = arguments(tmp_path, *schedule, "--resume_from_checkpoint", "latest", f"--{flag}", value)
-        refuses(f"another {flag}", train, other, 8)
-    refuses("checkpoint-4 of an earlier run", arguments, tmp_path, *schedule)
+        other = arguments(tmp_path, *schedule, "2", "--resume_from_checkpoint", "latest", f"--{flag}", value)
+        refuses(f"another {flag}", train, other)
+    refuses("checkpoint-4 of an earlier run", arguments, tmp_path, *schedule, "2")
 
 
 def test_an_update_accumulates_adds_clips_and_stops_at_what_is_not_finite(tmp_path):
-    args = arguments(tmp_path, "--device", "cpu")
-    accelerator = training.make_accelerator(args, "test")
+    args = arguments(tmp_path, *"--device cpu --gradient_accumulation_steps 2 --max_grad_norm 0.5".split())
     ours, plain = (torch.nn.Parameter(torch.tensor([1.0, -2.0])) for _ in range(2))
     frozen = torch.nn.Parameter(torch.ones(1))  # no gradient reaches it
-    optimizer, schedule = training.make_optimizer([ours, frozen], args)
-    optimizer = accelerator.prepare(optimizer)
+    run = training_run.begin(training_run.make_accelerator(args, "test"), args, {"a": ours, "b": frozen}, {})
     reference = torch.optim.AdamW([plain], 0.1, weight_decay=1e-2)
     for step in range(3):
         losses = [(factor * ours**2).sum() for factor in (1.0, 5.0)]
         for loss in losses:
-            accelerator.backward(loss / 2)
-        add = lambda: ours.grad.add_(ours.detach())  # noqa: E731
-        told = training.update(accelerator, optimizer, schedule, losses, 0.5, step, add)
+            run.backward(loss)
+        told = run.update(losses, step, lambda: ours.grad.add_(ours.detach()))
         assert told == pytest.approx(3 * float((plain**2).sum()))
         plain.grad = 7 * plain.detach()
         torch.nn.utils.clip_grad_norm_([plain], 0.5)
         reference.step()
         assert torch.allclose(ours, plain, atol=1e-6) and ours.grad is None
     before, finite = ours.detach().clone(), ours.sum()
-    accelerator.backward(finite)
-    losses = [ours.sum() * float("inf"), finite]
-    refuses("the loss is -?inf at step 3", training.update, accelerator, optimizer, schedule, losses, 1.0, 3)
+    run.backward(finite)
+    refuses("the loss is -?inf at step 3", run.update, [ours.sum() * float("inf"), finite], 3)
     assert torch.equal(ours, before)
 
 
 def test_gradients_and_losses_are_averaged_over_processes(tmp_path):
-    args = arguments(tmp_path)
+    args = arguments(tmp_path, "--max_grad_norm", "0")
     weight = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([weight], 1.0)
     other = iter([torch.tensor(4.0), torch.tensor([5.0])])  # what the other process has
@@ -217,8 +206,8 @@ def test_gradients_and_losses_are_averaged_over_processes(tmp_path):
     )  # fmt: skip
     loss = (weight + 2).sum()
     loss.backward()
-    _, schedule = training.make_optimizer([weight], args)
-    assert training.update(accelerator, optimizer, schedule, [loss], 0.0, 0) == 3.0
+    _, schedule = training_run.make_optimizer([weight], args)
+    assert training_run.Run(args, accelerator, {}, optimizer, schedule, {}).update([loss], 0) == 3.0
     assert weight.item() == -3.0
 
 
@@ -231,18 +220,16 @@ def test_a_training_goes_on_with_the_same_pictures_wherever_they_lie(tmp_path, m
         save_png(path, Image.new("RGB", (4, 4), (number, 0, 0)))
 
     def resume(*paths, folder=None, model="model"):
-        args = arguments(tmp_path, "--resume_from_checkpoint", "latest")
+        args = arguments(tmp_path, "--resume_from_checkpoint", "latest", "--checkpointing_steps", "1")
         args.instance_data_dir, args.pretrained_model_name_or_path = folder, model
-        optimizer, schedule = training.make_optimizer(weights.values(), args)
-        who = training.identity(args, paths, base="x")
-        if training.latest_checkpoint(args.output_dir) is None:
-            training.save_training(args, 1, weights, optimizer, schedule, who)
-        return training.resume_training(args, weights, optimizer, schedule, who)
+        who = training_run.identity(args, paths, base="x")
+        return training_run.begin(training_run.make_accelerator(args, "test"), args, weights, who)
 
-    resume(one / "a.png", one / "b.png", folder="one")
+    resume(one / "a.png", one / "b.png", folder="one").save(1)
     one.rename(two)
     a, b = two / "a.png", (two / "b.png").rename(two / "c.png")
-    assert resume(a, b, folder="./two/", model="./model/") == resume(a, b, folder="./two/", model=str(model)) == 1
+    for spelt in ("./model/", str(model)):
+        assert resume(a, b, folder="./two/", model=spelt).first == 1
     for paths, said in (((a,), "b.png is gone"), ((b, a), "order"), ((a, b, tmp_path / "new.png"), "new.png")):
         refuses(f"other pictures: .*{said}", resume, *paths)
     save_png(a, Image.new("RGB", (4, 4), (7, 7, 7)))
@@ -250,29 +237,30 @@ def test_a_training_goes_on_with_the_same_pictures_wherever_they_lie(tmp_path, m
 
 
 def test_what_has_diverged_is_not_saved_and_another_run_does_not_resume(tmp_path, monkeypatch):
-    args = arguments(tmp_path)
-    with pytest.raises(InputError, match="b has diverged"):
-        weights = {"a": torch.ones(2), "b": torch.tensor([1.0, float("inf")])}
-        training.save_training(args, 1, weights, None, None, {})
+    args = arguments(tmp_path, "--checkpointing_steps", "2")
+    accelerator = training_run.make_accelerator(args, "test")
+    weights = {"a": torch.ones(2), "b": torch.tensor([1.0, float("inf")])}
+    refuses("b has diverged", training_run.Run(args, accelerator, weights, None, None, {}).save, 2)
     assert not list((tmp_path / "out").glob("checkpoint-*"))
-    train(args, 2)
+    train(args)
     args.resume_from_checkpoint = "latest"
     other = dict(torch.nn.Linear(3, 2).named_parameters())
-    who = training.identity(args, base=training.fingerprint(other))
-    refuses("another base", training.resume_training, args, other, None, None, who)
+    who = training_run.identity(args, base=training_run.fingerprint(other))
+    run = training_run.Run(args, accelerator, other, None, None, who)
+    refuses("another base", run.resume)
     with monkeypatch.context() as patch:
         patch.setenv("WORLD_SIZE", "2")  # two processes draw other samples than one
-        refuses("another processes", train, args, 4)
+        refuses("another processes", train, args)
     (tmp_path / "out" / "checkpoint-2" / "state.pt").write_bytes(b"torn")
-    refuses("not a checkpoint of this project", training.resume_training, args, other, None, None, who)
+    refuses("not a checkpoint of this project", run.resume)
 
 
 def test_learning_rates_are_scaled_in_every_group(tmp_path):
     args = arguments(tmp_path, "--scale_lr", "--train_batch_size", "3", "--gradient_accumulation_steps", "2")
     tensors = [torch.nn.Parameter(torch.zeros(2)) for _ in range(2)]
-    optimizer, _ = training.make_optimizer([{"params": tensors[:1], "lr": 1e-6}, {"params": tensors[1:]}], args, 2)
+    optimizer, _ = training_run.make_optimizer([{"params": tensors[:1], "lr": 1e-6}, {"params": tensors[1:]}], args, 2)
     assert [group["lr"] for group in optimizer.param_groups] == [pytest.approx(12e-6), pytest.approx(1.2)]
-    assert training.make_optimizer(tensors, arguments(tmp_path))[0].param_groups[0]["lr"] == 0.1
+    assert training_run.make_optimizer(tensors, arguments(tmp_path))[0].param_groups[0]["lr"] == 0.1
 
 
 @pytest.mark.parametrize("words, said", [
@@ -286,7 +274,7 @@ def test_learning_rates_are_scaled_in_every_group(tmp_path):
 ])  # fmt: skip
 def test_what_cannot_work_is_refused_before_anything_is_loaded(tmp_path, monkeypatch, words, said):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    refuses(said, lambda: training.make_accelerator(arguments(tmp_path, *words.split()), "test"))
+    refuses(said, lambda: training_run.make_accelerator(arguments(tmp_path, *words.split()), "test"))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -302,7 +290,7 @@ def test_a_preset_takes_the_place_of_defaults_but_not_of_flags(tmp_path, capsys)
 
 def test_a_training_is_refused_where_another_process_trains(tmp_path):
     args = arguments(tmp_path, "--device", "cpu")
-    asked = training.make_accelerator(args, "test"), args, {"w": torch.nn.Parameter(torch.ones(1))}, {}
+    asked = training_run.make_accelerator(args, "test"), args, {"w": torch.nn.Parameter(torch.ones(1))}, {}
     with FileLock(tmp_path / ".out.training.lock"):  # of a handle of its own, as that of another process
         refuses("another training is at work", training_run.begin, *asked)
     assert training_run.begin(*asked).lock.is_locked

@@ -79,7 +79,7 @@ def subject_scores(
     pictures: Tensor, templates: list[str], subject: Subject, references: list[Tensor], eyes: Encoders,
     truths: Truths | None = None,
 ) -> tuple[dict[str, float], list[list[bool | None]]]:  # fmt: skip
-    """Scores of one subject's pictures [prompts, k, 3, H, W] by Score.key, and per picture whether the classifier sees
+    """Scores of one subject's pictures [prompts, k, 3, H, W] by score_key, and per picture whether the classifier sees
     what its prompt asks for (None: nobody judged)."""
     found = scores.fidelity(pictures.flatten(0, 1), references, eyes.clip, eyes.dino, PROTOCOL)
     found |= scores.adherence(pictures, templates, subject.class_name, eyes.clip, PROTOCOL)

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from common.ddim import make_schedule
 from common.encoders import Encoders
-from common.metrics import Score, clip_text_similarity
+from common.metrics import clip_text_similarity, score_key
 from common.pipelines import decode_latents
 from common.runs import atomic_path, measure, write_text
 from common.tables import cell, intervals, score_table, text_table
@@ -115,8 +115,7 @@ def clip_score(pipe: DiffusionPipeline, code: torch.Tensor, item, encoders: Enco
     """100 max(cosine, 0) of the decoded noise [1,4,h,w] and the source prompt. How the paper shows noise to CLIP is not
     stated; decoding it is the only way that needs no further choice."""
     cosine = clip_text_similarity(decode_latents(pipe, code), [item.source_prompt], encoders.clip)
-    value = 100 * cosine.clamp(min=0).item()
-    return {Score("clip_source", value, encoders.clip.label).key: value}
+    return {score_key("clip_source", encoders.clip.label): 100 * cosine.clamp(min=0).item()}
 
 
 # ------------------------------------------------------------------------------------------------------------ report

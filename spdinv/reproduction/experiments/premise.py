@@ -13,7 +13,7 @@ from common.claims import difference
 from common.ddim import make_schedule
 from common.encoders import Encoders
 from common.images import load_image, save_png, to_pil, to_tensor
-from common.metrics import Score, clip_text_similarity, lpips_distance, psnr, structure_distance
+from common.metrics import clip_text_similarity, lpips_distance, psnr, score_key, structure_distance
 from common.pipelines import decode_latents
 from common.runs import measure
 from common.tables import intervals, score_table
@@ -113,14 +113,14 @@ def scores(item, drawn, reconstruction, edited, ideal, encoders: Encoders) -> di
         found["edit_success (picturebook)"] = float(edit_success(item, edited))
         found["shown_before (picturebook)"] = float(edit_success(item, drawn))  # the target's attributes, unedited
     clip = 100 * clip_text_similarity(edited, [item.target_prompt], encoders.clip).clamp(min=0).item()
-    named = [
-        Score("clip_whole", clip, encoders.clip.label),
-        Score("structure", structure_distance(drawn, edited, encoders.dino).item(), encoders.dino.label),
-        Score("lpips_to_ideal", lpips_distance(ideal, edited, encoders.lpips).item(), encoders.lpips.label),
-        Score("psnr_to_ideal", psnr(ideal, edited).item()),
-        Score("psnr_reconstruction", psnr(drawn, reconstruction).item()),
-    ]
-    return found | {score.key: score.value for score in named}
+    lpips = encoders.lpips
+    return found | {
+        score_key("clip_whole", encoders.clip.label): clip,
+        score_key("structure", encoders.dino.label): structure_distance(drawn, edited, encoders.dino).item(),
+        score_key("lpips_to_ideal", lpips.label): lpips_distance(ideal, edited, lpips).item(),
+        "psnr_to_ideal": psnr(ideal, edited).item(),
+        "psnr_reconstruction": psnr(drawn, reconstruction).item(),
+    }
 
 
 def alike(one: Arm, other: Arm) -> bool:
