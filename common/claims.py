@@ -1,25 +1,22 @@
 """One rule book for every claim of every paper: what is compared with what, and when it holds.
 
-The claims of a paper stand in <paper>/reproduction/claims.toml, fixed before the test split is run. A claim is about
-the mean paired difference of two methods, method less baseline, in one score, over the items that both ran on, with its
-95 % bootstrap interval. What is drawn anew is what is independent: items, and where several pictures share a training
-(or an item has several seeds) first subjects and then pictures within them.
+A claim is about the mean paired difference of two methods, method less baseline, in one score, over the items that both
+ran on, with its 95 % bootstrap interval over what is independent. It was fixed before the test split was run.
 
     rule "better"     holds if the whole interval lies on the good side of zero, does not hold if on the bad side
     rule "no_worse"   the same with -margin in the place of zero
 
 Everything else is inconclusive, told with how many items would decide a difference of the size that was seen; so is
-what rests on fewer than LEAST independent items, on methods that ran on different items, or on two methods that never
-score at all (at the floor everything is as good as everything else).
-Every verdict comes with the smallest difference that so many items would have shown four times out of five.
+what `reason` names. Every verdict comes with the smallest difference that so many items would have shown four times out
+of five.
 
-A [[claim]] has: claim, place (in the paper), experiment (of eval/experiments.toml), score, method, baseline (a method;
-or a number that the method's mean is to exceed), rule, and, where they apply, better = "lower", margin (in the units of
-the rows), where (fields that a row must have, such as {group = "similar"}), matched (a score at equal values of which
-two curves are compared, eval/tracks/personalization/matched.py), published (what the paper reports, as text, or the
-name of a table in published.toml), headline (whether the front door shows it), needs (what would decide it, beside
-more items), and constructed (it follows from how the methods are made, so that it is shown and not counted). score,
-baseline and place may be lists: one claim for each, "{baseline}" and "{score}" in the text standing for its own.
+A [[claim]] of <paper>/reproduction/claims.toml has: claim, place (in the paper), experiment (of eval/experiments.toml),
+score, method, baseline (a method; or a number that the method's mean is to exceed), rule, and, where they apply, better
+= "lower", margin (in the units of the rows), where (fields of its rows, such as {group = "similar"}), matched (a score
+at equal values of which two curves are compared), published (what the paper reports, or "paper:table" of published.toml
+where it stands), headline (whether the front door shows it), needs (what would decide it, beside more items), and
+constructed (it follows from how the methods are made, so that it is shown and not counted). score, baseline and place
+may be lists: one claim for each, "{baseline}" and "{score}" in the text standing for its own.
 """
 
 import functools
@@ -86,8 +83,8 @@ def values(rows: Iterable[dict], key: str, method: str) -> dict[tuple, float]:
 
 
 def interval(found: dict[tuple, float]) -> Interval:
-    """Of {(item, seed): finite number}: the mean with its bootstrap interval. Where a subject has several pictures, or
-    an item several seeds, subjects are drawn first and then pictures within them, because those of one are alike."""
+    """Of {(item, seed): finite number}: the mean with its bootstrap interval. Where pictures share a training, or an
+    item has several seeds, subjects are drawn first and then pictures within them, because those of one are alike."""
     subjects = len({subject_of(item) for item, _ in found})
     if subjects == len(found):
         return Interval(*bootstrap_interval(found.values()), len(found))
@@ -222,7 +219,7 @@ def would_decide(gap: Interval, distance: float) -> str:
 
 
 def reason(gap: Interval, unlike: bool, floor: bool) -> str:
-    """Why rows cannot decide, whatever their interval; "" if they can."""
+    """Why rows cannot decide, whatever their interval; "" if they can. floor: neither of the two ever scores."""
     if not gap.n:
         return "not run"
     if gap.independent < LEAST:
@@ -259,7 +256,7 @@ def published_text(claim: dict[str, Any]) -> str:
     column = printed["columns"].index(claim["score"].partition("/")[0])
     rows = {row.get("method"): row["values"][column] for row in reversed(printed["rows"])}  # of several the first
     pair = [rows[claim[side]] for side in ("baseline", "method")]
-    digits = max(len(f"{value!r}".partition(".")[2]) for value in [row["values"][column] for row in printed["rows"]])
+    digits = max(len(f"{row['values'][column]!r}".partition(".")[2]) for row in printed["rows"])
     return " → ".join(f"{value:.{digits}f}" for value in pair)
 
 

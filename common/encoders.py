@@ -5,11 +5,11 @@ of published weights, which are looked for in the local cache first and then, un
 Pictures are float32 [B, 3, H, W] in [0, 1] everywhere; what a network wants instead is done here, in one place.
 """
 
+import contextlib
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.error import URLError
 
 import torch
 import torch.nn.functional as F
@@ -82,20 +82,16 @@ class Dino:
 
     @torch.no_grad()
     def keys(self, pictures: Tensor, pixel_range: float = 1.0, antialias: bool = True) -> Tensor:
-        """Keys [B, 1 + patches, D] of the last block, heads side by side, class token first.
-
-        `pixel_range` multiplies the pictures before ImageNet's mean and deviation are applied: 1 is right,
-        255 is what the published PIE-Bench scorer does. It also resizes without antialiasing.
-        """
+        """Keys [B, 1 + patches, D] of the last block, heads side by side, class token first. `pixel_range` multiplies
+        the pictures before ImageNet's mean and deviation are applied: 1 is right, 255 is what the published PIE-Bench
+        scorer does, which also resizes without antialiasing."""
         # The projection is called attention.k_proj or, before transformers renamed it, attention.key.
         names = ("attention.k_proj", "attention.key")
         key_layers = [module for name, module in self.model.named_modules() if name.endswith(names)]
         caught = []
         hook = key_layers[-1].register_forward_hook(lambda module, inputs, output: caught.append(output))
-        try:
-            self._run(pictures, pixel_range, antialias)
-        finally:
-            hook.remove()
+        self._run(pictures, pixel_range, antialias)
+        hook.remove()
         return caught[0].to(pictures.device)
 
 
@@ -125,8 +121,8 @@ class Embedder:
 
 @dataclass(frozen=True)
 class Encoders:
-    """The networks that judge a table's pictures; None is what it does without. features: of the Frechet distance.
-    classifier: of the picturebook, which reads what a picture shows."""
+    """The networks that judge a table's pictures; None is what it does without. features: of the Frechet distance; of
+    the picturebook its classifier's last but one layer. classifier: what reads what a picturebook's picture shows."""
 
     clip: Clip
     dino: Dino | None
@@ -141,8 +137,10 @@ def load_encoders(
     """name: "picturebook"; "pie" or "paper", the `published` ones; or a local folder that holds copies of those, such
     as clip-vit-large-patch14/, dino-vitb8/ and squeezenet1_1-b8a52dc0.pth."""
     if name == PICTUREBOOK:
+        classifier, place = _classifier(device), chosen_device(device)
+        embed = torch.no_grad()(lambda x: classifier.embedding(x.to(place)).to(x.device))
         parts = [load(name, device) for load in (load_clip, load_dino, load_lpips)]
-        return Encoders(*parts, load_picturebook_embedder(device), _classifier(device))
+        return Encoders(*parts, Embedder(PICTUREBOOK, embed), classifier)
     folder = None if name in ("pie", "paper") else Path(name)
     clip, dino, lpips = (published.get(part) for part in ("clip", "dino", "lpips"))
     return Encoders(
@@ -154,10 +152,8 @@ def load_encoders(
 
 
 def load_clip(name: str | Path = PIE_ENCODERS["clip"], device: str | None = None) -> Clip:
-    """name: "picturebook", a folder, or a hub id such as openai/clip-vit-large-patch14, openai/clip-vit-base-patch32.
-
-    Raises InputError when the weights are not there or are those of another model.
-    """
+    """name: "picturebook", a folder, or a hub id. Raises InputError when the weights are not there or are those of
+    another model."""
     from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
     folder = PICTUREBOOK_FOLDER / "clip" if name == PICTUREBOOK else name
@@ -171,10 +167,7 @@ def load_clip(name: str | Path = PIE_ENCODERS["clip"], device: str | None = None
 
 
 def load_dino(name: str | Path = "facebook/dino-vits16", device: str | None = None) -> Dino:
-    """name: "picturebook", a folder, or a hub id such as facebook/dino-vits16, facebook/dino-vitb8.
-
-    Raises InputError when the weights are not there or are those of another model.
-    """
+    """name, errors: as load_clip's."""
     from transformers import ViTModel
 
     folder = PICTUREBOOK_FOLDER / "dino" if name == PICTUREBOOK else name
@@ -186,11 +179,8 @@ def load_dino(name: str | Path = "facebook/dino-vits16", device: str | None = No
 
 
 def load_lpips(net: str = "squeeze", device: str | None = None, trunk_file: str | Path | None = None) -> Lpips:
-    """net: "picturebook", or "alex", "squeeze", "vgg" of the lpips package, version 0.1.
-
-    The package carries the heads; the trunk is torchvision's, in `trunk_file` or in TORCH_HOME/hub/checkpoints.
-    Raises InputError when it is not there.
-    """
+    """net: "picturebook", or "alex", "squeeze", "vgg" of the lpips package, version 0.1. The package carries the heads;
+    the trunk is torchvision's, in `trunk_file` or in TORCH_HOME/hub/checkpoints, or InputError is raised."""
     place = chosen_device(device)
     if net == PICTUREBOOK:
         features = _classifier(device).features
@@ -224,10 +214,8 @@ def wrap_lpips(network: nn.Module, name: str) -> Lpips:
 
 
 def load_inception(folder: str | Path | None = None, device: str | None = None) -> Embedder:
-    """The Inception of the FID, as clean-fid runs it: bicubic resize of every channel to 299 in floating point.
-
-    folder: where inception-2015-12-05.pt lies, by default TORCH_HOME/hub/checkpoints; InputError when it does not.
-    """
+    """The Inception of the FID, as clean-fid runs it: bicubic resize of every channel to 299 in floating point. folder:
+    where INCEPTION_FILE lies, by default TORCH_HOME/hub/checkpoints; InputError when it does not."""
     from cleanfid.inception_torchscript import InceptionV3W
     from cleanfid.resize import build_resizer
 
@@ -242,12 +230,6 @@ def load_inception(folder: str | Path | None = None, device: str | None = None) 
         return network(pixels.to(place)).to(pictures.device)
 
     return Embedder("inception", embed)
-
-
-def load_picturebook_embedder(device: str | None = None) -> Embedder:
-    """The attribute classifier's penultimate features, for a Frechet distance on picturebook pictures."""
-    classifier, place = _classifier(device), chosen_device(device)
-    return Embedder(PICTUREBOOK, torch.no_grad()(lambda x: classifier.embedding(x.to(place)).to(x.device)))
 
 
 def label(name: str | Path) -> str:
@@ -301,11 +283,9 @@ def _weight_file(given: str | Path | None, name: str, url: str) -> Path:
 
     path = Path(given) if given else Path(torch.hub.get_dir()) / "checkpoints" / name
     if not path.is_file() and not given and not is_offline_mode():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with contextlib.suppress(OSError):  # URLError is one
+            path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(url + name, str(path))  # atomic, unlike clean-fid's own
-        except (URLError, OSError):
-            pass
     if not path.is_file():
         raise InputError(f"no weights at {path}: download {url}{name} and put it there")
     return path

@@ -4,13 +4,12 @@ Functions on pictures (float32 [B, 3, H, W] in [0, 1]) return plain tensors, so 
 Result rows store scores under their `score_key`, such as "lpips/pie_official" or "CLIP-T (picturebook)". PIE-Bench has
 two protocols:
 
-pie_official   the published scorer with all its quirks (PnP Inversion, ICLR 2024, evaluation code), for comparison with
-               published tables. Scores of "the unedited part" multiply both pictures by 1 - mask and average over the
-               whole frame, so that a large mask raises the PSNR for free; masked pixels enter LPIPS as -1; structure
-               distance normalises 0..255 pixels as if they were 0..1; CLIP sees "the edited part" on black.
-pie_corrected  the same quantities averaged over the unedited region alone, 0..1 pixels throughout, antialiased resize.
-               In the compared picture the edited region is filled from the source, so that no window or receptive
-               field sees the edit, nor an artificial edge. The CLIP scores are the same in both protocols.
+pie_official   the published scorer with all its quirks (PnP Inversion, ICLR 2024, evaluation code). Scores of "the
+               unedited part" multiply both pictures by 1 - mask and average over the whole frame, so that a large mask
+               raises the PSNR for free; masked pixels enter LPIPS as -1; structure distance normalises 0..255 pixels as
+               if they were 0..1; CLIP sees "the edited part" on black.
+pie_corrected  averages over the unedited region alone, 0..1 pixels throughout, antialiased resize. In the compared
+               picture the edited region is filled from the source, so that no window or receptive field sees the edit.
 
 Both give NaN where the region they speak of is empty.
 """
@@ -60,7 +59,6 @@ def parse_key(key: str) -> dict[str, str]:
     return parts | {"encoder": parts["encoder"] or prescribed_encoder(parts["name"], parts["protocol"])}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
 # Pixels. `weight` [B or 1, 1, H, W] restricts the mean to a region; a region of no weight gives NaN.
 
 
@@ -105,15 +103,9 @@ def _mean(x: Tensor, weight: Tensor | None) -> Tensor:
     return (x * weight).sum((1, 2, 3)) / weight.sum((1, 2, 3))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Encoders
-
-
 def lpips_distance(a: Tensor, b: Tensor, lpips: Lpips, weight: Tensor | None = None) -> Tensor:
-    """Learned perceptual distance (Zhang et al., CVPR 2018, Eq. 1) of two batches [B, 3, H, W] in [0, 1] -> [B].
-
-    With a weight [B or 1, 1, H, W], each layer's map is enlarged to the picture (as lpips does for spatial=True) first.
-    """
+    """Learned perceptual distance (Zhang et al., CVPR 2018, Eq. 1) of two batches [B, 3, H, W] in [0, 1] -> [B]. With a
+    weight [B or 1, 1, H, W], each layer's map is enlarged to the picture first (as lpips does for spatial=True)."""
     maps = lpips.layer_maps(a, b)
     if weight is not None:
         maps = [F.interpolate(m, a.shape[-2:], mode="bilinear", align_corners=False) for m in maps]
@@ -127,10 +119,7 @@ def truth_scores(truth: Tensor, edited: Tensor, lpips: Lpips) -> dict[str, float
 
 
 def clip_image_similarity(pictures: Tensor, references: Tensor, clip: Clip) -> Tensor:
-    """CLIP-I: cosines [A, B] of A pictures with B references.
-
-    Mean over the matrix: DreamBooth's average over all pairs (section 4.1). Its diagonal: picture by picture.
-    """
+    """CLIP-I: cosines [A, B] of A pictures with B references; DreamBooth's is their mean (section 4.1)."""
     return clip.embed(pictures) @ clip.embed(references).T
 
 
@@ -145,11 +134,8 @@ def dino_similarity(pictures: Tensor, references: Tensor, dino: Dino) -> Tensor:
 
 
 def structure_distance(a: Tensor, b: Tensor, dino: Dino, pixel_range: float = 1.0, antialias: bool = True) -> Tensor:
-    """DINO structure distance (Tumanyan et al., CVPR 2022, Eq. 3) of two batches [B, 3, H, W] in [0, 1] -> [B].
-
-    Mean squared difference of the two self-similarities, the cosines between the last block's keys. For `pixel_range`
-    and `antialias` see Dino.keys.
-    """
+    """DINO structure distance (Tumanyan et al., CVPR 2022, Eq. 3) of two batches [B, 3, H, W] in [0, 1] -> [B]: the
+    mean squared difference of the two self-similarities, the cosines between the last block's keys (Dino.keys)."""
 
     def self_similarity(pictures: Tensor) -> Tensor:
         keys = dino.keys(pictures, pixel_range, antialias)
@@ -188,21 +174,15 @@ def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
     return max(distance.item(), 0.0)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# PIE-Bench
-
-
 def pie_scores(
     source: Tensor, edited: Tensor, mask: Tensor, source_prompt: str, target_prompt: str, encoders: Encoders,
     protocol: str = "pie_official",
 ) -> dict[str, float]:  # fmt: skip
     """All PIE-Bench scores of one edit, by score_key, e.g. {"psnr/pie_official": 31.2, …}.
 
-    source, edited: [1, 3, H, W] in [0, 1], as read back from 8-bit files. mask: [H, W] or [1, 1, H, W] of 0 and 1,
-    1 where the edit may change something; common.data has already set its border as the published scorer does.
-    Prompts without brackets. PSNR is in dB, CLIP scores are 100 max(cosine, 0); nothing is multiplied as in the tables
-    (PIE_SCORES).
-    Raises InputError for an unknown protocol or for sizes that differ.
+    source, edited: [1, 3, H, W] in [0, 1], as read back from 8-bit files. mask: [H, W] or [1, 1, H, W], 1 where the
+    edit may change something, 0 elsewhere (EditItem.mask). Prompts without brackets. PSNR is in dB, CLIP scores are
+    100 max(cosine, 0); nothing is multiplied as in the tables. InputError for an unknown protocol or unequal sizes.
     """
     if protocol not in PIE_PROTOCOLS:
         raise InputError(f"there is no protocol '{protocol}'; it is one of {', '.join(PIE_PROTOCOLS)}")
@@ -222,13 +202,12 @@ def pie_scores(
                 "mse": mse(a, b, weight), "ssim": ssim(a, b, weight)}  # fmt: skip
     values = {name: value.item() if kept.any() else math.nan for name, value in unedited.items()}
     values["structure"] = structure.item()
-    values["clip_source"] = _clip_score(source, source_prompt, encoders.clip)
-    values["clip_whole"] = _clip_score(edited, target_prompt, encoders.clip)
-    values["clip_edited"] = _clip_score(edited * mask, target_prompt, encoders.clip) if mask.any() else math.nan
+
+    def told(picture: Tensor, prompt: str) -> float:
+        """As torchmetrics' CLIPScore: 100 max(cosine, 0)."""
+        return 100 * clip_text_similarity(picture, [prompt], encoders.clip).clamp(min=0).item()
+
+    values["clip_source"], values["clip_whole"] = told(source, source_prompt), told(edited, target_prompt)
+    values["clip_edited"] = told(edited * mask, target_prompt) if mask.any() else math.nan
     labels = {name: getattr(encoders, kind).label if kind else "" for name, (kind, _) in PIE_SCORES.items()}
     return {score_key(name, labels[name], protocol): values[name] for name in PIE_SCORES}
-
-
-def _clip_score(picture: Tensor, prompt: str, clip: Clip) -> float:
-    """As torchmetrics' CLIPScore: 100 max(cosine, 0)."""
-    return 100 * clip_text_similarity(picture, [prompt], clip).clamp(min=0).item()

@@ -187,5 +187,4 @@ def test_picturebook_encoders(folder, monkeypatch):
     scores = metrics.pie_scores(a, b, torch.ones(64, 64), "a red cat", "a dog", found)
     unnamed = {key for key in scores if not key.endswith("/pie_official (picturebook)")}
     assert unnamed == {"psnr/pie_official", "mse/pie_official", "ssim/pie_official"}
-    embedder = encoders.load_picturebook_embedder("cpu")
-    assert embedder.embed(a).shape == (1, 6) and embedder.label == "picturebook"
+    assert found.features.embed(a).shape == (1, 6) and found.features.label == "picturebook"
