@@ -9,6 +9,7 @@ import hashlib
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -66,6 +67,11 @@ def from_matrix(layer: nn.Module, matrix: Tensor) -> Tensor:
     if isinstance(layer, nn.ConvTranspose2d):
         return matrix.reshape(shape[1], shape[0], *shape[2:]).movedim(0, 1).contiguous()
     return matrix.reshape(shape)
+
+
+def shift_length(layer: nn.Module) -> int:
+    """How many numbers shift a layer: min(rows, columns) of its matrix; of a vector, its length."""
+    return layer.weight.numel() if layer.weight.ndim == 1 else min(as_matrix(layer).shape)
 
 
 def decompose(matrix: Tensor) -> Basis:
@@ -153,6 +159,13 @@ def read(file: Path) -> Basis | None:
         return None
 
 
+def write(path: str, layer: nn.Module, file: Path) -> None:
+    """Raises InputError for a weight that is not finite. path: the layer's."""
+    if not (matrix := as_matrix(layer)).isfinite().all():
+        raise InputError(f"{path} holds NaN or infinity; the model is damaged")
+    save_file({name: part.cpu() for name, part in vars(decompose(matrix)).items()}, file)
+
+
 @torch.no_grad()
 def find_bases(
     model: nn.Module, paths: Iterable[str], folder: str | Path | None = None, hashes: Mapping[str, str] | None = None
@@ -170,20 +183,15 @@ def find_bases(
     bases = {path: read(file) for path, file in files.items()}
     missing = [path for path, found in bases.items() if found is None]
     for path in progress(missing, "singular value decompositions", shown=bool(missing)):
-        matrix = as_matrix(layers[path])
-        if not matrix.isfinite().all():
-            raise InputError(f"{path} holds NaN or infinity; the model is damaged")
-
-        def write(temporary: Path, matrix: Tensor = matrix) -> None:
-            save_file({name: part.cpu() for name, part in vars(decompose(matrix)).items()}, temporary)
-
-        bases[path] = Basis(**load_file(write_once(files[path], write)))
+        bases[path] = Basis(**load_file(write_once(files[path], partial(write, path, layers[path]))))
     close = {path: count for path, basis in bases.items() if (count := close_pairs(basis.sigma))}
     if close:
         path = max(close, key=close.get)
-        said = (
-            f"{len(close)} layers have singular values too close to tell their vectors apart ({path}: "
-            f"{close[path]} pairs): shifts of these layers hold on this machine's basis, and may not elsewhere"
+        log.warning(
+            "%d layers have singular values too close to tell their vectors apart (%s: %d pairs): shifts of "
+            "these layers hold on this machine's basis, and may not elsewhere",
+            len(close),
+            path,
+            close[path],
         )
-        log.warning(said)
     return bases

@@ -98,20 +98,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def table_1() -> tuple[str, dict[str, dict[str, int]]]:
     """Table 1 with our counts on Stable Diffusion's UNet beside it; and per subset tensors, numbers, bytes as
     torch.save and as our file."""
-    import torch
-
     from common.tables import published_table, text_table
-    from svdiff.basis import tunable
-    from svdiff.files import as_bytes
-    from svdiff.subsets import chosen, cost, shift_length, stable_diffusion_unet
+    from svdiff.subsets import cost, stable_diffusion_unet
 
     unet, found, printed = stable_diffusion_unet(), {}, published_table("svdiff", "1")
-    layers = tunable(unet)
     lines = [["Subset", "tensors", "numbers", "KB published", "KB as torch.save", "KB as our file"]]
     for subset, kilobytes in ((row["subset"], row["values"][0]) for row in printed["rows"]):
-        shifts = {path: torch.zeros(shift_length(layers[path])) for path in chosen(unet, subset)}
-        file = as_bytes(shifts, base="0" * 32, subset=subset)
-        one = found[subset] = {**cost(unet, subset), "file_bytes": len(file)}
+        one = found[subset] = cost(unet, subset)
         sizes = (f"{one[name] / 1024:.1f}" for name in ("torch_bytes", "file_bytes"))
         lines.append([subset, str(one["tensors"]), f"{one['values']:,}", f"{kilobytes:g}", *sizes])
     doubts = "\n".join(f"- {doubt}" for doubt in printed["doubts"])

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from common.model_files import read_weights
 from common.runs import InputError, atomic_path
-from svdiff.basis import tunable
-from svdiff.subsets import shift_length
+from svdiff.basis import shift_length, tunable
 
 log = logging.getLogger(__name__)
 
@@ -71,12 +70,8 @@ def find_files(path: Path) -> dict[str, Path]:
 
 
 def fit(model: nn.Module, shifts: Mapping[str, Tensor], metadata: Mapping[str, str], base: str, file: Path) -> dict:
-    """The shifts under the names of `model`'s layers and in the lengths that they have, if they belong to it.
-
-    base: the model's basis.base_hash. A community file's single number c for a norm layer, which shifts the only
-    singular value |w| of its weight read as a 1 x C matrix, becomes the vector
-    w ReLU(|w| + c) / |w| - w. Raises InputError.
-    """
+    """The shifts under the names of `model`'s layers and in the lengths that they have, if they belong to it. base: the
+    model's basis.base_hash. Raises InputError."""
     theirs = metadata.get("base")
     if theirs not in (None, base):
         raise InputError(
@@ -92,14 +87,10 @@ def fit(model: nn.Module, shifts: Mapping[str, Tensor], metadata: Mapping[str, s
             raise InputError(f"{file} shifts {key}, which this model lacks: it was made for another architecture")
         length = shift_length(layers[path])
         if layers[path].weight.ndim == 1 and len(delta) == 1 < length:
-            delta = from_scalar(layers[path].weight.detach().float().cpu(), delta)
+            # the community's, of a norm's only singular value |w| (its weight as a 1 x C matrix), as one of the vector
+            weight = layers[path].weight.detach().float().cpu()
+            delta = weight * (torch.relu(weight.norm() + delta) / weight.norm() - 1)
         if len(delta) != length:
             raise InputError(f"{file} has {len(delta)} values for {key}, and this model needs {length}")
         fitted[path] = delta
     return fitted
-
-
-def from_scalar(weight: Tensor, c: Tensor) -> Tensor:
-    """The elementwise shift of a vector whose length alone was shifted by c [1]."""
-    norm = weight.norm()
-    return weight * (torch.relu(norm + c) / norm - 1)

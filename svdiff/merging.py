@@ -14,7 +14,7 @@ from torch import Tensor
 
 from common.files import refused_as
 from common.lora import LORA_FILE, lora_deltas
-from common.model_files import MODELS, check_weights, load_model, read_weights
+from common.model_files import MODELS, load_model, read_weights
 from common.runs import InputError, read_object
 from svdiff import combine, files
 from svdiff.basis import Bases, tunable
@@ -71,7 +71,6 @@ def full_weights(pipe, folder: Path) -> dict[str, dict[str, Tensor]]:
     for part in (part for part in files.PARTS if (folder / part / "config.json").is_file()):
         with refused_as(f"{folder / part} cannot be read as a model"):  # missing, or cut short
             tuned = dict(load_model(MODELS[part], folder / part, torch.float32).named_parameters())
-        check_weights(folder / part, tuned)
         base = dict(getattr(pipe, part).named_parameters())
         if {n: p.shape for n, p in tuned.items()} != {n: p.shape for n, p in base.items()}:
             raise InputError(f"{folder / part} was made for another architecture than this model's {part}")

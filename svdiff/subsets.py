@@ -6,7 +6,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from svdiff.basis import tunable
+from svdiff.basis import shift_length, tunable
+from svdiff.files import as_bytes
 
 # name -> whether a UNet's layer belongs to it, from the layer's path and the number of dimensions of its weight.
 # Cross-attention is attn2: queries, keys, values and the output's projection; its norm (norm2) is not part of it.
@@ -31,29 +32,17 @@ def chosen(model: nn.Module, subset: str = "UNet") -> list[str]:
     return [path for path, layer in tunable(model).items() if SUBSETS[subset](path, layer.weight.ndim)]
 
 
-def shift_length(layer: nn.Module) -> int:
-    """How many numbers shift a layer: min(rows, columns) of its matrix; of a vector, its length."""
-    shape = layer.weight.shape
-    if len(shape) == 1:
-        return shape[0]
-    rows = shape[1] if isinstance(layer, nn.ConvTranspose2d) else shape[0]
-    return min(rows, layer.weight.numel() // rows)
-
-
 def cost(model: nn.Module, subset: str) -> dict[str, int]:
-    """{"tensors", "values", "torch_bytes"} of a subset's shifts; the model may live on the meta device.
+    """{"tensors", "values", "torch_bytes", "file_bytes"} of a subset's shifts; the model may live on the meta device.
 
     torch_bytes: the size of a file of torch.save under the long names of the authors' parametrization, which is what
     Table 1 prints (its KB are 1024 bytes); of that container, 350 to 380 bytes per tensor are names and padding.
     """
-    layers = tunable(model)
-    state = {
-        f"{path}.parametrizations.weight.0.eigenvalues_delta": torch.zeros(shift_length(layers[path]))
-        for path in chosen(model, subset)
-    }
-    file = io.BytesIO()
-    torch.save(state, file)
-    return {"tensors": len(state), "values": sum(map(len, state.values())), "torch_bytes": file.tell()}
+    layers, file = tunable(model), io.BytesIO()
+    shifts = {path: torch.zeros(shift_length(layers[path])) for path in chosen(model, subset)}
+    torch.save({f"{path}.parametrizations.weight.0.eigenvalues_delta": delta for path, delta in shifts.items()}, file)
+    return {"tensors": len(shifts), "values": sum(map(len, shifts.values())), "torch_bytes": file.tell(),
+            "file_bytes": len(as_bytes(shifts, base="0" * 32, subset=subset))}  # fmt: skip
 
 
 def stable_diffusion_unet() -> nn.Module:

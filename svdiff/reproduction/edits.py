@@ -3,12 +3,12 @@
 import argparse
 from dataclasses import replace
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 
 from common.data import EDIT_TYPES, EditItem, read_pie_bench
 from common.images import center_crop_resize, load_image, to_tensor
 from common.metrics import clip_text_similarity, psnr, score_key
-from common.runs import InputError
 from svdiff import editing
 from svdiff.reproduction.study import SPACES, Maker, Method, Panel, Scorer, Study
 
@@ -19,12 +19,9 @@ def read_items(study: Study) -> tuple[Path, list[EditItem]]:
 
     folder = ensure_pie_bench(study.args.split) if study.args.items_dir is None else Path(study.args.items_dir)
     by_type: dict[str, list[EditItem]] = {}
-    for item in read_pie_bench(folder, border=0):
+    for item in read_pie_bench(folder, "123456789", border=0):
         by_type.setdefault(item.edit_type, []).append(item)
-    by_type.pop("0", None)
-    if not by_type:
-        raise InputError(f"{folder} holds no edit of a known type (1 to 9)")
-    rounds = [found[k] for k in range(max(map(len, by_type.values()))) for found in by_type.values() if k < len(found)]
+    rounds = [item for turn in zip_longest(*by_type.values()) for item in turn if item]
     return folder, rounds[: study.args.items]
 
 
