@@ -45,32 +45,27 @@ class Schedule:
         return t - self.stride
 
 
-def make_schedule(
-    scheduler_or_config: SchedulerMixin | Mapping, num_inference_steps: int, steps_offset: int | None = None
-) -> Schedule:
+def make_schedule(scheduler_or_config: SchedulerMixin | Mapping, num_inference_steps: int) -> Schedule:
     """The schedule of `num_inference_steps` DDIM steps for any diffusers scheduler (or its config).
 
-    Spacing is "leading", t_j = steps_offset + stride * (j - 1), whatever the config says: the papers here use it.
-    steps_offset: the config's own by default; a diffusers Stable Diffusion pipeline rewrites that to 1.
-    Raises InputError for a step count that leaves the table.
+    Spacing is "leading", t_j = steps_offset + stride * (j - 1), whatever the config says: the papers here use it. (A
+    diffusers Stable Diffusion pipeline has rewritten the config's steps_offset to 1.) Raises InputError for a step
+    count that leaves the table.
     """
     config = dict(getattr(scheduler_or_config, "config", scheduler_or_config))
     scheduler = DDIMScheduler.from_config(config)
     alpha_bar = scheduler.alphas_cumprod.float()
-    offset = scheduler.config.steps_offset if steps_offset is None else steps_offset
+    offset = scheduler.config.steps_offset
     most = len(alpha_bar) - offset
     if not 1 <= num_inference_steps <= most:
         raise InputError(f"num_inference_steps is {num_inference_steps}; this model takes 1 to {most}.")
     stride = len(alpha_bar) // num_inference_steps
     timesteps = [offset + stride * j for j in reversed(range(num_inference_steps))]
     if timesteps[0] >= len(alpha_bar) or alpha_bar[timesteps[0]] == 0:  # eps says nothing about x_0 at zero SNR
-        raise InputError(
-            f"num_inference_steps {num_inference_steps} would start at timestep {timesteps[0]}, which carries no signal"
-            f" in this model; take one step fewer or more."
-        )
-    return Schedule(
-        alpha_bar, float(scheduler.final_alpha_cumprod), timesteps, stride, scheduler.config.prediction_type
-    )
+        raise InputError(f"num_inference_steps {num_inference_steps} would start at timestep {timesteps[0]}, which "
+                         "carries no signal in this model; take one step fewer or more.")  # fmt: skip
+    kind, final = scheduler.config.prediction_type, float(scheduler.final_alpha_cumprod)
+    return Schedule(alpha_bar, final, timesteps, stride, kind)
 
 
 def add_noise(schedule: Schedule, z: torch.Tensor, noise: torch.Tensor, t: int | torch.Tensor) -> torch.Tensor:
@@ -90,12 +85,7 @@ def to_eps(schedule: Schedule, model_output: torch.Tensor, z: torch.Tensor, t: i
 
 
 def ddim_step(
-    schedule: Schedule,
-    z: torch.Tensor,
-    eps: torch.Tensor,
-    t: int,
-    eta: float = 0.0,
-    noise: torch.Tensor | None = None,
+    schedule: Schedule, z: torch.Tensor, eps: torch.Tensor, t: int, eta: float = 0.0, noise: torch.Tensor | None = None
 ) -> torch.Tensor:
     """From level t to the level one step cleaner (DDIM, Eq. 12; at eta 0 SPDInv's Sec. 3.1, suppl. Eq. 1).
 

@@ -39,7 +39,6 @@ def number(kind: type, low: float, high: float | None = None) -> Callable[[str],
                                              f" from {low} to {high}")  # fmt: skip
         return value
 
-    parse.bounds = (kind, low, high)
     return parse
 
 

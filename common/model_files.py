@@ -44,10 +44,9 @@ MODELS = {
 }
 
 
-def find_folder(name: str, offline: bool | None = None, accepted: dict[str, type] = PIPELINES) -> Path:
-    """The local folder of a model, downloaded if need be and allowed (offline: as HF_HUB_OFFLINE says by default).
-    accepted: class name -> class of the pipelines wanted."""
-    offline = constants.HF_HUB_OFFLINE if offline is None else offline
+def find_folder(name: str, accepted: dict[str, type] = PIPELINES) -> Path:
+    """The local folder of a model, downloaded if need be and HF_HUB_OFFLINE does not forbid it. accepted: class name ->
+    class of the pipelines wanted."""
     folder = local_folder(name)
     if folder.is_dir():
         return folder
@@ -72,7 +71,7 @@ def find_folder(name: str, offline: bool | None = None, accepted: dict[str, type
             said = f" ({problem})"
         except (OSError, ValueError):  # not in the cache, or not all of it
             pass
-    if offline:
+    if constants.HF_HUB_OFFLINE:
         raise InputError(f"{name} is neither a folder nor whole in the local cache{said}, and downloads are off{hint}"
                          f"{near}.")  # fmt: skip
     if hint:

@@ -63,32 +63,26 @@ class Conditioning:
 
 
 def load_pipeline(
-    name: str | os.PathLike = PICTUREBOOK,
-    device: str | torch.device | None = None,
-    dtype: torch.dtype | None = None,
-    local_files_only: bool | None = None,
+    name: str | os.PathLike = PICTUREBOOK, device: str | torch.device | None = None, dtype: torch.dtype | None = None
 ) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
     """Load "picturebook", a local diffusers folder, or a hub id (local cache first, network only if it is not there).
 
     The models come frozen and in eval mode, in float32 unless `dtype` says otherwise, on the GPU if there is one; the
-    scheduler is DDIM with "leading" timesteps, the safety checker is off. No code from the model's folder is run, and
-    old .bin weights are read as plain tensors only. HF_HUB_OFFLINE or local_files_only keep it off the network.
+    scheduler is DDIM with "leading" timesteps, the safety checker is off. HF_HUB_OFFLINE keeps it off the network.
     Raises InputError, in one sentence, for anything that cannot be loaded whole.
     """
     device = chosen_device(device)
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()
-    folder = find_folder(str(name), local_files_only or None)
+    folder = find_folder(str(name))
     pipe = load_whole(folder, dtype=dtype or torch.float32, safety_checker=None, requires_safety_checker=False,
                       feature_extractor=None, image_encoder=None)  # fmt: skip
     match_tokenizers(pipe)
     if "beta_start" not in pipe.scheduler.config:  # DDIM would take noise levels of its own
         raise InputError(f"{folder}: {type(pipe.scheduler).__name__} has no noise levels for DDIM (a model of flows, "
                          "or EDM's?).")  # fmt: skip
-    offset = pipe.scheduler.config.get("steps_offset", 1)
-    pipe.scheduler = DDIMScheduler.from_config(
-        pipe.scheduler.config, timestep_spacing="leading", steps_offset=offset, clip_sample=False
-    )
+    spaced = {"timestep_spacing": "leading", "steps_offset": pipe.scheduler.config.get("steps_offset", 1)}
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, **spaced, clip_sample=False)
     if pipe.unet.config.in_channels != pipe.vae.config.latent_channels:
         raise InputError(f"{folder} is no text-to-image model: its UNet takes more than latents (inpainting? depth?).")
     if (predicted := pipe.scheduler.config.prediction_type) not in ("epsilon", "v_prediction", "sample"):
@@ -141,9 +135,8 @@ def encode_prompt(pipe: DiffusionPipeline, prompts: list[str], size: tuple[int, 
         raise InputError(f"prompts must be a list of strings, got {prompts!r}.")
     for text in prompts:
         warn_of_lost_words(pipe.tokenizer, text)
-    encoded = pipe.encode_prompt(
-        list(prompts), device=pipe.device, num_images_per_prompt=1, do_classifier_free_guidance=False
-    )
+    how = {"device": pipe.device, "num_images_per_prompt": 1, "do_classifier_free_guidance": False}
+    encoded = pipe.encode_prompt(list(prompts), **how)
     if not isinstance(pipe, StableDiffusionXLPipeline):
         return Conditioning(encoded[0])
     embeds, pooled = encoded[0], encoded[2]

@@ -101,10 +101,9 @@ def _home(value: Any) -> Any:
     return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~") else value
 
 
-def make_parser(description: str, **kwargs: Any) -> argparse.ArgumentParser:
+def make_parser(description: str) -> argparse.ArgumentParser:
     """A parser without abbreviations whose help shows defaults; an unknown flag exits 2 and names the nearest one."""
-    kwargs.setdefault("formatter_class", argparse.ArgumentDefaultsHelpFormatter)
-    return _Parser(description=description, allow_abbrev=False, **kwargs)
+    return _Parser(description=description, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
 
 
 def script(main: Callable[..., int | None]) -> Callable[..., int | None]:
@@ -167,14 +166,14 @@ def _in_words(problem: Exception) -> str | None:
     return None
 
 
-def progress(things: Iterable, what: str, total: int | None = None, shown: bool = True) -> Iterator:
+def progress(things: Iterable, what: str, shown: bool = True) -> Iterator:
     """tqdm over `things` on a terminal; elsewhere a plain line at most once a minute."""
     from tqdm import tqdm
 
     plain = {} if sys.stderr.isatty() else {
         "mininterval": 60, "bar_format": "{desc}: {n_fmt} of {total_fmt} in {elapsed}, {remaining} to go\n",
     }  # fmt: skip
-    yield from tqdm(things, what, total, disable=not shown, **plain)
+    yield from tqdm(things, what, disable=not shown, **plain)
 
 
 # ------------------------------------------------------------------------------------------------------- provenance

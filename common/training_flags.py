@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from common.flags import check_writable, is_picturebook_folder, number, say_preset, say_unheeded
+from common.flags import is_picturebook_folder, number, say_preset, say_unheeded
 from common.runs import InputError, latest_checkpoint
 
 LR_SCHEDULERS = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
@@ -112,7 +112,6 @@ def parse_training(
     if args.report_to != "none" and importlib.util.find_spec(args.report_to) is None:
         raise InputError(f"--report_to {args.report_to} is not installed; install it, or leave the flag out")
     if not args.print_config:
-        check_writable(Path(args.output_dir))
         check_checkpoints(args)
         say_unheeded(parser, args, {**ONLY_WITH, **only_with})
     return args

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
-from huggingface_hub import constants
 from torch import Tensor
 from transformers import CLIPTextModelWithProjection, T5EncoderModel
 
@@ -34,7 +33,7 @@ SD3_TEXT_LENGTH = 77  # tokens of T5, as in diffusers' DreamBooth script for SD3
 def load_backbone(name: str, device: str | torch.device | None = None, dtype: torch.dtype = torch.float32):
     """The pipeline of "picturebook", a local folder or a hub id: SD 1.x, 2.x, SDXL or SD3; frozen, in eval mode."""
     accepted = PIPELINES | {SD3: StableDiffusion3Pipeline}
-    folder = find_folder(name, bool(constants.HF_HUB_OFFLINE), accepted)
+    folder = find_folder(name, accepted)
     pipeline_class, parts = inspect_folder(folder, accepted, SD3_MODELS)
     if pipeline_class is not StableDiffusion3Pipeline:
         return load_pipeline(name, device, dtype)

@@ -26,7 +26,7 @@ def test_stable_diffusion_table_and_timesteps():
     assert schedule.final_alpha_bar == pytest.approx(0.99915) and schedule.stride == 20
     assert schedule.timesteps == list(range(981, 0, -20))
     assert make_schedule(SD, 75).timesteps[:2] == [963, 950]  # 1000 // 75 = 13, as the released code rounds
-    assert make_schedule(SD, 50, steps_offset=0).timesteps[0] == 980  # pipelines that bypass diffusers' constructor
+    assert make_schedule(SD | {"steps_offset": 0}, 50).timesteps[0] == 980
     assert [inversion_timestep(schedule, t) for t in (1, 21, 981)] == [1, 21, 981]
     assert [inversion_timestep(schedule, t, "source") for t in (1, 21, 981)] == [0, 1, 961]
     assert schedule.alpha_bar_at(-19) == schedule.alpha_bar[0] == schedule.alpha_bar_at(schedule.previous(1))
@@ -58,7 +58,7 @@ def test_table_of_other_configs(change):
 def test_step_counts_that_leave_the_table_are_refused():
     for steps in (0, -1, 1000):
         refuses("1 to 999", make_schedule, SD, steps)
-    assert make_schedule(SD, 1000, steps_offset=0).timesteps[-1] == 0
+    assert make_schedule(SD | {"steps_offset": 0}, 1000).timesteps[-1] == 0
     # t = 999 is pure noise in a zero-SNR model
     refuses("no signal", make_schedule, SD | {"rescale_betas_zero_snr": True}, 500)
 

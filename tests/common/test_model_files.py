@@ -108,7 +108,7 @@ def test_what_is_no_folder_is_not_taken_for_a_hub_id(saved, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     (tmp_path / "ckpt" / "v1-5").mkdir(parents=True)
     (tmp_path / "ckpt" / "v1-5.safetensors").touch()
-    refuses(said, load_pipeline, name, local_files_only=True)
+    refuses(said, load_pipeline, name)
 
 
 @pytest.mark.parametrize("layout", ["flat", "text_model"])
@@ -246,7 +246,7 @@ def test_a_model_that_does_not_say_its_side_is_asked_for_it(folder):
 
 
 def test_unknown_hub_ids_stay_off_the_network_when_told(monkeypatch):
-    refuses("neither a folder nor whole in the local cache", load_pipeline, "nobody/nothing", local_files_only=True)
+    refuses("neither a folder nor whole in the local cache", load_pipeline, "nobody/nothing")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     moved = "runwayml/stable-diffusion-v1-5 has left the hub.*stable-diffusion-v1-5/sta"
     refuses(moved, load_pipeline, "runwayml/stable-diffusion-v1-5")
@@ -259,13 +259,13 @@ def test_vanished_ids_are_found_in_the_cache_under_either_name(saved, monkeypatc
     (repo / "refs").mkdir()
     (repo / "refs" / "main").write_text("abc")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    assert_same_weights(load_pipeline("runwayml/stable-diffusion-v1-5", local_files_only=True), saved[1])
+    assert_same_weights(load_pipeline("runwayml/stable-diffusion-v1-5"), saved[1])
     edit_json(place / "model_index.json", _class_name="FluxPipeline")
     # the real reason, also offline
-    refuses("holds a FluxPipeline; supported are", load_pipeline, name, local_files_only=True)
+    refuses("holds a FluxPipeline; supported are", load_pipeline, name)
     edit_json(place / "model_index.json", _class_name="StableDiffusionPipeline")
     (place / UNET_FILE).unlink()  # an interrupted download
-    refuses("not|nor whole", load_pipeline, "runwayml/stable-diffusion-v1-5", local_files_only=True)
+    refuses("not|nor whole", load_pipeline, "runwayml/stable-diffusion-v1-5")
 
 
 W = torch.ones(3)
