@@ -90,10 +90,8 @@ def encode_mask(mask: torch.Tensor | np.ndarray) -> list[int]:
 
 
 def decode_mask(runs: Sequence[int], size: tuple[int, int] = PIE_SIZE) -> torch.Tensor:
-    """PIE-Bench's start, length, … list to a float32 [H,W] mask.
-
-    InputError for a run that passes the end: the list is of a mask of another size. (The published reader clips it.)
-    """
+    """PIE-Bench's start, length, … list to a float32 [H,W] mask. InputError for a run that passes the end: the list is
+    of a mask of another size. (The published reader clips it.)"""
     check_runs(runs, size)
     flat = torch.zeros(size[0] * size[1])
     for start, length in zip(runs[::2], runs[1::2], strict=True):
@@ -261,9 +259,7 @@ def read_subjects(
 
 def read_subject_prompts(folder: str | Path) -> dict[str, list[str]]:
     """The prompt templates of folder/prompts_and_classes.txt, "a {0} {1} in the jungle", under "object" and "live".
-
-    InputError where a kind of the listed subjects has none, or one names neither token nor class.
-    """
+    InputError where a kind of the listed subjects has none, or one names neither token nor class."""
     listed, prompts = _read_subject_file(Path(folder))
     path = Path(folder) / "prompts_and_classes.txt"
     for kind in {"live" if live else "object" for _, live in listed.values()}:

@@ -199,10 +199,8 @@ def cache_folder(*names: str) -> Path:
 
 
 def write_once(path: str | Path, write: Callable[[Path], Any]) -> Path:
-    """`path` of a cache; where it is not there, `write(temporary)` makes it and one rename puts it in place.
-
-    Processes that ask at the same time wait for the one that writes; when that is killed, the next one writes.
-    """
+    """`path` of a cache; where it is not there, `write(temporary)` makes it and one rename puts it in place. Processes
+    that ask at the same time wait for the one that writes; when that is killed, the next one writes."""
     path = Path(path)
     if path.is_file():
         return path

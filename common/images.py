@@ -99,9 +99,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def list_pictures(folder: str | Path) -> list[Path]:
     """The picture files directly in a folder, by name; hidden files are left out, and other files are named once.
-
-    InputError if there is none.
-    """
+    InputError if there is none."""
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder} is {'a file' if folder.exists() else 'missing'}; a folder of pictures is needed")
@@ -121,10 +119,8 @@ def list_pictures(folder: str | Path) -> list[Path]:
 
 
 def center_crop_resize(image: Image.Image, resolution: int) -> Image.Image:
-    """Cut the central square and resize it with Pillow's default filter (bicubic), as the official 512 loader does.
-
-    A picture that already is [resolution, resolution] is returned as it is.
-    """
+    """Cut the central square and resize it with Pillow's default filter (bicubic), as the official 512 loader does. A
+    picture that already is [resolution, resolution] is returned as it is."""
     if image.size == (resolution, resolution):
         return image
     width, height = image.size
@@ -169,10 +165,8 @@ def grid(
     least_side: int = 128,
     gap: int = 4,
 ) -> Image.Image:
-    """Lay pictures out in rows on white, labels wrapped on the left and on top; None leaves a cell empty.
-
-    Pictures whose shorter side is under `least_side` pixels are enlarged (Lanczos) by a whole factor.
-    """
+    """Lay pictures out in rows on white, labels wrapped on the left and on top; None leaves a cell empty. Pictures
+    whose shorter side is under `least_side` pixels are enlarged (Lanczos) by a whole factor."""
     rows = [[cell and _enlarge(cell, least_side) for cell in row] for row in rows]
     cells = [cell for row in rows for cell in row if cell]
     if not cells:

@@ -93,10 +93,8 @@ def _pipeline_class(folder: Path, accepted: dict[str, type]) -> type:
 def inspect_folder(
     folder: Path, accepted: dict[str, type] = PIPELINES, models: Iterable[str] = MODELS
 ) -> tuple[type, list[str]]:
-    """Pipeline class and model names of a folder, all of whose files are there, readable and not cut short.
-
-    Parts that the index declares as absent ([null, null]: SDXL's refiner has one text encoder only) are left out.
-    """
+    """Pipeline class and model names of a folder, all of whose files are there, readable and not cut short. Parts that
+    the index declares as absent ([null, null]: SDXL's refiner has one text encoder only) are left out."""
     pipeline_class = _pipeline_class(folder, accepted)
     index = {name: part for name, part in _read_json(folder / "model_index.json").items() if part != [None, None]}
     named = [name for name, part in index.items() if isinstance(part, list)]  # what else lies there is somebody's own

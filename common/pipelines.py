@@ -160,10 +160,8 @@ def warn_of_lost_words(tokenizer, text: str) -> None:
 def predict_noise(
     pipe: DiffusionPipeline, schedule: Schedule, z: torch.Tensor, t: int | torch.Tensor, cond: Conditioning
 ) -> torch.Tensor:
-    """eps_theta(z_t, t, c) [B,4,h,w]: one UNet call, its output converted to noise by the schedule's prediction type.
-
-    z [B,4,h,w] latents at timestep t (an int, or [B]); cond a batch of B. Differentiable in z and cond.
-    """
+    """eps_theta(z_t, t, c) [B,4,h,w]: one UNet call, its output converted to noise by the schedule's prediction type. z
+    [B,4,h,w] latents at timestep t (an int, or [B]); cond a batch of B. Differentiable in z and cond."""
     output = pipe.unet(
         z.to(pipe.unet.dtype), t, encoder_hidden_states=cond.embeds, added_cond_kwargs=cond.added, return_dict=False
     )[0]
@@ -180,10 +178,8 @@ def encode_image(
 
 
 def posterior(pipe: DiffusionPipeline, picture: torch.Tensor):
-    """The VAE's posterior of a picture [B,3,H,W] in [0,1], as diffusers' DiagonalGaussianDistribution, unscaled.
-
-    Raises InputError for another shape, sides that are no multiple of the VAE's factor, NaN or values outside [0,1].
-    """
+    """The VAE's posterior of a picture [B,3,H,W] in [0,1], as diffusers' DiagonalGaussianDistribution, unscaled. Raises
+    InputError for another shape, sides that are no multiple of the VAE's factor, NaN or values outside [0,1]."""
     factor = pipe.vae_scale_factor
     if picture.ndim != 4 or picture.shape[1] != 3 or picture.shape[2] % factor or picture.shape[3] % factor:
         raise InputError(f"Pictures must be [B,3,H,W], H and W multiples of {factor}; got {tuple(picture.shape)}.")

@@ -55,10 +55,8 @@ def by_subject(rows: list[dict], costs: tuple[str, ...] = COSTS) -> list[dict]:
 
 
 def intervals(rows: list[dict], costs: tuple[str, ...] = COSTS) -> Summary:
-    """Per metric and cost the mean over rows with its 95 % bootstrap interval; NaN and None drop out.
-
-    An infinite value, the PSNR of equal pictures, makes the mean infinite and leaves it without an interval.
-    """
+    """Per metric and cost the mean over rows with its 95 % bootstrap interval; NaN and None drop out. An infinite
+    value, the PSNR of equal pictures, makes the mean infinite and leaves it without an interval."""
     summary = {}
     for key, values in _columns(rows, costs).items():
         mean, low, high = (math.inf,) * 3 if math.inf in values else bootstrap_interval(values)

@@ -118,10 +118,8 @@ class Run:
 
     @torch.no_grad()
     def resume(self) -> None:
-        """Put the checkpoint that --resume_from_checkpoint names into place, if there is one.
-
-        Raises InputError if it is damaged or belongs to a training with other flags, pictures or another base model.
-        """
+        """Put the checkpoint that --resume_from_checkpoint names into place, if there is one. Raises InputError if it
+        is damaged or belongs to a training with other flags, pictures or another base model."""
         wanted = self.args.resume_from_checkpoint
         if wanted is None:
             return

@@ -37,10 +37,8 @@ class Basis:
 
 
 def tunable(model: nn.Module) -> dict[str, nn.Module]:
-    """Every layer with a `weight` by its path, in the model's order; biases are never tuned.
-
-    Raises InputError for a layer that has a weight and no spectral form (grouped or padded-by-reflection convolutions).
-    """
+    """Every layer with a `weight` by its path, in the model's order; biases are never tuned. Raises InputError for a
+    layer that has a weight and no spectral form (grouped or padded-by-reflection convolutions)."""
     found = {}
     for path, layer in model.named_modules():
         if getattr(layer, "weight", None) is None or not isinstance(layer.weight, Tensor):

@@ -67,10 +67,8 @@ def check_length(tokenizer, prompts: list[str]) -> None:
 
 
 def paste(one: Tensor, two: Tensor, stacked: bool, fit: str = "crop") -> Tensor:
-    """Two pictures [3, S, S] as one of the same size, half and half.
-
-    fit: "crop" takes the middle half of each (its subject's true proportions), "resize" squeezes the whole of each.
-    """
+    """Two pictures [3, S, S] as one of the same size, half and half. fit: "crop" takes the middle half of each (its
+    subject's true proportions), "resize" squeezes the whole of each."""
     axis, side = (1, one.shape[1]) if stacked else (2, one.shape[2])
     lengths = side // 2, side - side // 2
     halves = []

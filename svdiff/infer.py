@@ -198,9 +198,7 @@ def edit(
     model: str = "picturebook", **how: Any,
 ):  # fmt: skip
     """Sec. 3.4 in one call: tune on a picture and its caption, then draw it under `prompt` from its own noise. PIL.
-
-    steps: of the training, by default the model's preset. how: of editing.Sampling.
-    """
+    steps: of the training, by default the model's preset. how: of editing.Sampling."""
     from common.images import load_image, to_pil
     from common.pipelines import load_pipeline
     from svdiff import editing, merging, train

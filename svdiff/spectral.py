@@ -189,10 +189,8 @@ def spectral_form(layer: nn.Module, basis: Basis | None) -> nn.Module:
 
 
 def attach(model: nn.Module, paths: Iterable[str], bases: Mapping[str, Basis]) -> dict[str, nn.Module]:
-    """Put the layers at `paths` into their spectral form, with zero shifts; returns them by path.
-
-    W leaves the model: for a plain one load it anew and give the shifts to merging.write_into.
-    """
+    """Put the layers at `paths` into their spectral form, with zero shifts; returns them by path. W leaves the model:
+    for a plain one load it anew and give the shifts to merging.write_into."""
     layers, attached = tunable(model), {}
     for path in paths:
         parent, _, name = path.rpartition(".")

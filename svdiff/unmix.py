@@ -66,10 +66,8 @@ def whole(words: str, text: str, start: int = 0, end: int | None = None) -> re.M
 
 
 def token_places(tokenizer, prompt: str, words: str, among: str) -> list[int]:
-    """The token positions of all of `words`, as they stand inside of the phrase `among`, in a prompt.
-
-    Raises InputError if the prompt, cut to the tokenizer's length, does not hold them.
-    """
+    """The token positions of all of `words`, as they stand inside of the phrase `among`, in a prompt. Raises InputError
+    if the prompt, cut to the tokenizer's length, does not hold them."""
     phrase = whole(among, prompt)
     spans = [whole(word, prompt, *phrase.span()) for word in words.split()] if phrase else [None]
     offsets = tokenizer(prompt, return_offsets_mapping=True, truncation=True)["offset_mapping"]
@@ -94,9 +92,7 @@ def mixed_places(tokenizer, batch, concepts: Sequence) -> list[Mixed]:
 
 def unmix_loss(maps: Sequence[Tensor], samples: Sequence[Mixed]) -> Tensor:
     """mean((A_k (1 - M_k))^2) over layers, cut-mixed samples, the two subjects, heads and places; zero without any.
-
-    maps: per layer [B, heads, places, words]. samples: one for each item of the batch, or of its first half.
-    """
+    maps: per layer [B, heads, places, words]. samples: one for each item of the batch, or of its first half."""
     mixed, losses = [(item, *sample) for item, sample in enumerate(samples) if sample], []
     for of_layer in maps:
         side = round(of_layer.shape[2] ** 0.5)
