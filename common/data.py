@@ -23,6 +23,8 @@ from common.masks import check_same_size
 EDIT_TYPES = {"0": "random", "1": "change object", "2": "add object", "3": "delete object",
               "4": "change attribute content", "5": "change attribute pose", "6": "change attribute color",
               "7": "change attribute material", "8": "change background", "9": "change style"}  # fmt: skip
+KEYS = ("image_path", "original_prompt", "editing_prompt", "editing_instruction", "editing_type_id", "blended_word",
+        "mask", "picture_size")  # of an entry; the last is this project's  # fmt: skip
 PIE_SIZE = (512, 512)  # of every published picture and mask
 LIVE_CLASSES = {"cat", "dog"}  # the classes of the DreamBooth dataset that use its live prompts
 
@@ -147,14 +149,10 @@ def _edit_item(folder: Path, key: str, entry: Any, border: int) -> EditItem:
     check_file_name(key, "the id")
     if not isinstance(entry, dict):
         raise InputError("an object with the keys of PIE-Bench is needed")
-    extras = dict(entry)
-    try:
-        image_path, runs = extras.pop("image_path"), extras.pop("mask")
-        source, target, edit_type = (extras.pop(k) for k in ("original_prompt", "editing_prompt", "editing_type_id"))
-    except KeyError as missing:
-        raise InputError(f"the key {missing} is missing") from None
-    instruction, blended = extras.pop("editing_instruction", ""), extras.pop("blended_word", "")
-    size = extras.pop("picture_size", PIE_SIZE)
+    extras = {"editing_instruction": "", "blended_word": "", "picture_size": PIE_SIZE, **entry}
+    if missing := [name for name in KEYS if name not in extras]:
+        raise InputError(f"the key {missing[0]!r} is missing")
+    image_path, source, target, instruction, edit_type, blended, runs, size = (extras.pop(name) for name in KEYS)
     if not all(isinstance(text, str) for text in (source, target, instruction, blended)):
         raise InputError("prompts, instruction and blended_word have to be text")
     if str(edit_type) not in EDIT_TYPES:
@@ -176,19 +174,9 @@ def _edit_item(folder: Path, key: str, entry: Any, border: int) -> EditItem:
     if not path.is_file():
         raise InputError(f"image_path names {path}, which is missing")
     check_same_size("the mask (picture_size, 512x512 by default)", size, str(path), load_image(path).size[::-1])
-    return EditItem(
-        id=key,
-        image_path=path,
-        source_prompt=source.replace("[", "").replace("]", ""),  # brackets mark the changed words; nothing else goes
-        target_prompt=target.replace("[", "").replace("]", ""),
-        instruction=instruction,
-        edit_type=str(edit_type),
-        blended_words=tuple(words) or None,
-        mask_runs=tuple(runs),
-        mask_size=tuple(size),
-        border=border,
-        extras=extras,
-    )
+    plain = (text.replace("[", "").replace("]", "") for text in (source, target))  # brackets mark the changed words
+    return EditItem(key, path, *plain, instruction, str(edit_type), tuple(words) or None, tuple(runs), tuple(size),
+                    border, extras)  # fmt: skip
 
 
 def _whole_numbers(values: Any) -> bool:
@@ -203,17 +191,10 @@ def write_pie_bench(folder: str | Path, items: Iterable[EditItem]) -> None:
     folder = Path(folder)
     mapping = {}
     for item in items:
-        entry = {
-            "image_path": _place(item.image_path, folder / "annotation_images", item.id),
-            "original_prompt": item.source_prompt,
-            "editing_prompt": item.target_prompt,
-            "editing_instruction": item.instruction,
-            "editing_type_id": item.edit_type,
-            "blended_word": " ".join(item.blended_words or ()),
-            "mask": item.mask_runs,
-        }
+        told = (_place(item.image_path, folder / "annotation_images", item.id), item.source_prompt, item.target_prompt,
+                item.instruction, item.edit_type, " ".join(item.blended_words or ()), item.mask_runs)  # fmt: skip
         size = {} if item.mask_size == PIE_SIZE else {"picture_size": item.mask_size}
-        mapping[item.id] = {**item.extras, **entry, **size}
+        mapping[item.id] = {**item.extras, **dict(zip(KEYS, told, strict=False)), **size}
     write_json(folder / "mapping_file.json", mapping, indent=None)
 
 

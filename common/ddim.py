@@ -107,8 +107,8 @@ def ddim_inverse_step(schedule: Schedule, z: torch.Tensor, eps: torch.Tensor, t:
     """From the level one step cleaner than t up to level t: ddim_step(eta=0) read backwards, for the same eps (SPDInv,
     suppl. Eq. 2).
 
-    z, eps [B,4,h,w]. `t` is the TARGET timestep, one of schedule.timesteps; which timestep the network was shown to
-    make eps is the caller's choice, see inversion_timestep.
+    z, eps [B,4,h,w]. t: the TARGET timestep, one of schedule.timesteps; the one shown to the network to make eps is
+    the caller's choice (inversion_timestep).
     """
     a_s, a_t = schedule.alpha_bar_at(schedule.previous(t)), schedule.alpha_bar_at(t)
     x0 = (z - (1 - a_s) ** 0.5 * eps) / a_s**0.5
@@ -119,12 +119,9 @@ def inversion_timestep(schedule: Schedule, t: int, convention: str = "target") -
     """The timestep the network is shown while inverting up to level t. Two conventions are in use:
 
     "target": t itself, as in the released code of null-text inversion and SPDInv, and in diffusers' inverse scheduler.
+    (That turns v into eps at the level that the latent has; predict_noise does at the timestep shown.)
     "source": the level the latent really has, eps(z_{t-1}, t-1), as the papers write it (SPDInv, Eq. 2 and Alg. 1,
-    line 2), and nearly as SVDiff's public implementation does (see svdiff.editing.invert); the clean latent is shown as
-    timestep 0, the cleanest that the network knows.
-
-    Only a v-prediction model feels a second choice: predict_noise turns v into eps at the timestep shown, diffusers'
-    inverse scheduler at the level that the latent has.
+    line 2); the clean latent is shown as timestep 0, the cleanest that the network knows.
     """
     return {"target": t, "source": max(schedule.previous(t), 0)}[convention]
 
@@ -135,11 +132,8 @@ def guide(eps_uncond: torch.Tensor, eps_cond: torch.Tensor, guidance_scale: floa
 
 
 def slerp(weight: float, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Spherical interpolation from a (weight 0) to b (weight 1), each [B, ...] item as one flat vector.
-
-    The angle is that of the normalised vectors, the lengths are kept (as in the code of ProxEdit and of SVDiff).
-    Items that are parallel or opposite, where no arc is defined, are interpolated linearly.
-    """
+    """Spherical interpolation from a (weight 0) to b (weight 1), each [B, ...] item as one flat vector, its length kept
+    (as in the code of ProxEdit and of SVDiff); linear where they are parallel or opposite, which defines no arc."""
     flat_a, flat_b = a.flatten(1), b.flatten(1)
     cosine = torch.nn.functional.cosine_similarity(flat_a, flat_b, dim=1).clamp(-1, 1)[:, None]
     angle, sine = cosine.acos(), (1 - cosine**2).sqrt()

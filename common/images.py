@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from common.runs import InputError, atomic_path
+from common.files import InputError, atomic_path, one_line
 
 log = logging.getLogger(__name__)
 
@@ -38,12 +38,9 @@ def is_picture(path: Path) -> bool:
 
 
 def load_image(path: str | Path, data: bytes | None = None) -> Image.Image:
-    """Read a picture file as an RGB picture that looks as a viewer shows it. data: the file's bytes, where they lie
-    elsewhere.
-
-    EXIF rotation is applied, transparency is put on white, 16-bit grey is scaled (not clipped) to 8 bits, of several
-    pictures in one file (MPO, GIF, TIFF) the first is taken. InputError if the file is missing, damaged or no picture.
-    """
+    """A picture file as an RGB picture that looks as a viewer shows it: turned as its EXIF says, transparency on white,
+    16-bit grey scaled (not clipped) to 8 bits, the first of several pictures in a file (MPO, GIF, TIFF). data: the
+    file's bytes, where they lie elsewhere. InputError if the file is missing, damaged or no picture."""
     return open_picture(path, _to_rgb, data)
 
 
@@ -65,18 +62,12 @@ def open_picture(path: str | Path, read=lambda image: image, data: bytes | None 
                 turned = ImageOps.exif_transpose(file)
                 turned.load()
                 return read(turned)
-    except Image.DecompressionBombError as problem:
-        raise InputError(f"{path} is too large: {problem}; make it smaller first") from None
-    except UnidentifiedImageError:
-        raise InputError(f"{path} cannot be read as a picture: it is damaged, or of another kind than Pillow reads "
-                         "(HEIC and RAW are); save it as PNG or JPEG") from None  # fmt: skip
-    except PermissionError:
-        raise InputError(f"{path} cannot be read: no permission") from None
     except InputError as problem:
         raise InputError(f"{path} cannot be used: {problem}") from None
     except Exception as problem:  # Pillow's decoders raise a dozen kinds for a damaged file
-        reason = " ".join(str(problem).split()) or type(problem).__name__
-        raise InputError(f"{path} cannot be read as a picture, it is damaged or of another kind: {reason}") from None
+        reason = one_line(problem) or type(problem).__name__
+        raise InputError(f"{path} cannot be read as a picture: it is damaged, too large or of another kind than Pillow "
+                         f"reads (HEIC and RAW are); save it as PNG or JPEG ({reason})") from None  # fmt: skip
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -136,12 +127,9 @@ def to_tensor(image: Image.Image) -> torch.Tensor:
 
 
 def to_pil(picture: torch.Tensor, rounding: str = "floor") -> Image.Image:
-    """float [3,H,W] or [1,3,H,W] in [0,1] to a picture of 8 bits.
-
-    rounding: "floor" truncates 255 x, as the released code of Prompt-to-Prompt, SPDInv and Paint-by-Example does;
-    "nearest" rounds it, as diffusers' image processor does (PIXELS, SVDiff, Preserve and Personalize).
-    Values outside [0,1] are clamped. InputError on NaN, which a diverged model gives.
-    """
+    """float [3,H,W] or [1,3,H,W], clamped to [0,1], to a picture of 8 bits. rounding: "floor" truncates 255 x, as the
+    released code of Prompt-to-Prompt, SPDInv and Paint-by-Example does; "nearest" rounds it, as diffusers' image
+    processor does (PIXELS, SVDiff, Preserve and Personalize). InputError on NaN, which a diverged model gives."""
     step = {"floor": torch.floor, "nearest": torch.round}[rounding]
     picture = picture.detach().float().cpu()
     if picture.ndim == 4:
@@ -159,12 +147,9 @@ def save_png(path: str | Path, picture: Image.Image | torch.Tensor, rounding: st
 
 
 def grid(
-    rows: list[list[Image.Image | None]],
-    row_labels: list[str] | None = None,
-    column_labels: list[str] | None = None,
-    least_side: int = 128,
-    gap: int = 4,
-) -> Image.Image:
+    rows: list[list[Image.Image | None]], row_labels: list[str] | None = None, column_labels: list[str] | None = None,
+    least_side: int = 128, gap: int = 4,
+) -> Image.Image:  # fmt: skip
     """Lay pictures out in rows on white, labels wrapped on the left and on top; None leaves a cell empty. Pictures
     whose shorter side is under `least_side` pixels are enlarged (Lanczos) by a whole factor."""
     rows = [[cell and _enlarge(cell, least_side) for cell in row] for row in rows]

@@ -1,15 +1,12 @@
 """Spectral shifts (paper, Sec. 3.2): a layer's weight is U diag(ReLU(sigma + delta)) V^T, and delta alone is trained.
 
-Two forms of the same thing. `SpectralLayer.matrix` writes the new weight out as Eq. 2 is printed; `rebuilt`, used to
-merge, adds to W what changes, U diag(ReLU(sigma + delta) - sigma) V^T. The layers below apply the three factors to the
-activations one after the other,
+`rebuilt`, used to merge, makes the new weight. The layers below apply the three factors to the activations instead,
 
     y = U (s * (V^T x)),  s = ReLU(sigma + delta),
 
-so that a training step costs a quarter more than the frozen model's instead of several times as much: no W', and no
-gradient of a weight. U and V take the place of W in memory, and the gradient of delta falls off for nothing (the
-product of V^T x, which is kept, with U^T g, which the input's gradient needs anyway). Only where a matrix is nearly
-square and meets many tokens, so that U and V cost twice what W does, is (U s) V^T multiplied out (SpectralLayer.dense).
+so that a training step costs a quarter more than the frozen model's and not several times as much: no W', and no
+gradient of a weight; that of delta falls off for nothing (V^T x, which is kept, times U^T g, which the input's needs
+anyway). Only where U and V cost about twice what W does is (U s) V^T multiplied out (SpectralLayer.dense).
 
 Vectors (weights of norms) are shifted elementwise and without ReLU, W + delta, as the author does.
 The spectrum is float32 whatever the network's format: a step of 1e-3 is lost beside a sigma of 1 in float16.
@@ -108,11 +105,9 @@ class SpectralEmbedding(SpectralLayer):
 
 
 class SpectralConv(SpectralLayer):
-    """A convolution into r channels with V^T as its kernels, then U at every place (Fig. 2: kernels as matrices).
-
-    Strides, padding and dilation belong to the first. A transposed convolution works alike. Products with matrices, U
-    and 1x1 kernels, are written as such: torch's 1x1 convolutions are slow for small batches.
-    """
+    """A convolution into r channels with V^T as its kernels, of the layer's stride, padding and dilation, then U at
+    every place (Fig. 2: kernels as matrices). Products with matrices, U and 1x1 kernels, are written as such: torch's
+    1x1 convolutions are slow for small batches."""
 
     def __init__(self, layer: nn.Conv2d | nn.ConvTranspose2d, basis: Basis):
         super().__init__(layer, basis)
