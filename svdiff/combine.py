@@ -98,8 +98,6 @@ def correlation(one: Tensors, two: Tensors) -> float:
 def truncate(shifts: Tensors, share: float, whole: Iterable[str] = ()) -> dict[str, Tensor]:
     """Only the shifts of the largest singular values, `share` of each layer's, rounded up; the others are zero. whole:
     layers that stay as they are, as vectors do, which have no order of singular values."""
-    kept = dict(shifts)
-    for name in kept.keys() - set(whole):
-        count = math.ceil(share * len(shifts[name]))
-        kept[name] = torch.cat([shifts[name][:count], torch.zeros_like(shifts[name][count:])])
-    return kept
+    whole = set(whole)
+    return {name: delta if name in whole else delta * (torch.arange(len(delta)) < math.ceil(share * len(delta)))
+            for name, delta in shifts.items()}  # fmt: skip
