@@ -255,6 +255,17 @@ def latest_checkpoint(output_dir: str | Path) -> Path | None:
     return next(reversed(_checkpoints(output_dir)), None)
 
 
+def find_checkpoint(output_dir: str | Path, wanted: str | None) -> Path | None:
+    """What --resume_from_checkpoint names: a checkpoint of the run's own folder, or the path of one; None for none, and
+    where there is no latest one yet. Raises InputError."""
+    if wanted in (None, "latest"):
+        return wanted and latest_checkpoint(output_dir)
+    for place in (Path(output_dir) / wanted, Path(wanted)):
+        if (place / "state.pt").is_file():
+            return place
+    raise InputError(f"--resume_from_checkpoint {wanted} is no checkpoint; give latest, or such a folder")
+
+
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """The state saved in a checkpoint folder, on the CPU, with its `step`; InputError if it holds no whole one."""
     import torch

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from common.flags import is_picturebook_folder, number, say_preset, say_unheeded
-from common.runs import InputError, latest_checkpoint
+from common.runs import InputError, find_checkpoint
 
 LR_SCHEDULERS = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
 TRACKERS = ("none", "tensorboard", "wandb")
@@ -124,9 +124,5 @@ def check_checkpoints(args: argparse.Namespace) -> None:
     if wanted is None and (old := sorted(folder.glob("checkpoint-*"))):
         raise InputError(f"{folder} holds {old[0].name} of an earlier run; add --resume_from_checkpoint latest to go on"
                          " with it, or take another --output_dir")  # fmt: skip
-    if wanted == "latest" and latest_checkpoint(folder) is None:
+    if find_checkpoint(folder, wanted) is None and wanted:
         print(f"{folder} holds no checkpoint yet: the training begins at its start", file=sys.stderr)
-    if wanted not in (None, "latest") and not any(
-        (place / "state.pt").is_file() for place in (Path(wanted), folder / wanted)
-    ):
-        raise InputError(f"--resume_from_checkpoint {wanted} is no checkpoint; give latest, or such a folder")

@@ -20,7 +20,7 @@ from torch import Tensor
 from common.files import InputError, read_object, refused_as
 from common.flags import check_device
 from common.joining import resolved
-from common.runs import digest_of, latest_checkpoint, load_checkpoint, progress, save_checkpoint
+from common.runs import digest_of, find_checkpoint, load_checkpoint, progress, save_checkpoint
 from common.shards import told_by_launch
 from common.training import picture_hashes, step_generator
 
@@ -120,11 +120,7 @@ class Run:
     def resume(self) -> None:
         """Put the checkpoint that --resume_from_checkpoint names into place, if there is one. Raises InputError if it
         is damaged or belongs to a training with other flags, pictures or another base model."""
-        wanted = self.args.resume_from_checkpoint
-        if wanted is None:
-            return
-        near = Path(self.args.output_dir) / wanted
-        path = latest_checkpoint(self.args.output_dir) if wanted == "latest" else near if near.is_dir() else wanted
+        path = find_checkpoint(self.args.output_dir, self.args.resume_from_checkpoint)
         if path is None:
             return
         saved = load_checkpoint(path)
