@@ -71,6 +71,11 @@ class Run:
         """The CPU generator of all that is random in a micro-step on this process."""
         return step_generator(self.args.seed, step, micro, self.accelerator.process_index)
 
+    def turn(self, step: int, micro: int) -> int:
+        """Which micro-step this is, from 0 on, of all that all processes take."""
+        before = step * self.args.gradient_accumulation_steps + micro
+        return before * self.accelerator.num_processes + self.accelerator.process_index
+
     def backward(self, loss: Tensor) -> None:
         """The gradient of a micro-step's loss, which counts as one of several."""
         self.accelerator.backward(loss / self.args.gradient_accumulation_steps)

@@ -29,7 +29,7 @@ class Batch:
 @dataclass(frozen=True)
 class Source:
     """Where batches come from. instances, classes: per concept its pictures (common.training.load_pictures); classes
-    are empty without prior preservation. seed, micros, process, processes: who sees which, see picture_indices."""
+    are empty without prior preservation."""
 
     concepts: list[Concept]
     instances: list[list[Tensor]]
@@ -40,9 +40,6 @@ class Source:
     center_crop: bool = False
     random_flip: bool = False
     seed: int = 0
-    micros: int = 1
-    process: int = 0
-    processes: int = 1
 
     def is_fixed(self, picture: Tensor) -> bool:
         """Whether a picture is cut the same way every time."""
@@ -52,12 +49,6 @@ class Source:
     def cut(self, picture: Tensor, generator: torch.Generator) -> Tensor:
         """A picture as a square [3,S,S] in [0,1]."""
         return picture_batch([picture], [0], self.resolution, generator, self.center_crop, self.random_flip)[0]
-
-    def order(self, count: int, concept: int, size: int, step: int, micro: int) -> list[int]:
-        """Which of a concept's `count` pictures a batch of `size` shows. Each concept has an order of its own, so that
-        mixed pictures of two meet in all combinations."""
-        seed = self.seed + concept
-        return picture_indices(count, size, seed, step, micro, self.micros, self.process, self.processes)
 
 
 def read_source(args, pipe, concepts: list[Concept], resolution: int, accelerator, base: str):
@@ -78,17 +69,15 @@ def read_source(args, pipe, concepts: list[Concept], resolution: int, accelerato
         accelerator.wait_for_everyone()
         drawn.append(list_pictures(folder)[: args.num_class_images])
     classes = [load_pictures(paths, resolution) for paths in drawn]
-    source = Source(
-        concepts, instances, classes, resolution, args.cut_mix_unmix_prob, args.cut_mix_fit, args.center_crop,
-        args.random_flip, args.seed, args.gradient_accumulation_steps, accelerator.process_index,
-        accelerator.num_processes,
-    )  # fmt: skip
+    source = Source(concepts, instances, classes, resolution, args.cut_mix_unmix_prob, args.cut_mix_fit,
+                    args.center_crop, args.random_flip, args.seed)  # fmt: skip
     return source, [path for paths in [*given, *drawn] for path in paths]
 
 
-def draw_batch(source: Source, size: int, generator: torch.Generator, step: int, micro: int = 0) -> Batch:
+def draw_batch(source: Source, size: int, generator: torch.Generator, turn: int) -> Batch:
     """`size` samples of the subjects, each cut-mixed with probability source.cut_mix_prob (Sec. 3.3), otherwise of one
-    concept drawn at random; and, made in the same way, as many of the classes."""
+    concept drawn at random; and, made in the same way, as many of the classes. turn: see Run.turn. Each concept has an
+    order of its own, so that mixed pictures of two meet in all combinations."""
     kinds = {"subject": (source.instances, [concept.instance_prompt for concept in source.concepts])}
     if source.classes:
         kinds["class"] = source.classes, [concept.class_prompt for concept in source.concepts]
@@ -99,7 +88,7 @@ def draw_batch(source: Source, size: int, generator: torch.Generator, step: int,
         mixes.append(mix := draw_mix(len(source.concepts), generator) if mixed else None)
         concept = int(torch.randint(len(source.concepts), (), generator=generator))
         for kind, (stock, texts) in kinds.items():
-            chosen = {which: source.order(len(stock[which]), which, size, step, micro)[item]
+            chosen = {which: picture_indices(len(stock[which]), size, source.seed + which, turn)[item]
                       for which in (mix.pair if mix else (concept,))}  # fmt: skip
             pictures = [source.cut(stock[which][index], generator) for which, index in chosen.items()]
             if mix:

@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> None:
         losses = []
         for micro in range(args.gradient_accumulation_steps):
             generator = run.generator(step, micro)
-            batch = draw_batch(source, args.train_batch_size, generator, step, micro)
+            batch = draw_batch(source, args.train_batch_size, generator, run.turn(step, micro))
             latents = encoder.latents(batch, generator)  # z*, and z^pr
             with accelerator.autocast():
                 cond = encoder.conditioning(batch.prompts)  # c*, and c^pr
