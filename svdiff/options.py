@@ -14,9 +14,13 @@ from common.flags import check_apart, check_prompt, is_picturebook_folder, numbe
 from common.runs import InputError, cache_folder, read_json
 
 OUTPUT_DIR = "outputs/svdiff"  # of the training, where infer looks when it is not told
-# keys of subsets.SUBSETS, which needs torch
-SUBSET_NAMES = ("UNet", "UNet-CA", "UNet-CA-KV", "UNet-1D", "UNet-2D", "UNet-4D", "Up-Blocks", "Down-Blocks",
-                "Mid-Block", "Up-CA", "Down-CA", "Mid-CA")  # fmt: skip
+# Table 1: name -> a pattern of the UNet's layers, written path:dimensions of the weight. Cross-attention is attn2:
+# queries, keys, values and the output's projection; its norm (norm2) is not part of it.
+SUBSETS = {
+    "UNet": "", "UNet-CA": r"\.attn2\.", "UNet-CA-KV": r"\.attn2\.to_[kv]:", "UNet-1D": ":1", "UNet-2D": ":2",
+    "UNet-4D": ":4", "Up-Blocks": r"^up_blocks\.", "Down-Blocks": r"^down_blocks\.", "Mid-Block": r"^mid_block\.",
+    "Up-CA": r"^up_blocks\b.*\.attn2\.", "Down-CA": r"^down_blocks\b.*\.attn2\.", "Mid-CA": r"^mid_block\b.*\.attn2\.",
+}  # fmt: skip
 PARAMETER_SPACES = ("svdiff", "full", "lora", "key_value")
 
 # of AdamW: the author's; those of DreamBooth with a text encoder and of LoRA in diffusers' examples; Custom
@@ -107,7 +111,7 @@ def add_svdiff_flags(parser: argparse.ArgumentParser) -> None:
         "cross-attention, as Custom Diffusion, without a new token; the paper compares with all of them")  # fmt: skip
     add("--learning_rate_1d", type=number(float, 0), default=1e-6,
         help="of the shifts of norms; that of all others is --learning_rate (the author: 1e-6 and 1e-3)")  # fmt: skip
-    add("--parameter_subset", choices=SUBSET_NAMES, default="UNet", help="of the UNet's weights (Table 1)")
+    add("--parameter_subset", choices=SUBSETS, default="UNet", help="of the UNet's weights (Table 1)")
     add("--train_text_encoder", action=argparse.BooleanOptionalAction, help="tune the text encoder too, embeddings "
         "included (in the paper's 1.7 MB); the default for svdiff and full")  # fmt: skip
     add("--rank", type=number(int, 1, 1024), default=4, help="of --parameter_space lora")

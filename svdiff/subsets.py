@@ -1,35 +1,19 @@
 """The twelve parameter subsets of Table 1, and what each costs in numbers and on disk."""
 
 import io
-from collections.abc import Callable
+import re
 
 import torch
 from torch import nn
 
 from svdiff.basis import shift_length, tunable
 from svdiff.files import as_bytes
-
-# name -> whether a UNet's layer belongs to it, from the layer's path and the number of dimensions of its weight.
-# Cross-attention is attn2: queries, keys, values and the output's projection; its norm (norm2) is not part of it.
-SUBSETS: dict[str, Callable[[str, int], bool]] = {
-    "UNet": lambda path, ndim: True,
-    "UNet-CA": lambda path, ndim: ".attn2." in path,
-    "UNet-CA-KV": lambda path, ndim: path.endswith((".attn2.to_k", ".attn2.to_v")),
-    "UNet-1D": lambda path, ndim: ndim == 1,
-    "UNet-2D": lambda path, ndim: ndim == 2,
-    "UNet-4D": lambda path, ndim: ndim == 4,
-    "Up-Blocks": lambda path, ndim: path.startswith("up_blocks."),
-    "Down-Blocks": lambda path, ndim: path.startswith("down_blocks."),
-    "Mid-Block": lambda path, ndim: path.startswith("mid_block."),
-    "Up-CA": lambda path, ndim: path.startswith("up_blocks.") and ".attn2." in path,
-    "Down-CA": lambda path, ndim: path.startswith("down_blocks.") and ".attn2." in path,
-    "Mid-CA": lambda path, ndim: path.startswith("mid_block.") and ".attn2." in path,
-}
+from svdiff.options import SUBSETS
 
 
 def chosen(model: nn.Module, subset: str = "UNet") -> list[str]:
     """The paths of a model's tunable layers in a subset, in the model's order. "UNet" is all of any model."""
-    return [path for path, layer in tunable(model).items() if SUBSETS[subset](path, layer.weight.ndim)]
+    return [path for path, layer in tunable(model).items() if re.search(SUBSETS[subset], f"{path}:{layer.weight.ndim}")]
 
 
 def cost(model: nn.Module, subset: str) -> dict[str, int]:

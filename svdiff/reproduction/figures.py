@@ -124,7 +124,7 @@ def scatter(study: Study) -> None:
 def ablation(study: Study) -> None:
     """Table 1's subsets, trained and scored (Sec. 4.4; the paper's scores are in an appendix that is not public)."""
     of_subjects(study, lambda subject: [
-        Method(name, partial(subset, study, subject, name)) for name in options.SUBSET_NAMES
+        Method(name, partial(subset, study, subject, name)) for name in options.SUBSETS
     ], "ablation.png")  # fmt: skip
 
 

@@ -168,7 +168,7 @@ def test_editing_and_the_ablation(evaluate, dataset, benchmark, refused):
         f"{space}{way}" for space in ("svdiff", "full", "lora") for way in ("", "+inversion")
     }  # fmt: skip
     assert all({"psnr_kept"} <= row["metrics"].keys() for row in rows)
-    assert {row["method"] for row in read_rows(output / "ablation" / "rows.jsonl")} == set(train.options.SUBSET_NAMES)
+    assert {row["method"] for row in read_rows(output / "ablation" / "rows.jsonl")} == set(train.options.SUBSETS)
     for other in (["--max_train_steps", "3"], ["--geometry_layers", "4,down,0", "4,down,0"]):  # into the same folder
         refused(f"another {other[0]}", evaluate, "--figure", "7", *other)
     for name, file in ("cat", dataset / "cat" / "0.png"), ("000000000000", benchmark / "annotation_images" / "0.png"):
