@@ -163,6 +163,12 @@ UNET = {
     "center_input_sample": False, "downsample_padding": 1, "flip_sin_to_cos": True, "freq_shift": 0, "in_channels": 4,
     "layers_per_block": 2, "mid_block_scale_factor": 1, "norm_eps": 1e-05, "norm_num_groups": 4, "out_channels": 4,
 }  # fmt: skip
+CHANNELS, TEXT = [8, 16, 24, 24], 24  # of Stable Diffusion 1.x here
+SD_UNET = UNET | {
+    "attention_head_dim": 2, "block_out_channels": CHANNELS, "cross_attention_dim": TEXT, "sample_size": 64,
+    "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
+    "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
+}  # fmt: skip
 VAE = {
     "_class_name": "AutoencoderKL", "_diffusers_version": "0.6.0", "act_fn": "silu",
     "block_out_channels": [4, 8, 16, 16], "down_block_types": ["DownEncoderBlock2D"] * 4, "in_channels": 3,
@@ -189,24 +195,28 @@ def _write_index(folder: Path, index: dict, scheduler: dict) -> None:
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler, indent=2))
 
 
+def sd_unet(seed: int, inputs: int = 4) -> dict[str, torch.Tensor]:
+    shapes = unet_shapes(CHANNELS, [1, 1, 1, 0], TEXT, linear=False)
+    return _random(shapes | {"conv_in.weight": (CHANNELS[0], inputs, 3, 3)}, seed)
+
+
+def sd_vae(seed: int) -> dict[str, torch.Tensor]:
+    return _random(vae_shapes(VAE["block_out_channels"], ("query", "key", "value", "proj_attn")), seed)
+
+
 def write_sd(folder: str | Path, seed: int = 0) -> dict[str, dict[str, torch.Tensor]]:
     """SD 1.4 as published (686 + 248 + 197 tensors), 64x64 latents. Returns the tensors of every file."""
-    folder, channels, text = Path(folder), [8, 16, 24, 24], 24
+    folder = Path(folder)
     vocabulary = _write_tokenizer(folder / "tokenizer", pad="<|endoftext|>")
-    unet = UNET | {
-        "attention_head_dim": 2, "block_out_channels": channels, "cross_attention_dim": text, "sample_size": 64,
-        "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
-        "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
-    }  # fmt: skip
     weights = {
-        "unet": _random(unet_shapes(channels, [1, 1, 1, 0], text, linear=False), seed),
-        "vae": _random(vae_shapes(VAE["block_out_channels"], ("query", "key", "value", "proj_attn")), seed + 1),
-        "text_encoder": _random(text_shapes(text, 12, vocabulary), seed + 2),
+        "unet": sd_unet(seed),
+        "vae": sd_vae(seed + 1),
+        "text_encoder": _random(text_shapes(TEXT, 12, vocabulary), seed + 2),
     }
     weights["text_encoder"]["text_model.embeddings.position_ids"] = torch.arange(77)[None]
-    _write(folder / "unet", unet, weights["unet"], "diffusion_pytorch_model")
+    _write(folder / "unet", SD_UNET, weights["unet"], "diffusion_pytorch_model")
     _write(folder / "vae", VAE | {"sample_size": 512}, weights["vae"], "diffusion_pytorch_model")
-    config = _text_config(text, 12, 2, vocabulary, "quick_gelu", "CLIPTextModel", 24)
+    config = _text_config(TEXT, 12, 2, vocabulary, "quick_gelu", "CLIPTextModel", 24)
     _write(folder / "text_encoder", config, weights["text_encoder"], "model")
     index = MODELS | {
         "_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.2.2",

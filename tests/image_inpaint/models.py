@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
-from tests.published import MODELS, NOISE, UNET, VAE, _affine, _random, _write, _write_index, unet_shapes, vae_shapes
+from tests.published import MODELS, NOISE, SD_UNET, VAE, _affine, _random, _write, _write_index, sd_unet, sd_vae
 from tests.tiny import tiny_sd
 
 
@@ -63,12 +63,8 @@ def encoder_shapes(width: int, layers: int, patches: int, projection: int) -> di
 def write_published(folder: Path, seed: int = 0) -> dict[str, dict[str, torch.Tensor]]:
     """Fantasy-Studio/Paint-by-Example's files: layout, key names, index and configs as published, reduced widths.
     Returns the tensors."""
-    channels, text, width, layers = [8, 16, 24, 24], 24, 16, 24
-    unet = UNET | {
-        "attention_head_dim": 2, "block_out_channels": channels, "cross_attention_dim": text, "in_channels": 9,
-        "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"], "sample_size": 64,
-        "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3, "_diffusers_version": "0.9.0.dev0",
-    }  # fmt: skip
+    width, layers, text = 16, 24, SD_UNET["cross_attention_dim"]
+    unet = SD_UNET | {"in_channels": 9, "_diffusers_version": "0.9.0.dev0"}
     vision = {
         "architectures": ["PaintByExampleImageEncoder"], "attention_dropout": 0.0, "dropout": 0.0,
         "hidden_act": "quick_gelu", "hidden_size": width, "image_size": 32, "initializer_factor": 1.0,
@@ -76,11 +72,9 @@ def write_published(folder: Path, seed: int = 0) -> dict[str, dict[str, torch.Te
         "model_type": "clip_vision_model", "num_attention_heads": 2, "num_channels": 3, "num_hidden_layers": layers,
         "patch_size": 8, "projection_dim": text, "torch_dtype": "float32", "transformers_version": "4.25.0.dev0",
     }  # fmt: skip
-    shapes = unet_shapes(channels, [1, 1, 1, 0], text, linear=False)
-    shapes["conv_in.weight"] = (channels[0], 9, 3, 3)
     weights = {
-        "unet": _random(shapes, seed),
-        "vae": _random(vae_shapes(VAE["block_out_channels"], ("query", "key", "value", "proj_attn")), seed + 1),
+        "unet": sd_unet(seed, 9),
+        "vae": sd_vae(seed + 1),
         "image_encoder": _random(encoder_shapes(width, layers, 16, text), seed + 2),
     }
     position = {"model.vision_model.embeddings.position_ids": torch.arange(17)[None]}

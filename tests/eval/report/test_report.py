@@ -60,11 +60,6 @@ def page(tmp_path):
     return page
 
 
-def changed(track, **metrics):
-    rows = [{**row, "metrics": {**row["metrics"], **metrics}} for row in track.runs[0].rows]
-    return replace(track, runs=[Run("this run", rows, track.runs[0].config)])
-
-
 def test_the_page_is_complete_and_needs_nothing_else(page, track):
     html, seen = page(replace(track, notices=["A notice."]))
     text = " ".join(seen.text)
@@ -131,7 +126,8 @@ def test_rows_of_different_items_have_no_best_value(page, track):
 
 @pytest.mark.parametrize("value", [math.nan, None, math.inf])
 def test_odd_values(page, track, value):
-    html, _ = page(changed(track, **{"psnr/pie_official": value}))
+    rows = [{**row, "metrics": {**row["metrics"], "psnr/pie_official": value}} for row in track.runs[0].rows]
+    html, _ = page(replace(track, runs=[Run("this run", rows, track.runs[0].config)]))
     assert not re.search(r"[>\" ](nan|inf)\b", re.sub(r' data-v="inf"', "", html), re.IGNORECASE)
     assert html.count("–</span>") + html.count("∞") >= 2
 
