@@ -38,11 +38,9 @@ class Experiment:
     shards: bool = False
     settings: list[str] = field(default_factory=list)
     columns: list[str] = field(default_factory=list)
-    methods: list[str] = field(default_factory=list)
     references: list[str] = field(default_factory=list)
     table: str = ""
     figure: str = ""
-    titles: str = ""
     gpu: str = ""
     models: tuple[str, ...] = MODELS
 

@@ -1,25 +1,18 @@
 """Rows into the READMEs: tables, verdicts and figures between <!-- results: ID --> and <!-- end -->; CSV and LaTeX.
 
-What an ID may be:
-    <experiment>             its table: reference rows apart, the contest on the items that all its methods have
-    <experiment>.verdicts    the claims that it decides
-    <experiment>.figure      its picture
-    experiments              every experiment: question, n, minutes, command
-    claims, claims:<paper>   the ledger: how many claims hold; a paper's claims one by one
-    held, held:<paper>       the headline claims of all papers in few words; a paper's
+An ID is an <experiment>, for its table; <experiment>.verdicts or .figure; experiments, for a list of all; claims or
+held, the ledger or its headlines in few words; or claims:<paper> or held:<paper>, one by one.
 """
 
 import csv
 import functools
-import importlib
 import os
 import re
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 from common import claims
-from common.claims import PAPERS, Finding, Interval, common_items
+from common.claims import PAPERS, Interval, common_items
 from common.runs import InputError, atomic_path, read_object, read_rows, write_text
 from eval import freshness
 from eval.claims import counts, findings, ledger
@@ -42,22 +35,20 @@ def table_of(experiment: Experiment, rows: list[dict]) -> tuple[Grid, str]:
     on fewer than half of the most is left out of it. In markdown: references in italics, in bold what beats all."""
     named = list(dict.fromkeys(row["method"] for row in rows))
     references = [method for method in experiment.references if method in named]
-    rivals = [method for method in experiment.methods if method in named] or named
-    rivals = [method for method in rivals if method not in references]
-    ran, most = items_of(rows), max((items_of(rows)[method] for method in rivals), default=0)
+    rivals, ran = [method for method in named if method not in references], items_of(rows)
+    most = max((ran[method] for method in rivals), default=0)
     contest = [method for method in rivals if 2 * ran[method] >= most]
     shared = common_items(rows, contest)
     columns = [measure(key) for key in (find(rows, name) for name in experiment.columns) if key]
     best = {column.key: best_method(shared, column.key, contest, claims.LEAST) for column in columns}
-    called, lines = title_of(experiment), [["", "n", *map(heading, columns)]]
+    lines = [["", "n", *map(heading, columns)]]
     for method in [*references, *contest]:
         own = shared if method in contest else rows
         count = items_of(own)[method]
         cells = [cell(column, mean_interval(own, column.key, method), count) for column in columns]
         marked = (f"**{text}**" if best[column.key] == method else text
                   for column, text in zip(columns, cells, strict=True))  # fmt: skip
-        title = called(method) if method in contest else f"*{called(method)}*"
-        lines.append([title, str(count), *marked])
+        lines.append([method if method in contest else f"*{method}*", str(count), *marked])
     said = "Means with 95 % intervals; bold: better than every other row of the contest by paired intervals. "
     if references:
         said += "Rows in italics are references and do not compete. "
@@ -69,17 +60,6 @@ def table_of(experiment: Experiment, rows: list[dict]) -> tuple[Grid, str]:
 def items_of(rows: list[dict]) -> Counter[str]:
     """How many items (and seeds) each method ran on."""
     return Counter(method for method, *_ in {(row["method"], row["item"], row["seed"]) for row in rows})
-
-
-def title_of(experiment: Experiment) -> Callable[[str], str]:
-    """Row name -> what it is called, by "module:NAME" of the entry: a function, or a dict of titles or methods."""
-    if not experiment.titles:
-        return str
-    module, _, name = experiment.titles.partition(":")
-    known = getattr(importlib.import_module(module), name)
-    if callable(known):
-        return known
-    return lambda method: getattr(known.get(method, method), "title", known.get(method, method))
 
 
 def heading(column: Measure) -> str:
@@ -106,34 +86,62 @@ def markdown(lines: Grid) -> str:
 # ------------------------------------------------------------------------------------------------------------- bodies
 
 
+judged = functools.cache(ledger)  # once for all pages
+
+
 def body(name: str, place: Path) -> str:
     """What stands between the markers of `name`. place: folder of the README. InputError for an unknown name."""
-    kind, _, paper = name.partition(":")
     experiment, _, part = (name, "", "") if name in experiments() else name.rpartition(".")
-    parts = {"": body_of_table, "verdicts": body_of_verdicts, "figure": lambda one: body_of_figure(one, place)}
+    if one := experiments().get(experiment):
+        if part == "":
+            return body_of_table(one)
+        if part == "figure":
+            picture = ASSETS / f"{one.id}.png"
+            if state(one)[0] != FRESH or not picture.is_file():
+                return "*The picture comes with the rows.*"
+            return f"![{one.title}]({os.path.relpath(picture, place)})"
+        if part == "verdicts":
+            found = findings(one.id, freshness.fresh_rows(one.id))
+            return markdown(claims.table(found)) if found else "No claim of the papers rests on this."
     if name == "experiments":
-        return body_of_experiments()
+        lines = [[f"`{one.id}`", one.question, str(one.n), f"{one.took:g}", str(one.tier)]
+                 for one in experiments().values()]  # fmt: skip
+        return markdown([["id", "question", "n", "minutes", "tier"], *lines])
     if name == "claims":
-        return body_of_claims()
+        lines = [[f"[{paper}]({paper})", *map(str, counts(judged(paper)).values())] for paper in PAPERS]
+        return markdown([["paper", "hold", "do not hold", "inconclusive", "not run"], *lines])
     if name == "held":
-        return body_of_headlines()
+        lines = [[f"[{paper}]({paper})", claim, measured, verdict] for paper in PAPERS
+                 for claim, _, _, measured, _, verdict, _ in headlines(paper)[1:]]  # fmt: skip
+        return markdown([["paper", "claim", "measured [95 % interval]", "verdict"], *lines])
+    kind, _, paper = name.partition(":")
     if kind in ("claims", "held") and paper in PAPERS:
-        return claim_lines(judged(paper) if kind == "claims" else headlines(paper))
-    if experiment in experiments() and part in parts:
-        return parts[part](experiments()[experiment])
+        return markdown(claims.table(judged(paper)) if kind == "claims" else headlines(paper))
     raise InputError(f"<!-- results: {name} -->: there is no such experiment, table or paper")
 
 
+def headlines(paper: str) -> Grid:
+    """The ledger's lines that the front door shows, under its head."""
+    return claims.table(one for one in judged(paper) if one.claim.get("headline"))
+
+
 def body_of_table(experiment: Experiment) -> str:
-    parts = []
-    if state(experiment)[0] != FRESH:
-        parts += [not_run(experiment)]
-    elif experiment.rows:
-        lines, note = table_of(experiment, read_rows(experiment.kept))
-        parts += [markdown(lines), note + provenance(read_object(experiment.about))]
+    """The table, or that it was not run; where its rows come from; tables of rows that were made elsewhere."""
+    command, parts = f"python -m eval.experiments --run {experiment.id}", []
+    how, why = state(experiment)
+    if how != FRESH:
+        kept = f" Kept rows are of another state ({why}) and not shown." if how == STALE else ""
+        parts += [f"*Not run yet:* `{command}` *(about {experiment.minutes:g} minutes).*{kept}"]
     else:
-        printed = experiment.kept.read_text(encoding="utf-8").rstrip()
-        parts += [f"```text\n{printed}\n```", provenance(read_object(experiment.about))]
+        about = read_object(experiment.about)
+        world = about["fingerprint"]
+        source = (f"`{command} --again`, {about['date']}, {about['minutes']:g} minutes on {about['machine']}; weights "
+                  f"{world['weights']}, drawing {world['drawing']}.")  # fmt: skip
+        if experiment.rows:
+            lines, note = table_of(experiment, read_rows(experiment.kept))
+            parts += [markdown(lines), note + source]
+        else:
+            parts += [f"```text\n{experiment.kept.read_text(encoding='utf-8').rstrip()}\n```", source]
     if experiment.gpu:
         parts += [f"At the paper's scale: {experiment.gpu}"]
     for about in sorted((freshness.RESULTS / "imported").glob(f"{experiment.id}--*.json")):
@@ -141,67 +149,6 @@ def body_of_table(experiment: Experiment) -> str:
         parts += [f"**Run elsewhere: {seen['label']}** ({seen['made_with']}; not to be compared with the rows above)",
                   markdown(table_of(experiment, read_rows(about.with_suffix(".jsonl")))[0])]  # fmt: skip
     return "\n\n".join(parts)
-
-
-def not_run(experiment: Experiment) -> str:
-    how, why = state(experiment)
-    kept = f" Kept rows are of another state ({why}) and not shown." if how == STALE else ""
-    command = f"python -m eval.experiments --run {experiment.id}"
-    return f"*Not run yet:* `{command}` *(about {experiment.minutes:g} minutes).*{kept}"
-
-
-def provenance(about: dict) -> str:
-    """One line under a table: where its rows come from."""
-    world = about["fingerprint"]
-    command = f"python -m eval.experiments --run {about['experiment']} --again"
-    return (
-        f"`{command}`, {about['date']}, {about['minutes']:g} minutes on {about['machine']}; weights "
-        f"{world['weights']}, drawing {world['drawing']}."
-    )
-
-
-def body_of_verdicts(experiment: Experiment) -> str:
-    found = findings(experiment.id, freshness.fresh_rows(experiment.id))
-    return claim_lines(found) if found else "No claim of the papers rests on this."
-
-
-def body_of_figure(experiment: Experiment, place: Path) -> str:
-    picture = ASSETS / f"{experiment.id}.png"
-    if state(experiment)[0] != FRESH or not picture.is_file():
-        return "*The picture comes with the rows.*"
-    return f"![{experiment.title}]({os.path.relpath(picture, place)})"
-
-
-def body_of_experiments() -> str:
-    lines = [
-        [f"`{one.id}`", one.question, str(one.n), f"{one.took:g}", str(one.tier)] for one in experiments().values()
-    ]
-    return markdown([["id", "question", "n", "minutes", "tier"], *lines])
-
-
-def body_of_claims() -> str:
-    lines = [[f"[{paper}]({paper})", *map(str, counts(judged(paper)).values())] for paper in PAPERS]
-    return markdown([["paper", "hold", "do not hold", "inconclusive", "not run"], *lines])
-
-
-def body_of_headlines() -> str:
-    lines = [[f"[{paper}]({paper})", claim, measured, verdict] for paper in PAPERS
-             for claim, _, _, measured, _, verdict, _ in claims.table(headlines(paper))[1:]]  # fmt: skip
-    return markdown([["paper", "claim", "measured [95 % interval]", "verdict"], *lines])
-
-
-def headlines(paper: str) -> list[Finding]:
-    return [one for one in judged(paper) if one.claim.get("headline")]
-
-
-def claim_lines(found: list[Finding]) -> str:
-    return markdown(claims.table(found))
-
-
-@functools.cache
-def judged(paper: str) -> list[Finding]:
-    """The paper's ledger, judged once for all pages."""
-    return ledger(paper)
 
 
 # -------------------------------------------------------------------------------------------------- READMEs and files

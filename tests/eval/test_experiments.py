@@ -56,7 +56,7 @@ def test_what_rows_depend_on_makes_them_stale_and_nothing_else_does(world, tmp_p
     found, listed = world
     run(tmp_path, "--run", "text_editing")
     one = listed["text_editing"]
-    assert state(replace(one, title="Another title", question="?", minutes=9, methods=["spd+p2p"]))[0] == FRESH
+    assert state(replace(one, title="Another title", question="?", minutes=9))[0] == FRESH
     for change, words in (({"weights": "w2"}, "weights"), ({"drawing": "d2"}, "drawing"),
                           ({"protocols": {"psnr/pie_official": 2}}, "protocols of psnr/pie_official")):  # fmt: skip
         before = dict(found)
