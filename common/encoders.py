@@ -126,7 +126,7 @@ class Encoders:
 
     clip: Clip
     dino: Dino | None
-    lpips: Lpips
+    lpips: Lpips | None
     features: Embedder | None = None
     classifier: nn.Module | None = None
 
@@ -146,7 +146,7 @@ def load_encoders(
     return Encoders(
         load_clip(folder / label(clip) if folder else clip, device),
         load_dino(folder / label(dino) if folder else dino, device) if dino else None,
-        load_lpips(lpips, device, folder and folder / TRUNK_FILES[lpips]),
+        load_lpips(lpips, device, folder and folder / TRUNK_FILES[lpips]) if lpips else None,
         load_inception(folder, device) if "features" in published else None,
     )
 

@@ -115,7 +115,7 @@ def main(argv: list[str] | None = None) -> None:
 
     from common.joining import digest_of_data
     from lipschitz_personalize.reproduction import figures
-    from lipschitz_personalize.reproduction.rows import drop_weights, folder_of, picture_path, read_bench, run_item
+    from lipschitz_personalize.reproduction.rows import drop_weights, folder_of, read_bench, run_item
 
     bench = read_bench(args)
     pictures = {one.name: digest_of_data([one.class_name, bench.templates(args, one)], one.paths)
@@ -136,7 +136,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     rows = [row for row in read_rows(output / "rows.jsonl") if (row["method"], row["item"], row.get("seed")) in at_hand]
     report(args, rows)
-    figures.draw(args, names, rows, bench, picture_path)
+    figures.draw(args, names, rows, bench)
     print(f"{len(rows)} rows; everything in {output}, pictures in {output / 'grid.png'}")
 
 

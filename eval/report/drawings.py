@@ -26,14 +26,11 @@ def fronts(track: Track, run: Run) -> list[dict[str, Any]]:
                   for title, methods in track.curves.items()}  # fmt: skip
         curves = {title: curve for title, curve in curves.items() if len(curve) > 1}
         if len(points) > 1:
-            drawn.append({"title": f"{y.label} against {x.label}", "svg": front(points, (axis_title(x), axis_title(y)),
-                          curves), "curves": list(curves)})  # fmt: skip
+            titles = tuple(", ".join(filter(None, (one.label, one.unit, one.better and f"{one.better} is better")))
+                           for one in (x, y))  # fmt: skip
+            drawn.append({"title": f"{y.label} against {x.label}", "svg": front(points, titles, curves),
+                          "curves": list(curves)})  # fmt: skip
     return drawn
-
-
-def axis_title(column: Measure) -> str:
-    better = f"{column.better} is better" if column.better else ""
-    return ", ".join(part for part in (column.label, column.unit, better) if part)
 
 
 def points_of(track: Track, run: Run, methods: dict[str, str], x: Measure, y: Measure) -> list[Point]:
@@ -42,16 +39,14 @@ def points_of(track: Track, run: Run, methods: dict[str, str], x: Measure, y: Me
     own = papers_own(track, run)
     points = []
     for method, name in methods.items():
-        places = [printed(mean_interval(run.rows, column.key, method), column.factor) for column in (x, y)]
+        means = [(mean_interval(run.rows, column.key, method), column.factor) for column in (x, y)]
+        places = [replace(found, mean=found.mean * factor, low=found.low * factor, high=found.high * factor)
+                  for found, factor in means]  # fmt: skip
         if all(math.isfinite(place.mean) for place in places):
             family = families.index(track.families[method]) % FAMILIES if method in track.families else 0
             kind = "reference" if method in track.references else f"f{family}" + (" own" if method == own else "")
             points.append(Point(name, *places, kind))
     return points
-
-
-def printed(found: Interval, factor: float) -> Interval:
-    return replace(found, mean=found.mean * factor, low=found.low * factor, high=found.high * factor)
 
 
 def forests(track: Track, run: Run) -> list[dict[str, Any]]:

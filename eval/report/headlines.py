@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from common.claims import FAILS, HOLDS, LEAST, PAPERS, Finding, published_text
-from eval.claims import findings
 from eval.report.boards import contestants
 from eval.report.measures import difference, find, mean_interval, measure
 from eval.tracks.track import Run, Track
@@ -13,13 +12,8 @@ from eval.tracks.track import Run, Track
 CLASSES = {HOLDS: "holds", FAILS: "fails"}  # of the style sheet; any other verdict's is "unsure"
 
 
-def claim_views(track: Track, run: Run) -> list[dict[str, Any]]:
-    """Every claim of the track as the page shows it, judged on the rows of one run."""
-    return [claim_view(found, f"claim-{track.name}-{number}")
-            for number, found in enumerate(findings(track.name, run.rows), start=1)]  # fmt: skip
-
-
 def claim_view(found: Finding, anchor: str) -> dict[str, Any]:
+    """A claim as the page shows it."""
     claim, column, gap = found.claim, measure(found.key), found.gap
     allowed = f"no more than {claim.get('margin', 0) * column.factor:g} {column.gap_unit}".strip() + " worse"
     rule = "better" if claim["rule"] == "better" else allowed

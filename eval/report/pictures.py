@@ -49,10 +49,6 @@ def encode_all(paths: Iterable[Path], budget: int) -> dict[Path, Encoded]:
     return found
 
 
-def paths_of(items: Iterable[Item]) -> list[Path]:
-    return [picture.path for item in items for picture in item.pictures]
-
-
 def item_view(item: Item, methods: dict[str, str], encoded: dict[Path, Encoded]) -> dict[str, Any]:
     """One item: prompts as (word, changed) pairs, the pictures that are given, and a cell per method."""
     source, target = marked(item.source_prompt, item.target_prompt)

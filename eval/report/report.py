@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from common.runs import atomic_path
+from eval.claims import findings
 from eval.report import boards, drawings, headlines, pictures, plots
 from eval.report.measures import GROUPS, Measure
 from eval.tracks.track import Run, Track
@@ -17,7 +18,8 @@ STRIP = 3  # methods on the first screen, per track
 
 def write_page(path: Path, tracks: Sequence[Track]) -> Path:
     """Write the page atomically and return its path. No file beside it is needed to read it."""
-    encoded = pictures.encode_all((path for track in tracks for path in pictures.paths_of(track.items)), PICTURES)
+    shown = (picture.path for track in tracks for item in track.items for picture in item.pictures)
+    encoded = pictures.encode_all(shown, PICTURES)
     views = [track_view(track, encoded) for track in tracks]
     used = {column.key: column for view in views for board in view["boards"] for column in board["columns"]}
     html = plots.environment().get_template("report.html.j2").render(
@@ -40,7 +42,8 @@ def track_view(track: Track, encoded: dict) -> dict[str, Any]:
     live, *others = track.runs
     known = {row["method"] for run in others for row in run.rows}
     first = largest if {row["method"] for row in live.rows} <= known else live
-    claims = headlines.claim_views(track, largest)
+    claims = [headlines.claim_view(found, f"claim-{track.name}-{number}")
+              for number, found in enumerate(findings(track.name, largest.rows), start=1)]  # fmt: skip
     shown = [pictures.item_view(item, track.methods, encoded) for item in track.items]
     return {
         "track": track,
@@ -57,7 +60,6 @@ def track_view(track: Track, encoded: dict) -> dict[str, Any]:
         "alone": len({(row["item"], row["seed"]) for row in first.rows}) == 1,
         "items": shown,
         "given": list(dict.fromkeys(cell["name"] for view in shown for cell in view["given"] if cell["image"])),
-        "prompted": any(view["target"] for view in shown),
         "judged": any(cell["success"] is not None for view in shown for cell in view["cells"]),
         "reconstructed": any(cell["before"] for view in shown for cell in view["cells"]),
         "breakdown": boards.breakdown(track, first),

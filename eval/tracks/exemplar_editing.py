@@ -101,18 +101,12 @@ def image_guided_inpainting(model: str, device: str | None):
 
 def functions(model: str, device: str | None) -> dict[str, Any]:
     """Every method that runs on a model."""
-    from eval.baselines import blended_latent, differential_diffusion, sdedit
+    from eval.baselines.exemplar_loops import METHODS as OTHERS
     from pixels.reproduction.baselines import METHODS as OWN
 
-    others = {
-        "sdedit": sdedit.edit,
-        "blended_latent": blended_latent.edit,
-        "differential_diffusion": differential_diffusion.edit,
-    }
-    wanted = methods_of(model)
-    if wanted.keys() & INPAINTING.keys():
-        others["paint_by_example"] = image_guided_inpainting(model, device)
-    every = {**OWN, **others}
+    every = {**OWN, **OTHERS}
+    if "paint_by_example" in (wanted := methods_of(model)):
+        every["paint_by_example"] = image_guided_inpainting(model, device)
     return {name: every[name] for name in wanted if name in every}  # the true edit is no method
 
 
@@ -172,7 +166,7 @@ def run(args: argparse.Namespace) -> Track | None:
         "exemplar, white keeps the source, grey is in between. PIXELS puts the noised source back at every step where "
         "the map is still above a rising threshold.",
         methods=methods,
-        references=tuple(name for name in REFERENCES if name in methods),
+        references=tuple(REFERENCES),
         columns=COLUMNS,
         runs=runs_of(NAME, output, rows, flags_behind),
         own="pixels",

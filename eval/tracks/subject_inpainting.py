@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> Track | None:
         "reference picture, the others are told words; LoRA and the whole model were tuned on the photographs first "
         "(Image Guided Inpainting with Parameter Efficient Learning, 2023).",
         methods=methods,
-        references=tuple(name for name in own.REFERENCES if name in methods),
+        references=tuple(own.REFERENCES),
         columns=COLUMNS,
         runs=runs_of(NAME, output, rows, inpaint_eval.parse),
         own="lora",

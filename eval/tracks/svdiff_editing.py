@@ -12,17 +12,9 @@ import argparse
 import shutil
 from pathlib import Path
 
-from common.runs import (
-    InputError,
-    append_row,
-    digest_of,
-    done_items,
-    joined_config,
-    make_parser,
-    read_json,
-    script,
-    write_config,
-)  # fmt: skip
+from common.files import InputError, append_row, done_items, read_json
+from common.flags import as_flags, number
+from common.runs import digest_of, joined_config, make_parser, script, write_config
 from eval.tracks import text_editing
 from spdinv import eval as spdinv_eval
 
@@ -31,8 +23,6 @@ METHODS = {"svdiff+inversion": True, "svdiff": False}  # whether DDIM inversion 
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    from common.flags import number
-
     parser = make_parser(__doc__.splitlines()[0])
     add = parser.add_argument
     add("--items", type=number(int, 1), default=12, help="how many items of the track")
@@ -61,7 +51,7 @@ def train(item, folder: Path, args: argparse.Namespace) -> None:
         "image_path": item.image_path, "instance_prompt": item.source_prompt, "output_dir": folder,
         "num_validation_images": 1, "resume_from_checkpoint": "latest" if list(folder.glob("checkpoint-*")) else None,
     }  # fmt: skip
-    svdiff_train.main([f"--{name}={value}" for name, value in given.items() if value is not None])
+    svdiff_train.main(as_flags(given))
 
 
 def edit(pipe, item, folder: Path, how, inversion: bool, seed: int) -> tuple[dict, float]:

@@ -1,7 +1,6 @@
 """The paper's figures from result rows and pictures: drift over lambda, scores over lambda, pictures side by side."""
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 
 from common.data import fill_prompt
@@ -10,10 +9,11 @@ from common.runs import atomic_path
 from common.tables import Summary, by_method, find, published_table
 from lipschitz_personalize.options import TOKEN
 from lipschitz_personalize.reproduction.plan import lambda_sweep
+from lipschitz_personalize.reproduction.rows import Bench, picture_path
 
 
-def draw(args: argparse.Namespace, names: list[str], rows: list[dict], bench, picture_path: Callable) -> None:
-    """grid.png of all methods, and the figures that were asked for. bench: rows.Bench."""
+def draw(args: argparse.Namespace, names: list[str], rows: list[dict], bench: Bench) -> None:
+    """grid.png of all methods, and the figures that were asked for."""
     sweep = [name for name in lambda_sweep(args.pretrained_model_name_or_path) if name in names]
     sheets = {"grid.png": names[:12]}
     if 3 in args.figure:
@@ -21,12 +21,12 @@ def draw(args: argparse.Namespace, names: list[str], rows: list[dict], bench, pi
     if 5 in args.figure:
         sheets["figure_5.png"] = sweep
     for file, shown in sheets.items():
-        side_by_side(args, shown, bench, picture_path, Path(args.output_dir) / file)
+        side_by_side(args, shown, bench, Path(args.output_dir) / file)
     if {2, 4} & set(args.figure):
         curves(args, rows, sweep)
 
 
-def side_by_side(args: argparse.Namespace, names: list[str], bench, picture_path: Callable, path: Path) -> None:
+def side_by_side(args: argparse.Namespace, names: list[str], bench: Bench, path: Path) -> None:
     """A row per subject and prompt (the first three prompts), a column per method, the subject itself in front."""
     lines, labels = [], []
     for subject in bench.subjects[:4]:

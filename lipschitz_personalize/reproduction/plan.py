@@ -72,6 +72,18 @@ def token_of(args: argparse.Namespace, name: str) -> str:
     return options.NEW_WORD if "custom_diffusion" in name and backbone_of(args) != "sd3" else options.TOKEN
 
 
+def subject_flags(subject, model: str, token: str, folder, names_class: bool = True) -> dict[str, Any]:
+    """What a training is told of its subject. names_class: whether the class word stays beside the token."""
+    called = f"{token} {subject.class_name}" if names_class else token
+    return {
+        "instance_data_dir": subject.paths[0].parent,
+        "instance_prompt": f"{start_of(model, token)} {called}",
+        "class_prompt": f"{start_of(model)} {subject.class_name}",
+        "checkpointing_steps": NEVER,
+        "output_dir": folder,
+    }
+
+
 def training_flags(args: argparse.Namespace, name: str, subject=None, seed: int = 0, output_dir=None) -> list[str]:
     """The flags of one training of lipschitz_personalize.eval: the method's, the subject's, then --train_args."""
     model = args.pretrained_model_name_or_path
@@ -80,13 +92,7 @@ def training_flags(args: argparse.Namespace, name: str, subject=None, seed: int 
     if subject is not None:
         # one folder of class pictures for all methods, subjects and seeds of a class would save time, and then the
         # price of prior preservation could not be measured: every training draws its own
-        given |= {
-            "instance_data_dir": subject.paths[0].parent,
-            "instance_prompt": f"{start_of(model, token_of(args, name))} {token_of(args, name)} {subject.class_name}",
-            "class_prompt": f"{start_of(model)} {subject.class_name}",
-            "checkpointing_steps": NEVER,
-            "output_dir": output_dir,
-        }
+        given |= subject_flags(subject, model, token_of(args, name), output_dir)
     return [*as_flags(given), *args.train_args]
 
 

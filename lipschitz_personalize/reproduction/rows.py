@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from common.data import Subject, fill_prompt, read_subject_prompts, read_subjects
-from common.encoders import INCEPTION_FILE, load_inception
+from common.encoders import Encoders
 from common.files import read_json
 from common.images import center_crop_resize, load_image, save_png, to_tensor
 from common.picturebook.benchmarks import ensure_subjects
@@ -23,15 +23,13 @@ HELD_OUT = 4  # classes at whose prompts predictions are compared
 
 @dataclass(frozen=True, eq=False)
 class Bench:
-    """What all trainings share. subjects: those wanted; prompts: by kind; classes: of the whole dataset; clip, dino,
-    inception (or None): the eyes; base: the model before any training."""
+    """What all trainings share. subjects: those wanted; prompts: by kind; classes: of the whole dataset; base: the
+    model before any training."""
 
     subjects: list[Subject]
     prompts: dict[str, list[str]]
     classes: list[str]
-    clip: object
-    dino: object
-    inception: object
+    eyes: Encoders
     base: object
 
     def templates(self, args: argparse.Namespace, subject: Subject) -> list[str]:
@@ -45,15 +43,8 @@ def read_bench(args: argparse.Namespace) -> Bench:
     named = read_subjects(folder, args.subjects) if args.subjects else everyone if args.full else everyone[:1]
     classes = sorted({subject.class_name for subject in everyone})
     base = load_backbone(args.pretrained_model_name_or_path, args.device)
-    eyes = scores.load_eyes(args.metric_encoders, args.device)
-    return Bench(named, read_subject_prompts(folder), classes, *eyes, load_fid(args), base)
-
-
-def load_fid(args: argparse.Namespace):
-    """With --drift the FID's Inception; None on the picturebook, and for a folder of encoders that has none."""
-    folder = None if args.metric_encoders == "published" else Path(args.metric_encoders)
-    there = folder is None or (folder / INCEPTION_FILE).is_file()
-    return load_inception(folder, args.device) if args.drift and there else None
+    eyes = scores.load_eyes(args.metric_encoders, args.device, fid=args.drift)
+    return Bench(named, read_subject_prompts(folder), classes, eyes, base)
 
 
 def folder_of(args: argparse.Namespace, name: str, subject: Subject, seed: int) -> Path:
@@ -89,9 +80,9 @@ def run_item(args: argparse.Namespace, bench: Bench, name: str, subject: Subject
     for (p, n), picture in zip(places, pictures, strict=True):
         save_png(picture_path(args, name, subject, seed, p, n), picture, rounding="nearest")
     real = torch.cat([to_tensor(center_crop_resize(load_image(path), side)) for path in subject.paths])
-    metrics = scores.fidelity(pictures, [real], bench.clip, bench.dino)
+    metrics = scores.fidelity(pictures, [real], bench.eyes.clip, bench.eyes.dino)
     by_prompt = pictures.unflatten(0, (len(templates), args.num_images))
-    metrics |= scores.adherence(by_prompt, templates, subject.class_name, bench.clip)
+    metrics |= scores.adherence(by_prompt, templates, subject.class_name, bench.eyes.clip)
     metrics |= drift_of(args, bench, pipe, subject, seed, sampling, kept)
     costs = {key: cost[key] for key in ("class_seconds", "peak_memory_mb", "trainable_parameters", "file_bytes")}
     return {
@@ -107,8 +98,8 @@ def drift_of(args: argparse.Namespace, bench: Bench, pipe, subject: Subject, see
     others = [other for other in args.held_out_classes or bench.classes if other != subject.class_name]
     prompts = [f"{start} {other}" for other in others]
     how = {"count": max(2, args.num_images), "seed": seed}  # a Frechet distance of one picture there is not
-    eyes = {"dino": bench.dino, "clip": bench.clip} if args.drift else {}
-    eyes |= {"inception": bench.inception} if bench.inception else {}
+    eyes = {"dino": bench.eyes.dino, "clip": bench.eyes.clip} if args.drift else {}
+    eyes |= {"inception": bench.eyes.features} if bench.eyes.features else {}
     found = drift.measure_drift(pipe, bench.base, prompts[:HELD_OUT] or drift.HELD_OUT_PROMPTS, ratios=args.drift,
                                 sampling=sampling, kept=kept, **how, **eyes)  # fmt: skip
     if not (args.drift and others):
@@ -116,7 +107,7 @@ def drift_of(args: argparse.Namespace, bench: Bench, pipe, subject: Subject, see
     # among the subject's own class too: what drifted towards the subject is to be seen as such
     every = list(dict.fromkeys([*bench.classes, *others]))
     on_picturebook = args.dataset == "picturebook"
-    recognise = drift.classifier_eye(args.device) if on_picturebook else drift.clip_eye(bench.clip, every)
+    recognise = drift.classifier_eye(args.device) if on_picturebook else drift.clip_eye(bench.eyes.clip, every)
     for key, one, memory in (("class_recognition", pipe, None), ("class_recognition_base", bench.base, kept)):
         drawn = drift.draw(one, prompts, **how, kept=memory, **sampling)
         found[key] = drift.class_recognition(drawn, others, recognise)

@@ -5,27 +5,25 @@ and prompt without the rare token.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from common.data import fill_prompt
-from common.encoders import DREAMBOOTH_ENCODERS, Clip, Dino, load_clip, load_dino
-from common.flags import PICTUREBOOK
+from common.encoders import DREAMBOOTH_ENCODERS, INCEPTION_FILE, Encoders, load_encoders
 from common.metrics import clip_image_similarity, clip_text_similarity, dino_similarity, score_key
 from common.runs import InputError
 
 
-def load_eyes(name: str, device: str | None = None) -> tuple[Clip, Dino]:
+def load_eyes(name: str, device: str | None = None, fid: bool = False) -> Encoders:
     """name: "picturebook"; "published", ViT-B/32 and ViT-S/16 as in the DreamBooth paper; or a folder with copies of
-    these. Raises InputError if one is missing."""
-    clip, dino = DREAMBOOTH_ENCODERS["clip"], DREAMBOOTH_ENCODERS["dino"]
-    if name == PICTUREBOOK:
-        clip = dino = PICTUREBOOK
-    elif name != "published":
-        clip, dino = Path(name) / Path(clip).name, Path(name) / Path(dino).name
-    return load_clip(clip, device), load_dino(dino, device)
+    these. fid: with the FID's Inception, if the published ones or a folder have it. InputError if one is missing."""
+    fid = fid and (name == "published" or (Path(name) / INCEPTION_FILE).is_file())
+    wanted = {key: DREAMBOOTH_ENCODERS[key] for key in ("clip", "dino", *["features"] * fid)}
+    found = load_encoders("paper" if name == "published" else name, device, wanted)
+    return found if fid else replace(found, features=None)  # the picturebook's is another network
 
 
 @torch.no_grad()

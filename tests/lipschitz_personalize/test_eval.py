@@ -17,7 +17,7 @@ from common.training import draw_pictures, step_generator
 from lipschitz_personalize import eval as evaluate
 from lipschitz_personalize import infer, options, train
 from lipschitz_personalize.objectives import load_backbone
-from lipschitz_personalize.reproduction import drift, plan, rows
+from lipschitz_personalize.reproduction import drift, plan
 from tests.small_data import MeanColor, write_subject_set
 from tests.tiny_encoders import write_encoders
 
@@ -85,7 +85,7 @@ def test_held_out_classes_are_recognised_among_all_and_the_fid_stands_beside(run
         return lambda pictures: ["dog"] * len(pictures)  # all has drifted towards the subject
 
     monkeypatch.setattr(drift, "clip_eye", eye)
-    monkeypatch.setattr(rows, "load_inception", lambda folder, device: MeanColor())
+    monkeypatch.setattr("common.encoders.load_inception", lambda folder, device: MeanColor())
     shutil.copytree(encoders, tmp_path / "encoders")
     (tmp_path / "encoders" / "inception-2015-12-05.pt").touch()
     words = ["--methods", "dreambooth+penalty", "--drift"]

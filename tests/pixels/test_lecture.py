@@ -51,12 +51,12 @@ def test_4_noise_on_black_keeps_the_exemplar_out_and_a_black_point_lets_it_in():
 
 
 def test_5_with_the_source_as_exemplar_it_is_differential_diffusion():
-    from eval.baselines import differential_diffusion
+    from eval.baselines.exemplar_loops import differential_diffusion
 
     shared = surgery.Surgery(noise="shared", posterior="mean")
     ours = surgery.edit(toy_backbone(), SOURCE, [SOURCE], [MAP], shared, seeded())
     # the exemplar's noise is drawn first and not used: theirs has to be given the second
     generator = seeded()
     torch.randn(1, 4, 4, 6, generator=generator, dtype=torch.float64)
-    theirs = differential_diffusion.edit(toy_backbone(), SOURCE, [SOURCE], [MAP], shared, generator)
+    theirs = differential_diffusion(toy_backbone(), SOURCE, [SOURCE], [MAP], shared, generator)
     assert (ours.edited - theirs).abs().max() < 1e-5

@@ -14,9 +14,7 @@ such a file as prompts.jsonl, prompts.csv or prompts.toml beside its pictures. P
 """
 
 import csv
-import hashlib
 import io
-import json
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -112,17 +110,6 @@ def check_entry(entry: Any, folder: Path) -> Entry:
     name = check_file_name(entry.get("name") or files["picture"].stem, "the name")
     prompts = {key: check_prompt(entry.get(key, ""), key) for key in ("source_prompt", "target_prompt")}
     return {**prompts, **files, "words": words, "name": name}
-
-
-def digests(entries: list[Entry]) -> dict[str, str]:
-    """Per name, twelve digits of a hash of all that an entry says and of its files' bytes."""
-    found = {}
-    for entry in entries:
-        told = hashlib.sha256(json.dumps([entry["source_prompt"], entry["target_prompt"], entry["words"]]).encode())
-        for key in FILES:
-            told.update(key.encode() + (entry[key].read_bytes() if key in entry else b""))
-        found[entry["name"]] = told.hexdigest()[:12]
-    return found
 
 
 def write_pie_bench_folder(entries: list[Entry], folder: Path) -> None:

@@ -7,14 +7,14 @@ out. A method runs on the pictures that have what it needs.
 import argparse
 import difflib
 import shlex
-from dataclasses import dataclass
 from pathlib import Path
 
 from common.flags import is_picturebook_folder, weights_of
+from common.joining import digest_of_data
 from common.runs import InputError, append_row, joined_config, measure, progress, read_json, read_rows, write_config
 from eval.tracks import exemplar_editing, svdiff_editing, text_editing
-from eval.tracks.own_pictures.editors import EXEMPLAR, INPAINT, SVDIFF, TEXT, Kind
-from eval.tracks.own_pictures.picture_list import Entry, digests, read_list, write_pie_bench_folder
+from eval.tracks.own_pictures.editors import EXEMPLAR, INPAINT, SVDIFF, TEXT
+from eval.tracks.own_pictures.picture_list import FILES, Entry, read_list, write_pie_bench_folder
 from eval.tracks.track import Item, Picture, Run, Track, date_of, given
 
 NAME = "own_pictures"
@@ -23,7 +23,10 @@ COLUMNS = [
     "psnr_truth", "clip_whole/pie_official", "structure/pie_official", "psnr/pie_official", "lpips/pie_official",
     "clip_edited/pie_official", "lpips_truth", "seconds",
 ]  # fmt: skip
-INPAINTING = {"untuned": "Image-guided inpainting, untuned"}
+# Every method that edits a picture: its title on the page, and its kind.
+TITLES = {**text_editing.METHODS, **exemplar_editing.METHODS, "untuned": "Image-guided inpainting, untuned"}
+KINDS = dict.fromkeys(text_editing.METHODS, TEXT) | dict.fromkeys(svdiff_editing.METHODS, SVDIFF)
+KINDS |= dict.fromkeys(exemplar_editing.METHODS, EXEMPLAR) | {"untuned": INPAINT}
 LACKING = {  # what an entry may lack -> why something cannot be scored then
     "mask": "no mask: nothing can be said of their background",
     "truth": "no true edit: nearness to it cannot be scored, and no score says whether the edit is the one meant",
@@ -31,39 +34,23 @@ LACKING = {  # what an entry may lack -> why something cannot be scored then
 }
 
 
-@dataclass(frozen=True)
-class Method:
-    name: str
-    title: str
-    kind: Kind
-
-
-def known_methods() -> dict[str, Method]:
-    """Every method that edits a picture, by name."""
-    titles = {**text_editing.METHODS, **exemplar_editing.METHODS, **INPAINTING}
-    kinds = dict.fromkeys(titles, TEXT) | dict.fromkeys(svdiff_editing.METHODS, SVDIFF)
-    kinds |= dict.fromkeys(exemplar_editing.METHODS, EXEMPLAR) | dict.fromkeys(INPAINTING, INPAINT)
-    return {name: Method(name, title, kinds[name]) for name, title in titles.items()}
-
-
-def chosen_methods(names: list[str], entries: list[Entry]) -> list[Method]:
-    """The methods called so. InputError suggests the nearest for one that is not known, and names what no picture has
-    for one that is."""
+def chosen_methods(names: list[str], entries: list[Entry]) -> list[str]:
+    """These methods, each once. InputError suggests the nearest for one that is not known, and names what no picture
+    has for one that is."""
     from eval.tracks.personalization.methods import METHODS as TRAINED
 
-    known = known_methods()
     for name in names:
-        if name in TRAINED and name not in known:
+        if name in TRAINED and name not in KINDS:
             raise InputError(f"--methods {name}: it learns a subject from several pictures; python -m eval.personalize "
                              "--subjects_dir runs it")  # fmt: skip
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+        if name not in KINDS:
+            near = difflib.get_close_matches(name, KINDS, n=3, cutoff=0.4)
             hint = f"did you mean {' or '.join(near)}?" if near else "such as ddim+p2p, spd+p2p, svdiff, pixels"
             raise InputError(f"--methods {name}: there is no such method; {hint}")
-        if not any(known[name].kind.suits(entry) for entry in entries):
-            lacking = " and ".join(known[name].kind.needs)
+        if not any(KINDS[name].suits(entry) for entry in entries):
+            lacking = " and ".join(KINDS[name].needs)
             raise InputError(f"--methods {name} needs {lacking}, which no entry of --pictures has")
-    return [known[name] for name in dict.fromkeys(names)]
+    return list(dict.fromkeys(names))
 
 
 # -------------------------------------------------------------------------------------------------------------- running
@@ -80,16 +67,21 @@ def run(args: argparse.Namespace) -> Track:
         "metric_encoders": args.metric_encoders or ("picturebook" if on_picturebook else "pie"),
         "weights": weights_of(args.pretrained_model_name_or_path), "num_inference_steps": args.num_inference_steps,
     }  # fmt: skip
-    config = joined_config(output, config, config, pictures=digests(entries))
+    pictures = {}
+    for entry in entries:
+        files = {key: entry[key] for key in FILES if key in entry}
+        told = [entry["source_prompt"], entry["target_prompt"], entry["words"], *files]
+        pictures[entry["name"]] = digest_of_data(told, files.values())
+    config = joined_config(output, config, config, pictures=pictures)
     notice = notice_of(args.pretrained_model_name_or_path, entries)
     print(notice)
     done = {(row["method"], row["item"], row["seed"]) for row in read_rows(output / "rows.jsonl")}
     wanted = [(method, entry["name"], seed) for method in methods  # method by method: one model is loaded at a time
-              for seed in dict.fromkeys(args.seeds if method.kind.random else args.seeds[:1])
-              for entry in entries if method.kind.suits(entry)]  # fmt: skip
+              for seed in dict.fromkeys(args.seeds if KINDS[method].random else args.seeds[:1])
+              for entry in entries if KINDS[method].suits(entry)]  # fmt: skip
     write_pie_bench_folder(entries, output / "pie_bench")
     write_config(output, {**config, "seeds": args.seeds})
-    if missing := [one for one in wanted if (one[0].name, *one[1:]) not in done]:
+    if missing := [one for one in wanted if one not in done]:
         run_missing(args, output, config["metric_encoders"], missing)
     return track_of(args, output, methods, entries, notice)
 
@@ -109,7 +101,7 @@ def notice_of(model: str, entries: list[Entry]) -> str:
             "--pretrained_model_name_or_path.")  # fmt: skip
 
 
-def run_missing(args: argparse.Namespace, output: Path, encoders: str, missing: list[tuple[Method, str, int]]) -> None:
+def run_missing(args: argparse.Namespace, output: Path, encoders: str, missing: list[tuple[str, str, int]]) -> None:
     """Edit and score, one row and one picture at a time."""
     from common.data import read_pie_bench
     from common.encoders import load_encoders
@@ -119,13 +111,13 @@ def run_missing(args: argparse.Namespace, output: Path, encoders: str, missing: 
     seen_by, editing, edit = load_encoders(encoders, args.device), None, None
     for method, name, seed in progress(missing, "edits"):
         if method != editing:
-            editing, edit = method, method.kind.load(args, output, method.name)
+            editing, edit = method, KINDS[method].load(args, output, method)
         with measure() as cost:
             pictures = edit(items[name], seed)
         save_png(output / "pictures" / name / "source.png", pictures["source"])
-        save_png(output / "pictures" / name / f"{method.name}_{seed}.png", pictures["edited"])
+        save_png(output / "pictures" / name / f"{method}_{seed}.png", pictures["edited"])
         append_row(output / "rows.jsonl", {
-            "paper": "eval", "method": method.name, "item": name, "seed": seed,
+            "paper": "eval", "method": method, "item": name, "seed": seed,
             "metrics": scores(items[name], pictures, seen_by, output / "pie_bench"), "seconds": cost.seconds,
             "peak_memory_mb": cost.peak_memory_mb,
         })  # fmt: skip
@@ -153,9 +145,9 @@ def scores(item, pictures: dict, encoders, folder: Path) -> dict[str, float]:
 # ------------------------------------------------------------------------------------------------------------ the page
 
 
-def track_of(args: argparse.Namespace, output: Path, methods: list[Method], entries: list[Entry], notice: str) -> Track:
+def track_of(args: argparse.Namespace, output: Path, methods: list[str], entries: list[Entry], notice: str) -> Track:
     """What the folder's rows show of these methods and pictures."""
-    names, wanted = {method.name: method.title for method in methods}, {entry["name"] for entry in entries}
+    names, wanted = {method: TITLES[method] for method in methods}, {entry["name"] for entry in entries}
     rows = [row for row in read_rows(output / "rows.jsonl") if row["method"] in names and row["item"] in wanted]
     config = read_json(output / "config.json") | {"date": date_of(output / "rows.jsonl")}
     flags = given(args, "pictures", "pretrained_model_name_or_path", "num_inference_steps", "metric_encoders",
@@ -169,14 +161,14 @@ def track_of(args: argparse.Namespace, output: Path, methods: list[Method], entr
     )  # fmt: skip
 
 
-def shown(entry: Entry, output: Path, methods: list[Method], seed: int) -> Item:
+def shown(entry: Entry, output: Path, methods: list[str], seed: int) -> Item:
     """One picture with what was given beside it, and every method's edit."""
     place, folder, name = output / "pictures" / entry["name"], output / "pie_bench", entry["name"]
     pictures = [Picture("source", folder / "annotation_images" / f"{name}.png")]
     pictures += [Picture(label, folder / key / f"{name}.png") for key, label in
                  (("exemplar", "exemplar"), ("edit_map", "map"), ("truth", "true edit")) if key in entry]  # fmt: skip
-    pictures += [Picture("edit", place / f"{method.name}_{seed}.png", method.name)
-                 for method in methods if method.kind.suits(entry)]  # fmt: skip
+    pictures += [Picture("edit", place / f"{method}_{seed}.png", method)
+                 for method in methods if KINDS[method].suits(entry)]  # fmt: skip
     return Item(name, name, entry["source_prompt"], entry["target_prompt"], pictures)
 
 

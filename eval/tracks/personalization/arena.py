@@ -17,6 +17,7 @@ import torch
 from safetensors import safe_open
 
 from common.data import Subject, read_subjects
+from common.encoders import DREAMBOOTH_ENCODERS, Encoders, load_encoders
 from common.files import append_row, read_object, write_json
 from common.flags import is_picturebook_folder, weights_of
 from common.images import save_png
@@ -38,6 +39,7 @@ HELD_OUT_PLACE = 900  # their seeds begin where no subject has a prompt
 # What all rows of one folder have in common, beside the settings of each variant.
 SAME = ("pretrained_model_name_or_path", "weights", "dataset", "split", "metric_encoders",
         "num_inference_steps", "guidance_scale", "images_per_prompt", "held_out_images")  # fmt: skip
+PLACES = {"output_dir", "instance_data_dir", "class_data_dir", "print_config", "device"}  # flags of every run's own
 
 
 @dataclass(eq=False)
@@ -52,7 +54,7 @@ class Arena:
     how: protocol.Sampling
     variants: list[Variant]
     settings: dict[str, dict[str, Any]]
-    eyes: scoring.Encoders
+    eyes: Encoders
     rows: Path
     truths: Path | None = None
     calm: dict[Any, Any] = field(default_factory=dict)
@@ -86,10 +88,12 @@ def prepare(args: argparse.Namespace, tuned: dict[str, dict] | None = None) -> t
         folder = Path(args.dataset)
     subjects = read_subjects(folder, args.subjects)[: args.limit]
     args.weights = weights_of(args.pretrained_model_name_or_path)
-    methods = {name: plain(whole.get(name, {}) | flags) for name, flags in settings.items()}
-    pictures = {one.name: digest_of(told_of(folder, one)) for one in subjects}
+    methods = {name: {flag: value for flag, value in (whole.get(name, {}) | flags).items() if flag not in PLACES}
+               for name, flags in settings.items()}  # fmt: skip
+    pictures = {one.name: digest_of([one.class_name, protocol.prompts_of(folder, one), picture_hashes(one.paths)])
+                for one in subjects}  # fmt: skip
     config = joined_config(output, vars(args), SAME, methods=methods, pictures=pictures)
-    eyes = scoring.load_eyes(args.metric_encoders, args.device)
+    eyes = load_encoders(args.metric_encoders, args.device, DREAMBOOTH_ENCODERS)
     classes = [one.class_name for one in read_subjects(folder)]
     if eyes.classifier is not None:
         if set(classes) <= set(KINDS):
@@ -103,17 +107,6 @@ def prepare(args: argparse.Namespace, tuned: dict[str, dict] | None = None) -> t
         arena.base()  # a model that is not there is reported before anything is written
     write_config(output, config)
     return arena, subjects
-
-
-def told_of(folder: Path, subject: Subject) -> list:
-    """What a row of a subject depends on: its class, its prompts and its pictures."""
-    return [subject.class_name, protocol.prompts_of(folder, subject), picture_hashes(subject.paths)]
-
-
-def plain(flags: dict) -> dict:
-    """Flags without the places that every run has its own of."""
-    places = {"output_dir", "instance_data_dir", "class_data_dir", "print_config", "device"}
-    return {name: value for name, value in flags.items() if name not in places}
 
 
 def run_subject(arena: Arena, subject: Subject, seed: int) -> None:

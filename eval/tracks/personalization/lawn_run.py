@@ -1,25 +1,27 @@
 """The lawn's runs: train along, load the points of each training, sample, score. (What they are for: lawn.py.)"""
 
 import argparse
+import math
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from common.data import Subject, read_subjects
+from common.encoders import Encoders, load_encoders
 from common.files import append_row
 from common.flags import weights_of
 from common.picturebook.benchmarks import ensure_lawn, ensure_truths
 from common.picturebook.scenes import BACKGROUND_WORDS, COLORS, HELD_OUT
-from common.runs import joined_config, run_rows, write_config
+from common.runs import InputError, joined_config, run_rows, write_config
 from common.shards import all_done
 from eval.tracks.personalization import protocol, scoring
-from eval.tracks.personalization.along import train_along
 from eval.tracks.personalization.arena import row_of
-from eval.tracks.personalization.methods import METHODS
+from eval.tracks.personalization.methods import METHODS, Method
 from lipschitz_personalize.loading import load_trained
 from lipschitz_personalize.objectives import load_backbone
 
@@ -29,6 +31,33 @@ SAME = ("pretrained_model_name_or_path", "weights", "steps", "images_per_prompt"
 STRENGTHS = (0.25, 0.5, 0.75)  # of the way from the base to the plain weights
 OTHERS = 4  # further things of the subject's class, in other colours
 SEED_OF_OTHERS = 900
+
+
+def train_along(
+    method: Method, subject: Subject, folder: Path, model: str, settings: dict[str, Any], seed: int, steps: list[int]
+) -> dict[int, Path]:
+    """step -> folder of the weights as a training of so many steps would have left them, inside `folder`.
+
+    Trainings resume exactly, so that a run to the longest, with checkpoints, holds all shorter ones: each is written
+    out by taking its checkpoint up and asking for no further step. InputError for a schedule that is not constant, of
+    which that is not true.
+    """
+    if settings.get("lr_scheduler", "constant") != "constant":
+        raise InputError(f"--lr_scheduler {settings['lr_scheduler']} knows its last step: points along one run need "
+                         "constant")  # fmt: skip
+    longest, whole = max(steps), folder / "whole"
+    shared = settings | {"class_data_dir": whole / "class_pictures"}
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was interrupted
+    every = {"checkpointing_steps": math.gcd(*steps)} if len(steps) > 1 else {}
+    method.train(subject, whole, model, shared | every | {"max_train_steps": longest}, seed)
+    found = {}
+    for step in sorted(steps)[:-1]:
+        found[step] = folder / f"step-{step}"
+        taken_up = {"max_train_steps": step, "resume_from_checkpoint": whole / f"checkpoint-{step}"}
+        method.train(subject, found[step], model, shared | taken_up, seed)
+    for place in whole.glob("checkpoint-*"):
+        shutil.rmtree(place)
+    return found | {longest: whole}
 
 
 def points_of(setting, args: argparse.Namespace, folders: dict[int, Path]) -> Iterator[tuple]:
@@ -87,7 +116,7 @@ def read_data(folder: Path, truths: Path, subject: Subject, classifier) -> Data:
     return Data(subject, templates, references, true, lawn, others)
 
 
-def score(pipe, token: str, data: Data, eyes: scoring.Encoders, how: protocol.Sampling, seed: int) -> dict[str, float]:
+def score(pipe, token: str, data: Data, eyes: Encoders, how: protocol.Sampling, seed: int) -> dict[str, float]:
     """The three numbers of a point and what they are made of."""
     kind = data.subject.class_name
     pictures = protocol.sample_subject(pipe, data.templates, token, kind, seed, how)
@@ -118,7 +147,7 @@ def run(args: argparse.Namespace, settings: list, curves_of: Callable[..., dict[
     subjects = read_subjects(folder)[: args.limit]
     args.weights = weights_of(args.pretrained_model_name_or_path)
     write_config(output, joined_config(output, vars(args), SAME))
-    eyes, file = scoring.load_eyes("picturebook", args.device), output / "rows.jsonl"
+    eyes, file = load_encoders("picturebook", args.device), output / "rows.jsonl"
     work = [(setting, subject, seed) for seed in args.seeds for subject in subjects for setting in settings]
     for setting, subject, seed in args.shard.of(work):
         done = {(row["method"], row["item"], row["seed"]) for row in run_rows(output)}

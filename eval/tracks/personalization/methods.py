@@ -47,19 +47,14 @@ class Method:
 
     def command(self, subject: "Subject", folder: Path, model: str, settings: dict[str, Any], seed: int) -> list[str]:
         """The command line of one training. settings: of the method, over the script's own defaults."""
-        called = f"{self.token} {subject.class_name}" if self.names_class else self.token
         given = {
             "pretrained_model_name_or_path": model,
-            "instance_data_dir": subject.paths[0].parent,
-            "instance_prompt": f"{plan.start_of(model, self.token)} {called}",
-            "class_prompt": f"{plan.start_of(model)} {subject.class_name}",
+            **plan.subject_flags(subject, model, self.token, folder, self.names_class),
             "class_data_dir": folder / "class_pictures",  # made only where the method wants them
-            "checkpointing_steps": plan.NEVER,
             "num_validation_images": 1,
             **plan.with_recipe(self.flags, model),
             **settings,
             "seed": seed,
-            "output_dir": folder,
         }
         if self.class_flag:
             given[self.class_flag] = subject.class_name.split()[-1]  # of "stuffed animal": one token is needed

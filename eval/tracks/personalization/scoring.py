@@ -11,19 +11,13 @@ import torch
 from torch import Tensor
 
 from common.data import Subject
-from common.encoders import DREAMBOOTH_ENCODERS, Encoders, load_encoders
+from common.encoders import Encoders
 from common.images import load_image, to_tensor
 from common.metrics import dino_similarity, lpips_distance
 from eval.tracks.personalization.protocol import asked, context_seen, subject_seen, usual_color
 from lipschitz_personalize.reproduction import scores
 
 PROTOCOL = "dreambench"
-
-
-def load_eyes(name: str, device: str | None = None) -> Encoders:
-    """name: "picturebook"; "paper", DreamBench's CLIP ViT-B/32 and DINO ViT-S/16, with LPIPS on AlexNet and the FID's
-    Inception; or a folder with copies of these. Raises InputError if one is missing."""
-    return load_encoders(name, device, DREAMBOOTH_ENCODERS)
 
 
 def read_references(subject: Subject) -> list[Tensor]:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from eval.baselines import blended_latent, differential_diffusion, sdedit
+from eval.baselines.exemplar_loops import METHODS, blended_latent, differential_diffusion, sdedit
 from pixels.surgery import Surgery, edit
 from tests.pixels.scene import FIRST, MAP, SOURCE
 from tests.pixels.toy import SPREAD, alpha_bars, ddim, decoded, draws, mean_latents, reduce, seeded, toy_backbone
@@ -19,7 +19,7 @@ def test_differential_diffusion_is_pixels_with_the_source_as_exemplar_and_one_no
     backbone, random = toy_backbone(kind, strength=strength), seeded()
     next(draws(random))
     mean = Surgery(posterior="mean")
-    theirs = differential_diffusion.edit(backbone, SOURCE, [], [MAP], mean, random)
+    theirs = differential_diffusion(backbone, SOURCE, [], [MAP], mean, random)
     shared = edit(backbone, SOURCE, [SOURCE], [MAP], Surgery(posterior="mean", noise="shared"), seeded()).edited
     assert torch.equal(shared, theirs)
     own = edit(backbone, SOURCE, [SOURCE], [MAP], mean, seeded()).edited
@@ -29,22 +29,22 @@ def test_differential_diffusion_is_pixels_with_the_source_as_exemplar_and_one_no
 def test_differential_diffusion_draws_what_its_released_pipeline_throws_away():
     late = seeded()
     next(draws(late))
-    expected = differential_diffusion.edit(toy_backbone(), SOURCE, [], [MAP], Surgery(), late)
+    expected = differential_diffusion(toy_backbone(), SOURCE, [], [MAP], Surgery(), late)
     backbone = toy_backbone(discarded=(torch.float64,))
-    assert torch.equal(differential_diffusion.edit(backbone, SOURCE, [], [MAP], Surgery(), seeded()), expected)
+    assert torch.equal(differential_diffusion(backbone, SOURCE, [], [MAP], Surgery(), seeded()), expected)
 
 
-@pytest.mark.parametrize("method", [sdedit, blended_latent, differential_diffusion])
+@pytest.mark.parametrize("method", METHODS.values())
 def test_what_a_scheduler_draws_is_the_generators(method):
     one, same, other = (
-        method.edit(toy_backbone("ddpm"), SOURCE, [FIRST], [MAP], Surgery(), torch.Generator().manual_seed(seed))
+        method(toy_backbone("ddpm"), SOURCE, [FIRST], [MAP], Surgery(), torch.Generator().manual_seed(seed))
         for seed in (0, 0, 1)
     )
     assert torch.equal(one, same) and not torch.equal(one, other)
 
 
 def test_sdedit_noises_a_paste_and_denoises_all_of_it():
-    found = sdedit.edit(toy_backbone(), SOURCE, [FIRST], [MAP], Surgery(), seeded())
+    found = sdedit(toy_backbone(), SOURCE, [FIRST], [MAP], Surgery(), seeded())
     guide = torch.where(MAP < 0.5, FIRST, SOURCE)
     random = draws()
     sample, noise = next(random), next(random)
@@ -55,7 +55,7 @@ def test_sdedit_noises_a_paste_and_denoises_all_of_it():
 
 
 def test_blended_latents_get_their_background_after_each_step():
-    found = blended_latent.edit(toy_backbone(), SOURCE, [FIRST], [MAP], Surgery(), seeded())
+    found = blended_latent(toy_backbone(), SOURCE, [FIRST], [MAP], Surgery(), seeded())
     random = draws()
     s_sample, noise, e_sample = next(random), next(random), next(random)
     source = mean_latents(SOURCE.numpy()) + SPREAD * s_sample

@@ -68,7 +68,7 @@ def calls(loaded, monkeypatch, tmp_path):
         object.__setattr__(fakes[name], "train", partial(train, name))
     monkeypatch.setattr(methods, "METHODS", {**methods.METHODS, **fakes})
     monkeypatch.setattr(arena, "METHODS", methods.METHODS)
-    monkeypatch.setattr(scoring, "load_eyes", lambda name, device: scoring.Encoders(*[MeanColor()] * 4))
+    monkeypatch.setattr(arena, "load_encoders", lambda *given: scoring.Encoders(*[MeanColor()] * 4))
     tuned = {name: {"learning_rate": rate} for name, rate in zip(fakes, (0, 1.0, 2.0, 0.5), strict=True)}
     monkeypatch.setattr(variants, "tuned_settings", lambda: tuned)
     for module in (options, variants, personalization, arena):

@@ -11,7 +11,7 @@ from PIL import Image
 from common.data import Subject
 from common.picturebook.classifier import Reading
 from common.runs import InputError, read_rows
-from eval.tracks.personalization import along, lawn, lawn_run, methods, scoring
+from eval.tracks.personalization import lawn, lawn_run, methods, scoring
 from tests.refusing import refuses
 from tests.small_data import MeanColor, write_noise, write_subject_set
 
@@ -38,14 +38,14 @@ def test_points_along_one_run_are_runs_of_their_own(small_model, tmp_path):
     subject = Subject("dog", "dog", True, write_noise(tmp_path / "dog", [(32, 32)]))
     settings = {"learning_rate": 1e-3, "num_inference_steps": 1, "l2_reg_weight": 5.0, "device": "cpu"}
     method, model = methods.METHODS["dreambooth+penalty"], str(small_model)
-    found = along.train_along(method, subject, tmp_path / "along", model, settings, 3, [2, 4])
+    found = lawn_run.train_along(method, subject, tmp_path / "along", model, settings, 3, [2, 4])
     assert sorted(found) == [2, 4] and not list((tmp_path / "along").rglob("checkpoint-*"))
     method.train(subject, tmp_path / "two", model, settings | {"max_train_steps": 2}, 3)
     two, own, four = ((folder / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
                       for folder in (found[2], tmp_path / "two", found[4]))  # fmt: skip
     assert two == own != four
     with pytest.raises(InputError, match="knows its last step"):
-        along.train_along(method, subject, tmp_path / "c", model, {"lr_scheduler": "cosine"}, 3, [2, 4])
+        lawn_run.train_along(method, subject, tmp_path / "c", model, {"lr_scheduler": "cosine"}, 3, [2, 4])
 
 
 def row(arm, name, likeness, context, leak, kept, subject="cat", rate=1e-3, weight=0.0):
@@ -129,7 +129,7 @@ def test_the_lawn_from_trainings_to_rows_and_a_choice(small_model, tmp_path, mon
     for name in ("lawn", "truths"):
         monkeypatch.setattr(lawn_run, f"ensure_{name}", lambda split, place=tmp_path / name: place)
     eyes = scoring.Encoders(*[MeanColor("picturebook")] * 4, Judge())
-    monkeypatch.setattr(scoring, "load_eyes", lambda *given: eyes)
+    monkeypatch.setattr(lawn_run, "load_encoders", lambda *given: eyes)
     monkeypatch.setattr(lawn, "RATES", (1e-3,))
     monkeypatch.setattr(lawn_run, "STRENGTHS", (0.5,))
     monkeypatch.setattr(lawn, "CHOICE", tmp_path / "lawn.toml")
