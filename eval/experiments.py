@@ -26,22 +26,8 @@ import sys
 import time
 from pathlib import Path
 
-from common.files import refused_as
-from common.runs import (
-    ROW_KEYS,
-    InputError,
-    cache_folder,
-    check_file_name,
-    digest_of,
-    make_parser,
-    provenance,
-    read_object,
-    read_rows,
-    run_rows,
-    script,
-    write_json,
-    write_text,
-)  # fmt: skip
+from common.files import ROW_KEYS, InputError, cache_folder, check_file_name, read_object, refused_as
+from common.runs import digest_of, make_parser, provenance, read_rows, run_rows, script, write_json, write_text
 from common.shards import Shard, add_shard_flag
 from eval import freshness
 from eval.freshness import FRESH, ROOT, Experiment, experiments, fingerprint, state

@@ -7,14 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.claims import (  # noqa: F401  (numbers and what they are called, from one place)
-    Interval,
-    difference,
-    interval,
-    mean_interval,
-    resampling_weights,
-    values,
-)
+from common.claims import Interval, difference, interval, mean_interval, resampling_weights, values  # noqa: F401
 from common.metrics import PIE_SCORES, parse_key
 from common.runs import COSTS
 from common.tables import find_key

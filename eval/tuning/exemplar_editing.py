@@ -21,14 +21,9 @@ from pixels import options
 SCORE = "lpips_truth (picturebook)"  # less is better: nearness to the true edit, inside and outside of the map
 # From four of the preset's 50 steps up (with fewer, a map has hardly a grey left), closer where there is little noise.
 STRENGTHS = (0.08, 0.1, 0.12, 0.14, 0.17, 0.2, 0.26, 0.34, 0.44, 0.56, 0.7, 0.9)
-GRIDS: dict[str, list[Setting]] = {
-    "perturbed": grid(strength=STRENGTHS),
-    "noise_scaling": grid(strength=STRENGTHS),
-    "sdedit": grid(strength=STRENGTHS),
-    "blended_latent": grid(strength=STRENGTHS),
-    "differential_diffusion": grid(strength=(0.1, 0.2, 0.4, 0.8), guidance_scale=(2.0, 4.0, 7.5)),
-    "pixels": grid(strength=STRENGTHS),
-}  # paste and latent_paste have nothing to tune
+TUNED = ("perturbed", "noise_scaling", "sdedit", "blended_latent", "differential_diffusion", "pixels")
+GRIDS: dict[str, list[Setting]] = dict.fromkeys(TUNED, grid(strength=STRENGTHS))
+GRIDS["differential_diffusion"] = grid(strength=(0.1, 0.2, 0.4, 0.8), guidance_scale=(2.0, 4.0, 7.5))
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

@@ -20,14 +20,7 @@ from common.flags import number
 from common.metrics import frechet_distance
 from common.runs import InputError, make_parser, script
 from common.training import step_generator
-from lipschitz_personalize.objectives import (
-    encode_pictures,
-    encode_text,
-    load_backbone,
-    network,
-    predict,
-    random_noisy,
-)
+from lipschitz_personalize.objectives import encode_pictures, encode_text, load_backbone, network, predict, random_noisy
 from lipschitz_personalize.reproduction.scores import sample
 
 HELD_OUT_PROMPTS = ("a cat on a beach", "a house by the sea", "a red car in the snow", "a tree in a meadow")
