@@ -5,12 +5,12 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from common.claims import LEAST
 from common.metrics import PIE_SCORES
 from common.tables import published_table, subject_of
 from eval.report.measures import GROUPS, Measure, best_method, find, keys, mean_interval, measure
 from eval.tracks.track import Run, Track
 
-LEAST = 8  # a best value is marked from so many pairs on
 SHOWN = 5  # columns beside the method and its number of items; the others are behind the column chooser
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from common.claims import FAILS, HOLDS, LEAST, PAPERS, Finding, published_text
 from eval.report.boards import contestants
-from eval.report.measures import difference, find, mean_interval, measure
+from eval.report.measures import beats, find, mean_interval, measure
 from eval.tracks.track import Run, Track
 
 CLASSES = {HOLDS: "holds", FAILS: "fails"}  # of the style sheet; any other verdict's is "unsure"
@@ -45,13 +45,9 @@ def headline(track: Track, run: Run, claims: Sequence[dict[str, Any]]) -> dict[s
 
 def better_ones(track: Track, run: Run, claim: dict) -> str:
     """Who else beats the claim's baseline in its score, with an interval that excludes zero."""
-    column = measure(find(run.rows, claim["score"]) or claim["score"])
-    winners = []
-    for method, name in contestants(track, run).items():
-        if method not in (claim["baseline"], claim["method"]):
-            gap = difference(run.rows, column.key, method, claim["baseline"])
-            if gap.independent >= LEAST and gap.excludes_zero and gap.mean * column.sign > 0:
-                winners.append(name)
+    key, sides = find(run.rows, claim["score"]) or claim["score"], (claim["baseline"], claim["method"])
+    winners = [name for method, name in contestants(track, run).items()
+               if method not in sides and beats(run.rows, key, method, claim["baseline"], LEAST)]  # fmt: skip
     shown = winners[:4] + ([f"{len(winners) - 4} more"] if len(winners) > 4 else [])
     return f"Better than {track.methods[claim['baseline']]} in this: {listed(shown)}." if winners else ""
 

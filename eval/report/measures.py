@@ -86,13 +86,13 @@ def find(rows: Iterable[dict], name: str) -> str | None:
     return find_key(keys(rows), name)
 
 
+def beats(rows: list[dict], key: str, one: str, other: str, least: int) -> bool:
+    """Whether a method is better than another by a paired interval of so many items that excludes zero."""
+    gap = difference(rows, key, one, other)
+    return gap.independent >= least and gap.excludes_zero and gap.mean * measure(key).sign > 0
+
+
 def best_method(rows: list[dict], key: str, methods: list[str], least: int = 1) -> str | None:
-    """The method that beats each of the others with a paired interval that excludes zero, if there is one."""
-    sign = measure(key).sign
-
-    def beats(one: str, other: str) -> bool:
-        gap = difference(rows, key, one, other)
-        return gap.independent >= least and gap.excludes_zero and gap.mean * sign > 0
-
-    winners = [one for one in methods if all(beats(one, other) for other in methods if other != one)]
+    """The method that beats each of the others, if there is one."""
+    winners = [one for one in methods if all(beats(rows, key, one, other, least) for other in methods if other != one)]
     return winners[0] if len(winners) == 1 and len(methods) > 1 else None

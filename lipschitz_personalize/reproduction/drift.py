@@ -168,24 +168,15 @@ def clip_eye(clip, classes: Sequence[str]) -> Callable[[Tensor], list[str]]:
 
 
 def measure_drift(
-    pipe, base_pipe, prompts: Sequence[str] = HELD_OUT_PROMPTS, count: int = 4, seed: int = 0, ratios: bool = False,
-    sampling: Mapping | None = None, kept: dict | None = None, **eyes,
+    pipe, base_pipe, prompts: Sequence[str] = HELD_OUT_PROMPTS, seed: int = 0, ratios: bool = False,
+    kept: dict | None = None, **sampling,
 ) -> dict[str, float]:  # fmt: skip
-    """Weights and predictions; ratios: `eps_per_theta` too; eyes: of `sample_drift`, of `count` pictures per prompt.
-
-    sampling: of scores.sample; kept: see `draw`. Without eyes the base draws a picture per prompt, and that is nearly
-    all of the time.
-    """
-    how = sampling or {}
+    """Weights and predictions; ratios: `eps_per_theta` too. The base draws a picture per prompt (kept: see `draw`), and
+    that is nearly all of the time."""
     found = weight_drift(network(pipe).state_dict(), network(base_pipe).state_dict())
-    latents = latents_of(base_pipe, prompts, seed, kept, **how)
+    latents = latents_of(base_pipe, prompts, seed, kept, **sampling)
     found |= prediction_drift(pipe, base_pipe, prompts, latents, seed)
-    if ratios:
-        found |= eps_per_theta(pipe, base_pipe, prompts, latents, seed)
-    if eyes:
-        ours, base = draw(pipe, prompts, count, seed, **how), draw(base_pipe, prompts, count, seed, kept, **how)
-        found |= sample_drift(ours, base, **eyes)
-    return found
+    return found | (eps_per_theta(pipe, base_pipe, prompts, latents, seed) if ratios else {})
 
 
 @script
@@ -203,8 +194,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     model = read_object(Path(args.trained_dir) / "config.json").get("pretrained_model_name_or_path", "picturebook")
     pipe, base = load_trained(args.trained_dir, model, args.device), load_backbone(model, args.device)
-    how = {"num_inference_steps": args.num_inference_steps}
-    found = measure_drift(pipe, base, args.prompts, seed=args.seed, ratios=True, sampling=how)
+    found = measure_drift(pipe, base, args.prompts, args.seed, True, num_inference_steps=args.num_inference_steps)
     print("\n".join(f"{name:35} {value:.4g}" for name, value in found.items()))
 
 

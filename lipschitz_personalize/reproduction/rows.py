@@ -97,18 +97,22 @@ def drift_of(args: argparse.Namespace, bench: Bench, pipe, subject: Subject, see
     start = plan.start_of(args.pretrained_model_name_or_path)
     others = [other for other in args.held_out_classes or bench.classes if other != subject.class_name]
     prompts = [f"{start} {other}" for other in others]
-    how = {"count": max(2, args.num_images), "seed": seed}  # a Frechet distance of one picture there is not
-    eyes = {"dino": bench.eyes.dino, "clip": bench.eyes.clip} if args.drift else {}
-    eyes |= {"inception": bench.eyes.features} if bench.eyes.features else {}
-    found = drift.measure_drift(pipe, bench.base, prompts[:HELD_OUT] or drift.HELD_OUT_PROMPTS, ratios=args.drift,
-                                sampling=sampling, kept=kept, **how, **eyes)  # fmt: skip
-    if not (args.drift and others):
+    asked, eyes = prompts[:HELD_OUT] or drift.HELD_OUT_PROMPTS, bench.eyes
+    found = drift.measure_drift(pipe, bench.base, asked, seed, args.drift, kept, **sampling)
+    if not args.drift:
         return found
-    # among the subject's own class too: what drifted towards the subject is to be seen as such
-    every = list(dict.fromkeys([*bench.classes, *others]))
-    on_picturebook = args.dataset == "picturebook"
-    recognise = drift.classifier_eye(args.device) if on_picturebook else drift.clip_eye(bench.eyes.clip, every)
-    for key, one, memory in (("class_recognition", pipe, None), ("class_recognition_base", bench.base, kept)):
-        drawn = drift.draw(one, prompts, **how, kept=memory, **sampling)
-        found[key] = drift.class_recognition(drawn, others, recognise)
+
+    def both(prompts) -> tuple[torch.Tensor, torch.Tensor]:
+        count = max(2, args.num_images)  # a Frechet distance of one picture there is not
+        return (drift.draw(pipe, prompts, count, seed, **sampling),
+                drift.draw(bench.base, prompts, count, seed, kept, **sampling))  # fmt: skip
+
+    inception = {"inception": eyes.features} if eyes.features else {}
+    found |= drift.sample_drift(*both(asked), eyes.dino, clip=eyes.clip, **inception)
+    if others:  # among the subject's own class too: what drifted towards the subject is to be seen as such
+        every = list(dict.fromkeys([*bench.classes, *others]))
+        on_picturebook = args.dataset == "picturebook"
+        recognise = drift.classifier_eye(args.device) if on_picturebook else drift.clip_eye(eyes.clip, every)
+        for key, drawn in zip(("class_recognition", "class_recognition_base"), both(prompts), strict=True):
+            found[key] = drift.class_recognition(drawn, others, recognise)
     return found

@@ -92,8 +92,10 @@ def test_samples_of_both_models_start_from_the_same_noise_and_the_bases_are_kept
     monkeypatch.setattr(drift, "sample", lambda one, *given, **how: drawn.append(one) or sample(one, *given, **how))
     how = {"num_inference_steps": 1}
     for _ in range(2):
-        found = drift.measure_drift(*pair, ["a cat"], count=2, kept=kept, sampling=how, dino=MeanColor())
-        assert found["drift_score (toy)"] == pytest.approx(0, abs=1e-6)
+        drift.measure_drift(*pair, ["a cat"], kept=kept, **how)
+        ours = drift.draw(pair[0], ["a cat"], 2, **how)
+        base = drift.draw(pair[1], ["a cat"], 2, kept=kept, **how)
+        assert drift.sample_drift(ours, base, MeanColor())["drift_score (toy)"] == pytest.approx(0, abs=1e-6)
     assert drawn.count(pair[0]) == 2 and drawn.count(pair[1]) == 2  # a picture for the latents, and two of the prompt
     first, other = (drift.draw(pair[1], ["a cat"], 2, seed, **how) for seed in (0, 1))
     assert torch.equal(drift.draw(pair[0], ["a cat"], 2, **how), first) and not torch.equal(first, other)
