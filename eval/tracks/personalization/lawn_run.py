@@ -17,7 +17,7 @@ from common.files import append_row
 from common.flags import weights_of
 from common.picturebook.benchmarks import ensure_lawn, ensure_truths
 from common.picturebook.scenes import BACKGROUND_WORDS, COLORS, HELD_OUT
-from common.runs import InputError, joined_config, run_rows, write_config
+from common.runs import joined_config, run_rows, write_config
 from common.shards import all_done
 from eval.tracks.personalization import protocol, scoring
 from eval.tracks.personalization.arena import row_of
@@ -39,12 +39,8 @@ def train_along(
     """step -> folder of the weights as a training of so many steps would have left them, inside `folder`.
 
     Trainings resume exactly, so that a run to the longest, with checkpoints, holds all shorter ones: each is written
-    out by taking its checkpoint up and asking for no further step. InputError for a schedule that is not constant, of
-    which that is not true.
+    out by taking its checkpoint up and asking for no further step. That is true of a constant learning rate alone.
     """
-    if settings.get("lr_scheduler", "constant") != "constant":
-        raise InputError(f"--lr_scheduler {settings['lr_scheduler']} knows its last step: points along one run need "
-                         "constant")  # fmt: skip
     longest, whole = max(steps), folder / "whole"
     shared = settings | {"class_data_dir": whole / "class_pictures"}
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was interrupted

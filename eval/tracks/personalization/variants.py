@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from common.flags import as_flags, is_picturebook_folder
-from common.runs import InputError
 from eval.tracks.personalization.methods import METHODS
 from lipschitz_personalize.reproduction.plan import with_recipe
 
@@ -121,8 +120,5 @@ def settings_of(variant: Variant, tuned: dict[str, dict[str, Any]], whole: dict[
     settings = dict(tuned.get(variant.method, {}))
     if variant.knob in (None, INTERPOLATION):
         return settings
-    value = whole[variant.method].get(variant.knob)
-    if not isinstance(value, int | float):
-        raise InputError(f"{variant.method} has no setting {variant.knob} to multiply by {variant.factor:g}")
-    turned = value * variant.factor
+    turned = whole[variant.method][variant.knob] * variant.factor
     return settings | {variant.knob: max(1, round(turned)) if variant.knob == "max_train_steps" else turned}
