@@ -115,28 +115,28 @@ def main(argv: list[str] | None = None) -> None:
 
     from common.joining import digest_of_data
     from lipschitz_personalize.reproduction import figures
-    from lipschitz_personalize.reproduction.rows import drop_weights, folder_of, read_bench, run_item
+    from lipschitz_personalize.reproduction.rows import drop_weights, read_bench, run_item
 
     bench = read_bench(args)
-    pictures = {one.name: digest_of_data([one.class_name, bench.templates(args, one)], one.paths)
-                for one in bench.subjects}  # fmt: skip
+    pictures = {one.name: digest_of_data([one.class_name, bench.templates(one)], one.paths) for one in bench.subjects}
     write_config(output, joined_config(output, vars(args), SETTINGS, methods=settings, pictures=pictures))
     done = {(row["method"], row["item"]) for row in read_rows(output / "rows.jsonl")}
     items = [(name, subject, seed) for subject in bench.subjects for seed in args.seeds for name in names]
-    kept, last = {}, None
+    last = None
     for name, subject, seed in tqdm(args.shard.of(items), "trainings", disable=None):
         if (subject.class_name, seed) != last:  # the base's pictures for drift are the same for all methods
-            kept, last = {}, (subject.class_name, seed)
+            bench.kept.clear()
+            last = (subject.class_name, seed)
         if (name, f"{subject.name}/{seed}") not in done:
-            append_row(output / "rows.jsonl", run_item(args, bench, name, subject, seed, kept))
+            append_row(output / "rows.jsonl", run_item(bench, name, subject, seed))
         if not args.keep_weights:
-            drop_weights(folder_of(args, name, subject, seed))
+            drop_weights(bench.folder(name, subject, seed))
     at_hand = [(name, f"{subject.name}/{seed}", seed) for name, subject, seed in items]
     if not all_done(output / "rows.jsonl", at_hand, args.shard):
         return
     rows = [row for row in read_rows(output / "rows.jsonl") if (row["method"], row["item"], row.get("seed")) in at_hand]
     report(args, rows)
-    figures.draw(args, names, rows, bench)
+    figures.draw(bench, names, rows)
     print(f"{len(rows)} rows; everything in {output}, pictures in {output / 'grid.png'}")
 
 

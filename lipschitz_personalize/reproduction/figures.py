@@ -9,11 +9,12 @@ from common.runs import atomic_path
 from common.tables import Summary, by_method, find, published_table
 from lipschitz_personalize.options import TOKEN
 from lipschitz_personalize.reproduction.plan import lambda_sweep
-from lipschitz_personalize.reproduction.rows import Bench, picture_path
+from lipschitz_personalize.reproduction.rows import Bench
 
 
-def draw(args: argparse.Namespace, names: list[str], rows: list[dict], bench: Bench) -> None:
+def draw(bench: Bench, names: list[str], rows: list[dict]) -> None:
     """grid.png of all methods, and the figures that were asked for."""
+    args = bench.args
     sweep = [name for name in lambda_sweep(args.pretrained_model_name_or_path) if name in names]
     sheets = {"grid.png": names[:12]}
     if 3 in args.figure:
@@ -21,17 +22,17 @@ def draw(args: argparse.Namespace, names: list[str], rows: list[dict], bench: Be
     if 5 in args.figure:
         sheets["figure_5.png"] = sweep
     for file, shown in sheets.items():
-        side_by_side(args, shown, bench, Path(args.output_dir) / file)
+        side_by_side(bench, shown, Path(args.output_dir) / file)
     if {2, 4} & set(args.figure):
         curves(args, rows, sweep)
 
 
-def side_by_side(args: argparse.Namespace, names: list[str], bench: Bench, path: Path) -> None:
+def side_by_side(bench: Bench, names: list[str], path: Path) -> None:
     """A row per subject and prompt (the first three prompts), a column per method, the subject itself in front."""
     lines, labels = [], []
     for subject in bench.subjects[:4]:
-        for number, template in enumerate(bench.templates(args, subject)[:3]):
-            drawn = [load_image(picture_path(args, name, subject, args.seeds[0], number, 0)) for name in names]
+        for number, template in enumerate(bench.templates(subject)[:3]):
+            drawn = [load_image(bench.picture(name, subject, bench.args.seeds[0], number, 0)) for name in names]
             lines.append([center_crop_resize(load_image(subject.paths[0]), drawn[0].width), *drawn])
             labels.append(fill_prompt(template, TOKEN, subject.class_name))
     save_png(path, grid(lines, labels, ["subject", *names]))

@@ -2,7 +2,7 @@
 
 import argparse
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -23,36 +23,37 @@ HELD_OUT = 4  # classes at whose prompts predictions are compared
 
 @dataclass(frozen=True, eq=False)
 class Bench:
-    """What all trainings share. subjects: those wanted; prompts: by kind; classes: of the whole dataset; base: the
-    model before any training."""
+    """What all trainings share. args: the flags of the evaluation; subjects: those wanted; prompts: by kind;
+    classes: of the whole dataset; base: the model before any training; kept: its pictures, for drift (drift.draw)."""
 
+    args: argparse.Namespace
     subjects: list[Subject]
     prompts: dict[str, list[str]]
     classes: list[str]
     eyes: Encoders
     base: object
+    kept: dict = field(default_factory=dict)
 
-    def templates(self, args: argparse.Namespace, subject: Subject) -> list[str]:
-        return self.prompts[subject.prompt_kind][: args.prompts]
+    def templates(self, subject: Subject) -> list[str]:
+        return self.prompts[subject.prompt_kind][: self.args.prompts]
+
+    def folder(self, name: str, subject: Subject, seed: int) -> Path:
+        return Path(self.args.output_dir) / "trained" / name / f"{subject.name}-{seed}"
+
+    def picture(self, name: str, subject: Subject, seed: int, prompt: int, number: int) -> Path:
+        place = Path(self.args.output_dir) / "pictures" / name / f"{subject.name}-{seed}"
+        return place / f"{prompt:02d}-{number}.png"
 
 
 def read_bench(args: argparse.Namespace) -> Bench:
-    """args: the flags of lipschitz_personalize.eval."""
+    """Everything loaded."""
     folder = ensure_subjects(args.split) if args.dataset == "picturebook" else Path(args.dataset)
     everyone = read_subjects(folder, needed=args.subjects)
     named = read_subjects(folder, args.subjects) if args.subjects else everyone if args.full else everyone[:1]
     classes = sorted({subject.class_name for subject in everyone})
     base = load_backbone(args.pretrained_model_name_or_path, args.device)
     eyes = scores.load_eyes(args.metric_encoders, args.device, fid=args.drift)
-    return Bench(named, read_subject_prompts(folder), classes, eyes, base)
-
-
-def folder_of(args: argparse.Namespace, name: str, subject: Subject, seed: int) -> Path:
-    return Path(args.output_dir) / "trained" / name / f"{subject.name}-{seed}"
-
-
-def picture_path(args: argparse.Namespace, name: str, subject: Subject, seed: int, prompt: int, number: int) -> Path:
-    return Path(args.output_dir) / "pictures" / name / f"{subject.name}-{seed}" / f"{prompt:02d}-{number}.png"
+    return Bench(args, named, read_subject_prompts(folder), classes, eyes, base)
 
 
 def drop_weights(folder: Path) -> None:
@@ -62,9 +63,9 @@ def drop_weights(folder: Path) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def run_item(args: argparse.Namespace, bench: Bench, name: str, subject: Subject, seed: int, kept: dict) -> dict:
-    """Train (unless that is done), sample, score; returns the result row. kept: of drift.draw."""
-    folder = folder_of(args, name, subject, seed)
+def run_item(bench: Bench, name: str, subject: Subject, seed: int) -> dict:
+    """Train (unless that is done), sample, score; returns the result row."""
+    args, folder = bench.args, bench.folder(name, subject, seed)
     if not (folder / "metrics.json").is_file():
         shutil.rmtree(folder, ignore_errors=True)  # of a run that was interrupted: the time is to be that of one piece
         train.main(plan.training_flags(args, name, subject, seed, folder))
@@ -73,17 +74,17 @@ def run_item(args: argparse.Namespace, bench: Bench, name: str, subject: Subject
     steps, guidance = options.sampling_of(config, args)
     sampling = {"height": side, "width": side, "num_inference_steps": steps, "guidance_scale": guidance}
 
-    templates = bench.templates(args, subject)
+    templates = bench.templates(subject)
     places = [(p, n) for p in range(len(templates)) for n in range(args.num_images)]
     prompts = [fill_prompt(templates[p], plan.token_of(args, name), subject.class_name) for p, _ in places]
     pictures = scores.sample(pipe, prompts, [step_generator(seed, p, n) for p, n in places], **sampling)
     for (p, n), picture in zip(places, pictures, strict=True):
-        save_png(picture_path(args, name, subject, seed, p, n), picture, rounding="nearest")
+        save_png(bench.picture(name, subject, seed, p, n), picture, rounding="nearest")
     real = torch.cat([to_tensor(center_crop_resize(load_image(path), side)) for path in subject.paths])
     metrics = scores.fidelity(pictures, [real], bench.eyes.clip, bench.eyes.dino)
     by_prompt = pictures.unflatten(0, (len(templates), args.num_images))
     metrics |= scores.adherence(by_prompt, templates, subject.class_name, bench.eyes.clip)
-    metrics |= drift_of(args, bench, pipe, subject, seed, sampling, kept)
+    metrics |= drift_of(bench, pipe, subject, seed, sampling)
     costs = {key: cost[key] for key in ("class_seconds", "peak_memory_mb", "trainable_parameters", "file_bytes")}
     return {
         "paper": "lipschitz_personalize", "method": name, "item": f"{subject.name}/{seed}", "seed": seed,
@@ -92,20 +93,20 @@ def run_item(args: argparse.Namespace, bench: Bench, name: str, subject: Subject
     }  # fmt: skip
 
 
-def drift_of(args: argparse.Namespace, bench: Bench, pipe, subject: Subject, seed: int, sampling: dict, kept: dict):
+def drift_of(bench: Bench, pipe, subject: Subject, seed: int, sampling: dict) -> dict[str, float]:
     """Weights and predictions; with --drift also samples, and whether held-out classes are still recognised."""
-    start = plan.start_of(args.pretrained_model_name_or_path)
+    args, eyes, start = bench.args, bench.eyes, plan.start_of(bench.args.pretrained_model_name_or_path)
     others = [other for other in args.held_out_classes or bench.classes if other != subject.class_name]
     prompts = [f"{start} {other}" for other in others]
-    asked, eyes = prompts[:HELD_OUT] or drift.HELD_OUT_PROMPTS, bench.eyes
-    found = drift.measure_drift(pipe, bench.base, asked, seed, args.drift, kept, **sampling)
+    asked = prompts[:HELD_OUT] or drift.HELD_OUT_PROMPTS
+    found = drift.measure_drift(pipe, bench.base, asked, seed, args.drift, bench.kept, **sampling)
     if not args.drift:
         return found
 
     def both(prompts) -> tuple[torch.Tensor, torch.Tensor]:
         count = max(2, args.num_images)  # a Frechet distance of one picture there is not
         return (drift.draw(pipe, prompts, count, seed, **sampling),
-                drift.draw(bench.base, prompts, count, seed, kept, **sampling))  # fmt: skip
+                drift.draw(bench.base, prompts, count, seed, bench.kept, **sampling))  # fmt: skip
 
     inception = {"inception": eyes.features} if eyes.features else {}
     found |= drift.sample_drift(*both(asked), eyes.dino, clip=eyes.clip, **inception)
