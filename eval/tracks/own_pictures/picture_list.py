@@ -116,38 +116,33 @@ def write_pie_bench_folder(entries: list[Entry], folder: Path) -> None:
     """The entries as a PIE-Bench folder: central squares of the pictures with their masks, maps and exemplars, so that
     every method sees the same frame. It stands whole or not at all, and replaces what was there. InputError for a mask
     or map of another size than its picture, and for a mask that the square does not hold."""
-    with atomic_path(folder) as temporary:
-        temporary.mkdir()
-        _write(entries, temporary)
-
-
-def _write(entries: list[Entry], folder: Path) -> None:
     import torch
 
     from common.data import EditItem, encode_mask, write_pie_bench
     from common.images import center_crop_resize, load_image, save_png
     from common.masks import load_mask
 
-    items = []
-    for entry in entries:
-        picture, name, words = load_image(entry["picture"]), entry["name"], tuple(entry["words"]) or None
-        size, side = (picture.height, picture.width), min(picture.size)
-        mask = load_mask(entry["mask"], size, picture) if "mask" in entry else torch.ones(size)
-        top, left = (size[0] - side) // 2, (size[1] - side) // 2
-        runs = encode_mask(mask[top : top + side, left : left + side])
-        if not runs:
-            raise InputError(f"the mask {entry['mask']} lies outside of the central square of its picture; cut both to "
-                             "a square around it")  # fmt: skip
-        place, extras = folder / "annotation_images" / f"{name}.png", {"masked": "mask" in entry}
-        save_png(place, center_crop_resize(picture, side))
-        for key in ("exemplar", "edit_map", "truth"):
-            if key in entry:
+    with atomic_path(folder) as temporary:
+        temporary.mkdir()
+        items = []
+        for entry in entries:
+            picture, name, words = load_image(entry["picture"]), entry["name"], tuple(entry["words"]) or None
+            size, side = (picture.height, picture.width), min(picture.size)
+            mask = load_mask(entry["mask"], size, picture) if "mask" in entry else torch.ones(size)
+            top, left = (size[0] - side) // 2, (size[1] - side) // 2
+            runs = encode_mask(mask[top : top + side, left : left + side])
+            if not runs:
+                raise InputError(f"the mask {entry['mask']} lies outside of the central square of its picture; cut "
+                                 "both to a square around it")  # fmt: skip
+            place, extras = temporary / "annotation_images" / f"{name}.png", {"masked": "mask" in entry}
+            save_png(place, center_crop_resize(picture, side))
+            for key in [key for key in ("exemplar", "edit_map", "truth") if key in entry]:
                 beside = in_frame(entry[key], key, size)
                 extras[f"{key}_path"] = f"{key}/{name}.png"
-                save_png(folder / f"{key}/{name}.png", center_crop_resize(beside, min(beside.size)))
-        items.append(EditItem(name, place, entry["source_prompt"], entry["target_prompt"], "", "0", words, runs,
-                              (side, side), extras=extras))  # fmt: skip
-    write_pie_bench(folder, items)
+                save_png(temporary / f"{key}/{name}.png", center_crop_resize(beside, min(beside.size)))
+            items.append(EditItem(name, place, entry["source_prompt"], entry["target_prompt"], "", "0", words, runs,
+                                  (side, side), extras=extras))  # fmt: skip
+        write_pie_bench(temporary, items)
 
 
 def in_frame(path: Path, key: str, size: tuple[int, int]):

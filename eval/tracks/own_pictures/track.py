@@ -92,8 +92,7 @@ def notice_of(model: str, entries: list[Entry]) -> str:
 
     if not is_picturebook_folder(model):
         return f"Model: {model}."
-    side = (PICTUREBOOK_SIDE, PICTUREBOOK_SIDE)
-    strange = [entry["name"] for entry in entries if load_image(entry["picture"]).size != side]
+    strange = [entry["name"] for entry in entries if load_image(entry["picture"]).size != (PICTUREBOOK_SIDE,) * 2]
     if not strange:
         return "Model: the picturebook."
     return (f"Model: the picturebook, a drawn world of {PICTUREBOOK_SIDE} pixels, which knows no photographs: what "

@@ -10,6 +10,7 @@ import math
 import shutil
 import warnings
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ PLACES = {"output_dir", "instance_data_dir", "class_data_dir", "print_config", "
 @dataclass(eq=False)
 class Arena:
     """What all subjects share. settings: variant -> flags of its training. classes: of the whole dataset. truths: true
-    pictures of every prompt, where there are any. calm: the base model, and its samples of held-out prompts."""
+    pictures of every prompt, where there are any. calm: the base model's samples of held-out prompts."""
 
     args: argparse.Namespace
     output: Path
@@ -68,11 +69,10 @@ class Arena:
         own = (subject.name, seed)
         return {row["method"] for row in run_rows(self.output) if (row["item"], row["seed"]) == own}
 
+    @cached_property
     def base(self):
-        """The base model; loaded at the first call."""
-        if "pipe" not in self.calm:
-            self.calm["pipe"] = METHODS["base"].load(self.output, self.model, self.args.device)
-        return self.calm["pipe"]
+        """The base model, loaded when it is first asked for."""
+        return METHODS["base"].load(self.output, self.model, self.args.device)
 
 
 def prepare(args: argparse.Namespace, tuned: dict[str, dict] | None = None) -> tuple[Arena, list[Subject]]:
@@ -104,7 +104,7 @@ def prepare(args: argparse.Namespace, tuned: dict[str, dict] | None = None) -> t
     arena = Arena(args, output, folder, classes, how, wanted, settings, eyes, output / "rows.jsonl", truths)
     names = {variant.name for variant in wanted}
     if any(names - arena.done(subject, seed) for subject in subjects for seed in args.seeds):
-        arena.base()  # a model that is not there is reported before anything is written
+        _ = arena.base  # a model that is not there is reported before anything is written
     write_config(output, config)
     return arena, subjects
 
@@ -206,7 +206,7 @@ def drift_of(arena: Arena, pipe, subject: Subject, seed: int, trained: bool) -> 
     """How the model speaks of everything but the subject: weights, predictions and samples against the base model's
     (from the same noise), and whether the other classes can still be recognised. Of the base itself only the latter.
     Where no held-out picture is wanted, as in tuning, the weights alone."""
-    base, count, eyes = arena.base(), arena.args.held_out_images, arena.eyes
+    base, count, eyes = arena.base, arena.args.held_out_images, arena.eyes
     found = drift.weight_drift(network(pipe).state_dict(), network(base).state_dict()) if trained else {}
     on_picturebook = eyes.classifier is not None
     wanted = protocol.held_out(subject, arena.classes, on_picturebook)
