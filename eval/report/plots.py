@@ -1,16 +1,23 @@
-"""The page's drawings, of which plots.svg.j2 makes SVG: methods as points of two scores, and strips of intervals."""
+"""The plots of a track, of which plots.svg.j2 makes SVG: one score against another, methods as points; and every method
+less the baseline, score by score, as strips of intervals."""
 
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
-from eval.report.measures import Interval
+from eval.report.boards import SHOWN, columns_of, contestants, own_methods, papers_own
+from eval.report.measures import Interval, Measure, difference, find, mean_interval, measure
+from eval.tracks.track import Run, Track
 
+AXES = 4  # scores to choose from where the track names no pairs
+FAMILIES = 6  # colours of the style sheet
 WIDTH, HEIGHT = 640, 420  # of a front
 LEFT, RIGHT, TOP, BOTTOM = 56, 14, 12, 46  # room for axis numbers and titles
 LETTER, LINE = 7.2, 15  # room that a label's letter and line take, generously
@@ -44,6 +51,70 @@ class Axis:
         return [self.low + number * self.step for number in range(round((self.high - self.low) / self.step) + 1)]
 
 
+def fronts(track: Track, run: Run) -> list[dict[str, Any]]:
+    """One score against another, for each pair that the track names, or for pairs of its first scores."""
+    named = [tuple(find(run.rows, name) for name in pair) for pair in track.fronts]
+    pairs = [(measure(x), measure(y)) for x, y in named if x and y]
+    pairs = pairs or list(combinations(columns_of(track, run.rows)[:AXES], 2))
+    drawn = []
+    for x, y in pairs:
+        points = points_of(track, run, own_methods(track, run), x, y)
+        curves = {title: points_of(track, run, {m: m for m in methods}, x, y)
+                  for title, methods in track.curves.items()}  # fmt: skip
+        curves = {title: curve for title, curve in curves.items() if len(curve) > 1}
+        if len(points) > 1:
+            titles = tuple(", ".join(filter(None, (one.label, one.unit, one.better and f"{one.better} is better")))
+                           for one in (x, y))  # fmt: skip
+            drawn.append({"title": f"{y.label} against {x.label}", "svg": front(points, titles, curves),
+                          "curves": list(curves)})  # fmt: skip
+    return drawn
+
+
+def points_of(track: Track, run: Run, methods: dict[str, str], x: Measure, y: Measure) -> list[Point]:
+    """Methods with a finite mean in both scores, in printed units."""
+    families = list(dict.fromkeys(track.families.values()))
+    own = papers_own(track, run)
+    points = []
+    for method, name in methods.items():
+        means = [(mean_interval(run.rows, column.key, method), column.factor) for column in (x, y)]
+        places = [replace(found, mean=found.mean * factor, low=found.low * factor, high=found.high * factor)
+                  for found, factor in means]  # fmt: skip
+        if all(math.isfinite(place.mean) for place in places):
+            family = families.index(track.families[method]) % FAMILIES if method in track.families else 0
+            kind = "reference" if method in track.references else f"f{family}" + (" own" if method == own else "")
+            points.append(Point(name, *places, kind))
+    return points
+
+
+def forests(track: Track, run: Run) -> list[dict[str, Any]]:
+    """For each of the shown scores: every contestant less the baseline, on the items that both have."""
+    baseline, *others = [*contestants(track, run)] or [None]
+    drawn = []
+    for column in [column for column in columns_of(track, run.rows)[:SHOWN] if column.sign]:
+        gaps = {method: difference(run.rows, column.key, method, baseline) for method in others}
+        gaps = {method: gap for method, gap in gaps.items() if gap.n > 1 and math.isfinite(gap.low + gap.high)}
+        reach = max((abs(end) for gap in gaps.values() for end in (gap.low, gap.high)), default=0.0)
+        if gaps:
+            lines = [strip_line(track.methods[method], column, gap, reach) for method, gap in gaps.items()]
+            title = f"{column.label}, less that of {track.methods[baseline]}"
+            drawn.append({"title": title, "column": column, "lines": lines})
+    return drawn
+
+
+def strip_line(name: str, column: Measure, gap: Interval, reach: float) -> dict[str, Any]:
+    """One line of a forest: the difference with its interval between -reach and reach, zero in the middle, better to
+    the right."""
+    text, spread = column.text(gap.mean, signed=True), column.span(gap.low, gap.high, signed=True)
+    kind = "unsure" if not gap.excludes_zero else "good" if gap.mean * column.sign > 0 else "bad"
+    title = f"{name}: {text} {column.gap_unit}, 95 % interval {spread}, {gap.n} pairs"
+    places = (95 * column.sign * value / (reach or 1.0) for value in (gap.low, gap.mean, gap.high))
+    svg = shapes().strip(kind, title, *places)
+    return {"name": name, "svg": svg, "text": text, "spread": spread, "n": gap.n}
+
+
+# ----------------------------------------------------------------------------------------------------------- drawings
+
+
 def front(points: Sequence[Point], titles: tuple[str, str], curves: dict[str, list[Point]] | None = None) -> Markup:
     """Methods as labelled points with intervals, one score against another; at least one, all means finite.
 
@@ -65,11 +136,6 @@ def lead(box: Box, place: tuple[float, float]) -> Box | None:
     left, top, right, bottom = box
     near = (min(max(place[0], left), right), min(max(place[1], top), bottom))
     return (*place, *near) if math.dist(near, place) > 12 else None
-
-
-def interval_strip(gap: Interval, reach: float, kind: str, title: str, sign: int = 1) -> Markup:
-    """A difference with its interval on a line from -reach to reach; zero in the middle, better to the right."""
-    return shapes().strip(kind, title, *(95 * sign * value / (reach or 1.0) for value in (gap.low, gap.mean, gap.high)))
 
 
 def shapes():
@@ -97,18 +163,14 @@ def ends(found: Interval) -> list[float]:
 
 
 def axis(values: Sequence[float], start: float, end: float) -> Axis:
-    """An axis of round steps over all of the values."""
+    """An axis over all of the values, in about five steps of 1, 2 or 5 times a power of ten."""
     low, high = min(values), max(values)
     room = (high - low) * 0.05 or abs(high) * 0.05 or 1.0
-    step = round_step(high - low + 2 * room)
+    fifth = (high - low + 2 * room) / 5
+    power = 10 ** math.floor(math.log10(fifth))
+    step = next(power * unit for unit in (1, 2, 5, 10) if power * unit >= fifth)
     first, last = math.floor((low - room) / step), math.ceil((high + room) / step)
     return Axis(first * step, last * step, step, start, end)
-
-
-def round_step(span: float) -> float:
-    """A step of 1, 2 or 5 times a power of ten that divides `span` in about five."""
-    power = 10 ** math.floor(math.log10(span / 5))
-    return next(power * unit for unit in (1, 2, 5, 10) if power * unit >= span / 5)
 
 
 def axis_number(value: float) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from common.runs import atomic_path
 from eval.claims import findings
-from eval.report import boards, drawings, headlines, pictures, plots
+from eval.report import boards, headlines, pictures, plots
 from eval.report.measures import GROUPS, Measure
 from eval.tracks.track import Run, Track
 
@@ -55,8 +55,8 @@ def track_view(track: Track, encoded: dict) -> dict[str, Any]:
         "verdicts": headlines.tally(claims),
         "headline": headlines.headline(track, first, claims),
         "strip": pictures.strip(shown, strip_methods(track, shown)),
-        "fronts": drawings.fronts(track, first),
-        "forests": drawings.forests(track, first),
+        "fronts": plots.fronts(track, first),
+        "forests": plots.forests(track, first),
         "alone": len({(row["item"], row["seed"]) for row in first.rows}) == 1,
         "items": shown,
         "given": list(dict.fromkeys(cell["name"] for view in shown for cell in view["given"] if cell["image"])),

@@ -36,18 +36,14 @@ def prompts_of(folder: Path, subject: Subject) -> list[str]:
 # ---------------------------------------------------------------------------------------------------------- sampling
 
 
-def picture_seed(seed: int, prompt: int, number: int) -> int:
-    """One number for each picture of a run; no two runs share one."""
-    return (seed * 1000 + prompt) * 1000 + number
-
-
 def sample(
     pipe, prompts: Sequence[str], seed: int, how: Sampling, first: int = 0, count: int | None = None
 ) -> torch.Tensor:  # fmt: skip
     """`count` pictures of every prompt (by default how.images_per_prompt), [prompts, count, 3, H, W] in [0, 1]. first:
     the number of the first prompt, for the seeds. Raises InputError where the model gives NaN."""
     places = [(p, k) for p in range(len(prompts)) for k in range(count or how.images_per_prompt)]
-    generators = [torch.Generator().manual_seed(picture_seed(seed, first + p, k)) for p, k in places]
+    seeds = [(seed * 1000 + first + p) * 1000 + k for p, k in places]  # no two runs share one
+    generators = [torch.Generator().manual_seed(one) for one in seeds]
     asked = [prompts[p] for p, _ in places]
     drawn = scores.sample(pipe, asked, generators, how.batch, how.num_inference_steps, how.guidance_scale)
     return drawn.unflatten(0, (len(prompts), -1))
