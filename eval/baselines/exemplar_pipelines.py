@@ -18,7 +18,7 @@ from PIL import Image
 
 from common.files import refused_as
 from common.model_files import find_folder, inspect_folder
-from eval.baselines.ip_adapter_subject import ADAPTER
+from eval.baselines.shown import ADAPTER
 
 SIDE = 512
 Edit = Callable[[Any, Image.Image, Image.Image, Image.Image, torch.Generator], Image.Image]

@@ -111,9 +111,9 @@ def other(title: str, script: str, rates: tuple[float, ...], **more: Any) -> Met
     return Method(title, script, tries={"learning_rate": rates, "lr_scheduler": SCHEDULES}, **more)
 
 
-def shown(title: str, module: str) -> Method:
+def shown(title: str, loader: str) -> Method:
     """A method that is only shown its subject, by weights trained for it."""
-    return Method(title, loader=f"{module}:load", token="", needs=REAL_WEIGHTS)
+    return Method(title, loader=f"eval.baselines.shown:{loader}", token="", needs=REAL_WEIGHTS)
 
 
 METHODS = {  # in the order of the page, which compares the first with the last
@@ -123,8 +123,8 @@ METHODS = {  # in the order of the page, which compares the first with the last
     "textual_inversion": other("Textual Inversion", "eval.baselines.textual_inversion", WORD, token="<sks>",
                                names_class=False, class_flag="initializer_token"),
     "oft": other("OFT", "eval.baselines.oft", (1e-3, 3e-3, 1e-2), flags={"with_prior_preservation": True}),
-    "ip_adapter": shown("IP-Adapter", "eval.baselines.ip_adapter_subject"),
-    "blip_diffusion": shown("BLIP-Diffusion", "eval.baselines.blip_diffusion"),
+    "ip_adapter": shown("IP-Adapter", "load_ip_adapter"),
+    "blip_diffusion": shown("BLIP-Diffusion", "load_blip"),
     "svdiff": other("SVDiff", "svdiff.train", (2e-3, 6e-3, 2e-2), loader=f"{__name__}:load_svdiff", paper="svdiff"),
     "custom_diffusion+prior": own("Custom Diffusion + prior", "custom_diffusion+prior", FEW),
     "custom_diffusion+penalty": own("Custom Diffusion + penalty", "custom_diffusion+penalty", FEW),

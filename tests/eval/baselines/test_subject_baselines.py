@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from common.pipelines import encode_image, load_pipeline
 from common.runs import InputError, write_json
 from common.training import step_generator
-from eval.baselines import ip_adapter_subject, oft, textual_inversion
+from eval.baselines import oft, shown, textual_inversion
 from lipschitz_personalize import train
 from tests.refusing import refuses
 from tests.small_data import write_noise
@@ -196,15 +196,15 @@ def write_ip_adapter(folder, unet) -> dict:
 def test_ip_adapter_sees_the_subjects_first_picture_with_every_prompt(model, dog, tmp_path):
     adapter = write_ip_adapter(tmp_path, load_pipeline(model, "cpu").unet)
     write_json(tmp_path / "reference.json", {"pictures": [str(dog / "0.png")], "class": "dog"})
-    pipe = ip_adapter_subject.load(tmp_path, model, "cpu", adapter)
+    pipe = shown.load_ip_adapter(tmp_path, model, "cpu", adapter)
     pipe.set_progress_bar_config(disable=True)
 
     def draw():
         generators = [torch.Generator().manual_seed(k) for k in range(2)]
         return pipe(["a dog", "a red dog"], num_inference_steps=1, generator=generators, output_type="pt").images
 
-    shown = draw()
+    first = draw()
     pipe.picture = Image.open(dog / "1.png").convert("RGB")
-    assert shown.shape == (2, 3, SIDE, SIDE) and not torch.equal(shown, draw())
+    assert first.shape == (2, 3, SIDE, SIDE) and not torch.equal(first, draw())
     with pytest.raises(InputError, match="cannot load IP-Adapter"):
-        ip_adapter_subject.load(tmp_path, model, "cpu", {**adapter, "weight_name": "other.safetensors"})
+        shown.load_ip_adapter(tmp_path, model, "cpu", {**adapter, "weight_name": "other.safetensors"})

@@ -10,7 +10,7 @@ from PIL import Image
 
 from common.data import Subject
 from common.picturebook.classifier import Reading
-from common.runs import InputError, read_rows
+from common.runs import read_rows
 from eval.tracks.personalization import lawn, lawn_run, methods, scoring
 from tests.refusing import refuses
 from tests.small_data import MeanColor, write_noise, write_subject_set
