@@ -68,9 +68,9 @@ def main(argv: list[str] | None = None) -> None:
 
     def rows_of(method: str, setting: Setting, own: list = subjects) -> list[dict]:
         variant = variants.Variant(label(method, setting), method, knob="tuned")
-        arena.settings = {variant.name: shared[method] | setting}
 
         def run(subject) -> dict:
+            arena.settings = {variant.name: shared[method] | setting}
             try:
                 return arenas.run_variant(arena, variant, subject, 0, scoring.read_references(subject), place)
             finally:
