@@ -74,7 +74,7 @@ def print_table(name: str, output: Path) -> None:
     else:
         rows, config = freshness.fresh_rows(track), {"dataset": "picturebook", "metric_encoders": "picturebook"}
     measured_on = f"measured: {Path(config['dataset']).name}, {config['metric_encoders']} encoders"
-    print(tables.beside_published(number, {measured_on: tables.of_methods(number, by_method(rows))}))
+    print(tables.beside_published(number, {measured_on: by_method(rows)}))
     if not rows:
         print("\nNothing was measured yet: python -m eval.compare runs it.")
 

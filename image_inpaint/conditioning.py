@@ -42,10 +42,7 @@ def nine_channels(noisy: Tensor, masked_latents: Tensor, keep: Tensor) -> Tensor
 
 def widen(unet: UNet2DConditionModel, with_weights: bool = True) -> UNet2DConditionModel:
     """A UNet of four input channels -> one of nine, float32, that does the same at first: the new ones start at zero.
-
-    with_weights False: random weights throughout, the ablation "without Stable Diffusion prior" (Sec. 5.4).
-    Raises InputError for a UNet of other channels.
-    """
+    with_weights False: random weights throughout, the ablation "without Stable Diffusion prior" (Sec. 5.4)."""
     if unet.config.in_channels != 4:
         raise InputError(f"a UNet of 4 input channels can be widened; this one has {unet.config.in_channels}")
     wide = UNet2DConditionModel.from_config(unet.config, in_channels=CHANNELS)
@@ -83,15 +80,14 @@ def squashed(pictures: Tensor, side: int) -> Tensor:
 def reference_pixels(references: Tensor, pipe) -> Tensor:
     """References [B, 3, h, w] in [0, 1] as CLIP wants them: squashed to its size (diffusers cuts the ends of long ones
     off, Paint-by-Example does not), normalised."""
-    references = squashed(references, pipe.image_encoder.config.image_size)
-    processor = pipe.feature_extractor
+    encoder, processor = pipe.image_encoder, pipe.feature_extractor
+    references = squashed(references, encoder.config.image_size)
     mean, std = (references.new_tensor(v).view(1, 3, 1, 1) for v in (processor.image_mean, processor.image_std))
-    return ((references.clamp(0, 1) - mean) / std).to(pipe.image_encoder.device, pipe.image_encoder.dtype)
+    return ((references.clamp(0, 1) - mean) / std).to(encoder.device, encoder.dtype)
 
 
 def class_tokens(encoder: PaintByExampleImageEncoder, pixels: Tensor) -> Tensor:
-    """CLIP's class token after its last norm [B, D] (1024 for ViT-L/14), not the projected one: worth keeping, for CLIP
-    is never trained."""
+    """CLIP's class token after its last norm [B, D] (1024 for ViT-L/14), not projected; CLIP is never trained."""
     return encoder.model(pixel_values=pixels).pooler_output
 
 

@@ -9,23 +9,12 @@ An interrupted run goes on where it stopped: start it again with the same flags.
 """
 
 import argparse
-import hashlib
 import shlex
 from pathlib import Path
 
-from common.flags import check_handed_on, is_picturebook_folder, local_folder, number, say_unheeded, show_config
-from common.runs import (
-    InputError,
-    append_row,
-    done_items,
-    joined_config,
-    make_parser,
-    measure,
-    read_rows,
-    script,
-    write_config,
-    write_json,
-)  # fmt: skip
+from common.files import InputError, append_row, done_items, read_rows, write_json
+from common.flags import check_handed_on, is_picturebook_folder, number, say_unheeded, show_config
+from common.runs import joined_config, make_parser, measure, script, write_config
 from common.shards import add_shard_flag, all_done
 from image_inpaint import options
 from image_inpaint.reproduction.methods import DEFAULT, FIGURES, METHODS, REFERENCES, TABLES, Painter
@@ -40,15 +29,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--methods", nargs="+", choices=METHODS, help="what to run; untuned and lora by default")
     add("--table", choices=("1", "2", "3"), help="run the rows of this table of the paper, and print them inside it")
-    add("--figure", nargs="+", choices=("2", "3", "4"), default=[], help="draw these figures of the paper from such "
-        "pictures")  # fmt: skip
+    add("--figure", nargs="+", choices=("2", "3", "4"), default=[], help="draw these figures of the paper likewise")
     add("--storage", action="store_true", help="print what low-rank updates of Stable Diffusion take, and stop")
     add("--training_flags", default="", help='flags handed on to train.py, such as "--max_train_steps 100 --rank 4"')
     add("--no_prior_model", help="of method no_prior: the model/ of train.py --stage pretrain --prior none")
-    add("--text_model", help="of method sd_caption (the paper: Stable Diffusion's inpainting model); the picturebook's "
-        "text-to-image model on the picturebook")  # fmt: skip
-    add("--captioner", default="blip", help="of your own pictures: blip (Sec. 5.3), vit-gpt2 (Sec. 5.4), a folder or "
-        "id")  # fmt: skip
+    add("--text_model", help="of sd_caption (paper: Stable Diffusion's inpainting model); on the picturebook its own")
+    add("--captioner", default="blip", help="of your own pictures: blip (Sec. 5.3), vit-gpt2 (Sec. 5.4), folder or id")
     add("--text_guidance_scale", type=number(float, 0), help="of method sd_caption; by default diffusers' "
         f"{options.TEXT_GUIDANCE:g}, on the picturebook {options.PICTUREBOOK_TEXT_GUIDANCE:g}")  # fmt: skip
     add("--dreambooth", metavar="FOLDER", help="of figure 3: pictures drawn by DreamBooth, <subject>/*.png")
@@ -85,7 +71,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args.text_model = args.text_model or text_model
     if args.text_guidance_scale is None:
         args.text_guidance_scale = options.PICTUREBOOK_TEXT_GUIDANCE if on_picturebook else options.TEXT_GUIDANCE
-    args.weights = weights_of(args.pretrained_model_name_or_path)
+    args.weights = options.weights_of_all(args.pretrained_model_name_or_path)
     args.metric_encoders = args.metric_encoders or ("picturebook" if on_picturebook else "paper")
     options.check_sampling(args)
     own = dict.fromkeys(("boxes", "detector", "detector_threshold", "labels", "captioner"), ("subjects", True))
@@ -103,16 +89,6 @@ def check_training_flags(args: argparse.Namespace) -> None:
     if words:
         model = ["--pretrained_model_name_or_path", args.pretrained_model_name_or_path]
         options.parse_train([*model, *words, "--print_config"])
-
-
-def weights_of(name: str) -> str | None:
-    """Twelve digits of a local model's networks, so that rows of other weights are not mixed in; None of a hub id."""
-    root, digest = local_folder(name), hashlib.sha256()
-    parts = ("unet", "image_encoder", "inpaint_unet", "inpaint_image_encoder")
-    for path in sorted(path for part in parts for path in (root / part).glob("*.safetensors")):
-        with open(path, "rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()[:12] if root.is_dir() else None
 
 
 def read_data(args: argparse.Namespace):
@@ -178,11 +154,13 @@ def run_all(args: argparse.Namespace, painter) -> tuple[list, list[dict]]:
             continue
         eyes = load_eyes(args.metric_encoders, args.device)
         scale = anchors(subject, items, eyes)
-        for method in [method for method in missing if missing[method]]:
+        for method, wanted in missing.items():
+            if not wanted:
+                continue
             weights, about = painter.train(method, subject)
             with measure() as cost:
-                painted = painter.paint(method, weights, missing[method], subject)
-            for item, picture in zip(missing[method], painted, strict=True):
+                painted = painter.paint(method, weights, wanted, subject)
+            for item, picture in zip(wanted, painted, strict=True):
                 keep_pictures(output, item, method, picture)
                 kept = load_image(picture_path(output, item.id, method))  # scored as the file holds it
                 append_row(rows, {
@@ -190,11 +168,10 @@ def run_all(args: argparse.Namespace, painter) -> tuple[list, list[dict]]:
                     "metrics": item_scores(item, subject, kept, eyes, scale) | about, "condition": item.condition,
                     "seconds": cost.seconds / len(painted), "peak_memory_mb": cost.peak_memory_mb,
                 })  # fmt: skip
-    known = {item.id for item in items}
-    wanted = [(method, item.id, args.seed) for subject in subjects for method in args.methods
-              for item in items if item.subject == subject.name]  # fmt: skip
-    found = read_rows(rows) if all_done(rows, wanted, args.shard) else []
-    return items, [row for row in found if row["item"] in known]
+    every = [(method, item.id, args.seed) for subject in subjects for method in args.methods
+             for item in items if item.subject == subject.name]  # fmt: skip
+    found = read_rows(rows) if all_done(rows, every, args.shard) else []
+    return items, [row for row in found if row["item"] in {item.id for item in items}]
 
 
 def sets_of(args: argparse.Namespace, items: list) -> dict[str, dict]:
@@ -204,12 +181,10 @@ def sets_of(args: argparse.Namespace, items: list) -> dict[str, dict]:
     from image_inpaint.reproduction.scoring import load_eyes, set_scores
 
     eyes = load_eyes(args.metric_encoders, args.device)
-    shown = [item.truth or item.source for item in items]
-    real = list({id(picture): picture for picture in shown}.values())
-    return {
-        method: set_scores(real, [load_image(picture_path(args.output_dir, item.id, method)) for item in items], eyes)
-        for method in args.methods
-    }
+    real = list({id(picture): picture for picture in (item.truth or item.source for item in items)}.values())
+    made = {method: [load_image(picture_path(args.output_dir, item.id, method)) for item in items]
+            for method in args.methods}  # fmt: skip
+    return {method: set_scores(real, pictures, eyes) for method, pictures in made.items()}
 
 
 def draw_figure(args: argparse.Namespace, items: list, columns: list[str], path: Path, rows: int = 8) -> None:
@@ -217,16 +192,12 @@ def draw_figure(args: argparse.Namespace, items: list, columns: list[str], path:
     from common.images import grid, list_pictures, load_image, save_png
     from image_inpaint.samples import with_hole
 
-    def cell(item, column: str):
-        if column == "dreambooth":
-            return load_image(list_pictures(Path(args.dreambooth) / item.subject)[0]).resize(item.source.size)
-        return load_image(picture_path(args.output_dir, item.id, column))
-
-    lines = [
-        [item.source, with_hole(item.source, item.fill), item.reference.resize(item.source.size),
-         *(cell(item, column) for column in columns)]
-        for item in items[:: max(1, len(items) // rows)][:rows]
-    ]  # fmt: skip
+    lines = []
+    for item in items[:: max(1, len(items) // rows)][:rows]:
+        files = [picture_path(args.output_dir, item.id, column) if column != "dreambooth"
+                 else list_pictures(Path(args.dreambooth) / item.subject)[0] for column in columns]  # fmt: skip
+        cells = [item.reference, *map(load_image, files)]
+        lines.append([item.source, with_hole(item.source, item.fill), *(one.resize(item.source.size) for one in cells)])
     save_png(path, grid(lines, column_labels=["source", "hole", "reference", *columns]))
 
 

@@ -19,8 +19,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--image_path", help="the photograph, of any size")
     add("--mask_path", help="its hole, white = fill, of the same size")
     add("--reference_path", nargs="+", help="pictures of the subject; each gives a result of its own")
-    add("--reference_box", nargs=4, type=number(int, 0), metavar=("L", "T", "R", "B"), help="where the subject is in "
-        "the reference, in pixels (cut out with training's small margin); all of it by default")  # fmt: skip
+    add("--reference_box", nargs=4, type=number(int, 0), metavar=("L", "T", "R", "B"),
+        help="where the subject is in the reference, in pixels; all of it by default")  # fmt: skip
     add("--lora", metavar="PATH", help="what train.py wrote: its --output_dir, or the file; of either tuning")
     options.add_sampling_flags(parser)
     options.add_model_flags(parser, output_dir="outputs/image_inpaint_infer")
@@ -53,8 +53,8 @@ def read_inputs(args: argparse.Namespace):
         raise InputError(f"--image_path is {picture.width}x{picture.height} pixels; at least 16 a side are needed")
     references = [load_image(path) for path in args.reference_path]
     if args.reference_box:
-        size = (references[0].height, references[0].width)
-        references = [crop_to(references[0], check_box(args.reference_box, size, "--reference_box"))]
+        box = check_box(args.reference_box, references[0].size[::-1], "--reference_box")
+        references = [crop_to(references[0], box)]
     return picture, fill, references
 
 
@@ -78,30 +78,20 @@ def run(args: argparse.Namespace, picture, fill, references):
     """(a result per reference, metrics, settings of the sampling)."""
     from common.images import to_tensor
     from common.metrics import psnr
-    from common.model_files import quietly
-    from common.pipelines import PRECISIONS
-    from image_inpaint.loading import load, load_weights
+    from image_inpaint.loading import load_tuned
     from image_inpaint.painting import paint
     from image_inpaint.sampling import Sampling
 
-    pipe = load(args.pretrained_model_name_or_path, args.device)
-    kind = load_weights(pipe, args.lora) if args.lora else "untuned"
-    with quietly():
-        pipe.to(dtype=PRECISIONS[args.mixed_precision])
+    pipe, kind = load_tuned(args.pretrained_model_name_or_path, args.lora, args.device, args.mixed_precision)
     settings, count = options.sampling_of(args, kind), len(references)
     with measure() as cost:
-        painted = paint(
-            pipe, [picture] * count, [fill] * count, references, [args.seed] * count, Sampling(**settings),
-            progress=True, composite=args.composite, feather=args.feather, context=args.context,
-        )  # fmt: skip
-    kept = (1 - fill)[None, None]
-    metrics = {
-        "psnr_kept": [psnr(to_tensor(picture), to_tensor(result), kept).item() for result in painted],
-        "hole_share": float(fill.mean()),
-        "weights": kind,
-        "seconds": cost.seconds,
-        "peak_memory_mb": cost.peak_memory_mb,
-    }
+        seeds, how = [args.seed] * count, Sampling(**settings)
+        painted = paint(pipe, [picture] * count, [fill] * count, references, seeds, how, progress=True,
+                        composite=args.composite, feather=args.feather, context=args.context)  # fmt: skip
+    source, kept = to_tensor(picture), (1 - fill)[None, None]
+    metrics = {"psnr_kept": [psnr(source, to_tensor(result), kept).item() for result in painted],
+               "hole_share": float(fill.mean()), "weights": kind, "seconds": cost.seconds,
+               "peak_memory_mb": cost.peak_memory_mb}  # fmt: skip
     return painted, metrics, settings
 
 

@@ -21,7 +21,7 @@ from common.files import refused_as
 from common.flags import MARKER, chosen_device
 from common.lora import LORA_FILE
 from common.model_files import find_folder, inspect_folder, load_model, move_weights, quietly, read_weights
-from common.pipelines import is_picturebook, load_pipeline
+from common.pipelines import PRECISIONS, is_picturebook, load_pipeline
 from common.runs import InputError, atomic_path
 from image_inpaint.conditioning import CHANNELS, new_encoder, trained_part, widen
 from image_inpaint.lora import load_lora
@@ -43,28 +43,33 @@ def load(
     """
     folder = find_folder(name, accepted=CLASSES)
     kind, _ = inspect_folder(folder, CLASSES, ("unet", "vae"))
-    prefix = ""
-    if kind is StableDiffusionPipeline:
-        if not (folder / MARKER).is_file():
-            raise InputError(
-                f"{folder} is a text-to-image model: make an inpainting model of it with image_inpaint.train --stage "
-                "pretrain, or take Fantasy-Studio/Paint-by-Example"
-            )
-        prefix = "inpaint_"  # the picturebook holds both
-        if not (folder / "inpaint_unet").is_dir():
-            raise InputError(f"{folder} holds no inpainting model yet: python -m common.picturebook.build inpaint")
+    prefix = "inpaint_" if kind is StableDiffusionPipeline else ""  # the picturebook holds both
+    if prefix and not (folder / MARKER).is_file():
+        raise InputError(f"{folder} is a text-to-image model: make an inpainting model of it with image_inpaint.train "
+                         "--stage pretrain, or take Fantasy-Studio/Paint-by-Example")  # fmt: skip
+    if prefix and not (folder / "inpaint_unet").is_dir():
+        raise InputError(f"{folder} holds no inpainting model yet: python -m common.picturebook.build inpaint")
     with refused_as(f"Cannot load the model in {folder}"), quietly():
         unet = load_model(UNet2DConditionModel, folder / f"{prefix}unet", dtype)
         encoder = load_model(PaintByExampleImageEncoder, folder / f"{prefix}image_encoder", dtype)
         vae = load_model(AutoencoderKL, folder / "vae", dtype)
-        scheduler = DDIMScheduler.from_pretrained(  # its noise levels; sampling makes a scheduler of its own of them
-            folder / "scheduler", clip_sample=False, timestep_spacing="leading", steps_offset=1
-        )
+        scheduler = DDIMScheduler.from_pretrained(folder / "scheduler", clip_sample=False, timestep_spacing="leading",
+                                                  steps_offset=1)  # fmt: skip
         means = next((place for place in (folder / "feature_extractor", folder / "clip") if place.is_dir()), None)
         processor = CLIPImageProcessor.from_pretrained(means, local_files_only=True) if means else CLIPImageProcessor()
     if unet.config.in_channels != CHANNELS:
         raise InputError(f"{folder}: its UNet takes {unet.config.in_channels} channels, and {CHANNELS} are needed")
     return assemble(unet, vae, encoder, scheduler, processor, folder, device)
+
+
+def load_tuned(
+    name: str, weights: str | Path | None = None, device: str | None = None, mixed_precision: str = "no"
+) -> tuple[PaintByExamplePipeline, str]:
+    """A model (`load`) with a training's weights on it, if any, in a number format; and "untuned", "lora" or "full"."""
+    pipe = load(name, device)
+    kind = load_weights(pipe, weights) if weights else "untuned"
+    with quietly():
+        return pipe.to(dtype=PRECISIONS[mixed_precision]), kind
 
 
 def assemble(unet, vae, encoder, scheduler, processor, folder: Path, device: str | None) -> PaintByExamplePipeline:
@@ -79,11 +84,9 @@ def assemble(unet, vae, encoder, scheduler, processor, folder: Path, device: str
 def from_text_to_image(
     name: str, clip: str | None = None, device: str | None = None, sd_prior: bool = True
 ) -> PaintByExamplePipeline:
-    """The start of pre-training: a text-to-image model with five more input channels and an untrained mapper.
-
-    clip: a CLIP whose vision tower reads the references; the picturebook's own there, else ViT-L/14. sd_prior False:
-    random weights in the UNet (Sec. 5.4).
-    """
+    """The start of pre-training: a text-to-image model with five more input channels and an untrained mapper. clip:
+    whose vision tower reads the references; the picturebook's own there, else ViT-L/14. sd_prior False: random weights
+    in the UNet (Sec. 5.4)."""
     pipe = load_pipeline(name, device)
     if not isinstance(pipe, StableDiffusionPipeline):
         raise InputError(f"{name} is no Stable Diffusion 1.x or 2.x: its inpainting model cannot be built")
@@ -122,19 +125,15 @@ def save_full(pipe: PaintByExamplePipeline, folder: str | Path) -> list[Path]:
 
 
 def load_weights(pipe: PaintByExamplePipeline, path: str | Path) -> str:
-    """A training's --output_dir (or its LoRA file) onto the pipeline; returns "lora" or "full".
-
-    Raises InputError if there is nothing there, or it was trained on another model.
-    """
+    """A training's --output_dir (or its LoRA file) onto the pipeline; returns "lora" or "full". Raises InputError if
+    there is nothing there, or it was trained on another model."""
     path = Path(path)
     file = path / LORA_FILE if path.is_dir() else path
     if file.is_file():
         load_lora(pipe.unet, file)
         return "lora"
     if not (path / "unet").is_dir():
-        raise InputError(
-            f"{path} holds neither {LORA_FILE} nor unet/; python -m image_inpaint.train --output_dir {path} makes them"
-        )
+        raise InputError(f"{path} holds neither {LORA_FILE} nor unet/; python -m image_inpaint.train makes them")
     for part, own in (("unet", pipe.unet.state_dict()), ("image_encoder", trained_part(pipe.image_encoder))):
         file = path / part / FULL[part]
         weights, _ = read_weights(file)

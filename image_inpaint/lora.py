@@ -13,17 +13,7 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 
 from common.lora import SETTINGS, put_on, read_lora, write_lora
-
-# What of every transformer block is updated, as peft's target_modules.
-TARGETS: dict[str, list[str] | str] = {
-    "attention": ["to_q", "to_k", "to_v", "to_out.0"],
-    "qv": ["to_q", "to_v"],
-    "cross_kv": r".*\.attn2\.to_(k|v)",
-    "attention+geglu": ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj"],
-    "attention+ff": ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"],
-    "attention+conv_in": ["to_q", "to_k", "to_v", "to_out.0", "conv_in"],
-}
-INITS = {"gaussian": "gaussian", "uniform": True}  # peft's names
+from image_inpaint.options import INITS, TARGETS
 
 
 def add_lora(
@@ -48,10 +38,8 @@ def save_lora(unet: UNet2DConditionModel, folder: str | Path) -> Path:
     header's second entry, "format": two entries come in any order, and a training would not end in the same bytes."""
     from peft.utils import get_peft_model_state_dict
 
-    settings = {
-        f"unet.{name}": sorted(value) if isinstance(value, set | list | tuple) else value
-        for name, value in unet.peft_config["default"].to_dict().items()
-    }
+    settings = {f"unet.{name}": sorted(value) if isinstance(value, set | list | tuple) else value
+                for name, value in unet.peft_config["default"].to_dict().items()}  # fmt: skip
     about = {SETTINGS: json.dumps(settings, sort_keys=True)}
     return write_lora(Path(folder), "unet", get_peft_model_state_dict(unet), about)
 

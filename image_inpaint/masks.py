@@ -87,19 +87,15 @@ def bezier_points(box: Box, outer: Box) -> list[tuple[float, float]]:
     two symmetrical halves of a curve are not both there).
     """
     left, top, right, bottom = box
+    corners = [(left, top), (right, top), (right, bottom), (left, bottom), (left, top)]
     middle_x, middle_y = (left + right) / 2, (top + bottom) / 2
-    curves = [
-        ((left, top), (middle_x, outer[1]), (right, top)),
-        ((right, top), (outer[2], middle_y), (right, bottom)),
-        ((right, bottom), (middle_x, outer[3]), (left, bottom)),
-        ((left, bottom), (outer[0], middle_y), (left, top)),
-    ]
+    controls = [(middle_x, outer[1]), (outer[2], middle_y), (middle_x, outer[3]), (outer[0], middle_y)]
     points = []
-    for start, control, end in curves:
+    for curve in zip(corners, controls, corners[1:], strict=False):
         seen_x, seen_y = set(), set()
         for t in (k / 20 for k in range(1, 19)):
             weights = ((1 - t) ** 2, 2 * t * (1 - t), t**2)
-            x, y = (sum(w * p[axis] for w, p in zip(weights, (start, control, end), strict=True)) for axis in (0, 1))
+            x, y = (sum(w * p[axis] for w, p in zip(weights, curve, strict=True)) for axis in (0, 1))
             if x not in seen_x and y not in seen_y:
                 points.append((x, y))
                 seen_x.add(x), seen_y.add(y)
@@ -109,10 +105,7 @@ def bezier_points(box: Box, outer: Box) -> list[tuple[float, float]]:
 def bezier_mask(box: Box, outer: Box, size: Size, generator: torch.Generator) -> Tensor:
     """float32 [H, W]: the filled Bezier shape, every point shaken by up to 5 of 512 pixels."""
     shake = max(1, round(JITTER * min(size)))
-    points = [
-        (x + integer(generator, -shake, shake), y + integer(generator, -shake, shake))
-        for x, y in bezier_points(box, outer)
-    ]
+    points = [tuple(n + integer(generator, -shake, shake) for n in point) for point in bezier_points(box, outer)]
     picture = Image.new("L", (size[1], size[0]))
     ImageDraw.Draw(picture).polygon(points, fill=1)
     return torch.from_numpy(np.array(picture, dtype=np.float32))

@@ -5,13 +5,19 @@ import math
 from pathlib import Path
 from typing import Any
 
-from common.flags import is_picturebook_folder, number
+from common.flags import is_picturebook_folder, local_folder, number, weights_of
 from common.runs import InputError, make_parser
 from common.training_flags import add_training_flags, parse_training
 
 STAGES, TUNINGS, PRIORS = ("subject", "pretrain"), ("lora", "full"), ("text_to_image", "inpainting", "none")
-INIT_NAMES = ("gaussian", "uniform")  # keys of lora.INITS
-TARGET_NAMES = ("attention", "qv", "cross_kv", "attention+geglu", "attention+ff", "attention+conv_in")  # of TARGETS
+# What of every transformer block low-rank updates are put on, as peft's target_modules; how A starts, by peft's names.
+QKVO = ["to_q", "to_k", "to_v", "to_out.0"]
+TARGETS: dict[str, list[str] | str] = {
+    "attention": QKVO, "qv": ["to_q", "to_v"], "cross_kv": r".*\.attn2\.to_(k|v)",
+    "attention+geglu": [*QKVO, "ff.net.0.proj"], "attention+ff": [*QKVO, "ff.net.0.proj", "ff.net.2"],
+    "attention+conv_in": [*QKVO, "conv_in"],
+}  # fmt: skip
+INITS = {"gaussian": "gaussian", "uniform": True}
 AUGMENTATIONS = ("none", "flip", "rotation", "blur", "elastic")  # augment.NAMES, or nothing
 BOX_WAYS = ("auto", "file", "scene", "detr", "whole")
 DETECTOR = "facebook/detr-resnet-50"  # Sec. 5.1
@@ -48,8 +54,7 @@ def add_model_flags(parser: argparse.ArgumentParser, output_dir: str) -> None:
     add("--pretrained_model_name_or_path", default="picturebook", help="an image-guided inpainting model: picturebook, "
         f"a folder written by --stage pretrain, or a folder or hub id such as {PUBLISHED}")  # fmt: skip
     add("--output_dir", default=output_dir, help="folder for results")
-    add("--device", help="cpu, cuda, cuda:1, ...; a GPU if there is one by default (trainings know cpu and cuda only: "
-        "they take the first GPU)")  # fmt: skip
+    add("--device", help="cpu, cuda, cuda:1, ... (trainings: cpu or cuda); a GPU if there is one by default")
     add("--mixed_precision", choices=("no", "fp16", "bf16"), default="no", help="number format of the networks")
     add("--seed", type=number(int, 0, 2**63 - 1), default=42, help="of every random number (Paint-by-Example: 42)")
     add("--print_config", action="store_true", help="print what all flags resolve to, and stop")
@@ -60,28 +65,25 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("sampling").add_argument
     add("--scheduler", choices=("plms", "ddim"), default="plms", help="Paint-by-Example: plms")
     add("--num_inference_steps", type=number(int, 2, 999), default=50, help="Paint-by-Example: 50")
-    add("--guidance_scale", type=number(float, 0), help=f"Paint-by-Example: {GUIDANCE:g}, the default; on the "
-        f"picturebook {PICTUREBOOK_GUIDANCE['untuned']:g}, for tuned weights {PICTUREBOOK_GUIDANCE['lora']:g}; 1: "
-        "none")  # fmt: skip
-    add("--mask_resize", choices=("bilinear", "nearest"), default="bilinear", help="of the mask to the latent grid: "
-        "Paint-by-Example's code, and diffusers' port")  # fmt: skip
+    add("--guidance_scale", type=number(float, 0), help=f"1: none; by default {GUIDANCE:g} (Paint-by-Example), on the "
+        f"picturebook {PICTUREBOOK_GUIDANCE['untuned']:g}, tuned {PICTUREBOOK_GUIDANCE['lora']:g}")  # fmt: skip
+    add("--mask_resize", choices=("bilinear", "nearest"), default="bilinear",
+        help="of the mask to the latent grid: Paint-by-Example's code, and diffusers' port")  # fmt: skip
     add("--composite", action=argparse.BooleanOptionalAction, default=True, help="keep the source's own pixels "
-        "outside of the hole (Sec. 4); --no-composite: what the model painted there, as Paint-by-Example's code gives "
-        "it")  # fmt: skip
+        "outside of the hole (Sec. 4), and not what was painted there (Paint-by-Example)")  # fmt: skip
     add("--feather", type=number(int, 0, 1000), help="of --composite: pixels over which the rim fades in; by default "
         f"{FEATHER} where the picture's shorter side has 512, in proportion elsewhere, at least 1")  # fmt: skip
-    add("--context", type=number(float, 1, 1000), default=CONTEXT, help="of pictures larger than the model's: side of "
-        "the window that is painted, over the longer side of the hole")  # fmt: skip
+    add("--context", type=number(float, 1, 1000), default=CONTEXT,
+        help="of large pictures: side of the window that is painted, over the hole's longer side")  # fmt: skip
 
 
 def add_box_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("where the subject is").add_argument
-    add("--boxes", choices=BOX_WAYS, default="auto", help="file: boxes.json beside the pictures, {file name: [left, "
-        "top, right, bottom]}; scene: of the picturebook; detr: a detector (Sec. 5.1); whole: all of it; auto: the "
-        "first of file, scene, detr that there is")  # fmt: skip
+    add("--boxes", choices=BOX_WAYS, default="auto", help="file: boxes.json, {file name: [left, top, right, bottom]}; "
+        "scene: of the picturebook; detr: a detector; whole: all; auto: the first of file, scene, detr")  # fmt: skip
     add("--detector", default=DETECTOR, help="hub id or folder of the detector (Sec. 5.1)")
-    add("--detector_threshold", type=number(float, 0, 1), default=DETECTOR_THRESHOLD, help="the least score of a box "
-        f"that the detector's answer counts with; not given, {DETECTOR_THRESHOLD:g} by default")  # fmt: skip
+    add("--detector_threshold", type=number(float, 0, 1), default=DETECTOR_THRESHOLD,
+        help="the least score of a box that counts (not given in the paper)")  # fmt: skip
     add("--labels", nargs="+", default=list(LABELS), help="of COCO, that the detector looks for")
 
 
@@ -89,8 +91,8 @@ def add_pretrain_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("stage pretrain").add_argument
     add("--train_data_dir", help="a folder of pictures, or an LSUN LMDB; on the picturebook its own scenes")
     add("--num_pictures", type=number(int, 1), default=300_000, help="a random sample of them (Sec. 5.1)")
-    add("--prior", choices=PRIORS, default="text_to_image", help="start from a text-to-image model (Sec. 5.4), one "
-        "that can inpaint, or nothing (the ablation of Sec. 5.4)")  # fmt: skip
+    add("--prior", choices=PRIORS, default="text_to_image",
+        help="start from such a model (Sec. 5.4), or from nothing (the ablation of Sec. 5.4)")  # fmt: skip
     add("--clip_model_name_or_path", help="CLIP whose picture tower reads references, for a start that has none "
         "(Paint-by-Example: openai/clip-vit-large-patch14)")  # fmt: skip
     parser.set_defaults(tuning="full", cache_views=0, repeats=1)
@@ -100,36 +102,34 @@ def add_subject_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("stage subject (Sec. 4.2)").add_argument
     add("--instance_data_dir", help="folder of the subject's photographs; by default a subject of the picturebook")
     add("--tuning", choices=TUNINGS, default="lora", help="low-rank updates, or everything but CLIP and VAE")
-    add("--rank", type=number(int, 1, 1024), default=4, help="of the updates; not given, 4 in the authors' demo (2 to "
-        "40 MB are ranks of about 3 to 50 on all of attention)")  # fmt: skip
+    add("--rank", type=number(int, 1, 1024), default=4,
+        help="of the updates, as in the authors' demo (2 to 40 MB are ranks of some 3 to 50 on attention)")  # fmt: skip
     add("--lora_alpha", type=number(float, 0), help="the updates count alpha / rank times; the rank by default")
-    add("--lora_targets", choices=TARGET_NAMES, default="attention+geglu", help="layers that are updated; not "
-        "given: those of the authors' demo")  # fmt: skip
-    add("--lora_init", choices=INIT_NAMES, default="gaussian", help="how A starts: as in LoRA's paper and the authors' "
-        "code, or as in LoRA's code")  # fmt: skip
+    add("--lora_targets", choices=TARGETS, default="attention+geglu", help="layers, as in the authors' demo")
+    add("--lora_init", choices=INITS, default="gaussian",
+        help="how A starts: as in LoRA's paper and the authors' code, or as in LoRA's code")  # fmt: skip
     add("--repeats", type=number(int, 1), default=200, help="how often a photograph counts per epoch, as in the "
         "authors' code: 40 epochs of 4 photographs at batch 16 would be 40 steps, and are 2000")  # fmt: skip
-    add("--cache_views", type=number(int, 0), default=0, help="draw so many augmented views per photograph first, and "
-        "keep their latents and class tokens; 0: new ones in every step")  # fmt: skip
+    add("--cache_views", type=number(int, 0), default=0,
+        help="keep so many augmented views per photograph, as latents; 0: new ones in every step")  # fmt: skip
 
 
 def add_method_flags(parser: argparse.ArgumentParser) -> None:
     """Augmentation (Sec. 4.3) and dropout (Sec. 5.1)."""
     add = parser.add_argument_group("augmentation and dropout").add_argument
-    add("--condition_dropout", type=number(float, 0, 1), default=0.2, help="how often the reference is replaced by the "
-        "learned vector: the paper's dropout of 0.2, read as Paint-by-Example's")  # fmt: skip
-    add("--condition_dropout_per", choices=("batch", "sample"), default="batch", help="one draw for the whole batch "
-        "(as released), or one per picture")  # fmt: skip
-    add("--layer_dropout", type=number(float, 0, 0.99), default=0.0, help="the other reading of the paper's 0.2: of "
-        "activations, in the updates or in the UNet")  # fmt: skip
-    add("--augment_source", nargs="+", choices=AUGMENTATIONS, default=["flip", "rotation"], help="Sec. 4.3 names flip, "
-        "rotation and blur; a blurred target teaches blur, so that it is left out by default")  # fmt: skip
-    add("--augment_reference", nargs="+", choices=AUGMENTATIONS, default=["flip", "rotation", "blur", "elastic"],
+    add("--condition_dropout", type=number(float, 0, 1), default=0.2, help="how often the learned vector stands in for "
+        "the reference: the paper's dropout of 0.2, read as Paint-by-Example's")  # fmt: skip
+    add("--condition_dropout_per", choices=("batch", "sample"), default="batch", help="one draw each (released: batch)")
+    add("--layer_dropout", type=number(float, 0, 0.99), default=0.0,
+        help="the other reading of the paper's 0.2: of activations, in the updates or in the UNet")  # fmt: skip
+    add("--augment_source", nargs="+", choices=AUGMENTATIONS, default=["flip", "rotation"],
+        help="Sec. 4.3 names flip, rotation and blur; a blurred target would teach blur")  # fmt: skip
+    add("--augment_reference", nargs="+", choices=AUGMENTATIONS, default=list(AUGMENTATIONS[1:]),
         help="of the reference crop, as in Paint-by-Example")  # fmt: skip
-    add("--mask_augmentation", action=argparse.BooleanOptionalAction, default=True, help="enlarge and reshape the hole "
-        "(Sec. 4.3); without it the hole is the subject's box")  # fmt: skip
-    add("--random_crop", action=argparse.BooleanOptionalAction, default=True, help="random squares around the box, as "
-        "in Paint-by-Example; otherwise pictures are squashed")  # fmt: skip
+    add("--mask_augmentation", action=argparse.BooleanOptionalAction, default=True,
+        help="enlarge and reshape the hole (Sec. 4.3); without it the hole is the subject's box")  # fmt: skip
+    add("--random_crop", action=argparse.BooleanOptionalAction, default=True,
+        help="random squares around the box, as in Paint-by-Example; otherwise pictures are squashed")  # fmt: skip
 
 
 def new_training_parser(stage: str) -> argparse.ArgumentParser:
@@ -147,17 +147,14 @@ def new_training_parser(stage: str) -> argparse.ArgumentParser:
 
 
 def parse_train(argv: list[str] | None) -> argparse.Namespace:
-    """Parse train.py's flags, with the picturebook's preset of the stage where it applies.
-
-    Raises InputError.
-    """
+    """Parse train.py's flags, with the picturebook's preset of the stage where it applies."""
     chooser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     chooser.add_argument("--stage", default="subject")
     chooser.add_argument("--tuning", default="lora")
     early = chooser.parse_known_args(argv)[0]
     preset = PICTUREBOOK_PRESET.get(early.stage, {})
     if early.stage == "subject":
-        preset = {**preset, **PICTUREBOOK_TUNING.get(early.tuning, {})}
+        preset = preset | PICTUREBOOK_TUNING.get(early.tuning, {})
         preset |= PICTUREBOOK_LORA if early.tuning == "lora" else {}
     args = parse_training(new_training_parser(early.stage), argv, preset, ONLY_WITH)
     if args.learning_rate is None:
@@ -192,6 +189,11 @@ def training_steps(args: argparse.Namespace, pictures: int, processes: int = 1) 
     return args.num_train_epochs * math.ceil(pictures * args.repeats / batch)
 
 
+def weights_of_all(name: str) -> str | None:
+    """common.flags.weights_of; of a picturebook with its inpainting model's."""
+    return weights_of(name, *(str(local_folder(name) / part) for part in ("inpaint_unet", "inpaint_image_encoder")))
+
+
 def check_sampling(args: argparse.Namespace) -> None:
     """Raises InputError for a feather without an edge."""
     if args.feather is not None and not args.composite:
@@ -200,9 +202,9 @@ def check_sampling(args: argparse.Namespace) -> None:
 
 def sampling_of(args: argparse.Namespace, kind: str = "untuned") -> dict[str, Any]:
     """Keyword arguments of sampling.Sampling. kind: of the weights, a key of PICTUREBOOK_GUIDANCE."""
-    names = ("scheduler", "num_inference_steps", "guidance_scale", "mask_resize")
-    found = {name: getattr(args, name) for name in names}
-    if found["guidance_scale"] is None:
+    guidance = args.guidance_scale
+    if guidance is None:
         on_picturebook = is_picturebook_folder(args.pretrained_model_name_or_path)
-        found["guidance_scale"] = PICTUREBOOK_GUIDANCE[kind] if on_picturebook else GUIDANCE
-    return found
+        guidance = PICTUREBOOK_GUIDANCE[kind] if on_picturebook else GUIDANCE
+    return {"scheduler": args.scheduler, "num_inference_steps": args.num_inference_steps, "guidance_scale": guidance,
+            "mask_resize": args.mask_resize}  # fmt: skip

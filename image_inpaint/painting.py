@@ -29,7 +29,6 @@ def paint(
 ) -> list[Image.Image]:  # fmt: skip
     """Each reference's subject in the hole of its picture. fills: [H, W] of the picture's size, 1 = hole. how: of
     paint_windows. What a picture becomes depends on its own seed, not on its neighbours (but for rounding)."""
-
     square = (pipe.image_encoder.config.image_size,) * 2
 
     def draw(rows: list[int], source: Tensor, fill: Tensor) -> Tensor:
@@ -46,10 +45,10 @@ def paint_windows(
     pipe, pictures: Sequence[Image.Image], fills: Sequence[Tensor], draw: Callable[[list[int], Tensor, Tensor], Tensor],
     composite: bool = True, feather: int | None = None, context: float = CONTEXT, batch_size: int = 8,
 ) -> list[Image.Image]:  # fmt: skip
-    """Cut out each picture's window, have it painted, paste it back.
+    """Cut out each picture's window, have it painted, paste it back (composite, feather: of paste_back).
 
     draw(rows, source [B, 3, h, w] in [0, 1], fill [B, 1, h, w]) -> [B, 3, h, w], for windows of equal size, at most
-    batch_size at a time. composite, feather: of paste_back. context: of find_window.
+    batch_size at a time.
     """
     native, halvings = native_resolution(pipe), len(pipe.unet.config.block_out_channels) - 1
     multiple = pipe.vae_scale_factor * 2**halvings  # sides that suit both VAE and UNet
@@ -119,11 +118,9 @@ def feathered(fill: Tensor, feather: int) -> Tensor:
 def paste_back(
     picture: Image.Image, painted: Tensor, fill: Tensor, window: Window, composite: bool, feather: int | None = None
 ) -> Image.Image:
-    """The painted window [1, 3, h, w] back in the picture, at its size.
-
-    composite False: the window as a whole, as the published code would. True: its hole alone, feathered; feather in
-    pixels; where it is None, FEATHER at 512 pixels of the picture's shorter side and in proportion elsewhere.
-    """
+    """The painted window [1, 3, h, w] back in the picture, at its size: as a whole, as the published code would, or
+    (composite) its hole alone, feathered. feather: in pixels; None: FEATHER at 512 of the picture's shorter side and in
+    proportion elsewhere."""
     left, top, right, bottom = window.box
     piece = to_pil(painted)
     if piece.size != (right - left, bottom - top):

@@ -32,24 +32,18 @@ def of_subject(args: argparse.Namespace, photographs: list[tuple[Image.Image, Bo
 
     folder, count = Path(args.instance_data_dir), args.num_validation_images
     crops = [crop_to(picture, box) for picture, box in photographs]
-    splits = ("validation", "test") if is_picturebook_folder(args.pretrained_model_name_or_path) else ()
-    for split in splits:
+    for split in ("validation", "test") if is_picturebook_folder(args.pretrained_model_name_or_path) else ():
         if ensure_subjects(split).resolve() == folder.parent.resolve():
             subject = Subject(folder.name, "", folder, tuple(crops))
             items = picturebook_items([subject], min(count, SCENES), split)
             return [(item.source, item.fill, item.reference) for item in items]
-    following = crops[1:] + crops[:1]
-    return [in_place(*photograph, crop) for photograph, crop in zip(photographs[:count], following, strict=False)]
+    return [in_place(*one, crop) for one, crop in zip(photographs[:count], crops[1:] + crops[:1], strict=False)]
 
 
 def of_domain(examples: Examples, count: int) -> list[Shown]:
     """The first pictures, each with its own thing as the reference."""
-    shown = []
-    for index in range(min(count, examples.count)):
-        tensor, box = examples.get(index, torch.Generator().manual_seed(index))
-        picture = to_pil(tensor)
-        shown.append(in_place(picture, box, crop_to(picture, box)))
-    return shown
+    drawn = [examples.get(i, torch.Generator().manual_seed(i)) for i in range(min(count, examples.count))]
+    return [in_place(to_pil(picture), box, crop_to(to_pil(picture), box)) for picture, box in drawn]
 
 
 def with_hole(picture: Image.Image, fill: torch.Tensor) -> Image.Image:

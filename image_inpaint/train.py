@@ -104,14 +104,10 @@ def train(args: argparse.Namespace) -> dict:
                 save_png(Path(args.output_dir) / "samples" / f"{step + 1}.png", sheet(pipe, shown, args.seed))
         stepping, steps = time.perf_counter() - start, args.max_train_steps - run.first
     accelerator.wait_for_everyone()
-    metrics = {
-        "steps": args.max_train_steps,
-        "loss": run.last_loss,
-        "trained_parameters": sum(p.numel() for p in run.weights.values()),
-        "seconds": run.seconds(cost.seconds),
-        "seconds_per_step": stepping / steps if steps > 0 else None,
-        "peak_memory_mb": cost.peak_memory_mb,
-    }
+    metrics = {"steps": args.max_train_steps, "loss": run.last_loss,
+               "trained_parameters": sum(p.numel() for p in run.weights.values()),
+               "seconds": run.seconds(cost.seconds), "seconds_per_step": stepping / steps if steps > 0 else None,
+               "peak_memory_mb": cost.peak_memory_mb}  # fmt: skip
     if accelerator.is_main_process:
         finish(pipe, args, shown, metrics, run.digest)
     accelerator.end_training()
@@ -126,13 +122,10 @@ def view_source(pipe, examples, resolution: int, args: argparse.Namespace, accel
     from image_inpaint.triples import Augmentation, Views, encode, make_triple
 
     side, processes = pipe.image_encoder.config.image_size, (accelerator.process_index, accelerator.num_processes)
-    augmentation = Augmentation(
-        tuple(args.augment_source), tuple(args.augment_reference), args.mask_augmentation, args.random_crop
-    )
+    how = Augmentation(args.augment_source, args.augment_reference, args.mask_augmentation, args.random_crop)
 
     def new_view(index: int, generator):
-        picture, box = examples.get(index, generator)
-        return make_triple(picture, box, resolution, side, augmentation, generator)
+        return make_triple(*examples.get(index, generator), resolution, side, how, generator)
 
     cached = range(examples.count if args.cache_views else 0)
     cache = [cached_views(pipe, new_view, index, args) for index in cached]
@@ -153,9 +146,8 @@ def cached_views(pipe, new_view, index: int, args: argparse.Namespace):
     from common.training import step_generator
     from image_inpaint.triples import encode
 
-    return encode(
-        pipe, [new_view(index, step_generator(args.seed, view, index, 1 << 20)) for view in range(args.cache_views)]
-    )
+    generators = [step_generator(args.seed, view, index, 1 << 20) for view in range(args.cache_views)]
+    return encode(pipe, [new_view(index, generator) for generator in generators])
 
 
 def finish(pipe, args: argparse.Namespace, shown: list, metrics: dict, who: str) -> None:

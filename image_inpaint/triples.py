@@ -27,8 +27,8 @@ class Augmentation:
     """source, reference: names of augment.NAMES. mask: enlarge and reshape the hole. crop: Paint-by-Example's random
     squares; otherwise the picture is squashed."""
 
-    source: tuple[str, ...] = ("flip", "rotation")
-    reference: tuple[str, ...] = ("flip", "rotation", "blur", "elastic")
+    source: Sequence[str] = ("flip", "rotation")
+    reference: Sequence[str] = ("flip", "rotation", "blur", "elastic")
     mask: bool = True
     crop: bool = True
 
@@ -45,13 +45,9 @@ class Triple:
 
 def square_window(box: Box, size: tuple[int, int], generator: torch.Generator) -> Box | None:
     """A random square that contains the box: as large as the shorter side, then shrunk towards the box by up to 0.6 of
-    the smallest free space (Paint-by-Example's crop). None where such a square has no choice of places: as released,
-    square pictures and those whose box leaves none stay whole."""
+    the smallest free space (Paint-by-Example's crop). None, for the whole picture, where it has no choice of places."""
     side = min(size)
-    ranges = [
-        (max(0, box[2] - side), min(box[0], size[1] - side)),  # of the left edge
-        (max(0, box[3] - side), min(box[1], size[0] - side)),  # of the top edge
-    ]
+    ranges = [(max(0, box[2 + k] - side), min(box[k], size[1 - k] - side)) for k in (0, 1)]  # of left and top edge
     if not any(low < high for low, high in ranges):
         return None
     left, top = (integer(generator, low, high) for low, high in ranges)

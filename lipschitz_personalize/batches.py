@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from PIL.Image import Resampling
 from torch import Tensor
 
@@ -12,9 +13,9 @@ from common.images import list_pictures, load_image
 from common.pipelines import Conditioning
 from common.runs import measure
 from common.training import generate_class_pictures, load_pictures, picture_batch, picture_indices, step_generator
-from lipschitz_personalize.augmentation import augment
 from lipschitz_personalize.objectives import backbone_of, encode_pictures, encode_text
 
+SMALL, LARGE = ("a far away ", "very small "), ("zoomed in ", "close up ")  # of Custom Diffusion's augmentation
 CLASS_SEED = 2**62  # added to the seed: class pictures come in an order of their own
 
 
@@ -61,8 +62,7 @@ def sources(pipe, args: argparse.Namespace, paths: list[Path], trains_text: bool
     made = []
     for paths, prompts, seed, masked in found:
         own, augmented, latents = not made, masked and args.augment, None
-        how = (args.squash or augmented, resample) if own else ()
-        pictures = load_pictures(paths, args.resolution, *how)
+        pictures = load_pictures(paths, args.resolution, *((args.squash or augmented, resample) if own else ()))
         if args.cache_latents and not augmented:
             generators = [step_generator(seed, number, 1) for number in range(len(pictures))]
             squares = [cut(args, pictures, [number], generator) for number, generator in enumerate(generators)]
@@ -133,3 +133,43 @@ def ensure_class_pictures(pipe, args: argparse.Namespace, accelerator) -> float:
         )  # fmt: skip
         accelerator.wait_for_everyone()
     return cost.seconds
+
+
+# -------------------------------------------------------------------------------------- Custom Diffusion's augmentation
+
+
+def augment(picture: Tensor, factor: int, generator: torch.Generator) -> tuple[Tensor, Tensor, str]:
+    """A square picture [3,S,S] in [0,1], shrunk onto grey or zoomed into -> (picture, mask [1,S/factor,S/factor] of
+    latents that count, words that say so, to stand before the prompt).
+
+    In two of three cases the scale is S/3 to S, else 1.2 S to 1.4 S, an even number. Under 0.6 S the picture is pasted
+    somewhere on grey, and the loss counts inside of it only, less one latent cell all around; over S a random part is
+    cut out; in between nothing is changed. (Released code, which scales the file's own pixels, not the training's.)
+    """
+
+    def integer(low: int, high: int) -> int:
+        return int(torch.randint(low, high + 1, (), generator=generator))
+
+    size = picture.shape[-1]
+    mask = torch.ones(1, size // factor, size // factor)
+    down = torch.rand((), generator=generator) < 2 / 3
+    low, high = (size // 3, size) if down else (int(1.2 * size), int(1.4 * size))
+    scale = integer(low, high)
+    scale += scale % 2
+    if 0.6 * size <= scale <= size:
+        return picture, mask, ""
+    resized = F.interpolate(picture[None], (scale, scale), mode="bilinear", antialias=True, align_corners=False)[0]
+    top, left = (integer(0, abs(size - scale)) for _ in range(2))
+    if scale > size:
+        return resized[:, top : top + size, left : left + size], mask, LARGE[integer(0, 1)]
+    canvas = torch.full_like(picture, 0.5)
+    canvas[:, top : top + scale, left : left + scale] = resized
+    rows, columns = (_inner(start, scale, factor) for start in (top, left))
+    mask.zero_()[:, rows, columns] = 1
+    return canvas, mask, SMALL[integer(0, 1)]
+
+
+def _inner(start: int, length: int, factor: int) -> slice:
+    """The latent cells of start … start + length without the outermost ones, unless nothing would be left."""
+    first, last = start // factor, (start + length) // factor
+    return slice(first + 1, last - 1) if last - first > 2 else slice(first, max(last, first + 1))

@@ -28,13 +28,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--mixed_precision", choices=("no", "fp16", "bf16"), default="no", help="number format of the networks")
     add("--device", help="cpu, cuda, cuda:1, ...; a GPU if there is one by default")
     add("--seed", type=number(int, 0, 2**63 - 1), default=2025, help="of the noise (released: 2025)")
-    add("--output_dir", default="outputs/lipschitz_personalize/infer", help="folder for pictures, grid.png, "
-        "metrics.json")  # fmt: skip
+    add("--output_dir", default="outputs/lipschitz_personalize/infer", help="folder for results")
     add("--print_config", action="store_true", help="print what all flags resolve to, and stop")
     args = parser.parse_args(argv)
     if not args.print_config and not Path(args.trained_dir).is_dir():
-        raise InputError(f"--trained_dir {args.trained_dir} is no folder; python -m lipschitz_personalize.train makes "
-                         "one")  # fmt: skip
+        raise InputError(f"--trained_dir {args.trained_dir} is no folder; lipschitz_personalize.train makes one")
     return args
 
 

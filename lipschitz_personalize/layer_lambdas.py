@@ -35,9 +35,7 @@ def factors_of(pipe, args, space) -> dict[str, float]:
 
 def layer_factors(names: Iterable[str], rules: Iterable[tuple[str, float]]) -> dict[str, float]:
     """lambda_i / lambda by name: the product of the factors of all (regular expression, factor) rules found in it.
-
-    Raises InputError for a rule that matches no tensor.
-    """
+    InputError for a rule that is found in none."""
     factors = dict.fromkeys(names, 1.0)
     for pattern, factor in rules:
         try:
@@ -58,11 +56,10 @@ def lipschitz_factors(
     """lambda_i / lambda in proportion to how much the network's output moves per move of tensor i.
 
     To first order and in a random direction, ||delta eps||^2 = sum_i s_i ||delta theta_i||^2 with s_i = ||J_i||_F^2 /
-    n_i, the mean squared sensitivity of eps to one of tensor i's numbers: its squared Lipschitz constant, averaged
-    instead of maximised over directions. J_i need not be formed, since E ||J_i^T v||^2 = ||J_i||_F^2 for standard
-    normal v: one backward pass per output measures all tensors at once. outputs: functions that run the network with
-    a graph (different prompts, timesteps). The factors are scaled so that the pull on all weights together,
-    sum_i n_i c_i, stays that of the plain convention.
+    n_i, the squared Lipschitz constant of eps in tensor i, averaged instead of maximised over directions. As
+    E ||J_i^T v||^2 = ||J_i||_F^2 for standard normal v, one backward pass per output measures all tensors at once.
+    outputs: functions that run the network with a graph (different prompts, timesteps). The factors are scaled so that
+    the pull on all weights together, sum_i n_i c_i, stays that of the plain convention.
     """
     tensors = {name: tensor for name, tensor in parameters.items() if tensor.requires_grad}
     squares = dict.fromkeys(tensors, 0.0)

@@ -36,7 +36,9 @@ def load_trained(
     elif file.name == CUSTOM_DIFFUSION_FILE:
         weights = {key.replace(".processor", "").replace("_custom_diffusion", ""): value
                    for key, value in read_weights(file)[0].items() if value.numel()}  # fmt: skip
-        words = _word_files(folder)
+        config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+        named = folder / f"{config.get('modifier_token')}.safetensors"  # need not look like <new1>
+        words = [named] if named.is_file() else sorted(folder.glob("<*>.safetensors"))
     else:  # a network, which large models split over several files
         weights = {}
         for part in sorted(file.glob("[!.]*.safetensors")):
@@ -49,13 +51,6 @@ def load_trained(
     for word in words:
         _add_word(pipe, word)
     return pipe
-
-
-def _word_files(folder: Path) -> list[Path]:
-    """The file of the word that config.json names, which need not look like <new1>; else all that do."""
-    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
-    named = folder / f"{config.get('modifier_token')}.safetensors"
-    return [named] if named.is_file() else sorted(folder.glob("<*>.safetensors"))
 
 
 def _add_word(pipe, file: Path) -> None:

@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transfo
 from torch import Tensor
 from transformers import CLIPTextModelWithProjection, T5EncoderModel
 
-from common.flags import check_device
+from common.flags import chosen_device
 from common.model_files import PIPELINES, find_folder, inspect_folder, load_whole
 from common.pipelines import Conditioning, load_pipeline, warn_of_lost_words, without_overflow
 from common.pipelines import encode_prompt as encode_sd_prompt
@@ -20,14 +20,8 @@ from common.runs import InputError
 from common.training import noised, target
 
 SD3 = StableDiffusion3Pipeline.__name__
-SD3_MODELS = {
-    "transformer": SD3Transformer2DModel,
-    "vae": AutoencoderKL,
-    "text_encoder": CLIPTextModelWithProjection,
-    "text_encoder_2": CLIPTextModelWithProjection,
-    "text_encoder_3": T5EncoderModel,
-}
-SD3_TEXT_LENGTH = 77  # tokens of T5, as in diffusers' DreamBooth script for SD3
+SD3_MODELS = {"transformer": SD3Transformer2DModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModelWithProjection,
+              "text_encoder_2": CLIPTextModelWithProjection, "text_encoder_3": T5EncoderModel}  # fmt: skip
 
 
 def load_backbone(name: str, device: str | torch.device | None = None, dtype: torch.dtype = torch.float32):
@@ -37,10 +31,8 @@ def load_backbone(name: str, device: str | torch.device | None = None, dtype: to
     pipeline_class, parts = inspect_folder(folder, accepted, SD3_MODELS)
     if pipeline_class is not StableDiffusion3Pipeline:
         return load_pipeline(name, device, dtype)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    check_device(device)
-    without = {part: None for part in ("text_encoder_3", "tokenizer_3") if "text_encoder_3" not in parts}
-    return load_whole(folder, accepted, SD3_MODELS, dtype, **without).to(device)
+    without = {} if "text_encoder_3" in parts else {"text_encoder_3": None, "tokenizer_3": None}
+    return load_whole(folder, accepted, SD3_MODELS, dtype, **without).to(chosen_device(device))
 
 
 def backbone_of(pipe) -> str:
@@ -75,18 +67,15 @@ def encode_text(pipe, prompts: list[str], resolution: int | None = None) -> Cond
     for text in prompts:
         warn_of_lost_words(pipe.tokenizer, text)
     embeds, _, pooled, _ = pipe.encode_prompt(
-        prompts, None, None, device=pipe.device, do_classifier_free_guidance=False,
-        max_sequence_length=SD3_TEXT_LENGTH,
-    )  # fmt: skip
+        prompts, None, None, device=pipe.device, max_sequence_length=77, do_classifier_free_guidance=False
+    )  # as diffusers' DreamBooth of SD3
     return Conditioning(embeds, {"pooled_projections": pooled})
 
 
 @torch.no_grad()
 def encode_pictures(pipe, pictures: Tensor, generator: torch.Generator) -> Tensor:
-    """Pictures [B,3,H,W] in [0,1] to scaled latents float32 [B,C,h,w], a sample of the VAE's posterior.
-
-    Raises InputError for sides that are no multiple of the VAE's factor.
-    """
+    """Pictures [B,3,H,W] in [0,1] to scaled latents float32 [B,C,h,w], a sample of the VAE's posterior. InputError for
+    sides that are no multiple of the VAE's factor."""
     factor, config = pipe.vae_scale_factor, pipe.vae.config
     if pictures.shape[2] % factor or pictures.shape[3] % factor:
         raise InputError(f"pictures of {pictures.shape[3]} pixels do not fit: the side must be a multiple of {factor}")
@@ -109,10 +98,8 @@ class Noisy:
 
 
 def add_noise(pipe, latents: Tensor, generator: torch.Generator, precondition_outputs: bool = True) -> Noisy:
-    """Clean latents [B,C,h,w] to a random noise level each; noise first, then levels, from the CPU generator.
-
-    SD and SDXL: t uniform. SD3: levels logit-normal on the scheduler's table. precondition_outputs: see at_level.
-    """
+    """Clean latents [B,C,h,w] to a random noise level each; noise first, then levels, from the CPU generator. SD and
+    SDXL: t uniform. SD3: levels logit-normal on the scheduler's table. precondition_outputs: see at_level."""
     noise, count = torch.randn(latents.shape, generator=generator).to(latents), len(latents)
     levels = pipe.scheduler.config.num_train_timesteps
     if backbone_of(pipe) == "sd3":
@@ -124,12 +111,10 @@ def add_noise(pipe, latents: Tensor, generator: torch.Generator, precondition_ou
 
 
 def at_level(pipe, latents: Tensor, noise: Tensor, places: Tensor, precondition_outputs: bool = True) -> Noisy:
-    """Clean latents [B,C,h,w] at the places [B] of the scheduler's table of training levels.
-
-    SD and SDXL: DDPM noise, target by the scheduler's prediction type. SD3: the (shifted) table goes down, z = (1 -
-    sigma) x + sigma n, target n - x. precondition_outputs: SD3's error is taken in x, so that it counts sigma^2, as in
-    diffusers' DreamBooth script, from which the official one comes.
-    """
+    """Clean latents [B,C,h,w] at the places [B] of the scheduler's table of training levels. SD and SDXL: DDPM noise,
+    target by the scheduler's prediction type. SD3: the (shifted) table goes down, z = (1 - sigma) x + sigma n, target
+    n - x. precondition_outputs: SD3's error is taken in x, so that it counts sigma^2, as in diffusers' DreamBooth
+    script, from which the official one comes."""
     if backbone_of(pipe) != "sd3":
         t, alpha_bar = places.to(latents.device), pipe.scheduler.alphas_cumprod
         wanted = target(pipe.scheduler.config.prediction_type, alpha_bar, latents, noise, t)
@@ -178,10 +163,8 @@ def denoising_loss(pipe, batch, args, generator: torch.Generator) -> Tensor:
 
 def squared_error(prediction: Tensor, noisy: Noisy, mask: Tensor | None = None, sum_channels: bool = False) -> Tensor:
     """The loss of each picture [B]: the mean squared error; of the first b pictures that inside of mask [b,1,h,w].
-
-    sum_channels: inside of the mask the channels are summed and only places averaged, C times the mean. So it is in
-    Custom Diffusion's code, which divides by the sum of a mask of one channel.
-    """
+    sum_channels: there the channels are summed and only places averaged, C times the mean, as in Custom Diffusion's
+    code, which divides by the sum of a mask of one channel."""
     error = (prediction.float() - noisy.target.float()).square()
     loss = error.mean((1, 2, 3))
     if mask is not None:

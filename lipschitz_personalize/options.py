@@ -85,53 +85,43 @@ def training_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("method").add_argument
     switch = partial(add, action=argparse.BooleanOptionalAction)
     add("--parameter_space", choices=SPACES, default="full", help="what is trained: the whole network (DreamBooth), "
-        "keys and values of cross-attention with a new word (Custom Diffusion), or LoRA")  # fmt: skip
+        "keys and values of cross-attention with a new word, or LoRA")  # fmt: skip
     add("--l2_reg_weight", "--l2_weight", type=number(float, 0), default=500.0,
         help="lambda; 0: the plain trainer. Published: 500 full, 175 Custom Diffusion, 1e-7 LoRA (SD 1.5)")  # fmt: skip
-    add("--l2_convention", choices=CONVENTIONS, default="mean_sum",
-        help="sum over tensors of the mean squared difference (released code), of its sum (paper), sum of squares of "
-        "LoRA's factors (released LoRA code), or squared change of the weights behind LoRA (function)")  # fmt: skip
+    add("--l2_convention", choices=CONVENTIONS, default="mean_sum", help="squared differences, by tensor their mean "
+        "(released) or sum (paper); LoRA's factors squared (released), or its change of the weights")  # fmt: skip
     add("--l2_layer_weights", nargs="+", type=layer_weight, default=[], metavar="REGEX=FACTOR",
         help="beyond the paper: multiply lambda for the tensors whose names match, such as attn2=0.1")  # fmt: skip
-    switch("--l2_lipschitz", default=False, help="beyond the paper: lambda per tensor in proportion to how much the "
-           "output moves with it")  # fmt: skip
+    switch("--l2_lipschitz", default=False, help="beyond the paper: lambda per tensor, as the output moves with it")
     add("--l2_base_dtype", choices=("float32", "float16", "bfloat16"), default="float32",
         help="of the frozen copy; 16 bits halve its memory, and are exact where the model was stored so")  # fmt: skip
     add("--l2_base_device", choices=("same", "cpu"), default="same", help="where the frozen copy lies")
     add("--backbone", choices=BACKBONES, help="whose published settings are the defaults; by default that of the model")
-    switch("--squash", default=False, help="resize to a square whatever the proportions (released full fine-tuning, "
-           "Custom Diffusion)")  # fmt: skip
+    switch("--squash", default=False, help="resize to a square whatever the proportions (released but for LoRA)")
     switch("--cache_latents", default=False, help="encode every picture once, at the start (released full fine-tuning)")
     switch("--precondition_outputs", default=True, help="SD3: take the error in the clean latents, as diffusers' does")
     add("--modifier_token", default=NEW_WORD, help="Custom Diffusion: the new word, to be in --instance_prompt")
-    add("--initializer_token", default="ktn", help="Custom Diffusion: the word begins as this one (released: a rare "
-        "one); on the picturebook as the last of the prompt")  # fmt: skip
+    add("--initializer_token", default="ktn",
+        help="the word begins as this one (released: a rare one; the picturebook: the prompt's last)")  # fmt: skip
     switch("--augment", default=True, help="Custom Diffusion: shrink and zoom the pictures, and say so in the prompt")
     add("--mask_loss", choices=("sum", "mean"), default="sum",
-        help="Custom Diffusion's augmented pictures: errors of the channels are summed (its code), or averaged as "
-        "everywhere else")  # fmt: skip
+        help="Custom Diffusion: errors of the channels are summed (its code), or averaged as elsewhere")  # fmt: skip
     add("--lora_rank", "--rank", type=number(int, 1, 1024), default=4, help="LoRA: r (released: 16 of SD 1.5, else 4)")
     add("--lora_alpha", type=number(float, 0), help="LoRA: additions are scaled by alpha / rank; default: the rank")
     add("--lora_targets", nargs="+", default=QKVO, help="LoRA: ends of the layers' names")
-    add("--lora_init", choices=("gaussian", "kaiming"), default="gaussian", help="LoRA: how A begins, normal of "
-        "deviation 1 / rank (diffusers' scripts) or Kaiming's uniform (peft's own; released for SD 1.5)")  # fmt: skip
-    add_drawing_flags(parser)
+    add("--lora_init", choices=("gaussian", "kaiming"), default="gaussian",
+        help="LoRA: how A begins, of deviation 1 / rank, or Kaiming's uniform (released for SD 1.5)")  # fmt: skip
+    add_sampling_flags(parser, 50, 7.5)
     add_training_flags(parser, output_dir="outputs/lipschitz_personalize/train", max_train_steps=1000, seed=2025)
     add_subject_flags(parser, num_class_images=200)
     return parser
-
-
-def add_drawing_flags(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("sampling").add_argument
-    add("--guidance_scale", type=number(float, 0), default=7.5, help="of class and validation pictures")
-    add("--num_inference_steps", type=number(int, 1, 1000), default=50, help="of class and validation pictures")
 
 
 def parse_plain(
     parser: argparse.ArgumentParser, argv: list[str] | None, picturebook_preset: dict[str, Any], **defaults: Any
 ) -> argparse.Namespace:
     """The flags of another method, and what train.train needs beside them: penalty, augmentation and caches are off."""
-    add_drawing_flags(parser)
+    add_sampling_flags(parser, 50, 7.5)
     off = {"l2_reg_weight": 0.0, "squash": False, "cache_latents": False, "precondition_outputs": True,
            "augment": False, "mask_loss": "mean"}  # fmt: skip
     parser.set_defaults(**off | defaults)
@@ -140,12 +130,14 @@ def parse_plain(
     return args
 
 
-def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
-    """Of pictures of a finished training; see `sampling_of`."""
-    add = parser.add_argument
-    add("--num_inference_steps", type=number(int, 1, 1000), help="of sampling; by default as released: 50, SD3 28")
-    add("--guidance_scale", type=number(float, 0), help="of sampling; by default as released: 7.5; SD3 and SDXL's "
-        "Custom Diffusion 5")  # fmt: skip
+def add_sampling_flags(parser: argparse.ArgumentParser, steps: int | None = None, guidance: float | None = None):
+    """Of class and validation pictures; without defaults of pictures of a finished training, see `sampling_of`."""
+    add = parser.add_argument_group("sampling").add_argument
+    add(
+        "--num_inference_steps", type=number(int, 1, 1000), default=steps, help="as released: 50; SD3, once trained, 28"
+    )
+    add("--guidance_scale", type=number(float, 0), default=guidance,
+        help="as released: 7.5; SD3 and SDXL's Custom Diffusion, once trained, 5")  # fmt: skip
 
 
 def sampling_of(trained: dict[str, Any], args: argparse.Namespace) -> tuple[int, float]:
@@ -193,13 +185,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def check(args: argparse.Namespace) -> None:
     """Raises InputError for flags that do not go together."""
     lora, convention = args.parameter_space == "lora", args.l2_convention
-    if lora != (convention in ("lora_factors", "function")):
-        fitting = "lora_factors, function" if lora else "mean_sum, sum"
+    if convention not in (fitting := CONVENTIONS[2:] if lora else CONVENTIONS[:2]):
         raise InputError(f"--l2_convention {convention} does not go with --parameter_space {args.parameter_space}; "
-                         f"take one of {fitting}")  # fmt: skip
+                         f"take one of {', '.join(fitting)}")  # fmt: skip
     if lora and (args.l2_lipschitz or args.l2_layer_weights):
-        raise InputError("--l2_lipschitz and --l2_layer_weights weigh the network's own tensors: leave them out of "
-                         "LoRA")  # fmt: skip
+        raise InputError("--l2_lipschitz and --l2_layer_weights weigh the network's own tensors: not those of LoRA")
     word = args.modifier_token
     if args.parameter_space == "custom_diffusion" and args.backbone != "sd3":
         if " " in check_file_name(word, "--modifier_token"):

@@ -54,38 +54,32 @@ def full(pipe: DiffusionPipeline) -> Space:
 # -------------------------------------------------------------------------------------------------- Custom Diffusion
 
 
-def custom_diffusion(pipe: DiffusionPipeline, word: str | None, initializer: str) -> Space:
+def custom_diffusion(pipe: DiffusionPipeline, word: str, initializer: str) -> Space:
     """Keys and values of all cross-attention (SD3: of the image stream of its joint attention, with biases), and in SD
     and SDXL one new word, which starts as the mean of the initializer's tokens.
 
-    As in Custom Diffusion's code, the first token's keys and values let no gradient through. Of the word table the
-    official code puts every row into the optimiser and zeroes the gradients of the others; here only the row itself is
-    trained, and the penalty still divides by the whole table's size.
+    As in Custom Diffusion's code, the first token's keys and values let no gradient through. The official code trains
+    the word table with the gradients of all other rows zeroed; here only the word's row is trained, and the penalty
+    still divides by the table's size.
     """
-    net, backbone = network(pipe), backbone_of(pipe)
-    layers = {
-        f"{name}.{part}": getattr(module, part)
-        for name, module in net.named_modules()
-        if isinstance(module, Attention) and (backbone == "sd3" or module.is_cross_attention)
-        for part in ("to_k", "to_v")
-    }
+    net, sd3 = network(pipe), backbone_of(pipe) == "sd3"
+    layers = {f"{name}.{part}": getattr(module, part) for name, module in net.named_modules()
+              if isinstance(module, Attention) and (sd3 or module.is_cross_attention)
+              for part in ("to_k", "to_v")}  # fmt: skip
     if not layers:
         raise InputError("this network has no cross-attention to train; take --parameter_space full")
     parameters: dict[str, Tensor] = {}
     for name, layer in layers.items():
         _compute_in_float32(layer)
-        if backbone != "sd3":  # there the tokens of the prompt have projections of their own
+        if not sd3:  # there the tokens of the prompt have projections of their own
             layer.register_forward_hook(_hold_first_token)
         layer.requires_grad_(True)
         parameters |= {f"{name}.{part}": tensor for part, tensor in layer.named_parameters()}
     words, counts = [], {}
-    if backbone != "sd3":
-        if word is None:
-            raise InputError("Custom Diffusion trains a new word: give --modifier_token, such as <new1>")
-        for encoder_name, tokenizer, encoder in text_parts(pipe):
-            row, table = add_word(pipe, tokenizer, encoder, word, initializer)
-            words.append(row)
-            parameters[f"{encoder_name}.{word}"], counts[f"{encoder_name}.{word}"] = row, table
+    for encoder_name, tokenizer, encoder in () if sd3 else text_parts(pipe):
+        row, table = add_word(pipe, tokenizer, encoder, word, initializer)
+        words.append(row)
+        parameters[f"{encoder_name}.{word}"], counts[f"{encoder_name}.{word}"] = row, table
 
     def save(folder: Path) -> None:
         with atomic_path(folder / CUSTOM_DIFFUSION_FILE) as path:
@@ -121,10 +115,8 @@ def custom_diffusion_file(net: torch.nn.Module, layers: dict[str, torch.nn.Modul
             key = f"{owner}.processor.{part}_custom_diffusion.{kind}"
             found[key] = tensor.detach().float().cpu().contiguous().clone()
     trained = {key.split(".processor.")[0] for key in found}
-    for name in getattr(net, "attn_processors", {}):
-        if name.removesuffix(".processor") not in trained:
-            found[name] = torch.zeros(0)
-    return found
+    others = [name for name in getattr(net, "attn_processors", {}) if name.removesuffix(".processor") not in trained]
+    return found | {name: torch.zeros(0) for name in others}
 
 
 def text_parts(pipe) -> list[tuple[str, object, torch.nn.Module]]:

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from common.runs import InputError
+from lipschitz_personalize.options import CONVENTIONS
 
-CONVENTIONS = ("mean_sum", "sum", "lora_factors", "function")
 # Tensors up to so many numbers (norms, biases) are subtracted before they are multiplied: there c_i is large, and
 # 2 c theta - 2 c base, which saves a temporary of the tensor's size, would lose digits of a small gradient.
 SMALL = 2**14
@@ -65,10 +65,8 @@ class Regularizer:
 
     def adam_groups(self) -> list[dict]:
         """Parameter groups for torch.optim.Adam, whose own weight decay w adds w theta_i to the gradient: at w = 2 c_i
-        that is the penalty's part 2 c_i theta_i, and `add_gradient` leaves it out from now on.
-
-        The same steps as without, for an optimiser that neither clips nor decays (the published full fine-tuning).
-        """
+        that is the penalty's part 2 c_i theta_i, and `add_gradient` leaves it out from now on. For an optimiser that
+        neither clips nor decays (the published full fine-tuning), whose steps stay the same."""
         groups: dict[float, list[Tensor]] = {}
         for name, tensor in self.parameters.items():
             if self.function is None and self.base is not None and tensor.numel() > SMALL:
@@ -86,7 +84,7 @@ class Regularizer:
         tensors = {name: tensor for name, tensor in self.parameters.items() if tensor.requires_grad}
         with torch.enable_grad():
             found = torch.autograd.grad(self.weight * self.function(), list(tensors.values()), allow_unused=True)
-        yield from ((name, gradient) for name, gradient in zip(tensors, found, strict=True) if gradient is not None)
+        yield from (pair for pair in zip(tensors, found, strict=True) if pair[1] is not None)
 
     @torch.no_grad()
     def value(self) -> float:
@@ -112,21 +110,17 @@ class Regularizer:
 
 
 def make_regularizer(
-    parameters: Mapping[str, Tensor],
-    weight: float,
-    convention: str = "mean_sum",
-    counts: Mapping[str, int] | None = None,
-    factors: Mapping[str, float] | None = None,
-    function: Callable[[], Tensor] | None = None,
-    base_dtype: torch.dtype | None = None,
+    parameters: Mapping[str, Tensor], weight: float, convention: str = "mean_sum",
+    counts: Mapping[str, int] | None = None, factors: Mapping[str, float] | None = None,
+    function: Callable[[], Tensor] | None = None, base_dtype: torch.dtype | None = None,
     base_device: str | torch.device | None = None,
-) -> Regularizer | None:
+) -> Regularizer | None:  # fmt: skip
     """The penalty around where `parameters` stand now; None for weight 0, which is the plain trainer.
 
     counts: n_i of mean_sum where it is not the tensor's own size (a row that stands for a whole table). factors:
-    lambda_i / lambda (see layer_lambdas.py). base_dtype, base_device: of the frozen copy; a 16-bit copy of 16-bit
-    weights is exact, of float32 weights it moves the anchor by a relative 2^-8 (bfloat16) or 2^-11 (float16). Raises
-    InputError for an unknown convention, or one that does not go with what is given.
+    lambda_i / lambda (see layer_lambdas.py). base_dtype, base_device: of the frozen copy; a 16-bit copy of float32
+    weights moves the anchor by a relative 2^-8 (bfloat16) or 2^-11 (float16). Raises InputError for an unknown
+    convention, or one that does not go with what is given.
     """
     if convention not in CONVENTIONS:
         raise InputError(f"there is no convention {convention!r}; take one of {', '.join(CONVENTIONS)}")

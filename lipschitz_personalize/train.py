@@ -66,9 +66,8 @@ def train(args: argparse.Namespace, space_of=None) -> None:
                 generator = run.generator(step, micro)
                 batch = batches.next_batch(pipe, args, given, step, micro, accelerator, generator)
                 with accelerator.autocast():
-                    loss = denoising_loss(pipe, batch, args, generator)  # Alg. 1: ||eps - eps_theta(z_t, t, c)||^2
-                run.backward(loss)
-                losses.append(loss)
+                    losses.append(denoising_loss(pipe, batch, args, generator))  # ||eps - eps_theta(z_t, t, c)||^2
+                run.backward(losses[-1])
             mean = run.update(losses, step, partial(pull, step) if regularizer else None)
             accelerator.log({"loss": mean, "lr": run.rate, **(looks[-1] if looks else {})}, step)
             run.save(step + 1)
@@ -81,9 +80,7 @@ def train(args: argparse.Namespace, space_of=None) -> None:
         space.save(output)
         write_config(output, args, base_weights=base, training=run.digest)
         save_png(output / "grid.png", draw_grid(pipe, args, paths))
-        costs = {"seconds": run.seconds(cost.seconds), "class_seconds": class_seconds,
-                 "peak_memory_mb": cost.peak_memory_mb}  # fmt: skip
-        finish(output, space, regularizer, run, looks, costs)
+        finish(output, space, regularizer, run, looks, cost, class_seconds)
 
 
 def load(args: argparse.Namespace, device):
@@ -145,24 +142,22 @@ def optimizer_of(args: argparse.Namespace, space, regularizer) -> dict:
     return {"groups": [{"params": list(space.parameters.values()), "lr": rate}]}
 
 
-def finish(output: Path, space, regularizer, run, looks: list[dict], costs: dict[str, float]) -> None:
+def finish(output: Path, space, regularizer, run, looks: list[dict], cost, class_seconds: float) -> None:
     """metrics.json, and a word to the user."""
     share = looks[-1]["penalty_share"] if looks else 0.0
     if looks and share < INERT:
         print(f"the penalty is inert: at the end its gradient is {share:.1g} of the loss's; raise --l2_reg_weight, or "
               "say --l2_reg_weight 0", file=sys.stderr)  # fmt: skip
-    metrics = {
-        "loss": run.last_loss,
-        "penalty": regularizer.value() if regularizer else 0.0,
-        "penalty_share": share,
+    penalty, seconds = regularizer.value() if regularizer else 0.0, run.seconds(cost.seconds)
+    write_json(output / "metrics.json", {
+        "loss": run.last_loss, "penalty": penalty, "penalty_share": share,
         "trainable_parameters": sum(tensor.numel() for tensor in space.parameters.values()),
         "file_bytes": sum(path.stat().st_size for path in output.rglob("*.safetensors")),
-        **costs,
-    }
-    write_json(output / "metrics.json", metrics)
-    penalty = f", penalty {metrics['penalty']:.3g} ({share:.0%} of the gradient)" if regularizer else ""
-    print(f"{len(run.losses)} steps in {costs['seconds']:.0f} s, loss {run.last_loss:.3g}{penalty}; weights and "
-          f"pictures in {output}, see {output / 'grid.png'}")  # fmt: skip
+        "seconds": seconds, "class_seconds": class_seconds, "peak_memory_mb": cost.peak_memory_mb,
+    })  # fmt: skip
+    said = f", penalty {penalty:.3g} ({share:.0%} of the gradient)" if regularizer else ""
+    print(f"{len(run.losses)} steps in {seconds:.0f} s, loss {run.last_loss:.3g}{said}; weights and pictures in "
+          f"{output}, see {output / 'grid.png'}")  # fmt: skip
 
 
 def draw_grid(pipe, args: argparse.Namespace, paths: list[Path]):
@@ -179,8 +174,8 @@ def draw(pipe, args: argparse.Namespace, prompt: str) -> list:
     from common.training import draw_pictures, step_generator
 
     generators = [step_generator(args.seed, number, 4) for number in range(args.num_validation_images)]
-    prompts = [prompt] * len(generators)
-    return draw_pictures(pipe, prompts, generators, args.resolution, args.num_inference_steps, args.guidance_scale)
+    return draw_pictures(pipe, [prompt] * len(generators), generators, args.resolution, args.num_inference_steps,
+                         args.guidance_scale)  # fmt: skip
 
 
 def personalise(pictures: str, prompt: str, output_dir: str = "outputs/lipschitz_personalize/mine", **flags):

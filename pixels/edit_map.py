@@ -29,10 +29,7 @@ from pixels.thresholds import THRESHOLDS
 
 def read(path: str | Path, white: str = "keep") -> Tensor:
     """A map [1, 1, H, W] from a picture or a .npy array (see common/masks.py for what is read and what is refused).
-
-    white: "keep" as released; "edit" for maps whose white is to change: they are inverted. InputError if the file is
-    damaged, of another shape, or could mean two things.
-    """
+    white: "keep" as released; "edit" for maps whose white is to change: they are inverted."""
     return polarity(read_grey(path, edit=float(white == "edit"))[None, None], white)
 
 
@@ -54,12 +51,10 @@ def polarity(edit_map: Tensor, white: str) -> Tensor:
 
 
 def from_mask(mask: Tensor, grow: float = 0, ramp: float = 0, blur: float = 0) -> Tensor:
-    """A map from a mask [H, W] whose 1 is to change ("growing and blurring", paper, Implementation Details).
-
-    Black on the mask and on what lies within `grow` pixels of it, then a linear ramp to white over `ramp` pixels, then
-    a Gaussian blur of deviation `blur`. A blur also greys the inside of the mask's border: grow by twice the blur to
-    keep all of the mask black. Raises InputError for an empty mask.
-    """
+    """A map from a mask [H, W] whose 1 is to change ("growing and blurring", paper, Implementation Details): black on
+    it and within `grow` pixels of it, then a linear ramp to white over `ramp` pixels, then a Gaussian blur of deviation
+    `blur`, which also greys the inside of the border (grow by twice the blur to keep all of the mask black). Raises
+    InputError for an empty mask."""
     inside = mask.numpy() > 0.5
     if not inside.any():
         raise InputError("the mask is empty; 1 (white) marks what is to change")
@@ -86,11 +81,9 @@ def gradient(size: tuple[int, int], exemplar: str = "right", start: float = 0.0,
 
 
 def from_depth(depth: Tensor, edit: str = "far") -> Tensor:
-    """A map from a depth picture [H, W], on any scale, whose larger values are nearer, as estimators draw it.
-
-    edit: which end takes the exemplar, "far" or "near". The nearest and the farthest tenth of the pixels are wholly
-    black or white; in between the map is linear. InputError for a flat depth.
-    """
+    """A map from a depth picture [H, W], on any scale, whose larger values are nearer, as estimators draw it. edit:
+    which end takes the exemplar, "far" or "near". The nearest and the farthest tenth of the pixels are wholly black or
+    white; in between the map is linear. InputError for a flat depth."""
     first, last = np.quantile(depth.numpy(), (0.1, 0.9))
     if not first < last:
         raise InputError("the depth picture is flat between its quantiles; it has no near and far")
@@ -99,11 +92,8 @@ def from_depth(depth: Tensor, edit: str = "far") -> Tensor:
 
 
 def histogram(edit_map: Tensor, black_point: float = 0.0, gamma: float = 1.0) -> Tensor:
-    """A map with another histogram ("simple histogram transformations", paper, Implementation Details).
-
-    What is at or below `black_point` becomes 0, linear from there to white, and the result is raised to the power
-    `gamma`.
-    """
+    """A map with another histogram ("simple histogram transformations", paper, Implementation Details): what is at or
+    below `black_point` becomes 0, linear from there to white, and the result is raised to the power `gamma`."""
     if not 0 <= black_point < 1 or gamma <= 0:
         raise InputError(f"black point {black_point}, gamma {gamma}: 0 <= black < 1 and gamma above 0 are needed")
     return (((edit_map - black_point) / (1 - black_point)).clamp(0, 1)) ** gamma
@@ -115,10 +105,8 @@ def binarize(edit_map: Tensor, level: float = 0.5) -> Tensor:
 
 
 def to_latent_grid(edit_map: Tensor, size: tuple[int, int]) -> Tensor:
-    """mu_d, the map on the latent grid (Alg. 1, l. 6): bilinear without antialiasing, as released.
-
-    For an exact eighth this is the mean of the central 2x2 pixels of each 8x8 block.
-    """
+    """mu_d, the map on the latent grid (Alg. 1, l. 6): bilinear without antialiasing, as released; for an exact eighth
+    the mean of the central 2x2 pixels of each 8x8 block."""
     return F.interpolate(edit_map, size, mode="bilinear", align_corners=False)
 
 

@@ -8,23 +8,13 @@ An interrupted run goes on where it stopped: start it again with the same flags.
 """
 
 import argparse
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from common.flags import say_unheeded, weights_of
-from common.runs import (
-    InputError,
-    append_row,
-    joined_config,
-    make_parser,
-    run_rows,
-    script,
-    write_config,
-    write_json,
-)
-from common.shards import add_shard_flag, all_done
+from common.runs import InputError, append_row, joined_config, make_parser, script, write_config, write_json
+from common.shards import add_shard_flag, all_done, run_rows
 from pixels import options
 from pixels.thresholds import THRESHOLDS
 
@@ -40,10 +30,8 @@ ONLY_WITH = {  # flags that count with others alone
     "split": ("dataset", options.DRAWN), "full": ("dataset", ["picturebook"]),
 }  # fmt: skip
 # What may change from run to run in one folder; --full has the quick subset's items among its own.
-FREE = set(
-    "full methods limit table figure shard device output_dir print_config user_study answers lemma repeats "
-    "pairs maps pair_count prompts".split()
-)
+FREE = set("full methods limit table figure shard device output_dir print_config user_study answers lemma repeats "
+           "pairs maps pair_count prompts".split())  # fmt: skip
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -84,15 +72,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         raise InputError("--pairs writes to --dataset: name a folder there")
     if not args.pairs and args.dataset not in options.DRAWN and not Path(args.dataset).is_dir():
         raise InputError(f"--dataset {args.dataset} is no folder; give one with pairs.json, or see --pairs")
-    args.methods = list(dict.fromkeys(args.methods or default_methods(args)))
+    of_thresholds = ["pixels", *OTHER_THRESHOLDS] if args.figure in ("7", "10") else None
+    args.methods = list(dict.fromkeys(args.methods or of_thresholds or METHOD_NAMES[: -len(OTHER_THRESHOLDS)]))
     say_unheeded(parser, args, ONLY_WITH)
     return args
-
-
-def default_methods(args: argparse.Namespace) -> list[str]:
-    if args.figure in ("7", "10"):
-        return ["pixels", *OTHER_THRESHOLDS]
-    return [name for name in METHOD_NAMES if not name.startswith("pixels_")]
 
 
 def config_of(output: Path, args: argparse.Namespace, pairs: list = (), **settings: Any) -> dict[str, Any]:
@@ -108,17 +91,16 @@ def config_of(output: Path, args: argparse.Namespace, pairs: list = (), **settin
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     output = Path(args.output_dir)
-    if args.print_config:
-        print(json.dumps({**vars(args), **options.resolved(args)}, indent=2))
+    if options.config_shown(args):
         return
     if args.pairs:
         from pixels.reproduction.pairs import build_pairs
 
-        written = build_pairs(args.pairs, args.dataset, args.pair_count, args.seed, args.maps)
-        print(f"{written} pairs in {Path(args.dataset) / 'pairs.json'}")
+        count = build_pairs(args.pairs, args.dataset, args.pair_count, args.seed, args.maps)
+        print(f"{count} pairs in {Path(args.dataset) / 'pairs.json'}")
         return
     if args.answers:
-        from pixels.reproduction.study import print_ranks
+        from pixels.reproduction.tables import print_ranks
 
         print_ranks(args.answers, output)
         return
@@ -136,15 +118,14 @@ def main(argv: list[str] | None = None) -> None:
     for pair in pairs:  # what is refused is refused before anything is written
         load_pair(pair, bench.size)
     write_config(output, config, sampling=asdict(bench.sampling), surgery=asdict(bench.surgery))
-    if args.lemma or (args.figure and args.figure not in ("4", "7", "10")):
+    if not args.lemma and args.figure in (None, "4", "7", "10"):
+        if run_all(bench, pairs):
+            report(bench, pairs)
+    elif args.shard.index == 1:  # there are no rows of these to share
         from pixels.reproduction.figures import FIGURES
         from pixels.reproduction.lemma import lemma
 
-        if args.shard.index == 1:  # there are no rows of these to share
-            (lemma if args.lemma else FIGURES[args.figure])(bench, pairs)
-        return
-    if run_all(bench, pairs):
-        report(bench, pairs)
+        (lemma if args.lemma else FIGURES[args.figure])(bench, pairs)
 
 
 def run_all(bench, pairs: list, name: str = "rows.jsonl") -> bool:
@@ -158,13 +139,10 @@ def run_all(bench, pairs: list, name: str = "rows.jsonl") -> bool:
     rows, done = output / name, {(row["method"], row["item"]) for row in run_rows(output)}
     methods = {pair.id: [one for one in args.methods if pair.truth or one not in OF_TRUTH] for pair in pairs}
     for pair in tqdm(args.shard.of(pairs), "items", disable=None):
-        for method in methods[pair.id]:
-            if (method, pair.id) in done:
-                continue
+        for method in [one for one in methods[pair.id] if (one, pair.id) not in done]:
             row, pictures = run_item(bench, pair, method)
-            place = output / "pictures" / pair.id
             for name, picture in pictures.items():
-                save_png(place / f"{method if name == 'edited' else name}.png", picture)
+                save_png(output / "pictures" / pair.id / f"{method if name == 'edited' else name}.png", picture)
             append_row(rows, row)
     return all_done(rows, [(method, pair.id, args.seed) for pair in pairs for method in methods[pair.id]], args.shard)
 
@@ -197,17 +175,14 @@ def report(bench, pairs: list) -> None:
         count = len(select_timesteps(bench.model.scheduler, "cpu", bench.sampling))
         print(tables.threshold_areas(count, bench.surgery.schedule), end="\n\n")
     if args.table:
-        dataset = Path(args.dataset).name
-        measured_on = f"measured: {dataset}, {Path(args.metric_encoders).name} encoders"
+        measured_on = f"measured: {Path(args.dataset).name}, {Path(args.metric_encoders).name} encoders"
         print(tables.beside_published(args.table, {measured_on: summary}), end="\n\n")
     experiment = "pixels.compositions" if args.dataset == "compositions" else "exemplar_editing"
     judged = claims.tried("pixels", rows, "pixels.thresholds" if args.figure in ("7", "10") else experiment)
     print(claims.report(judged), end="\n\n")
     if args.user_study:
-        from pixels.reproduction.study import write_study
-
         ranked = [method for method in methods if method not in METHOD_NAMES[:6] or method == "paste"]
-        print(f"open {write_study(output, pairs, ranked, args.seed)}")
+        print(f"open {tables.write_study(output, pairs, ranked, args.seed)}")
     print(f"{len(rows)} rows; everything in {output}, pictures in {output / 'grid.png'}")
 
 

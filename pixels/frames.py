@@ -37,10 +37,8 @@ def central_box(height: int, width: int, size: Size) -> tuple[int, int, int, int
 
 
 def place(exemplar: Image.Image, box: tuple[float, float, float, float], size: Size) -> Image.Image:
-    """An exemplar put where the user wants it, zeros (black) around it (paper, Appendix 3).
-
-    box: left, top, right, bottom of the exemplar in the frame, as fractions of it.
-    """
+    """An exemplar put where the user wants it, zeros (black) around it (paper, Appendix 3). box: left, top, right,
+    bottom of the exemplar in the frame, as fractions of it."""
     left, top, right, bottom = box
     if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
         raise InputError(f"the box {box} is not left < right and top < bottom, all from 0 to 1")

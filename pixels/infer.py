@@ -7,7 +7,6 @@ White in a map keeps the photograph, black takes the exemplar, grey is in betwee
 """
 
 import argparse
-import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -35,10 +34,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--map_gamma", type=options.number(float, 0.01, 100), default=1, help="power on all greys; above 1 darkens")
     add("--exemplar_box", action="append", nargs=4, type=options.number(float, 0, 1), metavar=("L", "T", "R", "B"),
         help="place the exemplar in this part of the frame, black around it; one each (paper, App. 3)")  # fmt: skip
-    add("--fit", choices=("squash", "crop"), default="squash", help="how source, exemplars and maps come into the "
-        "frame (released: pictures squashed)")  # fmt: skip
-    add("--iterative", action=argparse.BooleanOptionalAction, default=False, help="one exemplar after the other, not "
-        "all in one pass (Appendix 2)")  # fmt: skip
+    add("--fit", choices=("squash", "crop"), default="squash",
+        help="how source, exemplars and maps come into the frame (released: pictures squashed)")  # fmt: skip
+    add("--iterative", action=argparse.BooleanOptionalAction, default=False,
+        help="one exemplar after the other, not all in one pass (Appendix 2)")  # fmt: skip
     options.add_method_flags(parser)
     options.add_model_flags(parser, output_dir="outputs/pixels")
     args = options.parse(parser, argv)
@@ -50,20 +49,17 @@ def check_inputs(args: argparse.Namespace) -> None:
     """What belongs together is there; on the picturebook alone, everything may be missing."""
     if args.map_kind != "mask" and (args.map_grow or args.map_ramp or args.map_blur):
         raise InputError("--map_grow, --map_ramp and --map_blur shape a --map_kind mask")
+    exemplars, maps, boxes = args.exemplar_path or [], args.edit_map_path or [], args.exemplar_box or []
     if args.image_path is None:
-        if args.exemplar_path or args.edit_map_path or args.exemplar_box:
-            raise InputError("--exemplar_path, --edit_map_path and --exemplar_box change a picture: give --image_path "
-                             "too")  # fmt: skip
+        if exemplars or maps or boxes:
+            raise InputError("exemplars, their maps and boxes change a picture: give --image_path too")
         if not options.is_picturebook_folder(args.pretrained_model_name_or_path):
-            raise InputError("give --image_path, --exemplar_path and --edit_map_path; only the picturebook brings its "
-                             "own")  # fmt: skip
+            raise InputError("give --image_path, --exemplar_path and --edit_map_path; only the picturebook has some")
         return
-    exemplars, maps = args.exemplar_path or [], args.edit_map_path or []
     if not exemplars or len(exemplars) != len(maps):
-        raise InputError(f"{len(exemplars)} --exemplar_path and {len(maps)} --edit_map_path: give each exemplar a map "
-                         "of its own")  # fmt: skip
-    if args.exemplar_box and len(args.exemplar_box) != len(exemplars):
-        raise InputError(f"{len(args.exemplar_box)} --exemplar_box for {len(exemplars)} exemplars: give one for each")
+        raise InputError(f"{len(exemplars)} --exemplar_path and {len(maps)} --edit_map_path: each exemplar has a map")
+    if boxes and len(boxes) != len(exemplars):
+        raise InputError(f"{len(boxes)} --exemplar_box for {len(exemplars)} exemplars: give one for each")
     for path in maps:
         side = path.removeprefix("gradient:")
         if side == path and not Path(path).is_file():
@@ -125,51 +121,38 @@ def run(args: argparse.Namespace) -> tuple[dict, dict, dict]:
 
     image = load_image(args.image_path)
     photographs = [load_image(path) for path in args.exemplar_path]
-    model, kind, size = options.load(args)
-    sampling, surgery = options.sampling_of(args, kind), Surgery(**options.surgery_of(args))
-    options.announce(kind, sampling)
+    (model, sampling, size), surgery = options.load(args), Surgery(**options.surgery_of(args))
     source = frames.frame_tensor(image, size, args.fit)
     boxes = args.exemplar_box or [None] * len(photographs)
-    exemplars = [
-        to_tensor(frames.place(photo, box, size)) if box else frames.frame_tensor(photo, size, args.fit)
-        for photo, box in zip(photographs, boxes, strict=True)
-    ]
+    exemplars = [to_tensor(frames.place(photo, box, size)) if box else frames.frame_tensor(photo, size, args.fit)
+                 for photo, box in zip(photographs, boxes, strict=True)]  # fmt: skip
     maps = [read_map(path, args, size, image.size[::-1]) for path in args.edit_map_path]
     backbone = backbones.bind(model, sampling, size, seed=args.seed, exemplar=exemplars[-1])
     generator = torch.Generator().manual_seed(args.seed)
+    given = backbone, source, exemplars, maps, surgery, generator
     with measure() as cost:
-        if args.iterative:
-            edits = edit_iteratively(backbone, source, exemplars, maps, surgery, generator)
-        else:
-            edits = [edit(backbone, source, exemplars, maps, surgery, generator)]
+        edits = edit_iteratively(*given) if args.iterative else [edit(*given)]
 
     last = edits[-1]
-    pictures = {"source": frames.to_picture(source)}
-    pictures |= {f"exemplar_{k}": frames.to_picture(exemplar) for k, exemplar in enumerate(exemplars, start=1)}
-    pictures["edited"] = frames.to_picture(last.edited)
+    shown = {f"exemplar_{k}": exemplar for k, exemplar in enumerate(exemplars, start=1)}
+    shown = {"source": source, **shown, "edited": last.edited}
+    pictures = {name: frames.to_picture(picture) for name, picture in shown.items()}
     seen = to_tensor(pictures["edited"])  # scores see what the file holds
     always = cells(injections(last.mu.cpu(), last.tau) == len(last.tau), seen)
-    metrics = {
-        "cells": [asdict(one.coverage) for one in edits],
-        "thresholds": last.tau.tolist(),
-        "latent_distance": [distance for one in edits for distance in one.distances[0].tolist()],
-        "psnr_kept": psnr(source, seen, always).item() if always.any() else None,
-        "seconds": cost.seconds,
-        "peak_memory_mb": cost.peak_memory_mb,
-    }
-    sheet = grid([list(pictures.values())], column_labels=list(pictures))
-    mus = [mu for one in edits for mu in one.mus]
+    metrics = {"cells": [asdict(one.coverage) for one in edits], "thresholds": last.tau.tolist(),
+               "latent_distance": [distance for one in edits for distance in one.distances[0].tolist()],
+               "psnr_kept": psnr(source, seen, always).item() if always.any() else None,
+               "seconds": cost.seconds, "peak_memory_mb": cost.peak_memory_mb}  # fmt: skip
+    sheet, mus = grid([list(pictures.values())], column_labels=list(pictures)), [mu for one in edits for mu in one.mus]
     pictures |= {"preview": preview(source, exemplars, mus, last.tau), "grid": sheet}
-    for one in edits:
-        print(one.coverage)
+    print(*(one.coverage for one in edits), sep="\n")
     return pictures, metrics, {"sampling": asdict(sampling), "surgery": asdict(surgery)}
 
 
 @script
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
-    if args.print_config:
-        print(json.dumps({**vars(args), **options.resolved(args)}, indent=2))
+    if options.config_shown(args):
         return
     from common.images import save_png
 

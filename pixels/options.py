@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from common.flags import check_writable, is_picturebook_folder, local_folder, number
+from common.flags import check_writable, is_picturebook_folder, local_folder, number, show_config
 from common.runs import InputError
 from pixels.thresholds import THRESHOLDS
 
@@ -38,15 +38,11 @@ class Sampling:
 PRESETS: dict[str, dict[str, Any]] = {
     "sd": {"num_inference_steps": 3, "strength": 1.0, "guidance_scale": 0.0, "negative_prompt": ""},
     "sdxl": {"num_inference_steps": 50, "strength": 0.3, "guidance_scale": 5.0},
-    "refiner": {
-        "num_inference_steps": 100,
-        "denoising_start": 0.6,
-        "guidance_scale": 17.5,
-        "negative_prompt": RELEASED_NEGATIVE,
-    },
+    "refiner": {"num_inference_steps": 100, "denoising_start": 0.6, "guidance_scale": 17.5,
+                "negative_prompt": RELEASED_NEGATIVE},
     "kandinsky": {"num_inference_steps": 100, "strength": 0.05, "guidance_scale": 4.0, "negative_prompt": ""},
     "picturebook": {"num_inference_steps": 50, "strength": 0.2, "guidance_scale": 1.0},
-}
+}  # fmt: skip
 PIPELINE_KINDS = {
     "StableDiffusionPipeline": "sd",
     "StableDiffusionXLPipeline": "sdxl",
@@ -88,10 +84,10 @@ def add_model_flags(parser: argparse.ArgumentParser, output_dir: str) -> None:
 def add_method_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--threshold", choices=THRESHOLDS, default="linear", help="how fast greys are let go (paper: linear)")
-    add("--num_inference_steps", type=number(int, 1, 1000), help="of the whole schedule (released: 100 on SDXL's "
-        "refiner and Kandinsky, 3 on SD 2)")  # fmt: skip
-    add("--strength", type=number(float, 0, 1), help="t_ds^max: the last such part of the steps is run "
-        "(released: 1 on SD 2, 0.05 on Kandinsky)")  # fmt: skip
+    add("--num_inference_steps", type=number(int, 1, 1000),
+        help="of the whole schedule (released: 100 on SDXL's refiner and Kandinsky, 3 on SD 2)")  # fmt: skip
+    add("--strength", type=number(float, 0, 1),
+        help="t_ds^max: the last such part of the steps is run (released: 1 on SD 2, 0.05 on Kandinsky)")  # fmt: skip
     add("--denoising_start", type=number(float, 0, 1), help="t_ds^max in another way: start at timestep "
         "(1 - this) * 1000 and ignore --strength (released: 0.6 on SDXL's refiner)")  # fmt: skip
     add("--guidance_scale", type=number(float, 0), help="classifier-free guidance, off up to 1 (released: 17.5 on "
@@ -139,12 +135,10 @@ def kind_of(name: str) -> str | None:
 
 def sampling_of(args: argparse.Namespace, kind: str | None) -> Sampling:
     """What the backbone is told: flags, and the preset of this kind of model for those not given."""
-    names = Sampling.__dataclass_fields__
-    given = {name: getattr(args, name) for name in names}
-    preset = dict(PRESETS.get(kind, {}))
+    given = {name: getattr(args, name) for name in Sampling.__dataclass_fields__}
+    preset = PRESETS.get(kind, {})
     if given["strength"] is not None or given["denoising_start"] is not None:
-        preset.pop("strength", None)
-        preset.pop("denoising_start", None)
+        preset = preset | {"strength": None, "denoising_start": None}
     return Sampling(**{name: preset.get(name) if value is None else value for name, value in given.items()})
 
 
@@ -155,16 +149,11 @@ def surgery_of(args: argparse.Namespace) -> dict[str, Any]:
     return chosen | {"threshold": args.threshold, "composite": args.composite, "black_point": args.black_point}
 
 
-def resolved(args: argparse.Namespace) -> dict[str, Any]:
-    """What the flags come to, as far as it is known before the model is loaded."""
+def config_shown(args: argparse.Namespace) -> bool:
+    """Whether --print_config asks for no more than what the flags come to, as far as that is known before the model is
+    loaded, which is printed then."""
     kind = kind_of(args.pretrained_model_name_or_path)
-    return {"kind": kind, "sampling": asdict(sampling_of(args, kind)), "surgery": surgery_of(args)}
-
-
-def announce(kind: str, sampling: Sampling) -> None:
-    """One line: which preset applies, and what flags have made of it."""
-    values = [f"{name} {value!r}" for name, value in asdict(sampling).items() if value is not None]
-    print(f"{kind} preset, with flags: {', '.join(values)}", file=sys.stderr)
+    return show_config(args, kind=kind, sampling=asdict(sampling_of(args, kind)), surgery=surgery_of(args))
 
 
 def check_kind(args: argparse.Namespace, kind: str) -> None:
@@ -179,18 +168,20 @@ def check_kind(args: argparse.Namespace, kind: str) -> None:
 
 
 def load(args: argparse.Namespace):
-    """(Model, kind of preset, frame (height, width)) that the flags name."""
+    """(Model, what it is told, frame (height, width)) of the flags. One line says which preset applies, and what the
+    flags have made of it."""
     from common.pipelines import PRECISIONS
     from pixels.backbones import load_model
 
-    dtype = PRECISIONS[args.mixed_precision]
-    model = load_model(
-        args.pretrained_model_name_or_path, args.scheduler, args.refiner_model_name_or_path,
-        args.prior_model_name_or_path, args.device, dtype,
-    )  # fmt: skip
+    name, dtype = args.pretrained_model_name_or_path, PRECISIONS[args.mixed_precision]
+    model = load_model(name, args.scheduler, args.refiner_model_name_or_path, args.prior_model_name_or_path,
+                       args.device, dtype)  # fmt: skip
     check_kind(args, model.kind)
-    kind = "picturebook" if is_picturebook_folder(args.pretrained_model_name_or_path) else model.kind
-    return model, kind, frame_size(args, model.native_resolution, model.unit)
+    kind = "picturebook" if is_picturebook_folder(name) else model.kind
+    sampling, size = sampling_of(args, kind), frame_size(args, model.native_resolution, model.unit)
+    values = [f"{name} {value!r}" for name, value in asdict(sampling).items() if value is not None]
+    print(f"{kind} preset, with flags: {', '.join(values)}", file=sys.stderr)
+    return model, sampling, size
 
 
 def frame_size(args: argparse.Namespace, native: int, unit: int) -> tuple[int, int]:

@@ -51,11 +51,9 @@ def edit(
     backbone: Backbone, source: Tensor, exemplars: list[Tensor], edit_maps: list[Tensor],
     surgery: Surgery = DEFAULTS, generator: Generators = None, trace: list[Trace] | None = None,
 ) -> Edit:  # fmt: skip
-    """Edit source [B, 3, H, W] in [0, 1] after K exemplars of the same shape, under K maps [1 or B, 1, any size]
-    (l. 1-3; 2: l. 1-3).
-
-    All K enter in one pass. Where several maps are black, the last exemplar wins; each cell keeps the source while
-    the least of its maps is above the threshold: K exemplars are one composite under the minimum of the maps.
+    """Edit source [B, 3, H, W] in [0, 1] after K exemplars of the same shape, under K maps [1 or B, 1, any size], all
+    in one pass (l. 1-3; 2: l. 1-3). Where several maps are black, the last exemplar wins; each cell keeps the source
+    while the least of its maps is above the threshold: K exemplars are one composite under the minimum of the maps.
 
     generator: on the CPU; a list of B makes each picture of the batch independent of the others. Draws in the released
     order: per exemplar its VAE sample and its noise, then the source's, then whatever the scheduler draws.
@@ -66,10 +64,9 @@ def edit(
     if surgery.composite == "latent":
         z = torch.where(least(patient.mus) > patient.tau[-1], patient.z_source, z)
     edited = backbone.decode(z)  # l. 18-20; 2: l. 23-25
-    if surgery.composite == "pixel":
-        last = patient.tau[-1]
+    if surgery.composite == "pixel" and (last := patient.tau[-1]) < 1:
         full = least([to_latent_grid(edit_map, source.shape[-2:]) for edit_map in patient.maps])
-        kept = ((full - last) / (1 - last)).clamp(0, 1) if last < 1 else torch.zeros_like(full)
+        kept = ((full - last) / (1 - last)).clamp(0, 1)
         edited = source.to(edited) * kept + edited * (1 - kept)
     distances = [(z_exemplar - patient.z_source).float().flatten(1).norm(dim=1) for z_exemplar in patient.z_exemplars]
     return Edit(edited, patient.mus, patient.tau.cpu(), torch.stack(distances, dim=1).cpu())
@@ -81,10 +78,7 @@ def prepare(
     generator: Generators,
 ) -> Patient:  # fmt: skip
     """Lines 4 to 6: pictures to latents, maps to the latent grid; and the noise that lines 7, 8 and 13 will add, on the
-    fly, so that no noised trajectories are stored. Arguments as of edit.
-
-    Raises InputError for shapes that do not fit, and warns of maps without black.
-    """
+    fly, so that no noised trajectories are stored. Arguments and errors as of edit; warns of maps without black."""
     if not exemplars or len(exemplars) != len(edit_maps):
         raise InputError(f"{len(exemplars)} exemplars and {len(edit_maps)} maps: each exemplar needs a map of its own")
     for exemplar in exemplars:
@@ -98,9 +92,9 @@ def prepare(
     def new_noise(dtype: torch.dtype) -> Tensor:
         return randn_tensor(backbone.latent_shape(source), generator, backbone.device, dtype)
 
+    z_exemplars, exemplar_noises = [], []
     for dtype in backbone.discarded_draws:
         new_noise(dtype)
-    z_exemplars, exemplar_noises = [], []
     for exemplar in exemplars:
         z_exemplars.append(ldm_encode(exemplar))  # l. 5; 2: l. 5-6
         exemplar_noises.append(new_noise(z_exemplars[-1].dtype))
@@ -222,10 +216,8 @@ class Trace:
 
 @dataclass(frozen=True, eq=False)
 class Patient:
-    """What lines 4 to 8 make of the pictures, once. Latents and noises [B, 4, h, w]; maps [B or 1, 1, h, w].
-
-    signal, sigma [N]: factors of add_noise(z, eps, t_i) = signal_i z + sigma_i eps.
-    """
+    """What lines 4 to 8 make of the pictures, once. Latents and noises [B, 4, h, w]; maps [B or 1, 1, h, w]; signal,
+    sigma [N]: factors of add_noise(z, eps, t_i) = signal_i z + sigma_i eps."""
 
     z_source: Tensor  # z_1^init
     z_exemplars: list[Tensor]  # z_2^init, ...

@@ -18,29 +18,19 @@ from pixels import options
 
 NAME = "exemplar_editing"
 REFERENCES = {
-    "truth": "The true edit",
-    "truth_vae": "The true edit through the VAE",
-    "nothing": "The source as it is",
-    "paste": "Paste",
-    "alpha": "Alpha blending",
-    "poisson": "Poisson blending",
-}
-METHODS = {
-    **REFERENCES,
-    "latent_paste": "Latents replaced",
-    "perturbed": "Latents replaced, noised",
-    "noise_scaling": "Noise scaled by the map",
-    "sdedit": "SDEdit",
-    "blended_latent": "Blended latent diffusion",
-    "differential_diffusion": "Differential Diffusion (text)",
-    "pixels": "PIXELS",
-}
+    "truth": "The true edit", "truth_vae": "The true edit through the VAE", "nothing": "The source as it is",
+    "paste": "Paste", "alpha": "Alpha blending", "poisson": "Poisson blending",
+}  # fmt: skip
+METHODS = REFERENCES | {
+    "latent_paste": "Latents replaced", "perturbed": "Latents replaced, noised",
+    "noise_scaling": "Noise scaled by the map", "sdedit": "SDEdit", "blended_latent": "Blended latent diffusion",
+    "differential_diffusion": "Differential Diffusion (text)", "pixels": "PIXELS",
+}  # fmt: skip
 # On the picturebook its image-guided inpainting model takes part, which is Paint-by-Example in miniature.
 INPAINTING = {"paint_by_example": "Paint-by-Example (picturebook)"}
 COLUMNS = [
-    "edit_success", "psnr_truth", "lpips_truth", "CLIP-I/same_box", "seam_gap", "transition_gap", "sharpness",
-    "seam", "contrast", "psnr_kept",
-    "lpips_kept", "seconds", "peak_memory_mb",
+    "edit_success", "psnr_truth", "lpips_truth", "CLIP-I/same_box", "seam_gap", "transition_gap", "sharpness", "seam",
+    "contrast", "psnr_kept", "lpips_kept", "seconds", "peak_memory_mb",
 ]  # fmt: skip
 TUNING = Path(__file__).parents[1] / "tuning"  # settings of each method, tuned on the validation split
 SETTINGS = {"picturebook": TUNING / "exemplar_editing.toml", "compositions": TUNING / "compositions.toml"}
@@ -71,10 +61,9 @@ def flags_behind(words: list[str]) -> argparse.Namespace:
 
 def methods_of(model: str) -> dict[str, str]:
     """Name -> title of what runs on a model; the paper's own is last."""
-    if not options.is_picturebook_folder(model) or not (local_folder(model) / "inpaint_unet").is_dir():
-        return METHODS
-    return {**{name: title for name, title in METHODS.items() if name != "pixels"}, **INPAINTING,
-            "pixels": METHODS["pixels"]}  # fmt: skip
+    paints = options.is_picturebook_folder(model) and (local_folder(model) / "inpaint_unet").is_dir()
+    *others, own = METHODS.items()
+    return dict([*others, *(INPAINTING.items() if paints else ()), own])
 
 
 def image_guided_inpainting(model: str, device: str | None):
@@ -99,17 +88,6 @@ def image_guided_inpainting(model: str, device: str | None):
     return as_method(edit, pipe)
 
 
-def functions(model: str, device: str | None) -> dict[str, Any]:
-    """Every method that runs on a model."""
-    from eval.baselines.exemplar_loops import METHODS as OTHERS
-    from pixels.reproduction.baselines import METHODS as OWN
-
-    every = {**OWN, **OTHERS}
-    if "paint_by_example" in (wanted := methods_of(model)):
-        every["paint_by_example"] = image_guided_inpainting(model, device)
-    return {name: every[name] for name in wanted if name in every}  # the true edit is no method
-
-
 def own_settings(on_picturebook: bool, dataset: str = "picturebook") -> dict[str, dict[str, Any]]:
     """What each method runs with in place of the model's preset: the tuned settings on the picturebook, none elsewhere;
     Differential Diffusion's prompt everywhere."""
@@ -122,10 +100,15 @@ def own_settings(on_picturebook: bool, dataset: str = "picturebook") -> dict[str
 
 
 def make_bench(settings: argparse.Namespace, own: dict[str, dict[str, Any]]):
-    """Model, encoders and settings, loaded."""
+    """Model, encoders, settings, and every method that runs on the model, loaded."""
+    from eval.baselines.exemplar_loops import METHODS as OTHERS
+    from pixels.reproduction.baselines import METHODS as OWN
     from pixels.reproduction.scoring import load_bench
 
-    return load_bench(settings, functions(settings.pretrained_model_name_or_path, settings.device), own)
+    model, every = settings.pretrained_model_name_or_path, OWN | OTHERS
+    if "paint_by_example" in (wanted := methods_of(model)):
+        every["paint_by_example"] = image_guided_inpainting(model, settings.device)
+    return load_bench(settings, {name: every[name] for name in wanted if name in every}, own)  # not the true edit
 
 
 def run(args: argparse.Namespace) -> Track | None:

@@ -10,7 +10,7 @@ its weights need a two-network architecture that no library has, so that its pub
 import argparse
 from pathlib import Path
 
-from common.flags import number
+from common.flags import chosen_device, number
 from common.runs import InputError, make_parser, script
 from common.shards import Shard
 
@@ -57,8 +57,6 @@ def as_method(edit, pipe):
 @script
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
-    import torch
-
     from common.pipelines import PRECISIONS
     from eval.baselines.exemplar_pipelines import PIPELINES, SIDE
     from pixels import options
@@ -68,13 +66,11 @@ def main(argv: list[str] | None = None) -> None:
     from pixels.surgery import Surgery
 
     pairs = read_pairs(args.dataset, args.map_white, args.limit)
-    eyes = load_eyes(args.metric_encoders, args.device)
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = PRECISIONS[args.mixed_precision]
+    eyes, device = load_eyes(args.metric_encoders, args.device), chosen_device(args.device)
     wanted, output = args.methods, Path(args.output_dir)
     for name in wanted:  # one set of weights at a time
-        function = as_method(PIPELINES[name].edit, PIPELINES[name].load(device=device, dtype=dtype))
-        args.methods = [name]
+        pipe = PIPELINES[name].load(device=device, dtype=PRECISIONS[args.mixed_precision])
+        args.methods, function = [name], as_method(PIPELINES[name].edit, pipe)
         bench = Bench(args, None, (SIDE, SIDE), options.Sampling(), Surgery(), eyes, output, {name: function})
         run_all(bench, pairs, f"rows-{name}.jsonl")
     print(f"{len(pairs)} pairs of {', '.join(wanted)} in {output}; python -m pixels.eval --table 1a shows them")

@@ -123,8 +123,7 @@ class Personalised:
 
         folder = own.weights_folder(self.args, method, subject)
         photographs = Subject(subject.name, subject.class_name, False, tuple(list_pictures(subject.folder)))
-        settings = self.settings(method)
-        cost = train_once(self.arena[method], photographs, folder, self.model, settings, self.args.seed)
+        cost = train_once(self.arena[method], photographs, folder, self.model, self.settings(method), self.args.seed)
         return folder, {"training_seconds": cost["seconds"], "training_memory_mb": cost["peak_memory_mb"],
                         "file_mb": cost["file_bytes"] / 1e6}  # fmt: skip
 
@@ -159,9 +158,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--device", help="cpu, cuda, cuda:1, ...; a GPU if there is one by default")
     args = parser.parse_args(argv)
     if not is_picturebook_folder(args.pretrained_model_name_or_path):
-        raise InputError(
-            "this track is of the picturebook; python -m image_inpaint.eval --subjects … runs your pictures"
-        )
+        raise InputError("this track is of the picturebook; image_inpaint.eval --subjects … runs your own pictures")
     return args
 
 

@@ -113,12 +113,11 @@ def picturebook_items(subjects: Sequence[Subject], scenes: int, split: str) -> l
         for number in scene_numbers(scenes):
             key = f"{subject.name}/{number:02d}"
             room, seen = rooms[key], {name: load_image(folder / f"{key}_{name}.png") for name in SHOWN}
-            masks = (load_mask(folder / f"{key}_{name}.png") for name in ("hole", "region"))
+            fill, region = (load_mask(folder / f"{key}_{name}.png") for name in ("hole", "region"))
             reference = subject.crops[number % len(subject.crops)]
             if room["condition"] in ("facing", "pose"):
                 reference = crop_to(seen["reference"], room["reference_box"])
             things = len(room["scenes"]["truth"]["things"])
-            fill, region = masks
             items.append(Item(
                 key, subject.name, room["condition"], seen["scene"], fill, reference, seen["truth"], seen["unmarked"],
                 region, room["kind"], things, room["caption"],
@@ -133,8 +132,7 @@ def folder_subjects(args: argparse.Namespace) -> list[Subject]:
     """A folder of photographs per subject; its name is the subject's, and without digits at its end the class."""
     places = sorted(place for place in Path(args.subjects).iterdir() if place.is_dir() and place.name[0] != ".")
     if not places:
-        raise InputError(f"--subjects {args.subjects} holds no folders; one folder of photographs per subject is "
-                         "needed")  # fmt: skip
+        raise InputError(f"--subjects {args.subjects} holds no folders; one of photographs per subject is needed")
     for place in places:
         check_file_name(place.name, f"a subject of {args.subjects}")
         if not place.name.strip("0123456789"):
@@ -166,9 +164,6 @@ def folder_rooms(folder: Path) -> list[tuple[str, Image.Image, Tensor]]:
 
 def folder_items(subjects: Sequence[Subject], rooms: list[tuple[str, Image.Image, Tensor]]) -> list[Item]:
     """Every subject in every room."""
-    return [
-        Item(f"{subject.name}/{name}", subject.name, "as photographed", picture, fill,
-             subject.crops[number % len(subject.crops)])
-        for subject in subjects
-        for number, (name, picture, fill) in enumerate(rooms)
-    ]  # fmt: skip
+    return [Item(f"{subject.name}/{name}", subject.name, CONDITIONS[0], picture, fill,
+                 subject.crops[number % len(subject.crops)])
+            for subject in subjects for number, (name, picture, fill) in enumerate(rooms)]  # fmt: skip

@@ -5,12 +5,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from common.images import list_pictures, load_image, to_tensor
+from common.images import is_picture, list_pictures, load_image, to_tensor
 from common.runs import InputError, digest_of, read_object, write_json
 from image_inpaint.data.boxes import Detector, find_boxes
 from image_inpaint.masks import Box, box_of, check_box, integer, usable
@@ -75,8 +76,6 @@ def domain_examples(
 
     Several processes share the detector's work out; `wait` returns when all of them have come to it.
     """
-    from image_inpaint.data.lsun import open_pictures, random_sample
-
     store = open_pictures(args.train_data_dir)
     names, known = random_sample(store.names, args.num_pictures, args.seed), {}
     if args.boxes != "whole":
@@ -86,7 +85,8 @@ def domain_examples(
             raise InputError("--boxes file needs --boxes_file, JSON of {name: [[left, top, right, bottom], …]}")
         else:
             found = detected(args, store, names, rank, processes, wait)
-        known = {name: several(found[name]) for name in names if found.get(name)}
+        known = {name: boxes if isinstance(boxes, list) and isinstance(boxes[0], list) else [boxes]  # one, or several
+                 for name in names if (boxes := found.get(name))}  # fmt: skip
         if left := len(names) - len(known):
             print(f"left out: {left} of {len(names)} pictures, which have no box")
         names = list(known)
@@ -96,8 +96,7 @@ def domain_examples(
     def get(index: int, generator: torch.Generator) -> tuple[Tensor, Box]:
         name, picture = readable(store, names, index)
         width, height = picture.size
-        middle = width // 4, height // 4, width - width // 4, height - height // 4
-        boxes = known.get(name, [middle])
+        boxes = known.get(name, [(width // 4, height // 4, width - width // 4, height - height // 4)])  # the middle
         box = boxes[integer(generator, 0, len(boxes) - 1)]
         picture, box = smaller(picture, check_box(box, (height, width), f"the box of {name}"))
         return to_tensor(picture)[0], box
@@ -115,11 +114,6 @@ def readable(store, names: list[str], index: int) -> tuple[str, Image.Image]:
         except InputError as problem:
             print(f"left out: {problem}")
     raise InputError(f"none of the {len(names)} pictures can be read; see --train_data_dir")
-
-
-def several(boxes) -> list:
-    """One box, or a list of boxes -> a list of boxes, not yet checked."""
-    return boxes if isinstance(boxes, list) and isinstance(boxes[0], list) else [boxes]
 
 
 def detected(
@@ -141,11 +135,71 @@ def detected(
         found[name] = []
         try:
             picture = store.read(name)
-            size = (picture.height, picture.width)
-            found[name] = [list(box) for _, _, box in eye.find(picture) if usable(box, size)]
+            found[name] = [list(box) for _, _, box in eye.find(picture) if usable(box, picture.size[::-1])]
         except InputError as problem:
             print(f"left out: {problem}")
         if number % KEPT == 0 or number == len(missing):
             write_json(place, found)
     wait()
     return known()
+
+
+# --------------------------------- pictures of a domain: LSUN's LMDB (of webp or jpeg files), or any folder of pictures
+
+
+class Folder:
+    """Every picture file under a folder, by name."""
+
+    def __init__(self, folder: Path):
+        self.names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*")
+                            if is_picture(path) and path.is_file())  # fmt: skip
+        self.folder = folder
+        if not self.names:
+            raise InputError(f"{folder} holds no picture, nor an LMDB (data.mdb); give LSUN's folder, or pictures")
+
+    def read(self, name: str) -> Image.Image:
+        return load_image(self.folder / name)
+
+    def size(self) -> int:
+        """Bytes in all: content would take hours to hash."""
+        return sum((self.folder / name).stat().st_size for name in self.names)
+
+
+class Lmdb:
+    """LSUN as it is downloaded: bedroom_train_lmdb/ with data.mdb. Listing three million keys takes a minute."""
+
+    def __init__(self, folder: Path):
+        try:
+            import lmdb
+        except ImportError:
+            raise InputError(f"{folder} is an LMDB, and the package lmdb is missing: pip install lmdb") from None
+        try:
+            self.store = lmdb.open(str(folder), readonly=True, lock=False, readahead=False, meminit=False)
+            with self.store.begin() as reader:
+                self.names = [key.decode("latin-1") for key in reader.cursor().iternext(values=False)]
+        except lmdb.Error as problem:
+            raise InputError(f"{folder} cannot be read as an LMDB: {problem}; download it again") from None
+        self.folder = folder
+        if not self.names:
+            raise InputError(f"the LMDB {folder} is empty; download it again")
+
+    def size(self) -> int:
+        return (self.folder / "data.mdb").stat().st_size
+
+    def read(self, name: str) -> Image.Image:
+        with self.store.begin() as reader:
+            data = reader.get(name.encode("latin-1"))
+        return load_image(self.folder / name, data)
+
+
+def open_pictures(folder: str | Path) -> Folder | Lmdb:
+    """The pictures of a folder. Raises InputError if there are none."""
+    folder = Path(folder)
+    place = next((place for place in (folder, *sorted(folder.glob("*_lmdb"))) if (place / "data.mdb").is_file()), None)
+    return Lmdb(place) if place else Folder(folder)
+
+
+def random_sample(names: list[str], count: int, seed: int) -> list[str]:
+    """`count` of the names (all, if there are fewer), in an order of their own, the same for the same seed."""
+    order = np.random.default_rng(seed).permutation(len(names))[:count]
+    return [names[k] for k in order]

@@ -61,27 +61,21 @@ class Captioner:
     """A caption of the reference picture: BLIP (Sec. 5.3) or vit-gpt2 (Sec. 5.4); the paper says both."""
 
     def __init__(self, name: str = "blip", device: str | None = None):
-        from transformers import (
-            AutoTokenizer,
-            BlipForConditionalGeneration,
-            BlipProcessor,
-            VisionEncoderDecoderModel,
-            ViTImageProcessor,
-        )
+        import transformers as library
 
         place = CAPTIONERS.get(name, name)
-        self.device = chosen_device(device)
         with refused_as(f"no captioner at {place}: give a folder or hub id; it said"):
             if "vit-gpt2" in place:
-                self.model = VisionEncoderDecoderModel.from_pretrained(place)
-                self.see, self.words = ViTImageProcessor.from_pretrained(place), AutoTokenizer.from_pretrained(place)
+                self.model = library.VisionEncoderDecoderModel.from_pretrained(place)
+                self.see = library.ViTImageProcessor.from_pretrained(place)
+                self.words = library.AutoTokenizer.from_pretrained(place)
             else:
-                self.model = BlipForConditionalGeneration.from_pretrained(place)
-                self.see = self.words = BlipProcessor.from_pretrained(place)
-        self.model.to(self.device).eval()
+                self.model = library.BlipForConditionalGeneration.from_pretrained(place)
+                self.see = self.words = library.BlipProcessor.from_pretrained(place)
+        self.model.to(chosen_device(device)).eval()
 
     @torch.no_grad()
     def caption(self, picture: Image.Image) -> str:
-        pixels = self.see(images=picture, return_tensors="pt")["pixel_values"].to(self.device)
+        pixels = self.see(images=picture, return_tensors="pt")["pixel_values"].to(self.model.device)
         ids = self.model.generate(pixel_values=pixels, max_new_tokens=20)
         return self.words.batch_decode(ids, skip_special_tokens=True)[0].strip()

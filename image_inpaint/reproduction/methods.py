@@ -103,21 +103,17 @@ class Painter:
         if METHODS[method].training is None:
             return None, {}
         folder = weights_folder(args, method, subject)
-        flags = as_flags({
-            "pretrained_model_name_or_path": args.pretrained_model_name_or_path, "instance_data_dir": subject.folder,
-            "output_dir": folder, "seed": args.seed, "boxes": args.boxes, "detector": args.detector,
-            "detector_threshold": args.detector_threshold, "labels": args.labels, "checkpoints_total_limit": 1,
-            "resume_from_checkpoint": "latest", "device": args.device and args.device.partition(":")[0],
-        })  # fmt: skip
         if not (folder / "metrics.json").is_file():
+            same = ("pretrained_model_name_or_path", "seed", "boxes", "detector", "detector_threshold", "labels")
+            flags = as_flags({name: getattr(args, name) for name in same} | {
+                "instance_data_dir": subject.folder, "output_dir": folder, "checkpoints_total_limit": 1,
+                "resume_from_checkpoint": "latest", "device": args.device and args.device.partition(":")[0],
+            })  # fmt: skip
             train.main([*flags, *METHODS[method].training, *shlex.split(args.training_flags)])
         found = read_json(folder / "metrics.json")
-        return folder, {
-            "training_seconds": found["seconds"],
-            "training_memory_mb": found["peak_memory_mb"],
-            "file_mb": found["file_bytes"] / 1e6,
-            "trained_parameters": found["trained_parameters"],
-        }
+        return folder, {"training_seconds": found["seconds"], "training_memory_mb": found["peak_memory_mb"],
+                        "file_mb": found["file_bytes"] / 1e6,
+                        "trained_parameters": found["trained_parameters"]}  # fmt: skip
 
     def paint(self, method: str, weights: Path | None, items: Sequence[Item], subject: Subject) -> list[Image.Image]:
         """One picture per item of a subject."""
@@ -139,16 +135,10 @@ class Painter:
         return paint(self.pipeline(method, weights), *given, references, seeds, sampling, **self.where)
 
     def pipeline(self, method: str, weights: Path | None):
-        from common.model_files import quietly
-        from common.pipelines import PRECISIONS
-        from image_inpaint.loading import load, load_weights
+        from image_inpaint.loading import load_tuned
 
         name = self.args.no_prior_model if method == "no_prior" else self.args.pretrained_model_name_or_path
-        pipe = load(name, self.args.device)
-        if weights:
-            load_weights(pipe, weights)
-        with quietly():
-            return pipe.to(dtype=PRECISIONS[self.args.mixed_precision])
+        return load_tuned(name, weights, self.args.device, self.args.mixed_precision)[0]
 
     def reference(self, name: str, item: Item) -> Image.Image:
         """A row that no model of the contest painted."""
@@ -157,9 +147,8 @@ class Painter:
         from image_inpaint.masks import box_of
 
         if name == "paste":
-            left, top, right, bottom = box_of(item.fill)
-            pasted = item.source.copy()
-            pasted.paste(item.reference.resize((right - left, bottom - top)), (left, top))
+            box, pasted = box_of(item.fill), item.source.copy()
+            pasted.paste(item.reference.resize((box[2] - box[0], box[3] - box[1])), box)
             return pasted
         if name == "truth_vae":
             self.whole = self.whole or self.pipeline("untuned", None)

@@ -49,9 +49,8 @@ def anchors(subject: Subject, items: Sequence[Item], eyes: Encoders) -> tuple[fl
     own = [item for item in items if item.subject == subject.name][:ANCHORS]
     if not own or any(item.twin is None for item in own):
         return None
-    low, high = (
-        sum(likeness(item, subject, getattr(item, name), eyes) for item in own) / len(own) for name in ("twin", "truth")
-    )
+    low, high = (sum(likeness(item, subject, getattr(item, name), eyes) for item in own) / len(own)
+                 for name in ("twin", "truth"))  # fmt: skip
     return (low, high) if high - low >= LEAST_SCALE else None
 
 

@@ -1,6 +1,7 @@
 """What low-rank updates of Stable Diffusion take, and what the paper's 2 to 40 MB and "0.0002 %" can be (Table 1)."""
 
 import functools
+import itertools
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -37,11 +38,10 @@ def storage(rank: int, targets: str) -> dict[str, float]:
 def table() -> str:
     """Of every rank and target, and the whole UNet under them."""
     lines = [["targets", "rank", "parameters", "share", "file, float32"]]
-    for targets in TARGETS:
-        for rank in (1, 4, 16, 50):
-            found = storage(rank, targets)
-            lines.append([targets, str(rank), f"{found['parameters']:,}", f"{found['share_percent']:.4f} %",
-                          f"{found['megabytes']:.2f} MB"])  # fmt: skip
+    for targets, rank in itertools.product(TARGETS, (1, 4, 16, 50)):
+        found = storage(rank, targets)
+        lines.append([targets, str(rank), f"{found['parameters']:,}", f"{found['share_percent']:.4f} %",
+                      f"{found['megabytes']:.2f} MB"])  # fmt: skip
     rank16 = storage(16, "attention")
     whole = 4 * rank16["total"] / 1e6
     return (f"{text_table(lines)}\n\nwhole UNet, float32: {whole:,.0f} MB, {whole / rank16['megabytes']:.0f} times the "

@@ -7,11 +7,6 @@ FACTORS = {"DINO": 100.0, "CLIP-I": 100.0}  # printed value over stored value
 PROTOCOLS = {"DINO": "region", "CLIP-I": "region"}
 
 
-def of_methods(name: str, summary: dict[str, Summary]) -> dict[str, Summary]:
-    """What beside_published takes of a summary: all of it, for methods that no published row has follow the table."""
-    return summary
-
-
 def beside_published(name: str, measured: dict[str, dict[str, Summary]]) -> str:
     """A published table with what was measured (common.tables), and the methods that it lacks after it.
 

@@ -17,9 +17,8 @@ def bind_kandinsky(model: Model, sampling: Sampling, batch: int, seed: int, exem
     """The decoder told what to do, as backbones.bind; the size of the pictures does not matter to it. Released: both
     embeddings are the prior's drawings, on ""."""
     pipe, guided = model.pipe, sampling.guidance_scale > 1
-    shown = exemplar if sampling.image_embedding == "exemplar" else None
     with torch.no_grad():
-        cond, uncond = embeddings(model, sampling, batch, seed, shown)
+        cond, uncond = embeddings(model, sampling, batch, seed, exemplar)
     embeds = (torch.cat([uncond, cond]) if guided else cond).to(pipe.device, pipe.unet.dtype)
     takes = inspect.signature(type(model.scheduler).__init__).parameters  # configs keep what other classes had
     learned = "variance_type" in takes and model.scheduler.config.variance_type in ("learned", "learned_range")
@@ -42,22 +41,14 @@ def bind_kandinsky(model: Model, sampling: Sampling, batch: int, seed: int, exem
         picture = pipe.movq.decode(latents.to(pipe.movq.dtype), force_not_quantize=True).sample
         return (picture.float() / 2 + 0.5).clamp(0, 1)
 
-    return Backbone(
-        scheduler=model.scheduler,
-        start=lambda: select_timesteps(model.scheduler, pipe.device, sampling),
-        encode=encode,
-        predict=predict,
-        decode=decode,
-        factor=pipe.movq_scale_factor,
-        device=pipe.device,
-    )
+    return Backbone(model.scheduler, lambda: select_timesteps(model.scheduler, pipe.device, sampling), encode, predict,
+                    decode, pipe.movq_scale_factor, pipe.device)  # fmt: skip
 
 
 def embeddings(
     model: Model, sampling: Sampling, batch: int, seed: int, exemplar: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """(conditional, unconditional) image embeddings [B, D]. exemplar [B, 3, H, W]: its own CLIP embedding takes the
-    place of the prior's drawing from the prompt."""
+    """(conditional, unconditional) image embeddings [B, D]: drawn by the prior, or of the exemplar [B, 3, H, W]."""
     prior, negative = model.prior, sampling.negative_prompt or ""
     if prior is None:
         raise InputError("Kandinsky 2.2 needs its prior: give --prior_model_name_or_path")
@@ -66,9 +57,8 @@ def embeddings(
     prior.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(seed)
     drawn = prior([sampling.prompt] * batch, negative_prompt=[negative] * batch, generator=generator)
-    if exemplar is None:
+    if sampling.image_embedding == "prior":
         return drawn.image_embeds, drawn.negative_image_embeds
-    shown = [to_pil(picture, rounding="nearest") for picture in exemplar]
-    pixels = prior.image_processor(shown, return_tensors="pt").pixel_values
-    encoder = prior.image_encoder
-    return encoder(pixels.to(encoder.device, encoder.dtype)).image_embeds, drawn.negative_image_embeds
+    shown, encoder = [to_pil(picture, rounding="nearest") for picture in exemplar], prior.image_encoder
+    pixels = prior.image_processor(shown, return_tensors="pt").pixel_values.to(encoder.device, encoder.dtype)
+    return encoder(pixels).image_embeds, drawn.negative_image_embeds

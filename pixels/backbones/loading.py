@@ -18,26 +18,17 @@ from pixels.options import PIPELINE_KINDS
 
 logger = logging.getLogger(__name__)
 
-SCHEDULERS = {
-    "ddim": diffusers.DDIMScheduler,
-    "euler": diffusers.EulerDiscreteScheduler,
-    "ddpm": diffusers.DDPMScheduler,
-    "pndm": diffusers.PNDMScheduler,
-}
+SCHEDULERS = {"ddim": diffusers.DDIMScheduler, "euler": diffusers.EulerDiscreteScheduler,
+              "ddpm": diffusers.DDPMScheduler, "pndm": diffusers.PNDMScheduler}  # fmt: skip
 CORRECTED = {"steps_offset": 1, "clip_sample": False}  # by Stable Diffusion's pipelines, the released one too
 MEMORIES = ("ets", "model_outputs", "derivatives")  # where multistep schedulers keep outputs of earlier steps
 REFINER = {"StableDiffusionXLImg2ImgPipeline": diffusers.StableDiffusionXLImg2ImgPipeline}
-KANDINSKY = {
-    name: diffusers.KandinskyV22Pipeline  # the decoder; what its folders call it differs
-    for name in ("KandinskyV22Pipeline", "KandinskyV22Img2ImgPipeline")
-}
+# the decoder; what its folders call it differs
+KANDINSKY = dict.fromkeys(("KandinskyV22Pipeline", "KandinskyV22Img2ImgPipeline"), diffusers.KandinskyV22Pipeline)
 PRIOR = {"KandinskyV22PriorPipeline": diffusers.KandinskyV22PriorPipeline}
 DECODER_MODELS = {"unet": diffusers.UNet2DConditionModel, "movq": diffusers.VQModel}
-PRIOR_MODELS = {
-    "prior": diffusers.PriorTransformer,
-    "image_encoder": transformers.CLIPVisionModelWithProjection,
-    "text_encoder": transformers.CLIPTextModelWithProjection,
-}
+PRIOR_MODELS = {"prior": diffusers.PriorTransformer, "image_encoder": transformers.CLIPVisionModelWithProjection,
+                "text_encoder": transformers.CLIPTextModelWithProjection}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,11 +66,9 @@ def load_model(
     name: str, scheduler: str = "own", refiner: str | None = None, prior: str | None = None, device: str | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Model:  # fmt: skip
-    """Load a model by name (picturebook, folder, hub id), frozen, with its own or another scheduler.
-
-    refiner: SDXL's second stage after a base. prior: Kandinsky's. Raises InputError, in one sentence, for what cannot
-    be loaded whole or does not belong together.
-    """
+    """Load a model by name (picturebook, folder, hub id), frozen, with its own or another scheduler. refiner: SDXL's
+    second stage after a base. prior: Kandinsky's. Raises InputError for what cannot be loaded whole or does not belong
+    together."""
     device = chosen_device(device)
     folder = find_folder(str(name), accepted=PIPELINES | REFINER | KANDINSKY)
     kind = PIPELINE_KINDS[inspect_folder(folder, PIPELINES | REFINER | KANDINSKY, ())[0].__name__]
@@ -95,13 +84,9 @@ def load_model(
     def named(other: str, accepted: dict[str, type], models: dict[str, type]) -> DiffusionPipeline:
         return load_whole(find_folder(str(other), accepted=accepted), accepted, models, dtype).to(device)
 
-    return Model(
-        kind,
-        pipe,
-        make_scheduler(scheduler, pipe.scheduler),
-        named(refiner, REFINER, MODELS) if refiner else None,
-        named(prior, PRIOR, PRIOR_MODELS) if prior and kind == "kandinsky" else None,
-    )
+    second = named(refiner, REFINER, MODELS) if refiner else None
+    its_prior = named(prior, PRIOR, PRIOR_MODELS) if prior and kind == "kandinsky" else None
+    return Model(kind, pipe, make_scheduler(scheduler, pipe.scheduler), second, its_prior)
 
 
 def own_scheduler(folder: Path, kind: str) -> SchedulerMixin:
@@ -119,17 +104,12 @@ def own_scheduler(folder: Path, kind: str) -> SchedulerMixin:
 
 
 def make_scheduler(name: str, own: SchedulerMixin) -> SchedulerMixin:
-    """A scheduler with the noise levels of the model's own. name: "own", or a key of SCHEDULERS.
-
-    DDIM, Euler and DDPM are the reference. PNDM is what the released SD 2 path runs. Any other that remembers earlier
-    steps is warned of.
-    """
-    if name == "own":
-        scheduler = own
-    else:
-        config = own.config
+    """A scheduler with the noise levels of the model's own. name: "own", or a key of SCHEDULERS. One that remembers
+    earlier steps is warned of, but for PNDM, which the released SD 2 path runs."""
+    scheduler, config = own, own.config
+    if name != "own":
         told = {"clip_sample": config.get("clip_sample", False)}
-        if name in ("ddim", "euler", "pndm"):  # the spacing of the released runs
+        if name != "ddpm":  # the spacing of the released runs
             told |= {"timestep_spacing": "leading", "steps_offset": config.get("steps_offset", 1)}
         if name == "pndm":
             told["skip_prk_steps"] = True
@@ -138,10 +118,7 @@ def make_scheduler(name: str, own: SchedulerMixin) -> SchedulerMixin:
         raise InputError(f"{type(scheduler).__name__} cannot add noise at a timestep; take another --scheduler")
     remembers = any(hasattr(scheduler, memory) for memory in MEMORIES)
     if (remembers or scheduler.order > 1) and not isinstance(scheduler, diffusers.PNDMScheduler):
-        logger.warning(
-            "%s combines the network's outputs of several steps, but latent surgery replaces part of the latent "
-            "between steps, so where the source was put back the earlier outputs belong to another latent; ddim, euler "
-            "and ddpm have no such memory",
-            type(scheduler).__name__,
-        )
+        logger.warning("%s combines the network's outputs of several steps, and where latent surgery puts the source "
+                       "back between them the earlier ones belong to another latent; ddim, euler and ddpm have no such "
+                       "memory", type(scheduler).__name__)  # fmt: skip
     return scheduler

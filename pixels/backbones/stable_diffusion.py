@@ -1,5 +1,7 @@
 """Stable Diffusion 1.x and 2.x, SDXL base, SDXL base then refiner, and the SDXL refiner alone (the released demo)."""
 
+from functools import partial
+
 import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
@@ -32,19 +34,13 @@ def bind_stable_diffusion(model: Model, sampling: Sampling, size: tuple[int, int
             output = uncond + guidance_scale * (cond - uncond)
         return output
 
-    is_sdxl = model.kind != "sd"
-    upcast = is_sdxl and pipe.vae.config.force_upcast
-    first = (torch.float32 if upcast else pipe.vae.dtype,) if is_sdxl else ()  # a sample of the source, never used
-    return Backbone(
-        scheduler=model.scheduler,
-        start=lambda: select_timesteps(model.scheduler, pipe.device, sampling),
-        encode=lambda picture, sample, generator: encode_image(pipe, picture, sample, generator),
-        predict=predict,
-        decode=lambda latents: decode_latents(pipe, latents),
-        factor=pipe.vae_scale_factor,
-        device=pipe.device,
-        discarded_draws=first + ((pipe.unet.dtype,) if is_sdxl and sampling.denoising_start is None else ()),
-    )
+    discarded = ()
+    if model.kind != "sd":  # a sample of the source, never used; then noise, unless denoising_start is given
+        discarded = (torch.float32 if pipe.vae.config.force_upcast else pipe.vae.dtype,)
+        discarded += (pipe.unet.dtype,) if sampling.denoising_start is None else ()
+    return Backbone(model.scheduler, lambda: select_timesteps(model.scheduler, pipe.device, sampling),
+                    partial(encode_image, pipe), predict, partial(decode_latents, pipe), pipe.vae_scale_factor,
+                    pipe.device, discarded)  # fmt: skip
 
 
 def conditionings(
@@ -64,15 +60,10 @@ def conditionings(
     )  # fmt: skip
     if not pooled:
         return Conditioning(uncond), Conditioning(cond)
-    asks_for_score = pipe.config.get("requires_aesthetics_score", False)
 
-    def added(pooled_text: Tensor, score: float) -> dict[str, Tensor]:
-        ids = [*size, 0, 0, score] if asks_for_score else [*size, 0, 0, *size]
+    def told(embeds: Tensor, pooled_text: Tensor, score: float) -> Conditioning:
+        ids = [*size, 0, 0, *([score] if pipe.config.get("requires_aesthetics_score") else size)]
         time_ids = torch.tensor([ids], dtype=pooled_text.dtype, device=pooled_text.device).repeat(batch, 1)
-        return {"text_embeds": pooled_text, "time_ids": time_ids}
+        return Conditioning(embeds, {"text_embeds": pooled_text, "time_ids": time_ids})
 
-    pooled_cond, pooled_uncond = pooled
-    return (
-        Conditioning(uncond, added(pooled_uncond, NEGATIVE_AESTHETIC_SCORE)),
-        Conditioning(cond, added(pooled_cond, AESTHETIC_SCORE)),
-    )
+    return told(uncond, pooled[1], NEGATIVE_AESTHETIC_SCORE), told(cond, pooled[0], AESTHETIC_SCORE)

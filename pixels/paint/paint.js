@@ -78,17 +78,14 @@ function distances(values) {
   const far = 1e12, n = Math.max(height, width), result = new Float64Array(values.length);
   const f = new Float64Array(n), out = new Float64Array(n), v = new Int32Array(n), z = new Float64Array(n + 1);
   for (let i = 0; i < values.length; i++) result[i] = values[i] < 128 ? 0 : far;
-  for (let x = 0; x < width; x++) {
-    for (let y = 0; y < height; y++) f[y] = result[y * width + x];
-    distancesAlong(f, height, out, v, z);
-    for (let y = 0; y < height; y++) result[y * width + x] = out[y];
+  function pass(length, index) {
+    for (let k = 0; k < length; k++) f[k] = result[index(k)];
+    distancesAlong(f, length, out, v, z);
+    for (let k = 0; k < length; k++) result[index(k)] = out[k];
   }
-  for (let y = 0; y < height; y++) {
-    for (let x = 0; x < width; x++) f[x] = result[y * width + x];
-    distancesAlong(f, width, out, v, z);
-    for (let x = 0; x < width; x++) result[y * width + x] = Math.sqrt(out[x]);
-  }
-  return result;
+  for (let x = 0; x < width; x++) pass(height, y => y * width + x);
+  for (let y = 0; y < height; y++) pass(width, x => y * width + x);
+  return result.map(Math.sqrt);
 }
 
 /** What is saved: the painted map, and its dark part grown and ramped as edit_map.from_mask does. */

@@ -19,14 +19,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from common.runs import write_json
 from common.tables import text_table
 from pixels.backbones.backbone import Backbone
 from pixels.reproduction.baselines import surgical_latent
 from pixels.reproduction.pairs import Pair
-from pixels.reproduction.scoring import Bench, load_pair
+from pixels.reproduction.scoring import Bench
 from pixels.surgery import noise_levels
 
 
@@ -51,7 +50,7 @@ class Trial:
     """One reverse run. distance: |x(0) - x(t)|^2. score_bound: largest |s|^2 met on the way; at_start: at t alone."""
 
     sigma: float
-    k: int
+    k: int  # numbers in a latent
     distance: float
     score_bound: float
     at_start: float
@@ -83,12 +82,9 @@ def experiment(backbone: Backbone, latents: Tensor, generator: torch.Generator) 
         squares.append(score.square().sum((1, 2, 3)))
         variance = sigmas[i] ** 2 - sigmas[i + 1] ** 2
         x = x + variance * score + variance.sqrt() * noise()
-    distances, squares = (x - start).square().sum((1, 2, 3)), torch.stack(squares)
-    return [
-        Trial(float(sigmas[0]), latents[0].numel(), distances[row].item(), squares[:, row].max().item(),
-              squares[0, row].item())
-        for row in range(len(latents))
-    ]  # fmt: skip
+    distances, squares = (x - start).square().sum((1, 2, 3)), torch.stack(squares, dim=1)
+    return [Trial(float(sigmas[0]), latents[0].numel(), distance.item(), own.max().item(), own[0].item())
+            for distance, own in zip(distances, squares, strict=True)]  # fmt: skip
 
 
 def epsilon(backbone: Backbone, output: Tensor, z: Tensor, signal: Tensor, noise_level: Tensor) -> Tensor:
@@ -105,15 +101,12 @@ def epsilon(backbone: Backbone, output: Tensor, z: Tensor, signal: Tensor, noise
 
 def lemma(bench: Bench, pairs: list[Pair], p: float = 0.05) -> None:
     """Surgical latents of several pairs and strengths through the reverse SDE: distances beside both bounds."""
-    lines, numbers = [], []
-    header = ["strength", "sigma", "k", "runs", "mean |x0 - xt|^2", "paper's bound", "holds", "with B of the start",
-              "holds", "corrected bound", "holds"]  # fmt: skip
+    numbers, pairs = [], pairs[: max(bench.args.repeats // 4, 1)]
+    lines = [["strength", "sigma", "k", "runs", "mean |x0 - xt|^2", "paper's bound", "holds", "with B of the start",
+              "holds", "corrected bound", "holds"]]  # fmt: skip
     for strength in (0.2, 0.5, 0.8):
         trials = []
-        for number, pair in enumerate(
-            tqdm(pairs[: max(bench.args.repeats // 4, 1)], f"strength {strength}", disable=None)
-        ):
-            loaded = load_pair(pair, bench.size)
+        for number, (_, loaded) in enumerate(bench.loaded(pairs, f"strength {strength}")):
             backbone = bench.bind(loaded, strength=strength, denoising_start=None)
             z = surgical_latent(backbone, loaded["source"], loaded["exemplars"], loaded["maps"], bench.surgery)
             generator = torch.Generator().manual_seed(bench.args.seed + number)
@@ -121,16 +114,14 @@ def lemma(bench: Bench, pairs: list[Pair], p: float = 0.05) -> None:
         first, count = trials[0], len(trials)
         worst, start = max(t.score_bound for t in trials), max(t.at_start for t in trials)
         mean = sum(t.distance for t in trials) / count
-        bounds = {
-            "paper": paper_bound(first.sigma, worst, first.k, p),
-            "paper_start": paper_bound(first.sigma, start, first.k, p),
-            "corrected": corrected_bound(first.sigma, worst, first.k, p),
-        }
+        bounds = {"paper": paper_bound(first.sigma, worst, first.k, p),
+                  "paper_start": paper_bound(first.sigma, start, first.k, p),
+                  "corrected": corrected_bound(first.sigma, worst, first.k, p)}  # fmt: skip
         holds = {name: sum(t.distance <= bound for t in trials) / count for name, bound in bounds.items()}
         numbers.append({"strength": strength, "sigma": first.sigma, "k": first.k, "mean": mean, "runs": count, "p": p,
                         "bounds": bounds, "holds": holds, "distances": [t.distance for t in trials]})  # fmt: skip
         cells = [cell for name, bound in bounds.items() for cell in (f"{bound:.4g}", f"{100 * holds[name]:.0f} %")]
         lines.append([f"{strength}", f"{first.sigma:.3f}", str(first.k), str(count), f"{mean:.4g}", *cells])
     write_json(bench.output / "lemma.json", numbers)
-    print(text_table([header, *lines]))
+    print(text_table(lines))
     print(f"p = {p}: a bound should hold in at least {100 * (1 - p):.0f} % of the runs; {bench.output / 'lemma.json'}")

@@ -45,13 +45,10 @@ def edit_scores(
     }  # fmt: skip
     if truth is not None:
         gap = transition_gap(edited, truth, source, full)
-        scores |= {
-            **truth_scores(truth, edited, encoders.lpips),
-            "sharpness": sharpness(edited, truth, full),
-            "transition_gap": gap,
-            # where nothing is put in, there is no seam to be judged
-            "seam_gap": math.nan if gap > MOST_UNDONE else seam_gap(edited, truth, full),
-        }
+        scores |= {**truth_scores(truth, edited, encoders.lpips), "sharpness": sharpness(edited, truth, full),
+                   "transition_gap": gap}  # fmt: skip
+        # where nothing is put in, there is no seam to be judged
+        scores["seam_gap"] = math.nan if gap > MOST_UNDONE else seam_gap(edited, truth, full)
     return scores
 
 
@@ -69,16 +66,12 @@ def region_box(edit_map: Tensor) -> tuple[int, int, int, int] | None:
 def clip_likeness(exemplars: list[Tensor], edited: Tensor, edit_map: Tensor, clip: Clip) -> dict[str, float]:
     """CLIP-I of the edited region, two readings of the paper's words: against the same box of the exemplar, and against
     the whole exemplar (as Paint-by-Example's tool does). Cosines; the best over the exemplars."""
-    box, whole = region_box(edit_map), (0, edited.shape[-2], 0, edited.shape[-1])
-    region = None if box is None else clip.embed(squashed(edited, box))
-
-    def likeness(place: tuple[int, int, int, int]) -> float:
-        if region is None:
-            return math.nan
-        return max((region @ clip.embed(squashed(exemplar, place)).T).item() for exemplar in exemplars)
-
-    return {score_key("CLIP-I", clip.label, protocol): likeness(place)
-            for protocol, place in (("same_box", box), ("whole_exemplar", whole))}  # fmt: skip
+    keys = [score_key("CLIP-I", clip.label, protocol) for protocol in ("same_box", "whole_exemplar")]
+    if (box := region_box(edit_map)) is None:
+        return dict.fromkeys(keys, math.nan)
+    region, boxes = clip.embed(squashed(edited, box)), (box, (0, edited.shape[-2], 0, edited.shape[-1]))
+    return {key: max((region @ clip.embed(squashed(exemplar, place)).T).item() for exemplar in exemplars)
+            for key, place in zip(keys, boxes, strict=True)}  # fmt: skip
 
 
 def squashed(picture: Tensor, box: tuple[int, int, int, int]) -> Tensor:
@@ -102,12 +95,9 @@ def contrast(edited: Tensor, exemplars: list[Tensor], edit_map: Tensor) -> float
 
 
 def seam(picture: Tensor, real: list[Tensor], edit_map: Tensor, least_pairs: int = 16) -> float:
-    """How much steeper the picture is along the map's border than real pictures are there; grey levels of 255.
-
-    `border_profile` says how much the picture changes across each line along the border. The seam is the most that it
-    changes within two of them, wherever they lie in the map's grey zone, less the mean of the same for `real` pictures
-    [1, 3, H, W] along the same lines. NaN where the map has no border.
-    """
+    """How much steeper the picture is along the map's border than real pictures are there; grey levels of 255: the most
+    that it changes within two lines of `border_profile`, wherever they lie in the map's grey zone, less the mean of the
+    same for `real` pictures [1, 3, H, W]. NaN where the map has no border."""
     profiles = [border_profile(image, edit_map, least_pairs) for image in (picture, *real)]
     if not len(profiles[0]):
         return math.nan
@@ -124,11 +114,8 @@ def seam_gap(picture: Tensor, truth: Tensor, edit_map: Tensor, least_pairs: int 
 
 def border_profile(picture: Tensor, edit_map: Tensor, least_pairs: int = 16, margin: float = 4.0) -> np.ndarray:
     """Mean |difference| of neighbouring pixels across each contour of the signed distance to the border of the
-    binarised map, as far as the grey zone reaches and `margin` pixels beyond, from inside to outside.
-
-    A pair counts by how squarely it crosses: the difference of its two distances, which is 1 across and 0 along.
-    Contours of few pairs are left out.
-    """
+    binarised map, as far as the grey zone reaches and `margin` pixels beyond, from inside to outside. A pair counts by
+    how squarely it crosses, which is the difference of its two distances. Contours of few pairs are left out."""
     grey = edit_map[0, 0].cpu().numpy()
     inside = grey < 0.5
     if inside.all() or not inside.any():
@@ -159,11 +146,8 @@ def sharpness(picture: Tensor, truth: Tensor, edit_map: Tensor) -> float:
     place = edit_map < 1
 
     def steps(image: Tensor) -> Tensor:
-        found = [
-            (image.diff(dim=axis).abs().mean(1, keepdim=True))[place.narrow(axis, 1, place.shape[axis] - 1)]
-            for axis in (2, 3)
-        ]
-        return torch.cat(found).mean()
+        return torch.cat([image.diff(dim=axis).abs().mean(1, keepdim=True)[place.narrow(axis, 1, place.shape[axis] - 1)]
+                          for axis in (2, 3)]).mean()  # fmt: skip
 
     return (steps(picture) / steps(truth)).item()
 

@@ -68,14 +68,12 @@ def benchmark_pairs(folder: Path, limit: int | None = None) -> list[Pair]:
     pairs = []
     for item in read_pie_bench(folder, border=0):
         kind = "composition" if "composition" in item.extras else item.extras.get("edit", {}).get("kind", "")
-        if kind == "style" or not {"exemplar_path", "edit_map_path"} <= item.extras.keys():
-            continue
-        exemplar, edit_map = (folder / item.extras[name] for name in ("exemplar_path", "edit_map_path"))
-        truth = folder / item.extras["truth_path"] if "truth_path" in item.extras else None
-        drawn = item if {"edit", "composition"} & item.extras.keys() else None
-        pairs.append(
-            Pair(item.id, item.image_path, (exemplar,), (edit_map,), "edit", item.target_prompt, truth, kind, drawn)
-        )
+        paths = {name: folder / item.extras[f"{name}_path"] for name in ("exemplar", "edit_map", "truth")
+                 if f"{name}_path" in item.extras}  # fmt: skip
+        if kind != "style" and {"exemplar", "edit_map"} <= paths.keys():
+            drawn = item if {"edit", "composition"} & item.extras.keys() else None
+            pairs.append(Pair(item.id, item.image_path, (paths["exemplar"],), (paths["edit_map"],), "edit",
+                              item.target_prompt, paths.get("truth"), kind, drawn))  # fmt: skip
     return of_each_kind(pairs, lambda pair: pair.kind, limit)
 
 
@@ -88,21 +86,21 @@ def read_pairs(folder: str | Path, white: str = "keep", limit: int | None = None
         raise InputError(f"{file} has to be a list of objects, at least one")
     pairs = []
     for number, entry in enumerate(entries[:limit]):
+        place = f"{file}, entry {number}:"
         try:
             name, source = str(entry["name"]), existing(folder, entry["source"])
             if not all(isinstance(entry[key], list) for key in ("exemplars", "edit_maps")):
                 raise TypeError
             exemplars, maps = (tuple(existing(folder, path) for path in entry[k]) for k in ("exemplars", "edit_maps"))
-            told = check_prompt(str(entry.get("prompt") or ""), f"{file}, entry {number}: the prompt")
+            told = check_prompt(str(entry.get("prompt") or ""), f"{place} the prompt")
             if not isinstance(any_map := entry.get("any_map", False), bool):
-                raise InputError(f"{file}, entry {number}: any_map is {any_map!r}; true or false is needed")
-            more = {"prompt": told, "any_map": any_map}
+                raise InputError(f"{place} any_map is {any_map!r}; true or false is needed")
         except (KeyError, TypeError, AttributeError):
-            raise InputError(f"{file}, entry {number}: name, source, and the lists exemplars and edit_maps are "
-                             "needed") from None  # fmt: skip
+            raise InputError(f"{place} name, source, and the lists exemplars and edit_maps are needed") from None
         if not exemplars or len(exemplars) != len(maps):
-            raise InputError(f"{file}, entry {number}: each exemplar needs a map")
-        pairs.append(Pair(check_file_name(name, f"{file}: a name"), source, exemplars, maps, white, **more))
+            raise InputError(f"{place} each exemplar needs a map")
+        pairs.append(Pair(check_file_name(name, f"{file}: a name"), source, exemplars, maps, white, told,
+                          any_map=any_map))  # fmt: skip
     if len({pair.id for pair in pairs}) < len(pairs):
         raise InputError(f"{file} has two entries of one name")
     return pairs
@@ -155,15 +153,11 @@ def build_pairs(
     while len(drawn) < 2 * count:
         drawn += rng.sample(found, len(found))
     entries = [
-        {
-            "name": f"{number:05d}",
-            "source": str(drawn[2 * number].resolve()),
-            "exemplars": [str(drawn[2 * number + 1].resolve())],
-            "edit_maps": [str(rng.choice(database).resolve())],
-            "any_map": True,
-        }
+        {"name": f"{number:05d}", "source": str(drawn[2 * number].resolve()),
+         "exemplars": [str(drawn[2 * number + 1].resolve())], "edit_maps": [str(rng.choice(database).resolve())],
+         "any_map": True}
         for number in range(count)
-    ]
+    ]  # fmt: skip
     file = output / "pairs.json"
     if file.exists() and read_json(file) != entries:
         raise InputError(f"{file} holds other pairs, which these would replace; name another --dataset")
@@ -177,15 +171,14 @@ def draw_maps(folder: Path, count: int = 60, side: int = 256, seed: int = 0) -> 
     rng = random.Random(f"maps {seed}")
     places = []
     for number in range(count):
-        grey = _ramp(rng, side) if number % 3 == 0 else _blob(rng, side)
+        if number % 3 == 0:
+            start, to = rng.uniform(0, 0.5), rng.choice(("left", "right", "top", "bottom"))
+            grey = gradient((side, side), to, start, start + rng.uniform(0.2, 0.5))
+        else:
+            grey = _blob(rng, side)
         places.append(folder / f"map_{number:03d}.png")
         save_png(places[-1], Image.fromarray((255 * grey[0, 0].numpy()).round().astype(np.uint8)))
     return places
-
-
-def _ramp(rng: random.Random, side: int) -> torch.Tensor:
-    start = rng.uniform(0, 0.5)
-    return gradient((side, side), rng.choice(("left", "right", "top", "bottom")), start, start + rng.uniform(0.2, 0.5))
 
 
 def _blob(rng: random.Random, side: int) -> torch.Tensor:

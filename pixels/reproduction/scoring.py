@@ -2,13 +2,14 @@
 
 import argparse
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from tqdm import tqdm
 
 from common.encoders import DREAMBOOTH_ENCODERS, Encoders, load_encoders
 from common.images import load_image, to_tensor
@@ -38,6 +39,11 @@ class Bench:
     methods: dict[str, Callable] = field(default_factory=lambda: METHODS)
     own: dict[str, dict[str, Any]] = field(default_factory=dict)
 
+    def loaded(self, pairs: list[Pair], what: str) -> Iterator[tuple[Pair, dict[str, Any]]]:
+        """Each pair and what load_pair makes of it, under a progress bar that says what is done."""
+        for pair in tqdm(pairs, what, disable=None):
+            yield pair, load_pair(pair, self.size)
+
     def bind(self, loaded: dict[str, Any], **changes: Any):
         """The model told what to do with a loaded pair. changes: fields of Sampling."""
         sampling = replace(self.sampling, **changes)
@@ -60,10 +66,8 @@ class Bench:
 def load_bench(
     args: argparse.Namespace, methods: dict[str, Callable] = METHODS, own: dict[str, dict[str, Any]] | None = None
 ) -> Bench:
-    """Model, encoders and settings of the flags, loaded; the settings are announced."""
-    model, kind, size = options.load(args)
-    sampling = options.sampling_of(args, kind)
-    options.announce(kind, sampling)
+    """Model, encoders and settings of the flags, loaded."""
+    model, sampling, size = options.load(args)
     backbones.select_timesteps(model.scheduler, "cpu", sampling)  # refuses too few, before anything is written
     eyes, surgery = load_eyes(args.metric_encoders, args.device), Surgery(**options.surgery_of(args))
     return Bench(args, model, size, sampling, surgery, eyes, Path(args.output_dir), methods, own or {})
@@ -76,13 +80,10 @@ def load_pair(pair: Pair, size: tuple[int, int]) -> dict[str, Any]:
     if not pair.any_map:
         for path, read in zip(pair.edit_maps, maps, strict=True):
             frames.check_alignment(source.size[::-1], read.shape[-2:], str(path))
-    return {
-        "source": frames.frame_tensor(source, size, "squash"),
-        "exemplars": [frames.frame_tensor(load_image(path), size, "squash") for path in pair.exemplars],
-        "maps": maps,
-        "prompt": pair.prompt,
-        "truth": pair.truth and frames.frame_tensor(load_image(pair.truth), size, "squash"),
-    }
+    exemplars = [frames.frame_tensor(load_image(path), size, "squash") for path in pair.exemplars]
+    truth = pair.truth and frames.frame_tensor(load_image(pair.truth), size, "squash")
+    return {"source": frames.frame_tensor(source, size, "squash"), "exemplars": exemplars, "maps": maps,
+            "prompt": pair.prompt, "truth": truth}  # fmt: skip
 
 
 def full_map(loaded: dict[str, Any], size: tuple[int, int]) -> torch.Tensor:
@@ -102,19 +103,16 @@ def run_item(bench: Bench, pair: Pair, method: str) -> tuple[dict, dict]:
     loaded = load_pair(pair, bench.size)
     with measure() as cost:
         edited = bench.edit(method, loaded)
-    pictures = {"source": frames.to_picture(loaded["source"]), "edited": frames.to_picture(edited)}
-    for number, exemplar in enumerate(loaded["exemplars"], start=1):
-        pictures[f"exemplar_{number}"] = frames.to_picture(exemplar)
     grey = full_map(loaded, bench.size)
-    pictures["map"] = frames.to_picture(grey.expand(-1, 3, -1, -1))
+    shown = {"source": loaded["source"], "edited": edited, "map": grey.expand(-1, 3, -1, -1)}
+    shown |= {f"exemplar_{number}": exemplar for number, exemplar in enumerate(loaded["exemplars"], start=1)}
+    pictures = {name: frames.to_picture(picture) for name, picture in shown.items()}
     seen = {name: to_tensor(pictures[name]) for name in ("source", "edited")}  # scores see what the files hold
     metrics = edit_scores(seen["source"], loaded["exemplars"], seen["edited"], grey, bench.eyes, loaded["truth"])
     if pair.item is not None and bench.size == pair.item.mask_size:  # a picturebook item at its own size
         metrics = {**seen_by_classifier(pair.item, seen["edited"]), **metrics}
-    row = {
-        "paper": "pixels", "method": method, "item": pair.id, "kind": pair.kind, "seed": bench.args.seed,
-        "metrics": metrics, "seconds": cost.seconds, "peak_memory_mb": cost.peak_memory_mb,
-    }  # fmt: skip
+    row = {"paper": "pixels", "method": method, "item": pair.id, "kind": pair.kind, "seed": bench.args.seed,
+           "metrics": metrics, "seconds": cost.seconds, "peak_memory_mb": cost.peak_memory_mb}  # fmt: skip
     return row, pictures
 
 
@@ -133,8 +131,7 @@ def seen_by_classifier(item, edited: torch.Tensor) -> dict[str, float]:
 
 def frechet_distances(bench: Bench, pairs: list[Pair], methods: list[str]) -> dict[str, dict]:
     """{method: {"FID (encoder)": …}} of the edited pictures against the sources themselves, at the size of the method's
-    pictures (not all methods have the frame's), in Inception's and CLIP's features or those of the picturebook's
-    classifier. A single value of a set has no interval over items; n is the number of pictures."""
+    pictures, in Inception's and CLIP's features or those of the picturebook's classifier. It has no interval."""
     result: dict[str, dict] = {method: {} for method in methods}
     for embedder in [bench.eyes.features, *([] if bench.eyes.classifier else [bench.eyes.clip])]:
 

@@ -60,9 +60,11 @@ def of_methods(name: str, summary: dict[str, Summary]) -> list[Summary | None]:
     return [None if row.get("settings") else summary.get(row.get("method")) for row in rows]
 
 
-def beside_published(name: str, measured: dict[str, list[Summary | None]]) -> str:
+def beside_published(name: str, measured: dict[str, list[Summary | None] | dict[str, Summary]]) -> str:
     """A published table with what was measured (common.tables): scores of protocol pie_official, multiplied as the
     paper does."""
     table = published_table("spdinv", name)
+    measured = {called: of_methods(name, found) if isinstance(found, dict) else found
+                for called, found in measured.items()}  # fmt: skip
     factors = {column: factor for column, (_, factor, *_) in PIE_SCORES.items()}
     return tables.beside_published(table, measured, dict.fromkeys(table["columns"], "pie_official"), factors)

@@ -137,12 +137,13 @@ def test_another_model_without_prior_matters_to_its_own_rows_alone(tmp_path):
 
 def test_weights_are_told_apart_by_all_of_their_networks(tmp_path):
     before = []
+    (tmp_path / "model_index.json").write_text("{}")
     for part in ("unet", "image_encoder"):
-        for content in (b"a", b"b"):
+        for content in (b"a", b"bc"):
             (tmp_path / part).mkdir(exist_ok=True)
             (tmp_path / part / "model.safetensors").write_bytes(content)
-            before.append(script.weights_of(str(tmp_path)))
-    assert len(set(before)) == 4 and script.weights_of("owner/model") is None and script.weights_of("picturebook")
+            before.append(settings(tmp_path / "out", "--pretrained_model_name_or_path", str(tmp_path)).weights)
+    assert len(set(before)) == 4 and settings(tmp_path / "out").weights is None
 
 
 def test_a_subject_of_your_own_has_one_caption_whichever_item_comes_first(tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ from PIL.Image import Resampling
 from common.images import list_pictures, load_image, to_tensor
 from common.training import step_generator
 from lipschitz_personalize import batches
-from lipschitz_personalize.augmentation import LARGE, SMALL, augment
+from lipschitz_personalize.batches import LARGE, SMALL, augment
 from lipschitz_personalize.objectives import encode_text, load_backbone
 
 

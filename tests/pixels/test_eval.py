@@ -10,9 +10,8 @@ from PIL import Image
 from common import claims
 from common.runs import read_json, read_rows, write_json
 from pixels import eval as pixels_eval
-from pixels.reproduction import realism
+from pixels.reproduction import figures
 from pixels.reproduction.baselines import METHODS, REFERENCES, TRUE
-from pixels.reproduction.figures import FIGURES
 from tests.pixels.tiny_models import few_numbers, write_eyes
 from tests.small_data import write_pairs
 
@@ -132,7 +131,7 @@ def test_figure_7_compares_the_thresholds_and_judges_their_claims(run, tmp_path)
 
 
 def test_strength_against_distance(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(realism, "fit_reference", lambda bench, pairs: lambda picture: picture.mean().item())
+    monkeypatch.setattr(figures, "fit_reference", lambda bench, pairs: lambda picture: picture.mean().item())
     printed, _ = (run(tmp_path / "out", "--figure", name, "--num_inference_steps", "10").out for name in "68")
     needed, distances = (read_json(tmp_path / "out" / f"figure_{name}.json") for name in "68")
     assert len(needed["rows"]) == 18 and "rank correlation" in printed
@@ -187,4 +186,4 @@ def test_wrong_input_is_one_sentence(run, tmp_path, refused, flags, message):
 
 def test_names_offered_are_names_known():
     assert pixels_eval.METHOD_NAMES == (*TRUE, *METHODS) and pixels_eval.METHOD_NAMES[:6] == REFERENCES
-    assert set(pixels_eval.FIGURES) - {"4", "7", "10"} == set(FIGURES)
+    assert set(pixels_eval.FIGURES) - {"4", "7", "10"} == set(figures.FIGURES)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from common.runs import InputError
 from image_inpaint import eval as script
-from image_inpaint.data import benchmark, boxes, examples, lsun
+from image_inpaint.data import benchmark, boxes, examples
 from image_inpaint.masks import box_of
 from image_inpaint.reproduction import scoring
 from tests import small_data
@@ -38,7 +38,7 @@ def test_an_lsun_database_is_read(tmp_path):
         turned[0x0112] = 6  # a quarter to the right
         noise(9).convert("RGBA").save(file, "WEBP", lossless=True, exif=turned)
         writer.put(b"e" * 40, file.getvalue())
-    store = lsun.open_pictures(place.parent)
+    store = examples.open_pictures(place.parent)
     assert len(store.names) == 7 and store.names[3] == f"{3:040x}"
     assert np.array_equal(np.asarray(store.read(store.names[3])), np.asarray(noise(3)))
     assert np.array_equal(np.asarray(store.read("e" * 40)), np.rot90(np.asarray(noise(9)), -1))  # as in a folder
@@ -50,14 +50,14 @@ def test_folders_may_be_nested_and_samples_repeat(tmp_path):
         (tmp_path / str(number % 2)).mkdir(exist_ok=True)
         noise(number).save(tmp_path / str(number % 2) / f"{number}.png")
     (tmp_path / "gone.png").symlink_to("nowhere.png")
-    store = lsun.open_pictures(tmp_path)
+    store = examples.open_pictures(tmp_path)
     assert store.size() > 0
     assert store.names == ["0/0.png", "0/2.png", "0/4.png", "1/1.png", "1/3.png", "1/5.png"]
-    first = lsun.random_sample(store.names, 4, 0)
-    assert first == lsun.random_sample(store.names, 4, 0) != lsun.random_sample(store.names, 4, 1)
-    assert len(set(first)) == 4 and len(lsun.random_sample(store.names, 99, 0)) == 6
+    first = examples.random_sample(store.names, 4, 0)
+    assert first == examples.random_sample(store.names, 4, 0) != examples.random_sample(store.names, 4, 1)
+    assert len(set(first)) == 4 and len(examples.random_sample(store.names, 99, 0)) == 6
     (tmp_path / "empty").mkdir()
-    refuses("holds no picture", lsun.open_pictures, tmp_path / "empty")
+    refuses("holds no picture", examples.open_pictures, tmp_path / "empty")
 
 
 def test_a_detectors_best_box_of_a_wanted_label(tmp_path):
@@ -145,7 +145,7 @@ def test_a_damaged_picture_is_named_and_the_next_one_taken(tmp_path, capsys, way
     shown = [found.get(index, torch.Generator()) for index in range(found.count)]
     assert found.count == 3 and {box for _, box in shown} == {(7, 5, 23, 15)}
     assert "1.png" in capsys.readouterr().out
-    index = lsun.random_sample([f"{number}.png" for number in range(3)], 9, 0).index("1.png")
+    index = examples.random_sample([f"{number}.png" for number in range(3)], 9, 0).index("1.png")
     assert torch.equal(shown[index][0], shown[(index + 1) % 3][0])
     for number in (0, 2):
         (tmp_path / "lsun" / f"{number}.png").write_bytes(b"damaged")

@@ -10,7 +10,7 @@ from scipy.stats import multivariate_normal
 from common.encoders import load_encoders
 from pixels.edit_map import from_mask
 from pixels.reproduction import measures
-from pixels.reproduction.realism import fit_realism
+from pixels.reproduction.figures import fit_realism
 from tests.tiny_encoders import pictures
 
 
