@@ -24,7 +24,6 @@ class Recorder:
     """An attention control that changes nothing, and sums up what it sees (after the engine's own control)."""
 
     def __init__(self, engine: str):
-        super().__init__()
         self.batch, self.items = ENGINES[engine].batch, ENGINES[engine].sees
         self.sums: dict[int, torch.Tensor] = {}  # tokens -> [branches, tokens, L]
         self.counts: dict[int, int] = {}
@@ -47,9 +46,7 @@ class Recorder:
         self, tokenizer: PreTrainedTokenizerBase, prompts: list[str], latent_size: tuple[int, int]
     ) -> dict[str, tuple[list[str], dict[tuple[int, int], torch.Tensor]]]:
         """Per branch ("source", "target"): its words, and by resolution (h, w), finest first, maps [words, h, w].
-
-        prompts: [source, target], or the source alone. Raises InputError if no map came by.
-        """
+        prompts: [source, target], or the source alone. Raises InputError if no map came by."""
         if not self.sums:
             raise InputError("no cross-attention map came by: this UNet's attention is not of the plain kind.")
         found = {}
@@ -86,11 +83,8 @@ def heat(word_map: torch.Tensor, picture: Image.Image) -> Image.Image:
 
 
 def draw(found: dict, pictures: dict[str, Image.Image]) -> Image.Image:
-    """One sheet: a block for each branch, its words with their maps under them, finest resolution first. Yellow is a
-    word's own maximum.
-
-    pictures: by branch, what the maps are laid over.
-    """
+    """One sheet: a block for each branch, its words with their maps under them, finest resolution first. pictures: by
+    branch, what the maps are laid over."""
     blocks = []
     for branch, (words, by_size) in found.items():
         picture = pictures[branch].resize((CELL, CELL), Image.Resampling.LANCZOS)

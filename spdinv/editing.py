@@ -24,8 +24,7 @@ from spdinv.options import Method
 @dataclass(frozen=True, eq=False)
 class Edit:
     """reconstruction: the source branch, decoded, [1,3,H,W] in [0,1]. edited: the target branch, None for engine
-    "none". latents: the clean latents that were inverted, [1,4,h,w]; reconstructed_latents: where the source branch
-    came out."""
+    "none". latents: those that were inverted, [1,4,h,w]; reconstructed_latents: where the source branch came out."""
 
     reconstruction: torch.Tensor
     edited: torch.Tensor | None
@@ -50,14 +49,9 @@ def edit(
 
 @torch.no_grad()
 def edit_picture(
-    pipe: DiffusionPipeline,
-    picture: torch.Tensor,
-    source_prompt: str,
-    target_prompt: str | None,
-    method: Method,
-    recorder: Recorder | None = None,
-    inversion: Inversion | None = None,
-) -> Edit:
+    pipe: DiffusionPipeline, picture: torch.Tensor, source_prompt: str, target_prompt: str | None, method: Method,
+    recorder: Recorder | None = None, inversion: Inversion | None = None,
+) -> Edit:  # fmt: skip
     """Invert `picture` [1,3,H,W] in [0,1] under the source prompt, and draw it anew with the target prompt.
 
     recorder: sees the cross-attention maps of the drawing. inversion: Edit.inversion of a method that differs in engine

@@ -11,21 +11,11 @@ import argparse
 import importlib
 import json
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
-from common.flags import number, say_unheeded, weights_of
-from common.runs import (
-    InputError,
-    append_row,
-    done_items,
-    joined_config,
-    make_parser,
-    read_rows,
-    script,
-    write_config,
-    write_json,
-)
+from common.files import InputError, append_row, done_items, read_rows, write_json
+from common.flags import as_flags, number, say_unheeded, weights_of
+from common.runs import joined_config, make_parser, script, write_config
 from common.shards import add_shard_flag, all_done
 from common.tables import published_table
 from spdinv import options, presets
@@ -34,7 +24,7 @@ from spdinv.inversions import INVERSIONS, OWN
 from spdinv.reproduction import rows
 from spdinv.reproduction.baselines import run as baselines
 from spdinv.reproduction.experiments import EXPERIMENTS, Task
-from spdinv.reproduction.items import Bench, find_dataset, read_items, run_item, save_grid
+from spdinv.reproduction.items import Bench, read_items, run_item, save_grid
 
 TABLES = ("1", "2", "3", "s1", "s2")
 # What all rows of one folder have in common, beside the settings of each method; --full has the quick subset's items
@@ -47,16 +37,13 @@ SAME = (
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--dataset", default="picturebook", help="a PIE-Bench folder (mapping_file.json, annotation_images), or "
-        "picturebook: the quick subset of the picturebook's")  # fmt: skip
+    add("--dataset", default="picturebook", help="a PIE-Bench folder, or picturebook: the quick subset of its own")
     add("--split", choices=("test", "validation"), default="test", help="of the picturebook; tune on validation only")
     add("--full", action="store_true", help="all items of the picturebook's benchmark, not the quick subset")
     add("--inversions", nargs="+", choices=tuple(INVERSIONS), help="each is run; ddim and spd by default, and of "
         f"a table all that it has: {options.titled(INVERSIONS)}")  # fmt: skip
-    add("--engines", nargs="+", choices=tuple(ENGINES)[1:], help="each is run; p2p by default, and of a table "
-        "all that it has")  # fmt: skip
-    add("--edit_types", nargs="+", choices=list("0123456789"), help="PIE-Bench edit types; all by default, and 0 for "
-        "table 3, as published")  # fmt: skip
+    add("--engines", nargs="+", choices=tuple(ENGINES)[1:], help="the same; p2p by default")
+    add("--edit_types", nargs="+", choices=list("0123456789"), help="of PIE-Bench; all, and of table 3 0, by default")
     add("--limit", type=number(int, 1), help="take only so many items")
     add_shard_flag(parser, "items")
     add("--table", choices=TABLES, help="run the rows of this table of the paper, and print them inside it")
@@ -64,10 +51,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "table, only rows with the paper's own inversion: no other was published with extras")  # fmt: skip
     add("--null_source_prompt", action="store_true", help='invert and redraw the source under "", as published '
         "of ddim and direct under masactrl do; spdinv.infer has --source_prompt for it")  # fmt: skip
-    add("--factorial", action="store_true", help="run ddim and spd under p2p with every combination of extras (2 "
-        "inversions and 32 edits per item), and print how much each explains")  # fmt: skip
-    add("--experiment", choices=EXPERIMENTS, help="run this instead, in a folder of its own inside --output_dir; table "
-        "s1 is part of noise_gap")  # fmt: skip
+    add("--factorial", action="store_true", help="run ddim and spd under p2p with every combination of extras, 32 "
+        "edits per item, and print how much each explains")  # fmt: skip
+    add("--experiment", choices=EXPERIMENTS, help="run this instead, in a folder of its own inside --output_dir")
     add("--drawing_scale", nargs="+", type=number(float, 0), metavar="SCALE", help="of noise_gap and premise: guidance "
         "scales at which their pictures are drawn; default: 1 and --guidance_scale, of premise the latter")  # fmt: skip
     add("--batch_size", type=number(int, 1), default=8, help="pictures inverted together by an experiment")
@@ -131,13 +117,12 @@ def config_at_paper_scale(args: argparse.Namespace, argv: list[str]) -> dict:
     scale = published_table("spdinv", args.table)["scale"] if args.table else {}
     given = {word.split("=")[0].removeprefix("--") for word in argv}
     scale = {name: value for name, value in scale.items() if name not in given}
-    flags = [word for name in ("pretrained_model_name_or_path", "metric_encoders") if name in scale
-             for word in (f"--{name}", scale[name])]  # fmt: skip
+    flags = as_flags({name: scale.get(name) for name in ("pretrained_model_name_or_path", "metric_encoders")})
     args = parse([*flags, *argv])
     if args.table and not args.experiment:
         found = {"rows": {preset: [row.config() for row in rows.table_rows(args, preset)] for preset in args.presets}}
     else:
-        found = {"methods": {name: asdict(method) for name, method in methods_of(args).items()}}
+        found = {"methods": {name: vars(method) for name, method in methods_of(args).items()}}
     return {**vars(args), **scale, **found}
 
 
@@ -148,7 +133,7 @@ def config_of(
     InputError if it has rows of other pictures or prompts, another model, or other settings of a method."""
     from common.data import edit_digest
 
-    settings = {name: asdict(method) for name, method in methods.items()}
+    settings = {name: vars(method) for name, method in methods.items()}
     pictures = {item.id: edit_digest(item, folder) for item in items}
     return joined_config(output_dir, vars(args), SAME, methods=settings, pictures=pictures)
 
@@ -162,8 +147,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     methods, others = methods_of(args), baselines.chosen(args)
     output = Path(args.output_dir) / (args.experiment or "")
-    folder = find_dataset(args)
-    items = read_items(folder, args)
+    folder, items = read_items(args)
     config = config_of(output, args, methods | others, items, folder)
 
     from tqdm import tqdm
@@ -186,39 +170,36 @@ def main(argv: list[str] | None = None) -> None:
             print(f"{len(items)} pictures; everything in {output}")
         return
     bench = Bench(pipe, encoders, folder, resolution, args.seed)
-    draws = baselines.load(args, pipe, elite) if others else {}
-    done = {name: done_items(output / "rows.jsonl", name) for name in methods | others}
+    wanted = methods | (baselines.load(args, pipe, elite) if others else {})
+    done = {name: done_items(output / "rows.jsonl", name) for name in wanted}
     for item in tqdm(args.shard.of(items), "items", disable=None):
         if elite and not args.reference_image_path:
             add_subject(pipe, elite, load_image(item.image_path), words_of(args))
         inverted: dict = {}
-        for name in methods | others:
+        for name in wanted:
             if item.id in done[name]:
                 continue
-            if name in methods:
-                row, pictures = run_item(bench, item, methods[name], name, inverted)
-            else:
-                row, pictures = baselines.run_item(bench, item, draws[name], name)
+            row, pictures = run_item(bench, item, wanted[name], name, inverted)
             files = {"source": "source", "reconstruction": f"{name}_reconstruction", "edited": name}
             for shown, picture in pictures.items():
                 save_png(output / "pictures" / item.id / f"{files[shown]}.png", picture)
             append_row(output / "rows.jsonl", row)
-    wanted = [(name, item.id, args.seed) for item in items for name in methods | others]
-    if all_done(output / "rows.jsonl", wanted, args.shard):
-        report(args, items, list(methods | others), "picturebook" if args.dataset == "picturebook" else folder.name)
+    if all_done(output / "rows.jsonl", [(name, item.id, args.seed) for item in items for name in wanted], args.shard):
+        report(args, items, list(wanted), "picturebook" if args.dataset == "picturebook" else folder.name)
 
 
 def report(args: argparse.Namespace, items: list, methods: list[str], dataset: str) -> None:
     """results.csv, results.json and grid.png of the items and methods at hand, and the tables on the screen."""
     from common import claims
-    from common.tables import score_table
+    from common.tables import by, by_method, score_table
     from spdinv.reproduction import factorial, tables
     from spdinv.reproduction.experiments import draw
 
     output = Path(args.output_dir)
     found = {(row["item"], row["method"]): row for row in read_rows(output / "rows.jsonl")}
     measured = [found[item.id, method] for item in items for method in methods]
-    summary = tables.summarise(measured)
+    types = sorted(by(measured, "edit_type").items())
+    summary = {"overall": by_method(measured), "by_edit_type": {kind: by_method(of_kind) for kind, of_kind in types}}
     tables.write_csv(output / "results.csv", measured)
     save_grid(output, items, ["source", *methods[:16]])
 

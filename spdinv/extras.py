@@ -1,7 +1,5 @@
-"""What SPDInv's released code adds to its inversion, each by itself: the source prompt as unconditional text, proximal
-and inversion guidance (the formulas are those of inversions/proximal.py), and a colour fix of the edited picture.
-
-They act on an inversion once it is done, whichever it is, so that what each explains can be measured.
+"""What SPDInv's released code adds to its inversion, each by itself, so that what each explains can be measured: the
+source prompt as unconditional text, proximal and inversion guidance (inversions/proximal.py), and a colour fix.
 """
 
 from dataclasses import replace
@@ -19,28 +17,23 @@ from spdinv.inversions.result import Inversion
 
 
 def apply(
-    pipe: DiffusionPipeline,
-    inversion: Inversion,
-    cond: Conditioning,
-    engine: str,
-    *,
-    negative_prompt_embedding: bool = False,
-    proximal: bool = False,
-    inversion_guidance: bool = False,
-    **settings,
-) -> Inversion:
+    pipe: DiffusionPipeline, inversion: Inversion, cond: Conditioning, engine: str, *,
+    negative_prompt_embedding: bool = False, proximal: bool = False, inversion_guidance: bool = False, **settings,
+) -> Inversion:  # fmt: skip
     """The same inversion, with unconditional embeddings and a sampling step as the switches say.
 
     cond: the source prompt, one item. engine: for masactrl, as released, only the source branch gets the source prompt
-    (the target keeps the null text), and only the target branch is thresholded. settings: proximal_mode,
-    proximal_quantile, proximal_recon_lr, proximal_recon_t, proximal_dilation, as of proximal.step.
+    (the target keeps the null text), and only the target branch is thresholded. settings: presets.PROXIMAL_SETTINGS.
     An inversion's own unconditional embeddings give way to the source prompt; the settings of ProxEdit's step to these.
     Raises InputError where the inversion's sampling step is not a guided step.
     """
     if negative_prompt_embedding:
         inversion = negative_prompt.with_source_prompt(pipe, inversion, cond)
-        if engine == "masactrl":
-            inversion = with_null_target(pipe, inversion)
+        if engine == "masactrl":  # a second, target, branch
+            null, embeds, pooled = encode_prompt(pipe, [""]), inversion.uncond_embeds, inversion.uncond_pooled
+            embeds = torch.cat([embeds, null.embeds.expand_as(embeds)], dim=1)
+            pooled = None if pooled is None else torch.cat([pooled, null.added["text_embeds"]])
+            inversion = replace(inversion, uncond_embeds=embeds, uncond_pooled=pooled)
     if proximal or inversion_guidance:
         if inversion.step is not None and getattr(inversion.step, "func", None) is not proximal_step:
             raise InputError("this inversion samples in its own way: leave out --proximal and --inversion_guidance.")
@@ -49,15 +42,6 @@ def apply(
         branches, guidance = "target" if engine == "masactrl" else "all", "inversion" if inversion_guidance else "none"
         inversion = replace(inversion, step=partial(proximal_step, branches=branches, guidance=guidance, **settings))
     return inversion
-
-
-def with_null_target(pipe: DiffusionPipeline, inversion: Inversion) -> Inversion:
-    """The same unconditional embeddings for the source branch, and the null text for a second, target, branch."""
-    null, pooled = encode_prompt(pipe, [""]), inversion.uncond_pooled
-    embeds = torch.cat([inversion.uncond_embeds, null.embeds.expand_as(inversion.uncond_embeds)], dim=1)
-    if pooled is not None:
-        pooled = torch.cat([pooled, null.added["text_embeds"]])
-    return replace(inversion, uncond_embeds=embeds, uncond_pooled=pooled)
 
 
 def blur(picture: torch.Tensor, radius: int) -> torch.Tensor:

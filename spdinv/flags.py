@@ -11,9 +11,7 @@ from common.flags import number
 @dataclass(frozen=True)
 class Setting:
     """A keyword argument of an inversion's or engine's function, with its default there; flag: without the dashes.
-
-    options: further arguments of argparse (type, choices, nargs, …).
-    """
+    options: further arguments of argparse (type, choices, nargs, …)."""
 
     name: str
     default: Any

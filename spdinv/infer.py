@@ -6,11 +6,9 @@ Without arguments: an item of the picturebook's benchmark.
 """
 
 import argparse
-import json
-from dataclasses import asdict
 from pathlib import Path
 
-from common.flags import say_unheeded
+from common.flags import say_unheeded, show_config
 from common.runs import InputError, atomic_path, make_parser, measure, remove_stale, script, write_config, write_json
 from spdinv import options
 from spdinv.engines import ENGINES
@@ -30,20 +28,16 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     options.add_picture_flags(parser)
     options.add_model_flags(parser, output_dir="outputs/spdinv")
     add("--save_trajectory", action="store_true", help="write trajectory.safetensors: latents of all levels, rounds")
-    add("--save_attention", action="store_true", help="write attention.png and attention.safetensors: where each word "
-        "of the prompts attends")  # fmt: skip
+    add("--save_attention", action="store_true", help="write attention.png and .safetensors: where each word attends")
     args, given = options.parse(parser, argv)
     options.check(args, given, [args.engine], [args.inversion])
     if args.image_path is None:
         if args.source_prompt:
             raise InputError("--source_prompt describes a picture: give --image_path too")
         if not options.is_picturebook_folder(args.pretrained_model_name_or_path):
-            raise InputError("give --image_path, --source_prompt and --target_prompt; only the picturebook brings its "
-                             "own")  # fmt: skip
-    else:
-        if args.source_prompt is None or (args.target_prompt is None and args.engine != "none"):
-            raise InputError("--image_path needs --source_prompt and --target_prompt (or --engine none without a "
-                             "target)")  # fmt: skip
+            raise InputError("give --image_path, --source_prompt and --target_prompt: only the picturebook has its own")
+    elif args.source_prompt is None or (args.target_prompt is None and args.engine != "none"):
+        raise InputError("--image_path needs --source_prompt and --target_prompt (or --engine none without a target)")
     say_unheeded(parser, args, {"target_prompt": ("engine", list(ENGINES)[1:])})  # the first is none
     return args
 
@@ -61,21 +55,14 @@ def use_benchmark_item(args: argparse.Namespace) -> None:
             args.blended_words, args.equalizer = list(item.blended_words), [(item.blended_words[1], 2.0)]
 
 
-def compare(source, picture) -> dict[str, float]:
-    """PSNR (dB), MSE (of [0,1] pixels) and SSIM of two pictures [1,3,H,W]."""
-    from common.metrics import mse, psnr, ssim
-
-    return {score.__name__: score(source, picture).item() for score in (psnr, mse, ssim)}
-
-
 @script
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
-    if args.print_config:
-        method = options.method_of(args, args.inversion, args.engine)
-        print(json.dumps({**vars(args), "method": asdict(method)}, indent=2))
+    settings = options.method_of(args, args.inversion, args.engine)
+    if show_config(args, method=vars(settings)):
         return
     from common.images import center_crop_resize, load_image, to_pil, to_tensor
+    from common.metrics import mse, psnr, ssim
     from spdinv.attention_maps import Recorder
     from spdinv.customised import load
     from spdinv.editing import edit_picture
@@ -83,9 +70,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.image_path is None:
         use_benchmark_item(args)
     image = load_image(args.image_path)
-    method = options.method_of(args, args.inversion, args.engine)
-    settings = asdict(method)
-    method = options.with_picture(method, args, image)
+    method = options.with_picture(settings, args, image)
     pipe, resolution, _ = load(args)
     image = center_crop_resize(image, resolution)
     prompts = [args.source_prompt, args.target_prompt]
@@ -97,18 +82,19 @@ def main(argv: list[str] | None = None) -> None:
     pictures = {"source": image, "reconstruction": to_pil(edit.reconstruction)}
     if edit.edited is not None:
         pictures["edited"] = to_pil(edit.edited)
-    seen = {name: to_tensor(picture) for name, picture in pictures.items()}  # scores see what the files hold
+    source, *others = map(to_tensor, pictures.values())  # scores see what the files hold
     metrics = {
-        **{name: compare(seen["source"], seen[name]) for name in list(seen)[1:]},
+        **{name: {score.__name__: score(source, other).item() for score in (psnr, mse, ssim)}
+           for name, other in zip(list(pictures)[1:], others, strict=True)},
         "latent_mse": edit.latent_mse,
         "rounds": edit.inversion.rounds[:, 0].tolist(),
         "inversion_cost": edit.inversion.cost,
         "seconds": cost.seconds,
         "peak_memory_mb": cost.peak_memory_mb,
-    }
+    }  # fmt: skip
     attention = recorder.words(pipe.tokenizer, prompts, edit.latents.shape[-2:]) if recorder else None
     write(Path(args.output_dir), args, pictures, edit, attention)
-    write_config(args.output_dir, args, method=settings)
+    write_config(args.output_dir, args, method=vars(settings))
     write_json(Path(args.output_dir) / "metrics.json", metrics)
     for name in list(pictures)[1:]:
         print(f"{name} against source: {metrics[name]['psnr']:.2f} dB")

@@ -13,8 +13,7 @@ from spdinv.flags import Setting, word_number
 from spdinv.inversions import INVERSIONS
 from spdinv.presets import EXTRAS, NEEDS, PRESETS, PROXIMAL_SETTINGS, SOURCE_LATENTS, SWITCH_SETTINGS
 
-# What takes the place of the paper's settings on the picturebook, by flag: on its validation split nothing beat the
-# published ones (README.md).
+# What takes the place of the paper's settings on the picturebook, by flag: on its validation split nothing beat them.
 PICTUREBOOK_PRESET: dict[str, Any] = {}
 
 PLACEHOLDER = "*"  # stands for ELITE's subject in prompts
@@ -58,8 +57,6 @@ class Method:
         return f"{self.inversion}+{self.engine}"
 
 
-# -------------------------------------------------------------------------------------------------- settings as flags
-
 GROUPS: dict[str, tuple[Setting, ...]] = {
     **{f"inversion {one.name}" + f" ({one.source})" * bool(one.source): one.settings for one in INVERSIONS.values()},
     **{f"engine {one.name} ({one.title})": one.settings for one in ENGINES.values()},
@@ -67,26 +64,22 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
     "settings of --proximal, --inversion_guidance and the inversion called proximal": PROXIMAL_SETTINGS,
 }
 DEFAULTS = {one.flag: one.default for entry in INVERSIONS.values() for one in entry.settings if one.flag not in EXTRAS}
-OWNERS: dict[str, tuple[str, list[str]]] = {}  # flag -> ("inversion" or "engine", names of those that it steers)
+OWNERS = {flag: [f"--{switch}" for switch in switches] for flag, switches in NEEDS.items()}  # flag -> what heeds it
 for _kind, _entries in (("inversion", INVERSIONS), ("engine", ENGINES)):
     for _entry in _entries.values():
         for _flag in (*(one.flag for one in _entry.settings), *getattr(_entry, "picture", ())):
-            if _flag not in EXTRAS:
-                OWNERS.setdefault(_flag, (_kind, []))[1].append(_entry.name)
+            OWNERS.setdefault(_flag, []).append(f"{_kind} {_entry.name}")
 
 
 def add_method_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of the method; those of GROUPS stay out of the arguments where they are not given (see parse)."""
     add = parser.add_argument
     add("--num_inference_steps", type=number(int, 1, 1000), default=50, help="T, DDIM steps (paper, Sec. 4.1)")
-    add("--guidance_scale", type=number(float, 0), default=7.5, help="of classifier-free guidance while editing, not "
-        "while inverting (paper, Sec. 4.1)")  # fmt: skip
+    add("--guidance_scale", type=number(float, 0), default=7.5, help="while editing, not inverting (paper, Sec. 4.1)")
     add("--inversion_steps", type=number(int, 1, 1000), help="steps of the inversion, if more than of the sampling, "
         "which must be among them (Plug-and-Play: 999)")  # fmt: skip
-    add("--preset", choices=tuple(PRESETS), default="inversion_only",
-        help="inversion_only: plain engine, no extras: the inversion alone is compared; as_released: the extras "
-        "of SPDInv's released code; npi: the source prompt as unconditional text, nothing else; source_guidance_1: the "
-        "source branch at guidance 1, nothing else. Explicit flags override it")  # fmt: skip
+    add("--preset", choices=tuple(PRESETS), default="inversion_only", help="as_released: the extras of SPDInv's code; "
+        "npi: its unconditional text alone; source_guidance_1: the source at guidance 1; flags override")  # fmt: skip
     added: set[str] = set()
     for title, settings in GROUPS.items():
         group, shared = parser.add_argument_group(title), EXTRAS.keys() if title.startswith("inversion") else ()
@@ -132,22 +125,17 @@ def add_model_flags(parser: argparse.ArgumentParser, output_dir: str) -> None:
     add("--mixed_precision", choices=("no", "fp16", "bf16"), default="no",
         help="number format of the networks; latents stay float32 (the released P2P code: no)")  # fmt: skip
     add("--seed", type=number(int, 0, 2**63 - 1), default=0, help="of torch; ddim, spd and p2p draw no random number")
-    add("--print_config", action="store_true", help="print what all flags resolve to, and stop")  # fmt: skip
+    add("--print_config", action="store_true", help="print what all flags resolve to, and stop")
     custom = parser.add_argument_group("customised models (paper, Sec. 3.3)")
     add = custom.add_argument
     add("--adapter", nargs="+", metavar="PATH",
         help="LoRA, Custom Diffusion or Textual Inversion: files, or folders of trainings, all together")  # fmt: skip
-    add("--elite", metavar="PATH", help=f"ELITE's global_mapper.pt: {PLACEHOLDER} in a prompt is then the subject of a "
-        "picture")  # fmt: skip
+    add("--elite", metavar="PATH", help=f"ELITE's global_mapper.pt: {PLACEHOLDER} in a prompt is a picture's subject")
     add("--reference_image_path", help="the subject's picture; the edited one by default (as released)")
-    add("--elite_token_index", choices=(*"01234", "full"), default="0",
-        help="which of ELITE's five words (released: 0)")  # fmt: skip
+    add("--elite_token_index", choices=(*"01234", "full"), default="0", help="which of ELITE's words (released: 0)")
     add("--elite_key_values", action=argparse.BooleanOptionalAction, default=False,
         help="use ELITE's trained keys and values too; the released SPDInv loads and bypasses them")  # fmt: skip
     add("--elite_clip", default="openai/clip-vit-large-patch14", help="CLIP whose vision tower ELITE's mapper reads")
-
-
-# --------------------------------------------------------------------------------------- from flags to the method
 
 
 def parse(parser: argparse.ArgumentParser, argv: list[str] | None) -> tuple[argparse.Namespace, set[str]]:
@@ -175,24 +163,16 @@ def tuned_for(args: argparse.Namespace) -> dict[str, Any]:
 
 def check(args: argparse.Namespace, given: set[str], engines: list[str], inversions: list[str]) -> None:
     """Raises InputError for flags that nothing to be run heeds, or that lack what they go with."""
-    run = {"engine": engines, "inversion": inversions}
     for flag in ("equalizer", "cross_replace_steps"):
         words = [word for word, _ in getattr(args, flag, None) or []]
         if twice := [word for word in words if words.count(word) > 1]:
             raise InputError(f"--{flag} names {twice[0]!r} twice, with a number each: give one of them")
-    for flag in (one for one in OWNERS if one in given):
-        kind, names = OWNERS[flag]
-        if not set(names) & set(run[kind]):
-            who = " and ".join(names)
-            raise InputError(f"--{flag} is a setting of {kind} {who}: leave it out, or take that {kind}")
-    switched_on: set[str] = set()
+    run = {f"engine {name}" for name in engines} | {f"inversion {name}" for name in inversions}
     for preset in vars(args).get("presets") or [args.preset]:
-        for engine in set(engines):
-            switched_on |= {name for name, on in resolve(args, engine, preset)[1].items() if on}
-    for flag in (one for one in NEEDS if one in given):
-        if "proximal" not in inversions and not switched_on & set(NEEDS[flag]):
-            needs = " or --".join(NEEDS[flag])
-            raise InputError(f"--{flag} is a setting of --{needs}: switch that on, or leave it out")
+        run |= {f"--{name}" for engine in set(engines) for name, on in resolve(args, engine, preset)[1].items() if on}
+    for flag, owners in OWNERS.items():
+        if flag in given and not run & set(owners):
+            raise InputError(f"--{flag} is a setting of {' and of '.join(owners)}: leave it out, or take one of these")
     if args.color_fix and set(engines) == {"none"}:
         raise InputError("--color_fix corrects the edited picture, and --engine none makes none: leave it out")
     if "substruct_words" in given and "blended_words" not in given:
@@ -254,8 +234,12 @@ def with_picture(method: Method, args: argparse.Namespace, image) -> Method:
         if all(paths):
             from common.masks import load_mask
 
-            masks = [load_mask(path, picture=image) for path in paths]
-            side = min(masks[0].shape)
-            top, left = ((length - side) // 2 for length in masks[0].shape)
-            own["masks"] = tuple(mask[top : top + side, left : left + side] for mask in masks)
+            own["masks"] = tuple(central_square(load_mask(path, picture=image)) for path in paths)
     return replace(method, engine_options={**method.engine_options, **own})
+
+
+def central_square(mask):
+    """The part of a mask [H,W], tensor or array, that common.images.center_crop_resize leaves of its picture."""
+    side = min(mask.shape)
+    top, left = ((length - side) // 2 for length in mask.shape)
+    return mask[top : top + side, left : left + side]

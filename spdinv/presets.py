@@ -11,19 +11,17 @@ from spdinv.flags import setting
 _SWITCH = {"action": argparse.BooleanOptionalAction}
 # Keyword arguments of extras.apply, and color_fix.
 SWITCH_SETTINGS = (
-    setting("negative_prompt_embedding", False, "the source prompt as the unconditional text (masactrl: of the "
-            "source branch only)", **_SWITCH),
+    setting("negative_prompt_embedding", False, "the source prompt as unconditional text (masactrl: of the source)",
+            **_SWITCH),
     setting("proximal", False, "proximal guidance: what is small of the guidance is removed", **_SWITCH),
-    setting("inversion_guidance", False, "where nothing is edited, late latents are drawn to the inversion's",
-            **_SWITCH),
-    setting("color_fix", False, "the edited picture gets the source's colours (wavelet low frequencies)",
-            **_SWITCH),
+    setting("inversion_guidance", False, "unedited places of late latents are drawn to the inversion's", **_SWITCH),
+    setting("color_fix", False, "the edited picture gets the source's colours (low frequencies)", **_SWITCH),
 )  # fmt: skip
 PROXIMAL_SETTINGS = (
     setting("proximal_mode", "soft", "soft: what the released code does under the name l0; hard: what l0 means",
             choices=("soft", "hard")),
-    setting("proximal_quantile", 0.7, "of the guidance's size, taken as threshold; a negative number -x means x "
-            "itself", number(float, -1000, 1)),
+    setting("proximal_quantile", 0.7, "of the guidance's size, the threshold; -x means x itself",
+            number(float, -1000, 1)),
     setting("proximal_recon_lr", 1.0, "how far latents are drawn back; 1 is all the way", number(float, 0)),
     setting("proximal_recon_t", 400, "timesteps below it are held; of a negative one -t, those above t",
             number(int, -1000, 1000)),
@@ -32,12 +30,9 @@ PROXIMAL_SETTINGS = (
 EXTRAS: dict[str, Any] = {one.name: one.default for one in SWITCH_SETTINGS + PROXIMAL_SETTINGS}
 # What settings of an extra need: any of these to be on.
 NEEDS = {
-    "proximal_mode": ("proximal",),
-    "proximal_quantile": ("proximal", "inversion_guidance"),
-    "proximal_recon_lr": ("inversion_guidance",),
-    "proximal_recon_t": ("inversion_guidance",),
-    "proximal_dilation": ("inversion_guidance",),
-}
+    "proximal_mode": ("proximal",), "proximal_quantile": ("proximal", "inversion_guidance"),
+    **dict.fromkeys(("proximal_recon_lr", "proximal_recon_t", "proximal_dilation"), ("inversion_guidance",)),
+}  # fmt: skip
 # Per engine, what differs from the defaults.
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "inversion_only": {},

@@ -13,10 +13,8 @@ from spdinv.inversions.result import Inversion
 
 @dataclass(frozen=True, eq=False)
 class Drawing:
-    """What all sampling steps of one drawing share. P branches, the source first.
-
-    uncond, cond: texts of the P branches. guidance_scale: one for all branches, or [P,1,1,1].
-    """
+    """What all sampling steps of one drawing share. uncond, cond: texts of the P branches, the source first.
+    guidance_scale: one for all branches, or [P,1,1,1]."""
 
     pipe: DiffusionPipeline
     schedule: Schedule
@@ -39,17 +37,11 @@ class Drawing:
 
 
 def start(
-    pipe: DiffusionPipeline,
-    schedule: Schedule,
-    inversion: Inversion,
-    prompts: list[str],
-    guidance_scale: float,
+    pipe: DiffusionPipeline, schedule: Schedule, inversion: Inversion, prompts: list[str], guidance_scale: float,
     source_guidance_scale: float | None = None,
-) -> tuple[Drawing, torch.Tensor]:
+) -> tuple[Drawing, torch.Tensor]:  # fmt: skip
     """A drawing of one branch per prompt, with null texts, and its z_T: the inverted noise, [len(prompts),4,h,w].
-
-    source_guidance_scale: of the first branch, where it is another.
-    """
+    source_guidance_scale: of the first branch, where it is another."""
     if len(inversion.noise) != 1:
         raise ValueError(f"engines edit one picture at a time, but {len(inversion.noise)} were inverted together")
     z = inversion.noise.expand(len(prompts), -1, -1, -1)
@@ -62,9 +54,7 @@ def start(
 
 def unconditional(drawing: Drawing, step: int) -> Conditioning:
     """What the unconditional half is told at sampling step 0 ... T-1: the inversion's finding in place of "", if any.
-
-    An embedding of one picture [1, L, D] serves all its branches; one per branch is taken as it is.
-    """
+    An embedding of one picture [1, L, D] serves all its branches; one per branch is taken as it is."""
     uncond, inversion = drawing.uncond, drawing.inversion
     if inversion.uncond_embeds is not None:
         uncond = uncond.with_embeds(inversion.uncond_embeds[step].to(uncond.embeds).expand_as(uncond.embeds))
@@ -91,10 +81,8 @@ def predict_both(drawing: Drawing, z: torch.Tensor, step: int) -> tuple[torch.Te
 
 def correct(drawing: Drawing, z: torch.Tensor, step: int) -> torch.Tensor:
     """z [P,4,h,w] after sampling step 0 ... T-1; where the inversion has corrections, which lead the source branch back
-    to its trajectory, with the trajectory in its place.
-
-    (The sum would be that too, but for the rounding of two different batches, which guidance multiplies at every step.)
-    """
+    to its trajectory, with the trajectory in its place. (The sum would be that too, but for the rounding of two
+    different batches, which guidance multiplies at every step.)"""
     return z if drawing.inversion.corrections is None else torch.cat([drawing.level_after(step), z[1:]])
 
 
@@ -105,14 +93,9 @@ def guided_step(drawing: Drawing, z: torch.Tensor, step: int) -> torch.Tensor:
 
 
 def guided_noise(
-    pipe: DiffusionPipeline,
-    schedule: Schedule,
-    z: torch.Tensor,
-    t: int,
-    uncond: Conditioning,
-    cond: Conditioning,
+    pipe: DiffusionPipeline, schedule: Schedule, z: torch.Tensor, t: int, uncond: Conditioning, cond: Conditioning,
     guidance_scale: float,
-) -> torch.Tensor:
+) -> torch.Tensor:  # fmt: skip
     """eps [B,4,h,w] with classifier-free guidance, for B pictures at timestep t; at scale 1 only `cond` is asked."""
     if guidance_scale == 1:
         return predict_noise(pipe, schedule, z, t, cond)
@@ -123,10 +106,8 @@ def guided_noise(
 def generate(
     pipe: DiffusionPipeline, schedule: Schedule, noise: torch.Tensor, cond: Conditioning, guidance_scale: float
 ) -> torch.Tensor:
-    """DDIM sampling of B pictures from `noise` [B,4,h,w], every latent kept: [T+1,B,4,h,w].
-
-    The order is that of an inversion's trajectory: z_0 first, the noise last, index j at level j.
-    """
+    """DDIM sampling of B pictures from `noise` [B,4,h,w], every latent kept, in the order of an inversion's trajectory:
+    [T+1,B,4,h,w], z_0 first, the noise last."""
     uncond, latents = encode_prompt(pipe, [""])[[0] * len(cond)], [noise]
     for t in tqdm(schedule.timesteps, "drawing", leave=False, disable=None):
         eps = guided_noise(pipe, schedule, latents[-1], t, uncond, cond, guidance_scale)

@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None) -> None:
     from common.encoders import load_encoders
     from common.images import save_png
     from common.pipelines import load_pipeline
-    from spdinv.reproduction.items import find_dataset, read_items, scores
+    from spdinv.reproduction.items import read_items, scores
     from svdiff.editing import Sampling
 
     output = Path(args.output_dir) / text_editing.NAME
@@ -86,8 +86,7 @@ def main(argv: list[str] | None = None) -> None:
     how = Sampling(num_inference_steps=settings.num_inference_steps, guidance_scale=settings.guidance_scale)
     told = {"parameter_space": "svdiff", "max_train_steps": args.max_train_steps, **vars(how)}
     methods = {name: {**told, "ddim_inversion": inverted} for name, inverted in METHODS.items()}
-    folder = find_dataset(settings)
-    items = read_items(folder, settings)
+    folder, items = read_items(settings)
     pictures = {item.id: edit_digest(item, folder) for item in items}
     config = joined_config(output, vars(settings), spdinv_eval.SAME, methods=methods, pictures=pictures)
     pipe = load_pipeline(args.pretrained_model_name_or_path, args.device)

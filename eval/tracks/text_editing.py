@@ -36,8 +36,7 @@ NOTES = [
 
 def command(args: argparse.Namespace, *methods: str) -> list[str]:
     """The arguments of spdinv.eval for methods of one engine and preset; flags left at None stay at its defaults."""
-    pairs, presets = zip(*(name.partition("@")[::2] for name in methods), strict=True)
-    inversions, engines = zip(*(pair.split("+") for pair in pairs), strict=True)
+    inversions, engines, presets = zip(*map(rows.parts, methods), strict=True)
     flags = given(args, "pretrained_model_name_or_path", "dataset", "num_inference_steps", "metric_encoders", "seed",
                   "device", preset=presets[0] or None, limit=args.items,
                   output_dir=Path(args.output_dir) / NAME)  # fmt: skip
@@ -59,9 +58,9 @@ def grouped(methods: list[str]) -> list[list[str]]:
     groups: dict[str, list[str]] = {}
     for name in methods:
         if name not in METHODS or name.startswith("svdiff"):
-            near = difflib.get_close_matches(name, rows.every(), n=3)
-            known = f"there are {', '.join(INVERSIONS)} and {', '.join([*ENGINES][1:])}"
-            hint = f"did you mean {' or '.join(near)}?" if near else f"{known}."
+            near = " or ".join(difflib.get_close_matches(name, rows.every(), n=3))
+            known = f"there are {', '.join(INVERSIONS)} and {', '.join([*ENGINES][1:])}."
+            hint = f"did you mean {near}?" if near else known
             raise InputError(f"--methods {name} is no inversion and engine, such as spd+p2p; {hint} On pictures of "
                              "your own (--pictures) methods of every kind run")  # fmt: skip
         groups.setdefault(name.partition("+")[2], []).append(name)
@@ -76,8 +75,7 @@ def run(args: argparse.Namespace) -> Track:
     output, groups = Path(args.output_dir) / NAME, grouped(args.methods)
     for names in groups:
         settings = spdinv_eval.parse(command(args, *names))
-        folder = spdinv_eval.find_dataset(settings)
-        items = spdinv_eval.read_items(folder, settings)
+        folder, items = spdinv_eval.read_items(settings)
         spdinv_eval.config_of(output, settings, spdinv_eval.methods_of(settings), items, folder)
     wanted = {item.id for item in items}
     for names in groups:
@@ -86,17 +84,12 @@ def run(args: argparse.Namespace) -> Track:
     # Further methods may have run on some items only; they are shown from half of them on.
     found = [row for row in read_rows(output / "rows.jsonl") if row["item"] in wanted]
     done = {name: {row["item"] for row in same} for name, same in by(found, "method").items() if name in METHODS}
-    shown_here = [name for name in METHODS if 2 * len(done.get(name, ())) >= len(wanted)]
-    kept = [row for row in found if row["method"] in shown_here]
-    partial = {name: f"{METHODS[name]}: {len(own)}" for name, own in done.items() if own < wanted}
-    fewer = {
-        f"Methods that ran on fewer than {len(wanted)} items": [
-            partial[name] for name in shown_here if name in partial
-        ],
-        "Left out, for they ran on fewer than half": [partial[one] for one in partial if one not in shown_here],
-    }
+    listed = [name for name in METHODS if 2 * len(done.get(name, ())) >= len(wanted)]
+    kept = [row for row in found if row["method"] in listed]
+    fewer = [f"{METHODS[name]} ran on {len(own)} of {len(wanted)} items{', and is left out' * (name not in listed)}."
+             for name, own in done.items() if own < wanted]  # fmt: skip
     runs = runs_of(NAME, output, kept, spdinv_eval.parse)
-    measured, settings_of = {row["method"] for run in runs for row in run.rows}, runs[0].config["methods"]
+    measured, settings = {row["method"] for run in runs for row in run.rows}, runs[0].config["methods"]
     methods = {name: called for name, called in METHODS.items() if name in measured}
     return Track(
         name=NAME,
@@ -108,7 +101,7 @@ def run(args: argparse.Namespace) -> Track:
         columns=COLUMNS,
         runs=runs,
         items=[shown(item, folder, output, kept, methods) for item in items],
-        commands={name: whole_command(args, name, settings_of.get(name, {})) for name in methods},
+        commands={name: whole_command(args, name, settings.get(name, {})) for name in methods},
         papers={
             "Source Prompt Disentangled Inversion for Boosting Image Editability with Diffusion Models (ECCV 2024)":
                 "https://arxiv.org/abs/2403.11105",
@@ -117,7 +110,7 @@ def run(args: argparse.Namespace) -> Track:
         },
         published="spdinv:1",
         breakdown=["edit_success", "psnr_truth", "psnr/pie_official", "structure/pie_official"],
-        notes=[*NOTES, *(f"{what}: {', '.join(which)}." for what, which in fewer.items() if which)],
+        notes=[*NOTES, *fewer],
         own=RUN[-1],
         asked=tuple(args.methods),
     )  # fmt: skip
@@ -130,8 +123,8 @@ def shown(item, folder: Path, output: Path, rows: list[dict], methods: dict[str,
     if "truth_path" in item.extras:
         pictures.append(Picture("true edit", folder / item.extras["truth_path"]))
     for method in (name for name in methods if name in success):
-        pictures.append(Picture("reconstruction", place / f"{method}_reconstruction.png", method))
-        pictures.append(Picture("edit", place / f"{method}.png", method, success[method]))
+        pictures += [Picture("reconstruction", place / f"{method}_reconstruction.png", method),
+                     Picture("edit", place / f"{method}.png", method, success[method])]  # fmt: skip
     kind = EDIT_TYPES[item.edit_type]
     if item.edit_type == "0" and "edit" in item.extras:
         kind += f": {item.extras['edit']['kind']}"

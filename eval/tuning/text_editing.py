@@ -9,7 +9,7 @@ spdinv/options.py: PICTUREBOOK_PRESET, before the test split is run. An interrup
 import argparse
 from pathlib import Path
 
-from common.flags import number
+from common.flags import as_flags, number
 from common.runs import joined_config, script, write_config
 from eval.tracks.track import given
 from eval.tuning.tuner import Setting, grid, label, least, make_tuning_parser, measured, tune
@@ -39,8 +39,8 @@ def method_of(name: str, setting: Setting):
     from spdinv import eval as spdinv_eval
 
     inversion, engine = name.split("+")
-    flags = [word for flag, value in setting.items() if value is not None for word in (f"--{flag}", str(value))]
-    return spdinv_eval.methods_of(spdinv_eval.parse(["--inversions", inversion, "--engines", engine, *flags]))[name]
+    flags = as_flags({"inversions": inversion, "engines": engine, **setting})
+    return spdinv_eval.methods_of(spdinv_eval.parse(flags))[name]
 
 
 @script
@@ -50,21 +50,20 @@ def main(argv: list[str] | None = None) -> None:
     from common.encoders import load_encoders
     from spdinv import eval as spdinv_eval
     from spdinv.customised import load
-    from spdinv.reproduction.items import Bench, find_dataset, read_items, run_item
+    from spdinv.reproduction.items import Bench, read_items, run_item
 
-    flags = given(args, "output_dir", "device", split="validation", limit=args.items)
-    settings = spdinv_eval.parse(flags)
-    folder = find_dataset(settings)
+    settings = spdinv_eval.parse(given(args, "output_dir", "device", split="validation", limit=args.items))
+    folder, items = read_items(settings)
     pipe, resolution, _ = load(settings)
     bench = Bench(pipe, load_encoders(settings.metric_encoders, args.device), folder, resolution)
     args.weights = settings.weights
     write_config(args.output_dir, joined_config(args.output_dir, vars(args), ["weights"]))
-    items = {item.id: item for item in read_items(folder, settings)}
+
+    file, by_id = Path(args.output_dir) / "rows.jsonl", {item.id: item for item in items}
 
     def rows_of(name: str, setting: Setting) -> list[dict]:
         called = label(name, setting)
-        run = lambda item: run_item(bench, item, method_of(name, setting), called)[0]  # noqa: E731
-        return measured(Path(args.output_dir) / "rows.jsonl", called, items, run)
+        return measured(file, called, by_id, lambda item: run_item(bench, item, method_of(name, setting), called)[0])
 
     found = tune({name: GRIDS[name] for name in args.methods}, rows_of, least(SCORE), args.follow)
     print(*(f"best: {label(name, setting)}" for name, (setting, _) in found.items()), sep="\n")

@@ -13,11 +13,9 @@ from spdinv.customised.loading import load_adapter
 
 
 def load(args: argparse.Namespace) -> tuple[DiffusionPipeline, int, Elite | None]:
-    """The pipeline that the model flags name, the side of its pictures, and ELITE where it was asked for.
-
-    What --adapter and --elite ask for is done to the pipeline, and what was found is said. Where --elite has no picture
-    of the subject yet, what comes back is for `add_subject`, once there is one.
-    """
+    """The pipeline that the model flags name, the side of its pictures, and ELITE where it was asked for. What
+    --adapter and --elite ask for is done to the pipeline, and what was found is said. Where --elite has no picture of
+    the subject yet, what comes back is for `add_subject`, once there is one."""
     torch.manual_seed(args.seed)
     pipe = load_pipeline(args.pretrained_model_name_or_path, args.device, PRECISIONS[args.mixed_precision])
     resolution, elite = chosen_resolution(pipe, args.resolution), None

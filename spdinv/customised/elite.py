@@ -1,10 +1,8 @@
 """ELITE (arXiv 2302.13848): a picture of a subject becomes words that Stable Diffusion 1.4 understands, at once.
 
-A mapper turns five layers of CLIP's vision tower into five word vectors; the first is the subject, the others are what
-surrounds it. They stand in prompts where PLACEHOLDER stands. The checkpoint, global_mapper.pt, also holds keys and
-values for every cross-attention layer, trained together with the mapper. The released SPDInv-ELITE loads these and
-never uses them: its Prompt-to-Prompt attends with the base model's. Both ways are here, see add_subject and
-use_key_values.
+A mapper turns five layers of CLIP's vision tower into five word vectors, the subject and what surrounds it, for the
+place of PLACEHOLDER in prompts (add_subject). The checkpoint, global_mapper.pt, also holds keys and values of every
+cross-attention layer, trained with the mapper (use_key_values); the released SPDInv-ELITE loads and never uses them.
 """
 
 from collections.abc import Iterator
@@ -48,28 +46,22 @@ def load_elite(path: str | Path, clip: Clip) -> Elite:
             raise InputError(f"{path} is no global_mapper.pt of ELITE: it lacks {name}")
     wanted, width = weights["mapping_0.0.weight"].shape[1], vision.config.hidden_size
     if wanted != width or vision.config.num_hidden_layers < max(CLIP_LAYERS):
-        raise InputError(
-            f"{path} reads vision features of width {wanted} up to layer {max(CLIP_LAYERS)}, and {clip.label} has "
-            f"{vision.config.num_hidden_layers} layers of width {width}; take the CLIP it was trained on"
-        )
+        raise InputError(f"{path} reads vision features of width {wanted} up to layer {max(CLIP_LAYERS)}; {clip.label} "
+                         f"has {vision.config.num_hidden_layers} of width {width}: take its own CLIP")  # fmt: skip
     return Elite({name: value.float().to(clip.model.device) for name, value in weights.items()}, vision)
 
 
 def add_subject(pipe: DiffusionPipeline, elite: Elite, picture: Image.Image, words: slice = slice(0, 1)) -> None:
-    """From now on PLACEHOLDER in a prompt stands for the subject of `picture`.
-
-    words: which of the five; the first alone as released with SPDInv (token_index 0), all of them as ELITE draws by
-    default; later tokens of the prompt then move to the right. A second call puts another subject in.
-    """
+    """From now on PLACEHOLDER in a prompt stands for the subject of `picture`. words: which of the five; the first
+    alone as released with SPDInv (token_index 0), all of them as ELITE draws by default; later tokens of the prompt
+    then move to the right. A second call puts another subject in."""
     add_word(pipe, PLACEHOLDER, map_to_words(elite.weights, vision_features(elite.vision, picture))[0, words])
 
 
 @torch.no_grad()
 def vision_features(vision: torch.nn.Module, picture: Image.Image) -> list[torch.Tensor]:
-    """Five layers of the vision tower, [1, 1 + patches, C] each, class token first: the last one, then CLIP_LAYERS.
-
-    The picture is resized whole to the tower's square, bicubic as ELITE does.
-    """
+    """Five layers of the vision tower, [1, 1 + patches, C] each, class token first: the last one, then CLIP_LAYERS. The
+    picture is resized whole to the tower's square, bicubic as ELITE does."""
     side = (vision.config.image_size,) * 2
     pixels = (to_tensor(picture.resize(side, Image.Resampling.BICUBIC)) - MEAN) / STD
     seen = vision(pixels.to(next(vision.parameters()).device), output_hidden_states=True)
@@ -79,10 +71,8 @@ def vision_features(vision: torch.nn.Module, picture: Image.Image) -> list[torch
 def map_to_words(weights: dict[str, torch.Tensor], features: list[torch.Tensor]) -> torch.Tensor:
     """ELITE's global mapper: five features [B, 1 + patches, C] to five words [B, 5, D]; in each, the class token's
     image and the mean of the patches' images are added."""
-    words = [
-        mlp(weights, f"mapping_{i}", feature[:, 0]) + mlp(weights, f"mapping_patch_{i}", feature[:, 1:]).mean(1)
-        for i, feature in enumerate(features)
-    ]
+    words = [mlp(weights, f"mapping_{i}", seen[:, 0]) + mlp(weights, f"mapping_patch_{i}", seen[:, 1:]).mean(1)
+             for i, seen in enumerate(features)]  # fmt: skip
     return torch.stack(words, 1)
 
 

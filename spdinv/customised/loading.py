@@ -47,10 +47,8 @@ def find_files(path: Path) -> list[Path]:
     found = {file.stem: file for file in reversed(known)}  # of two formats the first in SUFFIXES
     others = [file for file in path.iterdir() if file.suffix in SUFFIXES and file.name[0] != "."]
     if not found and len(others) != 1:
-        raise InputError(
-            f"{path} holds no adapter under a known name ({', '.join(NAMES)}, each with {', '.join(SUFFIXES)}) and not "
-            f"just one file of weights either; name the file itself"
-        )
+        raise InputError(f"{path} holds no adapter under a known name ({', '.join(NAMES)}, each with "
+                         f"{', '.join(SUFFIXES)}) and not just one file of weights either; name it")  # fmt: skip
     return [*reversed(found.values())] or others
 
 
@@ -71,7 +69,8 @@ def apply(pipe: DiffusionPipeline, file: Path, content: dict) -> str:
         return f"LoRA of {len(layers)} layers"
     if any("_custom_diffusion" in key for key in keys):
         named = {key.replace(".processor", "").replace("_custom_diffusion", ""): content[key] for key in keys}
-        layers = {key: value for key, value in named.items() if not is_empty(value)}  # so self-attention is listed
+        layers = {key: value for key, value in named.items()  # self-attention is listed with nothing in it
+                  if (value.numel() if isinstance(value, torch.Tensor) else value != {})}  # fmt: skip
         return custom_diffusion(pipe, file, layers, {})
     if isinstance(content.get("unet"), dict):
         if extra := sorted(content.keys() - {"unet", "modifier_token"}):
@@ -96,22 +95,14 @@ def learned_word(file: Path, content: dict) -> tuple[str, torch.Tensor]:
     elif word == "emb_params":  # A1111 as safetensors: the word is the file's name
         word = file.stem
     if not isinstance(word, str) or not isinstance(vectors, torch.Tensor):
-        raise InputError(
-            f"{file} holds none of LoRA, Custom Diffusion and Textual Inversion; a fine-tuned model is given as a "
-            f"folder to --pretrained_model_name_or_path"
-        )
+        raise InputError(f"{file} holds none of LoRA, Custom Diffusion and Textual Inversion; a fine-tuned model is "
+                         "given as a folder to --pretrained_model_name_or_path")  # fmt: skip
     return word, vectors
-
-
-def is_empty(value) -> bool:
-    return isinstance(value, dict | torch.Tensor) and not (value.numel() if isinstance(value, torch.Tensor) else value)
 
 
 def custom_diffusion(pipe: DiffusionPipeline, file: Path, layers: dict, words: dict) -> str:
     """Put in the attention projections that Custom Diffusion trained (whole matrices, not differences) and its words.
-
-    diffusers' CustomDiffusionAttnProcessor does the same sums with them, but hides them from other processors.
-    """
+    diffusers' CustomDiffusionAttnProcessor does the same sums with them, but hides them from other processors."""
     check_weights(file, words)
     check_weights(file, layers)
     move_weights(pipe.unet, layers, file)

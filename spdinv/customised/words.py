@@ -26,10 +26,8 @@ def add_word(pipe: DiffusionPipeline, word: str, vectors: torch.Tensor) -> None:
         raise InputError(f"a learned word is called {word!r}; give its file the name of a word")
     fits = vectors.ndim == 2 and len(vectors) > 0 and vectors.shape[1] == table.shape[1]
     if not fits or not vectors.float().isfinite().all():
-        raise InputError(
-            f"the word {word!r} has vectors of shape {list(vectors.shape)}, or NaN in them, where this model needs "
-            f"[n, {table.shape[1]}]: take a word that was learned on this kind of model"
-        )
+        raise InputError(f"the word {word!r} has vectors of shape {list(vectors.shape)}, or NaN in them, where this "
+                         f"model needs [n, {table.shape[1]}]: take a word learned on this kind of model")  # fmt: skip
     ids = _token_ids(pipe.tokenizer, word, len(vectors))
     if ids[-1] >= len(table):
         table = torch.cat([table[: ids[0]], vectors.to(table)])

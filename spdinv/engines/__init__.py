@@ -15,9 +15,7 @@ from spdinv.flags import Setting, setting, word_number
 @dataclass(frozen=True)
 class Entry:
     """title: in tables. settings: keyword arguments of `edit`, with flags. picture: those that belong to one picture.
-
-    batch: the size of the UNet's batch; sees: which of its items see the source and the target prompt.
-    """
+    batch: the size of the UNet's batch; sees: which of its items see the source and the target prompt."""
 
     name: str
     title: str
@@ -28,10 +26,8 @@ class Entry:
 
     def __call__(self, pipe, schedule, inversion, prompts, guidance_scale=7.5, source_guidance_scale=None, **settings):
         """The engine itself: latents [len(prompts), 4, h, w], source branch (the reconstruction) first.
-
-        source_guidance_scale: of the source branch, where it is another (released SPDInv under MasaCtrl: 1).
-        Raises InputError as `check` does, and where the UNet lacks the layers that the engine reaches into.
-        """
+        source_guidance_scale: of the source branch, where it is another (released SPDInv under MasaCtrl: 1). Raises
+        InputError as `check` does, and where the UNet lacks the layers that the engine reaches into."""
         from spdinv.sampling import start
 
         drawing, z = start(pipe, schedule, inversion, prompts, guidance_scale, source_guidance_scale)

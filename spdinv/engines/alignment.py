@@ -11,7 +11,7 @@ from common.runs import InputError
 
 
 def token_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
-    """Token ids from the start token to the end token, no padding, at most L."""
+    """From the start token to the end token, no padding, at most L."""
     return tokenizer(prompt, truncation=True, max_length=tokenizer.model_max_length).input_ids
 
 
@@ -26,19 +26,17 @@ def word_tokens(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[list[in
 
 
 def find_word(tokenizer: PreTrainedTokenizerBase, prompt: str, word: str) -> list[int]:
-    """Positions of the tokens of every occurrence of `word` in `prompt`.
-
-    A word is matched whole and exactly, as released ("cat" is not "cat,").
-    Raises InputError if there is none: the released code would go on with an empty mask and quietly edit nothing.
-    """
+    """Positions of the tokens of every occurrence of `word` in `prompt`. A word is matched whole and exactly, as
+    released ("cat" is not "cat,"). Raises InputError if there is none: the released code would go on with an empty mask
+    and quietly edit nothing."""
     words = zip(prompt.split(" "), word_tokens(tokenizer, prompt), strict=True)
     positions = [p for candidate, tokens in words if candidate == word for p in tokens]
-    if not positions:
-        known = list(dict.fromkeys(prompt.split(" ")))
-        if word in known:
-            room = tokenizer.model_max_length - 2  # start and end tokens
-            raise InputError(f"the word {word!r} lies beyond the {room} tokens that are read of the prompt: shorten it")
+    known = list(dict.fromkeys(prompt.split(" ")))
+    if word not in known:
         raise InputError(f"the word {word!r} is not in the prompt {prompt!r}; take one of {known}.")
+    if not positions:
+        room = tokenizer.model_max_length - 2  # start and end tokens
+        raise InputError(f"the word {word!r} lies beyond the {room} tokens that are read of the prompt: shorten it")
     return positions
 
 
@@ -82,10 +80,8 @@ def replace_matrix(tokenizer: PreTrainedTokenizerBase, source: str, target: str)
     """
     source_words, target_words = source.split(" "), target.split(" ")
     if len(source_words) != len(target_words):
-        raise InputError(
-            f"the replace controller needs prompts of equally many words, but these have {len(source_words)} and "
-            f"{len(target_words)}; use the refine controller."
-        )
+        raise InputError("the replace controller needs prompts of equally many words, but these have "
+                         f"{len(source_words)} and {len(target_words)}; use the refine controller.")  # fmt: skip
     words = zip(source_words, target_words, word_tokens(tokenizer, source), word_tokens(tokenizer, target), strict=True)
     changed = [(xs, ys) for x, y, xs, ys in words if x != y and xs and ys]
     length = tokenizer.model_max_length
@@ -106,9 +102,7 @@ def replace_matrix(tokenizer: PreTrainedTokenizerBase, source: str, target: str)
 
 def equalizer_weights(tokenizer: PreTrainedTokenizerBase, target: str, equalizer: dict[str, float]) -> torch.Tensor:
     """AttentionReweight's factors [L]: those of `equalizer` on the tokens of its words in the target prompt, else 1.
-
-    Raises InputError for a word that the target prompt lacks.
-    """
+    InputError for a word that the target prompt lacks."""
     weights = torch.ones(tokenizer.model_max_length)
     for word, factor in equalizer.items():
         weights[find_word(tokenizer, target, word)] = factor

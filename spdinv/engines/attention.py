@@ -20,20 +20,20 @@ from common.runs import InputError
 class Control(Protocol):
     """What an engine does to attention. `tokens` is the number of picture tokens of the layer, B the UNet's batch,
     H its heads. The wants_ methods decide layer by layer whether the matching edit_ method is called; layers that
-    nobody wants keep their own (fast) processor."""
+    nobody wants keep their own (fast) processor.
+
+    edit_self: query, key, value [B, H, tokens, d] of a self-attention layer; returns those to attend with instead, keys
+    and values of any number, and, where wanted, a bool mask [B, 1, queries, keys] of who may see whom.
+    edit_cross: maps [B, H, tokens, L], rows summing to 1, of a cross-attention layer; returns those to use instead.
+    """
 
     def wants_self(self, tokens: int) -> bool: ...
 
-    def edit_self(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """query, key, value [B, H, tokens, d] of a self-attention layer; returns those to attend with instead, keys and
-        values of any number, and, where wanted, a bool mask [B, 1, queries, keys] of who may see whom."""
-        ...
+    def edit_self(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, ...]: ...
 
     def wants_cross(self, tokens: int) -> bool: ...
 
-    def edit_cross(self, maps: torch.Tensor) -> torch.Tensor:
-        """maps [B, H, tokens, L], rows summing to 1, of a cross-attention layer, to be used instead."""
-        ...
+    def edit_cross(self, maps: torch.Tensor) -> torch.Tensor: ...
 
 
 class HookedAttention:
@@ -54,10 +54,8 @@ class HookedAttention:
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         if attn.norm_cross and encoder_hidden_states is not None:
             context = attn.norm_encoder_hidden_states(context)
-        query, key, value = (
-            projected.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
-            for projected in (attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context))
-        )
+        projected = attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)
+        query, key, value = (x.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for x in projected)
         if self.is_cross:
             maps = attn.get_attention_scores(query.flatten(0, 1), key.flatten(0, 1)).unflatten(0, query.shape[:2])
             for control in acting:
@@ -103,6 +101,13 @@ def hooked(unet: UNet2DConditionModel, control: Control, only: Iterable[str] | N
         unet.set_attn_processor(dict(before))
 
 
+def check_caught(engine: str, due: dict[str, bool], seen: set[str]) -> None:
+    """Raises InputError unless all kinds of layers that were due in a step were seen in it."""
+    if missed := [kind for kind, is_due in due.items() if is_due and kind not in seen]:
+        raise InputError(f"{engine}'s hooks caught no {' and no '.join(missed)} layer of this UNet; it needs plain "
+                         "attention of the usual sizes.")  # fmt: skip
+
+
 def token_grid(tokens: int, latent_size: tuple[int, int]) -> tuple[int, int]:
     """Height and width of a layer of that many picture tokens, for latents of (h, w): so many halvings below."""
     height, width = latent_size
@@ -117,8 +122,7 @@ def level_size(unet: UNet2DConditionModel, latent_size: tuple[int, int], level: 
 
     Prompt-to-Prompt's fixed sizes are 32x32 tokens (level 1) and 16x16 (level 2). Elsewhere the same levels are meant,
     but none with fewer than 16 tokens on the short side, and only levels at which this UNet attends: the coarsest such
-    level is taken, or else the finest there is. So 64x64 latents give 32x32 and 16x16, SDXL's 128x128 give 64x64 and
-    32x32, and the picturebook's 16x16 give 16x16 for both.
+    level, or else the finest there is. SDXL's 128x128 latents give 64x64 and 32x32, the picturebook's 16x16 themselves.
     """
     paths = [path.split(".") for path in unet.attn_processors if ".attn2." in path]
     levels = sorted({int(path[1]) for path in paths if path[0] == "down_blocks"}) or [0]

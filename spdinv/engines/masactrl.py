@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from common.runs import InputError
 from spdinv.engines.alignment import word_mask
-from spdinv.engines.attention import hooked, layers, level_size, token_grid
+from spdinv.engines.attention import check_caught, hooked, layers, level_size, token_grid
 from spdinv.sampling import Drawing
 
 START_LAYER = 10 / 16  # the tenth of Stable Diffusion's sixteen, counted from 0; as deep in other UNets
@@ -25,11 +25,10 @@ class MutualSelfAttention:
     In steps start_step ... T - 1 and layers start_layer and up, the target's queries attend to the keys and values of
     the source item of the same half.
 
-    pipe: for its tokenizer and the layout of its UNet. prompts: [source, target]. steps: T. latent_size: (h, w).
-    start_layer: counted from 0 in the order of the calls, all self-attention layers of the UNet; None is 10 of 16, in
-    other UNets round(10 / 16 of their number): 44 of SDXL's 70, 4 of the picturebook's 7.
-    inject_uncond, inject_cond: what the target sees in each half, the source ("src"), source and target ("joint", the
-    released union variant) or itself ("none").
+    prompts: [source, target]. steps: T. latent_size: (h, w). start_layer: of all self-attention layers in the order of
+    the calls; None is 10 of 16, in other UNets round(10 / 16 of their number): 44 of SDXL's 70, 4 of the picturebook's
+    7. inject_uncond, inject_cond: what the target sees in each half, the source ("src"), source and target ("joint",
+    the released union variant) or itself ("none").
     mask_words: (source word, target word); the masks of MasaCtrl's Sec. 3.3 are read off these words' cross-attention
     in the layers of 16x16 tokens (attention.level_size) that the step has passed so far. masks: [H,W] of 0 and 1, of
     the source and of the target picture, given instead. With masks, a query of the target's foreground sees the
@@ -38,30 +37,19 @@ class MutualSelfAttention:
     """
 
     def __init__(
-        self,
-        pipe: DiffusionPipeline,
-        prompts: list[str],
-        steps: int,
-        latent_size: tuple[int, int],
-        start_step: int = 4,
-        start_layer: int | None = None,
-        inject_uncond: str = "src",
-        inject_cond: str = "src",
-        mask_words: tuple[str, str] | None = None,
-        masks: tuple[torch.Tensor, torch.Tensor] | None = None,
-    ):
+        self, pipe: DiffusionPipeline, prompts: list[str], steps: int, latent_size: tuple[int, int],
+        start_step: int = 4, start_layer: int | None = None, inject_uncond: str = "src", inject_cond: str = "src",
+        mask_words: tuple[str, str] | None = None, masks: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ):  # fmt: skip
         present = layers(pipe.unet, "attn1")
         start = round(START_LAYER * len(present)) if start_layer is None else start_layer
         self.layers = present[start:]
         if not self.layers:
-            raise InputError(
-                f"MasaCtrl would touch no layer: it starts at layer {start}, counted from 0, and this UNet has "
-                f"{len(present)} of self-attention; take a smaller start_layer."
-            )
+            raise InputError(f"MasaCtrl would touch no layer: it starts at layer {start}, counted from 0, and this "
+                             f"UNet has {len(present)} of self-attention; take a smaller start_layer.")  # fmt: skip
         if start_step >= steps:
-            raise InputError(
-                f"MasaCtrl would touch no step: it starts at step {start_step} of {steps}; take a smaller start_step."
-            )
+            raise InputError(f"MasaCtrl would touch no step: it starts at step {start_step} of {steps}; take a smaller "
+                             "start_step.")  # fmt: skip
         if mask_words:
             self.words = word_mask(pipe.tokenizer, prompts, mask_words)
             self.map_size = level_size(pipe.unet, latent_size, 2)
@@ -71,14 +59,14 @@ class MutualSelfAttention:
         self.sources = [[0, uncond, 2, 2 + cond] for uncond, cond in dict.fromkeys(pairs)]
         self.start_step, self.latent_size, self.mask_words, self.masks = start_step, latent_size, mask_words, masks
         self.step = 0
-        self.seen = 0  # layers changed in this step
+        self.seen = set()  # kinds of layers changed in this step
         self.total = None  # word attention [2, tokens] of this step, summed over layers
 
     def wants_self(self, tokens: int) -> bool:
         return self.step >= self.start_step
 
     def edit_self(self, query, key, value):
-        self.seen += 1
+        self.seen.add("self-attention")
         mask = self.allowed(key.shape[2])
         key, value = (torch.cat([x[items] for items in self.sources], dim=2) for x in (key, value))
         return (query, key, value) if mask is None else (query, key, value, mask.to(query.device))
@@ -122,9 +110,9 @@ class MutualSelfAttention:
 
     def end_step(self) -> None:
         """Raises InputError if the UNet did not come by with the layers to be controlled."""
-        if self.step >= self.start_step and not self.seen:
-            raise InputError("MasaCtrl's hooks caught no self-attention layer of this UNet; it needs plain attention.")
-        self.step, self.seen, self.total = self.step + 1, 0, None
+        check_caught("MasaCtrl", {"self-attention": self.step >= self.start_step}, self.seen)
+        self.seen.clear()
+        self.step, self.total = self.step + 1, None
 
 
 check = MutualSelfAttention  # whose making raises what an edit would

@@ -5,14 +5,15 @@ in replacing self-attention up to 32x32 tokens (not 16x16) and in starting Local
 """
 
 import torch
+import torch.nn.functional as F
 from diffusers import DiffusionPipeline
 from tqdm import tqdm
 
-from common.runs import InputError
 from spdinv.engines.alignment import cross_replace_schedule, equalizer_weights, refine_mapper, replace_matrix, word_mask
-from spdinv.engines.attention import hooked, level_size
-from spdinv.engines.local_blend import LocalBlend
+from spdinv.engines.attention import check_caught, hooked, level_size
 from spdinv.sampling import Drawing
+
+THRESHOLD, START = 0.3, 0.2  # of LocalBlend: share of a map's maximum; fraction of the steps after which it begins
 
 
 class PromptToPrompt:
@@ -22,28 +23,19 @@ class PromptToPrompt:
     source's map. Cross-attention: layers of every size, for the steps and words of cross_replace_schedule.
     (Sizes are those at 64x64 latents; attention.level_size says what they are elsewhere.)
 
-    pipe: for its tokenizer and the layout of its UNet. prompts: [source, target]. steps: T. latent_size: (h, w).
-    controller: "refine" (tokens aligned, new ones free) or "replace" (word for word, equally many words).
-    cross_replace_steps, self_replace_steps: fraction of the steps, from the noisy end, under control; the first may
-    be a dict from words to fractions, see alignment.cross_replace_schedule.
-    blended_words: (source word, target word), edit only where they are; substruct_words: (source word, target word)
-    to spare. equalizer: {word of the target prompt: factor on its attention}.
+    prompts: [source, target]. steps: T. latent_size: (h, w). controller: "refine" (tokens aligned, new ones free) or
+    "replace" (word for word). cross_replace_steps, self_replace_steps: fraction of the steps, from the noisy end, under
+    control; the first may be a dict, see alignment.cross_replace_schedule. blended_words: (source word, target word),
+    edit only where they are; substruct_words: such a pair to spare. equalizer: {target word: factor on its attention}.
     Raises InputError for words missing in their prompt and for prompts that the controller cannot match.
     """
 
     def __init__(
-        self,
-        pipe: DiffusionPipeline,
-        prompts: list[str],
-        steps: int,
-        latent_size: tuple[int, int],
-        controller: str = "refine",
-        cross_replace_steps: float | dict[str, float] = 0.4,
-        self_replace_steps: float = 0.6,
-        blended_words: tuple[str, str] | None = None,
-        substruct_words: tuple[str, str] | None = None,
-        equalizer: dict[str, float] | None = None,
-    ):
+        self, pipe: DiffusionPipeline, prompts: list[str], steps: int, latent_size: tuple[int, int],
+        controller: str = "refine", cross_replace_steps: float | dict[str, float] = 0.4,
+        self_replace_steps: float = 0.6, blended_words: tuple[str, str] | None = None,
+        substruct_words: tuple[str, str] | None = None, equalizer: dict[str, float] | None = None,
+    ):  # fmt: skip
         tokenizer, (source, target) = pipe.tokenizer, prompts
         self.replace = replace_matrix(tokenizer, source, target) if controller == "replace" else None
         self.refine = refine_mapper(tokenizer, source, target) if controller == "refine" else None
@@ -103,12 +95,7 @@ class PromptToPrompt:
             "cross-attention": bool(self.cross_alpha[self.step].any()),
             "LocalBlend": self.local_blend is not None,
         }
-        missed = [kind for kind, is_due in due.items() if is_due and kind not in self.seen]
-        if missed:
-            raise InputError(
-                f"Prompt-to-Prompt found no {' and no '.join(missed)} layers in this UNet: it looked for "
-                f"self-attention up to {self.self_size} tokens, LocalBlend maps of {self.blend_size}."
-            )
+        check_caught("Prompt-to-Prompt", due, self.seen)
         self.seen.clear()
         self.step += 1
         return self.local_blend(z) if self.local_blend else z
@@ -125,3 +112,49 @@ def edit(drawing: Drawing, z: torch.Tensor, prompts: list[str], **settings) -> t
         for step in tqdm(range(drawing.steps), "Prompt-to-Prompt", leave=False, disable=None):
             z = control.end_step(drawing.step(z, step))
     return z
+
+
+def blend_mask(maps: torch.Tensor, latent_size: tuple[int, int], pool: bool) -> torch.Tensor:
+    """bool [2,1,h,w]: where either the source's or each picture's word map exceeds 0.3 of its own maximum. maps
+    [2,1,mh,mw] >= 0, source first; one of zeros only, of a missing word, has no say. pool: take the largest of 3x3
+    neighbours first. Upsampling is nearest."""
+    if pool:
+        maps = F.max_pool2d(maps, 3, stride=1, padding=1)
+    maps = F.interpolate(maps, size=latent_size)
+    mask = maps / maps.amax(dim=(2, 3), keepdim=True) > THRESHOLD  # 0 / 0 is above nothing
+    return mask[:1] | mask
+
+
+class LocalBlend:
+    """Edit only where the attention of the blended words is (Sec. 4): sums word maps over layers, heads and steps, and
+    pastes the source latent outside their mask.
+
+    words, substruct_words: [2, L], 1 on the tokens of the words of the source and of the target prompt (see
+    alignment.word_mask); where the attention of substruct_words is, the source stays. map_size: height and width of
+    the maps that `add` gets.
+    """
+
+    def __init__(
+        self, words: torch.Tensor, map_size: tuple[int, int], steps: int, substruct_words: torch.Tensor | None = None
+    ):
+        self.words = words if substruct_words is None else torch.cat([words, substruct_words])
+        self.map_size = map_size
+        self.start = int(START * steps)
+        self.step = 0
+        self.total = 0.0
+
+    def add(self, maps: torch.Tensor) -> None:
+        """Take in one layer's maps [2, H, mh * mw, L] of the source and target item."""
+        weights = self.words.to(maps).unflatten(0, (-1, 2))  # [1 or 2 kinds of words, 2, L]
+        self.total = self.total + torch.einsum("bhql,kbl->kbq", maps, weights).float()
+
+    def __call__(self, z: torch.Tensor) -> torch.Tensor:
+        """Called once per step, on the latents [2, 4, h, w] that the scheduler has just made."""
+        self.step += 1
+        if self.step <= self.start:
+            return z
+        maps = self.total.unflatten(-1, self.map_size)[:, :, None]  # [kinds, 2, 1, mh, mw]
+        mask = blend_mask(maps[0], z.shape[-2:], pool=True)
+        for substruct in maps[1:]:
+            mask = mask & ~blend_mask(substruct, z.shape[-2:], pool=False)
+        return torch.where(mask, z, z[:1])

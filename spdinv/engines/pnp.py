@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from common.pipelines import Conditioning, encode_prompt
 from common.runs import InputError
-from spdinv.engines.attention import hooked, layers
+from spdinv.engines.attention import check_caught, hooked, layers
 from spdinv.inversions import nmg
 from spdinv.sampling import Drawing, generate
 
@@ -36,11 +36,9 @@ def feature_layer(unet: UNet2DConditionModel) -> tuple[str, list[str]]:
 
 
 class Injection:
-    """Adds the source item to every UNet call, and gives the other items its features, queries and keys.
-
-    told: what the source item is told. steps: T. feature_steps, attention_steps: fraction of the steps, from the noisy
-    end, with injected features and with injected attention; int(T * fraction) steps.
-    """
+    """Adds the source item to every UNet call, and gives the other items its features, queries and keys. told: what the
+    source item is told. steps: T. feature_steps, attention_steps: fraction of the steps, from the noisy end, with
+    injected features and with injected attention; int(T * fraction) steps."""
 
     def __init__(self, told: Conditioning, steps: int, feature_steps: float, attention_steps: float):
         self.told = told
@@ -56,10 +54,6 @@ class Injection:
         both = Conditioning.cat(self.told, own)
         kwargs = {**kwargs, "encoder_hidden_states": both.embeds, "added_cond_kwargs": both.added}
         return (torch.cat([self.latent.to(z), z]), t), kwargs
-
-    def leave(self, unet: UNet2DConditionModel, args: tuple, output: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
-        """After a UNet call: what it predicted for the source item is of no use."""
-        return (output[0][1:],)
 
     def inject_features(self, module: torch.nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
         """After the last convolution of a residual block; its output [3, C, h, w] will be added to its own input."""
@@ -78,9 +72,7 @@ class Injection:
     def end_step(self) -> None:
         """Raises InputError if the UNet did not come by with the layers to be injected into."""
         due = {"feature": self.step < self.feature_until, "self-attention": self.step < self.attention_until}
-        missed = [kind for kind, is_due in due.items() if is_due and kind not in self.seen]
-        if missed:
-            raise InputError(f"Plug-and-Play's hooks caught no {' and no '.join(missed)} layer of this UNet.")
+        check_caught("Plug-and-Play", due, self.seen)
         self.seen.clear()
         self.step += 1
 
@@ -89,17 +81,13 @@ class Injection:
 def injected(unet: UNet2DConditionModel, injection: Injection) -> Iterator[None]:
     """Within this context `injection` acts on `unet`; afterwards all hooks are off, also after an error."""
     block, paths = feature_layer(unet)
-    handles = [
+    with (
         unet.register_forward_pre_hook(injection.join, with_kwargs=True),
-        unet.register_forward_hook(injection.leave),
+        unet.register_forward_hook(lambda unet, args, output: (output[0][1:],)),  # the source item leaves again
         unet.get_submodule(block).conv2.register_forward_hook(injection.inject_features),
-    ]
-    try:
-        with hooked(unet, injection, paths):
-            yield
-    finally:
-        for handle in handles:
-            handle.remove()
+        hooked(unet, injection, paths),
+    ):
+        yield
 
 
 def check(pipe: DiffusionPipeline, prompts: list[str], steps: int, latent_size: tuple[int, int], **settings) -> None:
@@ -109,14 +97,9 @@ def check(pipe: DiffusionPipeline, prompts: list[str], steps: int, latent_size: 
 
 @torch.no_grad()
 def edit(
-    drawing: Drawing,
-    z: torch.Tensor,
-    prompts: list[str],
-    feature_steps: float = 0.8,
-    attention_steps: float = 0.5,
-    negative_prompt: str = "ugly, blurry, black, low res, unrealistic",
-    source_latents: str = "trajectory",
-) -> torch.Tensor:
+    drawing: Drawing, z: torch.Tensor, prompts: list[str], feature_steps: float = 0.8, attention_steps: float = 0.5,
+    negative_prompt: str = "ugly, blurry, black, low res, unrealistic", source_latents: str = "trajectory",
+) -> torch.Tensor:  # fmt: skip
     """Edit one inverted picture; prompts are [source_prompt, target_prompt], z [2,4,h,w] their noise.
 
     negative_prompt: what the target's unconditional half is told, unless the inversion brings embeddings for it. PIE-

@@ -52,8 +52,7 @@ ENTRIES = (
     Entry("null_text", "NTI", "released code", (
         _nti("inner_steps", 10, "Adam steps per sampling step, at most", _count),
         _nti("learning_rate", 1e-2, "at sampling step 0; falls from there", _scale),
-        _nti("threshold", 1e-5, "loss to stop at, at sampling step 0; grows by 2e-5 per step; 0 never stops early",
-             _scale),
+        _nti("threshold", 1e-5, "loss to stop at, at step 0; grows by 2e-5 per step; 0 never stops early", _scale),
     ), way_back="guided", fitted=True),
     Entry("negative_prompt", "NPI", "released code", (_interpolation,), way_back="guided"),
     Entry("aidi", "AIDI", "unofficial port; there is no official code", (
@@ -64,8 +63,8 @@ ENTRIES = (
     Entry("nmg", "NMG", "released code", (
         _nmg("gradient_scale", 5000.0, "s_g, at 64x64 latents and kept elsewhere", _scale),
         _nmg("noise_map_scale", 10.0, "guidance by the noise map", _scale),
-        _nmg("reference", "current", "level compared with the steered latent: as released, or the one it has (the "
-             "paper)", choices=("current", "previous")),
+        _nmg("reference", "current", "level that the steered latent is compared with: as released, or its own (paper)",
+             choices=("current", "previous")),
     ), way_back="own"),
     Entry("direct", "DirectINV", way_back="guided", fitted=True),
     Entry("proximal", "ProxEdit", "the recipe in its released README", (

@@ -22,10 +22,8 @@ def invert(
     pipe: DiffusionPipeline, schedule: Schedule, latents: torch.Tensor, cond: Conditioning, guidance_scale: float = 7.5
 ) -> Inversion:
     """Invert clean `latents` [B,4,h,w] under the source prompt `cond`, and find the corrections of the source branch.
-
-    guidance_scale: of the source branch while editing, against the null text.
-    As released, but for the corrections of the target branch, which the released code computes and does not use.
-    """
+    guidance_scale: of the source branch while editing, against the null text. As released, but for the corrections of
+    the target branch, which the released code computes and does not use."""
     inversion = ddim.invert(pipe, schedule, latents, cond)
     null = encode_prompt(pipe, [""])[[0] * len(latents)]
     corrections = []

@@ -31,19 +31,14 @@ def unmix(x: torch.Tensor, y: torch.Tensor, p: float) -> list[torch.Tensor]:
 
 @torch.no_grad()
 def invert(
-    pipe: DiffusionPipeline,
-    schedule: Schedule,
-    latents: torch.Tensor,
-    cond: Conditioning,
-    mixing: float = 0.93,
-    guidance_scale: float = 3.0,
-) -> Inversion:
+    pipe: DiffusionPipeline, schedule: Schedule, latents: torch.Tensor, cond: Conditioning,
+    mixing: float = 0.93, guidance_scale: float = 3.0,
+) -> Inversion:  # fmt: skip
     """Invert clean `latents` [B,4,h,w] under the source prompt `cond`, in float64; both latents start there.
 
     mixing: p. guidance_scale: of classifier-free guidance (EDICT: 3); the way back is exact for the same one only.
-    The trajectory is that of the first latent; the second is the companion. EDICT itself walks 0.8
-    of the way, from a posterior sample; here it is the whole way, from the latent that all inversions start from.
-    As released, the first latent begins the alternation, at the noisiest step.
+    The trajectory is that of the first latent; the second is the companion. EDICT itself walks 0.8 of the way, from a
+    posterior sample. As released, the first latent begins the alternation, at the noisiest step.
     """
     null = encode_prompt(pipe, [""])[[0] * len(latents)]
     pair = [latents.double(), latents.double()]

@@ -10,18 +10,11 @@ from spdinv.inversions.result import Inversion
 
 
 def invert(
-    pipe: DiffusionPipeline,
-    schedule: Schedule,
-    latents: torch.Tensor,
-    cond: Conditioning,
-    rounds: int = 50,
-    threshold: float = 1e-10,
-    guidance_scale: float = 1.0,
-) -> Inversion:
-    """Invert clean `latents` [B,4,h,w] under the source prompt `cond`.
-
-    rounds: evaluations per timestep, at most. threshold: mean square of the residual to stop at. guidance_scale: of
-    classifier-free guidance inside eps; the way back is exact for the same one, where the search converges.
-    """
+    pipe: DiffusionPipeline, schedule: Schedule, latents: torch.Tensor, cond: Conditioning,
+    rounds: int = 50, threshold: float = 1e-10, guidance_scale: float = 1.0,
+) -> Inversion:  # fmt: skip
+    """Invert clean `latents` [B,4,h,w] under the source prompt `cond`. rounds: evaluations per timestep, at most.
+    threshold: mean square of the residual to stop at. guidance_scale: of classifier-free guidance inside eps; the way
+    back is exact for the same one, where the search converges."""
     solve = solvers.ANDERSON
     return solvers.search(pipe, schedule, latents, cond, solve, rounds, threshold, guidance_scale, thrifty=True)

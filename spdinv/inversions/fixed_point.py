@@ -14,19 +14,13 @@ from spdinv.inversions.result import Inversion
 
 
 def invert(
-    pipe: DiffusionPipeline,
-    schedule: Schedule,
-    latents: torch.Tensor,
-    cond: Conditioning,
-    rounds: int = 19,
-    guidance_scale: float = 2.0,
-    threshold: float = 0.0,
-) -> Inversion:
+    pipe: DiffusionPipeline, schedule: Schedule, latents: torch.Tensor, cond: Conditioning,
+    rounds: int = 19, guidance_scale: float = 2.0, threshold: float = 0.0,
+) -> Inversion:  # fmt: skip
     """Invert clean `latents` [B,4,h,w] under the source prompt `cond` by x <- C1 z_{t-1} + C2 eps(x, t).
 
-    rounds: iterations after the guess f(z_{t-1}); 0 is DDIM inversion. The released demo iterates 20 times from
-    z_{t-1}, the first of which makes the guess. guidance_scale: of classifier-free guidance inside eps (demo: 2).
-    threshold: see solvers.iterate; the released code has no such test.
+    rounds: after the guess f(z_{t-1}), which is the first of the released demo's 20; 0 is DDIM inversion.
+    guidance_scale: of classifier-free guidance inside eps. threshold: see solvers.iterate; not in the released code.
     The demo's preparation of the picture (image-to-image at strength 0.05) is no part of the inversion and left out.
     """
     solve = partial(solvers.iterate, solvers.plain)

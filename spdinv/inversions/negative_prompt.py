@@ -26,11 +26,9 @@ def invert(
 def with_source_prompt(
     pipe: DiffusionPipeline, inversion: Inversion, cond: Conditioning, interpolation: float = 0.0
 ) -> Inversion:
-    """The same inversion with the source prompt as the unconditional one, in every branch and step.
-
-    cond: source prompts of the B inverted pictures. interpolation: 0 the source prompt, 1 the null text, between them
-    on the arc (slerp of the whole embedding; ProxEdit's npi_interp). SDXL's pooled text goes the same way.
-    """
+    """The same inversion with the source prompt as the unconditional one, in every branch and step. cond: source
+    prompts of the B inverted pictures. interpolation: 0 the source prompt, 1 the null text, between them on the arc
+    (slerp of the whole embedding; ProxEdit's npi_interp). SDXL's pooled text goes the same way."""
     uncond, pooled = cond.embeds, cond.added and cond.added["text_embeds"]
     if interpolation > 0:
         null = encode_prompt(pipe, [""])[[0] * len(cond)]

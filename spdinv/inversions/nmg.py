@@ -40,15 +40,9 @@ def uncontrolled(unet: UNet2DConditionModel) -> Iterator[None]:
 
 
 def guided_by_noise_map(
-    pipe: DiffusionPipeline,
-    schedule: Schedule,
-    z: torch.Tensor,
-    aim: torch.Tensor,
-    t: int,
-    null: Conditioning,
-    gradient_scale: float,
-    noise_map_scale: float,
-) -> torch.Tensor:
+    pipe: DiffusionPipeline, schedule: Schedule, z: torch.Tensor, aim: torch.Tensor, t: int, null: Conditioning,
+    gradient_scale: float, noise_map_scale: float,
+) -> torch.Tensor:  # fmt: skip
     """z [1,4,h,w] at level t after the step that is steered towards `aim` [1,4,h,w]:
 
         g = d mean|ddim_step(z, e_0) - aim| / dz,   e_0 = eps(z, t, "")
@@ -68,14 +62,9 @@ def guided_by_noise_map(
 
 
 def step(
-    drawing: Drawing,
-    z: torch.Tensor,
-    step: int,
-    *,
-    gradient_scale: float = 5000.0,
-    noise_map_scale: float = 10.0,
+    drawing: Drawing, z: torch.Tensor, step: int, *, gradient_scale: float = 5000.0, noise_map_scale: float = 10.0,
     reference: str = "current",
-) -> torch.Tensor:
+) -> torch.Tensor:  # fmt: skip
     """A step by noise map guidance for the source branch, then a guided step for all, both at the same timestep (so the
     source advances twice, as released: the paper takes z_t^NM for z_{t-1}^NM). z [P,4,h,w], source first.
 

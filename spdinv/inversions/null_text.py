@@ -18,15 +18,9 @@ from spdinv.sampling import predict_pair
 
 @torch.no_grad()
 def invert(
-    pipe: DiffusionPipeline,
-    schedule: Schedule,
-    latents: torch.Tensor,
-    cond: Conditioning,
-    inner_steps: int = 10,
-    learning_rate: float = 1e-2,
-    threshold: float = 1e-5,
-    guidance_scale: float = 7.5,
-) -> Inversion:
+    pipe: DiffusionPipeline, schedule: Schedule, latents: torch.Tensor, cond: Conditioning,
+    inner_steps: int = 10, learning_rate: float = 1e-2, threshold: float = 1e-5, guidance_scale: float = 7.5,
+) -> Inversion:  # fmt: skip
     """Invert clean `latents` [B,4,h,w] under the source prompt `cond`, and find the embeddings to come back with.
 
     inner_steps: Adam steps per sampling step; 0 keeps the null text: DDIM inversion. learning_rate: of sampling step 0;

@@ -21,13 +21,9 @@ from spdinv.sampling import Drawing, correct, predict_both
 
 @torch.no_grad()
 def invert(
-    pipe: DiffusionPipeline,
-    schedule: Schedule,
-    latents: torch.Tensor,
-    cond: Conditioning,
-    interpolation: float = 0.0,
-    **settings,
-) -> Inversion:
+    pipe: DiffusionPipeline, schedule: Schedule, latents: torch.Tensor, cond: Conditioning,
+    interpolation: float = 0.0, **settings,
+) -> Inversion:  # fmt: skip
     """Invert clean `latents` [B,4,h,w] as negative_prompt does; settings: the keyword arguments of `step`."""
     inversion = negative_prompt.invert(pipe, schedule, latents, cond, interpolation)
     return replace(inversion, step=partial(step, **settings))
@@ -43,26 +39,15 @@ def shrink(delta: torch.Tensor, threshold: torch.Tensor, mode: str) -> torch.Ten
 
 
 def edited_region(delta: torch.Tensor, threshold: torch.Tensor, dilation: int) -> torch.Tensor:
-    """1.0 where |delta| is above the threshold or within `dilation` places of it, per branch and channel; else 0.0.
-
-    As released, delta has been through `shrink`: in "soft" mode its |raw| has to be above twice the threshold.
-    """
+    """1.0 where |delta| is above the threshold or within `dilation` places of it, per branch and channel; else 0.0. As
+    released, delta has been through `shrink`: in "soft" mode its |raw| has to be above twice the threshold."""
     return F.max_pool2d((delta.abs() > threshold).to(delta.dtype), 2 * dilation + 1, 1, dilation)
 
 
 def step(
-    drawing: Drawing,
-    z: torch.Tensor,
-    step: int,
-    *,
-    mode: str = "soft",
-    quantile: float = 0.7,
-    branches: str = "all",
-    guidance: str = "inversion",
-    recon_lr: float = 1.0,
-    recon_t: int = 400,
-    dilation: int = 1,
-) -> torch.Tensor:
+    drawing: Drawing, z: torch.Tensor, step: int, *, mode: str = "soft", quantile: float = 0.7, branches: str = "all",
+    guidance: str = "inversion", recon_lr: float = 1.0, recon_t: int = 400, dilation: int = 1,
+) -> torch.Tensor:  # fmt: skip
     """sampling.guided_step with proximal guidance; the defaults are the recipe in the README of ProxEdit's code.
 
     mode: see shrink. quantile: of |d|, taken over all branches, the source's included (its d is 0 under NPI, so 0.7 of

@@ -69,11 +69,9 @@ def counted(unet: torch.nn.Module, z: torch.Tensor) -> Iterator[dict[str, float]
     def backward(gradient):
         cost["backward"] += len(gradient)
 
-    handle, start = unet.register_forward_hook(forward), clock(z)
-    try:
+    start = clock(z)
+    with unet.register_forward_hook(forward):
         yield cost
-    finally:
-        handle.remove()
     cost["seconds"] = clock(z) - start
 
 

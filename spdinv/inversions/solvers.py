@@ -26,17 +26,10 @@ Function = Callable[[torch.Tensor, list[int]], torch.Tensor]
 
 @torch.no_grad()
 def search(
-    pipe: DiffusionPipeline,
-    schedule: Schedule,
-    latents: torch.Tensor,
-    cond: Conditioning,
-    solve: Callable[..., Solved],
-    rounds: int,
-    threshold: float,
-    guidance_scale: float = 1.0,
-    thrifty: bool = False,
+    pipe: DiffusionPipeline, schedule: Schedule, latents: torch.Tensor, cond: Conditioning,
+    solve: Callable[..., Solved], rounds: int, threshold: float, guidance_scale: float = 1.0, thrifty: bool = False,
     remember_start: bool = False,
-) -> Inversion:
+) -> Inversion:  # fmt: skip
     """Invert clean `latents` [B,4,h,w] under the source prompt `cond`: at every level the guess, then `solve` from it.
 
     rounds: after the guess, at most. threshold: of the mean square of the residual. guidance_scale: of classifier-free
@@ -62,9 +55,6 @@ def search(
         trajectory.append(x)
         spent.append(rounds_here)
     return Inversion(torch.stack(trajectory), torch.tensor(spent))
-
-
-# ------------------------------------------------------------------------------------------- by evaluating f alone
 
 
 def plain(points: Latents, values: Latents) -> tuple[torch.Tensor, torch.Tensor]:
@@ -98,13 +88,9 @@ def anderson(points: Latents, values: Latents) -> tuple[torch.Tensor, torch.Tens
 
 
 def iterate(
-    propose: Callable[[Latents, Latents], tuple[torch.Tensor, torch.Tensor]],
-    f: Function,
-    x: torch.Tensor,
-    rounds: int,
-    threshold: float = 0.0,
-    before: tuple[Latents, Latents] = ((), ()),
-) -> Solved:
+    propose: Callable[[Latents, Latents], tuple[torch.Tensor, torch.Tensor]], f: Function, x: torch.Tensor, rounds: int,
+    threshold: float = 0.0, before: tuple[Latents, Latents] = ((), ()),
+) -> Solved:  # fmt: skip
     """Search from x [B,4,h,w] with at most `rounds` evaluations and no gradient; 0 returns x.
 
     propose: from the points of an image and the values of f there (the newest WINDOW + 1) to the next point, and the
@@ -131,9 +117,6 @@ def iterate(
 ANDERSON = partial(iterate, anderson)
 
 
-# ---------------------------------------------------------------------------------------------- with the gradient
-
-
 def step_lengths(x: torch.Tensor, g: torch.Tensor, before: tuple[torch.Tensor, torch.Tensor] | None) -> torch.Tensor:
     """Per image [n,1,1,1]: Barzilai and Borwein's <dx, dg> / <dg, dg>, the inverse curvature along the last step, from
     0.01 to 100. At first 1: f contracts, so the Jacobian of x - f(x) is near the identity or below it."""
@@ -144,17 +127,11 @@ def step_lengths(x: torch.Tensor, g: torch.Tensor, before: tuple[torch.Tensor, t
 
 
 def descend(
-    f: Function,
-    x: torch.Tensor,
-    rounds: int,
-    threshold: float = 0.0,
-    network_dtype: torch.dtype = torch.float32,
+    f: Function, x: torch.Tensor, rounds: int, threshold: float = 0.0, network_dtype: torch.dtype = torch.float32
 ) -> Solved:
-    """Minimise |x - f(x)|^2 / 2 from x [B,4,h,w] without a learning rate, the gradient going through f.
-
-    In each of at most `rounds` rounds f is evaluated once. An image whose mean((x - f(x))^2) is below `threshold` is
-    done, without a backward pass; for the others the same evaluation serves the gradient. The answer is the last f(x).
-    """
+    """Minimise |x - f(x)|^2 / 2 from x [B,4,h,w] without a learning rate, the gradient going through f. In each of at
+    most `rounds` rounds f is evaluated once. An image whose mean((x - f(x))^2) is below `threshold` is done, without a
+    backward pass; for the others the same evaluation serves the gradient. The answer is the last f(x)."""
     searching, spent, found, before = list(range(len(x))), [0] * len(x), x.clone(), None
     for remaining in reversed(range(rounds)):
         with torch.enable_grad():

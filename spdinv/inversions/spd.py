@@ -26,16 +26,9 @@ def coefficients(schedule: Schedule, t: int) -> tuple[torch.Tensor, torch.Tensor
 
 
 def f_theta(
-    pipe: DiffusionPipeline,
-    schedule: Schedule,
-    z: torch.Tensor,
-    t: int,
-    cond: Conditioning,
-    x: torch.Tensor,
-    images: list[int],
-    printed: bool = False,
-    shown: int | None = None,
-) -> torch.Tensor:
+    pipe: DiffusionPipeline, schedule: Schedule, z: torch.Tensor, t: int, cond: Conditioning, x: torch.Tensor,
+    images: list[int], printed: bool = False, shown: int | None = None,
+) -> torch.Tensor:  # fmt: skip
     """f(x) = C_{t,1} z_{t-1} + C_{t,2} eps(x, t, c) (Eq. 3), for the n listed `images` of the batch: z [B,4,h,w] is
     z_{t-1} of all, x [n,4,h,w] stands for their z_t.
 
@@ -55,16 +48,9 @@ def norm(residual: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def invert(
-    pipe: DiffusionPipeline,
-    schedule: Schedule,
-    latents: torch.Tensor,
-    cond: Conditioning,
-    rounds: int = 25,
-    learning_rate: float = 1e-3,
-    threshold: float = 5e-6,
-    solver: str = "adamw",
-    guess: str = "t",
-) -> Inversion:
+    pipe: DiffusionPipeline, schedule: Schedule, latents: torch.Tensor, cond: Conditioning,
+    rounds: int = 25, learning_rate: float = 1e-3, threshold: float = 5e-6, solver: str = "adamw", guess: str = "t",
+) -> Inversion:  # fmt: skip
     """Invert clean `latents` [B,4,h,w] (float32) under the source prompt `cond`, without classifier-free guidance.
 
     rounds: K; 0 is DDIM inversion. learning_rate: eta. threshold: delta, compared with the loss before the step just
@@ -81,16 +67,9 @@ def invert(
 
 
 def algorithm_1(
-    pipe: DiffusionPipeline,
-    schedule: Schedule,
-    z_0: torch.Tensor,
-    p_s: Conditioning,
-    K: int,
-    delta: float,
-    eta: float,
-    printed: bool = False,
-    guess: str = "t",
-) -> Inversion:
+    pipe: DiffusionPipeline, schedule: Schedule, z_0: torch.Tensor, p_s: Conditioning, K: int, delta: float, eta: float,
+    printed: bool = False, guess: str = "t",
+) -> Inversion:  # fmt: skip
     """Algorithm 1 for z_0 [B,4,h,w] and source prompts p_s. printed: lines 4 and 5 and the form of Eq. 1 to the letter.
     guess: the timestep of line 2, "t" as released or "t-1" as printed.
 

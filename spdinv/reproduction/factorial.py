@@ -37,9 +37,7 @@ def main_effect(scores: dict[Cell, np.ndarray], factor: int) -> np.ndarray:
 
 def shares(scores: dict[Cell, np.ndarray], start: Cell = PLAIN, end: Cell = RELEASED) -> dict[int, np.ndarray]:
     """What each factor contributes on the way from one cell to another, item by item; the shares add up to the gain.
-
-    Shapley's value: the change that switching the factor makes, averaged over all orders of switching.
-    """
+    Shapley's value: the change that switching the factor makes, averaged over all orders of switching."""
     players = [factor for factor, (a, b) in enumerate(zip(start, end, strict=True)) if a != b]
     found, orders = dict.fromkeys(players, 0.0), list(permutations(players))
     for order in orders:

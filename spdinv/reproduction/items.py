@@ -3,11 +3,12 @@
 import argparse
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from common.files import check_file_name
+from common.files import check_file_name, refused_as
 from common.runs import InputError, measure
 from spdinv import options
 
@@ -27,14 +28,6 @@ class Bench:
     resolution: int | None = None
     seed: int = 0
 
-    def square(self, item):
-        """The item's picture, a PIL image of the resolution, and as a tensor [1,3,H,W] in [0,1]."""
-        from common.images import center_crop_resize, load_image, to_tensor
-        from common.pipelines import native_resolution
-
-        image = center_crop_resize(load_image(item.image_path), self.resolution or native_resolution(self.pipe))
-        return image, to_tensor(image).to(self.pipe.device)
-
     def row(self, item, name: str, pictures: dict, seconds: float, memory: float, inversion_seconds: float, **metrics):
         """A result row (common.runs) with the scores of the pictures, and further metrics. seconds: of everything;
         inversion_seconds: NaN where there is no inversion."""
@@ -45,17 +38,28 @@ class Bench:
         }  # fmt: skip
 
 
-def run_item(bench: Bench, item, method: options.Method, name: str | None = None, inverted: dict | None = None):
+def run_item(
+    bench: Bench, item, method: options.Method | Callable, name: str | None = None, inverted: dict | None = None
+) -> tuple[dict, dict]:
     """Edit one EditItem and score it: its row, and {"source", "reconstruction", "edited"} as PIL pictures.
 
-    method: PIE-Bench's words for LocalBlend and reweighting are put in here. name: of the method in the row; its own by
-    default. inverted: what this function leaves there of one item is used by its next call for the same item, so that
-    methods which differ after the inversion share one; the row counts its seconds and memory all the same.
+    method: PIE-Bench's words for LocalBlend and reweighting are put in here. Or a baseline of baselines.run.load, which
+    reconstructs nothing. name: of the method in the row; its own by default. inverted: what this function leaves there
+    of one item is used by its next call for the same item, so that methods which differ after the inversion share one;
+    the row counts its seconds and memory all the same.
     """
-    from common.images import to_pil
+    from common.images import center_crop_resize, load_image, to_pil, to_tensor
+    from common.pipelines import native_resolution
     from spdinv.editing import edit_picture
 
-    (image, picture), method = bench.square(item), with_words(bench.pipe, item, method)
+    image = center_crop_resize(load_image(item.image_path), bench.resolution or native_resolution(bench.pipe))
+    picture = to_tensor(image).to(bench.pipe.device)
+    if callable(method):
+        with measure() as cost:
+            edited = method(item, picture, square_mask(item, picture.shape[-2:]).to(picture.device))
+        pictures = {"source": image, "edited": to_pil(edited)}
+        return bench.row(item, name, pictures, cost.seconds, cost.peak_memory_mb, float("nan")), pictures
+    method = with_words(bench.pipe, item, method)
     source_prompt = "" if method.null_source_prompt else item.source_prompt
     key = json.dumps([source_prompt, method.inversion, method.inversion_options, method.num_inference_steps,
                       method.inversion_steps])  # fmt: skip
@@ -107,20 +111,24 @@ def scores(item, pictures: dict, encoders, folder: Path | None) -> dict[str, flo
     from common.metrics import PIE_PROTOCOLS, pie_scores, psnr, truth_scores
 
     source, edited = to_tensor(pictures["source"]), to_tensor(pictures["edited"])
-    result = {}
-    if "edit" in item.extras and source.shape[-2:] == item.mask_size:  # a picturebook item at its own size
-        from common.picturebook.benchmarks import edit_success
-
-        result["edit_success (picturebook)"] = float(edit_success(item, edited))
-        if folder:
-            truth = to_tensor(load_image(folder / item.extras["truth_path"]))
-            result |= truth_scores(truth, edited, encoders.lpips)
+    result = success(item, edited)
+    if result and folder:
+        result |= truth_scores(to_tensor(load_image(folder / item.extras["truth_path"])), edited, encoders.lpips)
     mask = square_mask(item, source.shape[-2:])
     for protocol in PIE_PROTOCOLS:
         result |= pie_scores(source, edited, mask, item.source_prompt, item.target_prompt, encoders, protocol)
     if "reconstruction" in pictures:
         result["psnr_reconstruction"] = psnr(source, to_tensor(pictures["reconstruction"])).item()
     return result
+
+
+def success(item, picture, name: str = "edit_success") -> dict[str, float]:
+    """Whether a picture [1,3,H,W] shows the edit, {} where the item is none of the picturebook's at its own size."""
+    if "edit" not in item.extras or picture.shape[-2:] != item.mask_size:
+        return {}
+    from common.picturebook.benchmarks import edit_success
+
+    return {f"{name} (picturebook)": float(edit_success(item, picture))}
 
 
 def save_grid(output: Path, items: list, columns: list[str]) -> None:
@@ -136,42 +144,24 @@ def square_mask(item, size: tuple[int, int]):
     """The item's mask [1,1,height,width]: its central square, as of the picture, resized by nearest neighbour."""
     import torch.nn.functional as F
 
-    side = min(item.mask_size)
-    top, left = ((length - side) // 2 for length in item.mask_size)
-    return F.interpolate(item.mask[None, None, top : top + side, left : left + side], size)
+    return F.interpolate(options.central_square(item.mask)[None, None], size)
 
 
-def find_dataset(args: argparse.Namespace) -> Path:
-    if args.dataset != "picturebook":
-        return Path(args.dataset)
+def read_items(args: argparse.Namespace) -> tuple[Path, list]:
+    """The benchmark's folder, and the items to run; the published one-pixel border of the masks is kept for 512-pixel
+    masks only (on a picture of 64 pixels it would be 6 % of it)."""
+    from common.data import PIE_SIZE, read_pie_bench
     from common.picturebook.benchmarks import ensure_pie_bench
-
-    return ensure_pie_bench(split=args.split, quick=not args.full)
-
-
-def check_extras(item, folder: Path) -> None:
-    """Raises InputError for an entry that has the picturebook's key and not what belongs to it."""
     from common.picturebook.edits import edit_from_dict
 
-    if "edit" not in item.extras:
-        return
-    try:
-        edit_from_dict(item.extras["edit"])
-        truth = folder / item.extras["truth_path"]
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError):
-        raise InputError(f"item {item.id} of {folder} has the key edit of the picturebook's items and is none of them: "
-                         "take the key out of mapping_file.json") from None  # fmt: skip
-    if not truth.is_file():
-        raise InputError(f"item {item.id} of {folder} names a true edit that is not there: {truth}")
-
-
-def read_items(folder: Path, args: argparse.Namespace) -> list:
-    """The items to run; the published one-pixel border of the masks is kept for 512-pixel masks only (on a picture of
-    64 pixels it would be 6 % of it)."""
-    from common.data import PIE_SIZE, read_pie_bench
-
+    on_book = args.dataset == "picturebook"
+    folder = ensure_pie_bench(split=args.split, quick=not args.full) if on_book else Path(args.dataset)
     items = read_pie_bench(folder, args.edit_types, args.limit)
     for item in items:
         check_file_name(item.id, f"an item of {folder}")
-        check_extras(item, folder)
-    return [item if item.mask_size == PIE_SIZE else replace(item, border=0) for item in items]
+        if "edit" in item.extras:
+            with refused_as(f"item {item.id} of {folder} has the picturebook's key edit, and not what belongs to it"):
+                edit_from_dict(item.extras["edit"])
+                if not (truth := folder / item.extras["truth_path"]).is_file():
+                    raise InputError(f"item {item.id} of {folder} names a true edit that is not there: {truth}")
+    return folder, [item if item.mask_size == PIE_SIZE else replace(item, border=0) for item in items]

@@ -6,7 +6,7 @@ spd+p2p, spd+p2p@as_released, spd+p2p@proximal, spd+p2p@spd_rounds=5.
 
 import argparse
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,7 @@ from spdinv import options, presets
 from spdinv.engines import ENGINES
 from spdinv.inversions import INVERSIONS, OWN
 
-SWITCHES = tuple(name for name, value in presets.EXTRAS.items() if value is False)  # extras that are on or off
-FACTORS = ("negative_prompt_embedding", "proximal", "inversion_guidance", "color_fix")
+FACTORS = SWITCHES = tuple(one.name for one in presets.SWITCH_SETTINGS)  # extras that are on or off
 
 
 @dataclass(frozen=True)
@@ -32,18 +31,14 @@ class Row:
 
     def config(self) -> dict[str, Any]:
         """For --print_config: everything that is settled about the row."""
-        settled, needs = asdict(self.method) if self.method else {}, {"needs": self.needs} if self.needs else {}
+        settled, needs = vars(self.method) if self.method else {}, {"needs": self.needs} if self.needs else {}
         return {"row": " ".join(self.label), "name": self.name, **settled, **needs}
 
 
-def changed(args: argparse.Namespace, **settings: Any) -> argparse.Namespace:
-    """The flags with some of them set otherwise."""
-    return argparse.Namespace(**{**vars(args), **settings})
-
-
-def name_of(args: argparse.Namespace, inversion: str, engine: str, **settings: Any) -> str:
-    """The name under which the flags' method, with these settings in their place, goes into result rows."""
-    own = changed(args, **settings)
+def named(args: argparse.Namespace, inversion: str, engine: str, **settings: Any) -> tuple[str, options.Method]:
+    """One inversion and engine, with these settings in the place of the flags': its name in result rows, and the
+    method with all settings."""
+    own = argparse.Namespace(**{**vars(args), **settings})
     preset = presets.PRESETS[own.preset].get(engine, {})
     tags = [own.preset] if own.preset != "inversion_only" else []
     for switch in SWITCHES:
@@ -55,20 +50,14 @@ def name_of(args: argparse.Namespace, inversion: str, engine: str, **settings: A
     tags += [Path(path).stem for path in own.adapter or []]
     others = settings.keys() - {"preset", "elite", "adapter", *SWITCHES}
     tags += [f"{name}={settings[name]:g}" for name in sorted(others) if settings[name] != getattr(args, name)]
-    return f"{inversion}+{engine}" + ("@" + ",".join(tags) if tags else "")
-
-
-def named(args: argparse.Namespace, inversion: str, engine: str, **settings: Any) -> tuple[str, options.Method]:
-    """One inversion and engine: its name in result rows, and the method with all settings."""
-    method = options.method_of(changed(args, **settings), inversion, engine)
-    return name_of(args, inversion, engine, **settings), method
+    name = f"{inversion}+{engine}" + ("@" + ",".join(tags) if tags else "")
+    return name, options.method_of(own, inversion, engine)
 
 
 def parts(name: str) -> tuple[str, str, str]:
     """spd+p2p@as_released is ("spd", "p2p", "as_released"); what a name lacks is ""."""
     pair, _, tags = name.partition("@")
-    inversion, _, engine = pair.partition("+")
-    return inversion, engine, tags
+    return *pair.partition("+")[::2], tags
 
 
 def title(name: str) -> str:
@@ -121,18 +110,17 @@ def chosen(args: argparse.Namespace, row: Row) -> bool:
     """Whether a row is to be run: it can be, and --inversions and --engines, where given, have it."""
     if row.needs or row.method is None:
         return not row.needs  # a baseline is run where --baselines asks for it
-    inversions, engines = args.inversions or [row.method.inversion], args.engines or [row.method.engine]
-    return row.method.inversion in inversions and row.method.engine in engines
+    return row.method.inversion in (args.inversions or INVERSIONS) and row.method.engine in (args.engines or ENGINES)
 
 
 def measured_lines(args: argparse.Namespace, summary: dict[str, dict]) -> dict[str, list[dict | None]]:
     """Per preset what was measured of each row of the table; a row that no preset changes stands under the first."""
-    lines: dict[str, list[dict | None]] = {}
+    lines, shown = {}, set()
     for preset in args.presets:
-        names = [row.name if chosen(args, row) else None for row in table_rows(args, preset)]
-        others = [[row.name for row in table_rows(args, other)] for other in lines]
-        lines[preset] = [None if any(other[i] == name for other in others) else summary.get(name)
-                         for i, name in enumerate(names)]  # fmt: skip
+        table = list(enumerate(table_rows(args, preset)))
+        lines[preset] = [summary.get(row.name) if chosen(args, row) and (i, row.name) not in shown else None
+                         for i, row in table]  # fmt: skip
+        shown |= {(i, row.name) for i, row in table}
     return lines
 
 
@@ -152,9 +140,6 @@ def plan(args: argparse.Namespace) -> dict[str, options.Method]:
         if args.table:
             wanted += [(row.name, row.method) for row in table_rows(args, preset) if row.method and chosen(args, row)]
         elif args.inversions or args.engines or not args.factorial:
-            wanted += [
-                named(args, inversion, engine, preset=preset)
-                for engine in args.engines or ["p2p"]
-                for inversion in args.inversions or ["ddim", OWN]
-            ]
+            wanted += [named(args, inversion, engine, preset=preset) for engine in args.engines or ["p2p"]
+                       for inversion in args.inversions or ["ddim", OWN]]  # fmt: skip
     return dict(wanted) | dict(factorial(args).values() if args.factorial else ())

@@ -3,44 +3,32 @@
 import csv
 import io
 from pathlib import Path
-from typing import Any
 
 from common import tables
 from common.data import EDIT_TYPES
 from common.metrics import PIE_SCORES
 from common.runs import bootstrap_interval, write_text
-from common.tables import Summary, by, by_method, cell, published_table, text_table
-
-
-def summarise(rows: list[dict]) -> dict[str, Any]:
-    """{"overall": {method: intervals}, "by_edit_type": {edit type: {method: intervals}}}."""
-    return {
-        "overall": by_method(rows),
-        "by_edit_type": {kind: by_method(of_kind) for kind, of_kind in sorted(by(rows, "edit_type").items())},
-    }
+from common.tables import Summary, by, cell, published_table, text_table
 
 
 def write_csv(path: str | Path, rows: list[dict]) -> None:
     """One line per picture; a column per method and metric, headed method|metric as PIE-Bench's scorer does."""
     columns = list(dict.fromkeys((row["method"], key) for row in rows for key in row["metrics"]))
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["item", "edit_type", *(f"{method}|{key}" for method, key in columns)])
+    lines = [["item", "edit_type", *map("|".join, columns)]]
     for item, group in by(rows, "item").items():
         metrics = {row["method"]: row["metrics"] for row in group}
-        values = [metrics.get(method, {}).get(key, "") for method, key in columns]
-        writer.writerow([item, group[0]["edit_type"], *values])
+        values = (metrics.get(method, {}).get(key, "") for method, key in columns)
+        lines.append([item, group[0]["edit_type"], *values])
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(lines)
     write_text(path, text.getvalue())
 
 
 def edit_type_table(summary: dict[str, dict[str, dict]], wanted: tuple[str, ...]) -> str:
     """Edit types and methods down, the metrics named in `wanted` across."""
     keys = wanted_keys(list(dict.fromkeys(k for kind in summary.values() for v in kind.values() for k in v)), wanted)
-    lines = [
-        [f"{kind} {EDIT_TYPES[kind]}", method, *(cell(values.get(key)) for key in keys)]
-        for kind, methods in summary.items()
-        for method, values in methods.items()
-    ]
+    lines = [[f"{kind} {EDIT_TYPES[kind]}", method, *(cell(values.get(key)) for key in keys)]
+             for kind, methods in summary.items() for method, values in methods.items()]  # fmt: skip
     return text_table([["edit type", "method", *keys], *lines])
 
 

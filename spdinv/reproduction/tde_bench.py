@@ -2,10 +2,9 @@
 
     python -m spdinv.reproduction.tde_bench --coco_dir COCO --output_dir outputs/tde_bench
 
-The authors took 100 random pictures of the validation split and thought up a target prompt for each; neither list nor
-prompts nor masks were released. Here a source prompt is one of COCO's own captions, the target prompt changes it by one
-of the rules below, one per edit type of PIE-Bench, and the mask comes from COCO's outlines. The same folder, seed and
-count give the same bench, byte for byte.
+The authors took 100 random pictures of the validation split; neither list nor prompts nor masks were released. Here a
+source prompt is one of COCO's own captions, the target prompt changes it by a rule of tde_rules, the mask comes from
+COCO's outlines. The same folder, seed and count give the same bench, byte for byte.
 """
 
 import argparse
@@ -16,6 +15,8 @@ from typing import Any
 
 from common.flags import number
 from common.runs import InputError, atomic_path, make_parser, read_json, script
+from common.tables import by
+from spdinv.options import central_square
 from spdinv.reproduction.tde_rules import RULES, Change, find_things, plain_words
 
 SHARES = {"1": 80, "2": 80, "3": 80, "4": 40, "5": 40, "6": 40, "7": 40, "8": 80, "9": 80}  # PIE-Bench's, less random
@@ -23,21 +24,15 @@ LEAST, MOST = 0.02, 0.7  # share of the picture that the changed thing may cover
 LONGEST = 30  # words of a caption
 
 
-# -------------------------------------------------------------------------------------------------------------- COCO
-
-
 def read_coco(folder: Path, split: str) -> dict[str, Any]:
     """{"images", "categories", "outlines": by picture, "captions": by picture}; InputError unless it is COCO's."""
     files = [folder / "annotations" / f"{kind}_{split}.json" for kind in ("instances", "captions")]
     instances, captions = (read_json(file) for file in files)
-    found: dict[str, Any] = {"outlines": {}, "captions": {}}
     try:
-        found["images"] = {image["id"]: image for image in instances["images"]}
-        found["categories"] = {category["id"]: category for category in instances["categories"]}
-        for outline in instances["annotations"]:
-            found["outlines"].setdefault(outline["image_id"], []).append(outline)
-        for caption in sorted(captions["annotations"], key=lambda caption: caption["id"]):
-            found["captions"].setdefault(caption["image_id"], []).append(caption["caption"])
+        found = {kind: {one["id"]: one for one in instances[kind]} for kind in ("images", "categories")}
+        found["outlines"] = by(instances["annotations"], "image_id")
+        captions = by(sorted(captions["annotations"], key=lambda one: one["id"]), "image_id")
+        found["captions"] = {image: [one["caption"] for one in same] for image, same in captions.items()}
     except (KeyError, TypeError) as problem:
         raise InputError(f"{files[0]} and {files[1].name} are not COCO's annotations: {problem!r} is wrong") from None
     missing = [image["file_name"] for image in found["images"].values()
@@ -74,14 +69,8 @@ def cropped(mask, resolution: int):
     import numpy as np
     from PIL import Image
 
-    height, width = mask.shape
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    square = Image.fromarray(mask[top : top + side, left : left + side])
+    square = Image.fromarray(central_square(mask))
     return np.asarray(square.resize((resolution, resolution), Image.Resampling.NEAREST))
-
-
-# --------------------------------------------------------------------------------------------------------- the bench
 
 
 def quotas(count: int) -> dict[str, int]:
@@ -100,9 +89,8 @@ def build(coco: dict[str, Any], pictures: Path, folder: Path, count: int, seed: 
     from common.images import center_crop_resize, load_image, save_png
     from common.picturebook.edits import with_brackets
 
-    names: dict[str, list[str]] = {}
-    for category in coco["categories"].values():
-        names.setdefault(category["supercategory"], []).append(category["name"])
+    kinds = by(coco["categories"].values(), "supercategory")
+    names = {kind: [category["name"] for category in same] for kind, same in kinds.items()}
     names["person"] = []  # there is no other category of that kind
     wanted, made, items = quotas(count), Counter(), []
     order = sorted(coco["images"])
@@ -111,12 +99,9 @@ def build(coco: dict[str, Any], pictures: Path, folder: Path, count: int, seed: 
         open_kinds = [kind for kind in wanted if made[kind] < wanted[kind]]
         if not open_kinds:
             break
-        image, outlines = coco["images"][image_id], coco["outlines"].get(image_id, [])
+        image, outlines = coco["images"][image_id], by(coco["outlines"].get(image_id, []), "category_id")
         size = (image["height"], image["width"])
-        masks = {  # by category
-            key: cropped(outline_mask([o for o in outlines if o["category_id"] == key], size), resolution)
-            for key in sorted({outline["category_id"] for outline in outlines})
-        }
+        masks = {key: cropped(outline_mask(outlines[key], size), resolution) for key in sorted(outlines)}
         usable = [coco["categories"][key] for key, mask in masks.items() if LEAST <= mask.mean() <= MOST]
         if not usable:
             continue
@@ -132,13 +117,10 @@ def build(coco: dict[str, Any], pictures: Path, folder: Path, count: int, seed: 
             place = f"{kind}_{EDIT_TYPES[kind].replace(' ', '_')}/{key}.png"
             picture = center_crop_resize(load_image(pictures / image["file_name"]), resolution)
             save_png(folder / "annotation_images" / place, picture)
-            items.append(
-                EditItem(
-                    key, folder / "annotation_images" / place, source, target, change.instruction, kind,
-                    change.blended_words, tuple(encode_mask(mask)), (resolution, resolution),
-                    extras={"coco_file": image["file_name"]},
-                )
-            )  # fmt: skip
+            items.append(EditItem(
+                key, folder / "annotation_images" / place, source, target, change.instruction, kind,
+                change.blended_words, tuple(encode_mask(mask)), mask.shape, extras={"coco_file": image["file_name"]},
+            ))  # fmt: skip
             made[kind] += 1
             break
     if not items:

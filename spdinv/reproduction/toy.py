@@ -6,8 +6,7 @@ Latents are picture-book scenes, shrunk to 16x16 and scaled to mean 0 and varian
     E[x_0 | x, c] = sum_i w_i (m_i + g (x - sqrt(a) m_i)),   w = softmax(-|x - sqrt(a) m_i|^2 / (2 v)) over admitted i
     v = a width^2 + 1 - a,   g = sqrt(a) width^2 / v,   eps(x, t, c) = (x - sqrt(a) E[x_0 | x, c]) / sqrt(1 - a)
 
-It stands in for a pipeline wherever an inversion or the engine "none" wants one, so what they do can be watched where
-the network makes no mistake: whatever gap is left is the inversion's own.
+It stands in for a pipeline, so that inversions can be watched where any gap that is left is their own.
 """
 
 from pathlib import Path
@@ -93,22 +92,16 @@ def tokenizer(text, **options):
 tokenizer.model_max_length = 77
 
 
-def ways(pipe: SimpleNamespace, prompt: str = "car", steps: int = 50, seed: int = 0) -> tuple[torch.Tensor, dict]:
-    """A picture drawn from known noise, and three inversions of it: latents [T+1,1,3,16,16], clean first."""
+if __name__ == "__main__":  # the picture of the README: a drawn picture's way from known noise, and three inversions'
     from common.pipelines import encode_prompt
     from spdinv.inversions import INVERSIONS
+    from spdinv.reproduction.experiments import draw
     from spdinv.sampling import generate
 
-    schedule, cond = pipe.schedule(steps), encode_prompt(pipe, [prompt])
-    noise = torch.randn(1, *pipe.latents.shape[1:], generator=torch.Generator().manual_seed(seed)).to(pipe.latents)
+    pipe = toy_pipeline()
+    schedule, cond = pipe.schedule(50), encode_prompt(pipe, ["car"])
+    noise = torch.randn(1, *pipe.latents.shape[1:], generator=torch.Generator().manual_seed(0)).to(pipe.latents)
     true = generate(pipe, schedule, noise, cond, 1.0)
-    return true, {INVERSIONS[name].title: INVERSIONS[name](pipe, schedule, true[0], cond).trajectory
-                  for name in ("ddim", "spd", "exact")}  # fmt: skip
-
-
-if __name__ == "__main__":  # the picture of the README
-    from spdinv.reproduction.experiments import draw
-
-    drawn, inverted = ways(toy_pipeline())
-    draw.save(draw.mechanism(drawn.numpy(), {name: way.numpy() for name, way in inverted.items()}),
-              Path(__file__).parents[2] / "assets" / "spdinv.png")  # fmt: skip
+    found = {INVERSIONS[name].title: INVERSIONS[name](pipe, schedule, true[0], cond).trajectory.numpy()
+             for name in ("ddim", "spd", "exact")}  # fmt: skip
+    draw.save(draw.mechanism(true.numpy(), found), Path(__file__).parents[2] / "assets" / "spdinv.png")

@@ -46,7 +46,7 @@ def test_run_skip_and_table(run, benchmark, tmp_path, monkeypatch, capsys, refus
     assert command.limit == 1 and command.num_inference_steps == 1 and command.inversions == ["ddim"]
 
     run("--items", "1", "--methods", "exact+p2p")
-    assert "fewer than 2 items: exact + P2P: 1." in (run("--items", "2") / "index.html").read_text()
+    assert "exact + P2P ran on 1 of 2 items." in (run("--items", "2") / "index.html").read_text()
     assert len(calls) == 5 and listing(RESULTS) == kept
 
     for folder, read in ((output, benchmark.name), (tmp_path / "nothing", "picturebook")):  # live; otherwise committed

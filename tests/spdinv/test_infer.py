@@ -96,7 +96,7 @@ WRONG = {  # sentence: flags after a whole command
     "both must have one size": [f"{MASA} --source_mask SMALL --target_mask PICTURE"],
     "take inversion ddim": ["--engine pnp --inversion nmg"],
     "--spd_rounds is a setting of inversion spd": ["--inversion ddim --spd_rounds 25"],
-    "of inversion negative_prompt and proximal": ["--negative_prompt_interpolation 0"],
+    "of inversion negative_prompt and of inversion proximal": ["--negative_prompt_interpolation 0"],
     "--proximal_mode is a setting of --proximal": ["--proximal_mode hard"],
     "setting of --inversion_guidance": ["--proximal_recon_t 300"],
     "setting of --proximal": ["--proximal --no-proximal --proximal_mode hard"],

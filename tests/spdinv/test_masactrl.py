@@ -86,7 +86,7 @@ def test_masks_read_off_the_words_of_this_step(pipe):
         total = sum(layer[item, :, :, token].mean(0) for layer in maps).reshape(16, 16)
         scaled = (total - total.min()) / (total.max() - total.min())
         assert torch.equal(mask, (scaled >= 0.1)[::2, ::2].flatten()) and 0 < mask.float().mean() < 1
-    control.seen = 1
+    control.seen.add("self-attention")
     control.end_step()
     assert control.masks_at(64) is None
 

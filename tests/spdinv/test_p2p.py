@@ -10,7 +10,6 @@ from common.ddim import make_schedule
 from common.runs import InputError
 from spdinv.engines import ENGINES, p2p
 from spdinv.engines.attention import hooked, level_size
-from spdinv.engines.local_blend import LocalBlend
 from tests.refusing import refuses
 from tests.spdinv.toy import BLIND, PROMPTS, Onlooker, inverted, layout, random
 from tests.tiny import tiny_sd
@@ -133,7 +132,7 @@ def test_local_blend_pastes_the_source_outside_the_words(tokens, spared):
         words[item, tokens[item]] = 1
         if spared:
             other[item, spared[item]] = 1
-    blend = LocalBlend(words, (8, 8), steps=10, substruct_words=other if spared else None)
+    blend = p2p.LocalBlend(words, (8, 8), steps=10, substruct_words=other if spared else None)
     hot = generator.random((2, 1, 64, 77)) > 0.97
     maps = []
     for step in range(1, 5):

@@ -16,19 +16,10 @@ from common.encoders import Clip
 
 
 def edit(
-    unet: UNet2DModel,
-    alpha_bar: torch.Tensor,
-    clip: Clip,
-    picture: torch.Tensor,
-    mask: torch.Tensor,
-    prompt: str,
-    steps: int = 100,
-    skipped: int = 25,
-    clip_guidance: float = 1000.0,
-    range_guidance: float = 50.0,
-    augmentations: int = 8,
-    seed: int = 0,
-) -> torch.Tensor:
+    unet: UNet2DModel, alpha_bar: torch.Tensor, clip: Clip, picture: torch.Tensor, mask: torch.Tensor, prompt: str,
+    steps: int = 100, skipped: int = 25, clip_guidance: float = 1000.0, range_guidance: float = 50.0,
+    augmentations: int = 8, seed: int = 0,
+) -> torch.Tensor:  # fmt: skip
     """Draw `prompt` where `mask` [1,1,H,W] is 1 into `picture` [1,3,H,W] in [0,1]; returns such a picture, which is the
     source itself outside of the mask.
 
@@ -68,11 +59,9 @@ def respaced(alpha_bar: torch.Tensor, steps: int) -> tuple[list[int], list[float
 
 
 def posterior(unet: UNet2DModel, x: torch.Tensor, t: int, a: float, a_before: float) -> tuple[torch.Tensor, ...]:
-    """The predicted x_0, and mean and variance of q(x_{t-1} | x_t, x_0), all shaped as x [1,3,H,W].
-
-    a, a_before: alpha_bar of this level and of the next cleaner one (DDPM, Eq. 7; learned variance: Improved DDPM,
-    arXiv 2102.09672, Eq. 15).
-    """
+    """The predicted x_0, and mean and variance of q(x_{t-1} | x_t, x_0), all shaped as x [1,3,H,W]. a, a_before:
+    alpha_bar of this level and of the next cleaner one (DDPM, Eq. 7; learned variance: Improved DDPM, arXiv 2102.09672,
+    Eq. 15)."""
     eps, *learned = unet(x, t).sample.split(3, dim=1)
     x_0 = (x - (1 - a) ** 0.5 * eps) / a**0.5
     alpha = a / a_before
@@ -85,10 +74,8 @@ def posterior(unet: UNet2DModel, x: torch.Tensor, t: int, a: float, a_before: fl
 
 
 def augmented(x: torch.Tensor, clip: Clip, count: int) -> torch.Tensor:
-    """`x` [1,3,H,W] at CLIP's size, and count - 1 random affine and perspective views of it: [count,3,s,s].
-
-    Beyond the edge is grey; in the released affine views it is the edge's colour, which the mask has made grey too.
-    """
+    """`x` [1,3,H,W] at CLIP's size, and count - 1 random affine and perspective views of it: [count,3,s,s]. Beyond the
+    edge is grey; in the released affine views it is the edge's colour, which the mask has made grey too."""
     x = F.adaptive_avg_pool2d(x, clip.model.config.vision_config.image_size)
     affine = RandomAffine(15, translate=(0.1, 0.1), interpolation=InterpolationMode.BILINEAR)
     views = [RandomPerspective(0.7, p=0.7)(RandomApply([affine], 0.7)(x)) for _ in range(count - 1)]

@@ -54,18 +54,13 @@ def empty_unet(shape: dict[str, Any]) -> UNet2DModel:
     levels = [level in shape["attending"] for level in range(len(shape["widths"]))]
     with torch.device("meta"):
         return UNet2DModel(
-            sample_size=shape["size"],
-            out_channels=6,
-            block_out_channels=shape["widths"],
-            layers_per_block=shape["blocks"],
+            sample_size=shape["size"], out_channels=6, block_out_channels=shape["widths"],
+            layers_per_block=shape["blocks"], attention_head_dim=shape["head"], resnet_time_scale_shift="scale_shift",
             down_block_types=["AttnDownBlock2D" if attends else "ResnetDownsampleBlock2D" for attends in levels],
             up_block_types=["AttnUpBlock2D" if attends else "ResnetUpsampleBlock2D" for attends in levels[::-1]],
-            downsample_type="resnet",
-            upsample_type="resnet",
-            resnet_time_scale_shift="scale_shift",
-            attention_head_dim=shape["head"],
+            downsample_type="resnet", upsample_type="resnet",
             attn_norm_num_groups=32,  # or else the middle attends without a norm
-        )
+        )  # fmt: skip
 
 
 def renamed(weights: dict[str, torch.Tensor], shape: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -94,25 +89,20 @@ def renamed(weights: dict[str, torch.Tensor], shape: dict[str, Any]) -> dict[str
 
 def places(shape: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """(guided-diffusion's path, diffusers' path) of every residual block and attention layer."""
-    last, n = len(shape["widths"]) - 1, 1
-    for level in range(last + 1):
-        for j in range(shape["blocks"]):
-            yield f"input_blocks.{n}.0", f"down_blocks.{level}.resnets.{j}"
-            if level in shape["attending"]:
-                yield f"input_blocks.{n}.1", f"down_blocks.{level}.attentions.{j}"
-            n += 1
-        if level < last:
-            yield f"input_blocks.{n}.0", f"down_blocks.{level}.downsamplers.0"
-            n += 1
     for n, ours in enumerate(("resnets.0", "attentions.0", "resnets.1")):
         yield f"middle_block.{n}", f"mid_block.{ours}"
-    n = 0
-    for level in range(last + 1):
-        attends = last - level in shape["attending"]
-        for j in range(shape["blocks"] + 1):
-            yield f"output_blocks.{n}.0", f"up_blocks.{level}.resnets.{j}"
-            if attends:
-                yield f"output_blocks.{n}.1", f"up_blocks.{level}.attentions.{j}"
-            if j == shape["blocks"] and level < last:
-                yield f"output_blocks.{n}.{2 if attends else 1}", f"up_blocks.{level}.upsamplers.0"
-            n += 1
+    last = len(shape["widths"]) - 1
+    for side, way, more in (("input", "down", 0), ("output", "up", 1)):  # the way up has a block more in each level
+        n = 1 - more  # input_blocks.0 is the first convolution
+        for place in range(last + 1):
+            attends = (last - place if more else place) in shape["attending"]
+            for j in range(shape["blocks"] + more):
+                yield f"{side}_blocks.{n}.0", f"{way}_blocks.{place}.resnets.{j}"
+                if attends:
+                    yield f"{side}_blocks.{n}.1", f"{way}_blocks.{place}.attentions.{j}"
+                n += 1
+            if place < last and more:  # upsampling closes the block before
+                yield f"output_blocks.{n - 1}.{1 + attends}", f"up_blocks.{place}.upsamplers.0"
+            elif place < last:
+                yield f"input_blocks.{n}.0", f"down_blocks.{place}.downsamplers.0"
+                n += 1

@@ -1,7 +1,6 @@
-"""InstructPix2Pix (Brooks, Holynski, Efros, CVPR 2023, arXiv 2211.09800): a model trained to follow instructions.
+"""InstructPix2Pix (CVPR 2023, arXiv 2211.09800): a model trained to follow instructions. Table 2's InstructP2P.
 
-It needs weights of its own, timbrooks/instruct-pix2pix: its UNet sees the picture beside the latents. Table 2's
-InstructP2P.
+It needs weights of its own, timbrooks/instruct-pix2pix: its UNet sees the picture beside the latents.
 """
 
 import os
@@ -31,26 +30,13 @@ def load_instruct_pix2pix(
 
 @torch.no_grad()
 def edit(
-    pipe: DiffusionPipeline,
-    picture: torch.Tensor,
-    instruction: str,
-    num_inference_steps: int = 100,
-    guidance_scale: float = 7.5,
-    image_guidance_scale: float = 1.5,
-    seed: int = 0,
-) -> torch.Tensor:
-    """Follow `instruction` ("turn the cat white") on `picture` [1,3,H,W] in [0,1]; returns such a picture.
-
-    The defaults are those of the released script. Three predictions are combined (Eq. 3 there):
-    eps(z, 0, 0) + image_guidance_scale (eps(z, picture, 0) - eps(z, 0, 0)) + guidance_scale (eps(z, picture, text) -
-    eps(z, picture, 0)).
-    """
+    pipe: DiffusionPipeline, picture: torch.Tensor, instruction: str, num_inference_steps: int = 100,
+    guidance_scale: float = 7.5, image_guidance_scale: float = 1.5, seed: int = 0,
+) -> torch.Tensor:  # fmt: skip
+    """Follow `instruction` ("turn the cat white") on `picture` [1,3,H,W] in [0,1]; returns such a picture. The defaults
+    are those of the released script. Three predictions are combined (Eq. 3 there): eps(z, 0, 0) + image_guidance_scale
+    (eps(z, picture, 0) - eps(z, 0, 0)) + guidance_scale (eps(z, picture, text) - eps(z, picture, 0))."""
     return pipe(
-        prompt=instruction,
-        image=picture,
-        num_inference_steps=num_inference_steps,
-        guidance_scale=guidance_scale,
-        image_guidance_scale=image_guidance_scale,
-        generator=torch.Generator().manual_seed(seed),
-        output_type="pt",
-    ).images.float()
+        prompt=instruction, image=picture, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale,
+        image_guidance_scale=image_guidance_scale, generator=torch.Generator().manual_seed(seed), output_type="pt",
+    ).images.float()  # fmt: skip

@@ -1,28 +1,15 @@
-"""Table 2's baselines on PIE-Bench items: their flags, their models, and rows like those of the inversions."""
+"""Table 2's baselines on PIE-Bench items: their flags and their models. Imports nothing heavy before it is needed."""
 
 import argparse
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
 
-from common.runs import InputError, measure
-from spdinv.reproduction.items import Bench, square_mask
+from common.runs import InputError
 
 # Names in result rows, and the flags that name their models; the published settings are each function's defaults.
-BASELINES = {
-    "blended_diffusion": ("unconditional_model", "guiding_clip"),
-    "instruct_pix2pix": ("instruct_pix2pix",),
-    "elite": ("elite",),
-}
-
-
-@dataclass(frozen=True)
-class Baseline:
-    """A baseline and the models it needs, as config.json keeps them."""
-
-    name: str
-    models: dict[str, Any] = field(default_factory=dict)
+BASELINES = {"blended_diffusion": ("unconditional_model", "guiding_clip"), "instruct_pix2pix": ("instruct_pix2pix",),
+             "elite": ("elite",)}  # fmt: skip
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -34,31 +21,31 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--instruct_pix2pix", default="timbrooks/instruct-pix2pix", help="folder or hub id of its weights")
 
 
-def chosen(args: argparse.Namespace) -> dict[str, Baseline]:
-    """The baselines that the flags ask for, by name. Raises InputError where one lacks its model."""
+def chosen(args: argparse.Namespace) -> dict[str, SimpleNamespace]:
+    """By name, for config.json, the baselines that the flags ask for, and the models that each needs. Raises InputError
+    where one lacks its model."""
     if "blended_diffusion" in args.baselines and not args.unconditional_model:
         raise InputError("baseline blended_diffusion needs its model of pixels: give --unconditional_model")
     if args.unconditional_model and not Path(args.unconditional_model).exists():
         raise InputError(f"--unconditional_model {args.unconditional_model} does not exist; give a file or folder")
     if "elite" in args.baselines and not args.elite:
         raise InputError("baseline elite needs ELITE's weights: give --elite")
-    return {name: Baseline(name, {flag: getattr(args, flag) for flag in BASELINES[name]}) for name in args.baselines}
+    return {name: SimpleNamespace(name=name, models={flag: getattr(args, flag) for flag in BASELINES[name]})
+            for name in args.baselines}  # fmt: skip
 
 
 def load(args: argparse.Namespace, pipe, elite) -> dict[str, Callable]:
-    """By name: draw(item, picture [1,3,H,W] in [0,1], mask [1,1,H,W]) -> edited picture of the same shape.
-
-    pipe: the Stable Diffusion at hand. elite: what customised.load gave, with its subject added by the caller.
-    """
+    """By name: draw(item, picture [1,3,H,W] in [0,1], mask [1,1,H,W]) -> edited picture of the same shape. pipe: the
+    Stable Diffusion at hand. elite: what customised.load gave, with its subject added by the caller."""
     import torch.nn.functional as F
 
     from common.encoders import load_clip
     from spdinv.customised.elite import trained_key_values
-    from spdinv.reproduction.baselines import blended_diffusion, from_noise, guided_diffusion, instruct_pix2pix
+    from spdinv.reproduction.baselines import blended_diffusion, guided_diffusion, instruct_pix2pix
 
     def from_elite(item, picture, mask):
         with trained_key_values(pipe, elite, args.elite):
-            return from_noise.draw(pipe, item.target_prompt, resolution=picture.shape[-1], seed=args.seed)
+            return from_noise(pipe, item.target_prompt, resolution=picture.shape[-1], seed=args.seed)
 
     draws = {"elite": from_elite}
     if "blended_diffusion" in args.baselines:
@@ -85,12 +72,19 @@ def load(args: argparse.Namespace, pipe, elite) -> dict[str, Callable]:
     return {name: draws[name] for name in args.baselines}
 
 
-def run_item(bench: Bench, item, draw: Callable, name: str):
-    """(row, pictures) as items.run_item gives them, for one baseline; there is no reconstruction among the pictures."""
-    from common.images import to_pil
+def from_noise(pipe, prompt: str, num_inference_steps=100, guidance_scale=5.0, resolution: int | None = None, seed=0):
+    """Table 2's row ELITE: a customised model as it is used without an inversion. A prompt drawn from random noise,
+    [1,3,H,W] in [0,1], by diffusers' own pipeline, with the sampler and the settings of ELITE's script."""
+    import torch
+    from diffusers import LMSDiscreteScheduler
 
-    image, picture = bench.square(item)
-    with measure() as cost:
-        edited = draw(item, picture, square_mask(item, picture.shape[-2:]).to(picture.device))
-    pictures = {"source": image, "edited": to_pil(edited)}
-    return bench.row(item, name, pictures, cost.seconds, cost.peak_memory_mb, float("nan")), pictures
+    from common.pipelines import native_resolution
+
+    scheduler = LMSDiscreteScheduler.from_config(pipe.scheduler.config, timestep_spacing="linspace")
+    own = type(pipe)(**{**pipe.components, "scheduler": scheduler}, requires_safety_checker=False)
+    own.set_progress_bar_config(leave=False, disable=None)
+    side = (resolution or native_resolution(pipe)) // pipe.vae_scale_factor
+    noise = torch.randn(1, 4, side, side, generator=torch.Generator().manual_seed(seed)).to(pipe.device, pipe.dtype)
+    drawn = own(prompt, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, latents=noise,
+                output_type="pt").images  # fmt: skip
+    return drawn.float()

@@ -1,19 +1,14 @@
 """How fast the search for the fixed point converges (paper, Sec. 3.2): residuals per timestep and round.
 
-The paper: early in the inversion more rounds are needed, and for t > T / 2 the loss falls below the threshold within a
-few. And a question that the released code raises: it always takes one optimiser step, also where DDIM's guess is below
-the threshold already; how often is that so, and does the step help or hurt there?
-
-The residual is the released loss, the mean square of f(x) - x (Eq. 3). Every network call of an inversion is watched
-from outside, so any solver can be looked at: what is seen is what it evaluated, and the residual of its result.
-
-Fixed before anything was run: the claim holds if the interval of the rounds per step in the first half of the steps,
-less those in the second, lies above zero. A forced step hurts where the residual after it exceeds that of the guess.
+The paper: early in the inversion more rounds are needed; for t > T / 2 the loss falls below the threshold in a few. And
+the released code always takes one optimiser step, also where DDIM's guess is below the threshold already: how often is
+that so, and does it hurt there, leaving a larger residual than the guess's? The residual is the released loss, the mean
+square of f(x) - x (Eq. 3). Fixed before anything was run: the claim holds if the interval of the rounds per step in the
+first half of the steps, less those in the second, lies above zero.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import torch
@@ -35,16 +30,13 @@ from spdinv.reproduction.experiments import Task, draw
 @contextmanager
 def watched(unet: torch.nn.Module) -> Iterator[list[tuple[torch.Tensor, int, torch.Tensor]]]:
     """Within this context, (z [B,4,h,w], timestep, output [B,4,h,w]) of every call of `unet`."""
-    calls: list[tuple[torch.Tensor, int, torch.Tensor]] = []
+    calls = []
 
     def note(module, args, output):
         calls.append((args[0].detach().clone(), int(args[1]), output[0].detach()))  # a solver may work in place
 
-    handle = unet.register_forward_hook(note)
-    try:
+    with unet.register_forward_hook(note):
         yield calls
-    finally:
-        handle.remove()
 
 
 def residuals(
@@ -100,29 +92,30 @@ def summarise(losses: list[list[float]], rounds: list[int], threshold: float) ->
     below, half = guess < threshold, len(rounds) // 2
     worse = (settled > guess)[below]
     early, late = rounds[:half], rounds[half:]
-    return {
-        "residual": float(settled.mean()),
-        "residual_guess": float(guess.mean()),
-        "guess_below_threshold": float(below.mean()),
-        "forced_step_hurts": float(worse.mean()) if below.any() and any(rounds) else float("nan"),
-        "settled_below_threshold": float((settled < threshold).mean()),
-        "rounds": float(np.mean(rounds)),
-        "rounds_early": float(np.mean(early)) if early else float("nan"),
-        "rounds_late": float(np.mean(late)),
-        "rounds_early_less_late": float(np.mean(early) - np.mean(late)) if early else float("nan"),
+    found = {
+        "residual": settled.mean(),
+        "residual_guess": guess.mean(),
+        "guess_below_threshold": below.mean(),
+        "forced_step_hurts": worse.mean() if below.any() and any(rounds) else np.nan,
+        "settled_below_threshold": (settled < threshold).mean(),
+        "rounds": np.mean(rounds),
+        "rounds_early": np.mean(early) if early else np.nan,
+        "rounds_late": np.mean(late),
+        "rounds_early_less_late": np.mean(early) - np.mean(late) if early else np.nan,
     }
+    return {name: float(value) for name, value in found.items()}
 
 
 def report(task: Task, names: list[str]) -> dict:
-    args, items, output, found = task.args, task.items, task.output, task.rows()
-    rows: dict[str, list[dict[str, Any]]] = {name: [found[name, item.id] for item in items] for name in names}
+    threshold, found = task.args.spd_threshold, task.rows()
+    rows = {name: [found[name, item.id] for item in task.items] for name in names}
     summary = {name: intervals(of_name) for name, of_name in rows.items()}
-    draw.convergence(output / "convergence.png", rows, args.spd_threshold)
-    print(f"Residual: mean square of f(x) - x; threshold {args.spd_threshold:g}; early: the first half of the steps")
+    draw.convergence(task.output / "convergence.png", rows, threshold)
+    print(f"Residual: mean square of f(x) - x; threshold {threshold:g}; early: the first half of the steps")
     print(score_table(summary), end="\n\n")
     for name in names:
         mean, low, high = bootstrap_interval(row["metrics"]["rounds_early_less_late"] for row in rows[name])
         if summary[name]["rounds"]["mean"] > 0:
-            ruled = verdict(Interval(mean, low, high, len(items)), 1, "better")
+            ruled = verdict(Interval(mean, low, high, len(task.items)), 1, "better")
             print(f"{name}: more rounds in the early half by {mean:.3g} [{low:.3g}, {high:.3g}] per step: {ruled}")
     return summary

@@ -56,10 +56,8 @@ def code_maps(path: Path, codes: dict[str, dict[str, np.ndarray]], seed: int = 0
 
 
 def convergence(path: Path, rows: dict[str, list[dict]], threshold: float) -> None:
-    """Sec. 3.2: per timestep the residual after so many rounds (median over pictures), and the rounds spent.
-
-    rows: by inversion, with "residuals" [T][rounds + 1] and "rounds_per_step" [T] of each picture.
-    """
+    """Sec. 3.2: per timestep the residual after so many rounds (median over pictures), and the rounds spent. rows: by
+    inversion, with "residuals" [T][rounds + 1] and "rounds_per_step" [T] of each picture."""
     figure, axes = panels([*rows, "rounds spent"])
     for axis, of_name in zip(axes, rows.values(), strict=False):
         by_step = list(zip(*(row["residuals"] for row in of_name), strict=True))

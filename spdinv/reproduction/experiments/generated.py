@@ -19,22 +19,19 @@ def scales_of(args: argparse.Namespace, *default: float) -> list[float]:
     return list(dict.fromkeys(args.drawing_scale or default))
 
 
-Names = dict[float, list[str]]  # of rows, by the guidance scale of their drawing
-
-
 def batches(task: Task) -> list[list]:
     """Always the same items side by side: a network's rounding depends on its batch."""
     size = task.args.batch_size
     return [task.items[start : start + size] for start in range(0, len(task.items), size)]
 
 
-def in_order(task: Task, names: Names) -> list[tuple[str, str]]:
-    """(name, item id) of all rows, as one process makes them."""
+def in_order(task: Task, names: dict[float, list[str]]) -> list[tuple[str, str]]:
+    """(name, item id) of all rows, as one process makes them. names: of rows, by the scale of their drawing."""
     return [(name, item.id) for batch in batches(task) for own in names.values() for name in own for item in batch]
 
 
 def drawings(
-    task: Task, names: Names, done: set[tuple[str, str]]
+    task: Task, names: dict[float, list[str]], done: set[tuple[str, str]]
 ) -> Iterator[tuple[list, float, Conditioning, torch.Tensor]]:
     """Batch by batch of this shard and scale by scale, where a row is missing: the items, the scale, their prompts, and
     the way from their ideal noise to the pictures, [T+1,B,4,h,w], clean latents first.
@@ -54,10 +51,8 @@ def drawings(
 def ideal_noise(pipe: DiffusionPipeline, names: list[str], seed: int, resolution: int) -> torch.Tensor:
     """Standard normal z_T [B,4,h,w], one per name; always the same for the same name and seed, on any device."""
     side = resolution // pipe.vae_scale_factor
-    drawn = [
-        torch.randn(4, side, side, generator=torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode())))
-        for name in names
-    ]
+    seeds = [zlib.crc32(f"{seed} {name}".encode()) for name in names]
+    drawn = [torch.randn(4, side, side, generator=torch.Generator().manual_seed(own)) for own in seeds]
     return torch.stack(drawn).to(pipe.device)
 
 

@@ -25,7 +25,7 @@ from spdinv.options import Method
 from spdinv.reproduction.experiments import Task
 from spdinv.reproduction.experiments.generated import drawings, in_order, scales_of
 from spdinv.reproduction.experiments.noise_gap import noise_gap
-from spdinv.reproduction.items import save_grid, with_words
+from spdinv.reproduction.items import save_grid, success, with_words
 
 IDEAL = "ideal"
 
@@ -39,9 +39,6 @@ class Arm:
     scale: float
 
 
-Arms = dict[str, Arm]  # by the name of its rows
-
-
 def run(task: Task) -> dict:
     """Rows, pictures and tables in the output folder; what has a row is not run again."""
     pipe, done, scales = task.pipe, set(task.rows()), scales_of(task.args, task.args.guidance_scale)
@@ -49,20 +46,19 @@ def run(task: Task) -> dict:
     names = {scale: [name for name, arm in arms.items() if arm.scale == scale] for scale in scales}
     for batch, scale, cond, true in drawings(task, names, done):
         inversions = {IDEAL: Inversion(true)}
-        for arm in (arms[name] for name in names[scale]):
-            if arm.found not in inversions:
-                settings = arm.method.inversion_options
-                inversions[arm.found] = INVERSIONS[arm.found](pipe, schedule, true[0], cond, **settings)
         for name in names[scale]:
+            found, settings = arms[name].found, arms[name].method.inversion_options
+            if found not in inversions:
+                inversions[found] = INVERSIONS[found](pipe, schedule, true[0], cond, **settings)
             for i, item in enumerate(batch):
                 if (name, item.id) not in done:
-                    edit_one(task, name, arms, item, true[:, i : i + 1], inversions[arms[name].found].picture(i))
+                    edit_one(task, name, arms, item, true[:, i : i + 1], inversions[found].picture(i))
     return report(task, arms) if task.done(in_order(task, names)) else {}
 
 
-def arms_of(methods: dict[str, Method], scales: list[float]) -> Arms:
-    """The ideal noise's first, within each scale. methods: by name, which may have a tag after @."""
-    found: Arms = {}
+def arms_of(methods: dict[str, Method], scales: list[float]) -> dict[str, Arm]:
+    """By the name of their rows, the ideal noise's first within each scale. methods: by name, perhaps with a tag."""
+    found: dict[str, Arm] = {}
     for scale in scales:
         own = {name: Arm(method.inversion, at(method, scale), scale) for name, method in methods.items()}
         ideal = {name.replace(arm.found, IDEAL, 1): replace(arm, found=IDEAL) for name, arm in own.items()}
@@ -81,7 +77,7 @@ def at(method: Method, scale: float) -> Method:
     return replace(method, engine_options=engine, inversion_options=inversion)
 
 
-def edit_one(task: Task, name: str, arms: Arms, item, true, inversion: Inversion) -> None:
+def edit_one(task: Task, name: str, arms: dict[str, Arm], item, true, inversion: Inversion) -> None:
     """Edit the picture drawn along `true` [T+1,1,4,h,w] from the noise that the arm found; keep row and pictures."""
     pipe, arm = task.pipe, arms[name]
     drawn, method = decode_latents(pipe, true[0]), with_words(pipe, item, arm.method)
@@ -106,12 +102,7 @@ def edit_one(task: Task, name: str, arms: Arms, item, true, inversion: Inversion
 def scores(item, drawn, reconstruction, edited, ideal, encoders: Encoders) -> dict[str, float]:
     """Of pictures [1,3,H,W]. drawn: the one that was edited. ideal: the edit from the ideal noise. There is no mask and
     no true edit here, since what was drawn is not the item's own picture."""
-    found = {}
-    if "edit" in item.extras and edited.shape[-2:] == item.mask_size:
-        from common.picturebook.benchmarks import edit_success
-
-        found["edit_success (picturebook)"] = float(edit_success(item, edited))
-        found["shown_before (picturebook)"] = float(edit_success(item, drawn))  # the target's attributes, unedited
+    found = success(item, edited) | success(item, drawn, "shown_before")  # what the target has, and the drawn one had
     clip = 100 * clip_text_similarity(edited, [item.target_prompt], encoders.clip).clamp(min=0).item()
     lpips = encoders.lpips
     return found | {
@@ -127,14 +118,14 @@ def alike(one: Arm, other: Arm) -> bool:
     return (one.method.engine, one.scale) == (other.method.engine, other.scale)
 
 
-def report(task: Task, arms: Arms) -> dict:
+def report(task: Task, arms: dict[str, Arm]) -> dict:
     """grid.png, and on the screen the arms' means and all their paired differences."""
     found, ids = task.rows(), [item.id for item in task.items]
     summary = {name: intervals([found[name, item] for item in ids]) for name in arms}
     columns = [*(f"source_{scale:g}" for scale in dict.fromkeys(arm.scale for arm in arms.values())), *arms]
     save_grid(task.output, task.items, columns)
     print(score_table(summary), end="\n\n")
-    differences: dict[str, dict[str, dict]] = {}
+    differences = {}
     for a, b in pairs_of(arms):
         pair = [found[name, item] for name in (a, b) for item in ids]
         gaps = {key: difference(pair, key, a, b) for key in pair[0]["metrics"]}
@@ -144,7 +135,7 @@ def report(task: Task, arms: Arms) -> dict:
     return {"summary": summary, "differences": differences}
 
 
-def pairs_of(arms: Arms) -> list[tuple[str, str]]:
+def pairs_of(arms: dict[str, Arm]) -> list[tuple[str, str]]:
     """(better by the paper's argument, worse) within engine and scale: ideal and each inversion, each and the first."""
     pairs = []
     for ideal in (name for name, arm in arms.items() if arm.found == IDEAL):

@@ -21,21 +21,14 @@ def attributes(item) -> dict[str, str]:
         return {}
     scene = item.extras["edit"]["source"]
     thing = scene["things"][0]
-    return {
-        "number of things": str(len(scene["things"])),
-        "kind": thing["kind"],
-        "color": thing["color"],
-        "material": thing["material"],
-        "background": scene["background"],
-        "style": scene["style"],
-    }
+    told = {name: thing[name] for name in ("kind", "color", "material")}
+    told |= {name: scene[name] for name in ("background", "style")}
+    return {"number of things": str(len(scene["things"])), **told}
 
 
 def read_off(codes: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Whether a ridge classifier reads each label off its code, trained on the other folds; bool [N].
-
-    codes: float [N, D], standardised per dimension within the training folds. Folds are stratified and always the same.
-    """
+    """Whether a ridge classifier reads each label off its code, trained on the other folds; bool [N]. codes: float [N,
+    D], standardised per dimension within the training folds. Folds are stratified and always the same."""
     from sklearn.linear_model import RidgeClassifierCV
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
     from sklearn.pipeline import make_pipeline

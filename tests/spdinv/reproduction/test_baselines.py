@@ -12,7 +12,8 @@ from diffusers import StableDiffusionInstructPix2PixPipeline as InstructPix2Pix
 from common.encoders import load_clip
 from common.images import load_image
 from common.runs import read_rows
-from spdinv.reproduction.baselines import blended_diffusion, from_noise, guided_diffusion, instruct_pix2pix
+from spdinv.reproduction.baselines import blended_diffusion, guided_diffusion, instruct_pix2pix
+from spdinv.reproduction.baselines.run import from_noise
 from tests.refusing import refuses
 from tests.tiny_encoders import pictures, write_encoders
 
@@ -151,7 +152,7 @@ def test_from_noise_is_the_pipeline_with_the_published_sampler(pipe):
     theirs.set_progress_bar_config(disable=True)
     noise = torch.randn(1, 4, 16, 16, generator=torch.manual_seed(3))
     expected = theirs(PROMPT, num_inference_steps=5, guidance_scale=5.0, latents=noise, output_type="pt").images
-    drawn = from_noise.draw(pipe, PROMPT, 5, 5.0, seed=3)
+    drawn = from_noise(pipe, PROMPT, 5, 5.0, seed=3)
     torch.testing.assert_close(drawn, torch.as_tensor(expected), rtol=1e-3, atol=1e-3)
 
 
