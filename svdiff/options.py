@@ -26,7 +26,8 @@ PARAMETER_SPACES = ("svdiff", "full", "lora", "key_value")
 # of AdamW: the author's; those of DreamBooth with a text encoder and of LoRA in diffusers' examples; Custom
 # Diffusion's, 1e-5 for a picture, with its batch of 2
 LEARNING_RATES = {"svdiff": 1e-3, "full": 2e-6, "lora": 1e-4, "key_value": 2e-5}
-PICTUREBOOK_LEARNING_RATES = {"svdiff": 2e-2, "full": 3e-4, "lora": 3e-4, "key_value": 1e-3}
+# of one picture
+PICTUREBOOK_RATES_OF_EDITS = {"svdiff": 2e-2, "full": 3e-4, "lora": 3e-4, "key_value": 1e-3}
 # of several subjects, by whether they are cut and mixed
 PICTUREBOOK_RATES_OF_SEVERAL = {True: {"svdiff": 5e-3, "full": 3e-5, "lora": 3e-4, "key_value": 1e-3},
                                 False: {"svdiff": 5e-3, "full": 3e-4, "lora": 3e-4, "key_value": 1e-3}}  # fmt: skip
@@ -42,6 +43,13 @@ TRAINING_PRESET: dict[str, Any] = {
     "center_crop": True,
     "checkpointing_steps": 300,
     "unmix_resolution": 8,
+}
+# of one subject, by svdiff.tuning: the same grid for all, on three validation subjects
+PICTUREBOOK_TUNED: dict[str, dict[str, Any]] = {
+    "svdiff": {"learning_rate": 2e-2, "lr_scheduler": "constant", "max_train_steps": 100},
+    "full": {"learning_rate": 3e-4, "lr_scheduler": "constant", "max_train_steps": 100},
+    "lora": {"learning_rate": 3e-4, "lr_scheduler": "constant", "max_train_steps": 100},
+    "key_value": {"learning_rate": 1e-3, "lr_scheduler": "constant", "max_train_steps": 100},
 }
 SAMPLING_PRESET: dict[str, Any] = {"geometry_layers": [(8, "down", 0), (4, "down", 0)]}
 ONLY_WITH = {  # flags of the training that count with others alone
@@ -166,11 +174,19 @@ def sampling_of(args: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(args, name) for name in names}
 
 
-def learning_rates(model: str, mixed: bool | None = None) -> dict[str, float]:
-    """Parameter space -> its learning rate. mixed: of several subjects, whether they are cut and mixed."""
-    if not is_picturebook_folder(model):
-        return LEARNING_RATES
-    return PICTUREBOOK_LEARNING_RATES if mixed is None else PICTUREBOOK_RATES_OF_SEVERAL[mixed]
+def preset_of(args: argparse.Namespace) -> dict[str, Any]:
+    """What takes the place of defaults on the picturebook; of one subject also what the space was tuned to."""
+    one = not args.image_path and not args.concepts_list
+    return TRAINING_PRESET | (PICTUREBOOK_TUNED[args.parameter_space] if one else {})
+
+
+def learning_rate(args: argparse.Namespace) -> float:
+    """Of the parameter space, where no preset says it: on the picturebook of one picture, or of several subjects by
+    whether they are cut and mixed."""
+    if not is_picturebook_folder(args.pretrained_model_name_or_path):
+        return LEARNING_RATES[args.parameter_space]
+    several = PICTUREBOOK_RATES_OF_SEVERAL[args.cut_mix_unmix_prob > 0]
+    return (several if args.concepts_list else PICTUREBOOK_RATES_OF_EDITS)[args.parameter_space]
 
 
 def leave_out(args: argparse.Namespace, names: Iterable[str], why: str) -> None:
@@ -200,8 +216,7 @@ def resolve_training(args: argparse.Namespace) -> None:
     if args.train_text_encoder is None:
         args.train_text_encoder = space in ("svdiff", "full")
     if args.learning_rate is None:
-        mixed = args.cut_mix_unmix_prob > 0 if args.concepts_list else None
-        args.learning_rate = learning_rates(args.pretrained_model_name_or_path, mixed)[space]
+        args.learning_rate = learning_rate(args)
 
 
 def concepts_of(args: argparse.Namespace) -> list[Concept]:

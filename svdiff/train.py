@@ -21,7 +21,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add_training_flags(parser, output_dir=options.OUTPUT_DIR, max_train_steps=500, train_batch_size=1)
     add_subject_flags(parser, with_prior_preservation=True, num_class_images=200)
     options.add_svdiff_flags(parser)
-    args = parse_training(parser, argv, options.TRAINING_PRESET, options.ONLY_WITH)
+    args = parse_training(parser, argv, options.preset_of(parser.parse_args(argv)), options.ONLY_WITH)
     if "subject" in parser.given and any(map(vars(args).get, SOURCES)):
         raise InputError("--subject is one of the picturebook's: leave it out where pictures are given")
     if args.image_path and args.with_prior_preservation and "with_prior_preservation" in parser.given:

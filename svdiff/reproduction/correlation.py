@@ -5,6 +5,7 @@ from itertools import combinations
 
 import numpy as np
 
+from common.pipelines import is_picturebook
 from common.runs import atomic_path, write_json, write_text
 from svdiff import combine, options
 from svdiff.merging import of_part
@@ -13,7 +14,8 @@ from svdiff.reproduction.study import SPACES, Study, row_of
 
 def correlation(study: Study) -> None:
     """figure9a.png, correlation.json; Fig. 9b is made of the pictures of Fig. 5, in figures.py."""
-    half = str(options.learning_rates(study.args.pretrained_model_name_or_path)["svdiff"] / 2)
+    tuned = options.PICTUREBOOK_TUNED["svdiff"]["learning_rate"]
+    half = str((tuned if is_picturebook(study.pipe) else options.LEARNING_RATES["svdiff"]) / 2)
     runs = {"svdiff": [], "svdiff-half-rate": [*SPACES["svdiff"], "--learning_rate", half]}
     for subject in study.args.shard.of(study.subjects):
         for run in runs.items():

@@ -26,16 +26,17 @@ from svdiff.reproduction.scores import (
     seen_in,
     sides,
     true_pictures,
+    truths,
     usual_color,
 )
-from svdiff.reproduction.study import SPACES, Method, Panel, Scorer, Study, pair_name
+from svdiff.reproduction.study import SPACES, Maker, Method, Panel, Scorer, Study, pair_name
 
 SHARES = (0.05, 0.1, 0.25, 0.5, 1.0)  # of the rank analysis
 SCALES = (0.0, 0.5, 1.0, 1.5, 2.0)
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 FROZEN = "--no-train_text_encoder"
-# Fig. 5: as the scripts train by default, and all three without the text encoder, like with like
-ONE_SUBJECT = {**SPACES, **{f"{space}+frozen_text": [*SPACES[space], FROZEN] for space in ("svdiff", "full")}}
+# Fig. 5: all without the text encoder, like with like; and with it where the space has it, as is the default
+ONE_SUBJECT = {**{f"{space}+frozen_text": [*SPACES[space], FROZEN] for space in ("svdiff", "full")}, **SPACES}
 DRIFT = 4  # prompts without the subject, of which the drift is the mean
 OFF, ON = ["--cut_mix_unmix_prob", "0"], ["--cut_mix_unmix_prob", "0.6"]
 SEVERAL = {f"{space}{way}": [*SPACES[space], *flags] for space in ("svdiff", "full")
@@ -69,16 +70,27 @@ def of_subjects(study: Study, methods: Callable[[Subject], list[Method]], file: 
 
 
 def single(study: Study) -> None:
-    """Fig. 5 and 9b: shifts, full weights and LoRA, in new places; and what else they change."""
+    """Fig. 5 and 9b: all parameter spaces in new places, and what else they change. References: the untuned model; on
+    the picturebook the true pictures, and those of a twin."""
 
     def methods(subject: Subject) -> list[Method]:
         return [Method(name, partial(study.tuned, subject, name, *flags)) for name, flags in ONE_SUBJECT.items()]
+
+    def drawn(subject: Subject) -> list[Method]:
+        places = {prompt: place for place, (prompt, _) in enumerate(study.prompts(subject))}
+
+        def make(true: Tensor, prompt: str) -> Maker:
+            return lambda seeds: true[[places[prompt]] * len(seeds)]
+
+        found = [Method("base", shown=False)]
+        return found + [Method(name, make=partial(make, true), shown=False)
+                        for name, true in truths(study, subject).items()]  # fmt: skip
 
     kept: dict[str, Tensor] = {}
     for subject in study.args.shard.of(study.subjects):
         for method in methods(subject):
             drift(study, subject, method, kept)
-    of_subjects(study, methods, "figure5.png", prompts=2)
+    of_subjects(study, lambda subject: [*methods(subject), *drawn(subject)], "figure5.png", prompts=2)
     scatter(study)
 
 

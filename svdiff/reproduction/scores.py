@@ -23,22 +23,43 @@ def references(study: Study, subject: Subject) -> Tensor:
     return torch.cat([to_tensor(center_crop_resize(load_image(path), study.resolution)) for path in subject.paths])
 
 
+def truths(study: Study, subject: Subject) -> dict[str, Tensor]:
+    """{"true picture", "twin"} -> as the picturebook draws the subject's prompts, [--prompts,3,H,W], and the same
+    without what marks the individual; {} of subjects that it has not drawn."""
+    if study.args.dataset != "picturebook":
+        return {}
+    from common.picturebook.benchmarks import ensure_truths
+
+    folder = ensure_truths(study.args.split)
+    names = [f"{number:02d}.png" for number in range(len(study.prompts(subject)))]
+    return {called: torch.cat([to_tensor(load_image(folder / kind / subject.name / name)) for name in names])
+            for called, kind in (("true picture", "marked"), ("twin", "unmarked"))}  # fmt: skip
+
+
 def likeness(study: Study, subject: Subject, prompt: str) -> Scorer:
     """Fig. 9b's two scores (CLIP's cosine with the prompt, 1 - LPIPS averaged over the subject's pictures), and
-    DreamBench's DINO and CLIP-I. prompt: without the token."""
+    DreamBench's DINO and CLIP-I; of the picturebook's subjects also the share of the way in DINO from their twins, the
+    right kind and colour without the marking, to true pictures of the same prompts. prompt: without the token."""
     eyes, device = study.encoders, study.pipe.device
     own = references(study, subject).to(device)
+
+    def dino(pictures: Tensor) -> float:
+        return dino_similarity(pictures.to(device), own, eyes.dino).mean().item()
+
+    ends = [dino(drawn) for drawn in truths(study, subject).values()]
 
     def score(picture: Tensor) -> dict[str, float]:
         one = picture.to(device)
         alike = 1 - lpips_distance(one.expand_as(own), own, eyes.lpips).mean().item()
-        return {
+        found = {
             score_key("image_alignment", eyes.lpips.label): alike,
             score_key("CLIP-T", eyes.clip.label): clip_text_similarity(one, [prompt], eyes.clip).item(),
-            score_key("DINO", eyes.dino.label): dino_similarity(one, own, eyes.dino).mean().item(),
+            score_key("DINO", eyes.dino.label): (seen := dino(one)),
             score_key("CLIP-I", eyes.clip.label): clip_image_similarity(one, own, eyes.clip).mean().item(),
-            **seen_in(study, [subject], picture),
         }
+        if ends and ends[0] > ends[1]:
+            found[score_key("likeness", eyes.dino.label)] = (seen - ends[1]) / (ends[0] - ends[1])
+        return found | seen_in(study, [subject], picture)
 
     return score
 

@@ -52,11 +52,11 @@ def settings(study: Study) -> list[Setting]:
 def trained(study: Study, subject: Subject, setting: Setting) -> merging.Change:
     """The training of a setting, text encoders frozen; of a constant rate the state at its step of the longest run."""
     space, rate, schedule, steps = setting
-    told, flags = [study.concept(subject)], [*SPACES[space], FROZEN, "--learning_rate", f"{rate:g}"]
+    told = [study.concept(subject)]
+    flags = [*SPACES[space], FROZEN, "--learning_rate", f"{rate:g}", "--lr_scheduler", schedule]
     name, most = f"{subject.name}-{space}-{rate:g}-{schedule}", max(lengths(study))
     if schedule == "cosine":
-        return study.trained(f"{name}-{steps}", told, *flags, "--lr_scheduler", "cosine", "--max_train_steps",
-                             str(steps))  # fmt: skip
+        return study.trained(f"{name}-{steps}", told, *flags, "--max_train_steps", str(steps))
     flags += ["--checkpointing_steps", str(min(lengths(study))), "--max_train_steps"]
     longest = study.training(name, told, *flags, str(most))
     if steps == most:

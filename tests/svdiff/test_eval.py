@@ -73,9 +73,10 @@ def test_figures_of_single_subjects(evaluate, monkeypatch, capsys):
                  "rank/rank.png", "style/figure10.png"):  # fmt: skip
         assert (output / name).is_file(), name
     rows = read_rows(output / "single" / "rows.jsonl")
-    assert {row["method"] for row in rows} == set(figures.ONE_SUBJECT)
+    assert {row["method"] for row in rows} == {*figures.ONE_SUBJECT, "base"}
     drifts, rows = [[row for row in rows if (row["item"] == "cat|drift") == so] for so in (True, False)]
-    assert len(drifts) == len(rows) and all(key.startswith("drift_score") for row in drifts for key in row["metrics"])
+    assert len(drifts) == len(rows) - 1
+    assert all(key.startswith("drift_score") for row in drifts for key in row["metrics"])
     assert rows[0]["item"] == "cat|0"
     assert rows[0]["prompt"] == "a sks cat on grass"
     assert {name.partition(" (")[0] for name in rows[0]["metrics"]} == {"image_alignment", "CLIP-T", "DINO", "CLIP-I"}
@@ -85,9 +86,8 @@ def test_figures_of_single_subjects(evaluate, monkeypatch, capsys):
     shown, done = capsys.readouterr().out, len(told)
     assert "SVDiff's likeness to the subject" in shown and "inconclusive" in shown
     evaluate("--figure", "5", "--learning_rate", "svdiff=0.25", "full=0.5")
-    assert len(told) == done and len(read_rows(output / "single" / "rows.jsonl")) == 2 * len(
-        rows
-    )  # nothing is done twice
+    again = read_rows(output / "single" / "rows.jsonl")
+    assert len(told) == done and len(again) == len(rows) + len(drifts)  # nothing is done twice
     assert set(json.loads((output / "results.json").read_text())) == {"5", "9", "scaling", "rank", "10"}
 
 
@@ -283,3 +283,17 @@ def test_layers_and_pairs_that_there_are_not_cost_nothing(evaluate, refused, mon
                              (["--figure", "11", "--subjects", "cat", "cat2"], "passes between classes")):  # fmt: skip
             refused(words, evaluate, *flags)
     assert (evaluate("--figure", "10") / "style" / "figure10.png").is_file()  # the same folder, other layers
+
+
+def test_likeness_is_none_for_a_twin_and_whole_for_true_pictures(tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(study.train, "main", quick_training)
+    monkeypatch.setenv("STEERING_CACHE", str(tmp_path / "drawn"))
+    svdiff_eval.main(["--figure", "5", "--pretrained_model_name_or_path", str(tiny_folder), "--metric_encoders",
+                      "picturebook", "--limit", "1", "--prompts", "2", "--images_per_prompt", "1",
+                      "--num_inference_steps", "1", "--device", "cpu", "--basis_dir", str(tmp_path / "basis"),
+                      "--output_dir", str(tmp_path / "out")])  # fmt: skip
+    found = {}
+    for row in read_rows(tmp_path / "out" / "single" / "rows.jsonl"):
+        found.setdefault(row["method"], []).append(row["metrics"].get("likeness (picturebook)"))
+    assert np.mean(found["true picture"]) == pytest.approx(1) and np.mean(found["twin"]) == pytest.approx(0, abs=1e-6)
+    assert np.mean([value for value in found["base"] if value is not None]) < 0.5
