@@ -14,9 +14,9 @@ A [[claim]] of <paper>/reproduction/claims.toml has: claim, place (in the paper)
 score, method, baseline (a method; or a number that the method's mean is to exceed), rule, and, where they apply, better
 = "lower", margin (in the units of the rows), where (fields of its rows, such as {group = "similar"}), matched (a score
 at equal values of which two curves are compared), published (what the paper reports, or "paper:table" of published.toml
-where it stands), headline (whether the front door shows it), needs (what would decide it, where more items would not), and
-constructed (it follows from how the methods are made, so that it is shown and not counted). score, baseline and place
-may be lists: one claim for each, "{baseline}" and "{score}" in the text standing for its own.
+where it stands), headline (whether the front door shows it), needs (what would decide it, where more items would not),
+constructed (it follows from how the methods are made: shown, not counted). score, baseline and place may be lists: one
+claim for each, "{baseline}" and "{score}" in the text standing for its own.
 """
 
 import functools
