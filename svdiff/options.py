@@ -46,10 +46,10 @@ TRAINING_PRESET: dict[str, Any] = {
 }
 # of one subject, by svdiff.tuning: the same grid for all, on three validation subjects
 PICTUREBOOK_TUNED: dict[str, dict[str, Any]] = {
-    "svdiff": {"learning_rate": 2e-2, "lr_scheduler": "constant", "max_train_steps": 100},
-    "full": {"learning_rate": 3e-4, "lr_scheduler": "constant", "max_train_steps": 100},
-    "lora": {"learning_rate": 3e-4, "lr_scheduler": "constant", "max_train_steps": 100},
-    "key_value": {"learning_rate": 1e-3, "lr_scheduler": "constant", "max_train_steps": 100},
+    "svdiff": {"learning_rate": 2e-2, "lr_scheduler": "constant", "max_train_steps": 200},
+    "full": {"learning_rate": 3e-4, "lr_scheduler": "constant", "max_train_steps": 200},
+    "lora": {"learning_rate": 1e-2, "lr_scheduler": "cosine", "max_train_steps": 200},
+    "key_value": {"learning_rate": 3e-3, "lr_scheduler": "constant", "max_train_steps": 100},
 }
 SAMPLING_PRESET: dict[str, Any] = {"geometry_layers": [(8, "down", 0), (4, "down", 0)]}
 ONLY_WITH = {  # flags of the training that count with others alone

@@ -21,7 +21,7 @@ from svdiff.reproduction.figures import FROZEN, subject_panel
 from svdiff.reproduction.scores import references
 from svdiff.reproduction.study import SPACES, Maker, Method, Study
 
-RATES = {"svdiff": (2e-3, 5e-3, 2e-2, 5e-2), "full": (3e-5, 1e-4, 3e-4, 1e-3), "lora": (3e-4, 1e-3, 3e-3, 1e-2),
+RATES = {"svdiff": (2e-3, 5e-3, 2e-2, 5e-2), "full": (3e-5, 1e-4, 3e-4, 1e-3), "lora": (1e-3, 3e-3, 1e-2, 3e-2),
          "key_value": (3e-4, 1e-3, 3e-3, 1e-2)}  # fmt: skip
 BASE, OWN = "base", "the subject's own pictures"
 MOST = 100  # steps, unless --max_train_steps says otherwise
