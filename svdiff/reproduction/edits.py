@@ -6,6 +6,8 @@ from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 
+from torch import Tensor
+
 from common.data import EDIT_TYPES, EditItem, read_pie_bench
 from common.images import center_crop_resize, load_image, to_tensor
 from common.metrics import clip_text_similarity, psnr, score_key
@@ -46,6 +48,11 @@ def scores(study: Study, folder: Path, item: EditItem, source) -> Scorer:
     return score
 
 
+def unchanged(source: Tensor, target: str) -> Maker:
+    """Nothing is done."""
+    return lambda seeds: source.expand(len(seeds), -1, -1, -1)
+
+
 def edits(study: Study) -> None:
     """One edit per item and method: an inverted edit draws no random number, so that more seeds would say nothing."""
     study, panels = replace(study, args=argparse.Namespace(**{**vars(study.args), "images_per_prompt": 1})), []
@@ -64,6 +71,8 @@ def edits(study: Study) -> None:
                    make=partial(edited, inversion=bool(way)))
             for space in ("svdiff", "full", "lora") for way in ("", "+inversion")
         ]  # fmt: skip
+        methods += [Method("base+inversion", make=partial(edited, inversion=True)),  # what costs no training
+                    Method("source", make=partial(unchanged, source), shown=False)]  # fmt: skip
         label = f"{EDIT_TYPES[item.edit_type]}: {item.source_prompt} -> {item.target_prompt}"
         drawn = [(item.id, item.target_prompt, scores(study, folder, item, source))]
         panels.append(Panel(label, {"source": picture}, methods, drawn, {"edit_type": item.edit_type}))

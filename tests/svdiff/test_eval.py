@@ -164,10 +164,11 @@ def test_a_setting_that_copies_or_does_nothing_scores_nothing():
 def test_editing_and_the_ablation(evaluate, dataset, benchmark, refused):
     output = evaluate("--figure", "7", "ablation")
     rows = read_rows(output / "edits" / "rows.jsonl")
-    assert {row["method"] for row in rows} == {
+    kept = {row["method"]: row["metrics"]["psnr_kept"] for row in rows}
+    assert kept.keys() == {"base+inversion", "source", *(
         f"{space}{way}" for space in ("svdiff", "full", "lora") for way in ("", "+inversion")
-    }  # fmt: skip
-    assert all({"psnr_kept"} <= row["metrics"].keys() for row in rows)
+    )}  # fmt: skip
+    assert min(kept.values()) < kept["source"]  # nothing done keeps all but what a file of 8 bits loses
     assert {row["method"] for row in read_rows(output / "ablation" / "rows.jsonl")} == set(train.options.SUBSETS)
     for other in (["--max_train_steps", "3"], ["--geometry_layers", "4,down,0", "4,down,0"]):  # into the same folder
         refused(f"another {other[0]}", evaluate, "--figure", "7", *other)
