@@ -12,6 +12,7 @@ from common.metrics import psnr
 from pixels import edit_map, frames, infer, options
 from pixels.backbones import bind, load_model
 from pixels.surgery import Surgery, edit
+from tests.pixels.tiny_models import write_kandinsky, write_refiner, write_sdxl
 from tests.refusing import refuses
 from tests.small_data import save_noise
 
@@ -110,6 +111,21 @@ def test_pictures_and_maps_of_other_sizes_stay_aligned(tiny_folder, files, tmp_p
     files["map"] = draw_map(tmp_path / "q.png", (60, 60))
     refused("q.png is 60x60 pixels and the source 256x128", run, tiny_folder, files, tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+def test_other_backbones(files, tmp_path, refused):
+    """SDXL then refiner, refiner alone, Kandinsky, each through the script; Kandinsky's network halves its latents."""
+    (tmp_path / "models").mkdir()
+    sdxl, refiner = write_sdxl(tmp_path / "models" / "xl"), write_refiner(tmp_path / "models" / "ref")
+    decoder, prior = write_kandinsky(tmp_path / "models")
+    for folder, flags in (
+        (sdxl, ["--refiner_model_name_or_path", str(refiner), "--height", "64", "--width", "64"]),
+        (refiner, ["--negative_prompt", "blurry", "--guidance_scale", "5"]),
+        (decoder, ["--prior_model_name_or_path", str(prior), "--image_embedding", "exemplar"]),
+    ):
+        metrics, _ = run(folder, files, tmp_path / folder.name, *flags)
+        assert len(metrics["thresholds"]) == 4 and Image.open(tmp_path / folder.name / "edited.png").width in (32, 64)
+    refused("--height 40 is no multiple of 16", run, decoder, files, tmp_path / "odd", *flags, "--height", "40")
 
 
 @pytest.mark.parametrize("name, expected", [

@@ -12,6 +12,7 @@ from common.images import center_crop_resize, load_image, to_tensor
 from common.metrics import psnr
 from common.pipelines import encode_image
 from spdinv import infer, options
+from tests.published import write_sd, write_sdxl
 
 FAST = ["--num_inference_steps", "3"]
 PROMPTS = ["--source_prompt", "a red cat on grass", "--target_prompt", "a blue cat on grass"]
@@ -55,6 +56,19 @@ def test_every_file_says_what_happened_and_what_is_stale_goes(pipe, tiny_folder,
     metrics, _ = run(tiny_folder, picture, output, "--engine", "none", "--guidance_scale", "1")
     assert {path.name for path in output.iterdir()} == names - {"edited.png"}  # it only reconstructs
     assert "edited" not in metrics and metrics["reconstruction"]["psnr"] > 0
+
+
+@pytest.mark.parametrize("write, resolution", [(write_sd, "512"), (write_sdxl, "256")])
+def test_folders_as_published(tmp_path, write, resolution):
+    """Stable Diffusion 1.4 with its 64x64 latents and SDXL, file layout and key names as published, random weights."""
+    write(tmp_path / "model")
+    run(tmp_path / "model", photograph(tmp_path / "in.png"), tmp_path / "out", "--resolution", resolution,
+        "--num_inference_steps", "2", "--source_prompt", "a cat", "--target_prompt", "a dog",
+        "--blended_words", "cat", "dog", "--save_trajectory", "--spd_threshold", "1")  # fmt: skip
+    size = int(resolution)
+    assert Image.open(tmp_path / "out" / "edited.png").size == (size, size)
+    saved = load_file(tmp_path / "out" / "trajectory.safetensors")
+    assert saved["latents"].shape == (3, 4, size // 8, size // 8) and saved["rounds"].tolist() == [1, 1]
 
 
 def test_print_config_runs_nothing_and_words_may_have_schedules_of_their_own(tmp_path, capsys):
