@@ -170,7 +170,7 @@ def main(argv: list[str] | None = None) -> None:
             print(f"{len(items)} pictures; everything in {output}")
         return
     bench = Bench(pipe, encoders, folder, resolution, args.seed)
-    wanted = methods | (baselines.load(args, pipe, elite) if others else {})
+    wanted = methods | (baselines.load(args, pipe, elite, folder) if others else {})
     done = {name: done_items(output / "rows.jsonl", name) for name in wanted}
     for item in tqdm(args.shard.of(items), "items", disable=None):
         if elite and not args.reference_image_path:

@@ -10,11 +10,13 @@ from common.runs import InputError
 # Names in result rows, and the flags that name their models; the published settings are each function's defaults.
 BASELINES = {"blended_diffusion": ("unconditional_model", "guiding_clip"), "instruct_pix2pix": ("instruct_pix2pix",),
              "elite": ("elite",)}  # fmt: skip
+REFERENCES = ("truth", "truth_vae", "source")  # the true edit, the same through the VAE, nothing done
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("baselines that invert nothing (paper, Table 2)").add_argument
-    add("--baselines", nargs="+", choices=tuple(BASELINES), default=[], help="run these too")
+    add("--baselines", nargs="+", choices=(*BASELINES, *REFERENCES), default=[], help="run these too; truth, truth_vae "
+        "and source are what scores stand beside: the true edit, the same through the VAE, nothing done")  # fmt: skip
     add("--unconditional_model", metavar="PATH",
         help="of blended_diffusion: OpenAI's 256x256_diffusion_uncond.pt, or a folder with a UNet2DModel")  # fmt: skip
     add("--guiding_clip", default="openai/clip-vit-base-patch16", help="of blended_diffusion")
@@ -30,16 +32,19 @@ def chosen(args: argparse.Namespace) -> dict[str, SimpleNamespace]:
         raise InputError(f"--unconditional_model {args.unconditional_model} does not exist; give a file or folder")
     if "elite" in args.baselines and not args.elite:
         raise InputError("baseline elite needs ELITE's weights: give --elite")
-    return {name: SimpleNamespace(name=name, models={flag: getattr(args, flag) for flag in BASELINES[name]})
+    return {name: SimpleNamespace(name=name, models={flag: getattr(args, flag) for flag in BASELINES.get(name, ())})
             for name in args.baselines}  # fmt: skip
 
 
-def load(args: argparse.Namespace, pipe, elite) -> dict[str, Callable]:
+def load(args: argparse.Namespace, pipe, elite, folder: Path) -> dict[str, Callable]:
     """By name: draw(item, picture [1,3,H,W] in [0,1], mask [1,1,H,W]) -> edited picture of the same shape. pipe: the
-    Stable Diffusion at hand. elite: what customised.load gave, with its subject added by the caller."""
+    Stable Diffusion at hand. elite: what customised.load gave, with its subject added by the caller. folder: of the
+    items."""
     import torch.nn.functional as F
 
     from common.encoders import load_clip
+    from common.images import load_image, to_tensor
+    from common.pipelines import decode_latents, encode_image
     from spdinv.customised.elite import trained_key_values
     from spdinv.reproduction.baselines import blended_diffusion, guided_diffusion, instruct_pix2pix
 
@@ -47,7 +52,16 @@ def load(args: argparse.Namespace, pipe, elite) -> dict[str, Callable]:
         with trained_key_values(pipe, elite, args.elite):
             return from_noise(pipe, item.target_prompt, resolution=picture.shape[-1], seed=args.seed)
 
-    draws = {"elite": from_elite}
+    def truth(item, picture, mask):
+        if "truth_path" not in item.extras:
+            raise InputError(f"item {item.id} has no true edit: leave out --baselines truth and truth_vae")
+        return to_tensor(load_image(folder / item.extras["truth_path"])).to(picture)
+
+    def through_the_vae(item, picture, mask):
+        return decode_latents(pipe, encode_image(pipe, truth(item, picture, mask)))
+
+    draws = {"elite": from_elite, "truth": truth, "truth_vae": through_the_vae,
+             "source": lambda item, picture, mask: picture}  # fmt: skip
     if "blended_diffusion" in args.baselines:
         unet, alpha_bar = guided_diffusion.load_unconditional(args.unconditional_model, pipe.device)
         clip = load_clip(args.guiding_clip, args.device)

@@ -12,6 +12,7 @@ from diffusers import StableDiffusionInstructPix2PixPipeline as InstructPix2Pix
 from common.encoders import load_clip
 from common.images import load_image
 from common.runs import read_rows
+from spdinv import eval as spdinv_eval
 from spdinv.reproduction.baselines import blended_diffusion, guided_diffusion, instruct_pix2pix
 from spdinv.reproduction.baselines.run import from_noise
 from tests.refusing import refuses
@@ -268,3 +269,14 @@ def test_models_of_pixels_from_folders_and_what_is_none(tmp_path, tiny_folder):
     for place, message in ((tmp_path / "x.pt", "no 256x256_diffusion_uncond.pt"), (tmp_path / "no", "cannot be read"),
                            (tiny_folder, "no (whole UNet2DModel|unconditional model)")):  # fmt: skip
         refuses(message, guided_diffusion.load_unconditional, place)
+
+
+def test_references_are_the_truth_the_truth_through_the_vae_and_nothing_done(tmp_path, monkeypatch):
+    monkeypatch.setenv("STEERING_CACHE", str(tmp_path / "drawn"))
+    words = "--inversions ddim --engines p2p --num_inference_steps 1 --limit 1 --device cpu --output_dir"
+    spdinv_eval.main([*words.split(), str(tmp_path / "out"), "--baselines", "truth", "truth_vae", "source"])
+    found = {row["method"]: row["metrics"] for row in read_rows(tmp_path / "out" / "rows.jsonl")}
+    success = {name: metrics["edit_success (picturebook)"] for name, metrics in found.items()}
+    assert (success["truth"], success["truth_vae"], success["source"]) == (1, 1, 0)
+    assert found["truth"]["psnr_truth"] == math.inf and 20 < found["truth_vae"]["psnr_truth"] < 50
+    assert found["source"]["psnr/pie_official"] == math.inf
