@@ -39,6 +39,7 @@ class Experiment:
     settings: list[str] = field(default_factory=list)
     columns: list[str] = field(default_factory=list)
     references: list[str] = field(default_factory=list)
+    methods: list[str] = field(default_factory=list)
     table: str = ""
     figure: str = ""
     gpu: str = ""

@@ -35,7 +35,7 @@ def table_of(experiment: Experiment, rows: list[dict]) -> tuple[Grid, str]:
     on fewer than half of the most is left out of it. In markdown: references in italics, in bold what beats all."""
     named = list(dict.fromkeys(row["method"] for row in rows))
     references = [method for method in experiment.references if method in named]
-    rivals, ran = [method for method in named if method not in references], items_of(rows)
+    rivals, ran = [one for one in experiment.methods or named if one not in references], items_of(rows)
     most = max((ran[method] for method in rivals), default=0)
     contest = [method for method in rivals if 2 * ran[method] >= most]
     shared = common_items(rows, contest)
