@@ -189,7 +189,7 @@ def check(args: argparse.Namespace) -> None:
         raise InputError(f"--l2_convention {convention} does not go with --parameter_space {args.parameter_space}; "
                          f"take one of {', '.join(fitting)}")  # fmt: skip
     if lora and (args.l2_lipschitz or args.l2_layer_weights):
-        raise InputError("--l2_lipschitz and --l2_layer_weights weigh the network's own tensors: not those of LoRA")
+        raise InputError("--l2_lipschitz and --l2_layer_weights weigh a network's own tensors: leave them out of LoRA")
     word = args.modifier_token
     if args.parameter_space == "custom_diffusion" and args.backbone != "sd3":
         if " " in check_file_name(word, "--modifier_token"):

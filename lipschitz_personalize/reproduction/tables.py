@@ -12,7 +12,10 @@ def of_methods(name: str, summary: dict[str, Summary], backbone: str = "sd") -> 
     return [summary.get(row.get("method")) if row.get("backbone", "sd") == backbone else None for row in rows]
 
 
-def beside_published(name: str, measured: dict[str, list[Summary | None]]) -> str:
-    """A published table with what was measured (common.tables); the arena's scores are of protocol dreambench."""
+def beside_published(name: str, measured: dict[str, list[Summary | None] | dict[str, Summary]]) -> str:
+    """A published table with what was measured (common.tables); the arena's scores are of protocol dreambench, and its
+    summaries by method are of Stable Diffusion or the picturebook: no other backbone's row has them."""
     table = published_table("lipschitz_personalize", name)
-    return tables.beside_published(table, measured, protocols=dict.fromkeys(table["columns"], "dreambench"))
+    lines = {called: of_methods(name, found) if isinstance(found, dict) else found
+             for called, found in measured.items()}  # fmt: skip
+    return tables.beside_published(table, lines, protocols=dict.fromkeys(table["columns"], "dreambench"))

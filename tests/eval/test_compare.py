@@ -75,13 +75,13 @@ def live(tmp_path):
 def test_the_committed_rows_stand_beside_those_of_the_same_world(live, capsys):
     output, known, new = live
     seen, committed = track.runs_of("text_editing", output, known, spdinv_eval.parse)
-    assert seen.rows == known and len(committed.rows) == 480 and committed.config["date"]
+    assert seen.rows == known and len(committed.rows) == 600 and committed.config["date"]
 
     seen, committed = track.runs_of("text_editing", output, [*known, *new], spdinv_eval.parse)
     counts = Counter(row["method"] for row in seen.rows)
-    assert len(counts) == 13 and set(counts.values()) == {2}  # all on the two items
+    assert len(counts) == 16 and set(counts.values()) == {2}  # all on the two items
     assert [row["method"] for row in seen.rows if "seconds" in row] == ["ddim+p2p"] * 2 + ["new+p2p"] * 2
-    assert len(committed.rows) == 480 and "seconds" in committed.rows[0]
+    assert len(committed.rows) == 600 and "seconds" in committed.rows[0]
 
     args = spdinv_eval.parse(["--output_dir", str(output), "--num_inference_steps", "10"])
     spdinv_eval.write_config(output, args)
