@@ -109,7 +109,11 @@ def again(ids: list[str], output: Path, part: Shard) -> None:
         one = experiments()[name]
         place = output / f"{name}-again"
         start(one, place, ["--shard", str(part)] if part.count > 1 and one.shards else [])
-        if part.count > 1 or not one.rows or not one.kept.is_file():
+        if part.count > 1:
+            continue
+        if not one.rows:
+            print((place / PRINTED).read_text(encoding="utf-8"))
+        if not one.rows or not one.kept.is_file():
             continue
         before, now = ({(row["method"], row["item"], row["seed"]): row["metrics"] for row in rows}
                        for rows in (read_rows(one.kept), gathered(place / one.rows)))  # fmt: skip
@@ -119,6 +123,7 @@ def again(ids: list[str], output: Path, part: Shard) -> None:
         gap, score, method, item, _ = max(gaps, default=(math.nan, "–", "–", "–", 0))
         print(f"{name}: {len(before.keys() & now.keys())} of {len(before)} kept rows were made again; the largest "
               f"difference is {gap:.3g} ({score} of {method} on {item})")  # fmt: skip
+        shutil.rmtree(place)  # whoever doubts once more gets rows of their own, not these
 
 
 def start(one: Experiment, output: Path, more: list[str]) -> None:

@@ -97,6 +97,7 @@ def test_a_doubter_gets_the_rows_again_and_nothing_is_kept(world, tmp_path, capf
     run(tmp_path, "--run", "text_editing", "--again")
     assert "the largest difference is 10 (psnr/pie_official of" in capfd.readouterr().out
     assert one.kept.read_text() == changed != kept
+    assert not list((tmp_path / "work").glob("*-again"))  # a third time would not find these rows
 
 
 def test_columns_and_references_that_no_row_has_are_told(world, tmp_path):
